@@ -1,0 +1,56 @@
+# `make demo` shows the tool, `make test` checks it; both set up .venv first if need be.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: help install demo test lint types layers unit cover format docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch comes first and alone: with it in place nothing else can pull another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP) ## set up .venv
+
+demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the EMA tracked directly
+	@$(BIN)/phema demo demo --force
+	@echo; echo '$$ phema inspect demo/ckpts'; $(BIN)/phema inspect demo/ckpts
+	@echo; echo '$$ phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite'
+	@$(BIN)/phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite
+	@echo; echo '$$ phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3'
+	@$(BIN)/phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3
+
+test: lint types layers cover ## lint, types, layers and the whole test suite with coverage
+
+lint: $(STAMP) ## ruff
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/python -m mypy
+
+layers: $(STAMP) ## the import directions
+	$(BIN)/lint-imports
+
+unit: $(STAMP) ## the tests alone
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+cover: $(STAMP) ## the tests with branch coverage
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term
+
+format: $(STAMP) ## rewrite the code in the house format
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+docs: $(STAMP) ## write docs/cli.md from the commands' own help
+	$(BIN)/python -m tests.reference > docs/cli.md
+
+clean: ## remove .venv and what the demo and the tests left
+	rm -rf $(VENV) demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

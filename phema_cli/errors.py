@@ -1,0 +1,64 @@
+"""The exception hierarchy: each error says what, where and the remedy, and knows its exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PhemaError(Exception):
+    """Base of every error that phema raises on purpose.
+
+    Args:
+        what: what is wrong, in a few words.
+        where: the file, tensor or option it is wrong in.
+        remedy: what the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.remedy = remedy
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        """One line: ``where: what; remedy``."""
+        head = self.what if self.where is None else f"{self.where}: {self.what}"
+        line = head if self.remedy is None else f"{head}; {self.remedy}"
+        return " ".join(line.split())
+
+
+class CheckFailedError(PhemaError):
+    """A check that the user asked for failed (``--max-error``, ``diff``)."""
+
+    exit_code = 1
+
+
+class UsageError(PhemaError):
+    """The command line, or a call's arguments, make no sense."""
+
+    exit_code = 2
+
+
+class InputError(PhemaError):
+    """An input is missing, broken, or does not fit the others."""
+
+    exit_code = 3
+
+
+class UnsafePickleError(PhemaError):
+    """A pickle asks for something that is neither a tensor nor a plain container."""
+
+    exit_code = 4
+
+
+class StorageError(PhemaError):
+    """The operating system failed to read or write (disk full, permission, I/O error)."""
+
+    exit_code = 5
+
+    @classmethod
+    def wrap(cls, error: OSError, where: object, doing: str) -> StorageError:
+        """Turn an ``OSError`` met while ``doing`` something to ``where`` into a StorageError."""
+        return cls(f"cannot {doing}: {error.strerror or error}", where=where)

@@ -1,0 +1,247 @@
+"""What a checkpoint is reduced to: extents of tensor data in files, and how they are read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+
+from phema_cli.errors import InputError, StorageError
+
+Kind = Literal["float", "exact", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """An element type, by its name in safetensors.
+
+    Attributes:
+        name: safetensors name, e.g. ``BF16``.
+        label: the name that users know, e.g. ``bfloat16``.
+        bits: bits of an element.
+        kind: ``float`` is averaged, ``exact`` (integers, booleans) copied, ``other`` refused
+            unless the user has it copied.
+        mantissa_bits: stored bits of the mantissa, for ``float``.
+    """
+
+    name: str
+    label: str
+    bits: int
+    kind: Kind
+    mantissa_bits: int = 0
+
+    def size_bytes(self, elements: int) -> int:
+        """Bytes that so many elements take."""
+        return -(-elements * self.bits // 8)
+
+
+DTYPES: Mapping[str, DType] = MappingProxyType(
+    {
+        d.name: d
+        for d in (
+            DType("F64", "float64", 64, "float", 52),
+            DType("F32", "float32", 32, "float", 23),
+            DType("F16", "float16", 16, "float", 10),
+            DType("BF16", "bfloat16", 16, "float", 7),
+            DType("F8_E4M3", "float8_e4m3fn", 8, "float", 3),
+            DType("F8_E5M2", "float8_e5m2", 8, "float", 2),
+            DType("F8_E4M3FNUZ", "float8_e4m3fnuz", 8, "float", 3),
+            DType("F8_E5M2FNUZ", "float8_e5m2fnuz", 8, "float", 2),
+            DType("F8_E8M0", "float8_e8m0fnu", 8, "other"),
+            DType("F6_E3M2", "float6_e3m2", 6, "other"),
+            DType("F6_E2M3", "float6_e2m3", 6, "other"),
+            DType("F4", "float4_e2m1fn_x2", 4, "other"),
+            DType("C64", "complex64", 64, "other"),
+            DType("C128", "complex128", 128, "other"),
+            DType("I64", "int64", 64, "exact"),
+            DType("I32", "int32", 32, "exact"),
+            DType("I16", "int16", 16, "exact"),
+            DType("I8", "int8", 8, "exact"),
+            DType("U64", "uint64", 64, "exact"),
+            DType("U32", "uint32", 32, "exact"),
+            DType("U16", "uint16", 16, "exact"),
+            DType("U8", "uint8", 8, "exact"),
+            DType("BOOL", "bool", 8, "exact"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's elements lie.
+
+    Attributes:
+        name: the tensor's name.
+        dtype: its element type.
+        shape: its shape.
+        file: the file that holds it.
+        offset: byte in the file at which the first element lies.
+        strides: steps in elements along each dimension, or None when the elements lie one after
+            the other in row-major order.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the tensor's values."""
+        return self.dtype.size_bytes(self.elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint as its headers describe it; no tensor data.
+
+    Attributes:
+        path: the file or directory that the user would name.
+        format: a key of the format registry.
+        files: all files that hold tensor data, sorted.
+        tensors: extents by tensor name, in the order of the files.
+        metadata: string metadata of the checkpoint.
+        base_name: what its files are called, without shard number and suffix.
+    """
+
+    path: Path
+    format: str
+    files: tuple[Path, ...]
+    tensors: Mapping[str, Extent]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base_name: str = "model"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(e.length for e in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all float tensors."""
+        return sum(e.elements for e in self.tensors.values() if e.dtype.kind == "float")
+
+
+class Format(Protocol):
+    """What a format's module provides to be read."""
+
+    NAME: str
+    SUFFIXES: tuple[str, ...]
+
+    def read_index(self, path: Path, key: str | None) -> Checkpoint:
+        """Reduce the checkpoint at ``path`` to extents.
+
+        Args:
+            path: a file with one of ``SUFFIXES``.
+            key: dotted name of the dict of weights inside a nested checkpoint.
+
+        Raises:
+            InputError: the file is not what its name says, or is broken.
+            UnsafePickleError: reading it would run code.
+            StorageError: the operating system failed.
+        """
+        ...
+
+
+class FileReader:
+    """Positional reads from many files, keeping at most ``limit`` of them open.
+
+    Not shared between threads: each worker has its own.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = max(1, limit)
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Close what is open."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _descriptor(self, path: Path) -> int:
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            if len(self._open) >= self._limit:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[path]
+
+    def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with the file's bytes from ``offset`` on.
+
+        Raises:
+            InputError: the file ends before ``out`` is full.
+            StorageError: the operating system failed.
+        """
+        done = 0
+        try:
+            descriptor = self._descriptor(path)
+            while done < len(out):
+                got = os.preadv(descriptor, [out[done:]], offset + done)
+                if got == 0:
+                    raise InputError(
+                        f"ends at byte {offset + done}, before its tensors do", where=path
+                    )
+                done += got
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
+
+    def read_elements(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the extent's elements, in row-major order, from ``start`` on.
+
+        Args:
+            extent: a tensor whose elements have whole bytes.
+            start: index of the first element wanted.
+            out: bytes, a whole number of elements.
+        """
+        itemsize = extent.dtype.bits // 8
+        if extent.strides is None:
+            self.read_bytes(extent.file, extent.offset + start * itemsize, out)
+        else:
+            self._gather(extent, start, out)
+
+    def _gather(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Pick strided elements out of windows of the file no larger than ``out`` itself."""
+        itemsize = extent.dtype.bits // 8
+        flat = np.arange(start, start + len(out) // itemsize)
+        strides = np.asarray(extent.strides, dtype=np.int64)
+        where = np.zeros_like(flat)
+        for size, stride in zip(extent.shape[::-1], strides[::-1], strict=True):
+            flat, digit = np.divmod(flat, size)
+            where += digit * stride
+        target = np.frombuffer(out, dtype=f"V{itemsize}")
+        window = np.empty(len(target), dtype=target.dtype)
+        low, last = int(where.min(initial=0)), int(where.max(initial=-1))
+        while low <= last:
+            count = min(len(window), last + 1 - low)
+            self.read_bytes(
+                extent.file,
+                extent.offset + low * itemsize,
+                memoryview(window[:count].view(np.uint8)),
+            )
+            inside = (where >= low) & (where < low + count)
+            target[inside] = window[where[inside] - low]
+            beyond = where[where >= low + count]
+            low = int(beyond.min()) if len(beyond) else last + 1

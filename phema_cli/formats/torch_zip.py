@@ -1,0 +1,198 @@
+"""PyTorch's zip format (``torch.save`` since 1.6), read by extents: the pickle is never executed."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from phema_cli.errors import InputError, StorageError
+from phema_cli.formats import _unpickle
+from phema_cli.formats._unpickle import TensorStub
+from phema_cli.formats.base import Checkpoint, Extent
+
+NAME = "torch"
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+_MAX_PICKLE_BYTES = 256 << 20
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_REMEDY = "copy it again, or leave it out with --exclude"
+_LEGACY = (
+    "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
+)
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """Reduce a ``.pt`` file with a flat or nested state dict to extents.
+
+    Args:
+        path: the file.
+        key: dotted name of the dict of weights; needed only when several could be meant.
+
+    Raises:
+        InputError: not a zip of torch's, broken, or the dict of weights is not clear.
+        UnsafePickleError: the pickle asks for anything but tensors and plain containers.
+        StorageError: the operating system failed.
+    """
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            root, data = _read_pickle(archive, path)
+            content = _unpickle.load(data, path)
+            records = {
+                info.filename.removeprefix(f"{root}/data/"): info
+                for info in archive.infolist()
+                if info.filename.startswith(f"{root}/data/")
+            }
+            state = _state_dict(content, key, path)
+            starts = {
+                stub.storage.key: _data_offset(file, records, stub, path)
+                for stub in state.values()
+            }
+    except zipfile.BadZipFile as error:
+        raise _not_a_zip(path) from error
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    tensors = {
+        name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
+    }
+    by_offset = dict(sorted(tensors.items(), key=lambda item: item[1].offset))
+    return Checkpoint(path, NAME, (path,), by_offset, _scalars(content), path.stem)
+
+
+def _not_a_zip(path: Path) -> InputError:
+    """The error for a file that is no zip: legacy, or not a checkpoint at all."""
+    with path.open("rb") as file:
+        legacy = file.read(1) == b"\x80"
+    if legacy:
+        return InputError("written by torch's legacy format", where=path, remedy=_LEGACY)
+    return InputError("not a PyTorch checkpoint, or truncated", where=path, remedy=_REMEDY)
+
+
+def _read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
+    """The archive's root name and its ``data.pkl``, after checks of kind, size and byte order."""
+    names = archive.namelist()
+    pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise InputError("a zip, but not one of torch.save", where=path, remedy=_REMEDY)
+    root = pickles[0].removesuffix("/data.pkl")
+    if f"{root}/constants.pkl" in names:
+        raise InputError(
+            "a TorchScript archive", where=path, remedy="save the model's state_dict() instead"
+        )
+    order = f"{root}/byteorder"
+    if order in names and archive.getinfo(order).file_size < 16 and archive.read(order) == b"big":
+        raise InputError("big-endian data", where=path, remedy="re-save it on this machine")
+    if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE_BYTES:
+        raise InputError("its data.pkl is larger than 256 MiB", where=path, remedy=_REMEDY)
+    return root, archive.read(pickles[0])
+
+
+def _data_offset(
+    file: IO[bytes], records: Mapping[str, zipfile.ZipInfo], stub: TensorStub, path: Path
+) -> tuple[int, int]:
+    """Where a stored record's bytes begin in the file, and how many they are."""
+    info = records.get(stub.storage.key)
+    if info is None:
+        raise InputError(f"record {stub.storage.key} is missing", where=path, remedy=_REMEDY)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise InputError(
+            f"record {stub.storage.key} is compressed", where=path, remedy="re-save it with torch"
+        )
+    file.seek(info.header_offset)
+    head = file.read(_LOCAL_HEADER.size)
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(head)
+    if magic != b"PK\x03\x04":
+        raise InputError("a record's header is broken", where=path, remedy=_REMEDY)
+    start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    return start, info.file_size
+
+
+def _extent(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
+    """A tensor's extent, checked to lie inside its record."""
+    shape, strides = stub.shape, stub.strides
+    sane = len(shape) == len(strides) and min(*shape, *strides, stub.offset, 0) >= 0
+    itemsize = stub.dtype.bits // 8
+    empty = 0 in shape
+    last = 0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
+    if not sane or (stub.offset + last) * itemsize > length:
+        raise InputError(
+            f"tensor {name}: lies outside its record of {length} bytes", where=path, remedy=_REMEDY
+        )
+    return Extent(
+        name,
+        stub.dtype,
+        shape,
+        path,
+        start + stub.offset * itemsize,
+        None if empty or _row_major(shape, strides) else strides,
+    )
+
+
+def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements lie one after the other in row-major order."""
+    step = 1
+    for size, stride in zip(shape[::-1], strides[::-1], strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def _state_dict(content: object, key: str | None, path: Path) -> dict[str, TensorStub]:
+    """The dict of weights inside what the file holds."""
+    if key is not None:
+        for part in key.split("."):
+            if not isinstance(content, dict) or part not in content:
+                raise InputError(f"no key {key!r}", where=path, remedy=_offer(content))
+            content = content[part]
+        if state := _tensors(content):
+            return state
+        raise InputError(f"no tensors under key {key!r}", where=path)
+    if state := _tensors(content):
+        return state
+    nested = list(_nested(content))
+    if len(nested) == 1:
+        return _tensors(nested[0][1])
+    if not nested:
+        raise InputError("holds no dict of tensors", where=path, remedy="leave it out: --exclude")
+    raise InputError(
+        f"holds {len(nested)} dicts of tensors",
+        where=path,
+        remedy=f"pass --key with one of {', '.join(name for name, _ in nested)}",
+    )
+
+
+def _tensors(value: object) -> dict[str, TensorStub]:
+    """The entries of a dict that are tensors under a text key."""
+    if not isinstance(value, dict):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorStub)}
+
+
+def _nested(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted names of the outermost dicts that hold tensors."""
+    for k, v in value.items() if isinstance(value, dict) else ():
+        name = f"{prefix}{k}"
+        if _tensors(v):
+            yield name, v
+        else:
+            yield from _nested(v, f"{name}.")
+
+
+def _offer(content: object) -> str:
+    """What keys there are instead."""
+    names = [name for name, _ in _nested(content)]
+    return f"there are {', '.join(names)}" if names else "it holds no nested dicts of tensors"
+
+
+def _scalars(content: object) -> dict[str, str]:
+    """Top-level text and numbers, as metadata."""
+    if not isinstance(content, dict):
+        return {}
+    return {
+        k: str(v)
+        for k, v in content.items()
+        if isinstance(k, str) and isinstance(v, str | int | float) and not isinstance(v, bool)
+    }

@@ -1,0 +1,36 @@
+"""Least-squares projection of target profiles on stored profiles (arXiv:2312.02696, Algorithm 3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from phema_cli.profiles import Array
+
+
+def projection(sources: Array, targets: Array) -> Array:
+    """Weights x that minimise ``int (p_r - sum_i x_i p_i)^2 dt`` for each target.
+
+    The paper solves the normal equations ``A x = b`` of the profiles' inner products (Eq. 151).
+    This is the same minimum by QR of the densities at quadrature nodes, which keeps the condition
+    number of the profiles instead of squaring it. Column scales don't matter to QR.
+
+    Args:
+        sources: (rows, n) ``sqrt(w_k) p_i(t_k)``, linearly independent columns.
+        targets: (rows, k) ``sqrt(w_k) p_r(t_k)``.
+
+    Returns:
+        (n, k) weights, float64.
+    """
+    n = sources.shape[1]
+    r = np.linalg.qr(np.hstack([sources, targets]), mode="r")
+    # LU of an upper triangle with its pivots on the diagonal is back substitution.
+    return np.linalg.solve(r[:n, :n], r[:n, n:])
+
+
+def normalized(sources: Array, targets: Array) -> Array:
+    """``projection`` divided by its sum, so that constant weights stay what they are.
+
+    Arguments and result as for :func:`projection`.
+    """
+    x = projection(sources, targets)
+    return x / x.sum(axis=0)
