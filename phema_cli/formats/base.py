@@ -158,14 +158,19 @@ class Format(Protocol):
         ...
 
 
-class FileReader:
-    """Positional reads from many files, keeping at most ``limit`` of them open.
+class OpenFiles:
+    """Descriptors of files by path, at most ``limit`` of them open at a time.
 
     Not shared between threads: each worker has its own.
+
+    Args:
+        limit: how many files may be open.
+        flags: ``os.O_*`` to open them with.
     """
 
-    def __init__(self, limit: int = 64) -> None:
+    def __init__(self, limit: int = 64, flags: int = os.O_RDONLY) -> None:
         self._limit = max(1, limit)
+        self._flags = flags | os.O_CLOEXEC
         self._open: OrderedDict[Path, int] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -179,14 +184,19 @@ class FileReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _descriptor(self, path: Path) -> int:
+    def descriptor(self, path: Path) -> int:
+        """The file's descriptor, opened now if need be; raises ``OSError``."""
         if path in self._open:
             self._open.move_to_end(path)
         else:
             if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._open[path] = os.open(path, self._flags)
         return self._open[path]
+
+
+class FileReader(OpenFiles):
+    """Positional reads of bytes and of tensors' elements."""
 
     def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the file's bytes from ``offset`` on.
@@ -197,7 +207,7 @@ class FileReader:
         """
         done = 0
         try:
-            descriptor = self._descriptor(path)
+            descriptor = self.descriptor(path)
             while done < len(out):
                 got = os.preadv(descriptor, [out[done:]], offset + done)
                 if got == 0:

@@ -1,0 +1,124 @@
+"""What the user says about a directory of snapshots, on the command line or in its phema.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.profiles import gamma_from_sigma_rel
+from phema_cli.snapshots.tags import Origin
+
+FILE_NAME = "phema.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How snapshots are found and read; None or empty where nothing was said.
+
+    Attributes:
+        pattern: regular expression with named groups, searched in a snapshot's relative path.
+        gammas: what the ``index`` of a name counts; a single one holds for every snapshot that
+            says none itself.
+        key: dotted name of the dict of weights inside a nested checkpoint.
+        select: globs of relative paths; others are left out.
+        exclude: globs of relative paths to leave out.
+        copy: globs of tensor names to copy instead of average.
+        snapshots: tags by relative path (phema.toml only).
+        origin: where it was said.
+    """
+
+    pattern: str | None = None
+    gammas: tuple[float, ...] = ()
+    key: str | None = None
+    select: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    copy: tuple[str, ...] = ()
+    snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    origin: Origin = "command line"
+
+    def over(self, other: Config) -> Config:
+        """This, with what it leaves open taken from ``other``."""
+        said = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) and f.name != "origin"
+        }
+        return replace(other, **said)
+
+
+def read_config(directory: Path) -> Config:
+    """The directory's phema.toml, or an empty Config where there is none.
+
+    Raises:
+        InputError: it is not TOML, or says something that phema does not know.
+    """
+    path = directory / FILE_NAME
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Config(origin="phema.toml")
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    try:
+        table = tomllib.loads(raw.decode())
+        return _from_table(table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"not TOML: {error}", where=path) from error
+    except (InputError, UsageError) as error:
+        raise InputError(error.what, where=path, remedy=error.remedy) from error
+
+
+def _from_table(table: Mapping[str, Any]) -> Config:
+    """Check each entry's type and build the Config."""
+    known = {"pattern", "gammas", "sigma_rels", "key", "select", "exclude", "copy", "snapshots"}
+    for name in table:
+        if name not in known:
+            raise InputError(f"unknown entry {name!r}", remedy=f"known: {', '.join(sorted(known))}")
+    gammas = _numbers(table, "gammas") or tuple(
+        gamma_from_sigma_rel(s) for s in _numbers(table, "sigma_rels")
+    )
+    return Config(
+        pattern=_text(table, "pattern"),
+        gammas=gammas,
+        key=_text(table, "key"),
+        select=_texts(table, "select"),
+        exclude=_texts(table, "exclude"),
+        copy=_texts(table, "copy"),
+        snapshots=_snapshots(table.get("snapshots", {})),
+        origin="phema.toml",
+    )
+
+
+def _text(table: Mapping[str, Any], name: str) -> str | None:
+    value = table.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{name} must be a text")
+    return value
+
+
+def _texts(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = table.get(name, [])
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise InputError(f"{name} must be a list of texts")
+    return tuple(value)
+
+
+def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+        raise InputError(f"{name} must be a list of numbers")
+    return tuple(float(v) for v in value)
+
+
+def _snapshots(value: object) -> dict[str, dict[str, str]]:
+    """``[snapshots."name"]`` tables to fields as text."""
+    result: dict[str, dict[str, str]] = {}
+    for name, row in value.items() if isinstance(value, dict) else [("snapshots", None)]:
+        fits = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())
+        if not fits or not set(row) <= {"gamma", "sigma_rel", "step"}:
+            raise InputError(f"snapshots.{name} must be a table of gamma or sigma_rel, and step")
+        result[name] = {k: repr(v) for k, v in row.items()}
+    return result

@@ -1,0 +1,133 @@
+"""Whether snapshots fit together: no tag twice, the same names, shapes and dtypes everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from phema_cli.errors import InputError, PhemaError
+from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.snapshots.tags import Tag
+
+#: wrappers' prefixes, stripped when every tensor of every snapshot has them.
+PREFIXES = ("module.", "_orig_mod.", "ema_model.")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A stored average: its checkpoint and its tag.
+
+    Attributes:
+        name: path relative to the directory that was scanned, with ``/``.
+        checkpoint: extents of its tensors.
+        tag: gamma and step.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tag: Tag
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about the inputs that the user should know.
+
+    Attributes:
+        level: ``error`` stops a synthesis, ``warning`` may harm it, ``notice`` is for information.
+        error: what, where and the remedy.
+    """
+
+    level: Literal["error", "warning", "notice"]
+    error: PhemaError
+
+
+def check(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """Findings about snapshots, sorted by step and gamma, taken together."""
+    yield from _duplicates(snapshots)
+    if snapshots:
+        yield from _differences(snapshots)
+    gammas = {s.tag.gamma for s in snapshots}
+    if len(gammas) == 1:
+        yield Finding(
+            "warning",
+            InputError(
+                f"all snapshots have gamma {gammas.pop():.6g}; one gamma reaches other targets only "
+                "roughly",
+                remedy="see expected_error, and track a second gamma in the next run",
+            ),
+        )
+
+
+def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """Pairs with the same gamma and step."""
+    by_tag = sorted(snapshots, key=lambda s: (s.tag.gamma, s.tag.step))
+    for _, group in groupby(by_tag, key=lambda s: (s.tag.gamma, s.tag.step)):
+        first, *others = group
+        for other in others:
+            yield Finding(
+                "error",
+                InputError(
+                    f"has the same gamma {other.tag.gamma:.10g} and step {other.tag.step:.10g} as "
+                    f"{first.name}",
+                    where=other.name,
+                    remedy="leave one out with --exclude",
+                ),
+            )
+
+
+def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """Where a snapshot's tensors are not those of the newest one."""
+    newest = snapshots[-1]
+    want = newest.checkpoint.tensors
+    for snapshot in snapshots[:-1]:
+        have = snapshot.checkpoint.tensors
+        lost, extra = [n for n in want if n not in have], [n for n in have if n not in want]
+        parts = [f"lacks tensor {n}" for n in lost] + [f"has tensor {n} in addition" for n in extra]
+        parts += [
+            f"tensor {n} is {_kind(have[n])} instead of {_kind(want[n])}"
+            for n in want
+            if n in have and _kind(have[n]) != _kind(want[n])
+        ]
+        if parts:
+            more = f" (and {len(parts) - 1} more differences)" if len(parts) > 1 else ""
+            yield Finding(
+                "error",
+                InputError(
+                    f"does not fit {newest.name}: {parts[0]}{more}",
+                    where=snapshot.name,
+                    remedy="leave one of them out with --exclude",
+                ),
+            )
+
+
+def _kind(extent: Extent) -> str:
+    return f"{extent.dtype.label} {list(extent.shape)}"
+
+
+def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
+    """Snapshots without the wrappers' prefixes that all their tensors share, and the prefixes."""
+    stripped: list[str] = []
+    result = list(snapshots)
+    while found := _shared_prefix(result):
+        stripped.append(found)
+        result = [
+            replace(s, checkpoint=_renamed(s.checkpoint, len(found))) for s in result
+        ]
+    return result, stripped
+
+
+def _shared_prefix(snapshots: Sequence[Snapshot]) -> str | None:
+    """A wrapper's prefix that every name of every snapshot has."""
+    names = [n for s in snapshots for n in s.checkpoint.tensors]
+    for prefix in PREFIXES:
+        if names and all(n.startswith(prefix) and len(n) > len(prefix) for n in names):
+            return prefix
+    return None
+
+
+def _renamed(checkpoint: Checkpoint, cut: int) -> Checkpoint:
+    """The checkpoint with the first ``cut`` characters of every name removed."""
+    tensors = {n[cut:]: replace(e, name=n[cut:]) for n, e in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors)

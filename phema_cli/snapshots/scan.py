@@ -1,0 +1,225 @@
+"""Scan: from paths to tagged snapshots and findings, reading headers only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.formats import FORMATS, read_index
+from phema_cli.formats.base import Checkpoint
+from phema_cli.snapshots.config import Config, read_config
+from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
+from phema_cli.snapshots.tags import Reading, Readings, match_pattern, read_name
+
+#: metadata entry that says a checkpoint was synthesized, by phema, from others.
+PROVENANCE_KEY = "phema"
+
+_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}\.safetensors$")
+_ENDINGS = tuple(ending for _, endings in FORMATS.values() for ending in endings)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        snapshots: sorted by step, then gamma.
+        findings: errors, warnings and notices, in the order they were met.
+        copy: globs of tensor names that are copied instead of averaged.
+    """
+
+    snapshots: tuple[Snapshot, ...]
+    findings: tuple[Finding, ...]
+    copy: tuple[str, ...] = ()
+
+    def require(self) -> tuple[Snapshot, ...]:
+        """The snapshots, if nothing stands against using them.
+
+        Raises:
+            PhemaError: the first error found, and how many more there are.
+        """
+        errors = [f.error for f in self.findings if f.level == "error"]
+        if errors:
+            first = errors[0]
+            more = f" (and {len(errors) - 1} more: see phema inspect)" if len(errors) > 1 else ""
+            raise type(first)(first.what + more, where=first.where, remedy=first.remedy)
+        return self.snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A file that may be a snapshot: its path, and its path relative to what was scanned."""
+
+    path: Path
+    relative: PurePosixPath
+    root: str
+
+    @property
+    def name(self) -> str:
+        """How the user knows it: the directory where an index or the only model file lies in one."""
+        generic = self.path.name.endswith(_INDEX) or self.path.stem in _GENERIC
+        parent = self.relative.parent
+        if generic and parent != PurePosixPath():
+            return parent.as_posix()
+        return self.root if generic and self.root else self.relative.as_posix()
+
+    def name_parts(self) -> list[str]:
+        """The file's name without ending, then its directories below the root, innermost first."""
+        stem = self.path.name
+        for ending in _ENDINGS:
+            stem = stem.removesuffix(ending)
+        return [stem, *self.relative.parent.parts[::-1]]
+
+    def matches(self, globs: Sequence[str]) -> bool:
+        """Whether any glob matches the relative path, the name or the file's own name."""
+        texts = {self.relative.as_posix(), self.name, self.path.name}
+        return any(fnmatchcase(text, glob) for glob in globs for text in texts)
+
+
+_GENERIC = {"model", "pytorch_model", "diffusion_pytorch_model"}
+
+
+def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) -> Scan:
+    """Find the snapshots in files and directories, read their tags and headers, check they fit.
+
+    Args:
+        paths: files, or directories that are searched with all below them.
+        config: what the user says; a phema.toml in a given directory fills in what it leaves open.
+
+    Raises:
+        InputError: a path does not exist, or there is no snapshot at all.
+        UsageError: ``config.pattern`` is no regular expression with a known group.
+    """
+    said = config or Config()
+    snapshots: dict[Path, Snapshot] = {}
+    findings: list[Finding] = []
+    copy: tuple[str, ...] = said.copy
+    for root in map(Path, paths):
+        local = read_config(root) if root.is_dir() else Config(origin="phema.toml")
+        copy = copy or local.copy
+        for candidate, finding in _candidates(root):
+            if finding is not None:
+                findings.append(finding)
+            elif candidate.path.resolve() not in snapshots:
+                found = _read(candidate, said, local)
+                if isinstance(found, Snapshot):
+                    snapshots[candidate.path.resolve()] = found
+                elif found is not None:
+                    findings.append(found)
+    ordered = sorted(snapshots.values(), key=lambda s: (s.tag.step, s.tag.gamma, s.name))
+    if not ordered and not any(f.level == "error" for f in findings):
+        left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
+        raise InputError(
+            f"no snapshots found{left}",
+            where=", ".join(str(p) for p in paths),
+            remedy=f"snapshots are files ending in {', '.join(_ENDINGS)}",
+        )
+    ordered, stripped = strip_prefixes(ordered)
+    findings += [
+        Finding("notice", InputError(f"prefix {p} removed from all tensor names")) for p in stripped
+    ]
+    findings += check(ordered)
+    return Scan(tuple(ordered), tuple(findings), copy)
+
+
+def _candidates(root: Path) -> Iterator[tuple[_Candidate, Finding | None]]:
+    """Files that may be snapshots, in sorted order; shards are left to their index."""
+    if not root.exists():
+        raise InputError("no such file or directory", where=root)
+    if root.is_file():
+        yield _Candidate(root, PurePosixPath(root.name), root.resolve().parent.name), None
+        return
+
+    def fail(error: OSError) -> None:
+        raise StorageError.wrap(error, error.filename, "list") from error
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
+        for file in sorted(files):
+            path = Path(folder, file)
+            candidate = _Candidate(
+                path, PurePosixPath(path.relative_to(root).as_posix()), root.resolve().name
+            )
+            shard = _SHARD.match(file)
+            if shard and shard["base"] in indexed:
+                continue
+            if shard:
+                error = InputError(
+                    "a shard without its index",
+                    where=candidate.relative,
+                    remedy=f"put {shard['base']}{_INDEX} beside it, or leave it out with --exclude",
+                )
+                yield candidate, Finding("error", error)
+            elif file.endswith(_ENDINGS) and not file.startswith("."):
+                yield candidate, None
+
+
+def _read(candidate: _Candidate, said: Config, local: Config) -> Snapshot | Finding | None:
+    """The snapshot at a candidate, a finding that says why there is none, or None: not meant."""
+    config = said.over(local)
+    if candidate.matches(config.exclude) or (
+        config.select and not candidate.matches(config.select)
+    ):
+        return None
+    try:
+        checkpoint = read_index(candidate.path, config.key)
+        if PROVENANCE_KEY in checkpoint.metadata:
+            error = InputError("left out: it was synthesized by phema", where=candidate.name)
+            return Finding("notice", error)
+        readings = _readings(candidate, checkpoint, said, local)
+        if readings is None:
+            error = InputError("left out: it does not match --pattern", where=candidate.name)
+            return Finding("notice", error)
+        tag = readings.tag()
+    except UsageError:
+        raise
+    except PhemaError as error:
+        where = error.where or candidate.name
+        return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
+    if tag.step <= 0:
+        error = InputError("left out: step 0 holds no average yet", where=candidate.name)
+        return Finding("warning", error)
+    if not checkpoint.tensors:
+        return Finding("error", InputError("holds no tensors", where=candidate.name))
+    return Snapshot(candidate.name, checkpoint, tag)
+
+
+def _readings(
+    candidate: _Candidate, checkpoint: Checkpoint, said: Config, local: Config
+) -> Readings | None:
+    """All readings of a candidate's tag, or None where a pattern leaves it out."""
+    readings = Readings([], [])
+    row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
+    pattern_of = said if said.pattern else local
+    gammas_of = said if said.gammas else local
+    if row:
+        readings.add(row, "phema.toml")
+    if pattern_of.pattern:
+        fields = match_pattern(pattern_of.pattern, candidate.relative)
+        if fields is None and row is None:
+            return None
+        readings.add(fields or {}, pattern_of.origin, gammas_of.gammas)
+    readings.add(checkpoint.metadata, "metadata")
+    _add_names(readings, read_name(candidate.name_parts()))
+    if not (readings.gamma and readings.step):
+        outer = read_name([candidate.root])
+        lacking = {"gamma", "sigma_rel"} if not readings.gamma else set()
+        lacking |= {"step"} if not readings.step else set()
+        _add_names(readings, {k: v for k, v in outer.items() if k in lacking})
+    if not readings.gamma and len(gammas_of.gammas) == 1:
+        readings.gamma.append(Reading(gammas_of.gammas[0], 0.0, gammas_of.origin))
+    return readings
+
+
+def _add_names(readings: Readings, found: dict[str, list[str]]) -> None:
+    """Add what names say, value by value."""
+    for field, texts in found.items():
+        for text in texts:
+            readings.add({field: text}, "name")

@@ -1,0 +1,188 @@
+"""Synthesis: from snapshots and targets to written checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from phema_cli.errors import CheckFailedError, UsageError
+from phema_cli.formats.base import DTYPES, Checkpoint, DType
+from phema_cli.snapshots import Config, scan
+from phema_cli.snapshots.scan import Scan
+from phema_cli.solver import DEFAULT_METHOD, Solution
+from phema_cli.synthesis.engine import execute
+from phema_cli.synthesis.layout import DEFAULT_MAX_SHARD_BYTES, ENDING, output_paths
+from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe
+from phema_cli.synthesis.solving import make_targets, solve_snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to synthesize and how; each field is the option of its name.
+
+    Attributes:
+        gammas: target exponents.
+        sigma_rels: target relative standard deviations.
+        step: target time; the last snapshot's by default.
+        method: a key of ``phema_cli.solver.METHODS``.
+        output: a file, a directory or a template with ``{gamma} {sigma_rel} {step}``.
+        dtype: element type of averaged tensors, by its name in safetensors; as stored by default.
+        max_shard_bytes: split outputs into shards of at most so many bytes of tensors; by default
+            5 GB where ``output`` does not name a single file.
+        max_error: refuse to write when ``expected_error`` is above this.
+        max_memory: bytes phema may take above what torch takes.
+        jobs: worker threads; one per processor by default.
+        skip_existing: leave out targets whose output exists.
+    """
+
+    gammas: tuple[float, ...] = ()
+    sigma_rels: tuple[float, ...] = ()
+    step: float | None = None
+    method: str = DEFAULT_METHOD
+    output: str | None = None
+    dtype: DType | None = None
+    max_shard_bytes: int | None = None
+    max_error: float | None = None
+    max_memory: int = DEFAULT_MAX_MEMORY
+    jobs: int | None = None
+    skip_existing: bool = False
+
+
+def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
+    """Decide a synthesis of what a scan found.
+
+    Returns:
+        The recipe, None where every output exists and is skipped, and all outputs' paths in the
+        order of the targets.
+
+    Raises:
+        CheckFailedError: an ``expected_error`` is above ``request.max_error``.
+        PhemaError: the scan, the targets or the output make no sense.
+    """
+    snapshots = found.require()
+    targets = make_targets(
+        snapshots, gammas=request.gammas, sigma_rels=request.sigma_rels, step=request.step
+    )
+    limit = _shard_limit(request, snapshots[-1].checkpoint)
+    paths = output_paths(request.output, targets, split=limit is not None)
+    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and p.exists())]
+    if targets and not kept:
+        return None, paths
+    todo = [targets[k] for k in kept]
+    solution = solve_snapshots(snapshots, todo, method=request.method)
+    if request.max_error is not None:
+        _check_error(solution, todo, request.max_error)
+    recipe = make_recipe(
+        snapshots,
+        todo,
+        solution,
+        [paths[k] for k in kept],
+        method=request.method,
+        dtype=request.dtype,
+        copy=found.copy,
+        max_shard_bytes=limit,
+        max_memory=request.max_memory,
+        jobs=request.jobs,
+    )
+    return recipe, paths
+
+
+def _shard_limit(request: Request, newest: Checkpoint) -> int | None:
+    """Bytes a shard may have, or None for a single file."""
+    single = request.output is not None and request.output.endswith(ENDING)
+    limit = request.max_shard_bytes
+    if limit is None:
+        if single:
+            return None
+        limit = DEFAULT_MAX_SHARD_BYTES
+    size = sum(
+        (request.dtype if request.dtype and e.dtype.kind == "float" else e.dtype).size_bytes(
+            e.elements
+        )
+        for e in newest.tensors.values()
+    )
+    return limit if size > limit else None
+
+
+def _check_error(solution: Solution, targets: Sequence[object], most: float) -> None:
+    """Raise where a target's expected error is above ``most``."""
+    for figures, target in zip(solution.figures, targets, strict=True):
+        if figures.expected_error > most:
+            raise CheckFailedError(
+                f"expected_error {figures.expected_error:.3g} of {target} is above --max-error "
+                f"{most:g}",
+                remedy="nothing was written; phema inspect shows which targets are in reach",
+            )
+
+
+def synthesize(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    gamma: float | Sequence[float] = (),
+    sigma_rel: float | Sequence[float] = (),
+    step: float | None = None,
+    output: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    method: str = DEFAULT_METHOD,
+    max_shard_size: int | None = None,
+    max_error: float | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    config: Config | None = None,
+) -> list[Path]:
+    """Write the checkpoints of the target gammas; what ``phema synthesize`` does, from Python.
+
+    Args:
+        paths: snapshots or directories of them.
+        gamma: target exponents.
+        sigma_rel: target relative standard deviations.
+        step: target time; the last snapshot's by default.
+        output: file, directory or template.
+        dtype: element type of averaged tensors, as safetensors or torch call it.
+        method: how the weights are solved.
+        max_shard_size: bytes of tensors in a shard.
+        max_error: refuse to write when the expected error is above this.
+        jobs: worker threads.
+        overwrite: whether existing outputs are replaced.
+        config: how snapshots are found and read.
+
+    Returns:
+        The outputs' paths, one per target.
+
+    Raises:
+        PhemaError: what is wrong, where, and the remedy.
+    """
+    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
+    request = Request(
+        gammas=tuple([gamma] if isinstance(gamma, int | float) else gamma),
+        sigma_rels=tuple([sigma_rel] if isinstance(sigma_rel, int | float) else sigma_rel),
+        step=step,
+        method=method,
+        output=None if output is None else os.fspath(output),
+        dtype=None if dtype is None else find_dtype(dtype),
+        max_shard_bytes=max_shard_size,
+        max_error=max_error,
+        jobs=jobs,
+    )
+    recipe, outputs = plan(scan(roots, config), request)
+    if recipe is not None:
+        execute(recipe, overwrite=overwrite)
+    return outputs
+
+
+def find_dtype(name: str) -> DType:
+    """The float type of that name, as safetensors, torch or people call it (``fp16``).
+
+    Raises:
+        UsageError: no float type has that name.
+    """
+    plain = name.lower().removeprefix("torch.").replace("float", "f").replace("fp", "f")
+    plain = plain.replace("bf16", "b16").replace("half", "f16").replace("_", "").removesuffix("fn")
+    for dtype in DTYPES.values():
+        label = dtype.label.replace("bfloat", "b").replace("float", "f").replace("_", "")
+        if dtype.kind == "float" and plain in {label.removesuffix("fn"), dtype.name.lower()}:
+            return dtype
+    known = ", ".join(d.label for d in DTYPES.values() if d.kind == "float")
+    raise UsageError(f"no float type {name!r}", remedy=f"one of {known}")

@@ -1,0 +1,133 @@
+"""Compares two checkpoints tensor by tensor, a chunk of each at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phema_cli.formats.base import Checkpoint, Extent, FileReader
+
+if TYPE_CHECKING:
+    import torch
+
+_CHUNK_ELEMENTS = 512 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """How far a tensor of B is from the one of A.
+
+    Attributes:
+        name: the tensor's name.
+        elements: its number of elements.
+        max_abs: largest absolute difference of two elements.
+        rms: root of the mean square difference.
+        relative: rms over the root of the mean square of A; infinite where A is 0 and B is not,
+            or where one of them is not finite and the other differs.
+    """
+
+    name: str
+    elements: int
+    max_abs: float
+    rms: float
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        tensors: differences of the tensors that both have in one shape.
+        relative: root of the sum of all square differences over that of A's squares.
+        only_a: names that only A has.
+        only_b: names that only B has.
+        reshaped: names whose shapes differ.
+    """
+
+    tensors: tuple[TensorDifference, ...]
+    relative: float
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of a tensor; infinite where the names or shapes differ."""
+        if self.only_a or self.only_b or self.reshaped:
+            return math.inf
+        return max((t.relative for t in self.tensors), default=0.0)
+
+
+def compare(
+    a: Checkpoint, b: Checkpoint, progress: Callable[[int], None] | None = None
+) -> Comparison:
+    """Compare B with A; dtypes may differ, differences are taken in float64.
+
+    Raises:
+        InputError: a file is shorter than its header says.
+        StorageError: the operating system failed to read.
+    """
+    common = [n for n in a.tensors if n in b.tensors]
+    same = [n for n in common if a.tensors[n].shape == b.tensors[n].shape]
+    differences: list[TensorDifference] = []
+    total_square, total_a = 0.0, 0.0
+    with FileReader() as reader:
+        for name in same:
+            largest, square, square_a = _tensor(reader, a.tensors[name], b.tensors[name])
+            total_square += square
+            total_a += square_a
+            n = a.tensors[name].elements
+            rms = math.sqrt(square / n) if n else 0.0
+            differences.append(TensorDifference(name, n, largest, rms, _ratio(square, square_a)))
+            if progress is not None:
+                progress(a.tensors[name].length + b.tensors[name].length)
+    return Comparison(
+        tuple(differences),
+        _ratio(total_square, total_a),
+        tuple(n for n in a.tensors if n not in b.tensors),
+        tuple(n for n in b.tensors if n not in a.tensors),
+        tuple(n for n in common if a.tensors[n].shape != b.tensors[n].shape),
+    )
+
+
+def _ratio(square: float, of: float) -> float:
+    """``sqrt(square / of)``, 0 for 0/0 and infinite where the difference is not a number."""
+    if square == 0:
+        return 0.0
+    return math.sqrt(square / of) if of > 0 and math.isfinite(square) else math.inf
+
+
+def _tensor(reader: FileReader, a: Extent, b: Extent) -> tuple[float, float, float]:
+    """Largest difference, sum of square differences, and sum of A's squares."""
+    largest, square, square_a = 0.0, 0.0, 0.0
+    for start in range(0, a.elements, _CHUNK_ELEMENTS):
+        count = min(_CHUNK_ELEMENTS, a.elements - start)
+        x, y = _values(reader, a, start, count), _values(reader, b, start, count)
+        # What is not a number on both sides, or the same infinity, does not differ.
+        alike = (x == y) | (x.isnan() & y.isnan())
+        d = (y - x).masked_fill_(alike, 0.0).nan_to_num_(nan=math.inf)
+        largest = max(largest, float(d.abs().max()))
+        square += float((d * d).sum())
+        square_a += float((x * x).nan_to_num(nan=0.0, posinf=0.0).sum())
+    return largest, square, square_a
+
+
+def _values(reader: FileReader, extent: Extent, start: int, count: int) -> torch.Tensor:
+    """A range of a tensor as float64; complex numbers as pairs, odd types by their bytes."""
+    import torch
+
+    buffer = bytearray(extent.dtype.size_bytes(count))
+    if extent.strides is None:
+        offset = extent.offset + extent.dtype.size_bytes(start)
+        reader.read_bytes(extent.file, offset, memoryview(buffer))
+    else:
+        reader.read_elements(extent, start, memoryview(buffer))
+    raw = torch.frombuffer(buffer, dtype=torch.uint8)
+    if extent.dtype.kind == "other":
+        part = {"C64": torch.float32, "C128": torch.float64}.get(extent.dtype.name, torch.uint8)
+        return raw.view(part).to(torch.float64)
+    stored: torch.dtype = getattr(torch, extent.dtype.label)
+    return raw.view(stored).to(torch.float64)

@@ -1,0 +1,215 @@
+"""The recipe: all that a synthesis will do, decided before a tensor is read.
+
+Pure: from snapshots, targets and weights to the tensors' treatment, the bytes of the output
+headers and the place of each tensor in them. The engine executes it, ``--dry-run`` prints it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from phema_cli.errors import InputError
+from phema_cli.formats.base import DType, Extent
+from phema_cli.profiles import Array, PowerProfile
+from phema_cli.snapshots import Snapshot
+from phema_cli.solver import Solution
+from phema_cli.synthesis.layout import Output, lay_out, provenance
+
+DEFAULT_MAX_MEMORY = 256 << 20
+_CHUNK_ELEMENTS = 512 << 10
+_MIN_CHUNK_ELEMENTS = 4 << 10
+
+#: how far a sum of weights may lie from one and still be rounding.
+_SUM_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What happens to a tensor.
+
+    Attributes:
+        name: its name.
+        shape: its shape.
+        dtype: element type in the sources.
+        out_dtype: element type in the outputs.
+        average: averaged if true, else copied from each target's base source.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    out_dtype: DType
+    average: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A synthesis, decided.
+
+    Attributes:
+        sources: n snapshots that are read, oldest first.
+        targets: k profiles.
+        weights: (n, k) float64.
+        sums: (k,) what the weights sum to; exactly 1 where they were meant to.
+        bases: for each target, the index of the source that integers, booleans and metadata are
+            taken from: the newest at or before the target's step, else the oldest.
+        tensors: in the order in which they lie in the outputs.
+        outputs: one per target.
+        solution: all weights and figures, as solved.
+        method: the method that solved them.
+        jobs: worker threads.
+        chunk_elements: elements of a tensor that a worker holds at a time.
+        read_bytes: bytes of tensor data read.
+        write_bytes: bytes of all output files.
+        peak_bytes: bytes of all workers' buffers.
+    """
+
+    sources: tuple[Snapshot, ...]
+    targets: tuple[PowerProfile, ...]
+    weights: Array
+    sums: Array
+    bases: tuple[int, ...]
+    tensors: tuple[TensorPlan, ...]
+    outputs: tuple[Output, ...]
+    solution: Solution
+    method: str
+    jobs: int
+    chunk_elements: int
+    read_bytes: int
+    write_bytes: int
+    peak_bytes: int
+
+    def extent(self, source: int, name: str) -> Extent:
+        """Where a source's tensor lies."""
+        return self.sources[source].checkpoint.tensors[name]
+
+
+def default_jobs() -> int:
+    """Workers by default: one per processor, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def make_recipe(
+    snapshots: Sequence[Snapshot],
+    targets: Sequence[PowerProfile],
+    solution: Solution,
+    paths: Sequence[Path],
+    *,
+    method: str,
+    dtype: DType | None = None,
+    copy: Sequence[str] = (),
+    max_shard_bytes: int | None = None,
+    max_memory: int = DEFAULT_MAX_MEMORY,
+    jobs: int | None = None,
+) -> Recipe:
+    """Decide a synthesis.
+
+    Args:
+        snapshots: oldest first, as a scan gives them; they fit together.
+        targets: k profiles.
+        solution: weights of the targets, rows in the order of ``snapshots``.
+        paths: k outputs: a file each, or a directory where the path has no ``.safetensors``.
+        method: the method that solved the weights, for the provenance.
+        dtype: element type of averaged tensors in the outputs; as stored by default.
+        copy: globs of tensor names that are copied.
+        max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
+        max_memory: bytes that phema may take above what torch itself takes.
+        jobs: worker threads, one per processor by default.
+
+    Raises:
+        InputError: a tensor's type can't be averaged and no glob has it copied.
+    """
+    used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
+    bases_all = [_base(snapshots, target) for target in targets]
+    kept = sorted({*used, *bases_all})
+    sources = tuple(snapshots[i] for i in kept)
+    tensors = _plan_tensors(snapshots[-1], dtype, copy)
+    outputs = []
+    for k, (target, path) in enumerate(zip(targets, paths, strict=True)):
+        origin = provenance(
+            sources, solution.weights[kept, k], target, solution.figures[k], method, copy
+        )
+        carried = snapshots[bases_all[k]].checkpoint
+        outputs.append(
+            lay_out(
+                path,
+                {t.name: (t.out_dtype, t.shape) for t in tensors},
+                carried,
+                origin,
+                max_shard_bytes,
+            )
+        )
+    workers = jobs or default_jobs()
+    chunk, per_element = _chunk(tensors, len(targets), workers, max_memory)
+    averaged = sum(_bytes(t) for t in tensors if t.average)
+    copied = sum(_bytes(t) for t in tensors if not t.average)
+    sums = solution.weights.sum(axis=0)
+    return Recipe(
+        sources=sources,
+        targets=tuple(targets),
+        weights=solution.weights[kept],
+        sums=np.where(np.abs(sums - 1) < _SUM_ROUNDING, 1.0, sums),
+        bases=tuple(kept.index(b) for b in bases_all),
+        tensors=tensors,
+        outputs=tuple(outputs),
+        solution=solution,
+        method=method,
+        jobs=workers,
+        chunk_elements=chunk,
+        read_bytes=averaged * len(used) + copied * len(targets),
+        write_bytes=sum(o.size_bytes for o in outputs),
+        peak_bytes=chunk * per_element * workers,
+    )
+
+
+def _base(snapshots: Sequence[Snapshot], target: PowerProfile) -> int:
+    """The newest snapshot at or before the target's step, else the oldest."""
+    before = [i for i, s in enumerate(snapshots) if s.tag.step <= target.end]
+    return before[-1] if before else 0
+
+
+def _bytes(plan: TensorPlan) -> int:
+    """Bytes of the tensor in one source."""
+    return plan.dtype.size_bytes(int(np.prod(plan.shape, dtype=object)))
+
+
+def _plan_tensors(
+    newest: Snapshot, dtype: DType | None, copy: Sequence[str]
+) -> tuple[TensorPlan, ...]:
+    """Each tensor's treatment, wide types first so that all data are aligned."""
+    plans = []
+    for name, extent in newest.checkpoint.tensors.items():
+        chosen = any(fnmatchcase(name, glob) for glob in copy)
+        if extent.dtype.kind == "other" and not chosen:
+            raise InputError(
+                f"tensor {name}: {extent.dtype.label} values can't be averaged",
+                where=newest.name,
+                remedy=f"--copy '{name}' takes them from the newest snapshot",
+            )
+        average = extent.dtype.kind == "float" and not chosen
+        out = dtype if dtype is not None and average else extent.dtype
+        plans.append(TensorPlan(name, extent.shape, extent.dtype, out, average))
+    return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits))
+
+
+def _chunk(
+    tensors: Sequence[TensorPlan], targets: int, jobs: int, max_memory: int
+) -> tuple[int, int]:
+    """Elements a worker holds at a time, and the bytes of its buffers per element.
+
+    Buffers: one chunk as read, one as written, and in the type of the computation the reference,
+    the difference and one sum per target. Half of the memory is left to everything else.
+    """
+    widest = max((t.dtype.bits // 8 for t in tensors if t.average), default=1)
+    widest_out = max((t.out_dtype.bits // 8 for t in tensors), default=1)
+    per_element = max(widest, 4) * (2 + targets) + widest + widest_out
+    fits = max_memory // 2 // (per_element * jobs)
+    return max(_MIN_CHUNK_ELEMENTS, min(_CHUNK_ELEMENTS, fits)), per_element
+
+
