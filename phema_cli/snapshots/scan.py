@@ -128,6 +128,19 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     return Scan(tuple(ordered), tuple(findings), copy)
 
 
+def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+    """The one checkpoint that a file or directory is, tagged or not.
+
+    Raises:
+        InputError: there is none, there are several, or it is broken.
+    """
+    root = Path(path)
+    found = [candidate.path for candidate, finding in _candidates(root) if finding is None]
+    if len(found) != 1:
+        raise InputError(f"holds {len(found)} checkpoints, not one", where=root)
+    return read_index(found[0], key)
+
+
 def _candidates(root: Path) -> Iterator[tuple[_Candidate, Finding | None]]:
     """Files that may be snapshots, in sorted order; shards are left to their index."""
     if not root.exists():

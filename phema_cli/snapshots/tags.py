@@ -181,7 +181,8 @@ def _half_digit(text: str) -> float:
 
 def _gamma_reading(name: str, text: str, origin: Origin) -> Reading:
     """A gamma, written as itself or as sigma_rel."""
-    value, slack = _number(name, text), _half_digit(text)
+    value = _number(name, text)
+    slack = _half_digit(text) if origin == "name" else 0.0
     if name == "gamma":
         if value <= GAMMA_LIMIT:
             raise InputError(f"its gamma is {value:g}, not above {GAMMA_LIMIT}")

@@ -41,7 +41,8 @@ class Comparison:
 
     Attributes:
         tensors: differences of the tensors that both have in one shape.
-        relative: root of the sum of all square differences over that of A's squares.
+        relative: root of the sum of all square differences over that of A's squares, over the
+            float tensors.
         only_a: names that only A has.
         only_b: names that only B has.
         reshaped: names whose shapes differ.
@@ -77,8 +78,9 @@ def compare(
     with FileReader() as reader:
         for name in same:
             largest, square, square_a = _tensor(reader, a.tensors[name], b.tensors[name])
-            total_square += square
-            total_a += square_a
+            if a.tensors[name].dtype.kind == "float":
+                total_square += square
+                total_a += square_a
             n = a.tensors[name].elements
             rms = math.sqrt(square / n) if n else 0.0
             differences.append(TensorDifference(name, n, largest, rms, _ratio(square, square_a)))

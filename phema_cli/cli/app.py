@@ -1,0 +1,81 @@
+"""The Typer application and ``main``, the only place that catches phema's errors."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from phema_cli._version import __version__
+from phema_cli.cli import demo, diff, inspect, render, synthesize, weights
+from phema_cli.errors import PhemaError
+
+app = typer.Typer(
+    name="phema",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("inspect")(inspect.inspect)
+app.command("weights")(weights.weights)
+app.command("synthesize")(synthesize.synthesize)
+app.command("diff")(diff.diff)
+app.command("demo")(demo.demo)
+
+# typer gives only the leaf of its family of command-line errors a public name.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value
+    if wanted:
+        render.line(f"phema {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def phema(
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[  # noqa: ARG001 - main looks for it
+        bool, typer.Option("--debug", envvar="PHEMA_DEBUG", show_envvar=False, help="Show tracebacks of errors.")
+    ] = False,
+) -> None:
+    """Build the EMA of any length after training, from stored snapshots.
+
+    [bold]phema inspect ckpts/[/] shows what a directory of snapshots can give,
+    [bold]phema synthesize --gamma 7 ckpts/[/] writes the EMA of gamma 7.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with phema's exit codes."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(given, standalone_mode=False)
+    except PhemaError as error:
+        if given[:1] == ["--debug"]:
+            raise
+        render.fail(str(error))
+        code = error.exit_code
+    except _CommandLineError as error:
+        code = _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        render.fail("interrupted; nothing was left behind")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int:
+    """Show what is wrong with the command line, in one line, or the help where nothing was said."""
+    message = getattr(error, "format_message", lambda: str(error))()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        render.line(message)
+    else:
+        command = getattr(context, "command_path", "phema")
+        render.fail(f"{' '.join(message.split())} See {command} --help")
+    return 2

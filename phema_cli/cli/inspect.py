@@ -1,0 +1,224 @@
+"""``phema inspect``: what snapshots there are, and which targets they reach how well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from phema_cli.cli import options, render
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phema_cli.snapshots import Finding, Snapshot
+    from phema_cli.solver.diagnostics import Figures
+
+#: sigma_rel of the targets shown: 0.010, 0.015, ..., 0.285.
+GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
+_LISTED = 16
+_BARS = {"good": "█", "fair": "▒", "poor": "░"}
+
+
+def inspect(
+    paths: options.Paths,
+    *,
+    pattern: options.Pattern = None,
+    gammas: options.Gammas = None,
+    sigma_rels: options.SigmaRels = None,
+    key: options.Key = None,
+    select: options.Select = None,
+    exclude: options.Exclude = None,
+    method: options.Method = "normalized",
+    step: options.Step = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show the snapshots found, what is wrong with them, and which targets can be reached.
+
+    Reads headers only. Exits with 3 where something stands against a synthesis.
+
+    Example: [bold]phema inspect ckpts/[/]
+    """
+    from phema_cli.snapshots import scan
+    from phema_cli.synthesis.solving import make_targets, solve_snapshots
+
+    found = scan(paths, options.config(pattern, gammas, sigma_rels, key, select, exclude))
+    errors = [f for f in found.findings if f.level == "error"]
+    reach: list[tuple[float, float, Figures]] = []
+    if found.snapshots and not errors:
+        targets = make_targets(found.snapshots, sigma_rels=GRID, step=step)
+        figures = solve_snapshots(found.snapshots, targets, method=method).figures
+        reach = [(s, t.gamma, f) for s, t, f in zip(GRID, targets, figures, strict=True)]
+    if json:
+        render.document("inspect", _document(found.snapshots, found.findings, reach, method))
+    else:
+        _show(found.snapshots, verbose)
+        if reach:
+            at = found.snapshots[-1].tag.step if step is None else step
+            _show_reach(reach, f"{at:.10g}", method)
+        render.findings(found.findings, stderr=False)
+    if errors:
+        raise typer.Exit(errors[0].error.exit_code)
+
+
+def _dtypes(snapshot: Snapshot) -> str:
+    """The float types of a snapshot, the commonest first."""
+    sizes = Counter[str]()
+    for extent in snapshot.checkpoint.tensors.values():
+        if extent.dtype.kind == "float":
+            sizes[extent.dtype.label] += extent.elements
+    return ", ".join(label for label, _ in sizes.most_common()) or "no floats"
+
+
+def _document(
+    snapshots: Sequence[Snapshot],
+    findings: Sequence[Finding],
+    reach: Sequence[tuple[float, float, Figures]],
+    method: str,
+) -> dict[str, Any]:
+    """The content of ``--json``."""
+    return {
+        "snapshots": [
+            {
+                "name": s.name,
+                "step": s.tag.step,
+                "step_origin": s.tag.step_origin,
+                "gamma": s.tag.gamma,
+                "gamma_origin": s.tag.gamma_origin,
+                "sigma_rel": s.tag.profile.sigma_rel,
+                "format": s.checkpoint.format,
+                "files": len(s.checkpoint.files),
+                "tensors": len(s.checkpoint.tensors),
+                "parameters": s.checkpoint.parameters,
+                "dtype": _dtypes(s),
+                "size_bytes": s.checkpoint.size_bytes,
+            }
+            for s in snapshots
+        ],
+        "findings": [
+            {
+                "level": f.level,
+                "where": f.error.where,
+                "what": f.error.what,
+                "remedy": f.error.remedy,
+            }
+            for f in findings
+        ],
+        "method": method,
+        "targets": [
+            {"sigma_rel": sigma, "gamma": gamma, **asdict(f), "verdict": f.verdict}
+            for sigma, gamma, f in reach
+        ],
+    }
+
+
+def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:  # noqa: FBT001 - a plain switch
+    """The summary and the table."""
+    if not snapshots:
+        return
+    out = render.console()
+    formats = sorted({s.checkpoint.format for s in snapshots})
+    newest = snapshots[-1].checkpoint
+    gammas = {s.tag.gamma for s in snapshots}
+    total = sum(s.checkpoint.size_bytes for s in snapshots)
+    out.print(
+        f"[bold]{len(snapshots)} snapshot{'s' * (len(snapshots) > 1)}[/] of {len(gammas)} "
+        f"gamma{'s' * (len(gammas) > 1)}, {render.size(total)} in all"
+    )
+    shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
+    out.print(
+        f"each {len(newest.tensors)} tensors, {render.count(newest.parameters)} parameters, "
+        f"{_dtypes(snapshots[-1])}, {render.size(newest.size_bytes)}, {' and '.join(formats)}{shards}"
+    )
+    out.print()
+    out.print(_list(snapshots) if verbose or len(snapshots) <= _LISTED else _groups(snapshots))
+    out.print()
+
+
+def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
+    """Each snapshot in a row."""
+    table = render.table(
+        "snapshot", "step", "gamma", "sigma_rel", "size", "tag from",
+        right=("step", "gamma", "sigma_rel", "size"),
+    )
+    for s in snapshots:
+        table.add_row(
+            s.name, f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", f"{s.tag.profile.sigma_rel:.4f}",
+            render.size(s.checkpoint.size_bytes), _origin(s),
+        )
+    return table
+
+
+def _groups(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
+    """Each gamma in a row."""
+    table = render.table(
+        "gamma", "sigma_rel", "snapshots", "steps", "tag from",
+        right=("gamma", "sigma_rel", "snapshots"),
+    )
+    by_gamma = sorted(snapshots, key=lambda s: (s.tag.gamma, s.tag.step))
+    for gamma, group in groupby(by_gamma, key=lambda s: s.tag.gamma):
+        members = list(group)
+        steps = [s.tag.step for s in members]
+        gaps = {b - a for a, b in zip(steps[:-1], steps[1:], strict=True)}
+        every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""
+        table.add_row(
+            f"{gamma:.6g}", f"{members[0].tag.profile.sigma_rel:.4f}", str(len(members)),
+            f"{steps[0]:.10g} … {steps[-1]:.10g}{every}",
+            ", ".join(sorted({_origin(s) for s in members})),
+        )
+    return table
+
+
+def _origin(snapshot: Snapshot) -> str:
+    """Where the tag was read."""
+    gamma, step = snapshot.tag.gamma_origin, snapshot.tag.step_origin
+    return gamma if gamma == step else f"gamma {gamma}, step {step}"
+
+
+def _show_reach(
+    reach: Sequence[tuple[float, float, Figures]], step: str, method: str
+) -> None:
+    """The reachable range of sigma_rel, drawn: one cell a target."""
+    out = render.console()
+    out.print(f"[bold]Targets at step {step}[/] by method {method}")
+    bar = "".join(f"[{render.STYLES[f.verdict]}]{_BARS[f.verdict]}[/]" for _, _, f in reach)
+    ticks = [i for i, (sigma, _, _) in enumerate(reach) if round(sigma * 1000) % 50 == 0]
+    ticks = [0, *ticks]
+    out.print("  sigma_rel  " + _scale({i: f"{reach[i][0]:.2f}" for i in ticks}))
+    out.print("             " + bar)
+    out.print("  gamma      " + _scale({i: f"{reach[i][1]:.2g}" for i in ticks}))
+    for verdict, meaning in (
+        ("good", "expected error as if sigma_rel were off by at most 1 %"),
+        ("fair", "by at most 10 %"),
+        ("poor", "by more"),
+    ):
+        spans = _spans([f.verdict == verdict for _, _, f in reach], [s for s, _, _ in reach])
+        style = render.STYLES[verdict]
+        out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {spans or '–'}  [dim]{meaning}[/]")
+    out.print()
+
+
+def _scale(labels: dict[int, str]) -> str:
+    """Labels, each beginning at its cell; one that would touch its neighbour is left out."""
+    text = ""
+    for at, label in sorted(labels.items()):
+        if len(text) < at or at == 0:
+            text += " " * (at - len(text)) + label
+    return text
+
+
+def _spans(chosen: list[bool], values: list[float]) -> str:
+    """Ranges of neighbouring values that are chosen."""
+    spans, start = [], None
+    for i, yes in enumerate([*chosen, False]):
+        if yes and start is None:
+            start = i
+        elif not yes and start is not None:
+            first, last = values[start], values[i - 1]
+            spans.append(f"{first:.3f}" if first == last else f"{first:.3f} to {last:.3f}")
+            start = None
+    return ", ".join(spans)

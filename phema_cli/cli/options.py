@@ -1,0 +1,151 @@
+"""The options that commands share, each declared once, and the parsers of their values."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phema_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from phema_cli.snapshots import Config
+
+_TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
+
+
+def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
+    """A typer option that also reads ``PHEMA_<OPTION>``."""
+    long = next(n for n in names if n.startswith("--")).partition("/")[0]
+    variable = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **more)
+
+
+Paths = Annotated[
+    list[Path], typer.Argument(help="Snapshots, or directories that hold them.", metavar="PATH...")
+]
+Gamma = Annotated[
+    list[str] | None,
+    option("--gamma", "-g", help="Target gammas: 7 or 5,7,9 or 4,5,...,10.", panel=_TARGETS, metavar="LIST"),
+]
+SigmaRel = Annotated[
+    list[str] | None,
+    option("--sigma-rel", "-s", help="Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.", panel=_TARGETS, metavar="LIST"),
+]
+Step = Annotated[
+    float | None,
+    option("--step", help="Time of the targets; the last snapshot's by default.", panel=_TARGETS, metavar="N"),
+]
+Method = Annotated[
+    str,
+    option("--method", help="How weights are solved: normalized, projection.", panel=_TARGETS, metavar="NAME"),
+]
+Pattern = Annotated[
+    str | None,
+    option("--pattern", help="Regular expression with named groups gamma, sigma_rel, index, step or kimg, searched in each path.", panel=_SOURCES, metavar="REGEX"),
+]
+Gammas = Annotated[
+    list[str] | None,
+    option("--gammas", help="Gammas that the index in a name counts, or the one gamma of all.", panel=_SOURCES, metavar="LIST"),
+]
+SigmaRels = Annotated[
+    list[str] | None, option("--sigma-rels", help="The same by sigma_rel.", panel=_SOURCES, metavar="LIST")
+]
+Key = Annotated[
+    str | None,
+    option("--key", help="Dict of weights inside a nested checkpoint, dotted.", panel=_SOURCES, metavar="NAME"),
+]
+Select = Annotated[
+    list[str] | None, option("--select", help="Use only these snapshots.", panel=_SOURCES, metavar="GLOB")
+]
+Exclude = Annotated[
+    list[str] | None, option("--exclude", help="Leave these snapshots out.", panel=_SOURCES, metavar="GLOB")
+]
+Copy = Annotated[
+    list[str] | None,
+    option("--copy", help="Tensors to copy from the newest snapshot instead of averaging.", panel=_SOURCES, metavar="GLOB"),
+]
+Json = Annotated[bool, option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No progress and no tables on stderr.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
+
+
+def config(
+    pattern: str | None,
+    gammas: list[str] | None,
+    sigma_rels: list[str] | None,
+    key: str | None,
+    select: list[str] | None,
+    exclude: list[str] | None,
+    copy: list[str] | None = None,
+) -> Config:
+    """What the options say about the sources."""
+    from phema_cli.profiles import gamma_from_sigma_rel
+    from phema_cli.snapshots import Config
+
+    if gammas and sigma_rels:
+        raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
+    return Config(
+        pattern=pattern,
+        gammas=numbers(gammas) or tuple(gamma_from_sigma_rel(s) for s in numbers(sigma_rels)),
+        key=key,
+        select=tuple(select or ()),
+        exclude=tuple(exclude or ()),
+        copy=tuple(copy or ()),
+    )
+
+
+def numbers(texts: list[str] | None) -> tuple[float, ...]:
+    """Numbers of lists like ``5,7,9`` and ``0.05,0.06,...,0.15``; ``...`` fills an even interval.
+
+    Raises:
+        UsageError: not numbers, or ``...`` is not between two numbers and a last one.
+    """
+    return tuple(float(n) for text in texts or () for n in _expand(text))
+
+
+def _expand(text: str) -> list[Decimal]:
+    """One list; decimals, so that 0.05,0.06,...,0.15 ends at 0.15."""
+    result: list[Decimal] = []
+    parts = [part.strip() for part in text.split(",")]
+    for i, part in enumerate(parts):
+        if part == "...":
+            if len(result) < 2 or i + 1 >= len(parts):  # noqa: PLR2004 - an interval has two ends
+                raise UsageError(f"{text!r}: ... needs two numbers before it and one after it")
+            step, last = result[-1] - result[-2], _decimal(parts[i + 1], text)
+            if step == 0 or (last - result[-1]) * step < 0 or (last - result[-1]) % step != 0:
+                raise UsageError(f"{text!r}: steps of {step} don't lead to {last}")
+            while result[-1] + step != last:
+                result.append(result[-1] + step)
+        else:
+            result.append(_decimal(part, text))
+    return result
+
+
+def _decimal(part: str, text: str) -> Decimal:
+    try:
+        value = Decimal(part)
+    except InvalidOperation:
+        value = Decimal("nan")
+    if not value.is_finite():
+        raise UsageError(f"{text!r}: {part!r} is not a number", remedy="write 7 or 5,7,9")
+    return value
+
+
+def size(text: str | None) -> int | None:
+    """Bytes of ``5GB`` (decimal) or ``2GiB`` (binary).
+
+    Raises:
+        UsageError: not a size above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    power = " KMGT".index(match[2].upper() or " ") if match else 0
+    value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
+    return value

@@ -1,0 +1,150 @@
+"""The one output sink: tables and JSON on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from phema_cli.snapshots import Finding
+    from phema_cli.solver.diagnostics import Figures
+
+_PIPE_WIDTH = 200
+STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
+_LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console; in a pipe it is wide, so that nothing is cut off."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def document(command: str, content: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout; what is not finite becomes null."""
+    sys.stdout.write(
+        json.dumps({"schema": f"phema/{command}/1", **_finite(content)}, indent=2, allow_nan=False)
+        + "\n"
+    )
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def line(text: object) -> None:
+    """Print a line on stdout, as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
+def fail(message: str) -> None:
+    """Print an error: one line on stderr."""
+    from rich.markup import escape
+
+    console(stderr=True).print(f"[bold red]phema:[/] {escape(message)}", soft_wrap=True)
+
+
+def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> None:
+    """Print findings, one a line, errors last."""
+    from rich.markup import escape
+
+    order = {"notice": 0, "warning": 1, "error": 2}
+    out = console(stderr=stderr)
+    for finding in sorted(found, key=lambda f: order[f.level]):
+        if not (quiet and finding.level == "notice"):
+            style = _LEVELS[finding.level]
+            out.print(f"[{style}]{finding.level}:[/] {escape(str(finding.error))}", soft_wrap=True)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A plain table with aligned columns."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", no_wrap=column != "")
+    return made
+
+
+def figures_row(figures: Figures) -> list[str]:
+    """The figures of a target as cells, under ``FIGURE_COLUMNS``."""
+    style = STYLES[figures.verdict]
+    sigma = "" if figures.sigma_error is None else f"{per_cent(figures.sigma_error)} of sigma_rel"
+    return [
+        f"[{style}]{figures.verdict}[/]",
+        f"{figures.expected_error:.2g}",
+        sigma,
+        f"{figures.profile_error:.2g}",
+        f"{figures.weight_sum:.6f}",
+        f"{figures.noise_gain:.3g}",
+    ]
+
+
+FIGURE_COLUMNS = (
+    "verdict", "expected_error", "sigma_error", "profile_error", "weight_sum", "noise_gain",
+)
+
+
+def per_cent(value: float) -> str:
+    """Two digits and a per cent sign; whole numbers from 100 up."""
+    hundred = 100
+    return f"{value:.0f} %" if value >= hundred else f"{value:.2g} %"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes in decimal units, three digits."""
+    thousand = 1000
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < thousand:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= thousand
+    return f"{size_bytes:.3g} TB" if size_bytes < thousand else f"{size_bytes:,.0f} TB"
+
+
+def count(number: int) -> str:
+    """Whole numbers with K, M, B or T, three digits."""
+    thousand, value = 1000, float(number)
+    for unit in ("", " K", " M", " B"):
+        if value < thousand:
+            return f"{value:.3g}{unit}"
+        value /= thousand
+    return f"{value:.3g} T"
+
+
+@contextmanager
+def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar on stderr, on a terminal only; yields what to call with the bytes done."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done)

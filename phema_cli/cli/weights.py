@@ -1,0 +1,70 @@
+"""``phema weights``: solves only, and shows the weights and the figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from phema_cli.cli import options, render
+
+
+def weights(
+    paths: options.Paths,
+    *,
+    gamma: options.Gamma = None,
+    sigma_rel: options.SigmaRel = None,
+    step: options.Step = None,
+    method: options.Method = "normalized",
+    pattern: options.Pattern = None,
+    gammas: options.Gammas = None,
+    sigma_rels: options.SigmaRels = None,
+    key: options.Key = None,
+    select: options.Select = None,
+    exclude: options.Exclude = None,
+    json: options.Json = False,
+) -> None:
+    """Solve for targets and show the weights of the snapshots; reads headers, writes nothing.
+
+    Example: [bold]phema weights ckpts/ --gamma 7[/]
+    """
+    from phema_cli.snapshots import scan
+    from phema_cli.synthesis.solving import make_targets, solve_snapshots
+
+    found = scan(paths, options.config(pattern, gammas, sigma_rels, key, select, exclude))
+    snapshots = found.require()
+    targets = make_targets(
+        snapshots,
+        gammas=options.numbers(gamma),
+        sigma_rels=options.numbers(sigma_rel),
+        step=step,
+    )
+    solution = solve_snapshots(snapshots, targets, method=method)
+    if json:
+        content = [
+            {
+                "gamma": t.gamma,
+                "sigma_rel": t.sigma_rel,
+                "step": t.end,
+                **asdict(f),
+                "verdict": f.verdict,
+                "sources": [
+                    {"name": s.name, "gamma": s.tag.gamma, "step": s.tag.step, "weight": float(w)}
+                    for s, w in zip(snapshots, solution.weights[:, k], strict=True)
+                ],
+            }
+            for k, (t, f) in enumerate(zip(targets, solution.figures, strict=True))
+        ]
+        render.document("weights", {"method": method, "targets": content})
+        return
+    render.findings(found.findings, stderr=True)
+    out = render.console()
+    head = render.table("target", *render.FIGURE_COLUMNS, right=render.FIGURE_COLUMNS[1:])
+    for t, f in zip(targets, solution.figures, strict=True):
+        head.add_row(f"gamma {t.gamma:.6g}", *render.figures_row(f))
+    names = [f"gamma {t.gamma:.6g}" for t in targets]
+    body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names))
+    for s, row in zip(snapshots, solution.weights, strict=True):
+        cells = [f"{w:+.6f}" for w in row]
+        body.add_row(s.name, f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
+    out.print(head)
+    out.print()
+    out.print(body)
