@@ -113,10 +113,10 @@ class PowerEMA:
             present = [t.to(a.device, a.dtype) for t, a in zip(self._fetch(), like, strict=True)]
             for gamma, averages in zip(self.gammas, self._averages, strict=True):
                 if self.step == 1:
-                    torch._foreach_copy_(averages, present)  # noqa: SLF001 - torch's own optimizers use it
+                    torch._foreach_copy_(averages, present)
                 else:
                     weight = -math.expm1((gamma + 1) * math.log1p(-1 / self.step))
-                    torch._foreach_lerp_(averages, present, weight)  # noqa: SLF001 - as above
+                    torch._foreach_lerp_(averages, present, weight)
 
     def average(self, gamma: float) -> dict[str, torch.Tensor]:
         """The state dict of one gamma: averages in float32, the rest as the model has it now.
@@ -130,9 +130,7 @@ class PowerEMA:
             raise UsageError(f"gamma {gamma:g} is not tracked", remedy=f"one of {self.gammas}")
         if self.step == 0:
             raise UsageError("no update() yet", remedy="call it after each optimizer step")
-        averages = dict(
-            zip(self._averaged, self._averages[self.gammas.index(gamma)], strict=True)
-        )
+        averages = dict(zip(self._averaged, self._averages[self.gammas.index(gamma)], strict=True))
         return {n: averages.get(n, slot.fetch()) for n, slot in self._slots.items()}
 
     def state_dict(self) -> dict[str, Any]:

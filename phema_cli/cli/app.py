@@ -28,7 +28,7 @@ app.command("demo")(demo.demo)
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the flag's value
+def _version(wanted: bool) -> None:
     if wanted:
         render.line(f"phema {__version__}")
         raise typer.Exit
@@ -37,11 +37,14 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with the fl
 @app.callback()
 def phema(
     *,
-    version: Annotated[  # noqa: ARG001 - its callback does the work
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-    debug: Annotated[  # noqa: ARG001 - main looks for it
-        bool, typer.Option("--debug", envvar="PHEMA_DEBUG", show_envvar=False, help="Show tracebacks of errors.")
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", envvar="PHEMA_DEBUG", show_envvar=False, help="Show tracebacks of errors."
+        ),
     ] = False,
 ) -> None:
     """Build the EMA of any length after training, from stored snapshots.

@@ -19,7 +19,9 @@ First = Annotated[Path, typer.Argument(help="The checkpoint to compare with.", m
 Second = Annotated[Path, typer.Argument(help="The checkpoint that is compared.", metavar="B")]
 Tolerance = Annotated[
     float,
-    options.option("--tolerance", help="Relative difference up to which a tensor passes.", min=0.0, metavar="X"),
+    options.option(
+        "--tolerance", help="Relative difference up to which a tensor passes.", min=0.0, metavar="X"
+    ),
 ]
 
 
@@ -38,7 +40,7 @@ def diff(
     The relative difference of a tensor is the RMS of B - A over the RMS of A. Names and shapes
     must be the same; dtypes may differ.
 
-    Example: [bold]phema diff true.safetensors phema-step0001000-gamma7.safetensors --tolerance 1e-3[/]
+    Example: [bold]phema diff true.safetensors synthesized.safetensors --tolerance 1e-3[/]
     """
     from phema_cli.snapshots.scan import read_checkpoint
     from phema_cli.synthesis.compare import compare
@@ -63,7 +65,11 @@ def _show(found: Comparison, most: int | None) -> None:
     listed = [t for t in worst if t.relative > 0][:most]
     if listed:
         table = render.table(
-            "tensor", "relative", "rms", "max_abs", "elements",
+            "tensor",
+            "relative",
+            "rms",
+            "max_abs",
+            "elements",
             right=("relative", "rms", "max_abs", "elements"),
         )
         for t in listed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -116,7 +116,7 @@ def _document(
     }
 
 
-def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:  # noqa: FBT001 - a plain switch
+def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """The summary and the table."""
     if not snapshots:
         return
@@ -132,7 +132,8 @@ def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:  # noqa: FBT001
     shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
     out.print(
         f"each {len(newest.tensors)} tensors, {render.count(newest.parameters)} parameters, "
-        f"{_dtypes(snapshots[-1])}, {render.size(newest.size_bytes)}, {' and '.join(formats)}{shards}"
+        f"{_dtypes(snapshots[-1])}, {render.size(newest.size_bytes)}, "
+        f"{' and '.join(formats)}{shards}"
     )
     out.print()
     out.print(_list(snapshots) if verbose or len(snapshots) <= _LISTED else _groups(snapshots))
@@ -142,13 +143,22 @@ def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:  # noqa: FBT001
 def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
     """Each snapshot in a row."""
     table = render.table(
-        "snapshot", "step", "gamma", "sigma_rel", "size", "tag from",
+        "snapshot",
+        "step",
+        "gamma",
+        "sigma_rel",
+        "size",
+        "tag from",
         right=("step", "gamma", "sigma_rel", "size"),
     )
     for s in snapshots:
         table.add_row(
-            s.name, f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", f"{s.tag.profile.sigma_rel:.4f}",
-            render.size(s.checkpoint.size_bytes), _origin(s),
+            s.name,
+            f"{s.tag.step:.10g}",
+            f"{s.tag.gamma:.6g}",
+            f"{s.tag.profile.sigma_rel:.4f}",
+            render.size(s.checkpoint.size_bytes),
+            _origin(s),
         )
     return table
 
@@ -156,17 +166,23 @@ def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
 def _groups(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
     """Each gamma in a row."""
     table = render.table(
-        "gamma", "sigma_rel", "snapshots", "steps", "tag from",
+        "gamma",
+        "sigma_rel",
+        "snapshots",
+        "steps",
+        "tag from",
         right=("gamma", "sigma_rel", "snapshots"),
     )
     by_gamma = sorted(snapshots, key=lambda s: (s.tag.gamma, s.tag.step))
     for gamma, group in groupby(by_gamma, key=lambda s: s.tag.gamma):
         members = list(group)
         steps = [s.tag.step for s in members]
-        gaps = {b - a for a, b in zip(steps[:-1], steps[1:], strict=True)}
+        gaps = {b - a for a, b in pairwise(steps)}
         every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""
         table.add_row(
-            f"{gamma:.6g}", f"{members[0].tag.profile.sigma_rel:.4f}", str(len(members)),
+            f"{gamma:.6g}",
+            f"{members[0].tag.profile.sigma_rel:.4f}",
+            str(len(members)),
             f"{steps[0]:.10g} … {steps[-1]:.10g}{every}",
             ", ".join(sorted({_origin(s) for s in members})),
         )
@@ -179,9 +195,7 @@ def _origin(snapshot: Snapshot) -> str:
     return gamma if gamma == step else f"gamma {gamma}, step {step}"
 
 
-def _show_reach(
-    reach: Sequence[tuple[float, float, Figures]], step: str, method: str
-) -> None:
+def _show_reach(reach: Sequence[tuple[float, float, Figures]], step: str, method: str) -> None:
     """The reachable range of sigma_rel, drawn: one cell a target."""
     out = render.console()
     out.print(f"[bold]Targets at step {step}[/] by method {method}")
@@ -198,7 +212,7 @@ def _show_reach(
     ):
         spans = _spans([f.verdict == verdict for _, _, f in reach], [s for s, _, _ in reach])
         style = render.STYLES[verdict]
-        out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {spans or '–'}  [dim]{meaning}[/]")
+        out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {spans or 'none'}  [dim]{meaning}[/]")
     out.print()
 
 

@@ -21,52 +21,100 @@ def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  
     """A typer option that also reads ``PHEMA_<OPTION>``."""
     long = next(n for n in names if n.startswith("--")).partition("/")[0]
     variable = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
-    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **more)
+    return typer.Option(
+        *names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **more
+    )
 
 
 Paths = Annotated[
-    list[Path], typer.Argument(help="Snapshots, or directories that hold them.", metavar="PATH...")
+    list[Path], typer.Argument(help="Snapshots, or directories that hold them.", metavar="PATH")
 ]
 Gamma = Annotated[
     list[str] | None,
-    option("--gamma", "-g", help="Target gammas: 7 or 5,7,9 or 4,5,...,10.", panel=_TARGETS, metavar="LIST"),
+    option(
+        "--gamma",
+        "-g",
+        help="Target gammas: 7 or 5,7,9 or 4,5,...,10.",
+        panel=_TARGETS,
+        metavar="LIST",
+    ),
 ]
 SigmaRel = Annotated[
     list[str] | None,
-    option("--sigma-rel", "-s", help="Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.", panel=_TARGETS, metavar="LIST"),
+    option(
+        "--sigma-rel",
+        "-s",
+        help="Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.",
+        panel=_TARGETS,
+        metavar="LIST",
+    ),
 ]
 Step = Annotated[
     float | None,
-    option("--step", help="Time of the targets; the last snapshot's by default.", panel=_TARGETS, metavar="N"),
+    option(
+        "--step",
+        help="Time of the targets; the last snapshot's by default.",
+        panel=_TARGETS,
+        metavar="N",
+    ),
 ]
 Method = Annotated[
     str,
-    option("--method", help="How weights are solved: normalized, projection.", panel=_TARGETS, metavar="NAME"),
+    option(
+        "--method",
+        help="How weights are solved: normalized, projection.",
+        panel=_TARGETS,
+        metavar="NAME",
+    ),
 ]
 Pattern = Annotated[
     str | None,
-    option("--pattern", help="Regular expression with named groups gamma, sigma_rel, index, step or kimg, searched in each path.", panel=_SOURCES, metavar="REGEX"),
+    option(
+        "--pattern",
+        help="Regular expression searched in each path, with named groups gamma, sigma_rel, "
+        "index, step or kimg.",
+        panel=_SOURCES,
+        metavar="REGEX",
+    ),
 ]
 Gammas = Annotated[
     list[str] | None,
-    option("--gammas", help="Gammas that the index in a name counts, or the one gamma of all.", panel=_SOURCES, metavar="LIST"),
+    option(
+        "--gammas",
+        help="Gammas that the index in a name counts, or the one gamma of all.",
+        panel=_SOURCES,
+        metavar="LIST",
+    ),
 ]
 SigmaRels = Annotated[
-    list[str] | None, option("--sigma-rels", help="The same by sigma_rel.", panel=_SOURCES, metavar="LIST")
+    list[str] | None,
+    option("--sigma-rels", help="The same by sigma_rel.", panel=_SOURCES, metavar="LIST"),
 ]
 Key = Annotated[
     str | None,
-    option("--key", help="Dict of weights inside a nested checkpoint, dotted.", panel=_SOURCES, metavar="NAME"),
+    option(
+        "--key",
+        help="Dict of weights inside a nested checkpoint, dotted.",
+        panel=_SOURCES,
+        metavar="NAME",
+    ),
 ]
 Select = Annotated[
-    list[str] | None, option("--select", help="Use only these snapshots.", panel=_SOURCES, metavar="GLOB")
+    list[str] | None,
+    option("--select", help="Use only these snapshots.", panel=_SOURCES, metavar="GLOB"),
 ]
 Exclude = Annotated[
-    list[str] | None, option("--exclude", help="Leave these snapshots out.", panel=_SOURCES, metavar="GLOB")
+    list[str] | None,
+    option("--exclude", help="Leave these snapshots out.", panel=_SOURCES, metavar="GLOB"),
 ]
 Copy = Annotated[
     list[str] | None,
-    option("--copy", help="Tensors to copy from the newest snapshot instead of averaging.", panel=_SOURCES, metavar="GLOB"),
+    option(
+        "--copy",
+        help="Tensors to copy from the newest snapshot instead of averaging.",
+        panel=_SOURCES,
+        metavar="GLOB",
+    ),
 ]
 Json = Annotated[bool, option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No progress and no tables on stderr.")]

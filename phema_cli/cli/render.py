@@ -77,7 +77,9 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
 
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", no_wrap=column != "")
+        made.add_column(
+            column, justify="right" if column in right else "left", no_wrap=column != ""
+        )
     return made
 
 
@@ -96,7 +98,12 @@ def figures_row(figures: Figures) -> list[str]:
 
 
 FIGURE_COLUMNS = (
-    "verdict", "expected_error", "sigma_error", "profile_error", "weight_sum", "noise_gain",
+    "verdict",
+    "expected_error",
+    "sigma_error",
+    "profile_error",
+    "weight_sum",
+    "noise_gain",
 )
 
 
@@ -142,7 +149,10 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:

@@ -15,25 +15,62 @@ _OUTPUT = "Output"
 
 Output = Annotated[
     str | None,
-    options.option("--output", "-o", help="A file, a directory, or a name with {gamma}, {sigma_rel}, {step}.", panel=_OUTPUT, metavar="PATH"),
+    options.option(
+        "--output",
+        "-o",
+        help="A file, a directory, or a name with {gamma}, {sigma_rel}, {step}.",
+        panel=_OUTPUT,
+        metavar="PATH",
+    ),
 ]
 Dtype = Annotated[
     str | None,
-    options.option("--dtype", help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.", panel=_OUTPUT, metavar="TYPE"),
+    options.option(
+        "--dtype",
+        help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
+        panel=_OUTPUT,
+        metavar="TYPE",
+    ),
 ]
 MaxShardSize = Annotated[
     str | None,
-    options.option("--max-shard-size", help="Split outputs into shards of at most this size; 5GB by default.", panel=_OUTPUT, metavar="SIZE"),
+    options.option(
+        "--max-shard-size",
+        help="Split outputs into shards of at most this size; 5GB by default.",
+        panel=_OUTPUT,
+        metavar="SIZE",
+    ),
 ]
 MaxError = Annotated[
     float | None,
-    options.option("--max-error", help="Exit with 1 before writing when expected_error is above this.", panel=_OUTPUT, metavar="X"),
+    options.option(
+        "--max-error",
+        help="Exit with 1 before writing when expected_error is above this.",
+        panel=_OUTPUT,
+        metavar="X",
+    ),
 ]
-DryRun = Annotated[bool, options.option("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)]
-Overwrite = Annotated[bool, options.option("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)]
-SkipExisting = Annotated[bool, options.option("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)]
-Jobs = Annotated[int | None, options.option("--jobs", "-j", help="Worker threads; one per processor by default.", min=1, metavar="N")]
-MaxMemory = Annotated[str, options.option("--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE")]
+DryRun = Annotated[
+    bool, options.option("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
+]
+Overwrite = Annotated[
+    bool, options.option("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
+]
+SkipExisting = Annotated[
+    bool, options.option("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
+]
+Jobs = Annotated[
+    int | None,
+    options.option(
+        "--jobs", "-j", help="Worker threads; one per processor by default.", min=1, metavar="N"
+    ),
+]
+MaxMemory = Annotated[
+    str,
+    options.option(
+        "--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE"
+    ),
+]
 
 
 def synthesize(
@@ -129,9 +166,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
                 "verdict": f.verdict,
                 "files": [str(file.path) for file in o.files],
             }
-            for o, t, f in zip(
-                recipe.outputs, recipe.targets, recipe.solution.figures, strict=True
-            )
+            for o, t, f in zip(recipe.outputs, recipe.targets, recipe.solution.figures, strict=True)
         ],
         "sources": [
             {
@@ -155,7 +190,9 @@ def _show_plan(recipe: Recipe) -> None:
     out = render.console()
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
-        out.print(f"would write {output.path} ({render.size(output.size_bytes)}{shards})", soft_wrap=True)
+        out.print(
+            f"would write {output.path} ({render.size(output.size_bytes)}{shards})", soft_wrap=True
+        )
     copied = [t.name for t in recipe.tensors if not t.average]
     out.print(
         f"from {len(recipe.sources)} sources, {len(recipe.tensors)} tensors, "
@@ -169,5 +206,3 @@ def _show_plan(recipe: Recipe) -> None:
     for source, row in zip(recipe.sources, recipe.weights, strict=True):
         table.add_row(source.name, *(f"{w:+.6f}" for w in row))
     out.print(table)
-
-

@@ -6,7 +6,7 @@ stand-in of this module, every other one is refused by name.
 
 from __future__ import annotations
 
-import pickle  # noqa: S403 - only subclassed; find_class and persistent_load admit nothing foreign
+import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,5 +147,5 @@ def load(data: bytes, path: Path) -> object:
             where=path,
             remedy="phema runs no code from files; re-save only the state dict with torch.save",
         ) from None
-    except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything at all
+    except Exception as error:
         raise InputError(f"broken pickle ({error!s:.80})", where=path) from error

@@ -178,7 +178,10 @@ class OpenFiles:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         """Close what is open."""
         while self._open:
@@ -249,7 +252,7 @@ class FileReader(OpenFiles):
             self.read_bytes(
                 extent.file,
                 extent.offset + low * itemsize,
-                memoryview(window[:count].view(np.uint8)),
+                window[:count].view(np.uint8).data,
             )
             inside = (where >= low) & (where < low + count)
             target[inside] = window[where[inside] - low]

@@ -47,7 +47,7 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
         with path.open("rb") as file:
             prefix = file.read(_LENGTH.size)
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else -1
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - _LENGTH.size):
+            if not len(b"{}") <= length <= min(_MAX_HEADER_BYTES, size - _LENGTH.size):
                 raise InputError("not a safetensors file", where=path, remedy=_REMEDY)
             raw = file.read(length)
     except OSError as error:
@@ -178,7 +178,9 @@ def encode_header(
     return head, {name: len(head) + start for name, start in offsets.items()}
 
 
-def encode_index(weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, str]) -> bytes:
+def encode_index(
+    weight_map: Mapping[str, str], total_size: int, metadata: Mapping[str, str]
+) -> bytes:
     """The index of a sharded checkpoint, as Hugging Face writes it."""
     index = {
         "metadata": {"total_size": total_size, **metadata},

@@ -1,4 +1,4 @@
-"""PyTorch's zip format (``torch.save`` since 1.6), read by extents: the pickle is never executed."""
+"""PyTorch's zip format (``torch.save`` since 1.6), read by extents, without running its pickle."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 _MAX_PICKLE_BYTES = 256 << 20
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _REMEDY = "copy it again, or leave it out with --exclude"
-_LEGACY = (
-    "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
-)
+_LEGACY = "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -47,8 +45,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             }
             state = _state_dict(content, key, path)
             starts = {
-                stub.storage.key: _data_offset(file, records, stub, path)
-                for stub in state.values()
+                stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
             }
     except zipfile.BadZipFile as error:
         raise _not_a_zip(path) from error
@@ -82,7 +79,7 @@ def _read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
             "a TorchScript archive", where=path, remedy="save the model's state_dict() instead"
         )
     order = f"{root}/byteorder"
-    if order in names and archive.getinfo(order).file_size < 16 and archive.read(order) == b"big":
+    if order in names and archive.getinfo(order).file_size == len(b"big"):
         raise InputError("big-endian data", where=path, remedy="re-save it on this machine")
     if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE_BYTES:
         raise InputError("its data.pkl is larger than 256 MiB", where=path, remedy=_REMEDY)

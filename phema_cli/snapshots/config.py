@@ -43,7 +43,9 @@ class Config:
     def over(self, other: Config) -> Config:
         """This, with what it leaves open taken from ``other``."""
         said = {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) and f.name != "origin"
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) and f.name != "origin"
         }
         return replace(other, **said)
 
@@ -116,9 +118,14 @@ def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
 def _snapshots(value: object) -> dict[str, dict[str, str]]:
     """``[snapshots."name"]`` tables to fields as text."""
     result: dict[str, dict[str, str]] = {}
-    for name, row in value.items() if isinstance(value, dict) else [("snapshots", None)]:
-        fits = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())
-        if not fits or not set(row) <= {"gamma", "sigma_rel", "step"}:
+    if not isinstance(value, dict):
+        raise InputError("snapshots must be a table of tables")
+    for name, row in value.items():
+        fields = row.items() if isinstance(row, dict) else [("", None)]
+        if any(
+            k not in {"gamma", "sigma_rel", "step"} or type(v) not in (int, float)
+            for k, v in fields
+        ):
             raise InputError(f"snapshots.{name} must be a table of gamma or sigma_rel, and step")
         result[name] = {k: repr(v) for k, v in row.items()}
     return result

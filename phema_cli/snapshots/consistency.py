@@ -112,9 +112,7 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
     result = list(snapshots)
     while found := _shared_prefix(result):
         stripped.append(found)
-        result = [
-            replace(s, checkpoint=_renamed(s.checkpoint, len(found))) for s in result
-        ]
+        result = [replace(s, checkpoint=_renamed(s.checkpoint, len(found))) for s in result]
     return result, stripped
 
 

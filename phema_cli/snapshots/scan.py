@@ -54,15 +54,23 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A file that may be a snapshot: its path, and its path relative to what was scanned."""
+    """A file that may be a snapshot.
+
+    Attributes:
+        path: the file.
+        relative: its path below what was scanned.
+        root: the name of the directory that was scanned.
+        orphan: whether it is a shard and has no index beside it.
+    """
 
     path: Path
     relative: PurePosixPath
     root: str
+    orphan: bool = False
 
     @property
     def name(self) -> str:
-        """How the user knows it: the directory where an index or the only model file lies in one."""
+        """How the user knows it: by its directory where the file's own name says nothing."""
         generic = self.path.name.endswith(_INDEX) or self.path.stem in _GENERIC
         parent = self.relative.parent
         if generic and parent != PurePosixPath():
@@ -103,10 +111,8 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     for root in map(Path, paths):
         local = read_config(root) if root.is_dir() else Config(origin="phema.toml")
         copy = copy or local.copy
-        for candidate, finding in _candidates(root):
-            if finding is not None:
-                findings.append(finding)
-            elif candidate.path.resolve() not in snapshots:
+        for candidate in _candidates(root):
+            if candidate.path.resolve() not in snapshots:
                 found = _read(candidate, said, local)
                 if isinstance(found, Snapshot):
                     snapshots[candidate.path.resolve()] = found
@@ -135,73 +141,76 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         InputError: there is none, there are several, or it is broken.
     """
     root = Path(path)
-    found = [candidate.path for candidate, finding in _candidates(root) if finding is None]
+    found = [c.path for c in _candidates(root) if c.path == root or not c.orphan]
     if len(found) != 1:
         raise InputError(f"holds {len(found)} checkpoints, not one", where=root)
     return read_index(found[0], key)
 
 
-def _candidates(root: Path) -> Iterator[tuple[_Candidate, Finding | None]]:
+def _candidates(root: Path) -> Iterator[_Candidate]:
     """Files that may be snapshots, in sorted order; shards are left to their index."""
     if not root.exists():
         raise InputError("no such file or directory", where=root)
     if root.is_file():
-        yield _Candidate(root, PurePosixPath(root.name), root.resolve().parent.name), None
+        yield _Candidate(root, PurePosixPath(root.name), root.resolve().parent.name)
         return
 
     def fail(error: OSError) -> None:
         raise StorageError.wrap(error, error.filename, "list") from error
 
+    outer = root.resolve().name
     for folder, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
-        for file in sorted(files):
+        for file in sorted(f for f in files if f.endswith(_ENDINGS) and not f.startswith(".")):
             path = Path(folder, file)
-            candidate = _Candidate(
-                path, PurePosixPath(path.relative_to(root).as_posix()), root.resolve().name
-            )
             shard = _SHARD.match(file)
-            if shard and shard["base"] in indexed:
-                continue
-            if shard:
-                error = InputError(
-                    "a shard without its index",
-                    where=candidate.relative,
-                    remedy=f"put {shard['base']}{_INDEX} beside it, or leave it out with --exclude",
-                )
-                yield candidate, Finding("error", error)
-            elif file.endswith(_ENDINGS) and not file.startswith("."):
-                yield candidate, None
+            if not (shard and shard["base"] in indexed):
+                relative = PurePosixPath(path.relative_to(root).as_posix())
+                yield _Candidate(path, relative, outer, orphan=shard is not None)
 
 
 def _read(candidate: _Candidate, said: Config, local: Config) -> Snapshot | Finding | None:
     """The snapshot at a candidate, a finding that says why there is none, or None: not meant."""
     config = said.over(local)
-    if candidate.matches(config.exclude) or (
-        config.select and not candidate.matches(config.select)
-    ):
+    selected = not config.select or candidate.matches(config.select)
+    if candidate.matches(config.exclude) or not selected:
         return None
     try:
-        checkpoint = read_index(candidate.path, config.key)
-        if PROVENANCE_KEY in checkpoint.metadata:
-            error = InputError("left out: it was synthesized by phema", where=candidate.name)
-            return Finding("notice", error)
-        readings = _readings(candidate, checkpoint, said, local)
-        if readings is None:
-            error = InputError("left out: it does not match --pattern", where=candidate.name)
-            return Finding("notice", error)
-        tag = readings.tag()
+        return _tagged(candidate, said, local, config.key)
     except UsageError:
         raise
     except PhemaError as error:
         where = error.where or candidate.name
         return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
+
+
+def _tagged(
+    candidate: _Candidate, said: Config, local: Config, key: str | None
+) -> Snapshot | Finding:
+    """The snapshot, or the notice that it is left out; raises what stands against it."""
+    if candidate.orphan:
+        raise InputError(
+            "a shard without its index",
+            remedy="put the .safetensors.index.json beside it, or leave it out with --exclude",
+        )
+    checkpoint = read_index(candidate.path, key)
+    if PROVENANCE_KEY in checkpoint.metadata:
+        return _left_out("it was synthesized by phema", candidate)
+    readings = _readings(candidate, checkpoint, said, local)
+    if readings is None:
+        return _left_out("it does not match --pattern", candidate)
+    tag = readings.tag()
     if tag.step <= 0:
-        error = InputError("left out: step 0 holds no average yet", where=candidate.name)
-        return Finding("warning", error)
+        return _left_out("step 0 holds no average yet", candidate)
     if not checkpoint.tensors:
-        return Finding("error", InputError("holds no tensors", where=candidate.name))
+        raise InputError("holds no tensors", remedy="leave it out with --exclude")
     return Snapshot(candidate.name, checkpoint, tag)
+
+
+def _left_out(why: str, candidate: _Candidate) -> Finding:
+    """The notice that a file is not used."""
+    return Finding("notice", InputError(f"left out: {why}", where=candidate.name))
 
 
 def _readings(

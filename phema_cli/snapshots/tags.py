@@ -19,10 +19,14 @@ _NUMBER = r"\d+(?:\.\d+)?"
 #: naming layouts: each row is tried on the file's name without its ending and on the names of its
 #: directories. A row may give one field or several.
 LAYOUTS: Mapping[str, re.Pattern[str]] = {
-    "step": re.compile(r"(?:^|[-_.])(?:global_)?step[-_=]?(?P<step>\d+)(?![\d.]*\d)", re.IGNORECASE),
+    "step": re.compile(
+        r"(?:^|[-_.])(?:global_)?step[-_=]?(?P<step>\d+)(?![\d.]*\d)", re.IGNORECASE
+    ),
     "checkpoint": re.compile(r"(?:^|[-_.])checkpoint-(?P<step>\d+)$", re.IGNORECASE),
     "gamma": re.compile(rf"(?:^|[-_.])gamma[-_=]?(?P<gamma>{_NUMBER})", re.IGNORECASE),
-    "sigma": re.compile(rf"(?:^|[-_.])sigma(?:_?rel)?[-_=]?(?P<sigma_rel>{_NUMBER})", re.IGNORECASE),
+    "sigma": re.compile(
+        rf"(?:^|[-_.])sigma(?:_?rel)?[-_=]?(?P<sigma_rel>{_NUMBER})", re.IGNORECASE
+    ),
 }
 
 #: named groups that a --pattern may have.
@@ -132,7 +136,8 @@ def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
         raise UsageError(f"--pattern is not a regular expression: {error}") from error
     if not set(compiled.groupindex) & set(FIELDS):
         raise UsageError(
-            "--pattern has no named group", remedy=f"name some of {', '.join(FIELDS)}: (?P<step>...)"
+            "--pattern has no named group",
+            remedy=f"name some of {', '.join(FIELDS)}: (?P<step>...)",
         )
     match = compiled.search(path.as_posix())
     if match is None:

@@ -54,9 +54,7 @@ class Figures:
         return "fair" if per_cent <= FAIR else "poor"
 
 
-def walk_error(
-    residual: Array, log_weight: Array, x: Array, storage_noise: float
-) -> Array:
+def walk_error(residual: Array, log_weight: Array, x: Array, storage_noise: float) -> Array:
     """``sqrt(J)`` in units of the movement per unit of log time, for each target.
 
     ``J = int (F_r - sum_i x_i F_i)^2 dt/t + ((1 - sum x)/rho)^2 + (eps/rho)^2 |x|^2``: the walk
@@ -81,7 +79,7 @@ def walk_error(
 
 def averaging_distance(gamma: float) -> float:
     """``sqrt(int_0^T F^2 dt/t)``, the RMS distance of the average from the final weights."""
-    return (2 * (gamma + 1)) ** -0.5
+    return 1 / math.sqrt(2 * (gamma + 1))
 
 
 def sigma_step(target: PowerProfile) -> float | None:

@@ -22,9 +22,10 @@ def projection(sources: Array, targets: Array) -> Array:
         (n, k) weights, float64.
     """
     n = sources.shape[1]
-    r = np.linalg.qr(np.hstack([sources, targets]), mode="r")
+    r: Array = np.linalg.qr(np.hstack([sources, targets]), mode="r")
     # LU of an upper triangle with its pivots on the diagonal is back substitution.
-    return np.linalg.solve(r[:n, :n], r[:n, n:])
+    x: Array = np.linalg.solve(r[:n, :n], r[:n, n:])
+    return x
 
 
 def normalized(sources: Array, targets: Array) -> Array:
@@ -33,4 +34,5 @@ def normalized(sources: Array, targets: Array) -> Array:
     Arguments and result as for :func:`projection`.
     """
     x = projection(sources, targets)
-    return x / x.sum(axis=0)
+    x /= x.sum(axis=0)
+    return x

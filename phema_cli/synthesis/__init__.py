@@ -17,6 +17,8 @@ from phema_cli.synthesis.layout import DEFAULT_MAX_SHARD_BYTES, ENDING, output_p
 from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe
 from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
+__all__ = ["Request", "execute", "find_dtype", "plan", "synthesize"]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

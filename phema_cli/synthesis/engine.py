@@ -49,7 +49,9 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
     for output in recipe.outputs:
         for file in output.files:
             if file.path.resolve() in inputs:
-                raise UsageError("is a source of this synthesis", where=file.path, remedy="choose another -o")
+                raise UsageError(
+                    "is a source of this synthesis", where=file.path, remedy="choose another -o"
+                )
         finals = [f.path for f in output.files] + ([output.index[0]] if output.index else [])
         existing = next((p for p in finals if p.exists()), None)
         if existing is not None and not overwrite:
@@ -209,7 +211,7 @@ class _Worker:
         bits = [*(p.dtype.bits for p in averaged), *(p.out_dtype.bits for p in averaged), 8]
         n = recipe.chunk_elements
         self._raw = torch.empty(n * max(bits) // 8, dtype=torch.uint8)
-        self._raw_view = memoryview(self._raw.numpy())
+        self._raw_view = self._raw.numpy().data
         self._reference = torch.empty(n, dtype=compute)
         self._difference = torch.empty(n, dtype=compute)
         self._sums = torch.empty((len(recipe.targets), n), dtype=compute)
@@ -276,7 +278,9 @@ class _Worker:
             if alone is None:
                 sums[k].add_(reference, alpha=float(self._recipe.sums[k]))
             out.copy_(sums[k])
-            self._write(k, plan.name, plan.out_dtype.size_bytes(chunk.start), self._raw_view[:length])
+            self._write(
+                k, plan.name, plan.out_dtype.size_bytes(chunk.start), self._raw_view[:length]
+            )
         read = plan.dtype.size_bytes(n) * len(self._used)
         return read + length * len(self._alone)
 

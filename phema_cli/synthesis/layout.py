@@ -151,7 +151,8 @@ def lay_out(
         folder = path
         base = carried.base_name if carried.base_name in BASE_NAMES else BASE_NAMES[0]
         shards = split_shards(specs, max_shard_bytes)
-    files, places = [], {}
+    files: list[OutputFile] = []
+    places: dict[str, tuple[int, int]] = {}
     for number, names in enumerate(shards):
         suffix = f"-{number + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         head, offsets = encode_header({n: specs[n] for n in names}, metadata)

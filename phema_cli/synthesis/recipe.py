@@ -211,5 +211,3 @@ def _chunk(
     per_element = max(widest, 4) * (2 + targets) + widest + widest_out
     fits = max_memory // 2 // (per_element * jobs)
     return max(_MIN_CHUNK_ELEMENTS, min(_CHUNK_ELEMENTS, fits)), per_element
-
-
