@@ -53,8 +53,8 @@ def check(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             InputError(
-                f"all snapshots have gamma {gammas.pop():.6g}; one gamma reaches other targets only "
-                "roughly",
+                f"all snapshots have gamma {gammas.pop():.6g}; one gamma "
+                "reaches other targets only roughly",
                 remedy="see expected_error, and track a second gamma in the next run",
             ),
         )

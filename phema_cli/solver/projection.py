@@ -1,6 +1,8 @@
-"""Least-squares projection of target profiles on stored profiles (arXiv:2312.02696, Algorithm 3)."""
+"""Least-squares projection of targets on stored profiles (arXiv:2312.02696, Algorithm 3)."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import numpy as np
 
@@ -22,10 +24,9 @@ def projection(sources: Array, targets: Array) -> Array:
         (n, k) weights, float64.
     """
     n = sources.shape[1]
-    r: Array = np.linalg.qr(np.hstack([sources, targets]), mode="r")
+    r = cast("Array", np.linalg.qr(np.hstack([sources, targets]), mode="r"))
     # LU of an upper triangle with its pivots on the diagonal is back substitution.
-    x: Array = np.linalg.solve(r[:n, :n], r[:n, n:])
-    return x
+    return np.linalg.solve(r[:n, :n], r[:n, n:]).astype(np.float64, copy=False)
 
 
 def normalized(sources: Array, targets: Array) -> Array:

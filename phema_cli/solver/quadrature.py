@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Arr
     """
     edges = _edges_to_zero(float(breaks[0]), gamma_min, gamma_max) + [float(b) for b in breaks[1:]]
     times, weights = [], []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         change = 2 * (gamma_max + 1) * math.log(high / low)
         parts = max(1, math.ceil(change / _MANY_CHANGE - 1e-9))
         x, w = _unit_rule(_FEW_NODES if change <= _FEW_CHANGE else _MANY_NODES)

@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def worst(self) -> float:
-        """The largest relative difference of a tensor; infinite where the names or shapes differ."""
+        """The largest relative difference of a tensor; infinite where names or shapes differ."""
         if self.only_a or self.only_b or self.reshaped:
             return math.inf
         return max((t.relative for t in self.tensors), default=0.0)
