@@ -15,12 +15,15 @@ import numpy as np
 from phema_cli.profiles import Array
 
 # A product of two densities of exponents <= g changes by exp(2 (g+1) h) over a cell of width h in
-# log time. Gauss-Legendre is exact to rounding with 6 nodes up to a change of e, 12 up to e^8.
+# log time. Gauss-Legendre is exact to rounding with 6 nodes up to a change of e, with 12 up to e^8,
+# if the cell also stays away from 0, where flat exponents are singular: counting g+1 as at least
+# _STEEP keeps h at most 1.
 _FEW_NODES, _MANY_NODES = 6, 12
 _FEW_CHANGE, _MANY_CHANGE = 1.0, 8.0
 
 # Below exp(-_DEPTH) of a square integral lies nothing that float64 could still see.
 _DEPTH = 40.0
+_STEEP = 4.0
 
 
 @cache
@@ -30,7 +33,7 @@ def _unit_rule(nodes: int) -> tuple[Array, Array]:
     return (x + 1) / 2, w / 2
 
 
-def _edges_to_zero(first: float, gamma_min: float, gamma_max: float) -> list[float]:
+def _edges_to_zero(first: float, gamma_min: float, steep: float) -> list[float]:
     """Cell edges from near 0 up to ``first``, each cell even in log time, growing with depth.
 
     At log depth s below ``first`` an exponent g has fallen to exp(-g s): what is steeper than
@@ -39,7 +42,8 @@ def _edges_to_zero(first: float, gamma_min: float, gamma_max: float) -> list[flo
     depth, edges = 0.0, [first]
     end = min(_DEPTH / (2 * gamma_min + 1), 600.0)
     while depth < end:
-        depth += max(_MANY_CHANGE / (2 * (gamma_max + 1)), depth * _MANY_CHANGE / (4 * _DEPTH))
+        finest = _MANY_CHANGE / (2 * steep)
+        depth += min(max(finest, depth * _MANY_CHANGE / (4 * _DEPTH)), 1.0)
         edges.append(first * math.exp(-depth))
     return edges[::-1]
 
@@ -55,14 +59,15 @@ def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Arr
     Returns:
         Times and weights, (rows,) float64 each, in the unit of ``breaks``.
     """
-    edges = _edges_to_zero(float(breaks[0]), gamma_min, gamma_max) + [float(b) for b in breaks[1:]]
+    steep = max(gamma_max + 1, _STEEP)
+    edges = _edges_to_zero(float(breaks[0]), gamma_min, steep)
+    for low, high in pairwise(breaks.tolist()):
+        parts = max(1, math.ceil(2 * steep * math.log(high / low) / _MANY_CHANGE - 1e-9))
+        edges += [low * (high / low) ** (i / parts) for i in range(1, parts)] + [high]
     times, weights = [], []
     for low, high in pairwise(edges):
-        change = 2 * (gamma_max + 1) * math.log(high / low)
-        parts = max(1, math.ceil(change / _MANY_CHANGE - 1e-9))
+        change = 2 * steep * math.log(high / low)
         x, w = _unit_rule(_FEW_NODES if change <= _FEW_CHANGE else _MANY_NODES)
-        inner = low * (high / low) ** (np.arange(parts + 1) / parts)
-        width = np.diff(inner)
-        times.append((inner[:-1, None] + width[:, None] * x).ravel())
-        weights.append((width[:, None] * w).ravel())
+        times.append(low + (high - low) * x)
+        weights.append((high - low) * w)
     return np.concatenate(times), np.concatenate(weights)

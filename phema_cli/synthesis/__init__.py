@@ -13,7 +13,12 @@ from phema_cli.snapshots import Config, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
 from phema_cli.synthesis.engine import execute
-from phema_cli.synthesis.layout import DEFAULT_MAX_SHARD_BYTES, ENDING, output_paths
+from phema_cli.synthesis.layout import (
+    DEFAULT_MAX_SHARD_BYTES,
+    ENDING,
+    is_complete,
+    output_paths,
+)
 from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe
 from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
@@ -69,7 +74,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     )
     limit = _shard_limit(request, snapshots[-1].checkpoint)
     paths = output_paths(request.output, targets, split=limit is not None)
-    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and p.exists())]
+    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
     if targets and not kept:
         return None, paths
     todo = [targets[k] for k in kept]

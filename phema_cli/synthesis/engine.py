@@ -52,11 +52,9 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
                 raise UsageError(
                     "is a source of this synthesis", where=file.path, remedy="choose another -o"
                 )
-        finals = [f.path for f in output.files] + ([output.index[0]] if output.index else [])
-        existing = next((p for p in finals if p.exists()), None)
-        if existing is not None and not overwrite:
+        if output.present() and not overwrite:
             raise UsageError(
-                "exists already", where=existing, remedy="pass --overwrite or --skip-existing"
+                "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )
 
 
@@ -107,8 +105,8 @@ def _staged(output: Output) -> Iterator[None]:
             raise StorageError.wrap(error, output.path, "write") from error
         yield
     finally:
-        for file in output.files:
-            _partial(file.path).unlink(missing_ok=True)
+        for final in output.finals:
+            _partial(final).unlink(missing_ok=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
@@ -129,9 +127,10 @@ def _publish(output: Output) -> None:
     try:
         for file in output.files:
             _sync(_partial(file.path))
-        if output.index is not None:
-            # A reader must not meet an old index beside new shards.
-            output.index[0].unlink(missing_ok=True)
+        stale = [p for p in output.present() if p != output.path and p not in output.finals]
+        # A reader must not meet an old index beside new shards, nor a new one beside old shards.
+        for path in [*output.finals[len(output.files) :], *stale]:
+            path.unlink(missing_ok=True)
         for file in output.files:
             _partial(file.path).replace(file.path)
         if output.index is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,17 @@ class Output:
         """Bytes of all its files."""
         return sum(f.size_bytes for f in self.files) + (len(self.index[1]) if self.index else 0)
 
+    @property
+    def finals(self) -> list[Path]:
+        """All files that it will have."""
+        return [f.path for f in self.files] + ([self.index[0]] if self.index else [])
+
+    def present(self) -> list[Path]:
+        """Files that exist and belong to a checkpoint of that name, in whatever shards."""
+        if self.path == self.files[0].path:
+            return [self.path] if self.path.exists() else []
+        return _checkpoint_files(self.path)
+
 
 def output_paths(template: str | None, targets: Sequence[PowerProfile], split: bool) -> list[Path]:
     """Where each target goes.
@@ -103,6 +115,19 @@ def _path(template: str | None, target: PowerProfile, split: bool) -> Path:
             remedy="use {gamma}, {sigma_rel} and {step}",
         ) from error
     return Path(text)
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """Files in a directory that carry a name of a checkpoint there: single, shards, index."""
+    names = "|".join(BASE_NAMES)
+    pattern = re.compile(rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
+    return sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
+    whole = {f"{base}{ending}" for base in BASE_NAMES for ending in (ENDING, INDEX_SUFFIX)}
+    return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
 
 
 def provenance(

@@ -1,0 +1,85 @@
+"""Builds what tests need: trajectories, snapshots on disk, and runs of the real console script."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from phema_cli.profiles import PowerProfile
+
+PHEMA = Path(sys.executable).with_name("phema")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of the console script gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout."""
+        return json.loads(self.out)
+
+
+def phema(*arguments: object, cwd: Path | None = None, **environment: str) -> Run:
+    """Run the console script as a user does, without a terminal."""
+    done = subprocess.run(
+        [str(PHEMA), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def ema_weights(gamma: float, step: int, at: np.ndarray) -> np.ndarray:
+    """Weights of the updates at the integer times ``at`` in the EMA of ``gamma`` at ``step``."""
+    profile = PowerProfile(gamma, float(step))
+    return profile.cdf(at.astype(float)) - profile.cdf(at - 1.0)
+
+
+def write_run(
+    directory: Path,
+    *,
+    gammas: tuple[float, ...] = (5.0, 10.0),
+    steps: tuple[int, ...] = (25, 50, 75, 100),
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = (4, 3),
+    seed: int = 0,
+) -> np.ndarray:
+    """Write the exact EMAs of a random walk as snapshots; returns the walk, (last step, *shape).
+
+    The tensors are ``w`` (averaged), ``twin`` (equal everywhere) and ``count`` (an integer, the
+    step).
+    """
+    random = np.random.default_rng(seed)
+    walk = random.standard_normal((steps[-1], *shape)).cumsum(axis=0) * 0.01 + 1
+    at = np.arange(1, steps[-1] + 1)
+    directory.mkdir(parents=True, exist_ok=True)
+    for gamma in gammas:
+        for step in steps:
+            average = np.tensordot(ema_weights(gamma, step, at), walk, axes=1)
+            tensors = {
+                "w": torch.from_numpy(average).to(dtype),
+                "twin": torch.linspace(-1, 1, 7).to(dtype),
+                "count": torch.tensor(step),
+            }
+            name = f"ema-step{step:07d}-gamma{gamma:g}.safetensors"
+            metadata = {"gamma": repr(gamma), "step": str(step), "format": "pt"}
+            save_file(tensors, directory / name, metadata)
+    return walk

@@ -1,0 +1,465 @@
+"""The engine: against naive sums in float64, whatever the shapes, dtypes, chunks and jobs."""
+
+import hashlib
+import json
+import os
+import resource
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from phema_cli import scan, synthesize
+from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.formats import read_index
+from phema_cli.formats.base import DTYPES
+from phema_cli.profiles import PowerProfile
+from phema_cli.solver import Solution
+from phema_cli.solver.diagnostics import Figures
+from phema_cli.synthesis import Request, execute, find_dtype, plan
+from phema_cli.synthesis.recipe import make_recipe
+from tests.builders import ema_weights, write_run
+
+FLOATS = {name: getattr(torch, d.label) for name, d in DTYPES.items() if d.kind == "float"}
+#: distance between 1 and the next number, in which rounding is counted.
+EPS = {name: 2.0 ** -DTYPES[name].mantissa_bits for name in FLOATS}
+
+
+def write_snapshots(directory, tensors):
+    """One snapshot for each dict of tensors, all of gamma 5."""
+    directory.mkdir(exist_ok=True)
+    for step, values in enumerate(tensors, start=1):
+        metadata = {"gamma": "5.0", "step": str(step)}
+        save_file(values, directory / f"s{step:02d}.safetensors", metadata)
+    return scan([directory]).require()
+
+
+def recipe_of(snapshots, weights, paths, **more):
+    """A recipe with weights of the test's own."""
+    weights = np.asarray(weights, dtype=float)
+    figures = tuple(Figures(0.0, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
+    targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
+    return make_recipe(snapshots, targets, Solution(weights, figures), paths, method="test", **more)
+
+
+shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_sums_against_float64(tmp_path_factory, data):
+    """Each output element is the weighted sum in float64, rounded once more at most."""
+    folder = tmp_path_factory.mktemp("run")
+    source = data.draw(st.sampled_from(sorted(FLOATS)))
+    target = data.draw(st.sampled_from([None, *sorted(FLOATS)]))
+    names = data.draw(st.dictionaries(st.sampled_from("abcdef"), shapes, min_size=1))
+    n, k = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    values = [
+        {
+            name: torch.from_numpy(random.uniform(0.5, 1.5, shape)).to(FLOATS[source])
+            for name, shape in names.items()
+        }
+        for _ in range(n)
+    ]
+    snapshots = write_snapshots(folder, values)
+    weights = random.uniform(-1, 1, (n, k))
+    weights += (1 - weights.sum(axis=0)) / n
+    outputs = [folder / "out" / f"{i}.safetensors" for i in range(k)]
+    recipe = recipe_of(
+        snapshots,
+        weights,
+        outputs,
+        dtype=None if target is None else DTYPES[target],
+        jobs=data.draw(st.integers(1, 3)),
+    )
+    recipe = replace(recipe, chunk_elements=2 * data.draw(st.integers(1, 40)))
+    execute(recipe)
+    out = target or source
+    for i, path in enumerate(outputs):
+        written = load_file(path)
+        assert set(written) == set(names)
+        for name, shape in names.items():
+            assert written[name].dtype == FLOATS[out]
+            assert tuple(written[name].shape) == shape
+            exact = sum(w * v[name].double() for w, v in zip(weights[:, i], values, strict=True))
+            size = np.abs(weights[:, i]).sum() * 1.5
+            slack = EPS[out] * exact.abs() + 2e-6 * size * (1 if source != "F64" else 1e-8)
+            if out == "F64" and source == "F64":
+                slack = 1e-14 * size
+            assert bool(((written[name].double() - exact).abs() <= slack).all()), (
+                name,
+                written[name],
+                exact,
+            )
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_stored_snapshot_comes_back_bit_for_bit(tmp_path, dtype):
+    """A target with weight 1 on one source is that source, also next to other targets."""
+    random = np.random.default_rng(0)
+    values = [
+        {"w": torch.from_numpy(random.standard_normal((33,)) * 3).to(FLOATS[dtype])}
+        for _ in range(3)
+    ]
+    snapshots = write_snapshots(tmp_path / "in", values)
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    execute(recipe_of(snapshots, [[0, 0.3], [1, 0.3], [0, 0.4]], paths))
+    assert torch.equal(load_file(paths[0])["w"].view(torch.uint8), values[1]["w"].view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_what_is_alike_everywhere_comes_out_alike(tmp_path, dtype):
+    """A tensor with the same bits in every source has them in the output, for any weights."""
+    same = torch.linspace(-2, 2, 50).to(FLOATS[dtype])
+    snapshots = write_snapshots(tmp_path / "in", [{"w": same}] * 4)
+    execute(recipe_of(snapshots, [[1e6], [-1e6], [0.25], [0.75]], [tmp_path / "o.safetensors"]))
+    assert torch.equal(
+        load_file(tmp_path / "o.safetensors")["w"].view(torch.uint8), same.view(torch.uint8)
+    )
+
+
+def test_weights_that_do_not_sum_to_one_are_kept(tmp_path):
+    """Weights of ``projection`` are used as they are."""
+    values = [{"w": torch.tensor([2.0, 4.0])}, {"w": torch.tensor([4.0, 8.0])}]
+    snapshots = write_snapshots(tmp_path / "in", values)
+    execute(recipe_of(snapshots, [[0.25], [0.5]], [tmp_path / "o.safetensors"]))
+    assert load_file(tmp_path / "o.safetensors")["w"].tolist() == [2.5, 5.0]
+
+
+def test_large_cancelling_weights_lose_little(tmp_path):
+    """Sums of weights of 1e3 on nearly equal values keep float32 accuracy of the result."""
+    random = np.random.default_rng(0)
+    base = random.standard_normal(1000)
+    values = [
+        {"w": torch.from_numpy(base + 1e-3 * random.standard_normal(1000)).float()}
+        for _ in range(40)
+    ]
+    weights = random.uniform(-50, 50, (40, 1))
+    weights += (1 - weights.sum()) / 40
+    snapshots = write_snapshots(tmp_path / "in", values)
+    execute(recipe_of(snapshots, weights, [tmp_path / "o.safetensors"]))
+    exact = sum(w * v["w"].double() for w, v in zip(weights[:, 0], values, strict=True))
+    error = (load_file(tmp_path / "o.safetensors")["w"].double() - exact).norm() / exact.norm()
+    assert error < 2e-7
+
+
+def test_true_ema_is_met(tmp_path):
+    """Synthesized from 2 x 20 snapshots, gamma 7 lies within the expected error of the true EMA."""
+    steps = tuple(range(20, 401, 20))
+    walk = write_run(tmp_path / "ckpts", steps=steps, shape=(200,))
+    recipe, (path,) = plan(
+        scan([tmp_path / "ckpts"]), Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors"))
+    )
+    execute(recipe)
+    at = np.arange(1, 401)
+    truth = ema_weights(7.0, 400, at) @ walk
+    error = np.linalg.norm(load_file(path)["w"].double().numpy() - truth)
+    moved = np.linalg.norm(walk[-1] - truth)
+    assert error / moved < 5 * recipe.solution.figures[0].expected_error
+    assert error / moved < 1e-2
+
+
+def test_integers_come_from_the_newest_source_not_after_the_target(ckpts, tmp_path):
+    """Integers are copied: from the last snapshot, or for an earlier step from the one before it."""
+    for step, count in ((None, 100), (60, 50), (10, 25)):
+        path = tmp_path / f"{step}.safetensors"
+        synthesize(ckpts, gamma=7, step=step, output=path)
+        assert load_file(path)["count"].item() == count
+
+
+def test_copied_tensors_are_not_averaged(ckpts, tmp_path):
+    """--copy takes a float tensor from the newest snapshot, in its stored type."""
+    found = scan([ckpts])
+    recipe, (path,) = plan(
+        replace(found, copy=("w",)),
+        Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors"), dtype=DTYPES["F16"]),
+    )
+    execute(recipe)
+    newest = load_file(found.snapshots[-1].checkpoint.path)
+    written = load_file(path)
+    assert torch.equal(written["w"], newest["w"])
+    assert written["twin"].dtype == torch.float16
+
+
+def test_types_that_cannot_be_averaged_are_refused_or_copied(tmp_path):
+    """A complex tensor is an error that names the remedy, and the remedy works."""
+    values = [{"w": torch.ones(3), "z": torch.ones(2, dtype=torch.complex64) * i} for i in (1, 2)]
+    write_snapshots(tmp_path / "in", values)
+    with pytest.raises(InputError, match="--copy 'z'"):
+        synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
+    recipe, (path,) = plan(
+        replace(scan([tmp_path / "in"]), copy=("z",)),
+        Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors")),
+    )
+    execute(recipe)
+    assert torch.equal(load_file(path)["z"], values[1]["z"])
+
+
+def test_strided_torch_tensors_are_averaged_and_copied(tmp_path):
+    """Non-contiguous tensors of .pt files come out in row-major order."""
+    (tmp_path / "in").mkdir()
+    values = []
+    for step in (1, 2):
+        w = torch.arange(30.0).reshape(5, 6).t() * step
+        counts = torch.arange(6).reshape(2, 3).t() * step
+        values.append((w, counts))
+        torch.save({"w": w, "n": counts}, tmp_path / "in" / f"x-step{step}-gamma5.pt")
+    execute(
+        recipe_of(scan([tmp_path / "in"]).require(), [[0.25], [0.75]], [tmp_path / "o.safetensors"])
+    )
+    written = load_file(tmp_path / "o.safetensors")
+    torch.testing.assert_close(written["w"], 0.25 * values[0][0] + 0.75 * values[1][0])
+    assert torch.equal(written["n"], values[1][1])
+
+
+def digest(folder):
+    """Name and hash of every file below a directory."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_same_bytes_for_any_jobs_and_chunks(ckpts, tmp_path):
+    """Neither workers, chunk sizes nor repetition show in the outputs' bytes."""
+    seen = []
+    for number, (jobs, chunk) in enumerate([(1, None), (1, None), (4, None), (3, 2), (2, 10)]):
+        out = tmp_path / str(number)
+        recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(out), jobs=jobs))
+        execute(recipe if chunk is None else replace(recipe, chunk_elements=chunk))
+        seen.append(digest(out))
+    assert all(s == seen[0] for s in seen)
+    assert len(seen[0]) == 2
+
+
+@pytest.mark.parametrize("base", ["model", "diffusion_pytorch_model"])
+def test_shards_have_hugging_face_names_and_load(tmp_path, base):
+    """Sharded outputs keep the sources' base name, and the index finds every tensor once."""
+    random = np.random.default_rng(0)
+    for step in (1, 2):
+        folder = tmp_path / "in" / f"step{step}-gamma5"
+        folder.mkdir(parents=True)
+        names = [f"layer{i}" for i in range(6)]
+        tensors = {n: torch.from_numpy(random.standard_normal(100)).float() for n in names}
+        tensors["big"] = torch.from_numpy(random.standard_normal(400)).float()
+        shards = {
+            f"{base}-00001-of-00002.safetensors": names[:4],
+            f"{base}-00002-of-00002.safetensors": [*names[4:], "big"],
+        }
+        weight_map = {n: file for file, members in shards.items() for n in members}
+        for file, members in shards.items():
+            save_file({n: tensors[n] for n in members}, folder / file, {"format": "pt"})
+        (folder / f"{base}.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
+    whole = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "whole.safetensors")[0]
+    (out,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "out", max_shard_size=1000)
+    assert out == tmp_path / "out" / "phema-step0000002-gamma7"
+    index = json.loads((out / f"{base}.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == [f"{base}-{i:05d}-of-00004.safetensors" for i in range(1, 5)]
+    assert index["metadata"]["total_size"] == 4000
+    loaded = {}
+    for file in files:
+        part = load_file(out / file)
+        assert all(index["weight_map"][n] == file for n in part)
+        with safe_open(out / file, "pt") as handle:
+            assert handle.metadata()["format"] == "pt"
+        loaded |= part
+    expected = load_file(whole)
+    assert set(loaded) == set(expected) == set(index["weight_map"])
+    assert all(torch.equal(loaded[n], expected[n]) for n in expected)
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*files, f"{base}.safetensors.index.json"]
+    )
+
+
+def test_metadata_tells_how_an_output_was_made(ckpts, tmp_path):
+    """Provenance names method, target, version, sources with weights, and the figures."""
+    (path,) = synthesize(ckpts, gamma=7, output=tmp_path / "o.safetensors")
+    metadata = read_index(path).metadata
+    record = json.loads(metadata["phema"])
+    assert metadata["format"] == "pt"
+    assert record["schema"] == "phema/synthesis/1"
+    assert record["target"]["gamma"] == 7
+    assert record["target"]["step"] == 100
+    assert len(record["sources"]) == 8
+    assert sum(s["weight"] for s in record["sources"]) == pytest.approx(1, abs=1e-12)
+    assert record["sources"][0] == {
+        "name": "ema-step0000025-gamma5.safetensors",
+        "gamma": 5.0,
+        "step": 25.0,
+        "weight": record["sources"][0]["weight"],
+    }
+    assert set(record["figures"]) >= {"expected_error", "profile_error", "noise_gain", "weight_sum"}
+
+
+def test_metadata_of_the_newest_source_is_carried_over(tmp_path):
+    """Foreign metadata survive; the sources' own tags do not."""
+    (tmp_path / "in").mkdir()
+    for step in (1, 2):
+        metadata = {"gamma": "5.0", "step": str(step), "author": f"me{step}"}
+        save_file({"w": torch.ones(2) * step}, tmp_path / "in" / f"{step}.safetensors", metadata)
+    (path,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
+    metadata = read_index(path).metadata
+    assert metadata["author"] == "me2"
+    assert not {"gamma", "step"} & set(metadata)
+
+
+def test_existing_outputs_are_kept_unless_told(ckpts, tmp_path):
+    """An output that exists is refused, replaced with overwrite, and skipped with skip_existing."""
+    path = tmp_path / "o.safetensors"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        synthesize(ckpts, gamma=7, output=path)
+    assert path.read_text() == "mine"
+    request = Request(gammas=(7.0,), output=str(path), skip_existing=True)
+    assert plan(scan([ckpts]), request) == (None, [path])
+    synthesize(ckpts, gamma=7, output=path, overwrite=True)
+    assert "w" in load_file(path)
+
+
+def test_a_source_is_never_overwritten(ckpts):
+    """Even --overwrite does not let an output replace one of its own sources."""
+    source = next(ckpts.iterdir())
+    before = source.read_bytes()
+    with pytest.raises(UsageError, match="is a source"):
+        synthesize(ckpts, gamma=7, output=source, overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_overwriting_a_sharded_output_replaces_it_whole(ckpts, tmp_path):
+    """After an overwrite with other shards the index is the new one and every shard it names is."""
+    for size in (20, 40):
+        (out,) = synthesize(ckpts, gamma=7, output=tmp_path, max_shard_size=size, overwrite=True)
+    checkpoint = read_index(out / "model.safetensors.index.json")
+    assert set(checkpoint.tensors) == {"w", "twin", "count"}
+    assert {p.name for p in out.glob("*.safetensors")} == {p.name for p in checkpoint.files}
+
+
+def test_a_source_that_shrinks_leaves_no_output(ckpts, tmp_path):
+    """A source cut off after the scan is an error that names it, and nothing half is left."""
+    recipe, _ = plan(
+        scan([ckpts]), Request(gammas=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
+    )
+    victim = recipe.sources[3].checkpoint.path
+    os.truncate(victim, victim.stat().st_size - 60)
+    with pytest.raises(InputError, match=victim.name):
+        execute(recipe)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_no_output(ckpts, tmp_path):
+    """When the space can't be had the error says so, and nothing half is left."""
+    recipe, _ = plan(
+        scan([ckpts]), Request(gammas=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(StorageError, match="cannot write: File too large"):
+            execute(recipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "new").exists()
+
+
+def test_more_sources_than_open_files(tmp_path):
+    """With few file descriptors allowed a synthesis of many sources still works."""
+    write_run(tmp_path / "in", steps=tuple(range(1, 61)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (80, hard))
+    try:
+        (path,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "w" in load_file(path)
+
+
+def test_progress_counts_all_bytes(ckpts, tmp_path):
+    """The bytes reported add up to those that the plan promised, headers excepted."""
+    recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(tmp_path)))
+    done = []
+    execute(recipe, progress=done.append)
+    heads = sum(len(f.head) for o in recipe.outputs for f in o.files)
+    assert sum(done) == recipe.read_bytes + recipe.write_bytes - heads
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fp16", "F16"),
+        ("float16", "F16"),
+        ("half", "F16"),
+        ("bf16", "BF16"),
+        ("bfloat16", "BF16"),
+        ("torch.float32", "F32"),
+        ("fp32", "F32"),
+        ("F64", "F64"),
+        ("float8_e4m3fn", "F8_E4M3"),
+        ("fp8_e5m2", "F8_E5M2"),
+        ("F8_E4M3FNUZ", "F8_E4M3FNUZ"),
+    ],
+)
+def test_dtype_names(name, expected):
+    """Types are known by the names that safetensors, torch and people give them."""
+    assert find_dtype(name).name == expected
+
+
+@pytest.mark.parametrize("name", ["int8", "float", "bool", "fp17", ""])
+def test_unknown_dtype_names(name):
+    """Other names are refused with the list of those known."""
+    with pytest.raises(UsageError, match="bfloat16"):
+        find_dtype(name)
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (None, "phema-step0000100-gamma7.safetensors"),
+        ("dir", "dir/phema-step0000100-gamma7.safetensors"),
+        ("dir/a.safetensors", "dir/a.safetensors"),
+        ("x-{gamma}-{step}.safetensors", "x-7-100.safetensors"),
+        ("{sigma_rel}", "0.0993808"),
+    ],
+)
+def test_output_paths(ckpts, output, expected):
+    """-o is a file, a directory, or a name with placeholders."""
+    _, (path,) = plan(scan([ckpts]), Request(gammas=(7.0,), output=output))
+    assert str(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(gammas=(7.0, 8.0), output="a.safetensors"), "several targets"),
+        (Request(gammas=(7.0,), output="{nope}"), "unknown placeholder"),
+        (Request(gammas=(7.0,), output="{gamma.real}"), "unknown placeholder"),
+        (Request(gammas=(7.0,), output="a.safetensors", max_shard_bytes=10), "one file"),
+        (Request(gammas=(7.0, 7.0)), "given twice"),
+        (Request(gammas=(-0.2,)), "below 0"),
+        (Request(), "no target"),
+        (Request(gammas=(7.0,), step=101.0), "later than the last"),
+        (Request(gammas=(7.0,), step=0.0), "not above 0"),
+        (Request(sigma_rels=(0.2887,)), "0.2887"),
+    ],
+)
+def test_requests_that_make_no_sense(ckpts, request_, message):
+    """Each is refused before anything is written."""
+    with pytest.raises(UsageError, match=message):
+        plan(scan([ckpts]), request_)
+
+
+def test_memory_bound_shrinks_the_chunks(ckpts):
+    """max_memory bounds the buffers of all workers together."""
+    for limit in (8 << 20, 64 << 20):
+        request = Request(gammas=(7.0, 3.0), max_memory=limit, jobs=4)
+        recipe, _ = plan(scan([ckpts]), request)
+        assert limit / 4 < recipe.peak_bytes <= limit / 2

@@ -1,0 +1,207 @@
+"""PowerEMA: the closed form, what is averaged, wrappers, ties, resuming and storing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model
+from torch import nn
+
+from phema_cli import PowerEMA
+from phema_cli.errors import StorageError, UsageError
+from tests.builders import ema_weights
+
+
+class Net(nn.Module):
+    """Tied, frozen, integer, float and non-persistent state in one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)))
+
+
+def train(model, *emas, steps=5):
+    """A few real optimizer steps."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(steps):
+        x = torch.randint(0, 5, (8,))
+        loss = nn.functional.cross_entropy(model(x), x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for ema in emas:
+            ema.update()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.floats(-0.4, 40), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_average_is_the_closed_form(steps, gamma, dtype):
+    """The EMA is the sum of the trajectory weighted by F(t) - F(t-1), to float32 rounding."""
+    random = np.random.default_rng(steps)
+    trajectory = random.standard_normal((steps, 6))
+    model = nn.Linear(2, 3, bias=False, dtype=dtype)
+    ema = PowerEMA(model, (gamma,))
+    seen = []
+    for values in trajectory:
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(values).reshape(3, 2))
+        seen.append(model.weight.detach().double().numpy().ravel())
+        ema.update()
+    expected = ema_weights(gamma, steps, np.arange(1, steps + 1)) @ np.array(seen)
+    stored = ema.average(gamma)["weight"]
+    assert stored.dtype == torch.float32
+    np.testing.assert_allclose(stored.double().numpy().ravel(), expected, atol=2e-6)
+
+
+def test_what_is_averaged_and_what_is_not():
+    """Trainable parameters and float buffers are averaged; the rest is stored as it is."""
+    torch.manual_seed(0)
+    model = Net()
+    ema = PowerEMA(model, (5,))
+    train(model, ema)
+    state, average = model.state_dict(), ema.average(5)
+    assert set(average) == set(state) - {"head.weight"}
+    assert not torch.equal(average["embed.weight"], state["embed.weight"])
+    assert not torch.equal(average["norm.running_mean"], state["norm.running_mean"])
+    assert torch.equal(average["frozen"], state["frozen"])
+    assert average["norm.num_batches_tracked"] == 5
+    assert average["norm.num_batches_tracked"].dtype == torch.int64
+
+
+def test_updating_leaves_the_graph_and_the_model_alone():
+    """update() records nothing for autograd and changes no weight."""
+    model = Net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ema = PowerEMA(model)
+    ema.update()
+    assert all(not t.requires_grad for t in ema.average(5).values())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_leave_no_trace_in_the_names(wrap):
+    """Averages of a wrapped model have the names of the model itself."""
+    model = Net()
+    ema = PowerEMA(wrap(model), (5,))
+    ema.update()
+    assert set(ema.average(5)) == set(model.state_dict()) - {"head.weight"}
+
+
+def test_compiled_parts_leave_no_trace_in_the_names():
+    """A compiled submodule's names are those without compilation."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    names = set(model.state_dict())
+    model[0] = torch.compile(model[0])
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    assert set(ema.average(5)) == names
+
+
+def test_snapshots_load_back_with_ties(tmp_path):
+    """A snapshot is tagged, and load_model restores it into the model, tied weights included."""
+    model, fresh = Net(), Net()
+    ema = PowerEMA(model, (5, 6.94))
+    train(model, ema)
+    paths = ema.save(tmp_path / "new" / "ckpts", name="run")
+    assert [p.name for p in paths] == [
+        "run-step0000005-gamma5.safetensors",
+        "run-step0000005-gamma6.94.safetensors",
+    ]
+    with safe_open(paths[1], "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["gamma"], metadata["step"], metadata["format"]) == ("6.94", "5", "pt")
+    load_model(fresh, paths[0])
+    assert torch.equal(fresh.head.weight, ema.average(5)["embed.weight"])
+    assert sorted(p.name for p in (tmp_path / "new" / "ckpts").iterdir()) == sorted(
+        p.name for p in paths
+    )
+
+
+def test_storage_dtype_holds_for_averages_only(tmp_path):
+    """save(dtype=...) rounds averages; what was not averaged keeps its type."""
+    model = Net()
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    stored = load_file(ema.save(tmp_path, dtype=torch.bfloat16)[0])
+    assert stored["embed.weight"].dtype == torch.bfloat16
+    assert stored["frozen"].dtype == torch.float32
+    assert stored["norm.num_batches_tracked"].dtype == torch.int64
+
+
+def test_resuming_gives_what_an_unbroken_run_gives(tmp_path):
+    """state_dict through torch.save with weights_only restores the averages bit for bit."""
+    torch.manual_seed(0)
+    model = Net()
+    ema = PowerEMA(model)
+    train(model, ema)
+    torch.save(ema.state_dict(), tmp_path / "ema.pt")
+    again = PowerEMA(model)
+    again.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
+    train(model, ema, again)
+    assert again.step == ema.step == 10
+    for gamma in (5, 10):
+        first, second = ema.average(gamma), again.average(gamma)
+        assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_replaced_parameters_are_followed():
+    """A model that swaps a parameter's tensor or a buffer is averaged by what it holds now."""
+    model = nn.BatchNorm1d(2)
+    ema = PowerEMA(model, (5,))
+    model.running_mean = torch.full((2,), 3.0)
+    model.double()
+    ema.update()
+    assert torch.equal(ema.average(5)["running_mean"], torch.full((2,), 3.0))
+
+
+def test_averages_may_live_elsewhere():
+    """device= says where the averages are kept."""
+    ema = PowerEMA(nn.Linear(2, 2), (5,), device="cpu")
+    ema.update()
+    assert ema.average(5)["weight"].device.type == "cpu"
+
+
+def test_misuse_is_refused(tmp_path):
+    """Each refusal says what is wrong."""
+    model = Net()
+    with pytest.raises(UsageError, match="at least one"):
+        PowerEMA(model, ())
+    with pytest.raises(UsageError, match="no two alike"):
+        PowerEMA(model, (5, 5.0))
+    with pytest.raises(UsageError, match=r"above -0\.5"):
+        PowerEMA(model, (-1,))
+    with pytest.raises(UsageError, match="nothing to average"):
+        PowerEMA(nn.ReLU())
+    ema = PowerEMA(model)
+    with pytest.raises(UsageError, match="no update"):
+        ema.save(tmp_path)
+    ema.update()
+    with pytest.raises(UsageError, match="not tracked"):
+        ema.average(7)
+    model.frozen.requires_grad_(True)
+    with pytest.raises(UsageError, match="frozen was frozen"):
+        ema.update()
+    other = PowerEMA(nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="another model"):
+        other.load_state_dict(ema.state_dict())
+    with pytest.raises(UsageError, match="gammas"):
+        PowerEMA(nn.Linear(2, 2), (5,)).load_state_dict(other.state_dict())
+
+
+def test_a_directory_that_cannot_be_written_is_a_storage_error(tmp_path):
+    """The error names the file, and nothing half is left."""
+    (tmp_path / "file").write_text("")
+    ema = PowerEMA(nn.Linear(2, 2))
+    ema.update()
+    with pytest.raises(StorageError, match="cannot write"):
+        ema.save(tmp_path / "file")
