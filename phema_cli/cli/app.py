@@ -27,6 +27,8 @@ app.command("demo")(demo.demo)
 # typer gives only the leaf of its family of command-line errors a public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
+_INTERRUPTED = 130
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -67,8 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     except _CommandLineError as error:
         code = _usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        render.fail("interrupted; nothing was left behind")
-        code = 130
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        render.fail("interrupted; no output was written")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from phema_cli.profiles import PowerProfile
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
 _PIPE_WIDTH = 200
+# headers that leave less than 3 blanks between columns in a terminal of 80
+_NARROW = 60
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
 
@@ -75,7 +78,8 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """A plain table with aligned columns."""
     from rich.table import Table
 
-    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    gap = 3 if sum(map(len, columns)) < _NARROW else 1
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
         made.add_column(
             column, justify="right" if column in right else "left", no_wrap=column != ""
@@ -83,28 +87,28 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
-def figures_row(figures: Figures) -> list[str]:
-    """The figures of a target as cells, under ``FIGURE_COLUMNS``."""
-    style = STYLES[figures.verdict]
-    sigma = "" if figures.sigma_error is None else f"{per_cent(figures.sigma_error)} of sigma_rel"
-    return [
-        f"[{style}]{figures.verdict}[/]",
-        f"{figures.expected_error:.2g}",
-        sigma,
-        f"{figures.profile_error:.2g}",
-        f"{figures.weight_sum:.6f}",
-        f"{figures.noise_gain:.3g}",
-    ]
-
-
-FIGURE_COLUMNS = (
-    "verdict",
-    "expected_error",
-    "sigma_error",
-    "profile_error",
-    "weight_sum",
-    "noise_gain",
-)
+def figures_table(targets: Sequence[PowerProfile], figures: Sequence[Figures]) -> Table:
+    """A row of figures for each target, in the order of their use."""
+    names = (
+        "verdict",
+        "expected_error",
+        "sigma_error",
+        "profile_error",
+        "weight_sum",
+        "noise_gain",
+    )
+    made = table("gamma", *names, right=("gamma", *names[1:]))
+    for target, f in zip(targets, figures, strict=True):
+        made.add_row(
+            f"{target.gamma:.6g}",
+            f"[{STYLES[f.verdict]}]{f.verdict}[/]",
+            f"{f.expected_error:.2g}",
+            "" if f.sigma_error is None else per_cent(f.sigma_error),
+            f"{f.profile_error:.2g}",
+            f"{f.weight_sum:.6f}",
+            f"{f.noise_gain:.3g}",
+        )
+    return made
 
 
 def per_cent(value: float) -> str:

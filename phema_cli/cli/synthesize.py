@@ -142,11 +142,8 @@ def synthesize(
 
 def _show_figures(recipe: Recipe) -> None:
     """How good each target will be, on stderr."""
-    out = render.console(stderr=True)
-    table = render.table("target", *render.FIGURE_COLUMNS, right=render.FIGURE_COLUMNS[1:])
-    for target, figures in zip(recipe.targets, recipe.solution.figures, strict=True):
-        table.add_row(f"gamma {target.gamma:.6g}", *render.figures_row(figures))
-    out.print(table)
+    table = render.figures_table(recipe.targets, recipe.solution.figures)
+    render.console(stderr=True).print(table)
 
 
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:

@@ -57,14 +57,11 @@ def weights(
         return
     render.findings(found.findings, stderr=True)
     out = render.console()
-    head = render.table("target", *render.FIGURE_COLUMNS, right=render.FIGURE_COLUMNS[1:])
-    for t, f in zip(targets, solution.figures, strict=True):
-        head.add_row(f"gamma {t.gamma:.6g}", *render.figures_row(f))
     names = [f"gamma {t.gamma:.6g}" for t in targets]
     body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names))
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]
         body.add_row(s.name, f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
-    out.print(head)
+    out.print(render.figures_table(targets, solution.figures))
     out.print()
     out.print(body)

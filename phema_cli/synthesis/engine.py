@@ -106,7 +106,9 @@ def _staged(output: Output) -> Iterator[None]:
         yield
     finally:
         for final in output.finals:
-            _partial(final).unlink(missing_ok=True)
+            # What could not be made can't be removed; the error that matters is the first one.
+            with suppress(OSError):
+                _partial(final).unlink(missing_ok=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()

@@ -1,0 +1,240 @@
+"""Bad input: one line, the right exit code, and no output file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.builders import phema, write_run
+
+FIRST = "ema-step0000025-gamma5.safetensors"
+
+
+def empty(ckpts):
+    """Remove every snapshot."""
+    for path in ckpts.iterdir():
+        path.unlink()
+
+
+def no_tags(ckpts):
+    """Leave a file that says neither gamma nor step."""
+    (ckpts / FIRST).rename(ckpts / "weights.safetensors")
+    save_file({"w": torch.ones(4, 3)}, ckpts / "weights.safetensors")
+
+
+def contradiction(ckpts):
+    """Give a file a name that contradicts its metadata."""
+    (ckpts / FIRST).rename(ckpts / "ema-step0000026-gamma5.safetensors")
+
+
+def duplicate(ckpts):
+    """Store a snapshot twice."""
+    shutil.copy(ckpts / FIRST, ckpts / "again.safetensors")
+
+
+def only_step_zero(ckpts):
+    """Leave nothing but a snapshot of step 0."""
+    empty(ckpts)
+    save_file({"w": torch.ones(4, 3)}, ckpts / "e-step0-gamma5.safetensors")
+
+
+def missing_shard(ckpts):
+    """Add an index whose shard is not there."""
+    folder = ckpts / "step25-gamma4"
+    folder.mkdir()
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shape_mismatch(ckpts):
+    """Give one snapshot a transposed tensor."""
+    metadata = {"gamma": "5.0", "step": "25"}
+    tensors = {"w": torch.ones(3, 4), "twin": torch.ones(7), "count": torch.tensor(1)}
+    save_file(tensors, ckpts / FIRST, metadata)
+
+
+def missing_tensor(ckpts):
+    """Take tensors out of one snapshot."""
+    save_file({"w": torch.ones(4, 3)}, ckpts / FIRST, {"gamma": "5.0", "step": "25"})
+
+
+def truncated(ckpts):
+    """Cut a file short."""
+    data = (ckpts / FIRST).read_bytes()
+    (ckpts / FIRST).write_bytes(data[:-5])
+
+
+def not_a_checkpoint(ckpts):
+    """Put text where a snapshot should be."""
+    (ckpts / FIRST).write_text("hello")
+
+
+def text_as_pt(ckpts):
+    """Put text under a torch ending."""
+    (ckpts / "x-step1-gamma5.pt").write_text("hello")
+
+
+def legacy(ckpts):
+    """Add a file in torch's format before 1.6."""
+    torch.save(
+        {"w": torch.ones(1)}, ckpts / "x-step1-gamma5.pt", _use_new_zipfile_serialization=False
+    )
+
+
+def bad_toml(ckpts):
+    """Write a phema.toml with a wrong type."""
+    (ckpts / "phema.toml").write_text("gammas = 5")
+
+
+BROKEN = [
+    (empty, "no snapshots found"),
+    (no_tags, "weights.safetensors: no gamma in metadata or name; pass --gammas"),
+    (contradiction, "its step is 25 by its metadata and 26 by its name"),
+    (duplicate, "the same gamma 5 and step 25 as again.safetensors"),
+    (only_step_zero, "step 0 holds no average yet"),
+    (missing_shard, "shard model-00001-of-00001.safetensors is missing"),
+    (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
+    (missing_tensor, "lacks tensor"),
+    (truncated, "truncated?"),
+    (not_a_checkpoint, "not a safetensors file"),
+    (text_as_pt, "not a PyTorch checkpoint"),
+    (legacy, "torch's legacy format"),
+    (bad_toml, "gammas must be a list of numbers"),
+]
+
+
+@pytest.mark.parametrize(("breakage", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", ""))
+def test_broken_inputs(ckpts, tmp_path, breakage, message):
+    """Each broken directory ends with exit code 3, one line that says so, and no output."""
+    breakage(ckpts)
+    run = phema("synthesize", "-g", 7, ckpts, "-q", cwd=tmp_path)
+    assert run.code == 3
+    assert message in run.err
+    assert run.err.count("\n") == 1
+    assert run.err.startswith("phema: ")
+    assert run.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+
+
+USAGE = [
+    (("-s", "0.2887"), "0.2887"),
+    (("-s", "0.5"), "12^-1/2 = 0.2887"),
+    (("-g", "-1"), "gamma -1 is"),
+    (("-g", "7", "--step", "101"), "later than the last snapshot's, 100"),
+    (("-g", "7", "--step", "0"), "step 0 is not above 0"),
+    (("-g", "seven"), "'seven' is not a number"),
+    (("-g", "5,...,7"), "... needs two numbers"),
+    (("-g", "5,6,...,7.5"), "steps of 1 don't lead to 7.5"),
+    (("-g", "7,7"), "given twice"),
+    (("-g", "7", "--method", "magic"), "no method 'magic'"),
+    (("-g", "7", "--dtype", "int8"), "no float type 'int8'"),
+    (("-g", "7", "--max-shard-size", "5XB"), "not a size"),
+    (("-g", "7", "--pattern", "("), "not a regular expression"),
+    (("-g", "7", "--pattern", "x"), "no named group"),
+    (("-g", "7", "--gammas", "5", "--sigma-rels", "0.1"), "the same thing"),
+    (("-g", "7", "-o", "{what}"), "unknown placeholder"),
+    (("-g", "7", "--jobs", "0"), "--jobs"),
+    (("--gama", "7"), "No such option"),
+    ((), "no target given; pass --gamma or --sigma-rel"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), USAGE, ids=lambda v: " ".join(v) if v else "none"
+)
+def test_usage_errors(ckpts, tmp_path, arguments, message):
+    """Each command line that makes no sense ends with exit code 2 and one line."""
+    run = phema("synthesize", ckpts, "-q", *arguments, cwd=tmp_path)
+    assert run.code == 2
+    assert message in run.err
+    assert run.err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+
+
+def test_existing_output_is_refused(ckpts, tmp_path):
+    """Without --overwrite an existing output stays as it is, exit code 2."""
+    (tmp_path / "o.safetensors").write_text("mine")
+    run = phema("synthesize", "-g", 7, ckpts, "-o", "o.safetensors", "-q", cwd=tmp_path)
+    assert (run.code, run.out) == (2, "")
+    assert "pass --overwrite or --skip-existing" in run.err
+    assert (tmp_path / "o.safetensors").read_text() == "mine"
+    done = phema(
+        "synthesize", "-g", 7, ckpts, "-o", "o.safetensors", "-q", "--overwrite", cwd=tmp_path
+    )
+    assert done.code == 0
+
+
+def test_one_gamma_is_allowed_with_a_warning(tmp_path):
+    """A single gamma works, and says that and with what expected error."""
+    write_run(tmp_path / "one", gammas=(5.0,))
+    run = phema("synthesize", "-g", 7, tmp_path / "one", cwd=tmp_path)
+    assert run.code == 0
+    assert "warning: all snapshots have gamma 5" in run.err
+    assert "expected_error" in run.err
+
+
+def test_step_zero_beside_others_is_left_out(ckpts, tmp_path):
+    """A snapshot of step 0 is left out with a notice; the others are used."""
+    save_file({"w": torch.ones(4, 3)}, ckpts / "e-step0-gamma5.safetensors")
+    run = phema("synthesize", "-g", 7, ckpts, cwd=tmp_path)
+    assert run.code == 0
+    assert "e-step0-gamma5.safetensors: left out: step 0" in run.err
+
+
+class Shell:
+    """Unpickled freely, it would run a command."""
+
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch ran",)
+
+
+def test_a_pickle_that_runs_code_is_refused(ckpts, tmp_path):
+    """Exit code 4, the global named, nothing run."""
+    torch.save({"w": torch.ones(4, 3), "x": Shell()}, ckpts / "x-step10-gamma5.pt")
+    run = phema("synthesize", "-g", 7, ckpts, "-q", cwd=tmp_path)
+    assert run.code == 4
+    assert "posix.system" in run.err
+    assert run.err.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inspect_lists_every_problem(ckpts):
+    """Inspect shows all problems last, each with its remedy, and exits with 3."""
+    truncated(ckpts)
+    no_tags_file = ckpts / "weights.safetensors"
+    save_file({"w": torch.ones(4, 3)}, no_tags_file)
+    run = phema("inspect", ckpts)
+    assert run.code == 3
+    assert run.out.splitlines()[-1].startswith("error: ")
+    assert run.out.count("error: ") == 2
+    assert run.out.count("--exclude") == 2
+    assert "7 snapshots" in run.out
+    document = phema("inspect", ckpts, "--json").json
+    assert [f["level"] for f in document["findings"]] == ["error", "error"]
+    assert document["targets"] == []
+    assert phema("inspect", ckpts, "--exclude", FIRST, "--exclude", "weights*").code == 0
+
+
+def test_unwritable_directory_is_a_storage_error(ckpts, tmp_path):
+    """Where the output can't be written the exit code is 5 and the path is named."""
+    (tmp_path / "file").write_text("")
+    run = phema(
+        "synthesize", "-g", 7, ckpts, "-q", "-o", Path("file") / "o.safetensors", cwd=tmp_path
+    )
+    assert run.code == 5
+    assert "file/o.safetensors: cannot write" in run.err
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect",), ("weights", "-g", "7"), ("synthesize", "-g", "7"), ("diff", ".")]
+)
+def test_a_path_that_does_not_exist(tmp_path, command):
+    """Every command says so in one line and exits with 3."""
+    run = phema(*command, "nowhere", cwd=tmp_path)
+    assert run.code == 3
+    assert run.err.count("\n") == 1

@@ -1,0 +1,369 @@
+"""Every command through the real console script, in a process of its own."""
+
+import json
+import math
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from phema_cli import __version__
+from tests.builders import PHEMA, phema, write_run
+
+
+def test_synthesize_prints_one_path_and_nothing_else(ckpts, tmp_path):
+    """The path is all of stdout, so that OUT=$(phema synthesize ...) works."""
+    run = phema("synthesize", "--gamma", 7, ckpts, cwd=tmp_path)
+    assert (run.code, run.out) == (0, "phema-step0000100-gamma7.safetensors\n")
+    assert "verdict" in run.err
+    assert "w" in load_file(tmp_path / run.out.strip())
+
+
+def test_quiet_says_nothing_on_stderr(ckpts, tmp_path):
+    """With -q a good run leaves stderr empty."""
+    run = phema("synthesize", "--gamma", 7, ckpts, "-q", cwd=tmp_path)
+    assert (run.code, run.out, run.err) == (0, "phema-step0000100-gamma7.safetensors\n", "")
+
+
+def test_many_targets_in_one_call(ckpts, tmp_path):
+    """Lists and repeated options give one path each, in order, gammas first."""
+    run = phema(
+        "synthesize",
+        ckpts,
+        "-g",
+        "4,5,...,7",
+        "-s",
+        "0.1",
+        "-g",
+        9,
+        "-o",
+        "out",
+        "-q",
+        cwd=tmp_path,
+    )
+    gammas = ["4", "5", "6", "7", "9", "6.9372"]
+    assert run.out.split() == [f"out/phema-step0000100-gamma{g}.safetensors" for g in gammas]
+    assert len(list((tmp_path / "out").iterdir())) == len(gammas)
+
+
+def test_tracked_gamma_gives_the_snapshot_back(ckpts, tmp_path):
+    """Synthesizing a tracked gamma at a stored step gives that snapshot, bit for bit."""
+    run = phema("synthesize", "-g", 10, "--step", 75, ckpts, "-q", cwd=tmp_path)
+    stored = load_file(ckpts / "ema-step0000075-gamma10.safetensors")
+    written = load_file(tmp_path / run.out.strip())
+    assert all(torch.equal(written[n], stored[n]) for n in stored)
+
+
+def test_synthesize_json_is_one_document(ckpts, tmp_path):
+    """--json prints the outputs, figures, sources and bytes, and nothing else on stdout."""
+    run = phema("synthesize", "-g", 7, ckpts, "--json", "-q", cwd=tmp_path)
+    document = run.json
+    assert document["schema"] == "phema/synthesize/1"
+    assert document["outputs"] == ["phema-step0000100-gamma7.safetensors"]
+    assert document["targets"][0]["verdict"] in {"good", "fair", "poor"}
+    assert sum(s["weights"][0] for s in document["sources"]) == pytest.approx(1)
+    assert document["read_bytes"] == 8 * (12 + 7) * 4 + 8
+
+
+def test_dry_run_writes_nothing(ckpts, tmp_path):
+    """--dry-run shows the plan on stdout and leaves the directory as it is."""
+    run = phema("synthesize", "-g", 7, ckpts, "--dry-run", "--max-shard-size", 60, cwd=tmp_path)
+    assert run.code == 0
+    assert "would write phema-step0000100-gamma7 (" in run.out
+    assert "in 2 shards" in run.out
+    assert "1 of them copied" in run.out
+    document = phema("synthesize", "-g", 7, ckpts, "--dry-run", "--json", cwd=tmp_path).json
+    assert document["dry_run"] is True
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+
+
+def test_max_error_stops_before_writing(ckpts, tmp_path):
+    """A target that would be worse than --max-error exits with 1 and leaves no file."""
+    run = phema("synthesize", "-g", 40, ckpts, "--max-error", 1e-6, cwd=tmp_path)
+    assert run.code == 1
+    assert "expected_error" in run.err
+    assert run.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+    assert phema("synthesize", "-g", 10, ckpts, "--max-error", 1e-6, "-q", cwd=tmp_path).code == 0
+
+
+def test_skip_existing_prints_the_path_all_the_same(ckpts, tmp_path):
+    """A skipped output is still one of the outputs."""
+    first = phema("synthesize", "-g", 7, ckpts, "-q", cwd=tmp_path)
+    (tmp_path / first.out.strip()).write_bytes(b"mine")
+    again = phema("synthesize", "-g", "7,8", ckpts, "-q", "--skip-existing", cwd=tmp_path)
+    assert again.out.split()[0] == first.out.strip()
+    assert (tmp_path / first.out.strip()).read_bytes() == b"mine"
+    assert (
+        phema("synthesize", "-g", "7", ckpts, "--json", "--skip-existing", cwd=tmp_path).json[
+            "targets"
+        ]
+        == []
+    )
+
+
+def test_same_bytes_for_any_jobs(ckpts, tmp_path):
+    """Runs with other --jobs, and a second run, give identical files."""
+    contents = set()
+    for jobs in (1, 1, 2, 5):
+        run = phema("synthesize", "-g", 7, ckpts, "-q", "-j", jobs, "--overwrite", cwd=tmp_path)
+        contents.add((tmp_path / run.out.strip()).read_bytes())
+    assert len(contents) == 1
+
+
+def test_options_read_the_environment(ckpts, tmp_path):
+    """Every option can be given as PHEMA_<OPTION>."""
+    run = phema(
+        "synthesize",
+        ckpts,
+        cwd=tmp_path,
+        PHEMA_GAMMA="7",
+        PHEMA_QUIET="1",
+        PHEMA_OUTPUT="a.safetensors",
+    )
+    assert (run.out, run.err) == ("a.safetensors\n", "")
+
+
+def test_dtype_and_copy(ckpts, tmp_path):
+    """--dtype converts what is averaged, --copy takes a tensor as it is."""
+    run = phema(
+        "synthesize", "-g", 7, ckpts, "-q", "--dtype", "bf16", "--copy", "tw*", cwd=tmp_path
+    )
+    written = load_file(tmp_path / run.out.strip())
+    assert {n: t.dtype for n, t in written.items()} == {
+        "w": torch.bfloat16,
+        "twin": torch.float32,
+        "count": torch.int64,
+    }
+
+
+def test_output_lying_among_the_snapshots_is_left_out(ckpts):
+    """Phema's own outputs in the directory are not taken for snapshots, with a notice."""
+    phema("synthesize", "-g", 7, ckpts, "-q", "-o", ckpts)
+    run = phema("synthesize", "-g", 8, ckpts, "-o", ckpts)
+    assert run.code == 0
+    assert "left out: it was synthesized by phema" in run.err
+    assert "8 snapshots of 2 gammas" in phema("inspect", ckpts).out
+
+
+def test_inspect_shows_snapshots_and_reach(ckpts):
+    """Summary, table, drawn range, and no colour codes in a pipe."""
+    run = phema("inspect", ckpts)
+    assert (run.code, run.err) == (0, "")
+    assert "8 snapshots of 2 gammas" in run.out
+    assert "ema-step0000025-gamma5.safetensors" in run.out
+    assert "sigma_rel  0.01" in run.out
+    assert "good" in run.out
+    assert "\x1b" not in run.out
+
+
+def test_inspect_groups_many_snapshots(tmp_path):
+    """More than a screenful is shown a gamma a line; -v lists them all."""
+    write_run(tmp_path / "c", steps=tuple(range(10, 201, 10)))
+    run = phema("inspect", tmp_path / "c")
+    assert "10 … 200, every 10" in run.out
+    assert "ema-step0000010-gamma5" not in run.out
+    assert "ema-step0000010-gamma5" in phema("inspect", "-v", tmp_path / "c").out
+
+
+def test_inspect_json(ckpts):
+    """The document has every snapshot with its tag's origin, and the grid of targets."""
+    document = phema("inspect", ckpts, "--json").json
+    assert document["schema"] == "phema/inspect/1"
+    first = document["snapshots"][0]
+    assert first == {
+        "name": "ema-step0000025-gamma5.safetensors",
+        "step": 25,
+        "step_origin": "metadata",
+        "gamma": 5,
+        "gamma_origin": "metadata",
+        "sigma_rel": pytest.approx(0.12371, abs=1e-5),
+        "format": "safetensors",
+        "files": 1,
+        "tensors": 3,
+        "parameters": 19,
+        "dtype": "float32",
+        "size_bytes": 84,
+    }
+    assert [t["sigma_rel"] for t in document["targets"]][:2] == [0.01, 0.015]
+    assert all(t["expected_error"] >= 0 for t in document["targets"])
+
+
+def test_inspect_draws_for_narrow_and_wide_terminals(ckpts):
+    """In 80 columns no line is longer than the terminal."""
+    for columns in ("80", "200"):
+        run = phema("inspect", ckpts, COLUMNS=columns)
+        assert max(len(line) for line in run.out.splitlines() if "warning" not in line) <= int(
+            columns
+        )
+
+
+def test_weights_table_and_json(ckpts):
+    """Weights solves without writing; the JSON weights sum to one."""
+    run = phema("weights", ckpts, "-g", 7)
+    assert run.code == 0
+    assert "ema-step0000100-gamma10.safetensors" in run.out
+    document = phema("weights", ckpts, "-g", "7", "--method", "projection", "--json").json
+    (target,) = document["targets"]
+    assert document["schema"] == "phema/weights/1"
+    assert sum(s["weight"] for s in target["sources"]) == pytest.approx(target["weight_sum"])
+
+
+def test_diff_exit_codes_and_output(ckpts):
+    """0 for equal checkpoints, 1 above the tolerance, and the tensors named."""
+    a, b = (ckpts / f"ema-step0000100-gamma{g}.safetensors" for g in (5, 10))
+    assert phema("diff", a, a).code == 0
+    run = phema("diff", a, b)
+    assert run.code == 1
+    assert "w " in run.out
+    assert phema("diff", a, b, "--tolerance", 0.5).code == 0
+    assert phema("diff", a, b, "-q").out == ""
+    document = phema("diff", a, b, "--json").json
+    assert document["schema"] == "phema/diff/1"
+    assert document["passed"] is False
+    assert {t["name"] for t in document["tensors"]} == {"w", "twin", "count"}
+
+
+def test_diff_of_other_names_and_shapes(tmp_path):
+    """What only one side has is shown, and infinities become null in JSON."""
+    save_file({"a": torch.ones(1), "s": torch.ones(1)}, tmp_path / "a.safetensors")
+    save_file({"b": torch.ones(1), "s": torch.ones(2)}, tmp_path / "b.safetensors")
+    run = phema("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-v")
+    assert run.code == 1
+    assert all(text in run.out for text in ("only in A a", "only in B b", "other shape s"))
+    document = phema("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--json").json
+    assert document["worst"] is None
+
+
+def test_demo_leaves_snapshots_and_truth(tmp_path):
+    """The synthesis of the demo's snapshots is the tracked EMA, within bounds."""
+    run = phema("demo", tmp_path / "d", "--steps", 200)
+    assert run.code == 0
+    assert run.out.split() == [str(tmp_path / "d" / "ckpts"), str(tmp_path / "d" / "truth")]
+    assert len(list((tmp_path / "d" / "ckpts").iterdir())) == 40
+    out = phema(
+        "synthesize", "-g", 7, tmp_path / "d" / "ckpts", "-q", "-o", tmp_path / "g7.safetensors"
+    )
+    truth = tmp_path / "d" / "truth" / "demo-step0000200-gamma7.safetensors"
+    document = phema("diff", truth, out.out.strip(), "--tolerance", 1e-2, "--json").json
+    assert document["passed"]
+    assert 0 < document["relative"] < 1e-3
+    assert phema("demo", tmp_path / "d", "--steps", 20).code == 2
+    assert phema("demo", tmp_path / "d", "--steps", 20, "--force", "-q").err == ""
+
+
+def test_help_version_and_module():
+    """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
+    assert phema("--version").out == f"phema {__version__}\n"
+    for command in ("inspect", "weights", "synthesize", "diff", "demo"):
+        run = phema(command, "--help")
+        assert run.code == 0
+        assert f"phema {command}" in run.out
+        assert "Example" in run.out
+    run = phema()
+    assert run.code == 2
+    assert "synthesize" in run.out + run.err
+    module = subprocess.run(
+        [sys.executable, "-m", "phema_cli", "--version"], capture_output=True, check=True
+    )
+    assert module.stdout.decode() == f"phema {__version__}\n"
+
+
+IMPORTS = """
+import sys
+sys.argv = ["phema", *sys.argv[1:]]
+from phema_cli.cli.app import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, "numpy" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loaded"),
+    [
+        (["--help"], "False False"),
+        (["synthesize", "--help"], "False False"),
+        (["inspect", "{ckpts}"], "False True"),
+        (["weights", "{ckpts}", "--gamma", "7"], "False True"),
+        (["synthesize", "{ckpts}", "--gamma", "7", "--dry-run"], "False True"),
+    ],
+)
+def test_torch_is_imported_only_where_tensors_are_touched(tmp_path, arguments, loaded):
+    """--help needs neither torch nor numpy; inspect of 100 snapshots and weights need no torch."""
+    write_run(tmp_path / "c", steps=tuple(range(1, 51)))
+    filled = [a.format(ckpts=tmp_path / "c") for a in arguments]
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *filled], capture_output=True, text=True, check=False
+    )
+    assert run.stderr.splitlines()[-1] == loaded
+
+
+def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
+    """Errors are one line, unless --debug is given."""
+    plain = phema("inspect", tmp_path / "none")
+    assert (plain.code, plain.err.count("\n")) == (3, 1)
+    assert "Traceback" in phema("--debug", "inspect", tmp_path / "none").err
+
+
+def test_interruption_exits_with_130(ckpts, tmp_path):
+    """SIGINT during a synthesis ends with 130 and leaves nothing behind."""
+    for path in ckpts.iterdir():
+        path.unlink()
+    for step in (1, 2):
+        with (ckpts / f"e-step{step}-gamma5.safetensors").open("wb") as file:
+            count = 1 << 29
+            header = json.dumps(
+                {"w": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+            )
+            header += " " * (-len(header) % 8)
+            file.write(len(header).to_bytes(8, "little") + header.encode())
+            file.truncate(8 + len(header) + 4 * count)
+    command = [str(PHEMA), "synthesize", str(ckpts), "-g", "7", "--dtype", "fp8_e5m2", "-o", "out"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/*.partial")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_colours_only_where_they_are_wanted(ckpts):
+    """On a terminal there is colour, with NO_COLOR there is none."""
+    seen = {}
+    for no_color in ("", "1"):
+        parent, child = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": no_color}
+        subprocess.run(
+            [str(PHEMA), "inspect", str(ckpts)], stdout=child, env=environment, check=True
+        )
+        os.close(child)
+        data = b""
+        try:
+            while chunk := os.read(parent, 65536):
+                data += chunk
+        except OSError:
+            pass
+        os.close(parent)
+        seen[no_color] = data
+    assert b"\x1b[32m" in seen[""]
+    assert b"\x1b[32m" not in seen["1"]
+
+
+def test_sigma_of_all_figures_is_finite(ckpts):
+    """No figure of the grid is missing or not a number."""
+    for target in phema("inspect", ckpts, "--json").json["targets"]:
+        values = [v for k, v in target.items() if k != "verdict"]
+        assert all(v is not None and math.isfinite(v) for v in values)
