@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TRACKED = (5.0, 10.0)
 TRUTH = (3.0, 7.0, 14.0)
-_BATCH = 256
+_BATCH = 128
 
 Directory = Annotated[Path, typer.Argument(help="Where to put ckpts/ and truth/.", metavar="DIR")]
 Steps = Annotated[

@@ -87,5 +87,6 @@ def _show(found: Comparison, most: int | None) -> None:
     same = sum(t.relative == 0 for t in found.tensors)
     out.print(
         f"{len(found.tensors)} tensors compared, {same} identical; relative difference "
-        f"[bold]{found.relative:.2e}[/] in all, {found.worst:.2e} at worst"
+        f"[bold]{found.relative:.2e}[/] in all, {found.worst:.2e} at worst",
+        soft_wrap=True,
     )

@@ -1,0 +1,165 @@
+"""The documents: every command they show is run, and shows what they say."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.builders import PHEMA, phema, write_run
+from tests.reference import COMMANDS, reference
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+#: figures that depend on the machine's arithmetic: those of trained weights.
+MEASURED = re.compile(r"\d\.\d+e[+-]\d+|\d+ identical")
+
+
+def blocks(path, language):
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def sessions(path):
+    """Commands of a page's console blocks, with the output that they show."""
+    for block in blocks(path, "console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            yield command, output.strip()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A directory with what the documents speak of: demo/, ckpts/ and odd/."""
+    place = tmp_path_factory.mktemp("docs")
+    assert phema("demo", "demo", cwd=place).code == 0
+    for code in blocks(ROOT / "README.md", "python"):
+        subprocess.run([sys.executable, "-c", code], cwd=place, check=True)
+    write_run(place / "odd", steps=(1000, 2000))
+    for path in sorted((place / "odd").iterdir()):
+        step, gamma = re.search(r"step0*(\d+)-gamma(\d+)", path.name).groups()
+        tensors = {"w": torch.ones(36)}
+        save_file(tensors, place / "odd" / f"{int(gamma == '10')}_{step}.safetensors")
+        path.unlink()
+    return place
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(sessions(p))], ids=lambda p: p.name)
+def test_console_sessions_show_what_the_tool_prints(page, workplace):
+    """Each shown command gives the shown output, stderr first, but for measured digits."""
+    for command, shown in sessions(page):
+        run = subprocess.run(
+            command,
+            shell=True,
+            cwd=workplace,
+            env={"PATH": f"{PHEMA.parent}:/usr/bin:/bin", "COLUMNS": "80", "HOME": str(workplace)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        printed = "\n".join(
+            line.rstrip() for line in (run.stderr + run.stdout).strip().splitlines()
+        )
+        assert MEASURED.sub("#", printed) == MEASURED.sub("#", shown)
+
+
+def test_training_loop_stores_snapshots(workplace):
+    """The README's loop leaves ten float16 snapshots of each gamma."""
+    run = phema("inspect", workplace / "ckpts")
+    assert "20 snapshots of 2 gammas" in run.out
+    assert "float16" in run.out
+
+
+def test_toml_example_is_understood(workplace, tmp_path):
+    """The phema.toml of the documents does what its text says."""
+    (toml,) = blocks(ROOT / "docs" / "formats.md", "toml")
+    shutil.copytree(workplace / "odd", tmp_path / "odd")
+    (tmp_path / "odd" / "phema.toml").write_text(toml)
+    torch.save({"ema": {"w": torch.ones(36)}, "lr": 1.0}, tmp_path / "odd" / "last.pt")
+    (tmp_path / "odd" / "0_2000.safetensors").unlink()
+    (tmp_path / "odd" / "optimizer-1.pt").write_text("not read")
+    run = phema("inspect", tmp_path / "odd", "--json")
+    assert run.code == 0, run.out
+    tags = [(s["name"], s["gamma"], s["step"], s["gamma_origin"]) for s in run.json["snapshots"]]
+    assert ("last.pt", 5, 2000, "phema.toml") in tags
+    assert len(tags) == 4
+
+
+def test_reference_is_what_the_commands_say():
+    """docs/cli.md is what `make docs` writes."""
+    assert (ROOT / "docs" / "cli.md").read_text() == reference()
+
+
+def shape(value):
+    """Keys and types of a JSON value; lists by their first element."""
+    if isinstance(value, dict):
+        return {k: shape(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [shape(v) for v in value[:1]]
+    return (
+        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+    )
+
+
+@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "diff"])
+def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
+    """The examples of docs/json.md have the keys and types that the tool prints."""
+    examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
+    arguments = {
+        "inspect": (ckpts,),
+        "weights": (ckpts, "-g", 7),
+        "synthesize": (ckpts, "-g", 7, "-q"),
+        "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
+    }[command]
+    if command == "inspect":
+        shutil.copy(sorted(ckpts.iterdir())[0], ckpts / "twice.safetensors")
+    document = phema(command, *arguments, "--json", cwd=tmp_path).json
+    example = examples[document["schema"]]
+    if command == "inspect":
+        # With an error found there are no targets, without one no findings: both are looked at.
+        (ckpts / "twice.safetensors").unlink()
+        document["targets"] = phema(command, ckpts, "--json").json["targets"]
+    assert shape(document) == shape(example)
+
+
+def test_every_command_is_documented():
+    """README and reference name every command, and there is none besides."""
+    listed = re.findall(r"^│ (\w+) ", phema("--help", COLUMNS="100").out, re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"phema {command}" in readme for command in COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    """Every relative link of a page is a file."""
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_make_targets_of_the_readme_exist():
+    """What the README tells to make is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    (block,) = blocks(ROOT / "README.md", "sh")
+    assert set(re.findall(r"^make (\w+)", block, re.MULTILINE)) <= targets
+
+
+def test_make_demo_tells_the_truth(tmp_path):
+    """Make demo runs to its end and prints the error against the directly tracked EMA last."""
+    for name in ("Makefile", ".venv"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    stamp = ROOT / ".venv" / ".installed"
+    run = subprocess.run(
+        ["make", "-o", str(stamp.relative_to(ROOT)), "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "relative difference" in run.stdout.splitlines()[-1]
