@@ -204,6 +204,7 @@ class PowerEMA:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file beside its name, flush it, and rename it."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_name(path.name + ".partial")
@@ -218,6 +219,9 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
+    except SafetensorError as error:
+        # The library's own words for a full disk or a bad path.
+        raise StorageError(f"cannot write: {error}", where=path) from error
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -166,7 +166,7 @@ def test_true_ema_is_met(tmp_path):
 
 
 def test_integers_come_from_the_newest_source_not_after_the_target(ckpts, tmp_path):
-    """Integers are copied: from the last snapshot, or for an earlier step from the one before it."""
+    """Integers are copied: from the last snapshot, or for an earlier step the one before."""
     for step, count in ((None, 100), (60, 50), (10, 25)):
         path = tmp_path / f"{step}.safetensors"
         synthesize(ckpts, gamma=7, step=step, output=path)
@@ -441,6 +441,7 @@ def test_output_paths(ckpts, output, expected):
     [
         (Request(gammas=(7.0, 8.0), output="a.safetensors"), "several targets"),
         (Request(gammas=(7.0,), output="{nope}"), "unknown placeholder"),
+        (Request(gammas=(7.0,), output="a.pt"), "outputs are .safetensors files"),
         (Request(gammas=(7.0,), output="{gamma.real}"), "unknown placeholder"),
         (Request(gammas=(7.0,), output="a.safetensors", max_shard_bytes=10), "one file"),
         (Request(gammas=(7.0, 7.0)), "given twice"),

@@ -1,5 +1,7 @@
 """PowerEMA: the closed form, what is averaged, wrappers, ties, resuming and storing."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +207,17 @@ def test_a_directory_that_cannot_be_written_is_a_storage_error(tmp_path):
     ema.update()
     with pytest.raises(StorageError, match="cannot write"):
         ema.save(tmp_path / "file")
+
+
+def test_a_full_disk_leaves_nothing_half(tmp_path):
+    """When a snapshot can't be written whole it is a storage error, and no file is left."""
+    ema = PowerEMA(nn.Linear(100, 100))
+    ema.update()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageError, match="cannot write"):
+            ema.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []

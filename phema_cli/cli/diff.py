@@ -74,7 +74,11 @@ def _show(found: Comparison, most: int | None) -> None:
         )
         for t in listed:
             table.add_row(
-                t.name, f"{t.relative:.2e}", f"{t.rms:.2e}", f"{t.max_abs:.2e}", f"{t.elements:,}"
+                render.plain(t.name),
+                f"{t.relative:.2e}",
+                f"{t.rms:.2e}",
+                f"{t.max_abs:.2e}",
+                f"{t.elements:,}",
             )
         out.print(table)
     for names, what in (
@@ -83,7 +87,7 @@ def _show(found: Comparison, most: int | None) -> None:
         (found.reshaped, "other shape"),
     ):
         for name in names:
-            out.print(f"[red]{what}[/] {name}")
+            out.print(f"[red]{what}[/] {render.plain(name)}")
     same = sum(t.relative == 0 for t in found.tensors)
     out.print(
         f"{len(found.tensors)} tensors compared, {same} identical; relative difference "

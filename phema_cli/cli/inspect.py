@@ -153,7 +153,7 @@ def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
     )
     for s in snapshots:
         table.add_row(
-            s.name,
+            render.plain(s.name),
             f"{s.tag.step:.10g}",
             f"{s.tag.gamma:.6g}",
             f"{s.tag.profile.sigma_rel:.4f}",

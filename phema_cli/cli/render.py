@@ -57,21 +57,24 @@ def line(text: object) -> None:
 
 def fail(message: str) -> None:
     """Print an error: one line on stderr."""
-    from rich.markup import escape
-
-    console(stderr=True).print(f"[bold red]phema:[/] {escape(message)}", soft_wrap=True)
+    console(stderr=True).print(f"[bold red]phema:[/] {plain(message)}", soft_wrap=True)
 
 
 def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> None:
     """Print findings, one a line, errors last."""
-    from rich.markup import escape
-
     order = {"notice": 0, "warning": 1, "error": 2}
     out = console(stderr=stderr)
     for finding in sorted(found, key=lambda f: order[f.level]):
         if not (quiet and finding.level == "notice"):
             style = _LEVELS[finding.level]
-            out.print(f"[{style}]{finding.level}:[/] {escape(str(finding.error))}", soft_wrap=True)
+            out.print(f"[{style}]{finding.level}:[/] {plain(finding.error)}", soft_wrap=True)
+
+
+def plain(text: object) -> str:
+    """Text from outside, such as a name, with nothing in it taken for markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:

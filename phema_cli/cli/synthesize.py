@@ -188,7 +188,8 @@ def _show_plan(recipe: Recipe) -> None:
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
         out.print(
-            f"would write {output.path} ({render.size(output.size_bytes)}{shards})", soft_wrap=True
+            f"would write {render.plain(output.path)} ({render.size(output.size_bytes)}{shards})",
+            soft_wrap=True,
         )
     copied = [t.name for t in recipe.tensors if not t.average]
     out.print(
@@ -201,5 +202,5 @@ def _show_plan(recipe: Recipe) -> None:
     )
     table = render.table("source", *(f"gamma {t.gamma:.6g}" for t in recipe.targets))
     for source, row in zip(recipe.sources, recipe.weights, strict=True):
-        table.add_row(source.name, *(f"{w:+.6f}" for w in row))
+        table.add_row(render.plain(source.name), *(f"{w:+.6f}" for w in row))
     out.print(table)

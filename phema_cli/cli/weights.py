@@ -61,7 +61,7 @@ def weights(
     body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names))
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]
-        body.add_row(s.name, f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
+        body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
     out.print(render.figures_table(targets, solution.figures))
     out.print()
     out.print(body)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.snapshots.tags import Tag
+
+#: ratio of gamma + 1 below which two averages tell hardly more than one.
+_HARDLY_DIFFERENT = 1.01
 
 #: wrappers' prefixes, stripped when every tensor of every snapshot has them.
 PREFIXES = ("module.", "_orig_mod.", "ema_model.")
@@ -48,12 +51,21 @@ def check(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     yield from _duplicates(snapshots)
     if snapshots:
         yield from _differences(snapshots)
-    gammas = {s.tag.gamma for s in snapshots}
+    gammas = sorted({s.tag.gamma for s in snapshots})
+    for a, b in pairwise(gammas):
+        if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
+            yield Finding(
+                "warning",
+                InputError(
+                    f"gammas {a:.10g} and {b:.10g} hardly differ, which makes weights large",
+                    remedy="if they are one gamma, say so with --gammas or in phema.toml",
+                ),
+            )
     if len(gammas) == 1:
         yield Finding(
             "warning",
             InputError(
-                f"all snapshots have gamma {gammas.pop():.6g}; one gamma "
+                f"all snapshots have gamma {gammas[0]:.6g}; one gamma "
                 "reaches other targets only roughly",
                 remedy="see expected_error, and track a second gamma in the next run",
             ),

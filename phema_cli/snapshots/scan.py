@@ -14,7 +14,7 @@ from phema_cli.formats import FORMATS, read_index
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
-from phema_cli.snapshots.tags import Reading, Readings, match_pattern, read_name
+from phema_cli.snapshots.tags import METADATA_FIELDS, Reading, Readings, match_pattern, read_name
 
 #: metadata entry that says a checkpoint was synthesized, by phema, from others.
 PROVENANCE_KEY = "phema"
@@ -228,7 +228,8 @@ def _readings(
         if fields is None and row is None:
             return None
         readings.add(fields or {}, pattern_of.origin, gammas_of.gammas)
-    readings.add(checkpoint.metadata, "metadata")
+    stored = {k: v for k, v in checkpoint.metadata.items() if k in METADATA_FIELDS}
+    readings.add(stored, "metadata")
     _add_names(readings, read_name(candidate.name_parts()))
     if not (readings.gamma and readings.step):
         outer = read_name([candidate.root])

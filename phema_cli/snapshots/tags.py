@@ -31,6 +31,8 @@ LAYOUTS: Mapping[str, re.Pattern[str]] = {
 
 #: named groups that a --pattern may have.
 FIELDS = ("gamma", "sigma_rel", "index", "step", "kimg")
+#: entries of a checkpoint's metadata that are its tag.
+METADATA_FIELDS = ("gamma", "sigma_rel", "step")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,14 @@ from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_header, encode_in
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.scan import PROVENANCE_KEY
-from phema_cli.snapshots.tags import FIELDS, snapshot_name
+from phema_cli.snapshots.tags import METADATA_FIELDS, snapshot_name
 from phema_cli.solver.diagnostics import Figures
 
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
+#: endings that name a file of another kind, and surely no directory.
+FOREIGN = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 #: what Hugging Face libraries call the files of a checkpoint, without shard number and ending.
 BASE_NAMES = ("model", "diffusion_pytorch_model")
 
@@ -103,6 +105,8 @@ def _path(template: str | None, target: PowerProfile, split: bool) -> Path:
         return Path(name)
     if "{" not in template:
         given = Path(template)
+        if given.suffix in FOREIGN:
+            raise UsageError(f"-o {template}: outputs are {ENDING} files", remedy="name it so")
         return given if given.name.endswith(ENDING) else given / name
     step = int(target.end) if target.end.is_integer() else target.end
     try:
@@ -166,7 +170,7 @@ def lay_out(
         origin: the provenance record.
         max_shard_bytes: the most bytes of tensors in a file, or None for one file.
     """
-    own = {*FIELDS, PROVENANCE_KEY}
+    own = {*METADATA_FIELDS, PROVENANCE_KEY}
     kept = carried.metadata if carried.format == "safetensors" else {}
     metadata = {k: v for k, v in kept.items() if k not in own}
     metadata |= {"format": "pt", PROVENANCE_KEY: origin}

@@ -340,26 +340,53 @@ def test_interruption_exits_with_130(ckpts, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_colours_only_where_they_are_wanted(ckpts):
+def test_colours_only_where_they_are_wanted(ckpts, monkeypatch):
     """On a terminal there is colour, with NO_COLOR there is none."""
-    seen = {}
-    for no_color in ("", "1"):
-        parent, child = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": no_color}
-        subprocess.run(
-            [str(PHEMA), "inspect", str(ckpts)], stdout=child, env=environment, check=True
-        )
-        os.close(child)
-        data = b""
-        try:
-            while chunk := os.read(parent, 65536):
-                data += chunk
-        except OSError:
-            pass
-        os.close(parent)
-        seen[no_color] = data
-    assert b"\x1b[32m" in seen[""]
-    assert b"\x1b[32m" not in seen["1"]
+    assert b"\x1b[32m" in on_terminal("inspect", ckpts, stream="stdout")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert b"\x1b[32m" not in on_terminal("inspect", ckpts, stream="stdout")
+
+
+def on_terminal(*command, stream, cwd=None):
+    """Bytes that a command writes to a terminal as its stdout or stderr."""
+    parent, child = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
+    subprocess.run(
+        [str(PHEMA), *map(str, command)], cwd=cwd, env=environment, check=True, **{stream: child}
+    )
+    os.close(child)
+    data = b""
+    try:
+        while chunk := os.read(parent, 65536):
+            data += chunk
+    except OSError:
+        pass
+    os.close(parent)
+    return data
+
+
+def test_progress_is_shown_on_a_terminal_only(ckpts, tmp_path):
+    """A bar appears where stderr is a terminal, unless -q is given."""
+    command = ("synthesize", "-g", "7", ckpts, "-o", tmp_path / "a.safetensors", "--overwrite")
+    assert b"synthesizing" in on_terminal(*command, stream="stderr")
+    assert b"synthesizing" not in on_terminal(*command, "-q", stream="stderr")
+    assert "synthesizing" not in phema(*command).err
+
+
+def test_names_are_never_taken_for_markup(tmp_path):
+    """Brackets in names of files and tensors come out as they are, with or without colour."""
+    name = "[red]x[bold]-step1-gamma5.safetensors"
+    for other in (name, name.replace("gamma5", "gamma8")):
+        save_file({"[bold]w[/bold]": torch.randn(2)}, tmp_path / other)
+    assert name in phema("inspect", tmp_path).out
+    assert name in phema("weights", tmp_path, "-g", 6).out
+    run = phema("synthesize", tmp_path, "-g", 6, "--dry-run", "-o", "[blue]{gamma}.safetensors")
+    assert name in run.out
+    assert "[blue]6.safetensors" in run.out
+    pair = sorted(tmp_path.iterdir())
+    assert "[bold]w[/bold]" in phema("diff", *pair).out
+    (tmp_path / "[red]broken.pt").write_text("")
+    assert "[red]broken.pt" in phema("synthesize", tmp_path, "-g", 6).err
 
 
 def test_sigma_of_all_figures_is_finite(ckpts):
