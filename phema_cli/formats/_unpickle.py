@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, DType
@@ -33,27 +32,16 @@ _STORAGE_DTYPES = {
     # Storages without a dtype of their own: the tensor says it.
     "UntypedStorage": "U8",
 }
-_TORCH_DTYPES = {d.label: d for d in DTYPES.values()}
 
 
-@dataclass(frozen=True, slots=True)
-class StorageType:
-    """Stands for a ``torch.*Storage`` class."""
-
-    dtype: DType
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A storage record: its key in the archive, element type and number of elements."""
+class Storage(NamedTuple):
+    """A storage record: its key in the archive, and its element type."""
 
     key: str
     dtype: DType
-    elements: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStub:
+class TensorStub(NamedTuple):
     """A tensor as the pickle describes it; offset and strides in elements."""
 
     storage: Storage
@@ -63,52 +51,99 @@ class TensorStub:
     strides: tuple[int, ...]
 
 
-class Opaque:
-    """Stands for a value that is of no use here (a device, a hook); holds nothing."""
+class StandIn:
+    """Answers a global. A pickle can pass it on and call it, but not change it."""
 
-    def __init__(self, *_: object) -> None:
-        pass
+    __slots__ = ("call", "dtype")
+
+    def __init__(
+        self, call: Callable[..., object] | None = None, dtype: DType | None = None
+    ) -> None:
+        self.call = call
+        self.dtype = dtype
+
+    def __call__(self, *arguments: object) -> object:
+        """What torch's function of that name gives, described."""
+        if self.call is None:
+            raise InputError("the pickle calls a type")
+        return self.call(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse: one file must not change what the next one is given."""
+        raise InputError("the pickle changes what it is given")
+
+
+def _whole(numbers: object) -> tuple[int, ...]:
+    """A tuple of whole numbers, else an InputError."""
+    if not isinstance(numbers, tuple) or not all(type(n) is int for n in numbers):
+        raise InputError("a tensor's shape or strides are not whole numbers")
+    return numbers
 
 
 def _rebuild_tensor(
-    storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _requires_grad: object = False,
+    _hooks: object = None,
+    metadata: object = None,
 ) -> TensorStub:
-    return TensorStub(storage, storage.dtype, int(offset), tuple(shape), tuple(strides))
+    """The stub of ``torch._utils._rebuild_tensor`` and its second version."""
+    if not isinstance(storage, Storage):
+        raise InputError("a tensor has no storage")
+    # Stored values of lazily conjugated or negated views are not the tensor's values.
+    if metadata:
+        raise InputError("a tensor is lazily conjugated or negated; resolve it before saving")
+    (start,) = _whole((offset,))
+    return TensorStub(storage, storage.dtype, start, _whole(shape), _whole(strides))
 
 
 def _rebuild_typed(
-    storage: Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    _requires_grad: bool,
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _requires_grad: object,
     _hooks: object,
-    dtype: DType,
-    *_: object,
+    dtype: object,
+    metadata: object = None,
 ) -> TensorStub:
-    return TensorStub(storage, dtype, int(offset), tuple(shape), tuple(strides))
+    """The stub of the third version, whose storage has no element type of its own."""
+    if not isinstance(dtype, StandIn) or dtype.dtype is None:
+        raise InputError("a tensor has no element type")
+    stub = _rebuild_tensor(storage, offset, shape, strides, metadata=metadata)
+    return stub._replace(dtype=dtype.dtype)
 
 
-def _rebuild_parameter(tensor: TensorStub, *_: object) -> TensorStub:
+def _first(tensor: object, *_: object) -> object:
+    """A parameter is its tensor."""
     return tensor
 
 
-def _size(values: tuple[int, ...] = ()) -> tuple[int, ...]:
+def _size(values: Iterable[object] = ()) -> tuple[object, ...]:
+    """A ``torch.Size`` is a tuple."""
     return tuple(values)
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
+def _nothing(*_: object) -> None:
+    """A device is of no use here."""
+
+
+_ALLOWED: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_typed,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    ("torch", "Size"): _size,
-    ("torch", "device"): Opaque,
-    ("torch.storage", "UntypedStorage"): StorageType(DTYPES["U8"]),
-    **{("torch", name): StorageType(DTYPES[code]) for name, code in _STORAGE_DTYPES.items()},
-    **{("torch", label): dtype for label, dtype in _TORCH_DTYPES.items()},
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    ("torch._utils", "_rebuild_tensor"): StandIn(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): StandIn(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): StandIn(_rebuild_typed),
+    ("torch._utils", "_rebuild_parameter"): StandIn(_first),
+    ("torch._utils", "_rebuild_parameter_with_state"): StandIn(_first),
+    ("torch", "Size"): StandIn(_size),
+    ("torch", "device"): StandIn(_nothing),
+    ("torch.storage", "UntypedStorage"): StandIn(dtype=DTYPES["U8"]),
+    **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in _STORAGE_DTYPES.items()},
+    **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},
 }
 
 
@@ -125,8 +160,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: object) -> Storage:
         """Describe the storage that a persistent id names."""
         match pid:
-            case ("storage", StorageType(dtype=dtype), str(key), str(), int(elements)):
-                return Storage(key, dtype, elements)
+            case ("storage", StandIn(dtype=DType() as dtype), str(key), str(), int()):
+                return Storage(key, dtype)
             case _:
                 raise InputError(f"unknown persistent id {pid!r:.60}")
 
@@ -148,4 +183,5 @@ def load(data: bytes, path: Path) -> object:
             remedy="phema runs no code from files; re-save only the state dict with torch.save",
         ) from None
     except Exception as error:
+        # A broken pickle can raise anything at all.
         raise InputError(f"broken pickle ({error!s:.80})", where=path) from error

@@ -246,7 +246,9 @@ class FileReader(OpenFiles):
             where += digit * stride
         target = np.frombuffer(out, dtype=f"V{itemsize}")
         window = np.empty(len(target), dtype=target.dtype)
-        low, last = int(where.min(initial=0)), int(where.max(initial=-1))
+        if not len(where):
+            return
+        low, last = int(where.min()), int(where.max())
         while low <= last:
             count = min(len(window), last + 1 - low)
             self.read_bytes(

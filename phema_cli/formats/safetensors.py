@@ -90,7 +90,7 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
     """One tensor's extent and the file offset at which its data end."""
     match entry:
         case {"dtype": str(code), "shape": [*shape], "data_offsets": [int(low), int(high)]} if all(
-            type(n) is int and n >= 0 for n in shape
+            type(n) is int and n >= 0 for n in (*shape, low, high)
         ):
             pass
         case _:
@@ -100,7 +100,11 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
             f"tensor {name}: unknown dtype {code}", where=path, remedy="is phema out of date?"
         )
     dtype = DTYPES[code]
-    if not 0 <= low <= high or dtype.size_bytes(math.prod(shape)) != high - low:
+    if (
+        not 0 <= low <= high
+        or bool in (type(low), type(high))
+        or dtype.size_bytes(math.prod(shape)) != high - low
+    ):
         raise InputError(
             f"tensor {name}: {high - low} bytes don't hold {code} {shape}",
             where=path,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
 from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
@@ -17,6 +19,10 @@ NAME = "torch"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 _MAX_PICKLE_BYTES = 256 << 20
+_BYTE = 8
+_OFFERED = 8
+#: the --key that means the top level, where dicts of tensors lie below it too.
+TOP = "."
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _REMEDY = "copy it again, or leave it out with --exclude"
 _LEGACY = "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
@@ -38,19 +44,26 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             root, data = _read_pickle(archive, path)
             content = _unpickle.load(data, path)
+            prefix = f"{root}/data/"
             records = {
-                info.filename.removeprefix(f"{root}/data/"): info
+                info.filename.removeprefix(prefix): info
                 for info in archive.infolist()
-                if info.filename.startswith(f"{root}/data/")
+                if info.filename.startswith(prefix)
             }
             state = _state_dict(content, key, path)
             starts = {
                 stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
             }
-    except zipfile.BadZipFile as error:
-        raise _not_a_zip(path) from error
+    except PhemaError:
+        raise
     except OSError as error:
+        # A damaged zip makes zipfile seek to places that no file has.
+        if error.errno == errno.EINVAL:
+            raise _not_a_zip(path) from error
         raise StorageError.wrap(error, path, "read") from error
+    except Exception as error:
+        # Nor does it raise BadZipFile alone: NotImplementedError, UnicodeDecodeError, struct.error.
+        raise _not_a_zip(path) from error
     tensors = {
         name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
     }
@@ -109,6 +122,8 @@ def _data_offset(
 def _extent(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
     """A tensor's extent, checked to lie inside its record."""
     shape, strides = stub.shape, stub.strides
+    if stub.dtype.bits < _BYTE:
+        return _packed(name, stub, path, start, length)
     sane = len(shape) == len(strides) and min(*shape, *strides, stub.offset, 0) >= 0
     itemsize = stub.dtype.bits // 8
     empty = 0 in shape
@@ -127,9 +142,21 @@ def _extent(name: str, stub: TensorStub, path: Path, start: int, length: int) ->
     )
 
 
+def _packed(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
+    """The extent of a type that torch packs into bytes: its shape counts bytes, ours elements."""
+    shape, strides = stub.shape, stub.strides
+    end = stub.offset + math.prod(shape)
+    if not shape or min(*shape, stub.offset) < 0 or end > length or not _row_major(shape, strides):
+        raise InputError(f"tensor {name}: {stub.dtype.label} in an odd layout", where=path)
+    unpacked = (*shape[:-1], shape[-1] * (_BYTE // stub.dtype.bits))
+    return Extent(name, stub.dtype, unpacked, path, start + stub.offset)
+
+
 def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the elements lie one after the other in row-major order."""
     step = 1
+    if len(shape) != len(strides):
+        return False
     for size, stride in zip(shape[::-1], strides[::-1], strict=True):
         if size != 1 and stride != step:
             return False
@@ -139,25 +166,24 @@ def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _state_dict(content: object, key: str | None, path: Path) -> dict[str, TensorStub]:
     """The dict of weights inside what the file holds."""
+    candidates = dict(_dicts(content))
     if key is not None:
-        for part in key.split("."):
-            if not isinstance(content, dict) or part not in content:
-                raise InputError(f"no key {key!r}", where=path, remedy=_offer(content))
-            content = content[part]
-        if state := _tensors(content):
+        if key in candidates:
+            return candidates[key]
+        inner = _inside(content, key)
+        if inner is None:
+            raise InputError(f"no key {key!r}", where=path, remedy=_offer(candidates))
+        if state := _tensors(inner):
             return state
-        raise InputError(f"no tensors under key {key!r}", where=path)
-    if state := _tensors(content):
-        return state
-    nested = list(_nested(content))
-    if len(nested) == 1:
-        return _tensors(nested[0][1])
-    if not nested:
+        raise InputError(f"no tensors under key {key!r}", where=path, remedy=_offer(candidates))
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    if not candidates:
         raise InputError("holds no dict of tensors", where=path, remedy="leave it out: --exclude")
     raise InputError(
-        f"holds {len(nested)} dicts of tensors",
+        f"holds {len(candidates)} dicts of tensors",
         where=path,
-        remedy=f"pass --key with one of {', '.join(name for name, _ in nested)}",
+        remedy=f"pass --key with one of {_listed(candidates)}",
     )
 
 
@@ -168,20 +194,46 @@ def _tensors(value: object) -> dict[str, TensorStub]:
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorStub)}
 
 
-def _nested(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted names of the outermost dicts that hold tensors."""
-    for k, v in value.items() if isinstance(value, dict) else ():
-        name = f"{prefix}{k}"
-        if _tensors(v):
-            yield name, v
-        else:
-            yield from _nested(v, f"{name}.")
+def _dicts(content: object) -> Iterator[tuple[str, dict[str, TensorStub]]]:
+    """Dotted names of the dicts that hold tensors: the top level and, below it, the outermost."""
+    if top := _tensors(content):
+        yield TOP, top
+    seen: set[int] = set()
+    waiting = [("", content)]
+    while waiting:
+        prefix, value = waiting.pop()
+        if not isinstance(value, dict) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        below = []
+        for k, v in value.items():
+            if state := _tensors(v):
+                yield f"{prefix}{k}", state
+            else:
+                below.append((f"{prefix}{k}.", v))
+        waiting += below[::-1]
 
 
-def _offer(content: object) -> str:
+def _inside(content: object, key: str) -> object:
+    """What lies under a dotted key, None where nothing does; names may themselves have dots."""
+    for k, v in content.items() if isinstance(content, dict) else ():
+        if key == str(k):
+            return v
+        if key.startswith(f"{k}.") and (found := _inside(v, key.removeprefix(f"{k}."))) is not None:
+            return found
+    return None
+
+
+def _listed(candidates: Mapping[str, object]) -> str:
+    """Names, of many only the first."""
+    more = len(candidates) - _OFFERED
+    return ", ".join(list(candidates)[:_OFFERED]) + (f" and {more} others" if more > 0 else "")
+
+
+def _offer(candidates: Mapping[str, object]) -> str:
     """What keys there are instead."""
-    names = [name for name, _ in _nested(content)]
-    return f"there are {', '.join(names)}" if names else "it holds no nested dicts of tensors"
+    nested = {name: state for name, state in candidates.items() if name != TOP}
+    return f"there are {_listed(nested)}" if nested else "it holds no nested dicts of tensors"
 
 
 def _scalars(content: object) -> dict[str, str]:
