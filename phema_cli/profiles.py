@@ -23,6 +23,8 @@ SIGMA_REL_LIMIT = 12**-0.5
 
 #: at and below this gamma the profile is not square-integrable.
 GAMMA_LIMIT = -0.5
+#: averages shorter than 1e-4 of the run are single checkpoints for any purpose.
+GAMMA_MOST = 1e4
 
 
 class Profile(Protocol):
@@ -58,8 +60,10 @@ class PowerProfile:
     end: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.gamma) and self.gamma > GAMMA_LIMIT):
-            raise UsageError(f"gamma {self.gamma:g} is not above {GAMMA_LIMIT}")
+        if not GAMMA_LIMIT < self.gamma <= GAMMA_MOST:
+            raise UsageError(
+                f"gamma {self.gamma:g} is not above {GAMMA_LIMIT} and up to {GAMMA_MOST:g}"
+            )
         if not (math.isfinite(self.end) and self.end > 0):
             raise UsageError(f"step {self.end:g} is not above 0")
 
@@ -100,11 +104,11 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     (arXiv:2312.02696, Eq. 126).
 
     Raises:
-        UsageError: sigma_rel is not in (0, 12^-1/2).
+        UsageError: sigma_rel is not in (1e-4, 12^-1/2).
     """
-    if not 0 < sigma_rel < SIGMA_REL_LIMIT:
+    if not 1 / GAMMA_MOST < sigma_rel < SIGMA_REL_LIMIT:
         raise UsageError(
-            f"sigma_rel {sigma_rel:g} is not between 0 and {SIGMA_REL_LIMIT:.4f}",
+            f"sigma_rel {sigma_rel:g} is not between {1 / GAMMA_MOST:g} and {SIGMA_REL_LIMIT:.4f}",
             remedy=f"no gamma >= 0 has a sigma_rel of 12^-1/2 = {SIGMA_REL_LIMIT:.4f} or more",
         )
     s = sigma_rel**-2

@@ -80,6 +80,13 @@ class PowerEMA:
                 f"{type(model).__name__} has nothing to average",
                 remedy="make PowerEMA when its parameters are trainable",
             )
+        trained = [n for n in self._slots if n not in {*self._frozen, *self._averaged}]
+        for name in trained:
+            if self._slots[name].fetch().is_complex():
+                raise UsageError(
+                    f"{name} is complex, which is not averaged",
+                    remedy="store it as pairs of real numbers (torch.view_as_real)",
+                )
         self._averages: list[list[torch.Tensor]] = [
             [
                 torch.zeros_like(t, dtype=torch.float32, device=device or t.device)
@@ -121,7 +128,8 @@ class PowerEMA:
     def average(self, gamma: float) -> dict[str, torch.Tensor]:
         """The state dict of one gamma: averages in float32, the rest as the model has it now.
 
-        Tied tensors come under their first name only.
+        Tied tensors come under their first name only. The tensors are those that ``update``
+        changes: clone what is to be kept.
 
         Raises:
             UsageError: gamma is not tracked, or nothing was averaged yet.
@@ -183,10 +191,11 @@ class PowerEMA:
             UsageError: nothing was averaged yet.
         """
         folder = Path(directory)
+        averaged = set(self._averaged)
         paths = []
         for gamma in self.gammas:
             tensors = {
-                n: (t.to(dtype) if dtype and n in set(self._averaged) else t).contiguous()
+                n: _alone(t.to(dtype) if dtype and n in averaged else t)
                 for n, t in self.average(gamma).items()
             }
             metadata = {
@@ -200,6 +209,12 @@ class PowerEMA:
             _write(path, tensors, metadata)
             paths.append(path)
         return paths
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, in a storage of its own: safetensors takes no views of shared ones."""
+    shared = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if shared else tensor.contiguous()
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -38,7 +38,9 @@ def phema(*arguments: object, cwd: Path | None = None, **environment: str) -> Ru
     done = subprocess.run(
         [str(PHEMA), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"}
+        | {"OMP_NUM_THREADS": "1"}
+        | environment,
         capture_output=True,
         text=True,
         check=False,

@@ -91,3 +91,27 @@ def test_a_directory_must_hold_one_checkpoint(tmp_path):
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(InputError, match="holds 2 checkpoints"):
         read_checkpoint(tmp_path)
+
+
+def test_neighbouring_large_integers_differ(tmp_path):
+    """Integers that float64 can't tell apart are told apart."""
+    a, b = torch.tensor([2**53, 5]), torch.tensor([2**53 + 1, 5])
+    (found,) = difference(tmp_path, {"n": a}, {"n": b}).tensors
+    assert found.max_abs == 1
+    assert found.relative > 0
+
+
+def test_types_that_cannot_be_compared(tmp_path):
+    """A complex tensor against a real one is listed, not compared."""
+    a, b = {"z": torch.ones(2, dtype=torch.complex64)}, {"z": torch.ones(2)}
+    found = difference(tmp_path, a, b)
+    assert found.reshaped == ("z",)
+    assert found.worst == math.inf
+
+
+def test_an_infinite_difference_is_infinite(tmp_path):
+    """max_abs of an infinity against a number is infinite, not the largest float."""
+    (found,) = difference(
+        tmp_path, {"x": torch.tensor([1.0])}, {"x": torch.tensor([math.inf])}
+    ).tensors
+    assert found.max_abs == math.inf

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import resource
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from phema_cli import scan, synthesize
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import CheckFailedError, InputError, StorageError, UsageError
 from phema_cli.formats import read_index
 from phema_cli.formats.base import DTYPES
 from phema_cli.profiles import PowerProfile
@@ -218,6 +219,85 @@ def test_strided_torch_tensors_are_averaged_and_copied(tmp_path):
     assert torch.equal(written["n"], values[1][1])
 
 
+def test_zeros_and_infinities_alike_everywhere_keep_their_bits(tmp_path):
+    """-0.0, and the infinities of masks, are no differences; beside them the rest is averaged."""
+    one = torch.tensor([-math.inf, math.inf, -0.0, 0.0, 1.0])
+    two = torch.tensor([-math.inf, math.inf, -0.0, 0.0, 2.0])
+    snapshots = write_snapshots(tmp_path / "in", [{"w": one}, {"w": two}, {"w": one}])
+    execute(recipe_of(snapshots, [[-7.0], [0.25], [7.75]], [tmp_path / "o.safetensors"]))
+    written = load_file(tmp_path / "o.safetensors")["w"]
+    assert torch.equal(written[:4].view(torch.int32), one[:4].view(torch.int32))
+    assert written[4] == 1.25
+
+
+@pytest.mark.parametrize("gamma", [5, 7])
+def test_no_snapshot_is_replaced_or_removed(tmp_path, gamma):
+    """Neither a snapshot of weight 0, nor the shards of one, fall to --overwrite."""
+    write_run(tmp_path / "in", steps=(1, 2))
+    folder = tmp_path / "in" / "step2-gamma5"
+    folder.mkdir()
+    (tmp_path / "in" / "ema-step0000002-gamma5.safetensors").rename(folder / "model.safetensors")
+    before = digest(tmp_path / "in")
+    other = tmp_path / "in" / "ema-step0000001-gamma10.safetensors"
+    for output in (other, tmp_path / "in" / "step{step}-gamma5"):
+        with pytest.raises(UsageError, match="is one of the snapshots"):
+            synthesize(tmp_path / "in", gamma=gamma, output=output, overwrite=True)
+    assert digest(tmp_path / "in") == before
+
+
+def test_a_directory_in_the_way_stops_all_outputs(ckpts, tmp_path):
+    """Where one output can't get its name, none of the others is written."""
+    (tmp_path / "o-9.safetensors").mkdir()
+    with pytest.raises(UsageError, match="is a directory"):
+        synthesize(ckpts, gamma=[7, 9], output=tmp_path / "o-{gamma}.safetensors", overwrite=True)
+    assert not (tmp_path / "o-7.safetensors").exists()
+
+
+def test_an_error_in_one_worker_stops_the_others(tmp_path):
+    """After a failed chunk no worker takes many more."""
+    snapshots = write_snapshots(tmp_path / "in", [{"w": torch.rand(4000)}, {"w": torch.rand(4000)}])
+    recipe = recipe_of(snapshots, [[0.5], [0.5]], [tmp_path / "o.safetensors"], jobs=2)
+    done = []
+
+    def fail(count):
+        done.append(count)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(replace(recipe, chunk_elements=8), progress=fail)
+    assert len(done) < 400
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_names_that_safetensors_cannot_hold_are_refused(tmp_path):
+    """A tensor called __metadata__, or named by half a character, is an error, not a bad file."""
+    for number, name in enumerate(["__metadata__", "half \ud800"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        torch.save({name: torch.ones(1)}, folder / "x-step1-gamma5.pt")
+        with pytest.raises(InputError, match="no place for that name"):
+            synthesize(folder, gamma=7, output=tmp_path / "o.safetensors")
+
+
+def test_shards_are_counted_in_what_is_written(ckpts, tmp_path):
+    """Copied tensors keep their type, and their size counts for the shards."""
+    request = Request(
+        gammas=(7.0,), dtype=DTYPES["F8_E5M2"], max_shard_bytes=50, output=str(tmp_path)
+    )
+    whole, _ = plan(scan([ckpts]), request)
+    split, _ = plan(replace(scan([ckpts]), copy=("*",)), request)
+    assert len(whole.outputs[0].files) == 1
+    assert len(split.outputs[0].files) == 2
+
+
+@pytest.mark.parametrize("most", [math.nan, 0.0, -1.0])
+def test_max_error_that_nothing_passes(ckpts, tmp_path, most):
+    """A limit that is no number is no licence."""
+    with pytest.raises(CheckFailedError, match="--max-error"):
+        synthesize(ckpts, gamma=7, output=tmp_path / "o.safetensors", max_error=most)
+
+
 def digest(folder):
     """Name and hash of every file below a directory."""
     return {
@@ -330,7 +410,7 @@ def test_a_source_is_never_overwritten(ckpts):
     """Even --overwrite does not let an output replace one of its own sources."""
     source = next(ckpts.iterdir())
     before = source.read_bytes()
-    with pytest.raises(UsageError, match="is a source"):
+    with pytest.raises(UsageError, match="is one of the snapshots"):
         synthesize(ckpts, gamma=7, output=source, overwrite=True)
     assert source.read_bytes() == before
 

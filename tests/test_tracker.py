@@ -221,3 +221,23 @@ def test_a_full_disk_leaves_nothing_half(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_complex_parameters_are_refused():
+    """What would silently not be averaged is an error."""
+    model = nn.Linear(2, 2)
+    model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(UsageError, match="phase is complex"):
+        PowerEMA(model)
+
+
+def test_buffers_that_share_storage_can_be_stored(tmp_path):
+    """Views of one tensor are stored each for itself."""
+    model, base = nn.Linear(2, 2), torch.arange(6)
+    model.register_buffer("head", base[:2])
+    model.register_buffer("tail", base[2:])
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    stored = load_file(ema.save(tmp_path)[0])
+    assert stored["head"].tolist() == [0, 1]
+    assert stored["tail"].tolist() == [2, 3, 4, 5]

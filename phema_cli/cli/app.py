@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from phema_cli._version import __version__
 from phema_cli.cli import demo, diff, inspect, render, synthesize, weights
-from phema_cli.errors import PhemaError
+from phema_cli.errors import PhemaError, StorageError
 
 app = typer.Typer(
     name="phema",
@@ -58,11 +60,14 @@ def phema(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
+    signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(given, standalone_mode=False)
+        code = app([a for a in given if a != "--debug"], standalone_mode=False)
+        sys.stdout.flush()
     except PhemaError as error:
-        if given[:1] == ["--debug"]:
+        if debug:
             raise
         render.fail(str(error))
         code = error.exit_code
@@ -70,9 +75,27 @@ def main(arguments: list[str] | None = None) -> None:
         code = _usage(error)
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except OSError as error:
+        if debug:
+            raise
+        code = _output_lost(error)
     if code == _INTERRUPTED:
         render.fail("interrupted; no output was written")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    """End on SIGTERM as a shell reports it, with everything cleaned up on the way out."""
+    raise SystemExit(128 + number)
+
+
+def _output_lost(error: OSError) -> int:
+    """Say that stdout could not be written; whoever closed a pipe needs no telling."""
+    # What is still buffered would fail again when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        render.fail(str(StorageError.wrap(error, "stdout", "write")))
+    return StorageError.exit_code
 
 
 def _usage(error: Exception) -> int:

@@ -35,6 +35,7 @@ def inspect(
     method: options.Method = "normalized",
     step: options.Step = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Show the snapshots found, what is wrong with them, and which targets can be reached.
@@ -60,7 +61,7 @@ def inspect(
         if reach:
             at = found.snapshots[-1].tag.step if step is None else step
             _show_reach(reach, f"{at:.10g}", method)
-        render.findings(found.findings, stderr=False)
+        render.findings(found.findings, stderr=False, quiet=quiet)
     if errors:
         raise typer.Exit(errors[0].error.exit_code)
 

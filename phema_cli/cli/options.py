@@ -14,6 +14,8 @@ from phema_cli.errors import UsageError
 if TYPE_CHECKING:
     from phema_cli.snapshots import Config
 
+_MOST_NUMBERS, _DIGITS = 10_000, 12
+
 _TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
 
 
@@ -117,7 +119,7 @@ Copy = Annotated[
     ),
 ]
 Json = Annotated[bool, option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, option("--quiet", "-q", help="No progress and no tables on stderr.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or notices on stderr.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
 
 
@@ -163,14 +165,22 @@ def _expand(text: str) -> list[Decimal]:
         if part == "...":
             if len(result) < 2 or i + 1 >= len(parts):  # noqa: PLR2004 - an interval has two ends
                 raise UsageError(f"{text!r}: ... needs two numbers before it and one after it")
-            step, last = result[-1] - result[-2], _decimal(parts[i + 1], text)
-            if step == 0 or (last - result[-1]) * step < 0 or (last - result[-1]) % step != 0:
-                raise UsageError(f"{text!r}: steps of {step} don't lead to {last}")
-            while result[-1] + step != last:
-                result.append(result[-1] + step)
+            result += _between(result[-2], result[-1], _decimal(parts[i + 1], text), text)
         else:
             result.append(_decimal(part, text))
     return result
+
+
+def _between(before: Decimal, first: Decimal, last: Decimal, text: str) -> list[Decimal]:
+    """The numbers between ``first`` and ``last``, as far apart as ``before`` and ``first``."""
+    step = first - before
+    count = (last - first) / step if step else Decimal(0)
+    if count < 1 or count > _MOST_NUMBERS or first + int(count) * step != last:
+        raise UsageError(
+            f"{text!r}: steps of {step} don't lead from {first} to {last}",
+            remedy=f"at most {_MOST_NUMBERS} steps, the last one whole",
+        )
+    return [first + i * step for i in range(1, int(count))]
 
 
 def _decimal(part: str, text: str) -> Decimal:
@@ -178,7 +188,7 @@ def _decimal(part: str, text: str) -> Decimal:
         value = Decimal(part)
     except InvalidOperation:
         value = Decimal("nan")
-    if not value.is_finite():
+    if not value.is_finite() or abs(value.adjusted()) > _DIGITS:
         raise UsageError(f"{text!r}: {part!r} is not a number", remedy="write 7 or 5,7,9")
     return value
 
@@ -191,7 +201,7 @@ def size(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
     power = " KMGT".index(match[2].upper() or " ") if match else 0
     value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
     if value <= 0:

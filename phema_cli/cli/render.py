@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 10_000
 # headers that leave less than 3 blanks between columns in a terminal of 80
 _NARROW = 60
+# columns of names, which may be folded where there is no room
+_NAMES = ("snapshot", "source", "tensor")
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
 
@@ -31,7 +33,7 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
 def document(command: str, content: Mapping[str, Any]) -> None:
@@ -71,10 +73,11 @@ def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> 
 
 
 def plain(text: object) -> str:
-    """Text from outside, such as a name, with nothing in it taken for markup."""
+    """Text from outside, such as a name: nothing in it is markup, or a control character."""
     from rich.markup import escape
 
-    return escape(str(text))
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return escape(shown)
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -84,9 +87,8 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     gap = 3 if sum(map(len, columns)) < _NARROW else 1
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
-        made.add_column(
-            column, justify="right" if column in right else "left", no_wrap=column != ""
-        )
+        side: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, justify=side, no_wrap=column not in _NAMES, overflow="fold")
     return made
 
 

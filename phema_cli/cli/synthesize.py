@@ -106,7 +106,7 @@ def synthesize(
     Example: [bold]phema synthesize --gamma 7 ckpts/[/]
     """
     from phema_cli.snapshots import scan
-    from phema_cli.synthesis import Request, execute, find_dtype, plan
+    from phema_cli.synthesis import Request, find_dtype, plan
 
     request = Request(
         gammas=options.numbers(gamma),
@@ -127,17 +127,27 @@ def synthesize(
     render.findings(found.findings, stderr=True, quiet=quiet)
     if recipe is not None and not (quiet or json or dry_run):
         _show_figures(recipe)
-    if recipe is not None and not dry_run:
-        total = recipe.read_bytes + recipe.write_bytes
-        with render.progress("synthesizing", total, quiet=quiet) as progress:
-            execute(recipe, overwrite=overwrite, progress=progress)
+    if recipe is not None:
+        _carry_out(recipe, overwrite=overwrite, dry_run=dry_run, quiet=quiet)
     if json:
         render.document("synthesize", _document(recipe, outputs, dry_run=dry_run))
-    elif dry_run and recipe is not None:
-        _show_plan(recipe)
-    elif not dry_run:
+    elif dry_run:
+        _show_plan(recipe, outputs)
+    else:
         for path in outputs:
             render.line(path)
+
+
+def _carry_out(recipe: Recipe, *, overwrite: bool, dry_run: bool, quiet: bool) -> None:
+    """Execute the recipe, or see whether it could be."""
+    from phema_cli.synthesis import check_outputs, execute
+
+    if dry_run:
+        check_outputs(recipe, overwrite)
+        return
+    total = recipe.read_bytes + recipe.write_bytes
+    with render.progress("synthesizing", total, quiet=quiet) as progress:
+        execute(recipe, overwrite=overwrite, progress=progress)
 
 
 def _show_figures(recipe: Recipe) -> None:
@@ -181,8 +191,14 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
     }
 
 
-def _show_plan(recipe: Recipe) -> None:
+def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
     """The plan of ``--dry-run``, on stdout."""
+    written = [] if recipe is None else [o.path for o in recipe.outputs]
+    for path in outputs:
+        if path not in written:
+            render.line(f"would skip {path}: it exists")
+    if recipe is None:
+        return
     _show_figures(recipe)
     out = render.console()
     for output in recipe.outputs:

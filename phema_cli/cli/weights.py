@@ -21,6 +21,7 @@ def weights(
     select: options.Select = None,
     exclude: options.Exclude = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Solve for targets and show the weights of the snapshots; reads headers, writes nothing.
 
@@ -55,7 +56,7 @@ def weights(
         ]
         render.document("weights", {"method": method, "targets": content})
         return
-    render.findings(found.findings, stderr=True)
+    render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
     names = [f"gamma {t.gamma:.6g}" for t in targets]
     body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names))

@@ -163,7 +163,7 @@ class _Unpickler(pickle.Unpickler):
             case ("storage", StandIn(dtype=DType() as dtype), str(key), str(), int()):
                 return Storage(key, dtype)
             case _:
-                raise InputError(f"unknown persistent id {pid!r:.60}")
+                raise InputError("unknown persistent id")
 
 
 def load(data: bytes, path: Path) -> object:

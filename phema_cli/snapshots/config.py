@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.profiles import gamma_from_sigma_rel
-from phema_cli.snapshots.tags import Origin
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.snapshots.tags import Origin, compile_pattern
 
 FILE_NAME = "phema.toml"
 
@@ -81,8 +81,13 @@ def _from_table(table: Mapping[str, Any]) -> Config:
     gammas = _numbers(table, "gammas") or tuple(
         gamma_from_sigma_rel(s) for s in _numbers(table, "sigma_rels")
     )
+    for gamma in gammas:
+        PowerProfile(gamma, 1.0)
+    pattern = _text(table, "pattern")
+    if pattern is not None:
+        compile_pattern(pattern)
     return Config(
-        pattern=_text(table, "pattern"),
+        pattern=pattern,
         gammas=gammas,
         key=_text(table, "key"),
         select=_texts(table, "select"),

@@ -51,6 +51,7 @@ def check(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     yield from _duplicates(snapshots)
     if snapshots:
         yield from _differences(snapshots)
+        yield from _not_averaged(snapshots[-1])
     gammas = sorted({s.tag.gamma for s in snapshots})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
@@ -78,12 +79,13 @@ def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     for _, group in groupby(by_tag, key=lambda s: (s.tag.gamma, s.tag.step)):
         first, *others = group
         for other in others:
+            same = other.name == first.name
             yield Finding(
                 "error",
                 InputError(
                     f"has the same gamma {other.tag.gamma:.10g} and step {other.tag.step:.10g} as "
-                    f"{first.name}",
-                    where=other.name,
+                    f"{first.checkpoint.path if same else first.name}",
+                    where=other.checkpoint.path if same else other.name,
                     remedy="leave one out with --exclude",
                 ),
             )
@@ -112,6 +114,19 @@ def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
                     remedy="leave one of them out with --exclude",
                 ),
             )
+
+
+def _not_averaged(newest: Snapshot) -> Iterator[Finding]:
+    """The first tensor of a type that can't be averaged."""
+    for name, extent in newest.checkpoint.tensors.items():
+        if extent.dtype.kind == "other":
+            error = InputError(
+                f"tensor {name}: {extent.dtype.label} values can't be averaged",
+                where=newest.name,
+                remedy=f"--copy '{name}' takes them from the newest snapshot",
+            )
+            yield Finding("warning", error)
+            return
 
 
 def _kind(extent: Extent) -> str:

@@ -14,7 +14,14 @@ from phema_cli.formats import FORMATS, read_index
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
-from phema_cli.snapshots.tags import METADATA_FIELDS, Reading, Readings, match_pattern, read_name
+from phema_cli.snapshots.tags import (
+    METADATA_FIELDS,
+    Reading,
+    Readings,
+    compile_pattern,
+    match_pattern,
+    read_name,
+)
 
 #: metadata entry that says a checkpoint was synthesized, by phema, from others.
 PROVENANCE_KEY = "phema"
@@ -61,21 +68,27 @@ class _Candidate:
         relative: its path below what was scanned.
         root: the name of the directory that was scanned.
         orphan: whether it is a shard and has no index beside it.
+        link: whether it is a link to a directory.
     """
 
     path: Path
     relative: PurePosixPath
     root: str
     orphan: bool = False
+    link: bool = False
 
     @property
     def name(self) -> str:
         """How the user knows it: by its directory where the file's own name says nothing."""
-        generic = self.path.name.endswith(_INDEX) or self.path.stem in _GENERIC
-        parent = self.relative.parent
-        if generic and parent != PurePosixPath():
-            return parent.as_posix()
-        return self.root if generic and self.root else self.relative.as_posix()
+        stem = self.path.name
+        for ending in _ENDINGS:
+            stem = stem.removesuffix(ending)
+        name = self.relative.as_posix()
+        if stem in _GENERIC:
+            parent = self.relative.parent
+            name = parent.as_posix() if parent != PurePosixPath() else self.root or name
+        # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
+        return name.encode(errors="backslashreplace").decode()
 
     def name_parts(self) -> list[str]:
         """The file's name without ending, then its directories below the root, innermost first."""
@@ -90,6 +103,15 @@ class _Candidate:
         return any(fnmatchcase(text, glob) for glob in globs for text in texts)
 
 
+#: what trainers store beside the weights.
+_TRAINER_FILES = (
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "random_states*",
+    "scaler*",
+    "training_args*",
+)
 _GENERIC = {"model", "pytorch_model", "diffusion_pytorch_model"}
 
 
@@ -105,20 +127,27 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
         UsageError: ``config.pattern`` is no regular expression with a known group.
     """
     said = config or Config()
-    snapshots: dict[Path, Snapshot] = {}
+    if said.pattern is not None:
+        compile_pattern(said.pattern)
+    snapshots: list[Snapshot] = []
+    seen: set[str] = set()
     findings: list[Finding] = []
     copy: tuple[str, ...] = said.copy
     for root in map(Path, paths):
-        local = read_config(root) if root.is_dir() else Config(origin="phema.toml")
+        folder = _is_there(root) and root.is_dir()
+        local = read_config(root) if folder else Config(origin="phema.toml")
         copy = copy or local.copy
         for candidate in _candidates(root):
-            if candidate.path.resolve() not in snapshots:
+            # realpath, since resolve() stumbles over links that lead in a circle.
+            real = os.path.realpath(candidate.path)
+            if real not in seen:
+                seen.add(real)
                 found = _read(candidate, said, local)
                 if isinstance(found, Snapshot):
-                    snapshots[candidate.path.resolve()] = found
+                    snapshots.append(found)
                 elif found is not None:
                     findings.append(found)
-    ordered = sorted(snapshots.values(), key=lambda s: (s.tag.step, s.tag.gamma, s.name))
+    ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma, s.name))
     if not ordered and not any(f.level == "error" for f in findings):
         left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
         raise InputError(
@@ -149,18 +178,21 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
 
 def _candidates(root: Path) -> Iterator[_Candidate]:
     """Files that may be snapshots, in sorted order; shards are left to their index."""
-    if not root.exists():
+    if not _is_there(root):
         raise InputError("no such file or directory", where=root)
     if root.is_file():
-        yield _Candidate(root, PurePosixPath(root.name), root.resolve().parent.name)
+        yield _Candidate(root, PurePosixPath(root.name), root.absolute().parent.name)
         return
 
     def fail(error: OSError) -> None:
         raise StorageError.wrap(error, error.filename, "list") from error
 
-    outer = root.resolve().name
+    outer = Path(os.path.realpath(root)).name
     for folder, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for link in (f for f in folders if Path(folder, f).is_symlink()):
+            relative = PurePosixPath(Path(folder, link).relative_to(root).as_posix())
+            yield _Candidate(Path(folder, link), relative, outer, link=True)
         indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
         for file in sorted(f for f in files if f.endswith(_ENDINGS) and not f.startswith(".")):
             path = Path(folder, file)
@@ -168,6 +200,14 @@ def _candidates(root: Path) -> Iterator[_Candidate]:
             if not (shard and shard["base"] in indexed):
                 relative = PurePosixPath(path.relative_to(root).as_posix())
                 yield _Candidate(path, relative, outer, orphan=shard is not None)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; names that no file system takes don't."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _read(candidate: _Candidate, said: Config, local: Config) -> Snapshot | Finding | None:
@@ -189,6 +229,10 @@ def _tagged(
     candidate: _Candidate, said: Config, local: Config, key: str | None
 ) -> Snapshot | Finding:
     """The snapshot, or the notice that it is left out; raises what stands against it."""
+    if candidate.link:
+        return _left_out("links to directories are not followed", candidate)
+    if any(fnmatchcase(candidate.path.name, glob) for glob in _TRAINER_FILES):
+        return _left_out("a trainer's own state", candidate)
     if candidate.orphan:
         raise InputError(
             "a shard without its index",
@@ -229,16 +273,21 @@ def _readings(
             return None
         readings.add(fields or {}, pattern_of.origin, gammas_of.gammas)
     stored = {k: v for k, v in checkpoint.metadata.items() if k in METADATA_FIELDS}
-    readings.add(stored, "metadata")
-    _add_names(readings, read_name(candidate.name_parts()))
-    if not (readings.gamma and readings.step):
-        outer = read_name([candidate.root])
-        lacking = {"gamma", "sigma_rel"} if not readings.gamma else set()
-        lacking |= {"step"} if not readings.step else set()
-        _add_names(readings, {k: v for k, v in outer.items() if k in lacking})
+    names = read_name(candidate.name_parts())
+    open_fields = _open(readings)
+    readings.add({k: v for k, v in stored.items() if k in open_fields}, "metadata")
+    _add_names(readings, {k: v for k, v in names.items() if k in open_fields})
+    outer = read_name([candidate.root])
+    _add_names(readings, {k: v for k, v in outer.items() if k in _open(readings)})
     if not readings.gamma and len(gammas_of.gammas) == 1:
         readings.gamma.append(Reading(gammas_of.gammas[0], 0.0, gammas_of.origin))
     return readings
+
+
+def _open(readings: Readings) -> set[str]:
+    """Fields that still have to be read; what was said explicitly needs no other reading."""
+    fields = set() if readings.gamma else {"gamma", "sigma_rel"}
+    return fields if readings.step else fields | {"step"}
 
 
 def _add_names(readings: Readings, found: dict[str, list[str]]) -> None:

@@ -14,13 +14,14 @@ from phema_cli.profiles import GAMMA_LIMIT, PowerProfile, gamma_from_sigma_rel
 
 Origin = Literal["command line", "phema.toml", "metadata", "name"]
 
-_NUMBER = r"\d+(?:\.\d+)?"
+# A sign only after "=": in gamma-5 the dash is a separator.
+_NUMBER = r"(?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]\d+)?"
 
 #: naming layouts: each row is tried on the file's name without its ending and on the names of its
 #: directories. A row may give one field or several.
 LAYOUTS: Mapping[str, re.Pattern[str]] = {
     "step": re.compile(
-        r"(?:^|[-_.])(?:global_)?step[-_=]?(?P<step>\d+)(?![\d.]*\d)", re.IGNORECASE
+        rf"(?:^|[-_.])(?:global_)?step[-_=]?(?P<step>{_NUMBER})(?!\.?\d)", re.IGNORECASE
     ),
     "checkpoint": re.compile(r"(?:^|[-_.])checkpoint-(?P<step>\d+)$", re.IGNORECASE),
     "gamma": re.compile(rf"(?:^|[-_.])gamma[-_=]?(?P<gamma>{_NUMBER})", re.IGNORECASE),
@@ -126,22 +127,27 @@ def read_name(parts: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
-    """Named groups of ``pattern`` in the path, None where it does not match.
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile what the user gave as a pattern.
 
     Raises:
         UsageError: not a regular expression, or none of its groups is one of ``FIELDS``.
     """
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--pattern is not a regular expression: {error}") from error
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"the pattern is not a regular expression: {error}") from error
     if not set(compiled.groupindex) & set(FIELDS):
         raise UsageError(
-            "--pattern has no named group",
+            "the pattern has no named group",
             remedy=f"name some of {', '.join(FIELDS)}: (?P<step>...)",
         )
-    match = compiled.search(path.as_posix())
+    return compiled
+
+
+def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
+    """Named groups of ``pattern`` in the path, None where it does not match."""
+    match = compile_pattern(pattern).search(path.as_posix())
     if match is None:
         return None
     return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}
@@ -181,9 +187,12 @@ def _number(name: str, text: str) -> float:
 
 
 def _half_digit(text: str) -> float:
-    """Half a unit of the last decimal; whole numbers are taken as exact."""
-    decimals = len(text.partition(".")[2])
-    return 0.5 * 10.0**-decimals if decimals else 0.0
+    """How far a number in a name may be from the value it was written for.
+
+    Half a unit of the last decimal, and of six digits as phema writes them.
+    """
+    decimals = len(text.partition("e")[0].partition(".")[2])
+    return max(0.5 * 10.0**-decimals if decimals else 0.0, 1e-5 * abs(float(text)))
 
 
 def _gamma_reading(name: str, text: str, origin: Origin) -> Reading:
@@ -211,4 +220,5 @@ def _images(kimg: float) -> float:
 def snapshot_name(prefix: str, step: float, gamma: float) -> str:
     """``<prefix>-step0001000-gamma5``, the name without ending of what phema writes."""
     when = f"{int(step):07d}" if float(step).is_integer() else f"{step:.10g}"
-    return f"{prefix}-step{when}-gamma{gamma:.6g}"
+    sign = "=" if gamma < 0 else ""
+    return f"{prefix}-step{when}-gamma{sign}{gamma:.6g}"

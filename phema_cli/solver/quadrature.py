@@ -33,19 +33,20 @@ def _unit_rule(nodes: int) -> tuple[Array, Array]:
     return (x + 1) / 2, w / 2
 
 
-def _edges_to_zero(first: float, gamma_min: float, steep: float) -> list[float]:
-    """Cell edges from near 0 up to ``first``, each cell even in log time, growing with depth.
+def _edges(low: float, high: float, steep: float) -> list[float]:
+    """Edges of cells from ``low`` up to, not including, ``high``; they widen away from ``high``.
 
-    At log depth s below ``first`` an exponent g has fallen to exp(-g s): what is steeper than
-    _DEPTH/s no longer counts there, so the cells may widen in proportion to s.
+    At log depth s below the time where it ends, an exponent g has fallen to exp(-g s): what is
+    steeper than _DEPTH/s no longer counts there, so cells may widen in proportion to s.
     """
-    depth, edges = 0.0, [first]
-    end = min(_DEPTH / (2 * gamma_min + 1), 600.0)
-    while depth < end:
-        finest = _MANY_CHANGE / (2 * steep)
+    whole, depth, edges = math.log(high / low), 0.0, [low]
+    finest = _MANY_CHANGE / (2 * steep)
+    depths = []
+    while depth < whole - 1e-9 * finest:
         depth += min(max(finest, depth * _MANY_CHANGE / (4 * _DEPTH)), 1.0)
-        edges.append(first * math.exp(-depth))
-    return edges[::-1]
+        depths.append(min(depth, whole))
+    edges += [high * math.exp(-d) for d in depths[-2::-1]]
+    return edges
 
 
 def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Array]:
@@ -60,10 +61,12 @@ def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Arr
         Times and weights, (rows,) float64 each, in the unit of ``breaks``.
     """
     steep = max(gamma_max + 1, _STEEP)
-    edges = _edges_to_zero(float(breaks[0]), gamma_min, steep)
-    for low, high in pairwise(breaks.tolist()):
-        parts = max(1, math.ceil(2 * steep * math.log(high / low) / _MANY_CHANGE - 1e-9))
-        edges += [low * (high / low) ** (i / parts) for i in range(1, parts)] + [high]
+    first = float(breaks[0])
+    below = first * math.exp(-min(_DEPTH / (2 * gamma_min + 1), 600.0))
+    edges: list[float] = []
+    for low, high in pairwise([below, *breaks.tolist()]):
+        edges += _edges(low, high, steep)
+    edges.append(float(breaks[-1]))
     times, weights = [], []
     for low, high in pairwise(edges):
         change = 2 * steep * math.log(high / low)

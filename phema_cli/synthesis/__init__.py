@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, UsageError
-from phema_cli.formats.base import DTYPES, Checkpoint, DType
-from phema_cli.snapshots import Config, scan
+from phema_cli.formats.base import DTYPES, DType
+from phema_cli.profiles import PowerProfile
+from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
-from phema_cli.synthesis.engine import execute
+from phema_cli.synthesis.engine import check_outputs, execute
 from phema_cli.synthesis.layout import (
     DEFAULT_MAX_SHARD_BYTES,
     ENDING,
     is_complete,
     output_paths,
 )
-from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe
+from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe, plan_tensors
 from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
-__all__ = ["Request", "execute", "find_dtype", "plan", "synthesize"]
+__all__ = ["Request", "check_outputs", "execute", "find_dtype", "plan", "synthesize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     targets = make_targets(
         snapshots, gammas=request.gammas, sigma_rels=request.sigma_rels, step=request.step
     )
-    limit = _shard_limit(request, snapshots[-1].checkpoint)
+    limit = _shard_limit(request, snapshots[-1], found.copy)
     paths = output_paths(request.output, targets, split=limit is not None)
     kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
     if targets and not kept:
@@ -96,7 +98,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     return recipe, paths
 
 
-def _shard_limit(request: Request, newest: Checkpoint) -> int | None:
+def _shard_limit(request: Request, newest: Snapshot, copy: Sequence[str]) -> int | None:
     """Bytes a shard may have, or None for a single file."""
     single = request.output is not None and request.output.endswith(ENDING)
     limit = request.max_shard_bytes
@@ -105,21 +107,19 @@ def _shard_limit(request: Request, newest: Checkpoint) -> int | None:
             return None
         limit = DEFAULT_MAX_SHARD_BYTES
     size = sum(
-        (request.dtype if request.dtype and e.dtype.kind == "float" else e.dtype).size_bytes(
-            e.elements
-        )
-        for e in newest.tensors.values()
+        t.out_dtype.size_bytes(math.prod(t.shape))
+        for t in plan_tensors(newest, request.dtype, copy)
     )
     return limit if size > limit else None
 
 
-def _check_error(solution: Solution, targets: Sequence[object], most: float) -> None:
+def _check_error(solution: Solution, targets: Sequence[PowerProfile], most: float) -> None:
     """Raise where a target's expected error is above ``most``."""
     for figures, target in zip(solution.figures, targets, strict=True):
-        if figures.expected_error > most:
+        if not figures.expected_error <= most:
             raise CheckFailedError(
-                f"expected_error {figures.expected_error:.3g} of {target} is above --max-error "
-                f"{most:g}",
+                f"expected_error {figures.expected_error:.3g} of gamma {target.gamma:.6g} is "
+                f"above --max-error {most:g}",
                 remedy="nothing was written; phema inspect shows which targets are in reach",
             )
 

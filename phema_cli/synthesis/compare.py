@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phema_cli.formats.base import Checkpoint, Extent, FileReader
+from phema_cli.formats.base import Checkpoint, DType, Extent, FileReader
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class Comparison:
             float tensors.
         only_a: names that only A has.
         only_b: names that only B has.
-        reshaped: names whose shapes differ.
+        reshaped: names whose shapes differ, or whose types can't be compared.
     """
 
     tensors: tuple[TensorDifference, ...]
@@ -72,7 +72,7 @@ def compare(
         StorageError: the operating system failed to read.
     """
     common = [n for n in a.tensors if n in b.tensors]
-    same = [n for n in common if a.tensors[n].shape == b.tensors[n].shape]
+    same = [n for n in common if _comparable(a.tensors[n], b.tensors[n])]
     differences: list[TensorDifference] = []
     total_square, total_a = 0.0, 0.0
     with FileReader() as reader:
@@ -91,8 +91,14 @@ def compare(
         _ratio(total_square, total_a),
         tuple(n for n in a.tensors if n not in b.tensors),
         tuple(n for n in b.tensors if n not in a.tensors),
-        tuple(n for n in common if a.tensors[n].shape != b.tensors[n].shape),
+        tuple(n for n in common if not _comparable(a.tensors[n], b.tensors[n])),
     )
+
+
+def _comparable(a: Extent, b: Extent) -> bool:
+    """Whether two tensors have one shape, and types whose difference means something."""
+    numbers = "other" not in (a.dtype.kind, b.dtype.kind)
+    return a.shape == b.shape and (numbers or a.dtype is b.dtype)
 
 
 def _ratio(square: float, of: float) -> float:
@@ -107,18 +113,24 @@ def _tensor(reader: FileReader, a: Extent, b: Extent) -> tuple[float, float, flo
     largest, square, square_a = 0.0, 0.0, 0.0
     for start in range(0, a.elements, _CHUNK_ELEMENTS):
         count = min(_CHUNK_ELEMENTS, a.elements - start)
-        x, y = _values(reader, a, start, count), _values(reader, b, start, count)
+        raw_x, raw_y = _raw(reader, a, start, count), _raw(reader, b, start, count)
+        x, y = _values(raw_x, a.dtype), _values(raw_y, b.dtype)
         # What is not a number on both sides, or the same infinity, does not differ.
         alike = (x == y) | (x.isnan() & y.isnan())
-        d = (y - x).masked_fill_(alike, 0.0).nan_to_num_(nan=math.inf)
+        d = (y - x).masked_fill_(alike, 0.0)
+        d.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        if a.dtype is b.dtype and a.dtype.kind == "exact":
+            # Neighbouring integers beyond 2^53 are one number in float64.
+            other = (raw_x != raw_y).view(count, -1).any(dim=1)
+            d = d.abs().masked_fill_(other & (d == 0), 1.0)
         largest = max(largest, float(d.abs().max()))
         square += float((d * d).sum())
         square_a += float((x * x).nan_to_num(nan=0.0, posinf=0.0).sum())
     return largest, square, square_a
 
 
-def _values(reader: FileReader, extent: Extent, start: int, count: int) -> torch.Tensor:
-    """A range of a tensor as float64; complex numbers as pairs, odd types by their bytes."""
+def _raw(reader: FileReader, extent: Extent, start: int, count: int) -> torch.Tensor:
+    """The bytes of a range of a tensor."""
     import torch
 
     buffer = bytearray(extent.dtype.size_bytes(count))
@@ -127,9 +139,15 @@ def _values(reader: FileReader, extent: Extent, start: int, count: int) -> torch
         reader.read_bytes(extent.file, offset, memoryview(buffer))
     else:
         reader.read_elements(extent, start, memoryview(buffer))
-    raw = torch.frombuffer(buffer, dtype=torch.uint8)
-    if extent.dtype.kind == "other":
-        part = {"C64": torch.float32, "C128": torch.float64}.get(extent.dtype.name, torch.uint8)
-        return raw.view(part).to(torch.float64)
-    stored: torch.dtype = getattr(torch, extent.dtype.label)
-    return raw.view(stored).to(torch.float64)
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+def _values(raw: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """Elements as float64; complex numbers as pairs, odd types by their bytes."""
+    import torch
+
+    if dtype.kind == "other":
+        part = {"C64": torch.float32, "C128": torch.float64}.get(dtype.name, torch.uint8)
+    else:
+        part = getattr(torch, dtype.label)
+    return raw.view(part).to(torch.float64)

@@ -40,26 +40,34 @@ class _Chunk:
 
 
 def check_outputs(recipe: Recipe, overwrite: bool) -> None:
-    """Refuse outputs that exist already or are inputs.
+    """Refuse outputs that exist already, or would replace a snapshot.
 
     Raises:
-        UsageError: an output exists and ``overwrite`` is false, or it is a source.
+        UsageError: an output exists and ``overwrite`` is false, or it is a snapshot.
+        StorageError: the operating system can't look there.
     """
-    inputs = {f.resolve() for s in recipe.sources for f in s.checkpoint.files}
+    inputs = {os.path.realpath(path) for path in recipe.inputs}
     for output in recipe.outputs:
-        for file in output.files:
-            if file.path.resolve() in inputs:
-                raise UsageError(
-                    "is a source of this synthesis", where=file.path, remedy="choose another -o"
-                )
-        if output.present() and not overwrite:
+        try:
+            present = output.present()
+            folder = next((p for p in output.finals if p.is_dir()), None)
+        except OSError as error:
+            raise StorageError.wrap(error, output.path, "write") from error
+        own = next((p for p in [*output.finals, *present] if os.path.realpath(p) in inputs), None)
+        if own is not None:
+            raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
+        if folder is not None:
+            raise UsageError("is a directory", where=folder, remedy="choose another -o")
+        if present and not overwrite:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )
 
 
 def execute(recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = None) -> None:
-    """Carry out a recipe: when it returns, all outputs are complete and on disk; else none is new.
+    """Carry out a recipe: when it returns, all outputs are complete and on disk.
+
+    No output gets its name before all of them are complete.
 
     Args:
         recipe: what to do.
@@ -77,6 +85,8 @@ def execute(recipe: Recipe, *, overwrite: bool = False, progress: Progress | Non
         for output in recipe.outputs:
             stack.enter_context(_staged(output))
         _fill(recipe, progress or (lambda _: None))
+        for output in recipe.outputs:
+            _make_durable(output)
         for output in recipe.outputs:
             _publish(output)
 
@@ -101,6 +111,8 @@ def _staged(output: Output) -> Iterator[None]:
                 with _partial(file.path).open("wb") as stream:
                     _allocate(stream.fileno(), file.size_bytes)
                     stream.write(file.head)
+            if output.index is not None:
+                _partial(output.index[0]).write_bytes(output.index[1])
         except OSError as error:
             raise StorageError.wrap(error, output.path, "write") from error
         yield
@@ -124,21 +136,23 @@ def _allocate(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _publish(output: Output) -> None:
-    """Make the complete files durable and give them their names, the index last."""
+def _make_durable(output: Output) -> None:
+    """Flush all that is to get a name."""
     try:
-        for file in output.files:
-            _sync(_partial(file.path))
+        for path in output.finals:
+            _sync(_partial(path))
+    except OSError as error:
+        raise StorageError.wrap(error, output.path, "write") from error
+
+
+def _publish(output: Output) -> None:
+    """Give the files their names, the index last."""
+    try:
         stale = [p for p in output.present() if p != output.path and p not in output.finals]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         for path in [*output.finals[len(output.files) :], *stale]:
             path.unlink(missing_ok=True)
-        for file in output.files:
-            _partial(file.path).replace(file.path)
-        if output.index is not None:
-            path, data = output.index
-            _partial(path).write_bytes(data)
-            _sync(_partial(path))
+        for path in output.finals:
             _partial(path).replace(path)
         _sync(output.files[0].path.parent)
     except OSError as error:
@@ -171,16 +185,20 @@ def _fill(recipe: Recipe, progress: Progress) -> None:
     open_files = max(4, (soft - 64) // (2 * recipe.jobs))
 
     def work() -> None:
-        with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-            worker = _Worker(recipe, reader, writer)
-            while not stop.is_set():
-                with lock:
-                    chunk = next(chunks, None)
-                if chunk is None:
-                    return
-                done = worker.do(chunk)
-                with lock:
-                    progress(done)
+        try:
+            with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
+                worker = _Worker(recipe, reader, writer)
+                while not stop.is_set():
+                    with lock:
+                        chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    done = worker.do(chunk)
+                    with lock:
+                        progress(done)
+        except BaseException:
+            stop.set()
+            raise
 
     threads = torch.get_num_threads()
     # The workers are the parallelism: torch's own threads on top of them cost time.
@@ -229,7 +247,7 @@ class _Worker:
     def _copy(self, chunk: _Chunk) -> int:
         """Take the range from each target's base source as it is."""
         plan = chunk.plan
-        # Types of less than a byte are copied from an even element on: the chunk size is even.
+        # Chunks are multiples of 8 elements: types of less than a byte begin at whole bytes too.
         start, length = plan.dtype.size_bytes(chunk.start), plan.dtype.size_bytes(chunk.count)
         data = memoryview(bytearray(length))
         for k, base in enumerate(self._recipe.bases):
@@ -262,12 +280,13 @@ class _Worker:
         plan, n = chunk.plan, chunk.count
         reference, difference = self._reference[:n], self._difference[:n]
         sums = self._sums[:, :n].zero_()
+        finite = True
         for rank, source in enumerate(self._used):
             stored = self._load(source, chunk)
             if rank == 0:
-                reference.copy_(stored)
+                finite = bool(torch.isfinite(reference.copy_(stored)).all())
             else:
-                difference.copy_(stored).sub_(reference)
+                _subtract(difference.copy_(stored), reference, finite=finite)
             for k, alone in enumerate(self._alone):
                 if alone == source:
                     sums[k].copy_(stored)
@@ -277,7 +296,7 @@ class _Worker:
         out = self._raw[:length].view(getattr(torch, plan.out_dtype.label))
         for k, alone in enumerate(self._alone):
             if alone is None:
-                sums[k].add_(reference, alpha=float(self._recipe.sums[k]))
+                _add_reference(sums[k], reference, float(self._recipe.sums[k]))
             out.copy_(sums[k])
             self._write(
                 k, plan.name, plan.out_dtype.size_bytes(chunk.start), self._raw_view[:length]
@@ -297,6 +316,23 @@ class _Worker:
                 done += os.pwrite(descriptor, data[done:], offset + start + done)
         except OSError as error:
             raise StorageError.wrap(error, output.path, "write") from error
+
+
+def _subtract(values: torch.Tensor, reference: torch.Tensor, *, finite: bool) -> None:
+    """``values -= reference``; equal infinities, as masks have them, differ by nothing."""
+    alike = None if finite else values == reference
+    values.sub_(reference)
+    if alike is not None:
+        values.masked_fill_(alike, 0.0)
+
+
+def _add_reference(total: torch.Tensor, reference: torch.Tensor, weight_sum: float) -> None:
+    """``total += weight_sum * reference``; where nothing differs the reference's own bits."""
+    unmoved = total == 0
+    total.add_(reference, alpha=weight_sum)
+    if weight_sum == 1.0:
+        # 0 + -0.0 is +0.0: the sign of what is alike everywhere would be lost.
+        total.copy_(reference.where(unmoved, total))
 
 
 def _alone(recipe: Recipe, target: int) -> int | None:

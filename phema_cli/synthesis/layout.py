@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from phema_cli._version import __version__
-from phema_cli.errors import UsageError
+from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_header, encode_index
 from phema_cli.profiles import Array, PowerProfile
@@ -104,9 +104,7 @@ def _path(template: str | None, target: PowerProfile, split: bool) -> Path:
     if template is None:
         return Path(name)
     if "{" not in template:
-        given = Path(template)
-        if given.suffix in FOREIGN:
-            raise UsageError(f"-o {template}: outputs are {ENDING} files", remedy="name it so")
+        given = _own_kind(Path(template))
         return given if given.name.endswith(ENDING) else given / name
     step = int(target.end) if target.end.is_integer() else target.end
     try:
@@ -115,10 +113,17 @@ def _path(template: str | None, target: PowerProfile, split: bool) -> Path:
         )
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"-o {template!r} has an unknown placeholder",
-            remedy="use {gamma}, {sigma_rel} and {step}",
+            f"-o {template!r} has an unknown placeholder or format",
+            remedy="use {gamma}, {sigma_rel} and {step}, plainly",
         ) from error
-    return Path(text)
+    return _own_kind(Path(text))
+
+
+def _own_kind(path: Path) -> Path:
+    """The path, unless its ending promises a file that phema does not write."""
+    if path.suffix in FOREIGN:
+        raise UsageError(f"-o {path}: outputs are {ENDING} files", remedy="name it so")
+    return path
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -131,7 +136,10 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 def is_complete(path: Path) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
     whole = {f"{base}{ending}" for base in BASE_NAMES for ending in (ENDING, INDEX_SUFFIX)}
-    return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
+    try:
+        return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
+    except OSError as error:
+        raise StorageError.wrap(error, path, "write") from error
 
 
 def provenance(

@@ -6,6 +6,7 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Recipe:
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
         peak_bytes: bytes of all workers' buffers.
+        inputs: every file of every snapshot, used or not: none may be replaced.
     """
 
     sources: tuple[Snapshot, ...]
@@ -84,6 +86,7 @@ class Recipe:
     read_bytes: int
     write_bytes: int
     peak_bytes: int
+    inputs: tuple[Path, ...]
 
     def extent(self, source: int, name: str) -> Extent:
         """Where a source's tensor lies."""
@@ -129,7 +132,7 @@ def make_recipe(
     bases_all = [_base(snapshots, target) for target in targets]
     kept = sorted({*used, *bases_all})
     sources = tuple(snapshots[i] for i in kept)
-    tensors = _plan_tensors(snapshots[-1], dtype, copy)
+    tensors = plan_tensors(snapshots[-1], dtype, copy)
     outputs = []
     for k, (target, path) in enumerate(zip(targets, paths, strict=True)):
         origin = provenance(
@@ -165,6 +168,7 @@ def make_recipe(
         read_bytes=averaged * len(used) + copied * len(targets),
         write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=chunk * per_element * workers,
+        inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
     )
 
 
@@ -176,15 +180,25 @@ def _base(snapshots: Sequence[Snapshot], target: PowerProfile) -> int:
 
 def _bytes(plan: TensorPlan) -> int:
     """Bytes of the tensor in one source."""
-    return plan.dtype.size_bytes(int(np.prod(plan.shape, dtype=object)))
+    return plan.dtype.size_bytes(math.prod(plan.shape))
 
 
-def _plan_tensors(
+def plan_tensors(
     newest: Snapshot, dtype: DType | None, copy: Sequence[str]
 ) -> tuple[TensorPlan, ...]:
-    """Each tensor's treatment, wide types first so that all data are aligned."""
+    """Each tensor's treatment, wide types first so that all data are aligned.
+
+    Raises:
+        InputError: a type can't be averaged, or a name can't be written.
+    """
     plans = []
     for name, extent in newest.checkpoint.tensors.items():
+        if name == "__metadata__" or not _is_text(name):
+            raise InputError(
+                f"tensor {name!a}: safetensors has no place for that name",
+                where=newest.name,
+                remedy="rename it in the snapshots",
+            )
         chosen = any(fnmatchcase(name, glob) for glob in copy)
         if extent.dtype.kind == "other" and not chosen:
             raise InputError(
@@ -198,6 +212,15 @@ def _plan_tensors(
     return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits))
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be encoded; half surrogate pairs can't."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _chunk(
     tensors: Sequence[TensorPlan], targets: int, jobs: int, max_memory: int
 ) -> tuple[int, int]:
@@ -209,5 +232,6 @@ def _chunk(
     widest = max((t.dtype.bits // 8 for t in tensors if t.average), default=1)
     widest_out = max((t.out_dtype.bits // 8 for t in tensors), default=1)
     per_element = max(widest, 4) * (2 + targets) + widest + widest_out
-    fits = max_memory // 2 // (per_element * jobs)
+    # A multiple of 8, so that chunks of types smaller than a byte begin at whole bytes.
+    fits = max_memory // 2 // (per_element * jobs) // 8 * 8
     return max(_MIN_CHUNK_ELEMENTS, min(_CHUNK_ELEMENTS, fits)), per_element

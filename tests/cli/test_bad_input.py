@@ -127,8 +127,14 @@ USAGE = [
     (("-g", "7", "--step", "0"), "step 0 is not above 0"),
     (("-g", "seven"), "'seven' is not a number"),
     (("-g", "5,...,7"), "... needs two numbers"),
-    (("-g", "5,6,...,7.5"), "steps of 1 don't lead to 7.5"),
+    (("-g", "5,6,...,7.5"), "steps of 1 don't lead from 6 to 7.5"),
     (("-g", "7,7"), "given twice"),
+    (("-g", "5,6,...,6"), "don't lead from 6 to 6"),
+    (("-g", "0,1e-30,...,1e10"), "is not a number"),
+    (("-g", "1e7"), "up to 10000"),
+    (("-s", "1e-200"), "not a number"),
+    (("-s", "1e-9"), "not between"),
+    (("-g", "7", "-o", "{gamma}.pt"), "outputs are .safetensors"),
     (("-g", "7", "--method", "magic"), "no method 'magic'"),
     (("-g", "7", "--dtype", "int8"), "no float type 'int8'"),
     (("-g", "7", "--max-shard-size", "5XB"), "not a size"),
@@ -228,6 +234,14 @@ def test_unwritable_directory_is_a_storage_error(ckpts, tmp_path):
     )
     assert run.code == 5
     assert "file/o.safetensors: cannot write" in run.err
+
+
+def test_a_name_that_no_file_system_takes(ckpts, tmp_path):
+    """A name too long is a storage error for an output and no such file for an input."""
+    long = "x" * 300
+    run = phema("synthesize", "-g", 7, ckpts, "-q", "-o", long, cwd=tmp_path)
+    assert (run.code, run.err.count("\n")) == (5, 1)
+    assert phema("inspect", long).code == 3
 
 
 @pytest.mark.parametrize(

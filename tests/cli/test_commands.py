@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -311,33 +312,67 @@ def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
     plain = phema("inspect", tmp_path / "none")
     assert (plain.code, plain.err.count("\n")) == (3, 1)
     assert "Traceback" in phema("--debug", "inspect", tmp_path / "none").err
+    assert "Traceback" in phema("inspect", tmp_path / "none", "--debug").err
+    assert "Traceback" in phema("inspect", tmp_path / "none", PHEMA_DEBUG="1").err
 
 
-def test_interruption_exits_with_130(ckpts, tmp_path):
-    """SIGINT during a synthesis ends with 130 and leaves nothing behind."""
-    for path in ckpts.iterdir():
-        path.unlink()
+@pytest.mark.parametrize(
+    ("sent", "code", "message"),
+    [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"")],
+)
+def test_signals_leave_nothing_behind(tmp_path, sent, code, message):
+    """SIGINT and SIGTERM during a synthesis end with 130 and 143, and no output is left."""
+    count = 1 << 29
+    entry = {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}
+    header = json.dumps({"w": entry}).encode()
     for step in (1, 2):
-        with (ckpts / f"e-step{step}-gamma5.safetensors").open("wb") as file:
-            count = 1 << 29
-            header = json.dumps(
-                {"w": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
-            )
-            header += " " * (-len(header) % 8)
-            file.write(len(header).to_bytes(8, "little") + header.encode())
+        with (tmp_path / f"e-step{step}-gamma5.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + 4 * count)
-    command = [str(PHEMA), "synthesize", str(ckpts), "-g", "7", "--dtype", "fp8_e5m2", "-o", "out"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}
-    ) as process:
+    command = [str(PHEMA), "synthesize", ".", "-g", "7", "--dtype", "fp8_e5m2", "-o", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("out/*.partial")) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"interrupted" in err
+    assert process.returncode == code
+    assert message in err
+    assert b"Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_stdout_is_a_storage_error(ckpts):
+    """Where stdout can't be written the exit code is 5, in one line."""
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [str(PHEMA), "inspect", str(ckpts)], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert run.returncode == 5
+    assert run.stderr.count(b"\n") == 1
+
+
+def test_tables_are_whole_in_a_pipe(ckpts):
+    """Any number of targets has all its digits where stdout is no terminal."""
+    gammas = ",".join(str(g / 4) for g in range(2, 60))
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    run = subprocess.run(
+        [str(PHEMA), "weights", str(ckpts), "-g", gammas],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert "…" not in run.stdout
+    assert "ema-step0000100-gamma10.safetensors" in run.stdout
+
+
+def test_dry_run_says_what_would_be_refused_or_skipped(ckpts, tmp_path):
+    """An existing output is refused by --dry-run too, and named when it would be skipped."""
+    phema("synthesize", "-g", 7, ckpts, "-q", cwd=tmp_path)
+    assert phema("synthesize", "-g", 7, ckpts, "--dry-run", cwd=tmp_path).code == 2
+    run = phema("synthesize", "-g", 7, ckpts, "--dry-run", "--skip-existing", cwd=tmp_path)
+    assert run.out == "would skip phema-step0000100-gamma7.safetensors: it exists\n"
 
 
 def test_colours_only_where_they_are_wanted(ckpts, monkeypatch):

@@ -1,0 +1,915 @@
+"""Snapshots: how files are found, tagged and compared, and what phema.toml says of them."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError, UsageError
+from phema_cli.formats import read_index
+from phema_cli.profiles import gamma_from_sigma_rel, sigma_rel_from_gamma
+from phema_cli.snapshots import Config, Finding, Scan, Snapshot, Tag, scan
+from phema_cli.snapshots.consistency import check, strip_prefixes
+from phema_cli.snapshots.scan import read_checkpoint
+from phema_cli.snapshots.tags import snapshot_name
+
+
+def put(root, name, metadata=None, tensors=None):
+    """Write a small checkpoint; metadata and tensors as given."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"w": torch.ones(2)} if tensors is None else tensors
+    if name.endswith(".safetensors"):
+        save_file(tensors, path, metadata)
+    else:
+        torch.save({**(metadata or {}), "state": tensors}, path)
+    return path
+
+
+def put_sharded(folder, base="model", metadata=None):
+    """Write a checkpoint in two shards with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = {n: f"{base}-0000{i}-of-00002.safetensors" for i, n in enumerate(("v", "w"), 1)}
+    for tensor, shard in shards.items():
+        save_file({tensor: torch.ones(2)}, folder / shard, metadata)
+    (folder / f"{base}.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def toml(root, *lines):
+    """Write the directory's phema.toml."""
+    (root / "phema.toml").write_text("\n".join(lines))
+
+
+def tags(found):
+    """Gamma and step by name."""
+    return {s.name: (s.tag.gamma, s.tag.step) for s in found.snapshots}
+
+
+def origins(found):
+    """Where gamma and step of the only snapshot were read."""
+    (snapshot,) = found.snapshots
+    return snapshot.tag.gamma_origin, snapshot.tag.step_origin
+
+
+def said(found, level):
+    """Texts of the findings of a level, each with its where."""
+    return [str(f.error) for f in found.findings if f.level == level]
+
+
+def errors(found):
+    """The error findings."""
+    return [f.error for f in found.findings if f.level == "error"]
+
+
+# --- tags ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("ema-step0000100-gamma5", (5, 100)),
+        ("ema-step0000100-gamma6.94", (6.94, 100)),
+        ("gamma=5-step=100", (5, 100)),
+        ("gamma_5_step_100", (5, 100)),
+        ("Gamma5.Step100", (5, 100)),
+        ("gamma5/global_step100", (5, 100)),
+        ("gamma5/checkpoint-100/model", (5, 100)),
+        ("checkpoint-100/gamma5", (5, 100)),
+        ("step100/gamma=5/diffusion_pytorch_model", (5, 100)),
+        ("gamma0/step1", (0, 1)),
+    ],
+)
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_tag_from_names(tmp_path, name, tag, ending):
+    """Gamma and step are read from the file's name and its directories' names."""
+    put(tmp_path, name + ending)
+    found = scan([tmp_path])
+    assert list(tags(found).values()) == [tag]
+    assert origins(found) == ("name", "name")
+
+
+@pytest.mark.parametrize("written", ["sigma0.1", "sigma=0.1", "sigma_rel0.1", "sigma_rel-0.100"])
+def test_sigma_in_names(tmp_path, written):
+    """A sigma_rel in a name gives the gamma of that profile."""
+    put(tmp_path, f"ema-step7-{written}.safetensors")
+    ((gamma, step),) = tags(scan([tmp_path])).values()
+    assert gamma == pytest.approx(6.9372, abs=1e-5)
+    assert step == 7
+
+
+@pytest.mark.parametrize(
+    "name", ["timestep100-gamma5", "gamma5", "gamma5-steps", "gamma5-step1.5.3", "mycheckpoint-1x"]
+)
+def test_names_without_a_step(tmp_path, name):
+    """What only looks like a step is not read as one."""
+    put(tmp_path, name + ".safetensors", {"gamma": "5"})
+    (error,) = errors(scan([tmp_path]))
+    assert error.what == "no step in metadata or name"
+    assert error.where == name + ".safetensors"
+    assert "phema.toml" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("metadata", "gamma"),
+    [({"gamma": "7.25"}, 7.25), ({"sigma_rel": "0.1"}, gamma_from_sigma_rel(0.1))],
+)
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_tag_from_metadata(tmp_path, metadata, gamma, ending):
+    """Gamma, or sigma_rel, and step are read from metadata of either format."""
+    put(tmp_path, "a" + ending, metadata | {"step": "1200", "note": "x"})
+    found = scan([tmp_path])
+    assert tags(found) == {"a" + ending: (gamma, 1200)}
+    assert origins(found) == ("metadata", "metadata")
+    assert found.snapshots[0].tag.profile.end == 1200
+
+
+def test_fields_may_come_from_different_places(tmp_path):
+    """Gamma of the metadata and step of the name make one tag, each with its origin."""
+    put(tmp_path, "step5.safetensors", {"gamma": "7"})
+    assert origins(scan([tmp_path])) == ("metadata", "name")
+
+
+def test_root_name_fills_in(tmp_path):
+    """The scanned directory's own name gives what is said nowhere below it, and only that."""
+    put(tmp_path / "gamma5-step9", "step7.safetensors")
+    found = scan([tmp_path / "gamma5-step9"])
+    assert tags(found) == {"step7.safetensors": (5, 7)}
+    put(tmp_path / "gamma5-step9b", "sigma0.1.safetensors")
+    ((gamma, step),) = tags(scan([tmp_path / "gamma5-step9b"])).values()
+    assert (round(gamma, 2), step) == (6.94, 9)
+
+
+def test_file_given_directly(tmp_path):
+    """A file is scanned as a directory's content is, its directory's name filling in."""
+    path = put(tmp_path / "gamma5", "step7.safetensors")
+    assert tags(scan([path])) == {"step7.safetensors": (5, 7)}
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "gamma"),
+    [
+        ("x-sigma0.100-step5", {"gamma": "6.937379"}, 6.937379),
+        ("x-sigma0.1-step5", {"sigma_rel": "0.1"}, gamma_from_sigma_rel(0.1)),
+        ("x-gamma6.94-step5", {"gamma": "6.937379"}, 6.937379),
+        ("gamma6.9/x-gamma6.94-step5", None, 6.94),
+        ("gamma6.9/x-gamma6.94-step5", {"gamma": "6.937379"}, 6.937379),
+    ],
+)
+def test_roundings_agree(tmp_path, name, metadata, gamma):
+    """A rounded value in a name agrees with the exact one, and the one with more digits counts."""
+    put(tmp_path, name + ".safetensors", metadata)
+    assert list(tags(scan([tmp_path])).values()) == [(gamma, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "message"),
+    [
+        ("x-gamma5-step5", {"gamma": "6"}, "its gamma is 6 by its metadata and 5 by its name"),
+        ("x-gamma5-step5", {"step": "6"}, "its step is 6 by its metadata and 5 by its name"),
+        ("x-gamma7-step5", {"gamma": "6.937"}, "6.937 by its metadata and 7 by its name"),
+        ("x-gamma6.94-step5", {"gamma": "6.946"}, "6.946 by its metadata and 6.94 by its name"),
+        ("x-sigma0.100-step5", {"gamma": "6.7"}, "6.7 by its metadata and 6.937"),
+        ("step6/x-gamma5-step5", None, "its step is 5 by its name and 6 by its name"),
+        ("x-gamma5-step5", {"gamma": "5", "sigma_rel": "0.1"}, "6.937203938 by its metadata"),
+    ],
+)
+def test_contradiction(tmp_path, name, metadata, message):
+    """Two places that disagree are an error that names the file, both values and the remedy."""
+    put(tmp_path, name + ".safetensors", metadata)
+    (error,) = errors(scan([tmp_path]))
+    assert message in error.what
+    assert error.where == name + ".safetensors"
+    assert "phema.toml" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"gamma": "five"}, "gamma is 'five', not a number"),
+        ({"step": "nan"}, "step is 'nan', not a number"),
+        ({"step": "inf"}, "step is 'inf', not a number"),
+        ({"gamma": "-0.5"}, "gamma is -0.5, not above -0.5"),
+        ({"sigma_rel": "0.29"}, "sigma_rel 0.29 is not between"),
+        ({"sigma_rel": "0"}, "sigma_rel 0 is not between"),
+    ],
+)
+def test_impossible_values(tmp_path, metadata, message):
+    """A value that is no number, or out of range, is an error that names the file."""
+    put(tmp_path, "a.safetensors", {"gamma": "5", "step": "5"} | metadata)
+    (error,) = errors(scan([tmp_path]))
+    assert message in error.what
+    assert error.where == "a.safetensors"
+    assert error.exit_code == 3
+
+
+@pytest.mark.parametrize("metadata", [{"step": "final"}, {"gamma": "2,2"}, {"gamma": "9"}])
+def test_phema_toml_overrules_any_metadata(tmp_path, metadata):
+    """A row in phema.toml counts also where the metadata are no numbers at all."""
+    put(tmp_path, "a.safetensors", metadata)
+    toml(tmp_path, '[snapshots."a.safetensors"]', "gamma = 5", "step = 7")
+    assert tags(scan([tmp_path])) == {"a.safetensors": (5, 7)}
+
+
+def test_other_metadata_are_not_tags(tmp_path):
+    """Of the metadata only gamma, sigma_rel and step are read, as documented."""
+    put(tmp_path, "a.pt", {"gamma": 5, "step": 100, "kimg": 8388, "index": 1})
+    assert tags(scan([tmp_path], Config(gammas=(6.0, 7.0)))) == {"a.pt": (5, 100)}
+
+
+@example(gamma=5.0000001, step=5)
+@given(
+    gamma=st.floats(1e-3, 1e3) | st.integers(0, 1000).map(float),
+    step=st.integers(1, 10**9) | st.floats(0.5, 1e6),
+)
+def test_names_that_phema_writes(tmp_path_factory, gamma, step):
+    """The name that phema gives a snapshot never contradicts its exact metadata."""
+    root = tmp_path_factory.mktemp("names")
+    put(
+        root,
+        snapshot_name("ema", step, gamma) + ".safetensors",
+        {"gamma": repr(gamma), "step": repr(step)},
+    )
+    found = scan([root])
+    shutil.rmtree(root)
+    assert [(s.tag.gamma, s.tag.step) for s in found.snapshots] == [(gamma, step)]
+
+
+@pytest.mark.parametrize("gamma", [-0.25, 1e-5, 1234567.8])
+def test_names_that_phema_writes_for_odd_gammas(tmp_path, gamma):
+    """Also a negative, tiny or huge gamma that phema wrote is read back."""
+    name = snapshot_name("ema", 5, gamma) + ".safetensors"
+    put(tmp_path, name, {"gamma": repr(gamma), "step": "5"})
+    assert tags(scan([tmp_path])) == {name: (gamma, 5)}
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "gammas", "tag"),
+    [
+        ("1.200.pt", r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$", (5, 10), (10, 200)),
+        ("ema_0_300.pth", r"ema_(?P<index>\d)_(?P<step>\d+)", (5, 10), (5, 300)),
+        ("g6.9/t40.pt", r"g(?P<gamma>[\d.]+)/t(?P<step>\d+)", (), (6.9, 40)),
+        ("s0.10@40.pt", r"s(?P<sigma_rel>[\d.]+)@(?P<step>\d+)", (), (6.9372, 40)),
+        ("a-0008388-0.100.pt", r"-(?P<kimg>\d+)-(?P<sigma_rel>0\.\d+)", (), (6.9372, 8388608)),
+        ("t40.pt", r"t(?P<step>\d+)|i(?P<index>\d)", (5,), (5, 40)),
+        ("t40-gamma6.pt", r"t(?P<step>\d+)", (), (6, 40)),
+        ("a7-step40.pt", r"a(?P<gamma>\d)", (), (7, 40)),
+        ("x7.pt", r"(?P<what>x)(?P<step>\d)", (5,), (5, 7)),
+    ],
+)
+def test_pattern(tmp_path, name, pattern, gammas, tag):
+    """Each named group of --pattern is read as what it says."""
+    put(tmp_path, name)
+    found = scan([tmp_path], Config(pattern=pattern, gammas=gammas))
+    assert list(tags(found).values()) == [pytest.approx(tag, rel=1e-5)]
+
+
+@pytest.mark.parametrize("kimg", [1, 999, 1000, 8388, 131072, 2147483])
+def test_kimg_is_whole_batches_of_images(tmp_path, kimg):
+    """EDM2's kimg becomes the number of images, a multiple of 1024 whose thousands it is."""
+    put(tmp_path, f"a-{kimg:07d}-0.100.pt")
+    pattern = r"-(?P<kimg>\d+)-(?P<sigma_rel>0\.\d+)"
+    ((_, step),) = tags(scan([tmp_path], Config(pattern=pattern))).values()
+    assert step % 1024 == 0
+    assert kimg * 1000 - 1024 < step < (kimg + 2) * 1000
+    assert kimg < 1024 or step // 1000 == kimg
+
+
+def test_trainers_own_state_is_left_out(tmp_path):
+    """Optimizer, scheduler and random state beside the weights are left out with a notice."""
+    put(tmp_path, "checkpoint-100/gamma5.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+        (tmp_path / "checkpoint-100" / name).write_bytes(b"not read")
+    found = scan([tmp_path])
+    assert tags(found) == {"checkpoint-100/gamma5.safetensors": (5, 100)}
+    assert len([t for t in said(found, "notice") if "a trainer's own state" in t]) == 4
+    assert not errors(found)
+
+
+def test_linked_directories_are_named(tmp_path):
+    """A link to a directory is not followed, and a notice says so; a circle of links is an error."""
+    put(tmp_path, "in/a-step5-gamma5.safetensors")
+    put(tmp_path, "out/a-step6-gamma5.safetensors")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "out")
+    found = scan([tmp_path / "in"])
+    assert said(found, "notice") == ["linked: left out: links to directories are not followed"]
+    assert len(found.snapshots) == 1
+    circle = tmp_path / "in" / "b-step7-gamma5.safetensors"
+    circle.symlink_to(circle)
+    (error,) = errors(scan([tmp_path / "in"]))
+    assert "b-step7-gamma5.safetensors" in str(error)
+
+
+def test_names_of_any_bytes(tmp_path):
+    """A file whose name is no UTF-8 is known by an escaped name."""
+    put(tmp_path, "a-step5-gamma5.safetensors")
+    (tmp_path / "a-step5-gamma5.safetensors").rename(tmp_path / "x\udcff-step5-gamma5.safetensors")
+    (snapshot,) = scan([tmp_path]).snapshots
+    assert snapshot.name == "x\\udcff-step5-gamma5.safetensors"
+
+
+def test_hardly_different_gammas_warn(tmp_path):
+    """Two gammas a rounding apart are most likely one, and make the weights large."""
+    put(tmp_path, "a-step5-gamma16.9722.safetensors")
+    put(tmp_path, "b-step5-gamma16.9706.safetensors")
+    assert any("hardly differ" in text for text in said(scan([tmp_path]), "warning"))
+
+
+def test_pattern_leaves_out_what_does_not_match(tmp_path):
+    """A file that --pattern does not match is left out, with a notice that names it."""
+    put(tmp_path, "t40-gamma5.pt")
+    put(tmp_path, "other.pt")
+    found = scan([tmp_path], Config(pattern=r"-?t(?P<step>\d+)"))
+    assert list(tags(found)) == ["t40-gamma5.pt"]
+    assert said(found, "notice") == ["other.pt: left out: it does not match --pattern"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("(", "not a regular expression"), ("step(\\d+)", "no named group")]
+)
+def test_bad_pattern(tmp_path, pattern, message):
+    """A --pattern that can't work is an error of usage."""
+    put(tmp_path, "step5-gamma5.safetensors")
+    with pytest.raises(UsageError, match=message) as caught:
+        scan([tmp_path], Config(pattern=pattern))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("gammas", "message"),
+    [((), "no gamma in metadata or name"), ((5.0, 6.0), "index 2, but 2 gammas were given")],
+)
+def test_index_without_its_gamma(tmp_path, gammas, message):
+    """An index that --gammas does not cover is an error that names the file."""
+    put(tmp_path, "2.200.pt")
+    pattern = r"^(?P<index>\d+)\.(?P<step>\d+)"
+    (error,) = errors(scan([tmp_path], Config(pattern=pattern, gammas=gammas)))
+    assert message in str(error)
+    assert "2.200.pt" in error.where
+
+
+def test_one_of_gammas_for_all(tmp_path):
+    """A single --gammas value holds for snapshots that say none, and for them only."""
+    put(tmp_path, "step5.safetensors")
+    put(tmp_path, "step5-gamma7.safetensors")
+    found = scan([tmp_path], Config(gammas=(6.0,)))
+    assert tags(found) == {"step5.safetensors": (6, 5), "step5-gamma7.safetensors": (7, 5)}
+    assert [s.tag.gamma_origin for s in found.snapshots] == ["command line", "name"]
+
+
+def test_several_gammas_without_index(tmp_path):
+    """Of several --gammas none is guessed."""
+    put(tmp_path, "step5.safetensors")
+    (error,) = errors(scan([tmp_path], Config(gammas=(6.0, 7.0))))
+    assert error.what == "no gamma in metadata or name"
+    assert "--gammas" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lines", "gamma", "origin"),
+    [
+        (
+            r"a(?P<gamma>\d)",
+            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.pt"]', "gamma = 4"],
+            7,
+            "command line",
+        ),
+        (
+            None,
+            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.pt"]', "gamma = 4"],
+            4,
+            "phema.toml",
+        ),
+        (None, ['pattern = "b(?P<gamma>.)"', "gammas = [3]"], 8, "phema.toml"),
+        (None, ["gammas = [3]"], 6, "metadata"),
+    ],
+)
+def test_precedence(tmp_path, pattern, lines, gamma, origin):
+    """The command line overrules phema.toml, a row there its pattern, and both the metadata."""
+    put(tmp_path, "a7-b8-step5.pt", {"gamma": 6})
+    toml(tmp_path, *lines)
+    found = scan([tmp_path], Config(pattern=pattern))
+    assert tags(found) == {"a7-b8-step5.pt": (gamma, 5)}
+    assert origins(found)[0] == origin
+
+
+def test_gammas_of_the_command_line_go_before_those_of_phema_toml(tmp_path):
+    """An index of phema.toml's pattern counts the --gammas given."""
+    put(tmp_path, "1.200.pt")
+    toml(tmp_path, r"pattern = '^(?P<index>\d+)\.(?P<step>\d+)'", "gammas = [5, 6]")
+    assert tags(scan([tmp_path])) == {"1.200.pt": (6, 200)}
+    assert tags(scan([tmp_path], Config(gammas=(7.0, 8.0)))) == {"1.200.pt": (8, 200)}
+
+
+def test_row_keeps_a_file_that_the_pattern_leaves_out(tmp_path):
+    """A file with a row in phema.toml is taken though the pattern does not match it."""
+    put(tmp_path, "t4.pt")
+    put(tmp_path, "last.pt")
+    toml(
+        tmp_path,
+        r"pattern = 't(?P<step>\d+)\.pt'",
+        "gammas = [5]",
+        '[snapshots."last.pt"]',
+        "step = 9",
+    )
+    assert tags(scan([tmp_path])) == {"t4.pt": (5, 4), "last.pt": (5, 9)}
+
+
+# --- phema.toml ---------------------------------------------------------------------------------
+
+
+def test_config_says_pattern_and_sigma_rels(tmp_path):
+    """sigma_rels in phema.toml are what an index counts."""
+    put(tmp_path, "1.200.pt")
+    toml(tmp_path, r"pattern = '^(?P<index>\d+)\.(?P<step>\d+)'", "sigma_rels = [0.2, 0.1]")
+    found = scan([tmp_path])
+    assert tags(found) == {"1.200.pt": (gamma_from_sigma_rel(0.1), 200)}
+    assert origins(found) == ("phema.toml", "phema.toml")
+
+
+def test_config_says_gammas(tmp_path):
+    """A single gamma in phema.toml holds for snapshots that say none."""
+    put(tmp_path, "step5.pt")
+    toml(tmp_path, "gammas = [6.5]")
+    found = scan([tmp_path])
+    assert tags(found) == {"step5.pt": (6.5, 5)}
+    assert origins(found) == ("phema.toml", "name")
+
+
+def test_config_says_key(tmp_path):
+    """The key in phema.toml picks the dict of weights, one on the command line goes before."""
+    content = {"ema": {"w": torch.ones(2)}, "model": {"v": torch.ones(2)}}
+    torch.save(content, tmp_path / "step5-gamma5.pt")
+    assert "pass --key" in errors(scan([tmp_path]))[0].remedy
+    toml(tmp_path, 'key = "ema"')
+    assert list(scan([tmp_path]).snapshots[0].checkpoint.tensors) == ["w"]
+    found = scan([tmp_path], Config(key="model"))
+    assert list(found.snapshots[0].checkpoint.tensors) == ["v"]
+
+
+@pytest.fixture
+def several(tmp_path):
+    """Three snapshots, one of them in a subdirectory."""
+    put(tmp_path, "a-step1-gamma5.safetensors")
+    put(tmp_path, "b-step2-gamma5.safetensors")
+    put(tmp_path, "sub/c-step3-gamma5.safetensors")
+    return tmp_path
+
+
+GLOBS = [
+    ({"select": ("a-*", "sub/*")}, "ac"),
+    ({"select": ("*-step2-*",)}, "b"),
+    ({"select": ("c-*",)}, "c"),
+    ({"exclude": ("sub/*",)}, "ab"),
+    ({"exclude": ("c-*", "[ab]-step2*")}, "a"),
+    ({"select": ("*",), "exclude": ("a-*",)}, "bc"),
+    ({"exclude": ("A-*",)}, "abc"),
+]
+
+
+@pytest.mark.parametrize(("config", "left"), GLOBS)
+@pytest.mark.parametrize("by", ["command line", "phema.toml"])
+def test_select_and_exclude(several, config, left, by):
+    """Globs of relative paths or names say which files count, whoever gives them."""
+    if by == "phema.toml":
+        toml(several, *(f"{name} = {list(globs)}" for name, globs in config.items()))
+    found = scan([several], Config(**config) if by == "command line" else None)
+    assert "".join(n.removeprefix("sub/")[0] for n in tags(found)) == left
+    assert said(found, "notice") == []
+
+
+def test_globs_of_the_command_line_go_before(several):
+    """A --select takes the place of phema.toml's select, which may be a single text."""
+    toml(several, 'select = "a-*"')
+    assert list(tags(scan([several]))) == ["a-step1-gamma5.safetensors"]
+    found = scan([several], Config(select=("b-*",)))
+    assert list(tags(found)) == ["b-step2-gamma5.safetensors"]
+
+
+def test_copy(several):
+    """Globs of tensors to copy are handed on, those of the command line before phema.toml's."""
+    assert scan([several]).copy == ()
+    toml(several, 'copy = ["*.ids", "x"]')
+    assert scan([several]).copy == ("*.ids", "x")
+    assert scan([several], Config(copy=("y",))).copy == ("y",)
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "run/model.safetensors", "shards"])
+@pytest.mark.parametrize("field", ["gamma = 7", "sigma_rel = 0.1"])
+def test_rows(tmp_path, name, field):
+    """A row of phema.toml tags the file or directory of that name."""
+    if name == "shards":
+        put_sharded(tmp_path / name)
+    else:
+        put(tmp_path, name)
+    toml(tmp_path, f'[snapshots."{name}"]', field, "step = 2000.5")
+    found = scan([tmp_path])
+    ((gamma, step),) = tags(found).values()
+    assert (round(gamma, 2), step) == (7 if "gamma" in field else 6.94, 2000.5)
+    assert origins(found) == ("phema.toml", "phema.toml")
+
+
+def test_row_settles_a_contradiction(tmp_path):
+    """Metadata and name that disagree no longer matter where phema.toml says which."""
+    put(tmp_path, "step5-gamma5.safetensors", {"gamma": "6"})
+    toml(tmp_path, '[snapshots."step5-gamma5.safetensors"]', "gamma = 6")
+    assert tags(scan([tmp_path])) == {"step5-gamma5.safetensors": (6, 5)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pattern = ", "not TOML"),
+        (b"\xff", "not TOML"),
+        ("paterns = 'x'", "unknown entry 'paterns'"),
+        ("pattern = 5", "pattern must be a text"),
+        ("key = ['a']", "key must be a text"),
+        ("pattern = '('", "not a regular expression"),
+        ("pattern = 'step'", "no named group"),
+        ("gammas = 5", "gammas must be a list of numbers"),
+        ("gammas = ['5']", "gammas must be a list of numbers"),
+        ("gammas = [true]", "gammas must be a list of numbers"),
+        ("gammas = [-3]", "gamma"),
+        ("gammas = [nan]", "gamma"),
+        ("sigma_rels = [0.1, 0.3]", "sigma_rel 0.3 is not between"),
+        ("sigma_rels = [nan]", "sigma_rel"),
+        ("select = 5", "select must be a list of texts"),
+        ("exclude = [5]", "exclude must be a list of texts"),
+        ("copy = {}", "copy must be a list of texts"),
+        ("snapshots = 5", "snapshots must be a table of tables"),
+        ("[snapshots]\na = 5", "snapshots.a must be a table"),
+        ("[snapshots.a]\nkimg = 5", "snapshots.a must be a table"),
+        ("[snapshots.a]\nstep = '5'", "snapshots.a must be a table"),
+        ("[snapshots.a]\nstep = true", "snapshots.a must be a table"),
+    ],
+)
+def test_bad_phema_toml(tmp_path, text, message):
+    """A phema.toml that says nonsense is an error that names it and what is wrong in it."""
+    put(tmp_path, "step5-gamma5.safetensors")
+    path = tmp_path / "phema.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        scan([tmp_path]).require()
+    assert caught.value.where == str(path)
+
+
+def test_phema_toml_that_cannot_be_read(tmp_path):
+    """A phema.toml that is no file is the operating system's failure, and is named."""
+    put(tmp_path, "step5-gamma5.safetensors")
+    (tmp_path / "phema.toml").mkdir()
+    with pytest.raises(StorageError, match="cannot read") as caught:
+        scan([tmp_path])
+    assert caught.value.where == str(tmp_path / "phema.toml")
+
+
+# --- what is left out ---------------------------------------------------------------------------
+
+
+def test_step_zero(several):
+    """A snapshot of step 0 is left out with a notice."""
+    put(several, "a-step0-gamma5.safetensors")
+    found = scan([several])
+    assert "a-step0-gamma5.safetensors" not in tags(found)
+    assert said(found, "notice") == [
+        "a-step0-gamma5.safetensors: left out: step 0 holds no average yet"
+    ]
+
+
+def test_outputs_of_phema(several):
+    """What phema synthesized is left out with a notice, whatever its tag."""
+    put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})
+    found = scan([several])
+    assert len(found.snapshots) == 3
+    (notice,) = said(found, "notice")
+    assert notice == "out-step9-gamma7.safetensors: left out: it was synthesized by phema"
+
+
+def test_hidden_and_other_files(several):
+    """Hidden files, hidden directories and files of other endings are passed over in silence."""
+    for name in (".a-step9-gamma5.safetensors", ".cache/b-step9-gamma5.safetensors"):
+        put(several, name)
+    (several / "notes-step9-gamma5.txt").touch()
+    found = scan([several])
+    assert len(found.snapshots) == 3
+    assert said(found, "notice") + said(found, "error") == []
+
+
+def test_hidden_directory_given_by_name(tmp_path):
+    """A hidden directory that the user names is scanned."""
+    put(tmp_path, ".run/step5-gamma5.safetensors")
+    assert len(scan([tmp_path / ".run"]).snapshots) == 1
+
+
+def test_only_left_out(tmp_path):
+    """Where all files are left out the error says how many and why the first."""
+    put(tmp_path, "a-step0-gamma5.safetensors")
+    put(tmp_path, "b-step0-gamma5.safetensors")
+    with pytest.raises(InputError, match=r"2 files were left out.*a-step0.*step 0") as caught:
+        scan([tmp_path])
+    assert caught.value.where == str(tmp_path)
+
+
+def test_empty_directory(tmp_path):
+    """A directory without snapshots is an error that names it and the endings looked for."""
+    with pytest.raises(InputError, match="no snapshots found") as caught:
+        scan([tmp_path])
+    assert caught.value.where == str(tmp_path)
+    assert ".safetensors" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["missing", "missing.safetensors", "a" * 300])
+def test_missing_path(several, name):
+    """A path that does not exist is an error that names it."""
+    with pytest.raises(PhemaError) as caught:
+        scan([several, several / name])
+    assert caught.value.where == str(several / name)
+
+
+def test_path_that_cannot_be_listed(tmp_path):
+    """A path that is neither file nor directory is the operating system's failure."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="cannot list") as caught:
+        scan([tmp_path / "pipe"])
+    assert caught.value.where == str(tmp_path / "pipe")
+
+
+def test_broken_files_are_findings(several):
+    """Each broken file is an error of its own, with its exit code, and hides no other."""
+    (several / "bad.safetensors").write_bytes(b"x")
+    (several / "link.safetensors").symlink_to(several / "nowhere")
+    torch.save({"f": print, "w": torch.ones(1)}, several / "evil.pt")
+    put(several, "empty-step5-gamma5.safetensors", tensors={})
+    found = scan([several])
+    assert len(found.snapshots) == 3
+    assert {Path(e.where).name: type(e) for e in errors(found)} == {
+        "bad.safetensors": InputError,
+        "link.safetensors": StorageError,
+        "evil.pt": UnsafePickleError,
+        "empty-step5-gamma5.safetensors": InputError,
+    }
+
+
+def test_same_file_given_twice(several):
+    """A file reached by several paths, a link among them, counts once."""
+    (several / "z.safetensors").symlink_to(several / "a-step1-gamma5.safetensors")
+    again = [several, several, several / "sub", several / "a-step1-gamma5.safetensors"]
+    found = scan([*again, str(several / "sub" / ".." / "sub")])
+    assert len(found.snapshots) == 3
+    assert said(found, "error") == []
+
+
+@pytest.mark.parametrize("name", ["bad.safetensors", "a-step0-gamma5.safetensors"])
+def test_same_finding_once(several, name):
+    """A file reached by several paths is complained of once."""
+    put(several, name)
+    (several / "bad.safetensors").write_bytes(b"x")
+    found = scan([several, several, several / name])
+    wheres = [f.error.where for f in found.findings if name in (f.error.where or "")]
+    assert len(wheres) == 1
+
+
+def test_several_paths(tmp_path):
+    """Snapshots of several directories, each read by its own phema.toml, are taken together."""
+    put(tmp_path, "one/t5.pt")
+    put(tmp_path, "two/5.pt")
+    toml(tmp_path / "one", "pattern = 't(?P<step>.)'", "gammas = [5]", "copy = ['a']")
+    toml(tmp_path / "two", "pattern = '(?P<step>.).pt'", "gammas = [7]", "copy = ['b']")
+    found = scan([tmp_path / "one", tmp_path / "two"])
+    assert tags(found) == {"t5.pt": (5, 5), "5.pt": (7, 5)}
+    assert found.copy == ("a",)
+
+
+# --- names and shards ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["model", "diffusion_pytorch_model"])
+def test_sharded_directory(tmp_path, base):
+    """A sharded checkpoint is one snapshot, named by its directory and tagged by its name."""
+    put_sharded(tmp_path / "gamma5" / "checkpoint-100", base)
+    put_sharded(tmp_path / "gamma5" / "checkpoint-200", base, {"gamma": "5", "step": "200"})
+    found = scan([tmp_path])
+    assert tags(found) == {"gamma5/checkpoint-100": (5, 100), "gamma5/checkpoint-200": (5, 200)}
+    assert [len(s.checkpoint.files) for s in found.snapshots] == [2, 2]
+
+
+def test_sharded_root(tmp_path):
+    """A sharded checkpoint whose directory is given itself is named by that directory."""
+    put_sharded(tmp_path / "gamma5-step100")
+    assert tags(scan([tmp_path / "gamma5-step100"])) == {"gamma5-step100": (5, 100)}
+
+
+def test_sharded_with_names_of_their_own(tmp_path):
+    """Two sharded checkpoints in one directory are two snapshots that can be told apart."""
+    put_sharded(tmp_path, "ema-step1-gamma5")
+    put_sharded(tmp_path, "ema-step2-gamma5")
+    found = scan([tmp_path])
+    assert sorted(tags(found).values()) == [(5, 1), (5, 2)]
+    assert all(f"step{s.tag.step:.0f}" in s.name for s in found.snapshots)
+
+
+def test_single_file_in_its_own_directory(tmp_path):
+    """A model.safetensors is named by its directory, a file with a name of its own by both."""
+    put(tmp_path, "step5-gamma5/model.safetensors")
+    put(tmp_path, "step6-gamma5/pytorch_model.bin")
+    put(tmp_path, "step7-gamma5/ema.safetensors")
+    assert list(tags(scan([tmp_path]))) == [
+        "step5-gamma5",
+        "step6-gamma5",
+        "step7-gamma5/ema.safetensors",
+    ]
+
+
+def test_stale_shards_beside_an_index(tmp_path):
+    """Shards of an earlier split beside an index are not taken for snapshots."""
+    put_sharded(tmp_path / "step5-gamma5")
+    put(tmp_path, "step5-gamma5/model-00003-of-00003.safetensors")
+    found = scan([tmp_path])
+    assert tags(found) == {"step5-gamma5": (5, 5)}
+    assert said(found, "error") == []
+
+
+def test_orphan_shard(several):
+    """A shard without an index is an error, unless it is left out."""
+    put(several, "step9-gamma5/model-00001-of-00002.safetensors")
+    (error,) = errors(scan([several]))
+    assert error.what == "a shard without its index"
+    assert error.where == "step9-gamma5/model-00001-of-00002.safetensors"
+    assert errors(scan([several], Config(exclude=("step9-*",)))) == []
+
+
+def test_read_checkpoint(tmp_path):
+    """A file, a shard, an index or a directory with one checkpoint can be read untagged."""
+    path = put(tmp_path, "one/a.safetensors")
+    put_sharded(tmp_path / "two")
+    assert read_checkpoint(path).path == path
+    assert read_checkpoint(str(tmp_path / "one")).path == path
+    assert sorted(read_checkpoint(tmp_path / "two").tensors) == ["v", "w"]
+    shard = tmp_path / "two" / "model-00001-of-00002.safetensors"
+    assert list(read_checkpoint(shard).tensors) == ["v"]
+    with pytest.raises(InputError, match="holds 2 checkpoints, not one") as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.where == str(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        read_checkpoint(tmp_path / "none")
+
+
+def test_order(tmp_path):
+    """Snapshots and findings come in the same order whatever the order the files were made in."""
+    names = [f"{n}-step{s}-gamma{g}" for n, s, g in zip("dcab", (9, 1, 10, 9), "5678", strict=True)]
+    names += ["y-step0-gamma5", "x-gamma5"]
+    for folder, order in (("one", names), ("two", names[::-1])):
+        for name in order:
+            put(tmp_path / folder, name + ".safetensors")
+    one, two = (scan([tmp_path / folder]) for folder in ("one", "two"))
+    assert list(tags(one).values()) == [(6, 1), (5, 9), (8, 9), (7, 10)]
+    assert tags(one) == tags(two)
+    assert [str(f.error) for f in one.findings] == [str(f.error) for f in two.findings]
+
+
+# --- whether they fit ---------------------------------------------------------------------------
+
+
+def test_duplicates(tmp_path):
+    """Two snapshots of one gamma and step are an error that names both."""
+    put(tmp_path, "a-step5-gamma5.safetensors")
+    put(tmp_path, "b-step5-gamma5.safetensors")
+    put(tmp_path, "c-step5-gamma6.safetensors")
+    (error,) = errors(scan([tmp_path]))
+    assert "gamma 5 and step 5 as a-step5-gamma5.safetensors" in error.what
+    assert error.where == "b-step5-gamma5.safetensors"
+    assert "--exclude" in error.remedy
+
+
+def test_duplicates_of_two_directories(tmp_path):
+    """Also where two directories hold files of the same name the error tells them apart."""
+    put(tmp_path, "one/step5-gamma5.safetensors")
+    put(tmp_path, "two/step5-gamma5.safetensors")
+    (error,) = errors(scan([tmp_path / "one", tmp_path / "two"]))
+    assert "one" in str(error)
+    assert "two" in str(error)
+
+
+BASE = {"w": torch.ones(2, 3), "b": torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"w": torch.ones(2, 3)}, "lacks tensor b"),
+        (BASE | {"x": torch.ones(1)}, "has tensor x in addition"),
+        (
+            BASE | {"w": torch.ones(3, 2)},
+            "tensor w is float32 [3, 2] instead of float32 [2, 3]",
+        ),
+        (BASE | {"b": torch.ones(3).half()}, "tensor b is float16 [3] instead of float32 [3]"),
+        ({"x": torch.ones(1)}, "lacks tensor b (and 2 more differences)"),
+    ],
+)
+def test_differences(tmp_path, tensors, message):
+    """A snapshot with other names, shapes or types than the newest is an error that says how."""
+    put(tmp_path, "a-step1-gamma5.safetensors", tensors=tensors)
+    put(tmp_path, "b-step2-gamma5.safetensors", tensors=BASE)
+    put(tmp_path, "c-step2-gamma6.safetensors", tensors=BASE)
+    (error,) = errors(scan([tmp_path]))
+    assert error.what == f"does not fit c-step2-gamma6.safetensors: {message}"
+    assert error.where == "a-step1-gamma5.safetensors"
+    assert "--exclude" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("prefix", "notices"),
+    [
+        ("module.", ["module."]),
+        ("_orig_mod.", ["_orig_mod."]),
+        ("ema_model.module.", ["ema_model.", "module."]),
+        ("model.", []),
+    ],
+)
+def test_prefixes_that_all_have(tmp_path, prefix, notices):
+    """Wrappers' prefixes on all tensors of all snapshots are removed, with a notice each."""
+    for step in (1, 2):
+        tensors = {f"{prefix}{n}": t for n, t in BASE.items()}
+        put(tmp_path, f"step{step}-gamma5.safetensors", tensors=tensors)
+    found = scan([tmp_path])
+    kept = "" if notices else prefix
+    for snapshot in found.snapshots:
+        extents = snapshot.checkpoint.tensors
+        assert sorted(extents) == [kept + "b", kept + "w"]
+        assert all(name == extent.name for name, extent in extents.items())
+    assert said(found, "notice") == [f"prefix {p} removed from all tensor names" for p in notices]
+
+
+@pytest.mark.parametrize(
+    "other", [BASE, {"module.w": BASE["w"], "b": BASE["b"]}, {"module.": BASE["w"]}]
+)
+def test_prefixes_that_not_all_have(tmp_path, other):
+    """A prefix that a single tensor of a single snapshot lacks stays on all."""
+    tensors = {f"module.{n}": t for n, t in BASE.items()}
+    put(tmp_path, "step1-gamma5.safetensors", tensors=other)
+    put(tmp_path, "step2-gamma5.safetensors", tensors=tensors)
+    found = scan([tmp_path])
+    assert sorted(found.snapshots[1].checkpoint.tensors) == ["module.b", "module.w"]
+    assert said(found, "notice") == []
+    assert len(errors(found)) == 1
+
+
+def test_one_gamma_warns(several):
+    """Snapshots of one gamma give a warning, of two none."""
+    (warning,) = said(scan([several]), "warning")
+    assert "all snapshots have gamma 5" in warning
+    put(several, "d-step3-gamma6.safetensors")
+    assert said(scan([several]), "warning") == []
+
+
+def test_gammas_that_hardly_differ_warn(several):
+    """Gammas that are surely roundings of one give a warning that names both."""
+    put(several, "d-step3.safetensors", {"gamma": "5.0001"})
+    (warning,) = said(scan([several]), "warning")
+    assert "gammas 5 and 5.0001 hardly differ" in warning
+
+
+def test_nothing_to_compare():
+    """No snapshots give no findings and no prefixes."""
+    assert list(check([])) == []
+    assert strip_prefixes([]) == ([], [])
+
+
+def test_require_raises_the_first_error(several):
+    """Scan.require raises the first error with its type and place, and counts the others."""
+    assert scan([several]).require() == scan([several]).snapshots
+    (several / "aa.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match="not a safetensors file;") as one:
+        scan([several]).require()
+    assert one.value.where == str(several / "aa.safetensors")
+    torch.save({"f": print}, several / "a.pt")
+    put(several, "z.safetensors")
+    with pytest.raises(UnsafePickleError, match=r"\(and 2 more: see phema inspect\);") as first:
+        scan([several]).require()
+    assert first.value.where == str(several / "a.pt")
+    assert first.value.remedy
+
+
+def test_require_passes_over_warnings(several):
+    """Warnings and notices don't stand against using the snapshots."""
+    snapshots = scan([several]).snapshots
+    found = Scan(
+        snapshots, (Finding("warning", InputError("a")), Finding("notice", InputError("b")))
+    )
+    assert found.require() == snapshots
+
+
+def test_tag_has_the_profile(tmp_path):
+    """A snapshot made by hand has the profile of its gamma, ending at its step."""
+    path = put(tmp_path, "a.safetensors")
+    snapshot = Snapshot("a", read_index(path), Tag(5.0, 100.0, "name", "name"))
+    assert snapshot.tag.profile.sigma_rel == sigma_rel_from_gamma(5.0)
+    assert snapshot.tag.profile.end == 100

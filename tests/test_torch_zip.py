@@ -1,0 +1,776 @@
+"""PyTorch's zip files: read without torch, element for element; hostile ones run nothing."""
+
+import io
+import itertools
+import os
+import pickle
+import runpy
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from phema_cli.errors import InputError, StorageError, UnsafePickleError
+from phema_cli.formats import read_index
+from phema_cli.formats.base import FileReader
+
+TORCH_DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.complex64,
+    torch.complex128,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint64,
+    torch.uint32,
+    torch.uint16,
+    torch.uint8,
+    torch.bool,
+]
+
+
+def raw_bytes(tensor):
+    """The bytes of a tensor's elements in row-major order."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def stored_bytes(extent, piece=None):
+    """The bytes that the reader finds for an extent, read so many elements at a time."""
+    itemsize = extent.dtype.bits // 8
+    piece = piece or max(1, extent.elements)
+    got = b""
+    with FileReader() as reader:
+        for start in range(0, extent.elements, piece):
+            out = bytearray(min(piece, extent.elements - start) * itemsize)
+            reader.read_elements(extent, start, memoryview(out))
+            got += bytes(out)
+    return got
+
+
+def saved(path, content):
+    """Write with torch.save and return the path."""
+    torch.save(content, path)
+    return path
+
+
+def craft(path, pickled, record=bytes(16)):
+    """Write a zip like torch's around a pickle made by hand, with one record."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", record)
+    return path
+
+
+def rewrite(path, *, change=(), add=(), compress=()):
+    """Write a zip anew with entries changed, dropped (None), added or compressed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {n: archive.read(n) for n in archive.namelist()}
+    entries |= {f"{next(iter(entries)).split('/')[0]}/{n}": c for n, c in [*change, *add]}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            squeeze = name.split("/", 1)[1] in compress
+            method = zipfile.ZIP_DEFLATED if squeeze else zipfile.ZIP_STORED
+            if content is not None:
+                archive.writestr(name, content, method)
+    return path
+
+
+def opcodes(value):
+    """The opcodes that push a plain value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def text(value):
+    """The opcodes that push a text."""
+    return opcodes(value)
+
+
+def name(module, attribute):
+    """The opcodes that push a global."""
+    return f"c{module}\n{attribute}\n".encode()
+
+
+STORAGE = (
+    b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
+)
+
+
+def tensor_pickle(offset, shape, strides, storage=STORAGE):
+    """A pickle of {"w": tensor} over a record of four floats."""
+    arguments = opcodes(offset) + opcodes(shape) + opcodes(strides) + b"\x89N"
+    rebuild = name("torch._utils", "_rebuild_tensor_v2")
+    return b"\x80\x02}" + text("w") + rebuild + b"(" + storage + arguments + b"tRs."
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
+def test_every_dtype(tmp_path, dtype):
+    """A tensor of any type is found with its type, shape and bytes."""
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    extent = read_index(saved(tmp_path / "a.pt", {"x": tensor})).tensors["x"]
+    assert f"torch.{extent.dtype.label}" == str(dtype)
+    assert (extent.name, extent.shape, extent.strides) == ("x", (2, 3), None)
+    assert stored_bytes(extent, 4) == raw_bytes(tensor)
+
+
+def test_packed_floats_are_described_as_in_safetensors(tmp_path):
+    """4-bit floats, two to a byte, have the same type, shape and length in both formats."""
+    tensors = {"x": torch.arange(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    theirs = read_index(tmp_path / "a.safetensors").tensors["x"]
+    ours = read_index(saved(tmp_path / "a.pt", tensors)).tensors["x"]
+    assert (ours.dtype, ours.shape, ours.length) == (theirs.dtype, theirs.shape, theirs.length)
+
+
+@pytest.mark.parametrize("view", ["t", "diagonal"])
+def test_packed_floats_in_another_order(tmp_path, view):
+    """A view of 4-bit floats that are not in row-major order is refused, not read wrongly."""
+    tensor = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    path = saved(tmp_path / "a.pt", {"x": getattr(tensor, view)()})
+    with pytest.raises(InputError, match="x: float4") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+def test_packed_floats_of_nonsense_shape(tmp_path):
+    """4-bit floats with strides that don't fit their shape are refused."""
+    pickled = (
+        REBUILD_V3
+        + b"("
+        + STORAGE
+        + b"K\x00"
+        + opcodes((4,))
+        + opcodes(())
+        + b"\x89N"
+        + name("torch", "float4_e2m1fn_x2")
+        + b"tRs."
+    )
+    with pytest.raises(InputError):
+        read_index(craft(tmp_path / "a.pt", pickled))
+
+
+VIEWS = {
+    "row-major": torch.rand(4, 5),
+    "transposed": torch.rand(4, 5).t(),
+    "permuted": torch.rand(3, 4, 5).permute(2, 0, 1),
+    "channels last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "expanded": torch.rand(3, 1).expand(3, 4),
+    "expanded in front": torch.rand(3).expand(5, 3),
+    "slice with an offset": torch.rand(6, 7)[2:5, 3:6],
+    "contiguous slice with an offset": torch.rand(6, 7)[2:5],
+    "every other": torch.rand(21)[1::2],
+    "diagonal": torch.rand(5, 5).diagonal(),
+    "wide": torch.rand(13, 40).t(),
+    "one element": torch.rand(3, 3)[2:, 2:],
+    "overlapping": torch.rand(10).unfold(0, 4, 1),
+    "half, transposed": torch.rand(4, 5).half().t(),
+    "bfloat16, transposed": torch.rand(4, 5).bfloat16().t(),
+    "float8, transposed": torch.rand(4, 5).to(torch.float8_e5m2).t(),
+    "bool, transposed": (torch.rand(4, 5) > 0.5).t(),
+    "complex, transposed": torch.rand(4, 5, dtype=torch.complex64).t(),
+    "real part": torch.rand(4, 5, dtype=torch.complex64).real,
+    "scalar": torch.tensor(3.5),
+    "scalar with an offset": torch.rand(5)[3],
+    "empty": torch.rand(0),
+    "empty, transposed": torch.rand(3, 0, 2).permute(2, 1, 0),
+    "int": torch.arange(12).reshape(3, 4).t(),
+}
+
+
+@pytest.mark.parametrize("piece", [1, 3, 7, 64, None])
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_are_read_in_row_major_order(tmp_path, view, piece):
+    """Any view, read in pieces of any length, gives the elements that torch gives."""
+    tensor = VIEWS[view]
+    path = saved(tmp_path / "a.pt", {"first": torch.rand(3), "x": tensor})
+    extent = read_index(path).tensors["x"]
+    assert extent.shape == tuple(tensor.shape)
+    assert stored_bytes(extent, piece) == raw_bytes(tensor)
+
+
+class Recorder(FileReader):
+    """A reader that records the ranges of bytes it reads."""
+
+    def read_bytes(self, path, offset, out):
+        """Read, and remember where."""
+        self.ranges = [*getattr(self, "ranges", []), (offset, offset + len(out))]
+        super().read_bytes(path, offset, out)
+
+
+def test_piece_of_a_view_reads_only_near_it(tmp_path):
+    """A piece of a strided tensor reads nothing of the file before its own first element."""
+    extent = read_index(saved(tmp_path / "a.pt", {"x": torch.rand(1000, 2)[:, 0]})).tensors["x"]
+    out = bytearray(4 * 10)
+    with Recorder() as reader:
+        reader.read_elements(extent, 900, memoryview(out))
+        assert min(low for low, _ in reader.ranges) == extent.offset + 900 * 2 * 4
+
+
+def test_no_elements_wanted(tmp_path):
+    """Nothing is read where no element is wanted."""
+    extent = read_index(saved(tmp_path / "a.pt", {"x": torch.rand(3, 2).t()})).tensors["x"]
+    with Recorder() as reader:
+        reader.read_elements(extent, 2, memoryview(bytearray()))
+        assert not hasattr(reader, "ranges")
+
+
+def test_parameters_and_modules(tmp_path):
+    """A module's state dict, and Parameters in it, are read as tensors."""
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    weights = dict(module.named_parameters())
+    marked = torch.nn.Parameter(torch.ones(2))
+    marked.note = "parameters may have attributes"
+    for content in (module.state_dict(), weights, {"x": marked}):
+        found = read_index(saved(tmp_path / "a.pth", content)).tensors
+        assert found.keys() == content.keys()
+        assert all(stored_bytes(found[n]) == raw_bytes(t) for n, t in content.items())
+
+
+def test_tied_tensors(tmp_path):
+    """Two names of one tensor, or of views into one storage, are both read in full."""
+    base = torch.rand(6)
+    content = {"a": base, "b": base, "tail": base[2:], "square": base.view(2, 3).t()}
+    found = read_index(saved(tmp_path / "a.bin", content)).tensors
+    assert found["a"].offset == found["b"].offset
+    assert {n: stored_bytes(e) for n, e in found.items()} == {
+        n: raw_bytes(t) for n, t in content.items()
+    }
+
+
+@pytest.mark.parametrize("rebuild", ["_rebuild_tensor", "_rebuild_tensor_v2"])
+def test_older_rebuild_functions(tmp_path, rebuild):
+    """Tensors of older torch versions, whose pickles name older functions, are read."""
+    pickled = tensor_pickle(1, (3,), (1,)).replace(b"_rebuild_tensor_v2", rebuild.encode())
+    record = struct.pack("<4f", 1, 2, 3, 4)
+    extent = read_index(craft(tmp_path / "a.pt", pickled, record)).tensors["w"]
+    assert stored_bytes(extent) == record[4:]
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin"])
+def test_checkpoint(tmp_path, ending):
+    """The checkpoint has its file, base name, and tensors in the order of their data."""
+    path = saved(tmp_path / f"model{ending}", {"b": torch.rand(3), "a": torch.rand(2)})
+    found = read_index(path)
+    assert (found.path, found.files, found.format) == (path, (path,), "torch")
+    assert (found.base_name, found.size_bytes, found.parameters) == ("model", 20, 5)
+    offsets = [e.offset for e in found.tensors.values()]
+    assert offsets == sorted(offsets)
+
+
+def test_text_and_numbers_are_metadata(tmp_path):
+    """Text and numbers at the top of a checkpoint are its metadata, other values are not."""
+    content = {
+        "state_dict": {"w": torch.ones(2)},
+        "step": 1000,
+        "gamma": 6.94,
+        "run": "a",
+        "done": True,
+        "none": None,
+        "args": {"lr": 1e-3},
+        7: 8,
+    }
+    found = read_index(saved(tmp_path / "a.pt", content))
+    assert found.metadata == {"step": "1000", "gamma": "6.94", "run": "a"}
+
+
+def test_values_of_other_kinds_are_passed_over(tmp_path):
+    """Sizes, devices, types and containers beside the tensors do no harm."""
+    content = OrderedDict(
+        w=torch.ones(2),
+        size=torch.Size([2, 3]),
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+        things=[1, (2, {"a": None})],
+    )
+    assert list(read_index(saved(tmp_path / "a.pt", content)).tensors) == ["w"]
+
+
+def test_set_is_a_plain_container(tmp_path):
+    """A set beside the weights, which torch.load(weights_only=True) takes too, does no harm."""
+    content = {"w": torch.ones(2), "seen": {1, 2}}
+    assert list(read_index(saved(tmp_path / "a.pt", content)).tensors) == ["w"]
+
+
+W = torch.arange(3.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"w": W}, None),
+        ({"ema": {"w": W}}, None),
+        ({"ema": {"w": W}}, "ema"),
+        ({"state": {"ema": {"w": W}}}, None),
+        ({"state": {"ema": {"w": W}}}, "state.ema"),
+        ({"epoch": 3, "ema": {"w": W}, "empty": {}}, None),
+        ({"model": {"w": W + 1}, "ema": {"w": W}}, "ema"),
+        ({"model": {"w": W + 1}, "deep": {"ema": {"w": W}}}, "deep.ema"),
+        ({"model": {"w": W + 1, "ema": {"w": W}}}, "model.ema"),
+    ],
+)
+def test_dict_of_weights(tmp_path, content, key):
+    """The dict of weights is found where it is the only one, or by its dotted key."""
+    found = read_index(saved(tmp_path / "a.pt", content), key)
+    assert {n: stored_bytes(e) for n, e in found.tensors.items()} == {"w": raw_bytes(W)}
+
+
+NESTS = {
+    "two dicts": {"model": {"w": W}, "ema": {"w": W}},
+    "deep": {"a": {"model": {"w": W}}, "b": {"c": {"ema": {"w": W}}}},
+    "optimizer": {"model": {"w": W}, "optimizer": {"state": {0: {"m": W}, 1: {"m": W}}}},
+    "names with dots": {"ema.0.999": {"w": W}, "ema.0.9999": {"w": W}},
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+def test_every_candidate_offered_can_be_passed(tmp_path, nest):
+    """Of several dicts none is guessed: the error lists them, and each works as --key."""
+    path = saved(tmp_path / "a.pt", NESTS[nest])
+    with pytest.raises(InputError, match="dicts of tensors") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+    offered = caught.value.remedy.removeprefix("pass --key with one of ").split(", ")
+    assert len(offered) >= 2
+    for key in offered:
+        assert read_index(path, key).tensors
+
+
+def test_long_list_of_candidates_is_cut(tmp_path):
+    """The error about a checkpoint with an optimizer's state stays a line that can be read."""
+    state = {str(i): {"exp_avg": W} for i in range(300)}
+    path = saved(tmp_path / "a.pt", {"ema": {"w": W}, "optimizer": {"state": state}})
+    with pytest.raises(InputError, match="ema") as caught:
+        read_index(path)
+    assert len(str(caught.value).removeprefix(str(path))) < 500
+
+
+def test_stray_tensor_does_not_hide_the_weights(tmp_path):
+    """A lone tensor beside a nested dict of weights is not silently taken for the checkpoint."""
+    path = saved(tmp_path / "a.pt", {"loss": torch.tensor(0.3), "state_dict": {"w": W}})
+    assert list(read_index(path, "state_dict").tensors) == ["w"]
+    with pytest.raises(InputError, match="state_dict"):
+        read_index(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "message"),
+    [
+        ({"model": {"w": W}}, "ema", "no key 'ema'.*there are model"),
+        ({"model": {"w": W}}, "model.w", "no tensors under key 'model.w'"),
+        ({"model": {"w": W}}, "model.w.x", "no key 'model.w.x'"),
+        ({"model": {"w": W}, "args": {"lr": 1}}, "args", "no tensors under key 'args'"),
+        ({"args": {"lr": 1}}, "ema", "it holds no nested dicts of tensors"),
+        ({"args": {"lr": 1}}, None, "no dict of tensors"),
+        ({}, None, "no dict of tensors"),
+        ([W], None, "no dict of tensors"),
+        (W, None, "no dict of tensors"),
+        ({"shadow": [W, W]}, None, "no dict of tensors"),
+    ],
+)
+def test_no_dict_of_weights(tmp_path, content, key, message):
+    """A wrong key, or a file without a dict of tensors, is an error that names the file."""
+    path = saved(tmp_path / "a.pt", content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_index(path, key)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2, dtype=torch.complex64).conj().imag, torch.ones(2, dtype=torch.complex64).conj()],
+)
+def test_lazily_negated_or_conjugated(tmp_path, tensor):
+    """A view whose stored values are not its values is refused, not read wrongly."""
+    path = saved(tmp_path / "a.pt", {"x": tensor})
+    with pytest.raises(InputError) as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+def test_legacy_format(tmp_path):
+    """The format before torch 1.6 is refused, with the call that converts it."""
+    path = tmp_path / "old.pt"
+    torch.save({"w": W}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match="legacy") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+    assert "torch.save(torch.load(old, weights_only=True), new)" in caught.value.remedy
+
+
+def test_torchscript(tmp_path):
+    """A TorchScript archive is refused: it holds code, not a state dict."""
+    path = tmp_path / "script.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    with pytest.raises(InputError, match="TorchScript") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+    assert "state_dict" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint\n", b"PK", bytes(1000)])
+def test_not_a_zip(tmp_path, content):
+    """A file that is neither a zip nor a pickle is refused, and named."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a PyTorch checkpoint") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("entries", [[], ["a.txt"], ["a/data.pkl", "b/data.pkl"], ["data.pkl"]])
+def test_zip_of_another_kind(tmp_path, entries):
+    """A zip that torch did not write is refused, and named."""
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in entries:
+            archive.writestr(entry, b"N.")
+    with pytest.raises(InputError, match=r"not one of torch\.save") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+def test_missing_file(tmp_path):
+    """A file that cannot be read is the operating system's failure, and is named."""
+    with pytest.raises(StorageError, match="cannot read") as caught:
+        read_index(tmp_path / "no.pt")
+    assert caught.value.where == str(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"compress": ["data/0"]}, "record 0 is compressed"),
+        ({"change": [("data/0", None)]}, "record 0 is missing"),
+        ({"change": [("data/0", bytes(11))]}, "w: lies outside its record of 11 bytes"),
+        ({"change": [("byteorder", b"big")]}, "big-endian"),
+        ({"change": [("data.pkl", b"")]}, "broken pickle"),
+        ({"change": [("data.pkl", b"\x80\x02}")]}, "broken pickle"),
+        ({"change": [("data.pkl", b"hello")]}, "broken pickle"),
+    ],
+)
+def test_damaged_archive(tmp_path, edit, message):
+    """An archive whose parts are missing, changed or packed otherwise is refused, and named."""
+    path = rewrite(saved(tmp_path / "a.pt", {"w": torch.rand(3)}), **edit)
+    with pytest.raises(InputError, match=message) as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+def test_compressed_pickle_is_no_harm(tmp_path):
+    """An archive whose pickle alone was compressed is read."""
+    path = rewrite(saved(tmp_path / "a.pt", {"w": W}), compress=["data.pkl"])
+    assert stored_bytes(read_index(path).tensors["w"]) == raw_bytes(W)
+
+
+def test_pickle_bomb(tmp_path):
+    """A data.pkl that unpacks to more than 256 MiB is refused before it is unpacked."""
+    path = tmp_path / "a.pt"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("archive/data.pkl", "w") as file,
+    ):
+        for _ in range(257):
+            file.write(bytes(1 << 20))
+    with pytest.raises(InputError, match="larger than 256 MiB") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+def test_broken_local_header(tmp_path):
+    """A record whose own header is overwritten is refused, and named."""
+    path = saved(tmp_path / "a.pt", {"w": W})
+    with zipfile.ZipFile(path) as archive:
+        at = next(i.header_offset for i in archive.infolist() if i.filename.endswith("/data/0"))
+    content = bytearray(path.read_bytes())
+    content[at : at + 4] = b"XXXX"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="header is broken") as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+EXPECTED = {"NoneType", "InputError", "UnsafePickleError"}
+
+
+def refusal(path):
+    """The error that reading the file gives, None where it reads."""
+    try:
+        read_index(path)
+    except Exception as error:  # noqa: BLE001 - a crash is to be shown with all others
+        return error
+    return None
+
+
+def test_damaged_anywhere(tmp_path):
+    """Whatever byte is flipped or missing, a file is read or refused, never a crash."""
+    path = saved(tmp_path / "a.pt", {"w": torch.rand(2, 3).t(), "n": torch.tensor(3), "step": 5})
+    whole = path.read_bytes()
+    met = {}
+    for at, mask in itertools.product(range(len(whole)), (0x01, 0xFF)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ mask]) + whole[at + 1 :])
+        error = refusal(path)
+        met.setdefault(type(error).__name__, (at, mask, str(error)))
+        assert getattr(error, "where", str(path)) == str(path)
+    assert {n: how for n, how in met.items() if n not in EXPECTED} == {}
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError):
+            read_index(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (5,), (1,)),
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (-1, (4,), (1,)),
+        (0, (-1,), (1,)),
+        (0, (4,), (-1,)),
+        (0, (4,), ()),
+        (0, (), (1,)),
+        (5, (), ()),
+        (2**70, (1,), (1,)),
+        (0, (2,), (2**70,)),
+        (0, ("a",), (1,)),
+        (0, (4,), ("a",)),
+        (0, (None,), (1,)),
+        (0, (1.5,), (1,)),
+        (0, (True,), (1,)),
+        (0, 4, 1),
+    ],
+)
+def test_tensor_outside_its_record(tmp_path, offset, shape, strides):
+    """A tensor that doesn't lie inside its record, or whose shape is nonsense, is refused."""
+    path = craft(tmp_path / "a.pt", tensor_pickle(offset, shape, strides))
+    with pytest.raises(InputError) as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+REBUILD_V3 = b"\x80\x02}" + text("w") + name("torch._utils", "_rebuild_tensor_v3")
+FOUR = b"K\x00" + opcodes((4,)) + opcodes((1,)) + b"\x89N"
+BROKEN_PICKLES = {
+    "persistent id is a number": b"\x80\x02K\x01Q.",
+    "persistent id of another kind": b"\x80\x02(" + text("module") + text("os") + b"tQ.",
+    "persistent id too short": b"\x80\x02(" + text("storage") + b"tQ.",
+    "storage type is text": b"\x80\x02("
+    + b"".join(map(text, ("storage", "os.system", "0", "cpu")))
+    + b"K\x04tQ.",
+    "storage is None": tensor_pickle(0, (4,), (1,), b"N"),
+    "typed storage is None": REBUILD_V3 + b"(N" + FOUR + name("torch", "float32") + b"tRs.",
+    "type is None": REBUILD_V3 + b"(" + STORAGE + FOUR + b"NtRs.",
+    "too few arguments": REBUILD_V3 + b"(" + STORAGE + b"tRs.",
+    "dict within dicts, 5000 deep": b"\x80\x02" + b"}U\x01k" * 5000 + b"N" + b"s" * 5000 + b".",
+    "dict that holds itself": b"\x80\x02}q\x00U\x01kh\x00s.",
+    "extension code": b"\x80\x02\x82\x01.",
+    "calls a type": b"\x80\x02" + name("torch", "float32") + b")R.",
+    "calls a storage type": b"\x80\x02" + name("torch", "FloatStorage") + b")R.",
+    "unhashable key": b"\x80\x02}]Ns.",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_PICKLES)
+def test_broken_pickle(tmp_path, case):
+    """A pickle of allowed names put together wrongly is refused, and named."""
+    path = craft(tmp_path / "a.pt", BROKEN_PICKLES[case])
+    with pytest.raises(InputError) as caught:
+        read_index(path)
+    assert caught.value.where == str(path)
+
+
+class Evil:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        """What the pickle asks to call."""
+        return self.call
+
+
+def stack_global(module, attribute):
+    """The opcodes of protocol 4 that push a global."""
+    return b"\x80\x04" + text(module) + text(attribute) + b"\x93"
+
+
+def hostile(command):
+    """Pickles that would run the command, and the global that each is to be refused for."""
+    shell = opcodes((command,))
+    python = opcodes((f"__import__('os').system({command!r})",))
+    inner = io.BytesIO()
+    torch.save(Evil(os.system, command), inner)
+    build = b"}" + text("__setstate__") + name("os", "system") + b"sb" + text(command) + b"b."
+    return {
+        "posix.system": pickle.dumps({"w": Evil(os.system, command)}),
+        "os.system": b"cos\nsystem\n" + shell + b"R.",
+        "builtins.eval": pickle.dumps(Evil(eval, python.decode("latin-1")), 4),
+        "builtins.exec": stack_global("builtins", "exec") + python + b"R.",
+        "__builtin__.eval": b"\x80\x02" + name("__builtin__", "eval") + python + b"R.",
+        "builtins.getattr": b"\x80\x02" + name("builtins", "getattr") + b".",
+        "nt.system": b"(" + text(command) + b"int\nsystem\n.",
+        "subprocess.Popen": name("subprocess", "Popen") + b"(" + text(command) + b"o.",
+        "runpy.run_path": pickle.dumps(Evil(runpy.run_path, command)),
+        "pty.spawn": stack_global("pty", "spawn") + shell + b"R.",
+        "torch.storage._load_from_bytes": b"\x80\x02"
+        + name("torch.storage", "_load_from_bytes")
+        + opcodes((inner.getvalue(),))
+        + b"R.",
+        "torch.load": b"\x80\x02" + name("torch", "load") + shell + b"R.",
+        "torch._utils.os.system": stack_global("torch._utils", "os.system") + shell + b"R.",
+        "torch.os": b"\x80\x02" + name("torch", "os") + b".",
+        "torch.float": b"\x80\x02" + name("torch", "float") + b".",
+        "collections.OrderedDict.__init__": stack_global("collections", "OrderedDict.__init__")
+        + b".",
+        "collections.OrderedDict.__reduce__.__globals__": stack_global(
+            "collections", "OrderedDict.__reduce__.__globals__"
+        )
+        + b".",
+        "phema_cli.formats._unpickle.pickle": stack_global("phema_cli.formats._unpickle", "pickle")
+        + b".",
+        "functools.partial": stack_global("functools", "partial") + b".",
+        "os.system in BUILD": b"\x80\x02" + name("collections", "OrderedDict") + b")R" + build,
+        "os.system as storage": b"\x80\x02("
+        + text("storage")
+        + name("os", "system")
+        + text("0")
+        + text("cpu")
+        + b"K\x04tQ.",
+    }
+
+
+@pytest.mark.parametrize("asked", hostile(""))
+def test_hostile_pickle(tmp_path, asked):
+    """A pickle that asks for anything else is refused by name, and nothing of it is run."""
+    marker = tmp_path / "was-here"
+    path = craft(tmp_path / "a.pt", hostile(f"touch {marker}")[asked])
+    with pytest.raises(UnsafePickleError) as caught:
+        read_index(path)
+    assert caught.value.what == f"the pickle asks for {asked.split(' ')[0]}"
+    assert (caught.value.where, caught.value.exit_code) == (str(path), 4)
+    assert "torch.save" in caught.value.remedy
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(2).to_sparse(),
+        torch.nn.Linear(1, 1),
+        torch.nn.Buffer(torch.ones(1)),
+        torch.ones(1).numpy(),
+    ],
+    ids=["sparse tensor", "module", "buffer", "array"],
+)
+def test_real_objects_that_are_not_plain(tmp_path, value):
+    """What torch.save writes for objects that need code to be built is refused."""
+    with pytest.raises(UnsafePickleError, match="asks for"):
+        read_index(saved(tmp_path / "a.pt", {"x": value, "w": W}))
+
+
+GLOBALS = [
+    ("torch", "float32"),
+    ("torch", "FloatStorage"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+]
+
+
+STATES = [
+    ["F32", "float32", 8, "exact", 0],
+    [None],
+    {"__doc__": "changed"},
+    (None, {"__doc__": "changed"}),
+    (None, {"__defaults__": (1, 2, 3)}),
+    (None, {"__init__": None}),
+]
+
+
+@pytest.mark.parametrize("target", GLOBALS, ids=".".join)
+def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
+    """A pickle that sets attributes of what its globals stand for changes nothing here."""
+    good = saved(tmp_path / "good.pt", {"w": torch.rand(4), "d": torch.device("cpu")})
+    for number, state in enumerate(STATES):
+        pickled = b"\x80\x02" + name(*target) + opcodes(state) + b"b."
+        craft(tmp_path / f"bad{number}.pt", pickled)
+    script = f"""if True:
+        from pathlib import Path
+        from phema_cli.errors import PhemaError
+        from phema_cli.formats import _unpickle, base, read_index
+
+        def facts():
+            shown = [
+                (key, repr(x), x.__doc__, getattr(x, "__defaults__", 0), getattr(x, "__init__", 0))
+                for key, x in sorted(_unpickle._ALLOWED.items(), key=lambda item: item[0])
+            ]
+            return str((shown, base.DTYPES, read_index(Path({str(good)!r}))))
+
+        before = facts()
+        for bad in sorted(Path({str(tmp_path)!r}).glob("bad*.pt")):
+            try:
+                read_index(bad)
+            except PhemaError:
+                pass
+            assert facts() == before, bad.name
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_huge_persistent_id_is_not_shown(tmp_path):
+    """A persistent id whose text would fill any memory is refused without spelling it out."""
+    path = craft(tmp_path / "a.pt", b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b"Q.")
+    script = f"""if True:
+        from pathlib import Path
+        from phema_cli.errors import InputError
+        from phema_cli.formats import read_index
+        try:
+            read_index(Path({str(path)!r}))
+        except InputError as error:
+            print(error.where)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=8
+    )
+    assert done.stdout == f"{path}\n"
+
+
+def test_torch_is_not_imported(tmp_path):
+    """Reading a torch file, header and elements, starts no torch."""
+    path = saved(tmp_path / "a.pt", {"w": torch.rand(4, 3).t(), "h": torch.rand(2).bfloat16()})
+    script = f"""if True:
+        import sys
+        from pathlib import Path
+        from phema_cli.formats import torch_zip
+        from phema_cli.formats.base import FileReader
+        found = torch_zip.read_index(Path({str(path)!r}))
+        with FileReader() as reader:
+            for extent in found.tensors.values():
+                reader.read_elements(extent, 0, memoryview(bytearray(extent.length)))
+        print(len(found.tensors), sorted(m for m in sys.modules if m.split(".")[0] == "torch"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "2 []\n"
