@@ -628,7 +628,7 @@ def hostile(command):
         "nt.system": b"(" + text(command) + b"int\nsystem\n.",
         "subprocess.Popen": name("subprocess", "Popen") + b"(" + text(command) + b"o.",
         "runpy.run_path": pickle.dumps(Evil(runpy.run_path, command)),
-        "pty.spawn": stack_global("pty", "spawn") + shell + b"R.",
+        "importlib.import_module": stack_global("importlib", "import_module") + b".",
         "torch.storage._load_from_bytes": b"\x80\x02"
         + name("torch.storage", "_load_from_bytes")
         + opcodes((inner.getvalue(),))
