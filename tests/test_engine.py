@@ -270,6 +270,22 @@ def test_an_error_in_one_worker_stops_the_others(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+def test_copies_of_many_chunks_are_whole(tmp_path):
+    """An integer tensor longer than a chunk is copied in its right order."""
+    values = [{"n": torch.arange(100) * step, "w": torch.ones(1)} for step in (1, 2)]
+    snapshots = write_snapshots(tmp_path / "in", values)
+    recipe = recipe_of(snapshots, [[0.5], [0.5]], [tmp_path / "o.safetensors"])
+    execute(replace(recipe, chunk_elements=8))
+    assert torch.equal(load_file(tmp_path / "o.safetensors")["n"], values[1]["n"])
+
+
+def test_outputs_say_that_they_are_of_torch(tmp_path):
+    """Also from sources without any format entry the output has format: pt."""
+    write_snapshots(tmp_path / "in", [{"w": torch.ones(1)}] * 2)
+    (path,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
+    assert read_index(path).metadata["format"] == "pt"
+
+
 def test_names_that_safetensors_cannot_hold_are_refused(tmp_path):
     """A tensor called __metadata__, or named by half a character, is an error, not a bad file."""
     for number, name in enumerate(["__metadata__", "half \ud800"]):

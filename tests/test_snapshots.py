@@ -309,6 +309,29 @@ def test_linked_directories_are_named(tmp_path):
     assert "b-step7-gamma5.safetensors" in str(error)
 
 
+def test_named_pipes_are_passed_over(tmp_path):
+    """A named pipe in the directory is not opened: nothing would ever come out of it."""
+    put(tmp_path, "a-step5-gamma5.safetensors")
+    os.mkfifo(tmp_path / "b-step6-gamma5.safetensors")
+    assert len(scan([tmp_path]).snapshots) == 1
+
+
+def test_gammas_in_two_ways(tmp_path):
+    """Gammas and sigma_rels in one phema.toml are an error that names it."""
+    put(tmp_path, "a-step5-gamma5.safetensors")
+    toml(tmp_path, "gammas = [5]", "sigma_rels = [0.1]")
+    with pytest.raises(InputError, match="say the same thing") as caught:
+        scan([tmp_path])
+    assert caught.value.where == str(tmp_path / "phema.toml")
+
+
+def test_a_given_gamma_counts_before_the_outer_directory(tmp_path):
+    """One --gammas value goes before a gamma in the name of the scanned directory."""
+    put(tmp_path, "gamma3/step5.safetensors")
+    found = scan([tmp_path / "gamma3"], Config(gammas=(6.0,)))
+    assert [s.tag.gamma for s in found.snapshots] == [6]
+
+
 def test_names_of_any_bytes(tmp_path):
     """A file whose name is no UTF-8 is known by an escaped name."""
     put(tmp_path, "a-step5-gamma5.safetensors")
@@ -765,7 +788,8 @@ def test_read_checkpoint(tmp_path):
 def test_order(tmp_path):
     """Snapshots and findings come in the same order whatever the order the files were made in."""
     names = [f"{n}-step{s}-gamma{g}" for n, s, g in zip("dcab", (9, 1, 10, 9), "5678", strict=True)]
-    names += ["y-step0-gamma5", "x-gamma5"]
+    untagged = [f"{folder}/x" for folder in "qhzkbmwcfe"]
+    names += ["y-step0-gamma5", *untagged]
     for folder, order in (("one", names), ("two", names[::-1])):
         for name in order:
             put(tmp_path / folder, name + ".safetensors")
@@ -773,6 +797,8 @@ def test_order(tmp_path):
     assert list(tags(one).values()) == [(6, 1), (5, 9), (8, 9), (7, 10)]
     assert tags(one) == tags(two)
     assert [str(f.error) for f in one.findings] == [str(f.error) for f in two.findings]
+    wheres = [e.where for e in errors(one)]
+    assert wheres == [f"{name}.safetensors" for name in sorted(untagged)]
 
 
 # --- whether they fit ---------------------------------------------------------------------------
@@ -875,6 +901,18 @@ def test_gammas_that_hardly_differ_warn(several):
     put(several, "d-step3.safetensors", {"gamma": "5.0001"})
     (warning,) = said(scan([several]), "warning")
     assert "gammas 5 and 5.0001 hardly differ" in warning
+
+
+def test_types_that_cannot_be_averaged_warn(tmp_path):
+    """The first tensor of such a type in the newest snapshot is named, with the remedy."""
+    for gamma in (5, 6):
+        tensors = {"c": torch.ones(1, dtype=torch.complex64), "w": torch.ones(2)}
+        put(tmp_path, f"step4-gamma{gamma}.safetensors", tensors=tensors)
+    (warning,) = said(scan([tmp_path]), "warning")
+    assert warning.startswith("step4-gamma6.safetensors: ")
+    assert "tensor c: complex64" in warning
+    assert "--copy 'c'" in warning
+    assert said(scan([tmp_path], Config(copy=("c",))), "warning") == []
 
 
 def test_nothing_to_compare():

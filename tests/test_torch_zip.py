@@ -374,6 +374,7 @@ def test_stray_tensor_does_not_hide_the_weights(tmp_path):
         ({"model": {"w": W}}, "model.w.x", "no key 'model.w.x'"),
         ({"model": {"w": W}, "args": {"lr": 1}}, "args", "no tensors under key 'args'"),
         ({"args": {"lr": 1}}, "ema", "it holds no nested dicts of tensors"),
+        ([W], "ema", "it holds no nested dicts of tensors"),
         ({"args": {"lr": 1}}, None, "no dict of tensors"),
         ({}, None, "no dict of tensors"),
         ([W], None, "no dict of tensors"),

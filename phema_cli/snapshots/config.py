@@ -78,6 +78,8 @@ def _from_table(table: Mapping[str, Any]) -> Config:
     for name in table:
         if name not in known:
             raise InputError(f"unknown entry {name!r}", remedy=f"known: {', '.join(sorted(known))}")
+    if "gammas" in table and "sigma_rels" in table:
+        raise InputError("gammas and sigma_rels say the same thing", remedy="keep one of them")
     gammas = _numbers(table, "gammas") or tuple(
         gamma_from_sigma_rel(s) for s in _numbers(table, "sigma_rels")
     )

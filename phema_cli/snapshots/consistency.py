@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import groupby, pairwise
 from typing import Literal
 
@@ -46,12 +47,17 @@ class Finding:
     error: PhemaError
 
 
-def check(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """Findings about snapshots, sorted by step and gamma, taken together."""
+def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[Finding]:
+    """Findings about snapshots, sorted by step and gamma, taken together.
+
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are copied, whatever their type.
+    """
     yield from _duplicates(snapshots)
     if snapshots:
         yield from _differences(snapshots)
-        yield from _not_averaged(snapshots[-1])
+        yield from _not_averaged(snapshots[-1], copy)
     gammas = sorted({s.tag.gamma for s in snapshots})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
@@ -116,10 +122,10 @@ def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
             )
 
 
-def _not_averaged(newest: Snapshot) -> Iterator[Finding]:
+def _not_averaged(newest: Snapshot, copy: Sequence[str]) -> Iterator[Finding]:
     """The first tensor of a type that can't be averaged."""
     for name, extent in newest.checkpoint.tensors.items():
-        if extent.dtype.kind == "other":
+        if extent.dtype.kind == "other" and not any(fnmatchcase(name, glob) for glob in copy):
             error = InputError(
                 f"tensor {name}: {extent.dtype.label} values can't be averaged",
                 where=newest.name,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import FORMATS, read_index
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import Config, read_config
@@ -159,7 +159,7 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     findings += [
         Finding("notice", InputError(f"prefix {p} removed from all tensor names")) for p in stripped
     ]
-    findings += check(ordered)
+    findings += check(ordered, copy)
     return Scan(tuple(ordered), tuple(findings), copy)
 
 
@@ -194,12 +194,18 @@ def _candidates(root: Path) -> Iterator[_Candidate]:
             relative = PurePosixPath(Path(folder, link).relative_to(root).as_posix())
             yield _Candidate(Path(folder, link), relative, outer, link=True)
         indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
-        for file in sorted(f for f in files if f.endswith(_ENDINGS) and not f.startswith(".")):
+        for file in sorted(f for f in files if _may_be_read(Path(folder, f))):
             path = Path(folder, file)
             shard = _SHARD.match(file)
             if not (shard and shard["base"] in indexed):
                 relative = PurePosixPath(path.relative_to(root).as_posix())
                 yield _Candidate(path, relative, outer, orphan=shard is not None)
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes."""
+    named = path.name.endswith(_ENDINGS) and not path.name.startswith(".")
+    return named and (path.is_file() or path.is_symlink())
 
 
 def _is_there(path: Path) -> bool:
@@ -218,8 +224,6 @@ def _read(candidate: _Candidate, said: Config, local: Config) -> Snapshot | Find
         return None
     try:
         return _tagged(candidate, said, local, config.key)
-    except UsageError:
-        raise
     except PhemaError as error:
         where = error.where or candidate.name
         return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
@@ -277,10 +281,10 @@ def _readings(
     open_fields = _open(readings)
     readings.add({k: v for k, v in stored.items() if k in open_fields}, "metadata")
     _add_names(readings, {k: v for k, v in names.items() if k in open_fields})
-    outer = read_name([candidate.root])
-    _add_names(readings, {k: v for k, v in outer.items() if k in _open(readings)})
     if not readings.gamma and len(gammas_of.gammas) == 1:
         readings.gamma.append(Reading(gammas_of.gammas[0], 0.0, gammas_of.origin))
+    outer = read_name([candidate.root])
+    _add_names(readings, {k: v for k, v in outer.items() if k in _open(readings)})
     return readings
 
 
