@@ -151,6 +151,7 @@ def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
         "size",
         "tag from",
         right=("step", "gamma", "sigma_rel", "size"),
+        gap=2,
     )
     for s in snapshots:
         table.add_row(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from phema_cli.solver.diagnostics import Figures
 
 _PIPE_WIDTH = 10_000
-# headers that leave less than 3 blanks between columns in a terminal of 80
-_NARROW = 60
 # columns of names, which may be folded where there is no room
 _NAMES = ("snapshot", "source", "tensor")
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
@@ -80,11 +78,10 @@ def plain(text: object) -> str:
     return escape(shown)
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A plain table with aligned columns."""
+def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
+    """A plain table with aligned columns, ``gap`` blanks apart."""
     from rich.table import Table
 
-    gap = 3 if sum(map(len, columns)) < _NARROW else 1
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
         side: Literal["left", "right"] = "right" if column in right else "left"
@@ -102,7 +99,7 @@ def figures_table(targets: Sequence[PowerProfile], figures: Sequence[Figures]) -
         "weight_sum",
         "noise_gain",
     )
-    made = table("gamma", *names, right=("gamma", *names[1:]))
+    made = table("gamma", *names, right=("gamma", *names[1:]), gap=1)
     for target, f in zip(targets, figures, strict=True):
         made.add_row(
             f"{target.gamma:.6g}",

@@ -59,7 +59,7 @@ def weights(
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
     names = [f"gamma {t.gamma:.6g}" for t in targets]
-    body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names))
+    body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names), gap=2)
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]
         body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
