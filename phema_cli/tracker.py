@@ -67,22 +67,21 @@ class PowerEMA:
             PowerProfile(gamma, 1.0)
         self.step = 0
         self._slots, self._aliases = _slots(_unwrapped(model))
-        self._averaged = [n for n, slot in self._slots.items() if _is_averaged(slot.fetch())]
         self._frozen = [
             n
             for n, slot in self._slots.items()
             if isinstance(slot.holder[slot.key], torch.nn.Parameter)
             and not slot.holder[slot.key].requires_grad
         ]
-        self._averaged = [n for n in self._averaged if n not in set(self._frozen)]
+        moving = {n: s.fetch() for n, s in self._slots.items() if n not in set(self._frozen)}
+        self._averaged = [n for n, t in moving.items() if t.is_floating_point()]
         if not self._averaged:
             raise UsageError(
                 f"{type(model).__name__} has nothing to average",
                 remedy="make PowerEMA when its parameters are trainable",
             )
-        trained = [n for n in self._slots if n not in {*self._frozen, *self._averaged}]
-        for name in trained:
-            if self._slots[name].fetch().is_complex():
+        for name, tensor in moving.items():
+            if tensor.is_complex():
                 raise UsageError(
                     f"{name} is complex, which is not averaged",
                     remedy="store it as pairs of real numbers (torch.view_as_real)",
@@ -251,10 +250,6 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             model = inner
         else:
             return model
-
-
-def _is_averaged(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _slots(model: torch.nn.Module) -> tuple[dict[str, _Slot], dict[str, str]]:

@@ -78,13 +78,18 @@ class _Candidate:
     link: bool = False
 
     @property
-    def name(self) -> str:
-        """How the user knows it: by its directory where the file's own name says nothing."""
+    def stem(self) -> str:
+        """The file's name without ending."""
         stem = self.path.name
         for ending in _ENDINGS:
             stem = stem.removesuffix(ending)
+        return stem
+
+    @property
+    def name(self) -> str:
+        """How the user knows it: by its directory where the file's own name says nothing."""
         name = self.relative.as_posix()
-        if stem in _GENERIC:
+        if self.stem in _GENERIC:
             parent = self.relative.parent
             name = parent.as_posix() if parent != PurePosixPath() else self.root or name
         # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
@@ -92,10 +97,7 @@ class _Candidate:
 
     def name_parts(self) -> list[str]:
         """The file's name without ending, then its directories below the root, innermost first."""
-        stem = self.path.name
-        for ending in _ENDINGS:
-            stem = stem.removesuffix(ending)
-        return [stem, *self.relative.parent.parts[::-1]]
+        return [self.stem, *self.relative.parent.parts[::-1]]
 
     def matches(self, globs: Sequence[str]) -> bool:
         """Whether any glob matches the relative path, the name or the file's own name."""
