@@ -29,11 +29,14 @@ def projection(sources: Array, targets: Array) -> Array:
     return np.linalg.solve(r[:n, :n], r[:n, n:]).astype(np.float64, copy=False)
 
 
-def normalized(sources: Array, targets: Array) -> Array:
-    """``projection`` divided by its sum, so that constant weights stay what they are.
+def normalized(x: Array) -> Array:
+    """Weights of ``projection`` divided by their sum: constant weights stay what they are.
 
-    Arguments and result as for :func:`projection`.
+    Args:
+        x: (n, k) weights of each target.
+
+    Returns:
+        (n, k) weights, float64.
     """
-    x = projection(sources, targets)
-    x /= x.sum(axis=0)
-    return x
+    total: Array = x.sum(axis=0)
+    return x / total
