@@ -22,6 +22,8 @@ from phema_cli.formats.base import DTYPES
 from phema_cli.profiles import PowerProfile
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.system import evaluate
 from phema_cli.synthesis import Request, execute, find_dtype, plan
 from phema_cli.synthesis.recipe import make_recipe
 from tests.builders import ema_weights, write_run
@@ -43,9 +45,11 @@ def write_snapshots(directory, tensors):
 def recipe_of(snapshots, weights, paths, **more):
     """A recipe with weights of the test's own."""
     weights = np.asarray(weights, dtype=float)
-    figures = tuple(Figures(0.0, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
+    figures = tuple(Figures(0.0, None, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
     targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
-    return make_recipe(snapshots, targets, Solution(weights, figures), paths, method="test", **more)
+    movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
+    solution = Solution(weights, figures, movement)
+    return make_recipe(snapshots, targets, solution, paths, method="test", **more)
 
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)

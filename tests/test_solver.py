@@ -1,6 +1,7 @@
 """The solver: closed forms, high precision, published errors, invariances, and its figures."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import mpmath
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import METHODS, solve, storage_noise
-from phema_cli.solver.diagnostics import Figures, sigma_step
+from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver.movement import nominal
 from phema_cli.solver.quadrature import nodes
+from phema_cli.solver.system import evaluate
 from tests.builders import ema_weights
 
 EDM2 = (gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10))
@@ -165,16 +168,17 @@ def test_published_profile_errors(count, sigma_rel, expected):
     assert float(f"{error:.1e}") == pytest.approx(expected, rel=0.011)
 
 
+@pytest.mark.parametrize("method", ["normalized", "blue"])
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-0.3, 40), min_size=1, max_size=3, unique_by=lambda g: round(g, 3)),
     st.lists(st.integers(1, 10_000), min_size=1, max_size=12, unique=True),
     st.floats(0, 30),
 )
-def test_normalized_weights_sum_to_one(gammas, times, gamma):
-    """Whatever the set, the weights of ``normalized`` sum to 1 to 1e-12 of their size."""
+def test_weights_sum_to_one(method, gammas, times, gamma):
+    """Whatever the set, weights sum to 1 to 1e-12 of their size, but for ``projection``."""
     sources = profiles(gammas, times)
-    x = solve(sources, [PowerProfile(gamma, float(max(times)))]).weights[:, 0]
+    x = solve(sources, [PowerProfile(gamma, float(max(times)))], method=method).weights[:, 0]
     assert abs(x.sum() - 1) <= 1e-12 * max(1, np.abs(x).sum())
 
 
@@ -220,7 +224,7 @@ def test_later_snapshots_help_a_target_between():
     """A target between two snapshots is met better with the later one than without it."""
     sources, target = profiles((5, 10), range(1, 17)), PowerProfile(7.0, 12.5)
     full = solve(sources, [target]).figures[0].expected_error
-    short = solve([*[s for s in sources if s.end <= 12], PowerProfile(50.0, 12.5)], [target])
+    short = solve([*[s for s in sources if s.end <= 12], PowerProfile(0.0, 12.5)], [target])
     assert full < short.figures[0].expected_error
 
 
@@ -231,7 +235,9 @@ def test_expected_error_is_the_error_over_many_walks(noise):
     last, walks = 512, 4000
     at = np.arange(1, last + 1)
     sources, target = profiles((5, 10), range(64, last + 1, 64)), PowerProfile(20.0, float(last))
-    solution = solve(sources, [target], storage_noise=noise)
+    assumed = nominal(evaluate(sources, [target]), noise)
+    movement = replace(assumed, jitter=np.zeros_like(assumed.jitter))
+    solution = solve(sources, [target], movement=movement)
     increments = random.standard_normal((last, walks)) * np.sqrt(1 / at)[:, None]
     paths = increments.cumsum(axis=0)
     stored = np.array([ema_weights(s.gamma, int(s.end), at) @ paths for s in sources])
@@ -263,7 +269,7 @@ def test_weight_sum_is_that_before_normalisation():
     """``normalized`` reports the sum that it divided by."""
     sources, target = profiles((5, 10), range(1, 5)), [PowerProfile(0.72, 4.0)]
     raw = solve(sources, target, method="projection")
-    done = solve(sources, target)
+    done = solve(sources, target, method="normalized")
     assert done.figures[0].weight_sum == pytest.approx(raw.weights.sum())
 
 
@@ -272,19 +278,25 @@ def test_weight_sum_is_that_before_normalisation():
 )
 def test_verdicts(error, verdict):
     """1 % and 10 % of sigma_rel part good, fair and poor; without it, those of expected_error."""
-    assert Figures(0.0, error, 0.0, 1.0, 1.0).verdict == verdict
-    assert Figures(error / 100, None, 0.0, 1.0, 1.0).verdict == verdict
+    assert Figures(0.0, None, error, 0.0, 1.0, 1.0).verdict == verdict
+    assert Figures(error / 100, None, None, 0.0, 1.0, 1.0).verdict == verdict
 
 
-def test_sigma_step_against_quadrature():
-    """The closed form of the distance between sigma_rel and 1.01 sigma_rel."""
-    target = PowerProfile(6.94, 1.0)
-    other = PowerProfile(gamma_from_sigma_rel(target.sigma_rel * 1.01), 1.0)
-    t, w = nodes(np.array([1.0]), 5.0, 8.0)
-    distance = math.sqrt((w / t * (target.cdf(t) - other.cdf(t)) ** 2).sum())
-    assert sigma_step(target) == pytest.approx(distance, rel=1e-9)
-    assert sigma_step(PowerProfile(0.001, 1.0)) is not None
-    assert sigma_step(PowerProfile(-0.2, 1.0)) is None
+def test_sigma_error_against_closed_forms():
+    """sigma_error is the error over the distance between the targets sigma_rel and 1.01 sigma_rel.
+
+    For a walk in log time that distance has a closed form.
+    """
+    sources, target = profiles((5, 10), range(1, 5)), PowerProfile(6.94, 4.0)
+    figures = solve(sources, [target]).figures[0]
+    a = target.gamma + 1
+    b = gamma_from_sigma_rel(target.sigma_rel * 1.01) + 1
+    step = abs(a - b) / math.sqrt(2 * a * b * (a + b))
+    expected = figures.expected_error / math.sqrt(2 * a) / step
+    # The little white noise of the assumed movement is in the distance as well.
+    assert figures.sigma_error == pytest.approx(expected, rel=0.05)
+    assert solve(sources, [PowerProfile(0.001, 4.0)]).figures[0].sigma_error is not None
+    assert solve(sources, [PowerProfile(-0.2, 4.0)]).figures[0].sigma_error is None
 
 
 @pytest.mark.parametrize(("bits", "measured"), [(10, 2.1e-4), (7, 1.66e-3), (23, 2.5e-8)])

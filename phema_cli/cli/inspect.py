@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phema_cli.snapshots import Finding, Snapshot
-    from phema_cli.solver.diagnostics import Figures
+    from phema_cli.solver import Figures, Movement
 
 #: sigma_rel of the targets shown: 0.010, 0.015, ..., 0.285.
 GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
-_LISTED = 16
+_LISTED, _MOVEMENT_ROWS = 16, 12
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 
 
@@ -32,36 +32,53 @@ def inspect(
     key: options.Key = None,
     select: options.Select = None,
     exclude: options.Exclude = None,
-    method: options.Method = "normalized",
+    method: options.Method = "blue",
     step: options.Step = None,
+    no_sample: options.NoSample = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Show the snapshots found, what is wrong with them, and which targets can be reached.
 
-    Reads headers only. Exits with 3 where something stands against a synthesis.
+    Reads headers, and a sample of the tensors to learn how they move and round. Exits with 3 where
+    something stands against a synthesis.
 
     Example: [bold]phema inspect ckpts/[/]
     """
-    from phema_cli.snapshots import scan
+    from phema_cli.errors import InputError
+    from phema_cli.profiles import describe
+    from phema_cli.snapshots import Finding, scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
     found = scan(paths, options.config(pattern, gammas, sigma_rels, key, select, exclude))
-    errors = [f for f in found.findings if f.level == "error"]
+    findings = list(found.findings)
     reach: list[tuple[float, float, Figures]] = []
-    if found.snapshots and not errors:
+    movement = None
+    if found.snapshots and not any(f.level == "error" for f in findings):
         targets = make_targets(found.snapshots, sigma_rels=GRID, step=step)
-        figures = solve_snapshots(found.snapshots, targets, method=method).figures
-        reach = [(s, t.gamma, f) for s, t, f in zip(GRID, targets, figures, strict=True)]
+        try:
+            solution = solve_snapshots(
+                found.snapshots, targets, method=method, look=not no_sample, copy=found.copy
+            )
+        except InputError as error:
+            findings.append(Finding("error", error))
+        else:
+            gammas_of_grid = [float(describe(t)["gamma"] or 0.0) for t in targets]
+            reach = list(zip(GRID, gammas_of_grid, solution.figures, strict=True))
+            movement = solution.movement
+    errors = [f for f in findings if f.level == "error"]
     if json:
-        render.document("inspect", _document(found.snapshots, found.findings, reach, method))
+        document = _document(found.snapshots, findings, reach, method)
+        render.document("inspect", document | {"movement": _movement(movement)})
     else:
         _show(found.snapshots, verbose)
         if reach:
             at = found.snapshots[-1].tag.step if step is None else step
             _show_reach(reach, f"{at:.10g}", method)
-        render.findings(found.findings, stderr=False, quiet=quiet)
+        if movement is not None and verbose:
+            _show_movement(movement)
+        render.findings(findings, stderr=False, quiet=quiet)
     if errors:
         raise typer.Exit(errors[0].error.exit_code)
 
@@ -215,6 +232,49 @@ def _show_reach(reach: Sequence[tuple[float, float, Figures]], step: str, method
         spans = _spans([f.verdict == verdict for _, _, f in reach], [s for s, _, _ in reach])
         style = render.STYLES[verdict]
         out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {spans or 'none'}  [dim]{meaning}[/]")
+    out.print()
+
+
+def _movement(movement: Movement | None) -> dict[str, Any] | None:
+    """How the weights moved, for ``--json``."""
+    if movement is None:
+        return None
+    return {
+        "measured": movement.measured,
+        "steps": movement.times.tolist(),
+        "drift": movement.drift.tolist(),
+        "blocks": movement.blocks.tolist(),
+        "roughness": movement.roughness.tolist(),
+        "jitter": movement.jitter.tolist(),
+        "rounding_rms": float(movement.rounding.variance**0.5),
+    }
+
+
+def _show_movement(movement: Movement) -> None:
+    """How the weights moved, in a dozen rows."""
+    import numpy as np
+
+    out = render.console()
+    if not movement.measured:
+        out.print("[bold]Movement[/] assumed: a random walk in log time", end="\n\n")
+        return
+    out.print(
+        "[bold]Movement[/] measured from a sample: RMS distance per square root of a step, and "
+        "what differs between snapshots"
+    )
+    rows = np.unique(np.linspace(0, len(movement.times) - 1, _MOVEMENT_ROWS).astype(int))
+    table = render.table("step", "drift", "roughness", "jitter", right=("step", "drift"), gap=2)
+    blocks = np.searchsorted(movement.blocks * (1 + 1e-9), movement.times)
+    for row in rows:
+        block = int(blocks[row])
+        table.add_row(
+            f"{movement.times[row]:.6g}",
+            f"{movement.drift[row] ** 0.5:.2e}",
+            f"{movement.roughness[block]:.2f}",
+            f"{movement.jitter[block]:.3g} steps",
+        )
+    out.print(table)
+    out.print(f"rounding of stored values: {movement.rounding.variance**0.5:.2e} RMS")
     out.print()
 
 

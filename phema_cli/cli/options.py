@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phema_cli.errors import UsageError
+from phema_cli.errors import InputError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from phema_cli.profiles import ProfileSpec
     from phema_cli.snapshots import Config
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
@@ -51,6 +52,16 @@ SigmaRel = Annotated[
         metavar="LIST",
     ),
 ]
+Profile = Annotated[
+    list[str] | None,
+    option(
+        "--profile",
+        help="Target of another weighting: uniform:last=0.2, exponential:beta=0.999, "
+        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE.",
+        panel=_TARGETS,
+        metavar="PROFILE",
+    ),
+]
 Step = Annotated[
     float | None,
     option(
@@ -64,7 +75,7 @@ Method = Annotated[
     str,
     option(
         "--method",
-        help="How weights are solved: normalized, projection.",
+        help="How weights are solved: blue, normalized, projection.",
         panel=_TARGETS,
         metavar="NAME",
     ),
@@ -118,6 +129,14 @@ Copy = Annotated[
         metavar="GLOB",
     ),
 ]
+NoSample = Annotated[
+    bool,
+    option(
+        "--no-sample",
+        help="Read no tensors to learn how they move and round; assume a random walk in log time.",
+        panel=_TARGETS,
+    ),
+]
 Json = Annotated[bool, option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or notices on stderr.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
@@ -155,6 +174,54 @@ def numbers(texts: list[str] | None) -> tuple[float, ...]:
         UsageError: not numbers, or ``...`` is not between two numbers and a last one.
     """
     return tuple(float(n) for text in texts or () for n in _expand(text))
+
+
+def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
+    """Target profiles of ``uniform:last=0.2`` and the like, and of ``csv:FILE``.
+
+    Raises:
+        UsageError: not a profile.
+        InputError: a file that is no table of numbers.
+        StorageError: it can't be read.
+    """
+    from phema_cli.profiles import parse_profile
+
+    return tuple(
+        _table(text) if text.startswith("csv:") else parse_profile(text) for text in texts or ()
+    )
+
+
+def _table(text: str) -> ProfileSpec:
+    """A profile from a file of ``time,weight`` lines; its last time is the target's step."""
+    from phema_cli.profiles import ProfileSpec, TableProfile
+
+    path = Path(text.removeprefix("csv:"))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    except UnicodeDecodeError as error:
+        raise InputError("not a text file", where=path) from error
+    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
+    # A first line of names is no row.
+    rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
+    try:
+        points = [(float(time), float(weight)) for time, weight in rows]
+    except ValueError as error:
+        raise InputError("not lines of time,weight", where=path) from error
+    times, weights = [p[0] for p in points], tuple(p[1] for p in points)
+    label = f"csv:{path.stem}"
+    last = times[-1] if times and times[-1] > 0 else 1.0
+    try:
+        TableProfile(tuple(times), weights, label)
+    except UsageError as error:
+        raise InputError(error.what, where=path) from error
+
+    def ending_at(end: float) -> TableProfile:
+        stretched = [*(t / last * end for t in times[:-1]), end]
+        return TableProfile(tuple(stretched), weights, label)
+
+    return ProfileSpec(label, ending_at)
 
 
 def _expand(text: str) -> list[Decimal]:

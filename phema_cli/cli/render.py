@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from phema_cli.profiles import PowerProfile
+    from phema_cli.profiles import Profile
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
 _PIPE_WIDTH = 10_000
 # columns of names, which may be folded where there is no room
-_NAMES = ("snapshot", "source", "tensor")
+_NAMES = ("snapshot", "source", "tensor", "target")
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
 
@@ -89,24 +89,28 @@ def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
     return made
 
 
-def figures_table(targets: Sequence[PowerProfile], figures: Sequence[Figures]) -> Table:
+def figures_table(targets: Sequence[Profile], figures: Sequence[Figures]) -> Table:
     """A row of figures for each target, in the order of their use."""
     names = (
         "verdict",
         "expected_error",
+        "expected_rms",
         "sigma_error",
         "profile_error",
         "weight_sum",
         "noise_gain",
     )
-    made = table("gamma", *names, right=("gamma", *names[1:]), gap=1)
+    # Names in two lines: eight columns fit into 80.
+    heads = [name.replace("_", "_\n") for name in names]
+    made = table("target", *heads, right=heads[1:], gap=1)
     for target, f in zip(targets, figures, strict=True):
         made.add_row(
-            f"{target.gamma:.6g}",
+            plain(target.label),
             f"[{STYLES[f.verdict]}]{f.verdict}[/]",
             f"{f.expected_error:.2g}",
+            "" if f.expected_rms is None else f"{f.expected_rms:.2g}",
             "" if f.sigma_error is None else per_cent(f.sigma_error),
-            f"{f.profile_error:.2g}",
+            "" if f.profile_error is None else f"{f.profile_error:.2g}",
             f"{f.weight_sum:.6f}",
             f"{f.noise_gain:.3g}",
         )

@@ -18,7 +18,7 @@ Output = Annotated[
     options.option(
         "--output",
         "-o",
-        help="A file, a directory, or a name with {gamma}, {sigma_rel}, {step}.",
+        help="A file, a directory, or a name with {gamma}, {sigma_rel}, {profile}, {step}.",
         panel=_OUTPUT,
         metavar="PATH",
     ),
@@ -78,8 +78,10 @@ def synthesize(
     *,
     gamma: options.Gamma = None,
     sigma_rel: options.SigmaRel = None,
+    profile: options.Profile = None,
     step: options.Step = None,
-    method: options.Method = "normalized",
+    method: options.Method = "blue",
+    no_sample: options.NoSample = False,
     output: Output = None,
     dtype: Dtype = None,
     max_shard_size: MaxShardSize = None,
@@ -111,8 +113,10 @@ def synthesize(
     request = Request(
         gammas=options.numbers(gamma),
         sigma_rels=options.numbers(sigma_rel),
+        profiles=options.profiles(profile),
         step=step,
         method=method,
+        look=not no_sample,
         output=output,
         dtype=find_dtype(dtype) if dtype else None,
         max_shard_bytes=options.size(max_shard_size),
@@ -158,6 +162,8 @@ def _show_figures(recipe: Recipe) -> None:
 
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:
     """The content of ``--json``."""
+    from phema_cli.profiles import describe
+
     content: dict[str, Any] = {"dry_run": dry_run, "outputs": [str(p) for p in outputs]}
     if recipe is None:
         return content | {"targets": []}
@@ -166,9 +172,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
         "targets": [
             {
                 "path": str(o.path),
-                "gamma": t.gamma,
-                "sigma_rel": t.sigma_rel,
-                "step": t.end,
+                **describe(t),
                 **asdict(f),
                 "verdict": f.verdict,
                 "files": [str(file.path) for file in o.files],
@@ -216,7 +220,7 @@ def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
         f"reading {render.size(recipe.read_bytes)}, writing {render.size(recipe.write_bytes)}, "
         f"with {recipe.jobs} jobs in buffers of {render.size(recipe.peak_bytes)}"
     )
-    table = render.table("source", *(f"gamma {t.gamma:.6g}" for t in recipe.targets))
+    table = render.table("source", *(t.label for t in recipe.targets))
     for source, row in zip(recipe.sources, recipe.weights, strict=True):
         table.add_row(render.plain(source.name), *(f"{w:+.6f}" for w in row))
     out.print(table)

@@ -12,8 +12,10 @@ def weights(
     *,
     gamma: options.Gamma = None,
     sigma_rel: options.SigmaRel = None,
+    profile: options.Profile = None,
     step: options.Step = None,
-    method: options.Method = "normalized",
+    method: options.Method = "blue",
+    no_sample: options.NoSample = False,
     pattern: options.Pattern = None,
     gammas: options.Gammas = None,
     sigma_rels: options.SigmaRels = None,
@@ -23,10 +25,11 @@ def weights(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Solve for targets and show the weights of the snapshots; reads headers, writes nothing.
+    """Solve for targets and show the weights of the snapshots; writes nothing.
 
     Example: [bold]phema weights ckpts/ --gamma 7[/]
     """
+    from phema_cli.profiles import describe
     from phema_cli.snapshots import scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
@@ -36,15 +39,16 @@ def weights(
         snapshots,
         gammas=options.numbers(gamma),
         sigma_rels=options.numbers(sigma_rel),
+        profiles=options.profiles(profile),
         step=step,
     )
-    solution = solve_snapshots(snapshots, targets, method=method)
+    solution = solve_snapshots(
+        snapshots, targets, method=method, look=not no_sample, copy=found.copy
+    )
     if json:
         content = [
             {
-                "gamma": t.gamma,
-                "sigma_rel": t.sigma_rel,
-                "step": t.end,
+                **describe(t),
                 **asdict(f),
                 "verdict": f.verdict,
                 "sources": [
@@ -58,7 +62,7 @@ def weights(
         return
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
-    names = [f"gamma {t.gamma:.6g}" for t in targets]
+    names = [t.label for t in targets]
     body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names), gap=2)
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]

@@ -219,6 +219,11 @@ def _images(kimg: float) -> float:
 
 def snapshot_name(prefix: str, step: float, gamma: float) -> str:
     """``<prefix>-step0001000-gamma5``, the name without ending of what phema writes."""
-    when = f"{int(step):07d}" if float(step).is_integer() else f"{step:.10g}"
     sign = "=" if gamma < 0 else ""
-    return f"{prefix}-step{when}-gamma{sign}{gamma:.6g}"
+    return f"{step_name(prefix, step)}-gamma{sign}{gamma:.6g}"
+
+
+def step_name(prefix: str, step: float) -> str:
+    """``<prefix>-step0001000``, what the names of all that phema writes begin with."""
+    when = f"{int(step):07d}" if float(step).is_integer() else f"{step:.10g}"
+    return f"{prefix}-step{when}"

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.profiles import Array, PowerProfile
-from phema_cli.solver.diagnostics import Figures, averaging_distance, sigma_step, walk_error
-from phema_cli.solver.projection import normalized, projection
-from phema_cli.solver.quadrature import nodes
+from phema_cli.profiles import Array, PowerProfile, Profile
+from phema_cli.solver.calibration import Sample, calibrate
+from phema_cli.solver.diagnostics import (
+    Figures,
+    averaging_distance,
+    neighbours,
+    profile_errors,
+    ratio,
+    square_error,
+)
+from phema_cli.solver.estimate import estimate, normalized
+from phema_cli.solver.movement import Movement, nominal
+from phema_cli.solver.system import System, evaluate
 
-#: what each method makes of the projection's weights.
-METHODS: dict[str, Callable[[Array], Array]] = {
-    "normalized": normalized,
-    "projection": np.copy,
-}
-DEFAULT_METHOD = "normalized"
+__all__ = ["METHODS", "Figures", "Movement", "Sample", "Solution", "calibrate", "solve"]
+
+#: the best linear unbiased estimator; the projection divided by its sum; the paper's projection.
+METHODS = ("blue", "normalized", "projection")
+DEFAULT_METHOD = "blue"
 #: relative difference of gamma + 1 up to which two gammas are one.
 SAME_GAMMA = 1e-12
 
@@ -35,10 +43,12 @@ class Solution:
     Attributes:
         weights: (n sources, k targets) float64.
         figures: one per target.
+        movement: how the weights moved during training, as the figures take it.
     """
 
     weights: Array
     figures: tuple[Figures, ...]
+    movement: Movement
 
 
 def storage_noise(mantissa_bits: int) -> float:
@@ -47,10 +57,11 @@ def storage_noise(mantissa_bits: int) -> float:
 
 
 def solve(
-    sources: Sequence[PowerProfile],
-    targets: Sequence[PowerProfile],
+    sources: Sequence[Profile],
+    targets: Sequence[Profile],
     *,
     method: str = DEFAULT_METHOD,
+    movement: Movement | None = None,
     storage_noise: float = 0.0,
 ) -> Solution:
     """Weights that build each target from the sources, and how good they are.
@@ -61,61 +72,91 @@ def solve(
     Args:
         sources: n profiles, no two alike.
         targets: k profiles, none ending later than the last source.
-        method: a key of ``METHODS``.
-        storage_noise: RMS rounding error of a stored value relative to its size.
+        method: one of ``METHODS``.
+        movement: what :func:`calibrate` found in the sources' data; without it, a random walk in
+            log time.
+        storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
+            size.
 
     Raises:
         InputError: no sources, or two that are alike.
-        UsageError: an unknown method, no target, or one later than the last source.
+        UsageError: an unknown method, no target, one later than the last source, or a profile
+            without a density where the method needs one.
     """
     _check(sources, targets, method)
-    last = max(s.end for s in sources)
-    # Only ratios of times matter, and densities in units of the last time don't overflow.
-    unit = [PowerProfile(s.gamma, s.end / last) for s in sources]
-    goals = [PowerProfile(t.gamma, t.end / last) for t in targets]
-    everything = [*unit, *goals]
-    t, w = nodes(
-        np.unique([p.end for p in everything]),
-        min(p.gamma for p in everything),
-        max(p.gamma for p in everything),
-    )
-    root = np.sqrt(w)[:, None]
-    p_sources = root * np.column_stack([p.density(t) for p in unit])
-    p_targets = root * np.column_stack([p.density(t) for p in goals])
-    raw = _exact(projection(p_sources, p_targets), sources, targets)
-    x = METHODS[method](raw)
+    beside = neighbours(targets)
+    k = len(targets)
+    system = evaluate(sources, [*targets, *(p for p in beside if p is not None)])
+    if movement is None:
+        movement = nominal(system, storage_noise)
+    a, b, outside = movement.rows(system)
+    noise = movement.noise(system)
+    if method == "blue":
+        raw = estimate(a, b[:, :k], noise)
+    else:
+        root = np.sqrt(system.weights)[:, None]
+        p_sources, p_targets = root * system.source_density, root * system.target_density[:, :k]
+        raw = estimate(p_sources, p_targets, sum_to_one=False)
+    raw = _exact(raw, sources, targets)
+    x = normalized(raw) if method == "normalized" else raw
+    missed = square_error(x, a, b[:, :k], noise, movement.mean_square)
+    error = np.sqrt(missed + outside[:k])
+    shift = iter(range(k, b.shape[1]))
+    steps = [
+        None if p is None else float(np.linalg.norm(b[:, j] - b[:, next(shift)]))
+        for j, p in enumerate(beside)
+    ]
+    return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
 
-    f_residual = np.column_stack([p.cdf(t) for p in goals])
-    f_residual -= np.column_stack([p.cdf(t) for p in unit]) @ x
-    error = walk_error(f_residual, w / t, x, storage_noise)
-    miss = np.linalg.norm(p_targets - p_sources @ x, axis=0) / np.linalg.norm(p_targets, axis=0)
-    figures = []
-    for k, target in enumerate(targets):
-        step = sigma_step(target)
-        figures.append(
-            Figures(
-                expected_error=float(error[k] / averaging_distance(target.gamma)),
-                sigma_error=None if step is None else float(error[k] / step),
-                profile_error=float(miss[k]),
-                weight_sum=float(raw[:, k].sum()),
-                noise_gain=float(np.linalg.norm(x[:, k])),
-            )
+
+def _figures(
+    system: System,
+    movement: Movement,
+    targets: Sequence[Profile],
+    raw: Array,
+    x: Array,
+    error: Array,
+    steps: Sequence[float | None],
+) -> tuple[Figures, ...]:
+    """Figures of each target.
+
+    Args:
+        system: sources and targets.
+        movement: what the errors are relative to.
+        targets: k profiles.
+        raw: (n, k) weights before any normalisation.
+        x: (n, k) weights.
+        error: (k,) expected RMS error per parameter.
+        steps: RMS distance from each target to that of 1.01 sigma_rel.
+    """
+    distance = averaging_distance(system, movement)
+    k = len(targets)
+    padded = np.zeros((len(x), system.target_cdf.shape[1]))
+    padded[:, :k] = x
+    miss = profile_errors(system, padded)
+    dense = bool(system.has_density.all())
+    return tuple(
+        Figures(
+            expected_error=ratio(float(error[j]), float(distance[j])),
+            expected_rms=float(error[j]) if movement.measured else None,
+            sigma_error=None if step is None else ratio(float(error[j]), step),
+            profile_error=float(miss[j]) if dense and targets[j].square_integrable else None,
+            weight_sum=float(raw[:, j].sum()),
+            noise_gain=float(np.linalg.norm(x[:, j])),
         )
-    return Solution(x, tuple(figures))
+        for j, step in enumerate(steps)
+    )
 
 
-def _check(sources: Sequence[PowerProfile], targets: Sequence[PowerProfile], method: str) -> None:
+def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) -> None:
     """Refuse what has no answer."""
     if method not in METHODS:
         raise UsageError(f"no method {method!r}", remedy=f"one of {', '.join(METHODS)}")
     if not sources:
         raise InputError("no snapshots to build a target from")
-    for a, b in pairwise(sorted(sources, key=lambda s: (s.gamma, s.end))):
-        # Exponents that float64 densities can't tell apart make the system singular.
-        if b.gamma - a.gamma < SAME_GAMMA * (b.gamma + 1) and a.end == b.end:
-            raise InputError(f"two snapshots of gamma {a.gamma:g} at step {a.end:g}")
+    _check_distinct(sources)
     if not targets:
-        raise UsageError("no target given", remedy="pass --gamma or --sigma-rel")
+        raise UsageError("no target given", remedy="pass --gamma, --sigma-rel or --profile")
     last = max(s.end for s in sources)
     for target in targets:
         if target.end > last:
@@ -123,13 +164,31 @@ def _check(sources: Sequence[PowerProfile], targets: Sequence[PowerProfile], met
                 f"target step {target.end:.12g} is later than the last snapshot's, {last:.12g}",
                 remedy=f"pass a --step of at most {last:.12g}",
             )
+    for profile in (*sources, *targets):
+        if method != "blue" and not profile.square_integrable:
+            raise UsageError(
+                f"method {method} has no place for {profile.label} weights",
+                remedy="pass --method blue",
+            )
 
 
-def _exact(x: Array, sources: Sequence[PowerProfile], targets: Sequence[PowerProfile]) -> Array:
+def _check_distinct(sources: Sequence[Profile]) -> None:
+    """Refuse two snapshots of one profile."""
+    ordered = sorted(sources, key=lambda s: (type(s).__name__, s.exponent, s.end))
+    for a, b in pairwise(ordered):
+        # Exponents that float64 densities can't tell apart make the system singular.
+        near = isinstance(a, PowerProfile) and b.exponent - a.exponent < SAME_GAMMA * (
+            b.exponent + 1
+        )
+        if type(a) is type(b) and a.end == b.end and (near or a == b):
+            raise InputError(f"two snapshots of {a.label} at step {a.end:g}")
+
+
+def _exact(x: Array, sources: Sequence[Profile], targets: Sequence[Profile]) -> Array:
     """Put weight 1 on the source that a target is, and 0 on the others, free of rounding."""
-    where = {(s.gamma, s.end): i for i, s in enumerate(sources)}
+    where = {s: i for i, s in enumerate(sources)}
     for k, target in enumerate(targets):
-        i = where.get((target.gamma, target.end))
+        i = where.get(target)
         if i is not None:
             x[:, k] = 0.0
             x[i, k] = 1.0

@@ -1,22 +1,17 @@
-"""Figures that say how good a set of weights is before a tensor is read.
-
-They take the weights during training as a random walk in log time, q(t) = 1/t, and the rounding of
-stored values as independent noise of a fixed size relative to that walk.
-"""
+"""Figures that say how good a set of weights is before a tensor is written."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from phema_cli.profiles import SIGMA_REL_LIMIT, Array, PowerProfile, gamma_from_sigma_rel
-
-#: movement of the weights per unit of log time over their RMS value: the ratio at which, among
-#: ten measured training runs, the worst case of the noise term lost least.
-MOVEMENT_RATIO = 0.3
+from phema_cli.profiles import SIGMA_REL_LIMIT, Array, PowerProfile, Profile, gamma_from_sigma_rel
+from phema_cli.solver.movement import Movement
+from phema_cli.solver.system import System
 
 #: sigma_error in per cent up to which a target is called good, and fair.
 GOOD, FAIR = 1.0, 10.0
@@ -31,17 +26,20 @@ class Figures:
     Attributes:
         expected_error: expected RMS error over the RMS distance by which averaging moves the
             final weights (no unit).
+        expected_rms: expected RMS error per parameter, in the parameters' own unit; None without a
+            look at the data.
         sigma_error: the expected error as the per cent by which sigma_rel would have to be off to
             do the same harm; None for a target that has no sigma_rel near it.
         profile_error: relative L2 distance of the achieved profile from the target's (the paper's
-            measure).
+            measure); None where a profile has no density.
         weight_sum: sum of the weights before any normalisation.
         noise_gain: 2-norm of the weights.
     """
 
     expected_error: float
+    expected_rms: float | None
     sigma_error: float | None
-    profile_error: float
+    profile_error: float | None
     weight_sum: float
     noise_gain: float
 
@@ -54,43 +52,73 @@ class Figures:
         return "fair" if per_cent <= FAIR else "poor"
 
 
-def walk_error(residual: Array, log_weight: Array, x: Array, storage_noise: float) -> Array:
-    """``sqrt(J)`` in units of the movement per unit of log time, for each target.
+def neighbours(targets: Sequence[Profile]) -> list[Profile | None]:
+    """For each target the one of 1.01 sigma_rel, or None where it has no sigma_rel.
 
-    ``J = int (F_r - sum_i x_i F_i)^2 dt/t + ((1 - sum x)/rho)^2 + (eps/rho)^2 |x|^2``: the walk
-    between the profiles, the part of the weights that a sum other than one takes away, and the
-    rounding of the stored values.
+    Next to the limit of sigma_rel the step is taken downwards.
+    """
+    found: list[Profile | None] = []
+    for target in targets:
+        if isinstance(target, PowerProfile) and target.gamma >= 0:
+            sigma = target.sigma_rel
+            other = sigma * 1.01 if sigma * 1.01 < SIGMA_REL_LIMIT else sigma / 1.01
+            usable = sigma < SIGMA_REL_LIMIT
+            found.append(PowerProfile(gamma_from_sigma_rel(other), target.end) if usable else None)
+        else:
+            found.append(None)
+    return found
+
+
+def square_error(
+    x: Array, sources: Array, targets: Array, noise: Array, mean_square: float
+) -> Array:
+    """J: expected square error per parameter of each target.
+
+    ``J = |b - A x|^2 + x' N x + (1 - sum x)^2 mean(theta^2)``: the movement between the profiles,
+    the rounding of the stored values, and the part of the weights that a sum other than one takes
+    away.
 
     Args:
-        residual: (rows, k) ``F_r - sum_i x_i F_i`` at the nodes.
-        log_weight: (rows,) quadrature weights of dt/t.
         x: (n, k) weights.
-        storage_noise: eps, RMS rounding error of a stored value relative to its size.
+        sources: (rows, n) A.
+        targets: (rows, k) b.
+        noise: (n, n) N.
+        mean_square: of the weights themselves.
 
     Returns:
         (k,) float64.
     """
-    walk = log_weight @ residual**2
-    missing = ((1 - x.sum(axis=0)) / MOVEMENT_RATIO) ** 2
-    rounding = (storage_noise / MOVEMENT_RATIO) ** 2 * (x**2).sum(axis=0)
-    total: Array = np.sqrt(walk + missing + rounding)
+    moved = ((targets - sources @ x) ** 2).sum(axis=0)
+    rounded = np.einsum("ik,ij,jk->k", x, noise, x, optimize=True)
+    missing: Array = (1 - x.sum(axis=0)) ** 2 * mean_square
+    total: Array = moved + np.maximum(rounded, 0.0) + missing
     return total
 
 
-def averaging_distance(gamma: float) -> float:
-    """``sqrt(int_0^T F^2 dt/t)``, the RMS distance of the average from the final weights."""
-    return 1 / math.sqrt(2 * (gamma + 1))
+def averaging_distance(system: System, movement: Movement) -> Array:
+    """``sqrt(int q F_r^2 dt)`` up to each target's end: how far averaging moves the final weights.
 
-
-def sigma_step(target: PowerProfile) -> float | None:
-    """Distance between the targets sigma_rel and 1.01 sigma_rel, in the norm of the walk.
-
-    ``int (F_a - F_b)^2 dt/t = (A-B)^2 / (2 A B (A+B))`` with A = a+1 and B = b+1. Next to the limit
-    of sigma_rel the step is taken downwards.
+    Returns:
+        (k,) RMS per parameter.
     """
-    sigma = target.sigma_rel
-    if target.gamma < 0 or sigma >= SIGMA_REL_LIMIT:
-        return None
-    other = sigma * 1.01 if sigma * 1.01 < SIGMA_REL_LIMIT else sigma / 1.01
-    a, b = target.gamma + 1, gamma_from_sigma_rel(other) + 1
-    return abs(a - b) / math.sqrt(2 * a * b * (a + b))
+    before = system.target_cdf < 1
+    w = movement.intensity(system) * system.weights
+    distance: Array = np.sqrt(w @ np.where(before, system.target_cdf, 0.0) ** 2)
+    return distance
+
+
+def profile_errors(system: System, x: Array) -> Array:
+    """Relative L2 distances of the achieved densities from the targets', (k,)."""
+    root = np.sqrt(system.weights)[:, None]
+    target = root * system.target_density
+    norm = np.linalg.norm(target, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Array = np.linalg.norm(target - root * (system.source_density @ x), axis=0) / norm
+    return ratio
+
+
+def ratio(error: float, distance: float) -> float:
+    """``error / distance``; nothing is exact where averaging moves nothing, except no error."""
+    if error == 0:
+        return 0.0
+    return error / distance if distance > 0 else math.inf

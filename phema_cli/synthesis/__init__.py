@@ -10,7 +10,7 @@ from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, UsageError
 from phema_cli.formats.base import DTYPES, DType
-from phema_cli.profiles import PowerProfile
+from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
@@ -34,9 +34,11 @@ class Request:
     Attributes:
         gammas: target exponents.
         sigma_rels: target relative standard deviations.
+        profiles: targets of other profiles.
         step: target time; the last snapshot's by default.
-        method: a key of ``phema_cli.solver.METHODS``.
-        output: a file, a directory or a template with ``{gamma} {sigma_rel} {step}``.
+        method: one of ``phema_cli.solver.METHODS``.
+        look: whether a sample of the tensors is read to learn how they move and round.
+        output: a file, a directory or a template with ``{gamma} {sigma_rel} {profile} {step}``.
         dtype: element type of averaged tensors, by its name in safetensors; as stored by default.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors; by default
             5 GB where ``output`` does not name a single file.
@@ -48,8 +50,10 @@ class Request:
 
     gammas: tuple[float, ...] = ()
     sigma_rels: tuple[float, ...] = ()
+    profiles: tuple[ProfileSpec, ...] = ()
     step: float | None = None
     method: str = DEFAULT_METHOD
+    look: bool = True
     output: str | None = None
     dtype: DType | None = None
     max_shard_bytes: int | None = None
@@ -72,7 +76,11 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     """
     snapshots = found.require()
     targets = make_targets(
-        snapshots, gammas=request.gammas, sigma_rels=request.sigma_rels, step=request.step
+        snapshots,
+        gammas=request.gammas,
+        sigma_rels=request.sigma_rels,
+        profiles=request.profiles,
+        step=request.step,
     )
     limit = _shard_limit(request, snapshots[-1], found.copy)
     paths = output_paths(request.output, targets, split=limit is not None)
@@ -80,7 +88,9 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     if targets and not kept:
         return None, paths
     todo = [targets[k] for k in kept]
-    solution = solve_snapshots(snapshots, todo, method=request.method)
+    solution = solve_snapshots(
+        snapshots, todo, method=request.method, look=request.look, copy=found.copy
+    )
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)
     recipe = make_recipe(
@@ -113,12 +123,12 @@ def _shard_limit(request: Request, newest: Snapshot, copy: Sequence[str]) -> int
     return limit if size > limit else None
 
 
-def _check_error(solution: Solution, targets: Sequence[PowerProfile], most: float) -> None:
+def _check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
     """Raise where a target's expected error is above ``most``."""
     for figures, target in zip(solution.figures, targets, strict=True):
         if not figures.expected_error <= most:
             raise CheckFailedError(
-                f"expected_error {figures.expected_error:.3g} of gamma {target.gamma:.6g} is "
+                f"expected_error {figures.expected_error:.3g} of {target.label} is "
                 f"above --max-error {most:g}",
                 remedy="nothing was written; phema inspect shows which targets are in reach",
             )
@@ -129,12 +139,14 @@ def synthesize(
     *,
     gamma: float | Sequence[float] = (),
     sigma_rel: float | Sequence[float] = (),
+    profile: str | Sequence[str] = (),
     step: float | None = None,
     output: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     method: str = DEFAULT_METHOD,
     max_shard_size: int | None = None,
     max_error: float | None = None,
+    look: bool = True,
     jobs: int | None = None,
     overwrite: bool = False,
     config: Config | None = None,
@@ -145,12 +157,14 @@ def synthesize(
         paths: snapshots or directories of them.
         gamma: target exponents.
         sigma_rel: target relative standard deviations.
+        profile: targets of other profiles, as ``--profile`` writes them but for ``csv``.
         step: target time; the last snapshot's by default.
         output: file, directory or template.
         dtype: element type of averaged tensors, as safetensors or torch call it.
         method: how the weights are solved.
         max_shard_size: bytes of tensors in a shard.
         max_error: refuse to write when the expected error is above this.
+        look: whether a sample of the tensors is read to learn how they move and round.
         jobs: worker threads.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
@@ -165,8 +179,12 @@ def synthesize(
     request = Request(
         gammas=tuple([gamma] if isinstance(gamma, int | float) else gamma),
         sigma_rels=tuple([sigma_rel] if isinstance(sigma_rel, int | float) else sigma_rel),
+        profiles=tuple(
+            parse_profile(p) for p in ([profile] if isinstance(profile, str) else profile)
+        ),
         step=step,
         method=method,
+        look=look,
         output=None if output is None else os.fspath(output),
         dtype=None if dtype is None else find_dtype(dtype),
         max_shard_bytes=max_shard_size,

@@ -13,10 +13,10 @@ from phema_cli._version import __version__
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_header, encode_index
-from phema_cli.profiles import Array, PowerProfile
+from phema_cli.profiles import Array, PowerProfile, Profile, describe
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.scan import PROVENANCE_KEY
-from phema_cli.snapshots.tags import METADATA_FIELDS, snapshot_name
+from phema_cli.snapshots.tags import METADATA_FIELDS, snapshot_name, step_name
 from phema_cli.solver.diagnostics import Figures
 
 ENDING = ".safetensors"
@@ -72,12 +72,12 @@ class Output:
         return _checkpoint_files(self.path)
 
 
-def output_paths(template: str | None, targets: Sequence[PowerProfile], split: bool) -> list[Path]:
+def output_paths(template: str | None, targets: Sequence[Profile], split: bool) -> list[Path]:
     """Where each target goes.
 
     Args:
-        template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{step}``, or
-            None for default names in the working directory.
+        template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{profile}``,
+            ``{step}``, or None for default names in the working directory.
         targets: the targets.
         split: whether the outputs are sharded, so that default names mean directories.
 
@@ -98,23 +98,29 @@ def output_paths(template: str | None, targets: Sequence[PowerProfile], split: b
     return paths
 
 
-def _path(template: str | None, target: PowerProfile, split: bool) -> Path:
+def _path(template: str | None, target: Profile, split: bool) -> Path:
     """One target's path."""
-    name = snapshot_name("phema", target.end, target.gamma) + ("" if split else ENDING)
+    slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
+    if isinstance(target, PowerProfile):
+        name = snapshot_name("phema", target.end, target.gamma)
+    else:
+        name = f"{step_name('phema', target.end)}-{slug}"
+    name += "" if split else ENDING
     if template is None:
         return Path(name)
     if "{" not in template:
         given = _own_kind(Path(template))
         return given if given.name.endswith(ENDING) else given / name
     step = int(target.end) if target.end.is_integer() else target.end
+    fields = {"step": step, "profile": slug}
+    if isinstance(target, PowerProfile):
+        fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
     try:
-        text = template.format(
-            gamma=f"{target.gamma:.6g}", sigma_rel=f"{target.sigma_rel:.6g}", step=step
-        )
+        text = template.format(**fields)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UsageError(
             f"-o {template!r} has an unknown placeholder or format",
-            remedy="use {gamma}, {sigma_rel} and {step}, plainly",
+            remedy="use {gamma}, {sigma_rel}, {profile} and {step}, plainly",
         ) from error
     return _own_kind(Path(text))
 
@@ -145,7 +151,7 @@ def is_complete(path: Path) -> bool:
 def provenance(
     sources: Sequence[Snapshot],
     weights: Array,
-    target: PowerProfile,
+    target: Profile,
     figures: Figures,
     method: str,
     copy: Sequence[str],
@@ -155,7 +161,7 @@ def provenance(
         "schema": "phema/synthesis/1",
         "version": __version__,
         "method": method,
-        "target": {"gamma": target.gamma, "sigma_rel": target.sigma_rel, "step": target.end},
+        "target": describe(target),
         "sources": [
             {"name": s.name, "gamma": s.tag.gamma, "step": s.tag.step, "weight": float(w)}
             for s, w in zip(sources, weights, strict=True)

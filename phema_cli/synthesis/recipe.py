@@ -17,7 +17,7 @@ import numpy as np
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent
-from phema_cli.profiles import Array, PowerProfile
+from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.synthesis.layout import Output, lay_out, provenance
@@ -73,7 +73,7 @@ class Recipe:
     """
 
     sources: tuple[Snapshot, ...]
-    targets: tuple[PowerProfile, ...]
+    targets: tuple[Profile, ...]
     weights: Array
     sums: Array
     bases: tuple[int, ...]
@@ -100,7 +100,7 @@ def default_jobs() -> int:
 
 def make_recipe(
     snapshots: Sequence[Snapshot],
-    targets: Sequence[PowerProfile],
+    targets: Sequence[Profile],
     solution: Solution,
     paths: Sequence[Path],
     *,
@@ -172,7 +172,7 @@ def make_recipe(
     )
 
 
-def _base(snapshots: Sequence[Snapshot], target: PowerProfile) -> int:
+def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
     """The newest snapshot at or before the target's step, else the oldest."""
     before = [i for i, s in enumerate(snapshots) if s.tag.step <= target.end]
     return before[-1] if before else 0

@@ -1,4 +1,4 @@
-"""From snapshots to solved targets: which steps, which storage noise, which weights."""
+"""From snapshots to solved targets: which steps, how the weights moved, which weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from phema_cli.errors import UsageError
 from phema_cli.formats.base import Checkpoint
-from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
-from phema_cli.solver import DEFAULT_METHOD, Solution, solve, storage_noise
+from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
+from phema_cli.synthesis.sampling import sample
 
 
 def make_targets(
@@ -17,8 +18,9 @@ def make_targets(
     *,
     gammas: Sequence[float] = (),
     sigma_rels: Sequence[float] = (),
+    profiles: Sequence[ProfileSpec] = (),
     step: float | None = None,
-) -> list[PowerProfile]:
+) -> list[Profile]:
     """Targets in the order given, gammas first, at ``step`` or at the last snapshot's.
 
     Raises:
@@ -29,24 +31,40 @@ def make_targets(
     for gamma in wanted:
         if gamma < 0:
             raise UsageError(f"target gamma {gamma:g} is below 0")
-        if wanted.count(gamma) > 1:
-            raise UsageError(f"target gamma {gamma:g} is given twice")
-    return [PowerProfile(gamma, end) for gamma in wanted]
+    targets: list[Profile] = [PowerProfile(gamma, end) for gamma in wanted]
+    targets += [spec.ending_at(end) for spec in profiles]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"target {target.label} is given twice")
+    return targets
 
 
 def solve_snapshots(
     snapshots: Sequence[Snapshot],
-    targets: Sequence[PowerProfile],
+    targets: Sequence[Profile],
     *,
     method: str = DEFAULT_METHOD,
+    look: bool = True,
+    copy: Sequence[str] = (),
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
-    Errors as :func:`phema_cli.solver.solve`.
+    Args:
+        snapshots: oldest first.
+        targets: what to build.
+        method: one of ``phema_cli.solver.METHODS``.
+        look: whether a sample of the tensors is read, to learn how they move and round.
+        copy: globs of tensor names that are not averaged.
+
+    Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
     """
     profiles = [s.tag.profile for s in snapshots]
+    movement: Movement | None = None
+    if look and targets:
+        found = sample(snapshots, copy)
+        movement = None if found is None else calibrate(profiles, found)
     noise = stored_noise(snapshots[-1].checkpoint)
-    return solve(profiles, targets, method=method, storage_noise=noise)
+    return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
 
 
 def stored_noise(checkpoint: Checkpoint) -> float:

@@ -144,7 +144,7 @@ USAGE = [
     (("-g", "7", "-o", "{what}"), "unknown placeholder"),
     (("-g", "7", "--jobs", "0"), "--jobs"),
     (("--gama", "7"), "No such option"),
-    ((), "no target given; pass --gamma or --sigma-rel"),
+    ((), "no target given; pass --gamma, --sigma-rel or --profile"),
 ]
 
 

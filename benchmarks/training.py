@@ -1,0 +1,241 @@
+"""Real training runs for the fidelity benchmark, with every average tracked in float64.
+
+Small models, so that hundreds of snapshots fit in memory, but the real thing: gradients, optimizers
+and schedules of torch on data generated on the fly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+STEPS = 4096
+MOST_SNAPSHOTS = 256
+#: the pairs of gammas that are stored: phema's own and EDM2's sigma_rel 0.05 and 0.10.
+PAIRS = ((5.0, 10.0), (6.937196, 16.972163))
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training run: which model, optimizer and schedule, and how it computes.
+
+    ``weights`` is the type of the live weights; ``autocast`` means float32 ones with bfloat16
+    products.
+    """
+
+    model: str
+    optimizer: str
+    schedule: str
+    weights: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """``mlp adamw cosine``; the type of the weights only where it is not float32."""
+        kind = "" if self.weights == "float32" else f" {self.weights}"
+        return f"{self.model} {self.optimizer} {self.schedule}{kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """What a run leaves.
+
+    Attributes:
+        steps: (m,) steps at which averages were stored.
+        snapshots: gamma to its (m, parameters) averages, float64.
+        truth: (step, gamma) of a target to its directly tracked average (parameters,), float64.
+        groups: (parameters,) index of the tensor that each parameter belongs to.
+        names: the tensors' names.
+    """
+
+    steps: NDArray[np.int64]
+    snapshots: dict[float, NDArray[np.float64]]
+    truth: dict[tuple[int, float], NDArray[np.float64]]
+    groups: NDArray[np.int64]
+    names: tuple[str, ...]
+
+
+RUNS = (
+    *(
+        Run("mlp", optimizer, schedule)
+        for optimizer in ("adam", "adamw", "sgd")
+        for schedule in ("constant", "cosine", "wsd", "rsqrt")
+    ),
+    Run("flow", "adam", "rsqrt"),
+    Run("flow", "adamw", "cosine"),
+    Run("flow", "sgd", "cosine"),
+    Run("transformer", "adamw", "cosine"),
+    Run("transformer", "adamw", "wsd"),
+    Run("transformer", "sgd", "constant"),
+    Run("transformer", "adamw", "cosine", "autocast"),
+    Run("transformer", "adamw", "cosine", "bfloat16"),
+)
+
+
+class _Mlp(nn.Module):
+    """A velocity field for points in the plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 64
+        self.net = nn.Sequential(
+            nn.Linear(3, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.SiLU(),
+            nn.Linear(width, 2),
+        )
+
+    def loss(self) -> torch.Tensor:
+        """Flow matching from noise to a two-armed spiral."""
+        turn = torch.rand(_BATCH, 1).sqrt() * 3 * math.pi
+        arm = torch.randint(0, 2, (_BATCH, 1)) * 2 - 1
+        data = arm * turn * torch.cat([turn.cos(), turn.sin()], 1) / (3 * math.pi)
+        noise, time = torch.randn(_BATCH, 2), torch.rand(_BATCH, 1)
+        velocity = self.net(torch.cat([(1 - time) * noise + time * data, time], 1))
+        return (velocity - (data - noise)).square().mean()
+
+
+class _Flow(nn.Module):
+    """A convolutional velocity field for images of blobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 24
+        self.enter = nn.Conv2d(2, width, 3, padding=1)
+        self.middle = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(2)
+        )
+        self.leave = nn.Conv2d(width, 1, 3, padding=1)
+
+    def loss(self) -> torch.Tensor:
+        """Flow matching from noise to one Gaussian blob per image, somewhere in 8 x 8 pixels."""
+        at = torch.linspace(-1, 1, 8)
+        centre = torch.rand(_BATCH, 2) * 1.2 - 0.6
+        along = torch.exp(-8 * (at - centre[:, :1]) ** 2), torch.exp(-8 * (at - centre[:, 1:]) ** 2)
+        data = (along[0][:, :, None] * along[1][:, None, :])[:, None] * 2 - 0.5
+        noise, time = torch.randn_like(data), torch.rand(_BATCH, 1, 1, 1)
+        x = torch.cat([(1 - time) * noise + time * data, time.expand_as(data)], 1)
+        x = self.enter(x)
+        for block in self.middle:
+            x = x + block(x)
+        return (self.leave(x) - (data - noise)).square().mean()
+
+
+class _Transformer(nn.Module):
+    """A causal language model with learned positions and tied embeddings."""
+
+    vocabulary, length, width = 32, 24, 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(self.vocabulary, self.width)
+        self.positions = nn.Embedding(self.length, self.width)
+        layer = nn.TransformerEncoderLayer(
+            self.width, 2, 2 * self.width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(self.width)
+
+    def loss(self) -> torch.Tensor:
+        """Next-token loss on arithmetic progressions with noise in a tenth of the tokens."""
+        start, stride = torch.randint(0, self.vocabulary, (2, _BATCH // 2, 1))
+        text = (start + stride * torch.arange(self.length + 1)) % self.vocabulary
+        odd = torch.rand(text.shape) < 0.1
+        text = torch.where(odd, torch.randint_like(text, self.vocabulary), text)
+        mask = nn.Transformer.generate_square_subsequent_mask(self.length)
+        x = self.tokens(text[:, :-1]) + self.positions.weight
+        x = self.norm(self.body(x, mask=mask.to(x.dtype), is_causal=True))
+        logits = (x @ self.tokens.weight.T).float()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+
+
+_MODELS: dict[str, type[_Mlp | _Flow | _Transformer]] = {
+    "mlp": _Mlp,
+    "flow": _Flow,
+    "transformer": _Transformer,
+}
+
+
+def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    if run.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    if run.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=2e-3)
+    return torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+
+
+def _schedule(name: str, steps: int) -> Callable[[int], float]:
+    """The learning rate at a step over its peak; a warm-up of 2 % begins every schedule."""
+    warm = max(1, steps // 50)
+
+    def rate(step: int) -> float:
+        after = max(0, step - warm) / (steps - warm)
+        shape = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * after)),
+            "wsd": min(1.0, (1 - after) / 0.2),
+            "rsqrt": 1 / math.sqrt(max(1.0, step / (steps / 16))),
+        }[name]
+        return min(1.0, (step + 1) / warm) * shape
+
+    return rate
+
+
+def train(
+    run: Run, targets: list[tuple[int, float]], *, seed: int = 0, steps: int = STEPS
+) -> Tracked:
+    """Train a model and track the averages of the stored and the target gammas in float64.
+
+    Args:
+        run: what to train.
+        targets: (step, gamma) of the averages to compare with.
+        seed: of the model and its data.
+        steps: length of the run, a multiple of ``MOST_SNAPSHOTS``.
+    """
+    torch.manual_seed(seed)
+    mixed = run.weights == "autocast"
+    model = _MODELS[run.model]().to(torch.float32 if mixed else getattr(torch, run.weights))
+    optimizer = _optimizer(run, model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(run.schedule, steps))
+    stored = sorted({g for pair in PAIRS for g in pair})
+    tracked = stored + sorted({g for _, g in targets} - set(stored))
+    gammas = torch.tensor(tracked, dtype=torch.float64)
+    parameters = sum(p.numel() for p in model.parameters())
+    averages = torch.zeros(len(gammas), parameters, dtype=torch.float64)
+    every = steps // MOST_SNAPSHOTS
+    kept: list[NDArray[np.float64]] = []
+    truth = {}
+    for step in range(1, steps + 1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = model.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            now = torch.cat([p.flatten() for p in model.parameters()]).double()
+            beta = (1 - 1 / step) ** (gammas + 1)
+            averages.lerp_(now.expand_as(averages), (1 - beta)[:, None])
+        if step % every == 0:
+            kept.append(averages[: len(stored)].numpy().copy())
+        for at, gamma in targets:
+            if at == step:
+                truth[at, gamma] = averages[tracked.index(gamma)].numpy().copy()
+    stack = np.stack(kept)
+    sizes = [p.numel() for p in model.parameters()]
+    return Tracked(
+        np.arange(every, steps + 1, every),
+        {g: stack[:, i] for i, g in enumerate(stored)},
+        truth,
+        np.repeat(np.arange(len(sizes)), sizes),
+        tuple(n for n, _ in model.named_parameters()),
+    )

@@ -1,0 +1,126 @@
+"""Weights by least squares: the projection, the best linear unbiased estimator, holding back."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from phema_cli.profiles import Array
+
+#: jitter on the diagonal of a covariance, relative to it, at which a factor is tried first.
+_JITTER = 1e-10
+
+
+def estimate(
+    sources: Array, targets: Array, noise: Array | None = None, *, sum_to_one: bool = True
+) -> Array:
+    """Weights x that minimise ``|b - A x|^2 + x' N x`` for each target.
+
+    With square roots of the movement's intensity times profiles' cumulative weights in A and b, the
+    covariance of the storage errors in N, and weights that sum to one, that is the best linear
+    unbiased estimator (method ``blue``). With densities in A and b and nothing else it is the
+    paper's projection (arXiv:2312.02696, Algorithm 3), whose normal equations (Eq. 151) have the
+    square of this problem's condition number.
+
+    The constraint is eliminated by a Householder reflection, whose other columns are an orthogonal
+    basis of its null space; QR solves what remains.
+
+    Args:
+        sources: (rows, n) A, with linearly independent columns where there is no noise.
+        targets: (rows, k) b.
+        noise: (n, n) N, symmetric, not negative.
+        sum_to_one: whether the weights must sum to one.
+
+    Returns:
+        (n, k) weights, float64.
+    """
+    n, k = sources.shape[1], targets.shape[1]
+    a, b = sources, targets
+    if noise is not None:
+        a, b = np.vstack([a, factor(noise)]), np.vstack([b, np.zeros((n, k))])
+    if not sum_to_one:
+        return _least_squares(a, b)
+    # H = I - 2 v v'/v'v takes the first axis to the direction of (1, ..., 1).
+    v = np.full(n, n**-0.5)
+    v[0] += 1
+    turn = 2 / (v @ v) * v
+    free = (a - np.outer(a @ v, turn))[:, 1:]
+    y = _least_squares(free, b - a.mean(axis=1, keepdims=True))
+    turned = np.vstack([np.zeros((1, k)), y])
+    x = turned - np.outer(v, turn @ turned) + 1 / n
+    return normalized(x)
+
+
+def normalized(x: Array) -> Array:
+    """Weights divided by their sum: constant weights stay what they are.
+
+    Args:
+        x: (n, k) weights of each target.
+
+    Returns:
+        (n, k) weights, float64.
+    """
+    total: Array = x.sum(axis=0)
+    return x / total
+
+
+def _least_squares(a: Array, b: Array) -> Array:
+    """The x of ``min |b - a x|``; columns of ``a`` are linearly independent."""
+    n = a.shape[1]
+    if n == 0:
+        return np.empty((0, b.shape[1]))
+    # QR is blind to the scale of columns, what is made of its triangle is not.
+    scale = np.linalg.norm(a, axis=0)
+    scale[scale == 0] = 1.0
+    r = cast("Array", np.linalg.qr(np.hstack([a / scale, b]), mode="r"))
+    # LU of an upper triangle with its pivots on the diagonal is back substitution.
+    x: Array = np.linalg.solve(r[:n, :n], r[:n, n:]) / scale[:, None]
+    return x
+
+
+def factor(covariance: Array) -> Array:
+    """An upper triangle R with ``R' R`` the covariance, but for a jitter on its diagonal.
+
+    What is computed from data may miss being a covariance by rounding; the jitter grows until it is
+    one.
+    """
+    n = len(covariance)
+    scale = np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    if not scale.any():
+        return np.zeros((n, n))
+    scale = np.maximum(scale, 1e-6 * scale.max())
+    correlation, jitter = covariance / np.outer(scale, scale), _JITTER
+    while True:
+        try:
+            lower = np.linalg.cholesky(correlation + jitter * np.eye(n))
+        except np.linalg.LinAlgError:
+            jitter *= 10
+        else:
+            return cast("Array", lower.T * scale)
+
+
+def leave_one_out(sources: Array, noise: Array) -> Array:
+    """For each source, the contrast between it and its best estimate from the others.
+
+    Row i holds 1 at i and minus the estimate's weights elsewhere, so rows sum to zero. With K the
+    sources' covariance and 1 the vector of ones, it is row i of
+    ``Q = K^-1 - K^-1 1 1' K^-1 / (1' K^-1 1)`` over its diagonal.
+
+    Args:
+        sources: (rows, n) A.
+        noise: (n, n) N.
+
+    Returns:
+        (n, n) float64.
+    """
+    a = np.vstack([sources, factor(noise)])
+    scale = np.linalg.norm(a, axis=0)
+    scale[scale == 0] = 1.0
+    r = np.linalg.qr(a / scale, mode="r")
+    inverse = np.linalg.solve(r, np.eye(len(scale))) / scale[:, None]
+    precision = inverse @ inverse.T
+    ones = precision.sum(axis=1)
+    q = precision - np.outer(ones, ones) / ones.sum()
+    contrast: Array = q / np.diag(q)[:, None]
+    return contrast

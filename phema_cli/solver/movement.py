@@ -1,0 +1,168 @@
+"""Movement: how the weights moved during training and how they were rounded, as the solver sees it.
+
+The weights are taken as a Brownian motion of intensity q(t), the drift: mean square movement per
+step and parameter. Real weights differ from it within the time between two snapshots, where they
+glide (an optimizer with little noise) or jitter about (one with much), and two numbers say so: the
+*roughness* f scales what happens inside of a cell against what the drift says of its ends, and the
+*jitter* adds white noise, of the power that movement of that many steps would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from phema_cli.profiles import Array
+from phema_cli.solver.rounding import Rounding, independent
+from phema_cli.solver.system import System, compressed
+
+#: without a look at the data: movement of the weights per unit of log time over their RMS value
+#: (the ratio at which the worst of ten training runs lost least), and white noise, as a fraction of
+#: the movement per unit of log time.
+MOVEMENT_RATIO = 0.3
+_WHITE = 1e-3
+#: an early time, as a fraction of the first snapshot's, before which the drift is constant.
+EARLY = 1 / 8
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """How weights moved and were rounded.
+
+    Attributes:
+        times: (m,) ascending, in steps.
+        drift: (m,) q at ``times``, squared parameter units per step; its logarithm is linear in the
+            logarithm of time between them and constant outside.
+        blocks: (b,) ascending, the last step of each block of snapshots.
+        roughness: (b,) f of each block, no unit.
+        jitter: (b,) in steps.
+        rounding: of stored values.
+        mean_square: of the weights, in squared parameter units.
+        measured: whether data was looked at: without, the parameter unit is the movement per unit
+            of log time.
+    """
+
+    times: Array
+    drift: Array
+    blocks: Array
+    roughness: Array
+    jitter: Array
+    rounding: Rounding
+    mean_square: float
+    measured: bool
+
+    def intensity(self, system: System) -> Array:
+        """(rows,) q at the system's nodes, per unit of its time."""
+        at = np.log(system.times * system.unit)
+        log_q: Array = np.interp(at, np.log(self.times), np.log(self.drift))
+        return np.exp(log_q) * system.unit
+
+    def noise(self, system: System) -> Array:
+        """(n, n) covariance of the sources' rounding errors."""
+        n = len(system.source_ends)
+        parts = rows_of(system, self.intensity(system))
+        inside, _ = compressed(system, parts.inside, system.cells)
+        rows = np.vstack([parts.steps, inside])[:, :n]
+        gram = rows.T @ rows
+        square = np.diag(gram)
+        distance = np.maximum(square[:, None] + square - 2 * gram, 0.0)
+        np.fill_diagonal(distance, 0.0)
+        return self.rounding.covariance(distance)
+
+    def rows(self, system: System) -> tuple[Array, Array, Array]:
+        """Rows whose squared differences are the movement's part of J; see :func:`rows_of`.
+
+        Returns:
+            (r, n) of the sources, (r, k) of the targets, and (k,) the part of the targets' squares
+            that is in no row: it adds to J whatever the weights.
+        """
+        n = len(system.source_ends)
+        block = np.searchsorted(self.blocks / system.unit * (1 + 1e-12), system.ends)
+        jitter = self.jitter[block] / system.unit
+        # Training begins unlike it goes on, smoothly.
+        jitter[0] *= len(system.ends) == 1 or not self.measured
+        parts = rows_of(system, self.intensity(system))
+        inside = self.roughness[block][system.cells][:, None] * parts.inside
+        white = jitter[system.cells][:, None] * parts.white
+        # Both at once: within a cell they belong to one multiple of a family's function.
+        cells = np.concatenate([system.cells, system.cells])
+        order = np.argsort(cells, kind="stable")
+        within, outside = compressed(system, np.vstack([inside, white])[order], cells[order])
+        rows = np.vstack([parts.steps, within, self._points(system, jitter)])
+        return rows[:, :n], rows[:, n:], outside
+
+    def _points(self, system: System, jitter: Array) -> Array:
+        """White noise of sources that are single points: that of the cell that they end."""
+        points = np.flatnonzero(~system.has_density)
+        n, k = system.source_cdf.shape[1], system.target_cdf.shape[1]
+        rows = np.zeros((len(points), n + k))
+        cell = np.searchsorted(system.ends, system.source_ends[points])
+        at = np.log(system.source_ends[points] * system.unit)
+        q = np.exp(np.interp(at, np.log(self.times), np.log(self.drift))) * system.unit
+        rows[np.arange(len(points)), points] = np.sqrt(q / system.gaps[cell]) * jitter[cell]
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The parts of ``int q (F_r - sum_i x_i F_i)^2 dt``, and of white noise, as rows.
+
+    Attributes:
+        steps: (cells, n + k) means over each cell.
+        inside: (rows, n + k) deviations from them.
+        white: (rows, n + k) densities.
+    """
+
+    steps: Array
+    inside: Array
+    white: Array
+
+
+def rows_of(system: System, q: Array) -> Rows:
+    """Split the walk into its steps from cell to cell and what happens inside of the cells.
+
+    The mean of F over a cell, weighed by q, and the deviations from it are orthogonal, so their
+    squares add up to ``int q F^2 dt``.
+
+    Args:
+        system: sources (n) and targets (k).
+        q: (rows,) intensity at the nodes.
+    """
+    w = q * system.weights
+    first = np.flatnonzero(np.diff(system.cells, prepend=-1))
+    cdf = np.hstack([system.source_cdf, system.target_cdf])
+    power = np.add.reduceat(w, first)[:, None]
+    mean = np.add.reduceat(w[:, None] * cdf, first) / power
+    density = np.hstack([system.source_density, system.target_density])
+    root = np.sqrt(w)[:, None]
+    return Rows(
+        steps=np.sqrt(power) * mean,
+        inside=root * (cdf - mean[system.cells]),
+        white=root * density,
+    )
+
+
+def nominal(system: System, storage_noise: float) -> Movement:
+    """Movement without a look at the data: a random walk in log time, q(t) = 1/t.
+
+    Rounding errors are independent, of a fixed size relative to the movement, and there is a little
+    white noise.
+
+    Args:
+        system: what gives the times.
+        storage_noise: RMS rounding error of a stored value relative to its size.
+    """
+    ends = system.ends * system.unit
+    times = np.array([EARLY * ends[0], system.unit])
+    white = _WHITE if system.has_density.all() else 0.0
+    return Movement(
+        times=times,
+        drift=1 / times,
+        blocks=ends,
+        roughness=np.ones(len(ends)),
+        jitter=np.sqrt(white * system.unit * ends),
+        rounding=independent((storage_noise / MOVEMENT_RATIO) ** 2),
+        mean_square=MOVEMENT_RATIO**-2,
+        measured=False,
+    )

@@ -1,0 +1,162 @@
+"""A bounded sample of the snapshots' elements, the same elements of each, for the solver.
+
+The float tensors of a checkpoint are taken as one string of bytes, of which pages at even distances
+are read: every parameter is as likely to be among them as any other, and two runs read the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phema_cli.errors import InputError
+from phema_cli.formats.base import Extent, FileReader
+from phema_cli.profiles import Array
+from phema_cli.snapshots import Snapshot
+from phema_cli.solver import Sample
+
+#: bytes read of all snapshots together, bytes of a page, and the most values kept in memory.
+SAMPLE_BYTES = 64 << 20
+PAGE_BYTES = 4096
+_MOST_VALUES = 8 << 20
+
+#: types that are sampled, with numpy's name of what their bytes are read as and the exponent of
+#: their smallest normal number.
+_KINDS = {"F64": ("<f8", -1022), "F32": ("<f4", -126), "F16": ("<f2", -14), "BF16": ("<u2", -126)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Elements of a tensor."""
+
+    name: str
+    start: int
+    count: int
+
+
+def sample(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Sample | None:
+    """Read the sample.
+
+    Args:
+        snapshots: oldest first; they fit together.
+        copy: globs of tensor names that are not averaged and so not sampled.
+
+    Returns:
+        The sample in the order of the snapshots, or None where no tensor is averaged whose type is
+        float64, float32, float16 or bfloat16.
+
+    Raises:
+        InputError: an element is not a number, or infinite in some snapshots only.
+        StorageError: the operating system failed to read.
+    """
+    extents = [
+        e
+        for name, e in snapshots[-1].checkpoint.tensors.items()
+        if e.dtype.name in _KINDS and not any(fnmatchcase(name, glob) for glob in copy)
+    ]
+    ranges = _ranges(extents, len(snapshots))
+    if not ranges:
+        return None
+    wide = any(e.dtype.name == "F64" for e in extents)
+    count = sum(r.count for r in ranges)
+    values = np.empty((len(snapshots), count), np.float64 if wide else np.float32)
+    with FileReader() as reader:
+        for row, snapshot in zip(values, snapshots, strict=True):
+            at = 0
+            for r in ranges:
+                extent = snapshot.checkpoint.tensors[r.name]
+                row[at : at + r.count] = _read(reader, extent, r)
+                at += r.count
+    finite = _finite(snapshots, ranges, values)
+    units = np.concatenate(
+        [
+            _units(part, snapshots[-1].checkpoint.tensors[r.name])
+            for r, part in zip(ranges, _split(values[-1], ranges), strict=True)
+        ]
+    )
+    return Sample(values, units) if finite.all() else Sample(values[:, finite], units[finite])
+
+
+def _ranges(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
+    """Which elements to read of each snapshot: pages of the string that all tensors make."""
+    # Wide types first: then every tensor begins at a whole number of its elements.
+    ordered = sorted((e for e in extents if e.elements), key=lambda e: -e.dtype.bits)
+    pages = -(-sum(e.length for e in ordered) // PAGE_BYTES)
+    size = min((e.dtype.bits // 8 for e in ordered), default=1)
+    most = min(SAMPLE_BYTES // PAGE_BYTES, _MOST_VALUES * size // PAGE_BYTES) // snapshots
+    chosen = min(pages, max(most, 1))
+    ranges: list[_Range] = []
+    begin, tensor = 0, 0
+    for i in range(chosen):
+        low = i * pages // chosen * PAGE_BYTES
+        high = low + PAGE_BYTES
+        while low < high and tensor < len(ordered):
+            extent = ordered[tensor]
+            width, end = extent.dtype.bits // 8, begin + extent.length
+            if low >= end:
+                begin, tensor = end, tensor + 1
+                continue
+            stop = min(high, end)
+            _append(ranges, _Range(extent.name, (low - begin) // width, (stop - low) // width))
+            low = stop
+    return ranges
+
+
+def _append(ranges: list[_Range], new: _Range) -> None:
+    """Add a range, or lengthen the last one that it continues."""
+    if ranges and ranges[-1].name == new.name:
+        last = ranges[-1]
+        if last.start + last.count == new.start:
+            ranges[-1] = _Range(last.name, last.start, last.count + new.count)
+            return
+    ranges.append(new)
+
+
+def _read(reader: FileReader, extent: Extent, wanted: _Range) -> NDArray[np.floating]:
+    """Elements of a tensor, in float32 or float64."""
+    raw = bytearray(extent.dtype.size_bytes(wanted.count))
+    reader.read_elements(extent, wanted.start, memoryview(raw))
+    stored = np.frombuffer(raw, _KINDS[extent.dtype.name][0])
+    if extent.dtype.name == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored
+
+
+def _units(values: NDArray[np.floating], extent: Extent) -> Array:
+    """Unit in the last place of each value as it is stored."""
+    smallest = _KINDS[extent.dtype.name][1]
+    _, exponent = np.frexp(values)
+    units: Array = np.exp2(np.maximum(exponent - 1.0, smallest) - extent.dtype.mantissa_bits)
+    return units
+
+
+def _split(values: NDArray[np.floating], ranges: Sequence[_Range]) -> list[NDArray[np.floating]]:
+    """The values of each range."""
+    return np.split(values, np.cumsum([r.count for r in ranges])[:-1])
+
+
+def _finite(
+    snapshots: Sequence[Snapshot], ranges: Sequence[_Range], values: NDArray[np.floating]
+) -> NDArray[np.bool_]:
+    """Which elements are finite everywhere; infinities alike in all, as masks have them, may stay.
+
+    Raises:
+        InputError: any other value that is not finite.
+    """
+    finite = np.isfinite(values)
+    good: NDArray[np.bool_] = finite.all(axis=0)
+    alike = (values == values[-1]).all(axis=0)
+    for column in np.flatnonzero(~(good | alike))[:1]:
+        row = int(np.flatnonzero(~finite[:, column])[0])
+        ends = np.cumsum([r.count for r in ranges])
+        name = ranges[int(np.searchsorted(ends, column, side="right"))].name
+        raise InputError(
+            f"tensor {name} holds {values[row, column]}",
+            where=snapshots[row].name,
+            remedy="leave the snapshot out with --exclude, or the tensor with --copy",
+        )
+    return good
