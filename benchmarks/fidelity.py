@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
-from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
 from phema_cli.solver import Movement, Sample, calibrate, solve, storage_noise
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,6 +36,8 @@ STORED = {
 }
 METHODS = ("projection", "normalized", "blue", "blue, no sample")
 _SAMPLED = 1 << 22
+#: in place of a pair: no average was stored, only the weights themselves.
+RAW = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Case:
 
     Attributes:
         run: the training run.
-        pair: index of the pair of gammas stored.
+        pair: index of the pair of gammas stored, or ``RAW``.
         stored: the storage type.
         count: snapshots per gamma.
         sigma_rel: of the target.
@@ -80,7 +82,7 @@ def cases(run: Run, counts: Sequence[int] = COUNTS) -> list[Case]:
     torch.set_num_threads(1)
     gammas = [gamma_from_sigma_rel(s) for s in SIGMA_RELS]
     tracked = train(run, [(STEPS, g) for g in gammas])
-    return list(_of_run(run, tracked, counts, gammas))
+    return [*_of_run(run, tracked, counts, gammas), *_raw(run, tracked, counts, gammas)]
 
 
 def _of_run(
@@ -114,6 +116,49 @@ def _of_run(
                         {m: float(e[k]) for m, e in errors.items()},
                         expected[k],
                     )
+
+
+def _raw(
+    run: Run, tracked: Tracked, counts: Sequence[int], gammas: Sequence[float]
+) -> Iterator[Case]:
+    """The cases where no average was stored, only the weights themselves, in float32."""
+    truth = np.stack([tracked.truth[STEPS, g] for g in gammas])
+    targets = [PowerProfile(g, float(STEPS)) for g in gammas]
+    for count in counts:
+        every = MOST_SNAPSHOTS // count
+        chosen = np.arange(every - 1, MOST_SNAPSHOTS, every)
+        times = tracked.steps[chosen].astype(float)
+        sources = [RawProfile(float(t)) for t in times]
+        values = _rounded(tracked.raw[chosen], "fp32")
+        sampled = values[:, :: max(1, values.size // _SAMPLED)]
+        movement = calibrate(sources, Sample(sampled, _units(sampled[-1], "fp32")))
+        solution = solve(sources, targets, movement=movement)
+        weights = {
+            "replay": np.column_stack([_replay(p, times) for p in targets]),
+            "trapezoid": np.column_stack([_trapezoid(p, times) for p in targets]),
+            "blue": solution.weights,
+        }
+        errors = {
+            name: np.sqrt(((w.T @ values.astype(np.float64) - truth) ** 2).mean(axis=1))
+            for name, w in weights.items()
+        }
+        for k, (sigma_rel, figures) in enumerate(zip(SIGMA_RELS, solution.figures, strict=True)):
+            found = {name: float(e[k]) for name, e in errors.items()}
+            yield Case(run.name, RAW, "fp32", count, sigma_rel, found, figures.expected_rms or 0.0)
+
+
+def _replay(target: PowerProfile, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of an EMA that is updated with each file, by its decay over the time between."""
+    weights = np.diff(target.cdf(times), prepend=0.0)
+    return weights / weights.sum()
+
+
+def _trapezoid(target: PowerProfile, times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the trapezoid rule for the target's density."""
+    gaps = np.diff(times)
+    widths = np.concatenate([gaps[:1], gaps[:-1] + gaps[1:], gaps[-1:]]) / 2
+    weights = target.density(times) * widths
+    return weights / weights.sum()
 
 
 def _errors(
@@ -192,10 +237,34 @@ single snapshots if there is any, and foretells too large an error. Where `norma
 better here, both are below half a unit in the last place of the stored type, which the rounding
 of the result undoes. These cases are not among those above."""
 
+_RAW = """\
+No average was kept, only the weights at the snapshots. `blue` against replaying the EMA over the
+files, and against the trapezoid rule for the target's density, normalised."""
+
+_RAW_HEAD = (
+    "| per run | cases | blue / replay | worst | blue / trapezoid | worst | expected / true |\n"
+    "| --- |" + " ---: |" * 6
+)
+
 _HEAD = (
     "| | cases | blue / normalized | worst | blue / projection | no sample / normalized | worst | "
     "expected / true | within 2 (%) | within 3 (%) |\n" + "| --- |" + " ---: |" * 9
 )
+
+
+def _raw_row(label: str, found: Sequence[Case]) -> str:
+    """A line of the table of raw weights."""
+    replay, trapezoid = _ratios(found, "replay"), _ratios(found, "trapezoid")
+    told = np.array([c.expected / c.errors["blue"] for c in found])
+    return (
+        f"| {label} | {len(found)} | {_mean(replay):.3f} | {replay.max():.3f} | "
+        f"{_mean(trapezoid):.3f} | {trapezoid.max():.3f} | {told.min():.2f} to {told.max():.2f} |"
+    )
+
+
+def _counts(found: Sequence[Case]) -> list[int]:
+    """Numbers of snapshots that occur."""
+    return sorted({c.count for c in found})
 
 
 def _table(found: Sequence[Case], key: str, label: str) -> str:
@@ -210,8 +279,9 @@ def _table(found: Sequence[Case], key: str, label: str) -> str:
 
 def report(found: Sequence[Case], command: str) -> str:
     """The page."""
-    usual = [c for c in found if "bfloat16" not in c.run]
-    pure = [c for c in found if "bfloat16" in c.run]
+    raw = [c for c in found if c.pair == RAW]
+    usual = [c for c in found if c.pair != RAW and "bfloat16" not in c.run]
+    pure = [c for c in found if c.pair != RAW and "bfloat16" in c.run]
     lost = sorted(usual, key=lambda c: -c.errors["blue"] / c.errors["normalized"])[:8]
     missed = sorted(usual, key=lambda c: -abs(np.log(c.expected / c.errors["blue"])))[:12]
     parts = [
@@ -228,6 +298,9 @@ def report(found: Sequence[Case], command: str) -> str:
         "## Where the error is foretold worst",
         _listing(missed, "expected / true", None),
     ]
+    if raw:
+        lines = [_raw_row(str(n), [c for c in raw if c.count == n]) for n in _counts(raw)]
+        parts += ["## Raw weights only", _RAW, "\n".join([_RAW_HEAD, _raw_row("all", raw), *lines])]
     if pure:
         parts += [
             "## Weights that live in bfloat16",
@@ -258,7 +331,7 @@ def draw(found: Sequence[Case], path: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": "phema", "font.size": 10})
     from matplotlib import pyplot as plt
 
-    usual = [c for c in found if "bfloat16" not in c.run]
+    usual = [c for c in found if c.pair != RAW and "bfloat16" not in c.run]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     colours = {"fp32": "#0b6e99", "fp16": "#d08700", "bf16": "#8a3ffc"}
     for stored, colour in colours.items():

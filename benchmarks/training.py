@@ -49,16 +49,14 @@ class Tracked:
     Attributes:
         steps: (m,) steps at which averages were stored.
         snapshots: gamma to its (m, parameters) averages, float64.
+        raw: (m, parameters) the weights themselves at those steps.
         truth: (step, gamma) of a target to its directly tracked average (parameters,), float64.
-        groups: (parameters,) index of the tensor that each parameter belongs to.
-        names: the tensors' names.
     """
 
     steps: NDArray[np.int64]
     snapshots: dict[float, NDArray[np.float64]]
+    raw: NDArray[np.float64]
     truth: dict[tuple[int, float], NDArray[np.float64]]
-    groups: NDArray[np.int64]
-    names: tuple[str, ...]
 
 
 RUNS = (
@@ -213,6 +211,7 @@ def train(
     averages = torch.zeros(len(gammas), parameters, dtype=torch.float64)
     every = steps // MOST_SNAPSHOTS
     kept: list[NDArray[np.float64]] = []
+    raw: list[NDArray[np.float64]] = []
     truth = {}
     for step in range(1, steps + 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -227,15 +226,14 @@ def train(
             averages.lerp_(now.expand_as(averages), (1 - beta)[:, None])
         if step % every == 0:
             kept.append(averages[: len(stored)].numpy().copy())
+            raw.append(now.numpy())
         for at, gamma in targets:
             if at == step:
                 truth[at, gamma] = averages[tracked.index(gamma)].numpy().copy()
     stack = np.stack(kept)
-    sizes = [p.numel() for p in model.parameters()]
     return Tracked(
         np.arange(every, steps + 1, every),
         {g: stack[:, i] for i, g in enumerate(stored)},
+        np.stack(raw),
         truth,
-        np.repeat(np.arange(len(sizes)), sizes),
-        tuple(n for n, _ in model.named_parameters()),
     )

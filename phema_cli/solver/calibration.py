@@ -37,7 +37,7 @@ _NEWTON_STEPS, _TRIALS, _LONGEST = 40, 10, 3.0
 #: least number of cells of a block that shares one roughness and jitter.
 _CELLS = 4
 #: what is tried for roughness, and for jitter in units of the gap between snapshots.
-_ROUGHNESS = np.geomspace(0.03, 8.0, 45)
+_ROUGHNESS = np.exp2(np.arange(-30, 19) / 6)
 _JITTER = np.concatenate([[0.0], np.geomspace(1e-3, 4.0, 36)])
 #: roughness is shrunk towards 1: this times the square of its logarithm, per block.
 _SHRINK = 0.5

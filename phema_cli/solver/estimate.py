@@ -10,6 +10,7 @@ from phema_cli.profiles import Array
 
 #: jitter on the diagonal of a covariance, relative to it, at which a factor is tried first.
 _JITTER = 1e-10
+_LEAST_PIVOT = 1e-14
 
 
 def estimate(
@@ -23,8 +24,7 @@ def estimate(
     paper's projection (arXiv:2312.02696, Algorithm 3), whose normal equations (Eq. 151) have the
     square of this problem's condition number.
 
-    The constraint is eliminated by a Householder reflection, whose other columns are an orthogonal
-    basis of its null space; QR solves what remains.
+    The constraint is eliminated by an orthogonal basis of its null space; QR solves what remains.
 
     Args:
         sources: (rows, n) A, with linearly independent columns where there is no noise.
@@ -41,15 +41,23 @@ def estimate(
         a, b = np.vstack([a, factor(noise)]), np.vstack([b, np.zeros((n, k))])
     if not sum_to_one:
         return _least_squares(a, b)
-    # H = I - 2 v v'/v'v takes the first axis to the direction of (1, ..., 1).
+    basis = _balanced(n)
+    y = _least_squares(a @ basis, b - a.mean(axis=1, keepdims=True))
+    return normalized(basis @ y + 1 / n)
+
+
+def _balanced(n: int) -> Array:
+    """An orthogonal basis of the vectors that sum to zero.
+
+    The Householder reflection that takes the first axis to the direction of (1, ..., 1) takes the
+    others to it.
+
+    Returns:
+        (n, n - 1) float64.
+    """
     v = np.full(n, n**-0.5)
     v[0] += 1
-    turn = 2 / (v @ v) * v
-    free = (a - np.outer(a @ v, turn))[:, 1:]
-    y = _least_squares(free, b - a.mean(axis=1, keepdims=True))
-    turned = np.vstack([np.zeros((1, k)), y])
-    x = turned - np.outer(v, turn @ turned) + 1 / n
-    return normalized(x)
+    return (np.eye(n) - np.outer(v, 2 / (v @ v) * v))[:, 1:]
 
 
 def normalized(x: Array) -> Array:
@@ -104,23 +112,24 @@ def leave_one_out(sources: Array, noise: Array) -> Array:
     """For each source, the contrast between it and its best estimate from the others.
 
     Row i holds 1 at i and minus the estimate's weights elsewhere, so rows sum to zero. With K the
-    sources' covariance and 1 the vector of ones, it is row i of
-    ``Q = K^-1 - K^-1 1 1' K^-1 / (1' K^-1 1)`` over its diagonal.
+    sources' covariance and Z a basis of what sums to zero, it is row i of ``Z (Z'KZ)^-1 Z'`` over
+    its diagonal.
 
     Args:
-        sources: (rows, n) A.
+        sources: (rows, n) A, two columns at least.
         noise: (n, n) N.
 
     Returns:
         (n, n) float64.
     """
-    a = np.vstack([sources, factor(noise)])
+    basis = _balanced(sources.shape[1])
+    a = np.vstack([sources, factor(noise)]) @ basis
     scale = np.linalg.norm(a, axis=0)
     scale[scale == 0] = 1.0
-    r = np.linalg.qr(a / scale, mode="r")
-    inverse = np.linalg.solve(r, np.eye(len(scale))) / scale[:, None]
-    precision = inverse @ inverse.T
-    ones = precision.sum(axis=1)
-    q = precision - np.outer(ones, ones) / ones.sum()
-    contrast: Array = q / np.diag(q)[:, None]
+    r = cast("Array", np.linalg.qr(a / scale, mode="r"))
+    # Snapshots that differ by nothing, not even by rounding, leave no pivot.
+    np.fill_diagonal(r, np.where(np.abs(np.diag(r)) < _LEAST_PIVOT, _LEAST_PIVOT, np.diag(r)))
+    half = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
+    precision = half @ half.T
+    contrast: Array = precision / np.diag(precision)[:, None]
     return contrast

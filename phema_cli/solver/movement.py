@@ -80,10 +80,13 @@ class Movement:
         n = len(system.source_ends)
         block = np.searchsorted(self.blocks / system.unit * (1 + 1e-12), system.ends)
         jitter = self.jitter[block] / system.unit
-        # Training begins unlike it goes on, smoothly.
-        jitter[0] *= len(system.ends) == 1 or not self.measured
+        roughness = self.roughness[block]
+        if self.measured and len(system.ends) > 1:
+            # Training begins unlike it goes on: of the time before the first snapshots nothing is
+            # known but the drift.
+            roughness[0], jitter[0] = 1.0, 0.0
         parts = rows_of(system, self.intensity(system))
-        inside = self.roughness[block][system.cells][:, None] * parts.inside
+        inside = roughness[system.cells][:, None] * parts.inside
         white = jitter[system.cells][:, None] * parts.white
         # Both at once: within a cell they belong to one multiple of a family's function.
         cells = np.concatenate([system.cells, system.cells])

@@ -1,0 +1,304 @@
+"""Method blue and its calibration: ties to the projection, optimality, bad cases."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from phema_cli.errors import UsageError
+from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, WindowProfile
+from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.solver.calibration import calibrate as fit
+from phema_cli.solver.estimate import estimate, factor, leave_one_out
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.rounding import independent, measured
+from phema_cli.solver.system import evaluate
+
+GAMMAS = (5.0, 10.0)
+TARGETS = [PowerProfile(g, 1024.0) for g in (1.0, 7.0, 25.0)]
+
+
+def profiles(ends, gammas=GAMMAS):
+    """Every gamma at every time."""
+    return [PowerProfile(g, float(t)) for t in ends for g in gammas]
+
+
+def walk(intensity, elements=3000, seed=0):
+    """(steps, elements): a random walk of that mean square increment at each step."""
+    random = np.random.default_rng(seed)
+    steps = np.sqrt(intensity)[:, None] * random.standard_normal((len(intensity), elements))
+    return steps.cumsum(axis=0) + random.standard_normal(elements)
+
+
+def stored(sources, path):
+    """The sources' averages of a path, exactly."""
+    at = np.arange(0.0, len(path) + 1)
+    weights = [np.diff(s.cdf(at)) for s in sources]
+    return np.array(weights) @ path
+
+
+def rms(values):
+    """Root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def sample(values, unit=1e-12):
+    """A sample of values that are stored with one unit in the last place."""
+    return Sample(values, np.full(values.shape[1], unit))
+
+
+FALLING = 1e-4 * np.geomspace(1, 1e-4, 1024)
+SCHEDULES = {
+    "constant": np.full(1024, 1e-4),
+    "rsqrt": 1e-4 / np.arange(1, 1025) ** 0.5,
+    "falling": FALLING,
+}
+
+
+def test_the_same_path_reproduces_the_projection():
+    """With densities, no noise and no constraint the estimator is the paper's projection."""
+    sources = profiles(range(128, 1025, 128))
+    system = evaluate(sources, TARGETS)
+    root = np.sqrt(system.weights)[:, None]
+    x = estimate(root * system.source_density, root * system.target_density, sum_to_one=False)
+    expected = solve(sources, TARGETS, method="projection").weights
+    np.testing.assert_allclose(x, expected, atol=1e-9)
+    # And white noise alone, in the rows that blue solves, leads there but for the constraint.
+    white = estimate(root * system.source_density, root * system.target_density)
+    near = expected / expected.sum(axis=0)
+    assert np.abs(white - near).max() < 0.05 * np.abs(near).max()
+
+
+def test_the_constrained_minimum_is_that_of_the_bordered_system():
+    """Least squares under the constraint agree with Lagrange's equations of the Gram matrix."""
+    random = np.random.default_rng(0)
+    a, b = random.standard_normal((40, 6)), random.standard_normal((40, 3))
+    root = random.standard_normal((6, 6))
+    noise = root @ root.T
+    x = estimate(a, b, noise)
+    bordered = np.block([[a.T @ a + noise, np.ones((6, 1))], [np.ones((1, 6)), np.zeros((1, 1))]])
+    expected = np.linalg.solve(bordered, np.vstack([a.T @ b, np.ones((1, 3))]))[:6]
+    np.testing.assert_allclose(x, expected, atol=1e-8)
+
+
+def test_holding_back_is_estimating_from_the_others():
+    """Each row of the contrasts is the source less its estimate from all the others."""
+    sources = profiles(range(128, 1025, 256))
+    system = evaluate(sources, [])
+    movement = nominal(system, 1e-3)
+    rows, _, _ = movement.rows(system)
+    noise = movement.noise(system)
+    held = leave_one_out(rows, noise)
+    for i in (0, 3, 7):
+        others = [j for j in range(len(sources)) if j != i]
+        x = estimate(rows[:, others], rows[:, [i]], noise[np.ix_(others, others)])[:, 0]
+        np.testing.assert_allclose(held[i, others], -x, atol=1e-6)
+        assert held[i, i] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_drift_of_a_walk_is_found(schedule):
+    """The fitted q is that of the walk within a fifth where there are snapshots."""
+    intensity = SCHEDULES[schedule]
+    sources = profiles(range(64, 1025, 64))
+    movement = calibrate(sources, sample(stored(sources, walk(intensity))))
+    late = movement.times >= 128
+    expected = intensity[movement.times[late].astype(int) - 1]
+    assert np.abs(np.log(movement.drift[late] / expected)).max() < math.log(1.25)
+    assert movement.measured
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_error_of_a_walk_is_foretold(schedule):
+    """expected_rms is the true error within a quarter, also where q falls by 10^4."""
+    sources = profiles(range(64, 1025, 64))
+    path = walk(SCHEDULES[schedule])
+    values = stored(sources, path)
+    solution = solve(sources, TARGETS, movement=calibrate(sources, sample(values)))
+    truth = stored(TARGETS, path)
+    for k, figures in enumerate(solution.figures):
+        error = rms(solution.weights[:, k] @ values - truth[k])
+        assert figures.expected_rms == pytest.approx(error, rel=0.25)
+        moved = rms(path[-1] - truth[k])
+        assert figures.expected_error == pytest.approx(error / moved, rel=0.3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_other_method_is_better_on_a_walk(schedule):
+    """On what it was derived for, the estimator beats the projection and its normalised form."""
+    sources = profiles(range(128, 1025, 128))
+    path = walk(SCHEDULES[schedule])
+    values, truth = stored(sources, path), stored(TARGETS, path)
+    movement = calibrate(sources, sample(values))
+    errors = {
+        method: [
+            rms(e)
+            for e in solve(sources, TARGETS, method=method, movement=movement).weights.T @ values
+            - truth
+        ]
+        for method in ("blue", "normalized", "projection")
+    }
+    assert all(a <= 1.01 * b for a, b in zip(errors["blue"], errors["normalized"], strict=True))
+    assert all(a <= 1.01 * b for a, b in zip(errors["blue"], errors["projection"], strict=True))
+
+
+def test_rounding_is_foretold_and_averaged():
+    """float16 snapshots of small moves: the error is foretold, and below that of normalized."""
+    sources = profiles(range(16, 1025, 16))
+    path = walk(np.full(1024, 1e-9), elements=4000) + 0.75
+    values = stored(sources, path).astype(np.float16).astype(np.float32)
+    _, exponent = np.frexp(values[-1])
+    movement = calibrate(sources, Sample(values, np.exp2(exponent - 11.0)))
+    truth = stored(TARGETS, path)
+    for k, figures in enumerate(solve(sources, TARGETS, movement=movement).figures):
+        blue = solve(sources, TARGETS, movement=movement).weights[:, k] @ values
+        plain = solve(sources, TARGETS, method="normalized").weights[:, k] @ values
+        assert rms(blue - truth[k]) <= rms(plain - truth[k]) * 1.02
+        assert 0.5 < figures.expected_rms / rms(blue - truth[k]) < 2
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 1.0, 3.0])
+def test_rounding_errors_correlate_as_they_should(ratio):
+    """The covariance of the rounding errors of values that differ by s is what rounding gives."""
+    random = np.random.default_rng(2)
+    a = random.random(400_000) * 1000
+    b = a + ratio * random.standard_normal(len(a))
+    product = ((np.round(a) - a) * (np.round(b) - b)).mean()
+    model = measured(np.ones(10), np.ones(10))
+    assert model.covariance(np.array([0.0]))[0] == pytest.approx(1 / 12)
+    assert model.covariance(np.array([ratio**2]))[0] == pytest.approx(product, abs=0.003)
+
+
+def test_independent_rounding_is_a_diagonal():
+    """Without a scale of movement only a snapshot's own errors are its own."""
+    model = independent(4.0)
+    np.testing.assert_array_equal(model.covariance(np.array([0.0, 1e-9, 1.0])), [4, 0, 0])
+    assert measured(np.zeros(5), np.ones(5)).variance == 0
+
+
+def test_a_factor_reproduces_a_covariance():
+    """Also a singular one, of snapshots that share all their rounding errors."""
+    for covariance in (np.ones((4, 4)), np.diag([1.0, 2.0, 3.0]), np.zeros((2, 2))):
+        r = factor(covariance)
+        np.testing.assert_allclose(r.T @ r, covariance, atol=1e-8)
+
+
+def test_gliding_and_jittering_are_told_apart():
+    """Smooth motion is found smoother than a walk, white noise on top of it rougher."""
+    sources = profiles(range(64, 1025, 64))
+    t = np.arange(1024)[:, None] / 1024
+    random = np.random.default_rng(3)
+    waves = np.sin(2 * np.pi * (t * random.uniform(0.5, 2, 2000) + random.random(2000)))
+    smooth = calibrate(sources, sample(stored(sources, waves)))
+    assert smooth.roughness.max() < 0.3
+    assert smooth.jitter.max() < 2
+    noisy = calibrate(sources, sample(stored(sources, waves + random.standard_normal(waves.shape))))
+    assert noisy.jitter.min() > 4
+
+
+SHAPES = {
+    "one gamma": profiles(range(128, 1025, 128), (7.0,)),
+    "two snapshots": profiles((512, 1024), (7.0,)),
+    "two gammas at one step": profiles((1024,)),
+    "one snapshot": profiles((1024,), (7.0,)),
+    "raw": [RawProfile(float(t)) for t in range(128, 1025, 128)],
+    "exponential": [
+        ExponentialProfile(r, float(t)) for t in range(128, 1025, 128) for r in (0.02, 0.005)
+    ],
+    "a mix": [
+        *profiles((512, 1024)),
+        RawProfile(1000.0),
+        ExponentialProfile(0.01, 768.0),
+        WindowProfile(300.0, 700.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_sources_do(shape):
+    """Whatever the sources are, a target at the end and one between come out near the truth.
+
+    Near means within three times the expected error; with one snapshot nothing is measured.
+    """
+    sources = SHAPES[shape]
+    path = walk(SCHEDULES["rsqrt"])
+    values = stored(sources, path)
+    if shape == "raw":
+        np.testing.assert_allclose(values, path[127::128])
+    movement = calibrate(sources, sample(values))
+    assert (movement is None) == (shape == "one snapshot")
+    targets = [PowerProfile(12.0, 1024.0), PowerProfile(4.0, 900.0), WindowProfile(600.0, 1000.0)]
+    solution = solve(sources, targets, movement=movement)
+    truth = stored(targets, path)
+    np.testing.assert_allclose(solution.weights.sum(axis=0), 1.0)
+    if movement is not None:
+        for k, figures in enumerate(solution.figures):
+            error = rms(solution.weights[:, k] @ values - truth[k])
+            assert 1 / 3 < figures.expected_rms / error < 3
+
+
+def test_raw_snapshots_beat_replaying_them():
+    """On a walk, raw snapshots give less error than replaying the EMA, or the trapezoid rule."""
+    ends = np.arange(64.0, 1025.0, 64.0)
+    sources = [RawProfile(t) for t in ends]
+    path = walk(SCHEDULES["constant"])
+    values = stored(sources, path)
+    movement = calibrate(sources, sample(values))
+    for k, target in enumerate(TARGETS):
+        truth = stored([target], path)[0]
+        replay = np.diff(target.cdf(ends), prepend=0.0)
+        trapezoid = target.density(ends) * np.where(ends == 1024, 32.0, 64.0)
+        blue = rms(solve(sources, TARGETS, movement=movement).weights[:, k] @ values - truth)
+        assert blue < rms(replay @ values / replay.sum() - truth)
+        assert blue < rms(trapezoid @ values / trapezoid.sum() - truth)
+
+
+def test_nothing_to_measure_is_said():
+    """Identical snapshots and empty samples have no movement; solving falls back on the assumed."""
+    sources = profiles((512, 1024))
+    assert calibrate(sources, sample(np.ones((4, 10)))) is None
+    assert calibrate(sources, sample(np.ones((4, 0)))) is None
+    figures = solve(sources, TARGETS, movement=None).figures
+    assert all(f.expected_rms is None for f in figures)
+
+
+def test_frozen_elements_change_no_weights():
+    """Elements that never move lower the error per parameter and leave the weights alone."""
+    sources = profiles(range(128, 1025, 128))
+    values = stored(sources, walk(SCHEDULES["constant"], elements=500))
+    frozen = np.hstack([values, np.tile(np.linspace(-1, 1, 500), (len(sources), 1))])
+    a = solve(sources, TARGETS, movement=calibrate(sources, sample(values)))
+    b = solve(sources, TARGETS, movement=calibrate(sources, sample(frozen)))
+    np.testing.assert_allclose(a.weights, b.weights, atol=1e-6)
+    assert b.figures[1].expected_rms == pytest.approx(a.figures[1].expected_rms / 2**0.5, rel=0.01)
+
+
+def test_some_identical_snapshots_share_the_weight():
+    """Snapshots that hold the same values do no harm."""
+    sources = profiles(range(128, 1025, 128))
+    values = stored(sources, walk(SCHEDULES["constant"], elements=500))
+    values[-4:] = values[-4]
+    solution = solve(sources, TARGETS, movement=calibrate(sources, sample(values, 1e-7)))
+    assert np.isfinite(solution.weights).all()
+    np.testing.assert_allclose(solution.weights.sum(axis=0), 1.0)
+
+
+def test_the_unit_of_time_and_of_weights_scale_out():
+    """Steps in images and weights in other units give the same weights and scaled errors."""
+    sources = profiles(range(128, 1025, 128))
+    values = stored(sources, walk(SCHEDULES["rsqrt"], elements=500))
+    a = solve(sources, TARGETS, movement=fit(sources, sample(values)))
+    far = [replace(s, end=s.end * 1000) for s in sources]
+    targets = [replace(t, end=t.end * 1000) for t in TARGETS]
+    b = solve(far, targets, movement=fit(far, sample(values * 7, 7e-12)))
+    np.testing.assert_allclose(a.weights, b.weights, atol=1e-5)
+    for one, other in zip(a.figures, b.figures, strict=True):
+        assert other.expected_rms == pytest.approx(7 * one.expected_rms, rel=1e-3)
+        assert other.expected_error == pytest.approx(one.expected_error, rel=1e-3)
+
+
+def test_methods_of_densities_refuse_raw_weights():
+    """The projection has no place for what has no density, and says which method has."""
+    with pytest.raises(UsageError, match="no place for raw weights; pass --method blue"):
+        solve([RawProfile(1.0), RawProfile(2.0)], [PowerProfile(3.0, 2.0)], method="projection")
