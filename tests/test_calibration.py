@@ -13,7 +13,7 @@ from phema_cli.solver.calibration import calibrate as fit
 from phema_cli.solver.estimate import estimate, factor, leave_one_out
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.rounding import independent, measured
-from phema_cli.solver.system import evaluate
+from phema_cli.solver.system import evaluate, split
 
 GAMMAS = (5.0, 10.0)
 TARGETS = [PowerProfile(g, 1024.0) for g in (1.0, 7.0, 25.0)]
@@ -87,8 +87,9 @@ def test_holding_back_is_estimating_from_the_others():
     sources = profiles(range(128, 1025, 256))
     system = evaluate(sources, [])
     movement = nominal(system, 1e-3)
-    rows, _, _ = movement.rows(system)
-    noise = movement.noise(system)
+    parts = split(system, movement.intensity(system))
+    rows, _, _ = movement.rows(system, parts)
+    noise = movement.noise(parts, len(sources))
     held = leave_one_out(rows, noise)
     for i in (0, 3, 7):
         others = [j for j in range(len(sources)) if j != i]

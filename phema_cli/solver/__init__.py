@@ -21,7 +21,7 @@ from phema_cli.solver.diagnostics import (
 )
 from phema_cli.solver.estimate import estimate, normalized
 from phema_cli.solver.movement import Movement, nominal
-from phema_cli.solver.system import System, evaluate
+from phema_cli.solver.system import System, evaluate, split
 
 __all__ = ["METHODS", "Figures", "Movement", "Sample", "Solution", "calibrate", "solve"]
 
@@ -89,8 +89,9 @@ def solve(
     system = evaluate(sources, [*targets, *(p for p in beside if p is not None)])
     if movement is None:
         movement = nominal(system, storage_noise)
-    a, b, outside = movement.rows(system)
-    noise = movement.noise(system)
+    parts = split(system, movement.intensity(system))
+    a, b, rest = movement.rows(system, parts)
+    noise = movement.noise(parts, len(sources))
     if method == "blue":
         raw = estimate(a, b[:, :k], noise)
     else:
@@ -100,7 +101,7 @@ def solve(
     raw = _exact(raw, sources, targets)
     x = normalized(raw) if method == "normalized" else raw
     missed = square_error(x, a, b[:, :k], noise, movement.mean_square)
-    error = np.sqrt(missed + outside[:k])
+    error = np.sqrt(missed + rest[:k])
     shift = iter(range(k, b.shape[1]))
     steps = [
         None if p is None else float(np.linalg.norm(b[:, j] - b[:, next(shift)]))

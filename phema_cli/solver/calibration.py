@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from phema_cli.profiles import Array, Profile
 from phema_cli.solver.estimate import leave_one_out
-from phema_cli.solver.movement import EARLY, Movement, rows_of
+from phema_cli.solver.movement import EARLY, Movement
 from phema_cli.solver.rounding import measured
-from phema_cli.solver.system import System, evaluate, families
+from phema_cli.solver.system import System, evaluate, families, split
 
 #: sizes that keep the fit of a thousand snapshots below a second: pieces of the drift, pairs of
 #: snapshots compared, values that the held-back estimates are computed for.
@@ -245,20 +245,20 @@ def _fit_bridges(system: System, movement: Movement, residual: NDArray[np.floati
         movement: with its drift fitted.
         residual: (n, e) elements of the sources, less those of the last one.
     """
-    parts = rows_of(system, movement.intensity(system))
-    noise = movement.noise(system)
+    parts = split(system, movement.intensity(system))
+    noise = movement.noise(parts, len(system.source_ends))
     ends = movement.blocks / system.unit * (1 + 1e-12)
     block_of_cell = np.searchsorted(ends, system.ends)
     block_of_source = np.searchsorted(ends, system.source_ends)
     if len(system.ends) > 1:
         # Nothing lies before the first snapshots that could help to estimate them.
         block_of_source[system.source_ends == system.ends[0]] = -1
-    first = np.flatnonzero(np.diff(block_of_cell[system.cells], prepend=-1))
+    first = np.flatnonzero(np.diff(block_of_cell[parts.cells], prepend=-1))
     gap = float(np.median(system.gaps[1:])) if len(system.gaps) > 1 else float(system.gaps[0])
     jitters = _JITTER * gap
-    later = (system.cells > 0)[:, None]
+    later = (parts.cells > 0)[:, None]
     for _ in range(2):
-        rows, *_ = movement.rows(system)
+        rows, *_ = movement.rows(system, parts)
         held = leave_one_out(rows, noise)
         left = np.square(held @ residual, dtype=np.float64).mean(axis=1)
         known = ((parts.steps @ held.T) ** 2).sum(axis=0)

@@ -15,7 +15,7 @@ import numpy as np
 
 from phema_cli.profiles import Array
 from phema_cli.solver.rounding import Rounding, independent
-from phema_cli.solver.system import System, compressed
+from phema_cli.solver.system import Parts, System
 
 #: without a look at the data: movement of the weights per unit of log time over their RMS value
 #: (the ratio at which the worst of ten training runs lost least), and white noise, as a fraction of
@@ -58,20 +58,21 @@ class Movement:
         log_q: Array = np.interp(at, np.log(self.times), np.log(self.drift))
         return np.exp(log_q) * system.unit
 
-    def noise(self, system: System) -> Array:
-        """(n, n) covariance of the sources' rounding errors."""
-        n = len(system.source_ends)
-        parts = rows_of(system, self.intensity(system))
-        inside, _ = compressed(system, parts.inside, system.cells)
-        rows = np.vstack([parts.steps, inside])[:, :n]
+    def noise(self, parts: Parts, sources: int) -> Array:
+        """(n, n) covariance of the rounding errors of the n sources."""
+        rows = np.vstack([parts.steps, parts.inside])[:, :sources]
         gram = rows.T @ rows
         square = np.diag(gram)
         distance = np.maximum(square[:, None] + square - 2 * gram, 0.0)
         np.fill_diagonal(distance, 0.0)
         return self.rounding.covariance(distance)
 
-    def rows(self, system: System) -> tuple[Array, Array, Array]:
-        """Rows whose squared differences are the movement's part of J; see :func:`rows_of`.
+    def rows(self, system: System, parts: Parts) -> tuple[Array, Array, Array]:
+        """Rows whose squared differences are the movement's part of J.
+
+        Args:
+            system: n sources and k targets.
+            parts: the system split with this movement's :meth:`intensity`.
 
         Returns:
             (r, n) of the sources, (r, k) of the targets, and (k,) the part of the targets' squares
@@ -79,21 +80,16 @@ class Movement:
         """
         n = len(system.source_ends)
         block = np.searchsorted(self.blocks / system.unit * (1 + 1e-12), system.ends)
-        jitter = self.jitter[block] / system.unit
-        roughness = self.roughness[block]
+        roughness, jitter = self.roughness[block], self.jitter[block] / system.unit
         if self.measured and len(system.ends) > 1:
             # Training begins unlike it goes on: of the time before the first snapshots nothing is
             # known but the drift.
             roughness[0], jitter[0] = 1.0, 0.0
-        parts = rows_of(system, self.intensity(system))
-        inside = roughness[system.cells][:, None] * parts.inside
-        white = jitter[system.cells][:, None] * parts.white
-        # Both at once: within a cell they belong to one multiple of a family's function.
-        cells = np.concatenate([system.cells, system.cells])
-        order = np.argsort(cells, kind="stable")
-        within, outside = compressed(system, np.vstack([inside, white])[order], cells[order])
-        rows = np.vstack([parts.steps, within, self._points(system, jitter)])
-        return rows[:, :n], rows[:, n:], outside
+        inside = roughness[parts.cells][:, None] * parts.inside
+        white = jitter[parts.cells][:, None] * parts.white
+        rows = np.vstack([parts.steps, inside, white, self._points(system, jitter)])
+        rest: Array = roughness**2 @ parts.inside_rest + jitter**2 @ parts.white_rest
+        return rows[:, :n], rows[:, n:], rest
 
     def _points(self, system: System, jitter: Array) -> Array:
         """White noise of sources that are single points: that of the cell that they end."""
@@ -105,45 +101,6 @@ class Movement:
         q = np.exp(np.interp(at, np.log(self.times), np.log(self.drift))) * system.unit
         rows[np.arange(len(points)), points] = np.sqrt(q / system.gaps[cell]) * jitter[cell]
         return rows
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The parts of ``int q (F_r - sum_i x_i F_i)^2 dt``, and of white noise, as rows.
-
-    Attributes:
-        steps: (cells, n + k) means over each cell.
-        inside: (rows, n + k) deviations from them.
-        white: (rows, n + k) densities.
-    """
-
-    steps: Array
-    inside: Array
-    white: Array
-
-
-def rows_of(system: System, q: Array) -> Rows:
-    """Split the walk into its steps from cell to cell and what happens inside of the cells.
-
-    The mean of F over a cell, weighed by q, and the deviations from it are orthogonal, so their
-    squares add up to ``int q F^2 dt``.
-
-    Args:
-        system: sources (n) and targets (k).
-        q: (rows,) intensity at the nodes.
-    """
-    w = q * system.weights
-    first = np.flatnonzero(np.diff(system.cells, prepend=-1))
-    cdf = np.hstack([system.source_cdf, system.target_cdf])
-    power = np.add.reduceat(w, first)[:, None]
-    mean = np.add.reduceat(w[:, None] * cdf, first) / power
-    density = np.hstack([system.source_density, system.target_density])
-    root = np.sqrt(w)[:, None]
-    return Rows(
-        steps=np.sqrt(power) * mean,
-        inside=root * (cdf - mean[system.cells]),
-        white=root * density,
-    )
 
 
 def nominal(system: System, storage_noise: float) -> Movement:

@@ -112,31 +112,69 @@ def families(sources: Sequence[Profile]) -> NDArray[np.intp]:
     return np.array(found, dtype=np.intp)
 
 
-def compressed(system: System, rows: Array, cells: NDArray[np.intp]) -> tuple[Array, Array]:
-    """Fewer rows with the same inner products among sources, and with targets.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What ``int q (F_r - sum_i x_i F_i)^2 dt`` and its white noise are made of, as few rows.
 
-    Inside a cell the sources of a family are multiples of one of them, so they span no more
-    dimensions than there are families; rows in an orthogonal basis of that span keep all of them.
-    What the targets have outside of it no weights can change.
+    The mean of F over a cell, weighed by q, and the deviations from it are orthogonal, so their
+    squares add up to ``int q F^2 dt``. Inside a cell the sources of a family are multiples of one
+    of them, so they span no more dimensions than there are families; rows in an orthogonal basis of
+    that span keep all of them. What the targets have outside of it no weights can change.
+
+    Attributes:
+        steps: (cells, n + k) means over each cell.
+        inside: (rows, n + k) deviations from them.
+        white: (rows, n + k) densities.
+        cells: (rows,) the cell of each row.
+        inside_rest: (cells, k) squares of the targets' deviations that are in no row.
+        white_rest: (cells, k) the same of their densities.
+    """
+
+    steps: Array
+    inside: Array
+    white: Array
+    cells: NDArray[np.intp]
+    inside_rest: Array
+    white_rest: Array
+
+
+def split(system: System, q: Array) -> Parts:
+    """Split the walk into its steps from cell to cell and what happens inside of the cells.
 
     Args:
         system: n sources and k targets.
-        rows: (r, n + k), zero for sources that end before a row's cell.
-        cells: (r,) ascending, the cell of each row.
-
-    Returns:
-        (r', n + k) rows, and (k,) the squares of what the targets have outside of them.
+        q: (rows,) intensity at the nodes.
     """
+    w = q * system.weights
     n = len(system.source_ends)
-    edges = np.flatnonzero(np.diff(cells, prepend=-1, append=-1))
-    outside = (rows[:, n:] ** 2).sum(axis=0)
-    kept = []
-    for low, high in pairwise(edges):
-        open_still = np.flatnonzero(system.source_ends >= system.ends[cells[low]])
-        _, which = np.unique(system.families[open_still], return_index=True)
-        block = rows[low:high]
-        basis = np.linalg.qr(block[:, open_still[which]]).Q
-        part = basis.T @ block
-        outside -= (part[:, n:] ** 2).sum(axis=0)
-        kept.append(part)
-    return np.concatenate(kept), np.maximum(outside, 0.0)
+    edges = np.flatnonzero(np.diff(system.cells, prepend=-1, append=-1))
+    steps: list[Array] = []
+    inside: list[tuple[Array, Array]] = []
+    white: list[tuple[Array, Array]] = []
+    for cell, (low, high) in enumerate(pairwise(edges)):
+        span = slice(low, high)
+        cdf = np.hstack([system.source_cdf[span], system.target_cdf[span]])
+        density = np.hstack([system.source_density[span], system.target_density[span]])
+        power, root = float(w[span].sum()), np.sqrt(w[span])[:, None]
+        mean = w[span] @ cdf / power
+        unfinished = np.flatnonzero(system.source_ends >= system.ends[cell])
+        _, which = np.unique(system.families[unfinished], return_index=True)
+        steps.append(power**0.5 * mean)
+        inside.append(_in_basis(root * (cdf - mean), unfinished[which], n))
+        white.append(_in_basis(root * density, unfinished[which], n))
+    return Parts(
+        steps=np.array(steps),
+        inside=np.concatenate([rows for rows, _ in inside]),
+        white=np.concatenate([rows for rows, _ in white]),
+        cells=np.repeat(np.arange(len(inside)), [len(rows) for rows, _ in inside]),
+        inside_rest=np.array([rest for _, rest in inside]),
+        white_rest=np.array([rest for _, rest in white]),
+    )
+
+
+def _in_basis(block: Array, chosen: NDArray[np.intp], n: int) -> tuple[Array, Array]:
+    """A block's rows in a basis of its chosen columns, and the squares that columns from n lose."""
+    basis = np.linalg.qr(block[:, chosen]).Q
+    rows: Array = basis.T @ block
+    rest: Array = ((block[:, n:] - basis @ rows[:, n:]) ** 2).sum(axis=0)
+    return rows, rest

@@ -429,3 +429,61 @@ def test_sigma_of_all_figures_is_finite(ckpts):
     for target in phema("inspect", ckpts, "--json").json["targets"]:
         values = [v for k, v in target.items() if k != "verdict"]
         assert all(v is not None and math.isfinite(v) for v in values)
+
+
+def test_profiles_are_targets_of_every_command(ckpts, tmp_path):
+    """Other weightings get names of their own, and records that say what they are."""
+    table = tmp_path / "bump.csv"
+    table.write_text("time,weight\n0,0\n1,1\n2,0\n")
+    given = ["--profile", "uniform:last=0.5", "--profile", f"csv:{table}"]
+    run = phema("synthesize", ckpts, *given, "--json", cwd=tmp_path)
+    assert run.code == 0, run.err
+    targets = run.json["targets"]
+    assert [t["profile"] for t in targets] == ["uniform:last=0.5", "csv:bump"]
+    assert [t["gamma"] for t in targets] == [None, None]
+    names = [
+        "phema-step0000100-uniform-last0.5.safetensors",
+        "phema-step0000100-csv-bump.safetensors",
+    ]
+    assert run.json["outputs"] == names
+    assert all((tmp_path / n).exists() for n in names)
+    named = phema(
+        "synthesize", ckpts, *given, "-o", "{profile}-{step}.safetensors", "-q", cwd=tmp_path
+    )
+    assert named.out.split() == ["uniform-last0.5-100.safetensors", "csv-bump-100.safetensors"]
+    shown = phema("weights", ckpts, *given, "-g", 7).out
+    assert "uniform:last=0.5" in shown
+    assert "csv:bump" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        (None, 5, "cannot read"),
+        ("a,b\n", 3, "two at least"),
+        ("0,1\n1\n", 3, "not lines of time,weight"),
+        ("0,1\n0,1\n", 3, "times must ascend"),
+        ("0,1\n1,x\n", 3, "not lines of time,weight"),
+        ("\xff", 3, "two at least"),
+    ],
+)
+def test_tables_that_are_none_are_refused(ckpts, tmp_path, text, code, message):
+    """Each refusal is one line that names the file."""
+    table = tmp_path / "t.csv"
+    if text is not None:
+        table.write_text(text)
+    run = phema("weights", ckpts, "--profile", f"csv:{table}")
+    assert run.code == code
+    assert message in run.err
+    assert "t.csv" in run.err
+    assert len(run.err.splitlines()) == 1
+
+
+def test_a_target_given_twice_is_refused(ckpts):
+    """Under whatever name, and a profile has no place in a name of gamma."""
+    run = phema("weights", ckpts, "--profile", "raw", "--profile", "raw")
+    assert run.code == 2
+    assert "given twice" in run.err
+    run = phema("synthesize", ckpts, "--profile", "raw", "-o", "{gamma}.safetensors")
+    assert run.code == 2
+    assert "unknown placeholder" in run.err

@@ -1,0 +1,39 @@
+"""Averaging profiles: how much each moment of training weighs in an average."""
+
+from phema_cli.profiles.base import (
+    GAMMA_LIMIT,
+    GAMMA_MOST,
+    SIGMA_REL_LIMIT,
+    Array,
+    PowerProfile,
+    Profile,
+    gamma_from_sigma_rel,
+    sigma_rel_from_gamma,
+)
+from phema_cli.profiles.shapes import (
+    ExponentialProfile,
+    RawProfile,
+    TableProfile,
+    WindowProfile,
+)
+from phema_cli.profiles.specs import HELP, PROFILES, ProfileSpec, describe, parse_profile
+
+__all__ = [
+    "GAMMA_LIMIT",
+    "GAMMA_MOST",
+    "HELP",
+    "PROFILES",
+    "SIGMA_REL_LIMIT",
+    "Array",
+    "ExponentialProfile",
+    "PowerProfile",
+    "Profile",
+    "ProfileSpec",
+    "RawProfile",
+    "TableProfile",
+    "WindowProfile",
+    "describe",
+    "gamma_from_sigma_rel",
+    "parse_profile",
+    "sigma_rel_from_gamma",
+]

@@ -1,0 +1,164 @@
+"""Averaging profiles: how much each moment of training weighs in an average.
+
+A profile is described by its cumulative weight F(t). For the power function ending at T,
+``F(t) = (t/T)^(gamma+1)`` (arXiv:2312.02696, section 3.1); gamma and the relative standard
+deviation sigma_rel of the profile name the same length of averaging.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phema_cli.errors import UsageError
+
+Array = NDArray[np.float64]
+
+#: sigma_rel of gamma = 0, the uniform average: no gamma >= 0 reaches it or more.
+SIGMA_REL_LIMIT = 12**-0.5
+
+#: at and below this gamma the profile is not square-integrable.
+GAMMA_LIMIT = -0.5
+#: averages shorter than 1e-4 of the run are single checkpoints for any purpose.
+GAMMA_MOST = 1e4
+
+
+class Profile(Protocol):
+    """The weighting of an average over training time [0, end].
+
+    F(0) may be above 0: that much weighs the weights that training began with.
+    """
+
+    @property
+    def end(self) -> float:
+        """The time after which nothing weighs any more, in steps."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What users call it, without its time: ``gamma 7``, ``uniform:last=0.2``."""
+        ...
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Times at which F is not smooth, in steps; the last is ``end``."""
+        ...
+
+    @property
+    def exponent(self) -> float:
+        """Exponent of the power density that falls off as fast below ``end``; no unit."""
+        ...
+
+    @property
+    def square_integrable(self) -> bool:
+        """Whether the density has an L2 norm."""
+        ...
+
+    def cdf(self, t: Array) -> Array:
+        """F(t), the weight of everything up to t; shape and dtype as ``t`` (float64)."""
+        ...
+
+    def density(self, t: Array) -> Array:
+        """p(t) = F'(t) inside (0, end], per step; shape and dtype as ``t`` (float64)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PowerProfile:
+    """The power function profile of exponent ``gamma`` that ends at time ``end``.
+
+    Args:
+        gamma: exponent, above -0.5.
+        end: time of the average in steps, above 0.
+
+    Raises:
+        UsageError: gamma or end is out of range or not finite.
+    """
+
+    gamma: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not GAMMA_LIMIT < self.gamma <= GAMMA_MOST:
+            raise UsageError(
+                f"gamma {self.gamma:g} is not above {GAMMA_LIMIT} and up to {GAMMA_MOST:g}"
+            )
+        check_end(self.end)
+
+    @property
+    def sigma_rel(self) -> float:
+        """Relative standard deviation of the profile (no unit)."""
+        return sigma_rel_from_gamma(self.gamma)
+
+    @property
+    def label(self) -> str:
+        """``gamma 7``."""
+        return f"gamma {self.gamma:.6g}"
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """The end."""
+        return (self.end,)
+
+    @property
+    def exponent(self) -> float:
+        """Gamma itself."""
+        return self.gamma
+
+    @property
+    def square_integrable(self) -> bool:
+        """True: gamma is above -0.5."""
+        return True
+
+    def cdf(self, t: Array) -> Array:
+        """``F(t) = (t/T)^(gamma+1)``, 0 before time 0 and 1 from T on."""
+        u: Array = np.clip(t / self.end, 0.0, 1.0)
+        return u ** (self.gamma + 1)
+
+    def density(self, t: Array) -> Array:
+        """``p(t) = (gamma+1) t^gamma / T^(gamma+1)`` on (0, T], 0 elsewhere."""
+        u: Array = t / self.end
+        inside = (u > 0) & (u <= 1)
+        power = np.where(inside, u, 1.0) ** self.gamma
+        return np.where(inside, (self.gamma + 1) / self.end * power, 0.0)
+
+
+def check_end(end: float) -> None:
+    """Refuse an end of a profile that is no time above 0."""
+    if not (math.isfinite(end) and end > 0):
+        raise UsageError(f"step {end:g} is not above 0")
+
+
+def sigma_rel_from_gamma(gamma: float) -> float:
+    """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))`` (arXiv:2312.02696, Eq. 123).
+
+    Args:
+        gamma: exponent of the power function, above -1.
+
+    Returns:
+        sigma_rel, no unit.
+    """
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
+    """The gamma >= 0 whose profile has relative standard deviation ``sigma_rel``.
+
+    Largest real root of ``g^3 + 7 g^2 + (16 - s) g + (12 - s) = 0`` with ``s = sigma_rel^-2``
+    (arXiv:2312.02696, Eq. 126).
+
+    Raises:
+        UsageError: sigma_rel is not in (1e-4, 12^-1/2).
+    """
+    if not 1 / GAMMA_MOST < sigma_rel < SIGMA_REL_LIMIT:
+        raise UsageError(
+            f"sigma_rel {sigma_rel:g} is not between {1 / GAMMA_MOST:g} and {SIGMA_REL_LIMIT:.4f}",
+            remedy=f"no gamma >= 0 has a sigma_rel of 12^-1/2 = {SIGMA_REL_LIMIT:.4f} or more",
+        )
+    s = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - s, 12.0 - s])
+    return float(np.max(roots.real[np.abs(roots.imag) < 1e-6 * np.abs(roots.real).max()]))
