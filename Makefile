@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs clean
+.PHONY: help install demo test lint types layers unit cover format docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ format: $(STAMP) ## rewrite the code in the house format
 
 docs: $(STAMP) ## write docs/cli.md from the commands' own help
 	$(BIN)/python -m tests.reference > docs/cli.md
+
+bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
+	$(BIN)/python -m benchmarks.fidelity
 
 clean: ## remove .venv and what the demo and the tests left
 	rm -rf $(VENV) demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -76,7 +77,8 @@ def main() -> None:
         bottom.plot(times, left, color=colour, linewidth=1.2, label=method)
     bottom.set(xlabel="step", ylabel="error", ylim=(-0.06, 0.06))
     bottom.legend(frameon=False, loc="upper right", ncols=2)
-    figure.savefig(Path(__file__).with_name("toy.svg"), metadata={"Date": None})
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("toy.svg")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -177,3 +177,28 @@ def test_make_demo_tells_the_truth(tmp_path):
         check=True,
     )
     assert "relative difference" in run.stdout.splitlines()[-1]
+
+
+def test_the_fidelity_benchmark_runs(tmp_path):
+    """A run of the benchmark trains, solves and prints the page's tables; blue is ahead in them."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fidelity", "--print", "--jobs", "1"]
+        + ["--runs", "mlp sgd constant", "--counts", "8", "--cases", tmp_path / "cases.json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (row,) = re.findall(r"^\| all \| 48 \| (.*) \|$", printed, re.MULTILINE)
+    over_normalized, worst, over_projection = map(float, row.split(" | ")[:3])
+    assert over_normalized < 0.6
+    assert worst < 1.05
+    assert over_projection < 0.3
+    assert len(json.loads((tmp_path / "cases.json").read_text())) == 48 + 8
+
+
+def test_the_toy_figure_is_drawn(tmp_path):
+    """The script of the method's figure draws it."""
+    subprocess.run([sys.executable, "docs/toy.py", tmp_path / "toy.svg"], cwd=ROOT, check=True)
+    drawn = (tmp_path / "toy.svg").read_text()
+    assert drawn.startswith("<?xml")
