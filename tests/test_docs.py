@@ -203,3 +203,17 @@ def test_the_toy_figure_is_drawn(tmp_path):
     subprocess.run([sys.executable, "docs/toy.py", tmp_path / "toy.svg"], cwd=ROOT, check=True)
     drawn = (tmp_path / "toy.svg").read_text()
     assert drawn.startswith("<?xml")
+
+
+def test_readme_and_fidelity_page_tell_the_same():
+    """The figures of the README are those of the line of all cases."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    table = page.split("## ")[1]
+    pattern = r"^\| all \| (\d+) \| (\S+) \| (\S+) \|.*\| (\S+) \| \S+ \|$"
+    (row,) = re.findall(pattern, table, re.MULTILINE)
+    cases, mean, worst, within = row
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Over {int(cases):,} cases" in readme
+    assert f"was {float(mean):.2f} of that" in readme
+    assert f"{worst} at worst" in readme
+    assert f"in {float(within):.0f} % of them" in readme

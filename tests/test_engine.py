@@ -574,7 +574,7 @@ def test_far_targets_of_500_snapshots_are_summed_to_rounding(tmp_path, method):
     """
     write_run(tmp_path / "run", steps=tuple(range(4, 1001, 4)), shape=(30, 30))
     out = tmp_path / "out.safetensors"
-    request = Request(gammas=(97.0,), output=str(out), method=method, look=False)
+    request = Request(gammas=(97.0,), output=str(out), method=method, sample=False)
     recipe, _ = plan(scan([tmp_path / "run"]), request)
     execute(recipe)
     weights = recipe.weights[:, 0]

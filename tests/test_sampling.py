@@ -121,6 +121,8 @@ def test_nothing_to_sample_is_none(tmp_path):
     """Types narrower than 16 bits, or tensors that are copied, leave the assumed movement."""
     narrow = {"w": torch.ones(16).to(torch.float8_e5m2)}
     assert sample(write(tmp_path / "a", [narrow, narrow])) is None
+    mixed = narrow | {"norm": torch.ones(15)}
+    assert sample(write(tmp_path / "c", [mixed, mixed])) is None
     copied = write(tmp_path / "b", [{"w": torch.ones(3)}] * 2)
     assert sample(copied, copy=["w"]) is None
 

@@ -47,7 +47,7 @@ def inspect(
     Example: [bold]phema inspect ckpts/[/]
     """
     from phema_cli.errors import InputError
-    from phema_cli.profiles import describe
+    from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.snapshots import Finding, scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
@@ -59,13 +59,13 @@ def inspect(
         targets = make_targets(found.snapshots, sigma_rels=GRID, step=step)
         try:
             solution = solve_snapshots(
-                found.snapshots, targets, method=method, look=not no_sample, copy=found.copy
+                found.snapshots, targets, method=method, sample=not no_sample, copy=found.copy
             )
         except InputError as error:
             findings.append(Finding("error", error))
         else:
-            gammas_of_grid = [float(describe(t)["gamma"] or 0.0) for t in targets]
-            reach = list(zip(GRID, gammas_of_grid, solution.figures, strict=True))
+            grid = [gamma_from_sigma_rel(sigma) for sigma in GRID]
+            reach = list(zip(GRID, grid, solution.figures, strict=True))
             movement = solution.movement
     errors = [f for f in findings if f.level == "error"]
     if json:

@@ -116,7 +116,7 @@ def synthesize(
         profiles=options.profiles(profile),
         step=step,
         method=method,
-        look=not no_sample,
+        sample=not no_sample,
         output=output,
         dtype=find_dtype(dtype) if dtype else None,
         max_shard_bytes=options.size(max_shard_size),

@@ -43,7 +43,7 @@ def weights(
         step=step,
     )
     solution = solve_snapshots(
-        snapshots, targets, method=method, look=not no_sample, copy=found.copy
+        snapshots, targets, method=method, sample=not no_sample, copy=found.copy
     )
     if json:
         content = [

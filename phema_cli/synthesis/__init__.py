@@ -37,7 +37,7 @@ class Request:
         profiles: targets of other profiles.
         step: target time; the last snapshot's by default.
         method: one of ``phema_cli.solver.METHODS``.
-        look: whether a sample of the tensors is read to learn how they move and round.
+        sample: whether a sample of the tensors is read to learn how they move and round.
         output: a file, a directory or a template with ``{gamma} {sigma_rel} {profile} {step}``.
         dtype: element type of averaged tensors, by its name in safetensors; as stored by default.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors; by default
@@ -53,7 +53,7 @@ class Request:
     profiles: tuple[ProfileSpec, ...] = ()
     step: float | None = None
     method: str = DEFAULT_METHOD
-    look: bool = True
+    sample: bool = True
     output: str | None = None
     dtype: DType | None = None
     max_shard_bytes: int | None = None
@@ -89,7 +89,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         return None, paths
     todo = [targets[k] for k in kept]
     solution = solve_snapshots(
-        snapshots, todo, method=request.method, look=request.look, copy=found.copy
+        snapshots, todo, method=request.method, sample=request.sample, copy=found.copy
     )
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)
@@ -146,7 +146,7 @@ def synthesize(
     method: str = DEFAULT_METHOD,
     max_shard_size: int | None = None,
     max_error: float | None = None,
-    look: bool = True,
+    sample: bool = True,
     jobs: int | None = None,
     overwrite: bool = False,
     config: Config | None = None,
@@ -164,7 +164,7 @@ def synthesize(
         method: how the weights are solved.
         max_shard_size: bytes of tensors in a shard.
         max_error: refuse to write when the expected error is above this.
-        look: whether a sample of the tensors is read to learn how they move and round.
+        sample: whether a sample of the tensors is read to learn how they move and round.
         jobs: worker threads.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
@@ -184,7 +184,7 @@ def synthesize(
         ),
         step=step,
         method=method,
-        look=look,
+        sample=sample,
         output=None if output is None else os.fspath(output),
         dtype=None if dtype is None else find_dtype(dtype),
         max_shard_bytes=max_shard_size,

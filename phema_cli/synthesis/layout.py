@@ -157,6 +157,7 @@ def provenance(
     copy: Sequence[str],
 ) -> str:
     """What an output records of how it was made: JSON with sorted keys, no time, no path."""
+    found: dict[str, float | None] = asdict(figures)
     record = {
         "schema": "phema/synthesis/1",
         "version": __version__,
@@ -166,7 +167,7 @@ def provenance(
             {"name": s.name, "gamma": s.tag.gamma, "step": s.tag.step, "weight": float(w)}
             for s, w in zip(sources, weights, strict=True)
         ],
-        "figures": asdict(figures),
+        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
         "copy": sorted(copy),
     }
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

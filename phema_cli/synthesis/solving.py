@@ -10,7 +10,7 @@ from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
-from phema_cli.synthesis.sampling import sample
+from phema_cli.synthesis import sampling
 
 
 def make_targets(
@@ -44,7 +44,7 @@ def solve_snapshots(
     targets: Sequence[Profile],
     *,
     method: str = DEFAULT_METHOD,
-    look: bool = True,
+    sample: bool = True,
     copy: Sequence[str] = (),
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
@@ -53,15 +53,15 @@ def solve_snapshots(
         snapshots: oldest first.
         targets: what to build.
         method: one of ``phema_cli.solver.METHODS``.
-        look: whether a sample of the tensors is read, to learn how they move and round.
+        sample: whether a sample of the tensors is read, to learn how they move and round.
         copy: globs of tensor names that are not averaged.
 
     Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
     """
     profiles = [s.tag.profile for s in snapshots]
     movement: Movement | None = None
-    if look and targets:
-        found = sample(snapshots, copy)
+    if sample:
+        found = sampling.sample(snapshots, copy)
         movement = None if found is None else calibrate(profiles, found)
     noise = stored_noise(snapshots[-1].checkpoint)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
