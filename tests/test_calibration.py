@@ -303,3 +303,53 @@ def test_methods_of_densities_refuse_raw_weights():
     """The projection has no place for what has no density, and says which method has."""
     with pytest.raises(UsageError, match="no place for raw weights; pass --method blue"):
         solve([RawProfile(1.0), RawProfile(2.0)], [PowerProfile(3.0, 2.0)], method="projection")
+
+
+def noisy_waves():
+    """Smooth motion under white noise, as an optimizer with much gradient noise jitters."""
+    random = np.random.default_rng(5)
+    t = np.arange(1024)[:, None] / 1024
+    waves = np.sin(2 * np.pi * (t * random.uniform(0.5, 2, 2000) + random.random(2000)))
+    return waves + 3 * random.standard_normal(waves.shape)
+
+
+def test_jitter_counts_in_weights_and_errors():
+    """Under white noise the estimator keeps up with normalized, and foretells the error."""
+    sources = profiles(range(64, 1025, 64))
+    path = noisy_waves()
+    values = stored(sources, path)
+    targets = [PowerProfile(7.0, 1024.0), PowerProfile(25.0, 1024.0)]
+    truth = stored(targets, path)
+    movement = calibrate(sources, sample(values))
+    blue = solve(sources, targets, movement=movement)
+    plain = solve(sources, targets, method="normalized").weights.T @ values
+    for k, figures in enumerate(blue.figures):
+        error = rms(blue.weights[:, k] @ values - truth[k])
+        assert error < 1.03 * rms(plain[k] - truth[k])
+        assert 0.6 < figures.expected_rms / error < 1.6
+
+
+def test_raw_weights_that_jitter_are_averaged():
+    """White noise in raw snapshots is foretold, and averaged away where that pays."""
+    sources = [RawProfile(float(t)) for t in range(16, 1025, 16)]
+    path = noisy_waves()
+    values = stored(sources, path)
+    target = PowerProfile(40.0, 1024.0)
+    truth = stored([target], path)[0]
+    solution = solve(sources, [target], movement=calibrate(sources, sample(values)))
+    error = rms(solution.weights[:, 0] @ values - truth)
+    times = np.arange(16.0, 1025.0, 16.0)
+    trapezoid = target.density(times) * np.where(times == 1024, 8.0, 16.0)
+    assert error < rms(trapezoid @ values / trapezoid.sum() - truth)
+    assert 1 / 3 < solution.figures[0].expected_rms / error < 3
+
+
+def test_what_never_moves_is_not_rounded():
+    """Elements alike in every snapshot are stored as the model has them, whatever their unit."""
+    sources = profiles(range(128, 1025, 128))
+    values = stored(sources, walk(SCHEDULES["constant"], elements=500))
+    frozen = np.hstack([values, np.ones((len(sources), 500))])
+    units = np.concatenate([np.full(500, 1e-12), np.ones(500)])
+    figures = solve(sources, TARGETS, movement=calibrate(sources, Sample(frozen, units))).figures
+    plain = solve(sources, TARGETS, movement=calibrate(sources, sample(values))).figures
+    assert figures[1].expected_rms == pytest.approx(plain[1].expected_rms / 2**0.5, rel=0.01)

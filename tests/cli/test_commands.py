@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import __version__
+from phema_cli.cli import options
 from tests.builders import PHEMA, phema, write_run
 
 
@@ -487,3 +488,12 @@ def test_a_target_given_twice_is_refused(ckpts):
     run = phema("synthesize", ckpts, "--profile", "raw", "-o", "{gamma}.safetensors")
     assert run.code == 2
     assert "unknown placeholder" in run.err
+
+
+def test_a_table_is_stretched_to_the_target(tmp_path):
+    """Only ratios of a table's times matter: its last one is the target's step."""
+    table = tmp_path / "t.csv"
+    table.write_text("0,1\n3,2\n12,0\n")
+    (spec,) = options.profiles([f"csv:{table}"])
+    assert spec.ending_at(400.0).times == (0.0, 100.0, 400.0)
+    assert spec.label == "csv:t"
