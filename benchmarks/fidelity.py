@@ -72,7 +72,7 @@ def _rounded(values: NDArray[np.float64], stored: str) -> NDArray[np.float32]:
 def _units(values: NDArray[np.float32], stored: str) -> NDArray[np.float64]:
     """Units in the last place of stored values."""
     _, mantissa, smallest = STORED[stored]
-    exponent = np.frexp(values)[1] - 1.0
+    exponent = np.where(values == 0, smallest, np.frexp(values)[1] - 1.0)
     units: NDArray[np.float64] = np.exp2(np.maximum(exponent, smallest) - mantissa)
     return units
 

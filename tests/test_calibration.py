@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from phema_cli.errors import UsageError
+from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, WindowProfile
 from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.solver.calibration import _pairs
 from phema_cli.solver.calibration import calibrate as fit
 from phema_cli.solver.estimate import estimate, factor, leave_one_out
 from phema_cli.solver.movement import nominal
-from phema_cli.solver.rounding import independent, measured
+from phema_cli.solver.rounding import _correlation, independent, measured
 from phema_cli.solver.system import evaluate, split
 
 GAMMAS = (5.0, 10.0)
@@ -353,3 +354,64 @@ def test_what_never_moves_is_not_rounded():
     figures = solve(sources, TARGETS, movement=calibrate(sources, Sample(frozen, units))).figures
     plain = solve(sources, TARGETS, movement=calibrate(sources, sample(values))).figures
     assert figures[1].expected_rms == pytest.approx(plain[1].expected_rms / 2**0.5, rel=0.01)
+
+
+def test_a_mask_of_huge_constants_changes_no_figure():
+    """A weight sum that is one but for rounding leaves nothing out, however large a constant is."""
+    sources = profiles(range(128, 1025, 128))
+    values = stored(sources, walk(SCHEDULES["constant"], elements=500))
+    mask = np.full((len(sources), 10), np.finfo(np.float64).min)
+    plain = solve(sources, TARGETS, movement=calibrate(sources, sample(values)))
+    masked = solve(sources, TARGETS, movement=calibrate(sources, sample(np.hstack([values, mask]))))
+    for a, b in zip(plain.figures, masked.figures, strict=True):
+        assert b.expected_error == pytest.approx(a.expected_error, rel=1e-6)
+
+
+def test_values_too_large_to_square_are_refused():
+    """Differences beyond float64's squares are an error with a remedy, not weights of NaN."""
+    sources = profiles([512, 1024])
+    values = np.random.default_rng(0).standard_normal((4, 10)) * 1e200
+    with pytest.raises(InputError, match=r"too large.*--copy"):
+        calibrate(sources, sample(values))
+
+
+def test_snapshots_that_share_neither_time_nor_gamma_are_compared():
+    """Where no two sources have a time or a gamma in common, neighbours in time tell the drift."""
+    sources = [PowerProfile(5.0, 512.0), PowerProfile(10.0, 1024.0)]
+    values = stored(sources, walk(SCHEDULES["constant"]))
+    found = calibrate(sources, sample(values))
+    assert found.measured
+    assert 0.5e-4 < found.drift[-1] < 2e-4
+
+
+def test_many_pairs_are_thinned_alike():
+    """Of more snapshots than are compared, every kind of pair remains, from the newest on."""
+    sources = profiles(range(1, 401))
+    pairs = _pairs(sources)
+    assert len(pairs) <= 514
+    kinds = [(sources[a].end == sources[b].end, sources[a].gamma) for a, b in pairs]
+    assert min(kinds.count(kind) for kind in set(kinds)) > 100
+    assert len(set(kinds)) == 3
+    assert [len(sources) - 2, len(sources) - 1] in pairs.tolist()
+
+
+def test_a_raw_target_that_is_stored_has_no_error():
+    """Weights of one moment jitter; where they are a source, source and target jitter alike."""
+    sources, raw = profiles(range(64, 1025, 64)), RawProfile(1024.0)
+    jitter = 0.05 * np.random.default_rng(1).standard_normal((1024, 1000))
+    path = walk(SCHEDULES["constant"], elements=1000) + jitter
+    movement = calibrate(sources, sample(stored(sources, path)))
+    assert movement.jitter[-1] > 0
+    without, stored_too = (
+        solve(s, [raw], movement=movement).figures[0].expected_rms
+        for s in (sources, [*sources, raw])
+    )
+    assert stored_too < 1e-6 * without
+
+
+def test_correlation_of_rounding_is_one_function():
+    """Both of its series agree with thousands of terms of the slow one, also where they meet."""
+    ratio = np.geomspace(1e-3, 1, 40)
+    k = np.arange(1, 20_000)[:, None]
+    exact = (np.exp(-2 * (np.pi * k * ratio) ** 2) * 6 / (np.pi * k) ** 2).sum(axis=0)
+    np.testing.assert_allclose(_correlation(ratio), exact, atol=1e-9)

@@ -178,3 +178,30 @@ def test_every_registered_profile_is_documented():
     from phema_cli.profiles import HELP
 
     assert all(name in HELP for name in PROFILES)
+
+
+def test_short_exponentials_at_the_end_of_long_runs_are_resolved():
+    """With a half-life far below the gaps of snapshots, errors scale as the averaging distance."""
+    sources = [PowerProfile(g, e) for e in (2.5e6, 5e6, 7.5e6, 1e7) for g in (5.0, 10.0)]
+    targets = [parse_profile(f"exponential:halflife={h}").ending_at(1e7) for h in (200, 2, 0.2)]
+    long, *short = solve(sources, targets).figures
+    for figures, factor in zip(short, (100, 1000), strict=True):
+        assert figures.expected_error == pytest.approx(long.expected_error * factor, rel=0.01)
+        assert figures.profile_error == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("last", [0.0, 1e-9])
+def test_a_tail_without_weight_counts_in_the_distance(last):
+    """What averaging moves the final weights counts up to the end, not to the last weight."""
+    sources = [PowerProfile(g, e) for e in (500.0, 1000.0) for g in (5.0, 10.0)]
+    times = (0.0, 380.0, 381.0, 1000.0)
+    table = TableProfile(times, (1.0, 1.0, 0.0, last))
+    reference = TableProfile(times, (1.0, 1.0, 0.0, 1e-7))
+    found, near = (solve(sources, [t]).figures[0].expected_error for t in (table, reference))
+    assert found == pytest.approx(near, rel=1e-3)
+
+
+def test_heights_of_a_table_may_be_as_large_as_floats_are():
+    """Only ratios of heights count, so none overflow."""
+    table = TableProfile((0.0, 1.0, 2.0), (1e308, 1e308, 1e308))
+    np.testing.assert_allclose(table.cdf(np.array([0.5, 1.0, 2.0])), [0.25, 0.5, 1.0])

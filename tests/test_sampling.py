@@ -48,6 +48,15 @@ def test_small_snapshots_are_read_whole(tmp_path):
             assert (value, gap) in measured
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_unit_of_zero_is_the_smallest_number(tmp_path, dtype):
+    """A stored 0 is exact to the smallest number of its type, not to the unit of 1."""
+    snapshots = [{"w": torch.zeros(8, dtype=dtype)} for _ in range(2)]
+    found = sample(write(tmp_path, snapshots))
+    smallest = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
+    assert set(found.units) == {smallest.item()}
+
+
 @pytest.mark.parametrize("count", [2, 5])
 def test_a_sample_is_bounded_and_spread_over_all_tensors(tmp_path, monkeypatch, count):
     """At most the given bytes of all snapshots together, in whole pages, of every tensor."""

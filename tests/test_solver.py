@@ -330,3 +330,10 @@ def test_what_has_no_answer_is_refused():
         solve(sources, [])
     with pytest.raises(UsageError, match="later than the last snapshot"):
         solve(sources, [PowerProfile(7.0, 4.5)])
+
+
+def test_gammas_alike_are_found_at_any_of_several_steps():
+    """Two gammas that densities can't tell apart are refused however many steps they have."""
+    sources = [PowerProfile(g, e) for e in (100.0, 200.0) for g in (5.0, 5.0 + 5e-13)]
+    with pytest.raises(InputError, match=r"two snapshots of gamma 5 at step 100; leave one out"):
+        solve(sources, [PowerProfile(7.0, 200.0)])

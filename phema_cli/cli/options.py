@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Config
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
+_TABLE = "write a number, a comma and a number a line, times ascending"
 
 _TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
 
@@ -208,14 +209,15 @@ def _table(text: str) -> ProfileSpec:
     try:
         points = [(float(time), float(weight)) for time, weight in rows]
     except ValueError as error:
-        raise InputError("not lines of time,weight", where=path) from error
+        raise InputError("not lines of time,weight", where=path, remedy=_TABLE) from error
     times, weights = [p[0] for p in points], tuple(p[1] for p in points)
     label = f"csv:{path.stem}"
     last = times[-1] if times and times[-1] > 0 else 1.0
     try:
         TableProfile(tuple(times), weights, label)
     except UsageError as error:
-        raise InputError(error.what, where=path) from error
+        what = error.what.removeprefix(f"{label}: ")
+        raise InputError(what, where=path, remedy=_TABLE) from error
 
     def ending_at(end: float) -> TableProfile:
         stretched = [*(t / last * end for t in times[:-1]), end]

@@ -130,7 +130,7 @@ class PowerProfile:
 def check_end(end: float) -> None:
     """Refuse an end of a profile that is no time above 0."""
     if not (math.isfinite(end) and end > 0):
-        raise UsageError(f"step {end:g} is not above 0")
+        raise UsageError(f"step {end:g} is not above 0 and finite")
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
@@ -157,7 +157,9 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     if not 1 / GAMMA_MOST < sigma_rel < SIGMA_REL_LIMIT:
         raise UsageError(
             f"sigma_rel {sigma_rel:g} is not between {1 / GAMMA_MOST:g} and {SIGMA_REL_LIMIT:.4f}",
-            remedy=f"no gamma >= 0 has a sigma_rel of 12^-1/2 = {SIGMA_REL_LIMIT:.4f} or more",
+            remedy=f"no gamma >= 0 has a sigma_rel of 12^-1/2 = {SIGMA_REL_LIMIT:.4f} or more"
+            if sigma_rel >= SIGMA_REL_LIMIT
+            else "pass a larger one",
         )
     s = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - s, 12.0 - s])

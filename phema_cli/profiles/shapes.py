@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import GAMMA_MOST, Array, check_end
+from phema_cli.profiles.base import Array, check_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class ExponentialProfile:
     def __post_init__(self) -> None:
         check_end(self.end)
         if not (math.isfinite(self.rate) and self.rate > 0):
-            raise UsageError(f"a decay of {self.rate:g} per step is not above 0")
+            raise UsageError(
+                f"a decay of {self.rate:g} per step is not above 0 and finite",
+                remedy="beta lies between 0 and 1",
+            )
 
     @property
     def label(self) -> str:
@@ -49,7 +52,7 @@ class ExponentialProfile:
     @property
     def exponent(self) -> float:
         """Near its end it falls as ``(t/T)^(rate T)``."""
-        return min(self.rate * self.end, GAMMA_MOST)
+        return self.rate * self.end
 
     @property
     def square_integrable(self) -> bool:
@@ -88,7 +91,10 @@ class WindowProfile:
     def __post_init__(self) -> None:
         check_end(self.end)
         if not 0 <= self.start < self.end:
-            raise UsageError(f"a window from step {self.start:g} to {self.end:g} is empty")
+            raise UsageError(
+                f"{self.name or 'uniform'}: steps {self.start:g} to {self.end:g} are no window",
+                remedy="make last longer",
+            )
 
     @property
     def label(self) -> str:
@@ -217,7 +223,7 @@ class TableProfile:
 
     def _pieces(self) -> tuple[Array, Array, Array]:
         """Times, normalised density there, F there."""
-        t, h = np.array(self.times), np.array(self.heights)
+        t, h = np.array(self.times), np.array(self.heights) / max(self.heights)
         steps = np.diff(t) * (h[1:] + h[:-1]) / 2
         total = steps.sum()
         return t, h / total, np.concatenate([[0.0], np.cumsum(steps)]) / total

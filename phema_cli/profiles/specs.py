@@ -37,16 +37,22 @@ def parse_profile(text: str) -> ProfileSpec:
     for part in rest.split(",") if rest else ():
         key, _, value = part.partition("=")
         try:
-            parameters[key.strip()] = float(value)
+            number = float(value)
         except ValueError:
             raise UsageError(f"{text}: {part!r} is not a parameter", remedy=HELP) from None
+        if key.strip() in parameters:
+            raise UsageError(f"{text}: {key.strip()} is given twice", remedy=HELP)
+        parameters[key.strip()] = number
     make = PROFILES[name]
     make(parameters, 1e6, text)
     return ProfileSpec(text, lambda end: make(parameters, end, text))
 
 
 #: how the profiles are written.
-HELP = "uniform:last=0.2, exponential:beta=0.999, exponential:halflife=2000, cooldown:last=0.2, raw"
+HELP = (
+    "write uniform:last=0.2, exponential:beta=0.999, exponential:halflife=2000, cooldown:last=0.2, "
+    "raw or csv:FILE"
+)
 
 
 def _window(parameters: Mapping[str, float], end: float, text: str) -> Profile:

@@ -79,7 +79,7 @@ def solve(
             size.
 
     Raises:
-        InputError: no sources, or two that are alike.
+        InputError: no sources, two that are alike, or weights that float64 can't hold.
         UsageError: an unknown method, no target, one later than the last source, or a profile
             without a density where the method needs one.
     """
@@ -100,6 +100,11 @@ def solve(
         raw = estimate(p_sources, p_targets, sum_to_one=False)
     raw = _exact(raw, sources, targets)
     x = normalized(raw) if method == "normalized" else raw
+    if not np.isfinite(x).all():
+        raise InputError(
+            "no finite weights solve this; are times or values of the snapshots extreme?",
+            remedy="see phema inspect -v, or pass --no-sample",
+        )
     missed = square_error(x, a, b[:, :k], noise, movement.mean_square)
     error = np.sqrt(missed + rest[:k])
     shift = iter(range(k, b.shape[1]))
@@ -131,11 +136,8 @@ def _figures(
         steps: RMS distance from each target to that of 1.01 sigma_rel.
     """
     distance = averaging_distance(system, movement)
-    k = len(targets)
-    padded = np.zeros((len(x), system.target_cdf.shape[1]))
-    padded[:, :k] = x
-    miss = profile_errors(system, padded)
-    dense = bool(system.has_density.all())
+    miss = profile_errors(system, x)
+    dense = not system.points[: len(x)].any()
     return tuple(
         Figures(
             expected_error=ratio(float(error[j]), float(distance[j])),
@@ -175,14 +177,16 @@ def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) 
 
 def _check_distinct(sources: Sequence[Profile]) -> None:
     """Refuse two snapshots of one profile."""
-    ordered = sorted(sources, key=lambda s: (type(s).__name__, s.exponent, s.end))
+    ordered = sorted(sources, key=lambda s: (type(s).__name__, s.end, s.exponent))
     for a, b in pairwise(ordered):
         # Exponents that float64 densities can't tell apart make the system singular.
         near = isinstance(a, PowerProfile) and b.exponent - a.exponent < SAME_GAMMA * (
             b.exponent + 1
         )
         if type(a) is type(b) and a.end == b.end and (near or a == b):
-            raise InputError(f"two snapshots of {a.label} at step {a.end:g}")
+            raise InputError(
+                f"two snapshots of {a.label} at step {a.end:g}", remedy="leave one out: --exclude"
+            )
 
 
 def _exact(x: Array, sources: Sequence[Profile], targets: Sequence[Profile]) -> Array:

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from phema_cli.errors import InputError
 from phema_cli.profiles import Array, Profile
 from phema_cli.solver.estimate import leave_one_out
 from phema_cli.solver.movement import EARLY, Movement
@@ -66,15 +67,25 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     Returns:
         The movement, or None where there is nothing to fit: fewer than two snapshots, or none of
         the elements moves.
+
+    Raises:
+        InputError: the sources' elements differ by more than a square can hold.
     """
     pairs = _pairs(sources)
     if not len(pairs) or not sample.values.size:
         return None
     reference = sample.values[int(np.argmax([s.end for s in sources]))]
     moved = np.any(sample.values != reference, axis=0)
-    squares, drift = _differences(sample.values, pairs)
+    with np.errstate(over="ignore"):
+        squares, drift = _differences(sample.values, pairs)
+        mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
     if not squares.any():
         return None
+    if not np.isfinite(squares).all():
+        raise InputError(
+            "values of the snapshots are too large to be compared",
+            remedy="leave their tensor out with --copy, or pass --no-sample",
+        )
     system = evaluate(sources, [])
     times = _knots(system)
     units = np.where(moved, sample.units, 0.0)
@@ -85,7 +96,7 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
         roughness=np.ones(len(_blocks(system))),
         jitter=np.zeros(len(_blocks(system))),
         rounding=measured(units, drift),
-        mean_square=float(np.mean(np.square(reference, dtype=np.float64))),
+        mean_square=mean_square,
         measured=True,
     )
     movement = _fit_drift(system, movement, pairs, squares)
@@ -97,7 +108,7 @@ def _pairs(sources: Sequence[Profile]) -> NDArray[np.intp]:
     """Sources to compare: same time and neighbouring length, same length and neighbouring time.
 
     Returns:
-        (p, 2) indices, at most ``_MOST_PAIRS`` of them, evenly chosen.
+        (p, 2) indices, about ``_MOST_PAIRS`` of them at most, evenly chosen.
     """
     same_time: dict[float, list[int]] = {}
     same_kind: dict[int, list[int]] = {}
@@ -105,16 +116,20 @@ def _pairs(sources: Sequence[Profile]) -> NDArray[np.intp]:
     for i, source in enumerate(sources):
         same_time.setdefault(source.end, []).append(i)
         same_kind.setdefault(int(kinds[i]), []).append(i)
-    found = []
-    for group in same_time.values():
-        group.sort(key=lambda i: sources[i].exponent)
-        found += list(pairwise(group))
-    for group in same_kind.values():
-        group.sort(key=lambda i: sources[i].end)
-        found += list(pairwise(group))
-    found.sort(key=lambda pair: max(sources[i].end for i in pair))
-    stride = -(-len(found) // _MOST_PAIRS) if found else 1
-    return np.array(found[::-1][::stride][::-1], dtype=np.intp).reshape(-1, 2)
+    by_length: list[tuple[int, int]] = []
+    for end in sorted(same_time):
+        by_length += pairwise(sorted(same_time[end], key=lambda i: sources[i].exponent))
+    by_time = [
+        list(pairwise(sorted(group, key=lambda i: sources[i].end))) for group in same_kind.values()
+    ]
+    lists = [by_length, *by_time]
+    if not any(lists):
+        # Each of its own length and time.
+        lists = [list(pairwise(sorted(range(len(sources)), key=lambda i: sources[i].end)))]
+    stride = max(1, -(-sum(map(len, lists)) // _MOST_PAIRS))
+    # Each list is thinned by itself, from its newest pair on, so that all kinds stay.
+    found = [pair for pairs in lists for pair in pairs[::-1][::stride][::-1]]
+    return np.array(found, dtype=np.intp).reshape(-1, 2)
 
 
 def _differences(values: NDArray[np.floating], pairs: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -122,9 +137,9 @@ def _differences(values: NDArray[np.floating], pairs: NDArray[np.intp]) -> tuple
     squares = np.empty(len(pairs))
     relative = np.zeros(values.shape[1])
     for k, (a, b) in enumerate(pairs):
-        square = np.square(values[a] - values[b], dtype=np.float64)
+        square = np.square(np.subtract(values[a], values[b], dtype=np.float64))
         squares[k] = square.mean()
-        if squares[k] > 0:
+        if 0 < squares[k] < np.inf:
             relative += square / squares[k]
     return squares, np.sqrt(relative / max(1, int((squares > 0).sum())))
 
@@ -256,15 +271,18 @@ def _fit_bridges(system: System, movement: Movement, residual: NDArray[np.floati
     first = np.flatnonzero(np.diff(block_of_cell[parts.cells], prepend=-1))
     gap = float(np.median(system.gaps[1:])) if len(system.gaps) > 1 else float(system.gaps[0])
     jitters = _JITTER * gap
-    later = (parts.cells > 0)[:, None]
+    # The first cell's movement is that of the drift, whatever its block's roughness.
+    early = (parts.cells == 0) & (len(system.ends) > 1)
     for _ in range(2):
         rows, *_ = movement.rows(system, parts)
         held = leave_one_out(rows, noise)
         left = np.square(held @ residual, dtype=np.float64).mean(axis=1)
         known = ((parts.steps @ held.T) ** 2).sum(axis=0)
         known += np.einsum("ij,ij->i", held @ noise, held)
-        inside = np.add.reduceat((parts.inside @ held.T) ** 2, first)
-        white = np.add.reduceat((later * parts.white @ held.T) ** 2, first)
+        inside, white = (parts.inside @ held.T) ** 2, (parts.white @ held.T) ** 2
+        known += inside[early].sum(axis=0)
+        inside[early], white[early] = 0.0, 0.0
+        inside, white = np.add.reduceat(inside, first), np.add.reduceat(white, first)
         roughness, jitter = movement.roughness.copy(), movement.jitter / system.unit
         for k in range(len(movement.blocks)):
             mine = block_of_source == k

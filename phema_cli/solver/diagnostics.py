@@ -15,6 +15,8 @@ from phema_cli.solver.system import System
 
 #: sigma_error in per cent up to which a target is called good, and fair.
 GOOD, FAIR = 1.0, 10.0
+#: how far a sum of weights may lie from one and still be rounding.
+SUM_ROUNDING = 1e-9
 
 Verdict = Literal["good", "fair", "poor"]
 
@@ -62,8 +64,7 @@ def neighbours(targets: Sequence[Profile]) -> list[Profile | None]:
         if isinstance(target, PowerProfile) and target.gamma >= 0:
             sigma = target.sigma_rel
             other = sigma * 1.01 if sigma * 1.01 < SIGMA_REL_LIMIT else sigma / 1.01
-            usable = sigma < SIGMA_REL_LIMIT
-            found.append(PowerProfile(gamma_from_sigma_rel(other), target.end) if usable else None)
+            found.append(PowerProfile(gamma_from_sigma_rel(other), target.end))
         else:
             found.append(None)
     return found
@@ -89,8 +90,11 @@ def square_error(
         (k,) float64.
     """
     moved = ((targets - sources @ x) ** 2).sum(axis=0)
+    lack = 1 - x.sum(axis=0)
+    lack[np.abs(lack) < SUM_ROUNDING] = 0.0
     rounded = np.einsum("ik,ij,jk->k", x, noise, x, optimize=True)
-    missing: Array = (1 - x.sum(axis=0)) ** 2 * mean_square
+    missing = np.square(lack, where=lack != 0, out=np.zeros_like(lack))
+    missing[lack != 0] *= mean_square
     total: Array = moved + np.maximum(rounded, 0.0) + missing
     return total
 
@@ -101,16 +105,16 @@ def averaging_distance(system: System, movement: Movement) -> Array:
     Returns:
         (k,) RMS per parameter.
     """
-    before = system.target_cdf < 1
+    before = system.times[:, None] < system.target_ends
     w = movement.intensity(system) * system.weights
     distance: Array = np.sqrt(w @ np.where(before, system.target_cdf, 0.0) ** 2)
     return distance
 
 
 def profile_errors(system: System, x: Array) -> Array:
-    """Relative L2 distances of the achieved densities from the targets', (k,)."""
+    """Relative L2 distances of the achieved densities from those of the first k targets, (k,)."""
     root = np.sqrt(system.weights)[:, None]
-    target = root * system.target_density
+    target = root * system.target_density[:, : x.shape[1]]
     norm = np.linalg.norm(target, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Array = np.linalg.norm(target - root * (system.source_density @ x), axis=0) / norm

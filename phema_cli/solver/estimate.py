@@ -8,8 +8,8 @@ import numpy as np
 
 from phema_cli.profiles import Array
 
-#: jitter on the diagonal of a covariance, relative to it, at which a factor is tried first.
-_JITTER = 1e-10
+#: ridge on the diagonal of a covariance, relative to it, at which a factor is tried first.
+_RIDGE = 1e-10
 _LEAST_PIVOT = 1e-14
 
 
@@ -88,9 +88,9 @@ def _least_squares(a: Array, b: Array) -> Array:
 
 
 def factor(covariance: Array) -> Array:
-    """An upper triangle R with ``R' R`` the covariance, but for a jitter on its diagonal.
+    """An upper triangle R with ``R' R`` the covariance, but for a ridge on its diagonal.
 
-    What is computed from data may miss being a covariance by rounding; the jitter grows until it is
+    What is computed from data may miss being a covariance by rounding; the ridge grows until it is
     one.
     """
     n = len(covariance)
@@ -98,12 +98,12 @@ def factor(covariance: Array) -> Array:
     if not scale.any():
         return np.zeros((n, n))
     scale = np.maximum(scale, 1e-6 * scale.max())
-    correlation, jitter = covariance / np.outer(scale, scale), _JITTER
+    correlation, ridge = covariance / np.outer(scale, scale), _RIDGE
     while True:
         try:
-            lower = np.linalg.cholesky(correlation + jitter * np.eye(n))
+            lower = np.linalg.cholesky(correlation + ridge * np.eye(n))
         except np.linalg.LinAlgError:
-            jitter *= 10
+            ridge *= 10
         else:
             return cast("Array", lower.T * scale)
 

@@ -92,14 +92,16 @@ class Movement:
         return rows[:, :n], rows[:, n:], rest
 
     def _points(self, system: System, jitter: Array) -> Array:
-        """White noise of sources that are single points: that of the cell that they end."""
-        points = np.flatnonzero(~system.has_density)
-        n, k = system.source_cdf.shape[1], system.target_cdf.shape[1]
-        rows = np.zeros((len(points), n + k))
-        cell = np.searchsorted(system.ends, system.source_ends[points])
-        at = np.log(system.source_ends[points] * system.unit)
+        """White noise of single points, that of their cell; alike for points of one time."""
+        all_ends = np.concatenate([system.source_ends, system.target_ends])
+        times, row = np.unique(all_ends[system.points], return_inverse=True)
+        cell = np.searchsorted(system.ends, times)
+        at = np.log(times * system.unit)
         q = np.exp(np.interp(at, np.log(self.times), np.log(self.drift))) * system.unit
-        rows[np.arange(len(points)), points] = np.sqrt(q / system.gaps[cell]) * jitter[cell]
+        rows = np.zeros((len(times), len(all_ends)))
+        rows[row, np.flatnonzero(system.points)] = (np.sqrt(q / system.gaps[cell]) * jitter[cell])[
+            row
+        ]
         return rows
 
 
@@ -115,7 +117,7 @@ def nominal(system: System, storage_noise: float) -> Movement:
     """
     ends = system.ends * system.unit
     times = np.array([EARLY * ends[0], system.unit])
-    white = _WHITE if system.has_density.all() else 0.0
+    white = _WHITE if not system.points[: len(system.source_ends)].any() else 0.0
     return Movement(
         times=times,
         drift=1 / times,

@@ -18,10 +18,11 @@ import numpy as np
 
 from phema_cli.profiles import Array
 
-_TERMS = 40
+_TERMS = 20
 _POINTS = 400
-#: below this s/u the series converges slowly and the correlation is linear in s/u.
-_NEAR = 1e-3
+#: below this s/u the series converges slowly; the one that Poisson summation turns it into ends
+#: after three terms, the next being of the order of exp(-1/(2 (s/u)^2)).
+_NEAR = 0.1
 _SLOPE = 6 * math.sqrt(2 / math.pi)
 #: elements that move this much less than the average count as moving that little.
 _LEAST_DRIFT = 1e-3
@@ -90,4 +91,4 @@ def _correlation(ratio: Array) -> Array:
     """``rho(s/u)`` of rounding errors."""
     k = np.arange(1, _TERMS)
     series = np.exp(-2 * (math.pi * k * ratio[:, None]) ** 2) @ (6 / (math.pi * k) ** 2)
-    return np.where(ratio > _NEAR, series, 1 - _SLOPE * ratio)
+    return np.where(ratio > _NEAR, series, 1 - _SLOPE * ratio + 6 * ratio**2)

@@ -28,7 +28,8 @@ class System:
         cells: (rows,) the cell of each node.
         source_ends: (n,) times of the sources.
         families: (n,) see :func:`families`.
-        has_density: (n,) whether a source has one.
+        target_ends: (k,) times of the targets.
+        points: (n + k,) whether a source or target is a single point, without a density.
         source_cdf: (rows, n) F_i.
         target_cdf: (rows, k) F_r.
         source_density: (rows, n) p_i.
@@ -42,7 +43,8 @@ class System:
     cells: NDArray[np.intp]
     source_ends: Array
     families: NDArray[np.intp]
-    has_density: NDArray[np.bool_]
+    target_ends: Array
+    points: NDArray[np.bool_]
     source_cdf: Array
     target_cdf: Array
     source_density: Array
@@ -75,7 +77,8 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
         cells=np.minimum(np.searchsorted(ends, t), len(ends) - 1),
         source_ends=source_ends,
         families=families(sources),
-        has_density=np.array([s.square_integrable for s in sources]),
+        target_ends=np.array([p.end / unit for p in targets]),
+        points=np.array([not p.square_integrable for p in everything]),
         source_cdf=np.column_stack([s.cdf(t * unit) for s in sources]),
         target_cdf=_columns([p.cdf(t * unit) for p in targets], len(t)),
         source_density=unit * np.column_stack([s.density(t * unit) for s in sources]),

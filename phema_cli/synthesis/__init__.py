@@ -126,6 +126,11 @@ def _shard_limit(request: Request, newest: Snapshot, copy: Sequence[str]) -> int
 def _check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
     """Raise where a target's expected error is above ``most``."""
     for figures, target in zip(solution.figures, targets, strict=True):
+        if not target.square_integrable:
+            raise UsageError(
+                f"{target.label} has no expected_error: it is a fraction of what averaging moves",
+                remedy="leave --max-error out for it",
+            )
         if not figures.expected_error <= most:
             raise CheckFailedError(
                 f"expected_error {figures.expected_error:.3g} of {target.label} is "

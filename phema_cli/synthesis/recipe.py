@@ -20,14 +20,12 @@ from phema_cli.formats.base import DType, Extent
 from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
+from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import Output, lay_out, provenance
 
 DEFAULT_MAX_MEMORY = 256 << 20
 _CHUNK_ELEMENTS = 512 << 10
 _MIN_CHUNK_ELEMENTS = 4 << 10
-
-#: how far a sum of weights may lie from one and still be rounding.
-_SUM_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ def make_recipe(
         sources=sources,
         targets=tuple(targets),
         weights=solution.weights[kept],
-        sums=np.where(np.abs(sums - 1) < _SUM_ROUNDING, 1.0, sums),
+        sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=tuple(kept.index(b) for b in bases_all),
         tensors=tensors,
         outputs=tuple(outputs),

@@ -132,7 +132,9 @@ def _units(values: NDArray[np.floating], extent: Extent) -> Array:
     """Unit in the last place of each value as it is stored."""
     smallest = _KINDS[extent.dtype.name][1]
     _, exponent = np.frexp(values)
-    units: Array = np.exp2(np.maximum(exponent - 1.0, smallest) - extent.dtype.mantissa_bits)
+    # Next to 0 the numbers lie as near as they ever do.
+    exponent = np.where(values == 0, smallest, exponent - 1.0)
+    units: Array = np.exp2(np.maximum(exponent, smallest) - extent.dtype.mantissa_bits)
     return units
 
 
