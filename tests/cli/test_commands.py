@@ -331,7 +331,11 @@ def test_signals_leave_nothing_behind(tmp_path, sent, code, message):
             file.write(len(header).to_bytes(8, "little") + header)
             file.truncate(8 + len(header) + 4 * count)
     command = [str(PHEMA), "synthesize", ".", "-g", "7", "--dtype", "fp8_e5m2", "-o", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+    before = signal.signal(sent, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    signal.signal(sent, before)
+    with process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("out/*.partial")) and time.monotonic() < deadline:
             time.sleep(0.02)
