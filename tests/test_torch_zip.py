@@ -329,9 +329,9 @@ def test_dict_of_weights(tmp_path, content, key):
 
 
 NESTS = {
-    "two dicts": {"model": {"w": W}, "ema": {"w": W}},
+    "two dicts": {"generator": {"w": W}, "critic": {"w": W}},
     "deep": {"a": {"model": {"w": W}}, "b": {"c": {"ema": {"w": W}}}},
-    "optimizer": {"model": {"w": W}, "optimizer": {"state": {0: {"m": W}, 1: {"m": W}}}},
+    "two averages": {"model": {"w": W}, "ema": {"0.99": {"w": W}, "0.999": {"w": W}}},
     "names with dots": {"ema.0.999": {"w": W}, "ema.0.9999": {"w": W}},
 }
 
@@ -349,11 +349,35 @@ def test_every_candidate_offered_can_be_passed(tmp_path, nest):
         assert read_index(path, key).tensors
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"model": {"w": W + 1}, "optimizer": {"state": {0: {"m": W}, 1: {"m": W}}}}, "model"),
+        ({"state_dict": {"w": W}, "state_dict_ema": {"w": W + 1}, "epoch": 3}, "state_dict_ema"),
+        ({"model": {"w": W}, "model_ema": {"w": W + 1}, "opt": {"state": {}}}, "model_ema"),
+        ({"model": {"w": W}, "ema": {"decay": 0.9, "shadow": {"w": W + 1}}}, "ema.shadow"),
+        (
+            {
+                "state_dict": {"w": W + 1},
+                "current_model_state": {"w": W},
+                "averaging_state": {"n_averaged": W},
+            },
+            "state_dict",
+        ),
+    ],
+)
+def test_averaged_weights_are_known_by_their_place(tmp_path, content, key):
+    """Where trainers keep averages, these are taken, whatever else the file holds."""
+    found = read_index(saved(tmp_path / "a.pt", content))
+    assert found.key == key
+    assert stored_bytes(found.tensors["w"]) == raw_bytes(W + 1)
+
+
 def test_long_list_of_candidates_is_cut(tmp_path):
     """The error about a checkpoint with an optimizer's state stays a line that can be read."""
     state = {str(i): {"exp_avg": W} for i in range(300)}
-    path = saved(tmp_path / "a.pt", {"ema": {"w": W}, "optimizer": {"state": state}})
-    with pytest.raises(InputError, match="ema") as caught:
+    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "averager": {"state": state}})
+    with pytest.raises(InputError, match="weights") as caught:
         read_index(path)
     assert len(str(caught.value).removeprefix(str(path))) < 500
 

@@ -6,29 +6,72 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import NamedTuple, cast
 
-from phema_cli.errors import InputError
-from phema_cli.formats.base import Checkpoint, Format
+from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.base import Checkpoint, Format, Writer
 
-#: format name -> module and the file name endings that it reads.
-FORMATS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+
+class Row(NamedTuple):
+    """A registered format.
+
+    Attributes:
+        module: what reads it, and writes it where it has ``encode``.
+        endings: of the names of its files; outputs take the first.
+        magic: the first bytes of its files, where another format has the same ending.
+    """
+
+    module: str
+    endings: tuple[str, ...]
+    magic: bytes = b""
+
+
+#: formats by name.
+FORMATS: Mapping[str, Row] = MappingProxyType(
     {
-        "safetensors": (
-            "phema_cli.formats.safetensors",
-            (".safetensors", ".safetensors.index.json"),
+        "safetensors": Row(
+            "phema_cli.formats.safetensors", (".safetensors", ".safetensors.index.json")
         ),
-        "torch": ("phema_cli.formats.torch_zip", (".pt", ".pth", ".ckpt", ".bin")),
+        "torch": Row(
+            "phema_cli.formats.torch_zip",
+            (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl"),
+            b"PK",
+        ),
     }
 )
 
 
+def endings() -> tuple[str, ...]:
+    """Endings of the names of all checkpoints."""
+    return tuple(dict.fromkeys(ending for row in FORMATS.values() for ending in row.endings))
+
+
 def format_of(path: Path) -> Format | None:
-    """The module that reads files of this name, or None."""
-    for module, suffixes in FORMATS.values():
-        if path.name.endswith(suffixes):
-            return cast("Format", import_module(module))
-    return None
+    """The module that reads files of this name, or None.
+
+    Raises:
+        StorageError: formats share the ending, and the file can't be read.
+    """
+    rows = [row for row in FORMATS.values() if path.name.endswith(row.endings)]
+    if len(rows) > 1:
+        head = _head(path)
+        rows = [row for row in rows if head.startswith(row.magic)] or rows
+    return cast("Format", import_module(rows[0].module)) if rows else None
+
+
+def writer(name: str) -> Writer | None:
+    """The module that writes a format, or None where phema only reads it."""
+    module = import_module(FORMATS[name].module)
+    return cast("Writer", module) if hasattr(module, "encode") else None
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max(len(row.magic) for row in FORMATS.values()))
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -39,6 +82,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     """
     reader = format_of(path)
     if reader is None:
-        endings = ", ".join(e for _, suffixes in FORMATS.values() for e in suffixes)
-        raise InputError("not a checkpoint", where=path, remedy=f"known endings: {endings}")
+        raise InputError(
+            "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
+        )
     return reader.read_index(path, key)

@@ -12,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.errors import InputError, StorageError
 
@@ -86,6 +87,8 @@ class Extent:
         offset: byte in the file at which the first element lies.
         strides: steps in elements along each dimension, or None when the elements lie one after
             the other in row-major order.
+        pieces: the boxes that the tensor is split into, in any order, where it does not lie in
+            one place; ``file``, ``offset`` and ``strides`` say nothing then.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Extent:
     file: Path
     offset: int
     strides: tuple[int, ...] | None = None
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -107,6 +111,50 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor that is stored apart from the rest.
+
+    Attributes:
+        origin: index in the tensor of the box's first element.
+        extent: where its elements lie; its shape is the box's.
+    """
+
+    origin: tuple[int, ...]
+    extent: Extent
+
+    def elements_before(self, flat: int, shape: tuple[int, ...]) -> int:
+        """How many of its elements come before the tensor's element ``flat``, in row-major order.
+
+        The box's own order is that of the tensor, so that they are its first ones.
+
+        Args:
+            flat: index in the flattened tensor, up to the number of its elements.
+            shape: the tensor's shape.
+        """
+        count, block, inside = 0, math.prod(shape), self.extent.elements
+        for size, origin, length in zip(shape, self.origin, self.extent.shape, strict=True):
+            block //= size
+            inside //= length
+            digit, flat = divmod(flat, block)
+            count += min(max(digit - origin, 0), length) * inside
+            if not origin <= digit < origin + length:
+                break
+        return count
+
+    def places(self, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Indices in the flattened tensor of the box's elements ``low`` to ``high``."""
+        rest = np.arange(low, high)
+        flat = np.zeros_like(rest)
+        step = 1
+        dimensions = zip(shape[::-1], self.origin[::-1], self.extent.shape[::-1], strict=True)
+        for size, origin, length in dimensions:
+            rest, digit = np.divmod(rest, length)
+            flat += (digit + origin) * step
+            step *= size
+        return flat
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint as its headers describe it; no tensor data.
 
@@ -114,9 +162,10 @@ class Checkpoint:
         path: the file or directory that the user would name.
         format: a key of the format registry.
         files: all files that hold tensor data, sorted.
-        tensors: extents by tensor name, in the order of the files.
+        tensors: extents by tensor name, in the order in which the files list them.
         metadata: string metadata of the checkpoint.
         base_name: what its files are called, without shard number and suffix.
+        key: dotted name of the dict of weights, where the files hold more than that.
     """
 
     path: Path
@@ -125,16 +174,57 @@ class Checkpoint:
     tensors: Mapping[str, Extent]
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_name: str = "model"
+    key: str | None = None
+
+    @property
+    def ties(self) -> dict[str, str]:
+        """Names whose tensor is stored once, under another name: that other, first name by name."""
+        first: dict[object, str] = {}
+        ties: dict[str, str] = {}
+        for name, e in self.tensors.items():
+            place = (e.file, e.offset, e.dtype.name, e.shape, e.strides, e.pieces)
+            kept = first.setdefault(place, name) if e.elements else name
+            if kept != name:
+                ties[name] = kept
+        return ties
+
+    @property
+    def stored(self) -> list[Extent]:
+        """Extents of all tensors, tied ones once."""
+        ties = self.ties
+        return [e for name, e in self.tensors.items() if name not in ties]
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(e.length for e in self.tensors.values())
+        return sum(e.length for e in self.stored)
 
     @property
     def parameters(self) -> int:
         """Elements of all float tensors."""
-        return sum(e.elements for e in self.tensors.values() if e.dtype.kind == "float")
+        return sum(e.elements for e in self.stored if e.dtype.kind == "float")
+
+
+#: element type and shape of tensors to be written, by name.
+Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage:
+    """A file to be written: all of its bytes but the tensors' values.
+
+    Attributes:
+        segments: bytes by the offset at which they lie, ascending.
+        offsets: where each tensor's values go, in row-major order and one after the other.
+        size_bytes: bytes of the whole file.
+        checksums: for tensors whose CRC-32 the file holds, the offsets at which it goes (32 bits,
+            little-endian).
+    """
+
+    segments: tuple[tuple[int, bytes], ...]
+    offsets: Mapping[str, int]
+    size_bytes: int
+    checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Format(Protocol):
@@ -154,6 +244,31 @@ class Format(Protocol):
             InputError: the file is not what its name says, or is broken.
             UnsafePickleError: reading it would run code.
             StorageError: the operating system failed.
+        """
+        ...
+
+
+class Writer(Protocol):
+    """What a format's module provides in addition where phema writes the format."""
+
+    def encode(
+        self,
+        specs: Specs,
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FileImage:
+        """Lay out a file.
+
+        Args:
+            specs: the tensors to be written, in the order in which they should lie.
+            metadata: text to text, the provenance among it.
+            ties: further names of tensors in ``specs``, by that further name.
+            carried: the checkpoint that the output continues: what a format holds beside tensors
+                is taken from it.
+
+        Raises:
+            InputError: the format can't hold that.
         """
         ...
 
@@ -225,15 +340,34 @@ class FileReader(OpenFiles):
         """Fill ``out`` with the extent's elements, in row-major order, from ``start`` on.
 
         Args:
-            extent: a tensor whose elements have whole bytes.
-            start: index of the first element wanted.
+            extent: a tensor; where its elements have less than a byte they lie in one place.
+            start: index of the first element wanted, which begins at a whole byte.
             out: bytes, a whole number of elements.
         """
-        itemsize = extent.dtype.bits // 8
-        if extent.strides is None:
-            self.read_bytes(extent.file, extent.offset + start * itemsize, out)
+        if extent.pieces:
+            self._assemble(extent, start, out)
+        elif extent.strides is None:
+            self.read_bytes(extent.file, extent.offset + extent.dtype.size_bytes(start), out)
         else:
             self._gather(extent, start, out)
+
+    def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Put the elements of all pieces in their places."""
+        itemsize = extent.dtype.bits // 8
+        target = np.frombuffer(out, dtype=f"V{itemsize}")
+        for piece in extent.pieces:
+            low = piece.elements_before(start, extent.shape)
+            high = piece.elements_before(start + len(target), extent.shape)
+            if low == high:
+                continue
+            first, last = (piece.places(i, i + 1, extent.shape)[0] - start for i in (low, high - 1))
+            if last - first == high - 1 - low:
+                inside = out[first * itemsize : (last + 1) * itemsize]
+                self.read_elements(piece.extent, low, inside)
+            else:
+                part = np.empty(high - low, target.dtype)
+                self.read_elements(piece.extent, low, part.view(np.uint8).data)
+                target[piece.places(low, high, extent.shape) - start] = part
 
     def _gather(self, extent: Extent, start: int, out: memoryview) -> None:
         """Pick strided elements out of windows of the file no larger than ``out`` itself."""

@@ -6,12 +6,13 @@ import errno
 import math
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
+from phema_cli.formats._nested import find_weights
 from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
 
@@ -20,9 +21,6 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 _MAX_PICKLE_BYTES = 256 << 20
 _BYTE = 8
-_OFFERED = 8
-#: the --key that means the top level, where dicts of tensors lie below it too.
-TOP = "."
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _REMEDY = "copy it again, or leave it out with --exclude"
 _LEGACY = "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
@@ -50,7 +48,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
                 for info in archive.infolist()
                 if info.filename.startswith(prefix)
             }
-            state = _state_dict(content, key, path)
+            state, found = find_weights(content, key, path, TensorStub)
             starts = {
                 stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
             }
@@ -67,8 +65,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     tensors = {
         name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
     }
-    by_offset = dict(sorted(tensors.items(), key=lambda item: item[1].offset))
-    return Checkpoint(path, NAME, (path,), by_offset, _scalars(content), path.stem)
+    return Checkpoint(path, NAME, (path,), tensors, _scalars(content), path.stem, found)
 
 
 def _not_a_zip(path: Path) -> InputError:
@@ -162,78 +159,6 @@ def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         step *= size
     return True
-
-
-def _state_dict(content: object, key: str | None, path: Path) -> dict[str, TensorStub]:
-    """The dict of weights inside what the file holds."""
-    candidates = dict(_dicts(content))
-    if key is not None:
-        if key in candidates:
-            return candidates[key]
-        inner = _inside(content, key)
-        if inner is None:
-            raise InputError(f"no key {key!r}", where=path, remedy=_offer(candidates))
-        if state := _tensors(inner):
-            return state
-        raise InputError(f"no tensors under key {key!r}", where=path, remedy=_offer(candidates))
-    if len(candidates) == 1:
-        return next(iter(candidates.values()))
-    if not candidates:
-        raise InputError("holds no dict of tensors", where=path, remedy="leave it out: --exclude")
-    raise InputError(
-        f"holds {len(candidates)} dicts of tensors",
-        where=path,
-        remedy=f"pass --key with one of {_listed(candidates)}",
-    )
-
-
-def _tensors(value: object) -> dict[str, TensorStub]:
-    """The entries of a dict that are tensors under a text key."""
-    if not isinstance(value, dict):
-        return {}
-    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, TensorStub)}
-
-
-def _dicts(content: object) -> Iterator[tuple[str, dict[str, TensorStub]]]:
-    """Dotted names of the dicts that hold tensors: the top level and, below it, the outermost."""
-    if top := _tensors(content):
-        yield TOP, top
-    seen: set[int] = set()
-    waiting = [("", content)]
-    while waiting:
-        prefix, value = waiting.pop()
-        if not isinstance(value, dict) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        below = []
-        for k, v in value.items():
-            if state := _tensors(v):
-                yield f"{prefix}{k}", state
-            else:
-                below.append((f"{prefix}{k}.", v))
-        waiting += below[::-1]
-
-
-def _inside(content: object, key: str) -> object:
-    """What lies under a dotted key, None where nothing does; names may themselves have dots."""
-    for k, v in content.items() if isinstance(content, dict) else ():
-        if key == str(k):
-            return v
-        if key.startswith(f"{k}.") and (found := _inside(v, key.removeprefix(f"{k}."))) is not None:
-            return found
-    return None
-
-
-def _listed(candidates: Mapping[str, object]) -> str:
-    """Names, of many only the first."""
-    more = len(candidates) - _OFFERED
-    return ", ".join(list(candidates)[:_OFFERED]) + (f" and {more} others" if more > 0 else "")
-
-
-def _offer(candidates: Mapping[str, object]) -> str:
-    """What keys there are instead."""
-    nested = {name: state for name, state in candidates.items() if name != TOP}
-    return f"there are {_listed(nested)}" if nested else "it holds no nested dicts of tensors"
 
 
 def _scalars(content: object) -> dict[str, str]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from phema_cli.errors import InputError, PhemaError, StorageError
-from phema_cli.formats import FORMATS, read_index
+from phema_cli.formats import endings, read_index
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
@@ -28,7 +28,7 @@ PROVENANCE_KEY = "phema"
 
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}\.safetensors$")
-_ENDINGS = tuple(ending for _, endings in FORMATS.values() for ending in endings)
+_ENDINGS = endings()
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,11 +134,7 @@ def _raw(reader: FileReader, extent: Extent, start: int, count: int) -> torch.Te
     import torch
 
     buffer = bytearray(extent.dtype.size_bytes(count))
-    if extent.strides is None:
-        offset = extent.offset + extent.dtype.size_bytes(start)
-        reader.read_bytes(extent.file, offset, memoryview(buffer))
-    else:
-        reader.read_elements(extent, start, memoryview(buffer))
+    reader.read_elements(extent, start, memoryview(buffer))
     return torch.frombuffer(buffer, dtype=torch.uint8)
 
 

@@ -252,10 +252,7 @@ class _Worker:
         data = memoryview(bytearray(length))
         for k, base in enumerate(self._recipe.bases):
             extent = self._recipe.extent(base, plan.name)
-            if extent.strides is None:
-                self._reader.read_bytes(extent.file, extent.offset + start, data)
-            else:
-                self._reader.read_elements(extent, chunk.start, data)
+            self._reader.read_elements(extent, chunk.start, data)
             self._write(k, plan.name, start, data)
         return 2 * length * len(self._recipe.bases)
 

@@ -184,13 +184,13 @@ def _bytes(plan: TensorPlan) -> int:
 def plan_tensors(
     newest: Snapshot, dtype: DType | None, copy: Sequence[str]
 ) -> tuple[TensorPlan, ...]:
-    """Each tensor's treatment, wide types first so that all data are aligned.
+    """Each tensor's treatment, wide types first so that all data are aligned, then as they lie.
 
     Raises:
         InputError: a type can't be averaged, or a name can't be written.
     """
     plans = []
-    for name, extent in newest.checkpoint.tensors.items():
+    for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
         if name == "__metadata__" or not _is_text(name):
             raise InputError(
                 f"tensor {name!a}: safetensors has no place for that name",
@@ -208,6 +208,11 @@ def plan_tensors(
         out = dtype if dtype is not None and average else extent.dtype
         plans.append(TensorPlan(name, extent.shape, extent.dtype, out, average))
     return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits))
+
+
+def _place(item: tuple[str, Extent]) -> tuple[Path, int]:
+    """Where a named tensor lies."""
+    return item[1].file, item[1].offset
 
 
 def _is_text(name: str) -> bool:
