@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError, UsageError
 from phema_cli.formats import read_index
-from phema_cli.profiles import gamma_from_sigma_rel, sigma_rel_from_gamma
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots import Config, Finding, Scan, Snapshot, Tag, scan
 from phema_cli.snapshots.consistency import check, strip_prefixes
 from phema_cli.snapshots.scan import read_checkpoint
@@ -55,7 +55,7 @@ def tags(found):
 def origins(found):
     """Where gamma and step of the only snapshot were read."""
     (snapshot,) = found.snapshots
-    return snapshot.tag.gamma_origin, snapshot.tag.step_origin
+    return snapshot.tag.profile_origin, snapshot.tag.step_origin
 
 
 def said(found, level):
@@ -241,7 +241,7 @@ def test_names_that_phema_writes(tmp_path_factory, gamma, step):
     assert [(s.tag.gamma, s.tag.step) for s in found.snapshots] == [(gamma, step)]
 
 
-@pytest.mark.parametrize("gamma", [-0.25, 1e-5, 1234567.8])
+@pytest.mark.parametrize("gamma", [-0.25, 1e-5, 9876.543])
 def test_names_that_phema_writes_for_odd_gammas(tmp_path, gamma):
     """Also a negative, tiny or huge gamma that phema wrote is read back."""
     name = snapshot_name("ema", 5, gamma) + ".safetensors"
@@ -369,7 +369,7 @@ def test_bad_pattern(tmp_path, pattern, message):
 
 @pytest.mark.parametrize(
     ("gammas", "message"),
-    [((), "no gamma in metadata or name"), ((5.0, 6.0), "index 2, but 2 gammas were given")],
+    [((), "counts gammas, but says none"), ((5.0, 6.0), "index 2, but 2 gammas were given")],
 )
 def test_index_without_its_gamma(tmp_path, gammas, message):
     """An index that --gammas does not cover is an error that names the file."""
@@ -386,7 +386,7 @@ def test_one_of_gammas_for_all(tmp_path):
     put(tmp_path, "step5-gamma7.safetensors")
     found = scan([tmp_path], Config(gammas=(6.0,)))
     assert tags(found) == {"step5.safetensors": (6, 5), "step5-gamma7.safetensors": (7, 5)}
-    assert [s.tag.gamma_origin for s in found.snapshots] == ["command line", "name"]
+    assert [s.tag.profile_origin for s in found.snapshots] == ["command line", "name"]
 
 
 def test_several_gammas_without_index(tmp_path):
@@ -470,10 +470,10 @@ def test_config_says_gammas(tmp_path):
 
 def test_config_says_key(tmp_path):
     """The key in phema.toml picks the dict of weights, one on the command line goes before."""
-    content = {"ema": {"w": torch.ones(2)}, "model": {"v": torch.ones(2)}}
+    content = {"first": {"w": torch.ones(2)}, "model": {"v": torch.ones(2)}}
     torch.save(content, tmp_path / "step5-gamma5.pt")
     assert "pass --key" in errors(scan([tmp_path]))[0].remedy
-    toml(tmp_path, 'key = "ema"')
+    toml(tmp_path, 'key = "first"')
     assert list(scan([tmp_path]).snapshots[0].checkpoint.tensors) == ["w"]
     found = scan([tmp_path], Config(key="model"))
     assert list(found.snapshots[0].checkpoint.tensors) == ["v"]
@@ -948,6 +948,7 @@ def test_require_passes_over_warnings(several):
 def test_tag_has_the_profile(tmp_path):
     """A snapshot made by hand has the profile of its gamma, ending at its step."""
     path = put(tmp_path, "a.safetensors")
-    snapshot = Snapshot("a", read_index(path), Tag(5.0, 100.0, "name", "name"))
-    assert snapshot.tag.profile.sigma_rel == sigma_rel_from_gamma(5.0)
-    assert snapshot.tag.profile.end == 100
+    tag = Tag(PowerProfile(5.0, 100.0), 100.0, 5.0, "name", "name")
+    snapshot = Snapshot("a", read_index(path), tag)
+    assert snapshot.tag.label == "gamma 5"
+    assert snapshot.tag.profile.end == snapshot.tag.step

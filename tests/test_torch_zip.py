@@ -10,7 +10,9 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -284,7 +286,18 @@ def test_text_and_numbers_are_metadata(tmp_path):
         7: 8,
     }
     found = read_index(saved(tmp_path / "a.pt", content))
-    assert found.metadata == {"step": "1000", "gamma": "6.94", "run": "a"}
+    assert found.metadata == {"step": "1000", "gamma": "6.94", "run": "a", "done": "True"}
+
+
+def test_arguments_are_metadata(tmp_path):
+    """What a trainer's argparse.Namespace holds is metadata under its name; nothing is built."""
+    arguments = Namespace(model_ema_decay=0.9998, model_ema=True, out=Path("runs/a"), mean=(1, 2))
+    found = read_index(saved(tmp_path / "a.pt", {"args": arguments, "ema": {"w": W}}))
+    assert found.metadata == {
+        "args.model_ema_decay": "0.9998",
+        "args.model_ema": "True",
+        "args.out": "runs/a",
+    }
 
 
 def test_values_of_other_kinds_are_passed_over(tmp_path):
@@ -373,6 +386,28 @@ def test_averaged_weights_are_known_by_their_place(tmp_path, content, key):
     assert stored_bytes(found.tensors["w"]) == raw_bytes(W + 1)
 
 
+@pytest.mark.parametrize(
+    ("content", "given", "key"),
+    [
+        ({"decay": 0.9, "shadow_params": [W, W + 1]}, None, "shadow_params"),
+        ({"ema": {"shadow_params": [W, W + 1]}, "model": {"w": W}}, None, "ema.shadow_params"),
+        ({"steps": [W, W + 1]}, None, "steps"),
+        ([W, W + 1], None, None),
+        (
+            {"optimizer_states": [{"ema": [W, W + 1]}], "state_dict": {"w": W}},
+            "optimizer_states.0.ema",
+            "optimizer_states.0.ema",
+        ),
+    ],
+)
+def test_lists_of_tensors_have_numbers(tmp_path, content, given, key):
+    """A list of tensors is found as averages are, and told from what has names."""
+    found = read_index(saved(tmp_path / "a.pt", content), given)
+    assert found.unnamed
+    assert found.key == key
+    assert [stored_bytes(found.tensors[n]) for n in ("0", "1")] == [raw_bytes(W), raw_bytes(W + 1)]
+
+
 def test_long_list_of_candidates_is_cut(tmp_path):
     """The error about a checkpoint with an optimizer's state stays a line that can be read."""
     state = {str(i): {"exp_avg": W} for i in range(300)}
@@ -401,9 +436,8 @@ def test_stray_tensor_does_not_hide_the_weights(tmp_path):
         ([W], "ema", "it holds no nested dicts of tensors"),
         ({"args": {"lr": 1}}, None, "no dict of tensors"),
         ({}, None, "no dict of tensors"),
-        ([W], None, "no dict of tensors"),
         (W, None, "no dict of tensors"),
-        ({"shadow": [W, W]}, None, "no dict of tensors"),
+        ({"shadow": [W, {}]}, None, "no dict of tensors"),
     ],
 )
 def test_no_dict_of_weights(tmp_path, content, key, message):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
-from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from phema_cli.cli import options, render
+from phema_cli.cli import listing, options, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 #: sigma_rel of the targets shown: 0.010, 0.015, ..., 0.285.
 GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
-_LISTED, _MOVEMENT_ROWS = 16, 12
+_MOVEMENT_ROWS = 12
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 
 
@@ -29,7 +27,12 @@ def inspect(
     pattern: options.Pattern = None,
     gammas: options.Gammas = None,
     sigma_rels: options.SigmaRels = None,
+    average: options.Average = None,
+    raw: options.Raw = False,
+    update_every: options.UpdateEvery = None,
+    steps_per_epoch: options.StepsPerEpoch = None,
     key: options.Key = None,
+    names_from: options.NamesFrom = None,
     select: options.Select = None,
     exclude: options.Exclude = None,
     method: options.Method = "blue",
@@ -51,7 +54,22 @@ def inspect(
     from phema_cli.snapshots import Finding, scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
-    found = scan(paths, options.config(pattern, gammas, sigma_rels, key, select, exclude))
+    found = scan(
+        paths,
+        options.config(
+            pattern,
+            gammas,
+            sigma_rels,
+            average,
+            raw,
+            update_every,
+            steps_per_epoch,
+            key,
+            names_from,
+            select,
+            exclude,
+        ),
+    )
     findings = list(found.findings)
     reach: list[tuple[float, float, Figures]] = []
     movement = None
@@ -72,7 +90,7 @@ def inspect(
         document = _document(found.snapshots, findings, reach, method)
         render.document("inspect", document | {"movement": _movement(movement)})
     else:
-        _show(found.snapshots, verbose)
+        listing.show(found.snapshots, verbose)
         if reach:
             at = found.snapshots[-1].tag.step if step is None else step
             _show_reach(reach, f"{at:.10g}", method)
@@ -83,15 +101,6 @@ def inspect(
         raise typer.Exit(errors[0].error.exit_code)
 
 
-def _dtypes(snapshot: Snapshot) -> str:
-    """The float types of a snapshot, the commonest first."""
-    sizes = Counter[str]()
-    for extent in snapshot.checkpoint.tensors.values():
-        if extent.dtype.kind == "float":
-            sizes[extent.dtype.label] += extent.elements
-    return ", ".join(label for label, _ in sizes.most_common()) or "no floats"
-
-
 def _document(
     snapshots: Sequence[Snapshot],
     findings: Sequence[Finding],
@@ -100,23 +109,7 @@ def _document(
 ) -> dict[str, Any]:
     """The content of ``--json``."""
     return {
-        "snapshots": [
-            {
-                "name": s.name,
-                "step": s.tag.step,
-                "step_origin": s.tag.step_origin,
-                "gamma": s.tag.gamma,
-                "gamma_origin": s.tag.gamma_origin,
-                "sigma_rel": s.tag.profile.sigma_rel,
-                "format": s.checkpoint.format,
-                "files": len(s.checkpoint.files),
-                "tensors": len(s.checkpoint.tensors),
-                "parameters": s.checkpoint.parameters,
-                "dtype": _dtypes(s),
-                "size_bytes": s.checkpoint.size_bytes,
-            }
-            for s in snapshots
-        ],
+        "snapshots": [listing.entry(s) for s in snapshots],
         "findings": [
             {
                 "level": f.level,
@@ -132,86 +125,6 @@ def _document(
             for sigma, gamma, f in reach
         ],
     }
-
-
-def _show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
-    """The summary and the table."""
-    if not snapshots:
-        return
-    out = render.console()
-    formats = sorted({s.checkpoint.format for s in snapshots})
-    newest = snapshots[-1].checkpoint
-    gammas = {s.tag.gamma for s in snapshots}
-    total = sum(s.checkpoint.size_bytes for s in snapshots)
-    out.print(
-        f"[bold]{len(snapshots)} snapshot{'s' * (len(snapshots) > 1)}[/] of {len(gammas)} "
-        f"gamma{'s' * (len(gammas) > 1)}, {render.size(total)} in all"
-    )
-    shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
-    out.print(
-        f"each {len(newest.tensors)} tensors, {render.count(newest.parameters)} parameters, "
-        f"{_dtypes(snapshots[-1])}, {render.size(newest.size_bytes)}, "
-        f"{' and '.join(formats)}{shards}"
-    )
-    out.print()
-    out.print(_list(snapshots) if verbose or len(snapshots) <= _LISTED else _groups(snapshots))
-    out.print()
-
-
-def _list(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
-    """Each snapshot in a row."""
-    table = render.table(
-        "snapshot",
-        "step",
-        "gamma",
-        "sigma_rel",
-        "size",
-        "tag from",
-        right=("step", "gamma", "sigma_rel", "size"),
-        gap=2,
-    )
-    for s in snapshots:
-        table.add_row(
-            render.plain(s.name),
-            f"{s.tag.step:.10g}",
-            f"{s.tag.gamma:.6g}",
-            f"{s.tag.profile.sigma_rel:.4f}",
-            render.size(s.checkpoint.size_bytes),
-            _origin(s),
-        )
-    return table
-
-
-def _groups(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich table
-    """Each gamma in a row."""
-    table = render.table(
-        "gamma",
-        "sigma_rel",
-        "snapshots",
-        "steps",
-        "tag from",
-        right=("gamma", "sigma_rel", "snapshots"),
-    )
-    by_gamma = sorted(snapshots, key=lambda s: (s.tag.gamma, s.tag.step))
-    for gamma, group in groupby(by_gamma, key=lambda s: s.tag.gamma):
-        members = list(group)
-        steps = [s.tag.step for s in members]
-        gaps = {b - a for a, b in pairwise(steps)}
-        every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""
-        table.add_row(
-            f"{gamma:.6g}",
-            f"{members[0].tag.profile.sigma_rel:.4f}",
-            str(len(members)),
-            f"{steps[0]:.10g} … {steps[-1]:.10g}{every}",
-            ", ".join(sorted({_origin(s) for s in members})),
-        )
-    return table
-
-
-def _origin(snapshot: Snapshot) -> str:
-    """Where the tag was read."""
-    gamma, step = snapshot.tag.gamma_origin, snapshot.tag.step_origin
-    return gamma if gamma == step else f"gamma {gamma}, step {step}"
 
 
 def _show_reach(reach: Sequence[tuple[float, float, Figures]], step: str, method: str) -> None:

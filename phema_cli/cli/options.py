@@ -86,7 +86,7 @@ Pattern = Annotated[
     option(
         "--pattern",
         help="Regular expression searched in each path, with named groups gamma, sigma_rel, "
-        "index, step or kimg.",
+        "beta, index, step, kimg or epoch.",
         panel=_SOURCES,
         metavar="REGEX",
     ),
@@ -103,6 +103,52 @@ Gammas = Annotated[
 SigmaRels = Annotated[
     list[str] | None,
     option("--sigma-rels", help="The same by sigma_rel.", panel=_SOURCES, metavar="LIST"),
+]
+UpdateEvery = Annotated[
+    int | None,
+    option(
+        "--update-every",
+        help="Steps between updates of the averages, as ema-pytorch was told.",
+        panel=_SOURCES,
+        min=1,
+        metavar="N",
+    ),
+]
+StepsPerEpoch = Annotated[
+    int | None,
+    option(
+        "--steps-per-epoch",
+        help="Steps of an epoch, for snapshots that count epochs.",
+        panel=_SOURCES,
+        min=1,
+        metavar="N",
+    ),
+]
+Average = Annotated[
+    str | None,
+    option(
+        "--average",
+        help="What the average is of snapshots that say none: exponential:beta=0.999, ...",
+        panel=_SOURCES,
+        metavar="PROFILE",
+    ),
+]
+Raw = Annotated[
+    bool,
+    option(
+        "--raw",
+        help="Snapshots that say no average are the weights themselves.",
+        panel=_SOURCES,
+    ),
+]
+NamesFrom = Annotated[
+    Path | None,
+    option(
+        "--names-from",
+        help="State dict that names the tensors of snapshots that are lists.",
+        panel=_SOURCES,
+        metavar="FILE",
+    ),
 ]
 Key = Annotated[
     str | None,
@@ -147,21 +193,34 @@ def config(
     pattern: str | None,
     gammas: list[str] | None,
     sigma_rels: list[str] | None,
+    average: str | None,
+    raw: bool,
+    update_every: int | None,
+    steps_per_epoch: int | None,
     key: str | None,
+    names_from: Path | None,
     select: list[str] | None,
     exclude: list[str] | None,
     copy: list[str] | None = None,
 ) -> Config:
     """What the options say about the sources."""
-    from phema_cli.profiles import gamma_from_sigma_rel
+    from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
     from phema_cli.snapshots import Config
 
     if gammas and sigma_rels:
         raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
+    if average and raw:
+        raise UsageError("--average and --raw say two things", remedy="pass one of them")
+    if average:
+        parse_profile(average)
     return Config(
         pattern=pattern,
         gammas=numbers(gammas) or tuple(gamma_from_sigma_rel(s) for s in numbers(sigma_rels)),
+        average="raw" if raw else average,
+        update_every=update_every,
+        steps_per_epoch=steps_per_epoch,
         key=key,
+        names_from=names_from,
         select=tuple(select or ()),
         exclude=tuple(exclude or ()),
         copy=tuple(copy or ()),

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from phema_cli.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 10_000
 # columns of names, which may be folded where there is no room
 _NAMES = ("snapshot", "source", "tensor", "target")
+# findings that differ in their file alone and are more than this are one line
+_ALIKE = 3
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
 _LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
 
@@ -61,13 +65,22 @@ def fail(message: str) -> None:
 
 
 def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> None:
-    """Print findings, one a line, errors last."""
+    """Print findings, one a line, errors last; what is said of many files is said once."""
     order = {"notice": 0, "warning": 1, "error": 2}
     out = console(stderr=stderr)
+    alike: dict[tuple[str, str, str | None], list[Finding]] = {}
     for finding in sorted(found, key=lambda f: order[f.level]):
-        if not (quiet and finding.level == "notice"):
-            style = _LEVELS[finding.level]
-            out.print(f"[{style}]{finding.level}:[/] {plain(finding.error)}", soft_wrap=True)
+        key = (finding.level, finding.error.what, finding.error.remedy)
+        alike.setdefault(key, []).append(finding)
+    for (level, what, remedy), members in alike.items():
+        if quiet and level == "notice":
+            continue
+        texts = [str(f.error) for f in members]
+        if len(members) > _ALIKE:
+            where = f"{members[0].error.where} and {len(members) - 1} others"
+            texts = [str(InputError(what, where=where, remedy=remedy))]
+        for text in texts:
+            out.print(f"[{_LEVELS[level]}]{level}:[/] {plain(text)}", soft_wrap=True)
 
 
 def plain(text: object) -> str:

@@ -92,7 +92,12 @@ def synthesize(
     pattern: options.Pattern = None,
     gammas: options.Gammas = None,
     sigma_rels: options.SigmaRels = None,
+    average: options.Average = None,
+    raw: options.Raw = False,
+    update_every: options.UpdateEvery = None,
+    steps_per_epoch: options.StepsPerEpoch = None,
     key: options.Key = None,
+    names_from: options.NamesFrom = None,
     select: options.Select = None,
     exclude: options.Exclude = None,
     copy: options.Copy = None,
@@ -125,7 +130,20 @@ def synthesize(
         jobs=jobs,
         skip_existing=skip_existing,
     )
-    config = options.config(pattern, gammas, sigma_rels, key, select, exclude, copy)
+    config = options.config(
+        pattern,
+        gammas,
+        sigma_rels,
+        average,
+        raw,
+        update_every,
+        steps_per_epoch,
+        key,
+        names_from,
+        select,
+        exclude,
+        copy,
+    )
     found = scan(paths, config)
     recipe, outputs = plan(found, request)
     render.findings(found.findings, stderr=True, quiet=quiet)

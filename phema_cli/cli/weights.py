@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from phema_cli.cli import options, render
+from phema_cli.cli import listing, options, render
 
 
 def weights(
@@ -19,7 +19,12 @@ def weights(
     pattern: options.Pattern = None,
     gammas: options.Gammas = None,
     sigma_rels: options.SigmaRels = None,
+    average: options.Average = None,
+    raw: options.Raw = False,
+    update_every: options.UpdateEvery = None,
+    steps_per_epoch: options.StepsPerEpoch = None,
     key: options.Key = None,
+    names_from: options.NamesFrom = None,
     select: options.Select = None,
     exclude: options.Exclude = None,
     json: options.Json = False,
@@ -33,7 +38,22 @@ def weights(
     from phema_cli.snapshots import scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
-    found = scan(paths, options.config(pattern, gammas, sigma_rels, key, select, exclude))
+    found = scan(
+        paths,
+        options.config(
+            pattern,
+            gammas,
+            sigma_rels,
+            average,
+            raw,
+            update_every,
+            steps_per_epoch,
+            key,
+            names_from,
+            select,
+            exclude,
+        ),
+    )
     snapshots = found.require()
     targets = make_targets(
         snapshots,
@@ -66,7 +86,7 @@ def weights(
     body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names), gap=2)
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]
-        body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", f"{s.tag.gamma:.6g}", *cells)
+        body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", listing.average(s), *cells)
     out.print(render.figures_table(targets, solution.figures))
     out.print()
     out.print(body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ Leaf = TypeVar("Leaf")
 #: the key that means the top level, where dicts of tensors lie below it too.
 TOP = "."
 #: where trainers keep averaged weights, most telling first: timm, k-diffusion, others.
-AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
+AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema", "shadow_params")
 #: Lightning's WeightAveraging stores the average as ``state_dict`` and says so by this neighbour.
 _LIGHTNING = ("averaging_state", "state_dict")
 #: dicts whose names begin so are a trainer's state, never weights.
@@ -22,10 +22,17 @@ _OFFERED = 8
 
 
 class Weights(NamedTuple, Generic[Leaf]):
-    """Tensors by name, and the dotted key under which they lie; None for the top level."""
+    """Tensors by name, or by number where they have none.
+
+    Attributes:
+        tensors: in the order in which they are listed.
+        key: the dotted key under which they lie; None for the top level.
+        unnamed: whether they are a list.
+    """
 
     tensors: dict[str, Leaf]
     key: str | None
+    unnamed: bool = False
 
 
 def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf]) -> Weights[Leaf]:
@@ -41,17 +48,20 @@ def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf])
     Raises:
         InputError: there is no such dict, or several could be meant.
     """
-    candidates = dict(_dicts(content, leaf))
+    named = dict(_groups(content, leaf, _tensors))
+    lists = dict(_groups(content, leaf, _numbered))
+    both = lists | named
     if key is not None:
-        return Weights(_asked_for(content, candidates, key, path, leaf), key)
+        tensors = _asked_for(content, both, key, path, leaf)
+        return Weights(tensors, key, key not in named and not _tensors(inside(content, key), leaf))
     for known in _known(content):
-        inside = [name for name in candidates if name == known or name.startswith(f"{known}.")]
-        if len(inside) == 1:
-            return Weights(candidates[inside[0]], inside[0])
-    weights = {n: state for n, state in candidates.items() if not n.startswith(_TRAINER)}
+        under = [name for name in both if name == known or name.startswith(f"{known}.")]
+        if len(under) == 1:
+            return Weights(both[under[0]], under[0], under[0] not in named)
+    weights = {n: state for n, state in (named or lists).items() if not n.startswith(_TRAINER)}
     if len(weights) == 1:
         name, state = next(iter(weights.items()))
-        return Weights(state, None if name == TOP else name)
+        return Weights(state, None if name == TOP else name, not named)
     if not weights:
         raise InputError("holds no dict of tensors", where=path, remedy="leave it out: --exclude")
     raise InputError(
@@ -63,12 +73,19 @@ def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf])
 
 def inside(content: object, key: str) -> object:
     """What lies under a dotted key, None where nothing does; names may themselves have dots."""
-    for k, v in content.items() if isinstance(content, dict) else ():
+    for k, v in _entries(content):
         if key == str(k):
             return v
         if key.startswith(f"{k}.") and (found := inside(v, key.removeprefix(f"{k}."))) is not None:
             return found
     return None
+
+
+def _entries(content: object) -> Iterable[tuple[object, object]]:
+    """What a dict or a list holds, by name or number."""
+    if isinstance(content, dict):
+        return content.items()
+    return enumerate(content) if isinstance(content, list) else ()
 
 
 def _known(content: object) -> tuple[str, ...]:
@@ -92,7 +109,7 @@ def _asked_for(
     found = inside(content, key)
     if found is None:
         raise InputError(f"no key {key!r}", where=path, remedy=_offer(candidates))
-    if state := _tensors(found, leaf):
+    if state := _tensors(found, leaf) or _numbered(found, leaf):
         return state
     raise InputError(f"no tensors under key {key!r}", where=path, remedy=_offer(candidates))
 
@@ -104,9 +121,20 @@ def _tensors(value: object, leaf: type[Leaf]) -> dict[str, Leaf]:
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, leaf)}
 
 
-def _dicts(content: object, leaf: type[Leaf]) -> Iterator[tuple[str, dict[str, Leaf]]]:
-    """Dotted names of the dicts that hold tensors: the top level and, below it, the outermost."""
-    if top := _tensors(content, leaf):
+def _numbered(value: object, leaf: type[Leaf]) -> dict[str, Leaf]:
+    """The tensors of a list of nothing else, by their number."""
+    if not isinstance(value, list):
+        return {}
+    items = dict(enumerate(value))
+    found = {str(k): v for k, v in items.items() if isinstance(v, leaf)}
+    return found if len(found) == len(items) else {}
+
+
+def _groups(
+    content: object, leaf: type[Leaf], take: Callable[[object, type[Leaf]], dict[str, Leaf]]
+) -> Iterator[tuple[str, dict[str, Leaf]]]:
+    """Dotted names of what ``take`` finds: at the top level and, below it, the outermost."""
+    if top := take(content, leaf):
         yield TOP, top
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", content)]
@@ -117,7 +145,7 @@ def _dicts(content: object, leaf: type[Leaf]) -> Iterator[tuple[str, dict[str, L
         seen.add(id(value))
         below = []
         for k, v in value.items():
-            if state := _tensors(v, leaf):
+            if state := take(v, leaf):
                 yield f"{prefix}{k}", state
             else:
                 below.append((f"{prefix}{k}.", v))

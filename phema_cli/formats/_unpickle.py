@@ -73,6 +73,21 @@ class StandIn:
         raise InputError("the pickle changes what it is given")
 
 
+class Namespace:
+    """Answers a class that only holds values, as ``argparse.Namespace``; made without arguments."""
+
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: dict[object, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        """Take the values."""
+        if not isinstance(state, dict):
+            raise InputError("arguments that are no dict")
+        self.values = state
+
+
 def _whole(numbers: object) -> tuple[int, ...]:
     """A tuple of whole numbers, else an InputError."""
     if not isinstance(numbers, tuple) or not all(type(n) is int for n in numbers):
@@ -130,6 +145,11 @@ def _nothing(*_: object) -> None:
     """A device is of no use here."""
 
 
+def _path(*parts: object) -> str:
+    """A path is its text."""
+    return "/".join(map(str, parts))
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -141,6 +161,10 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): StandIn(_first),
     ("torch", "Size"): StandIn(_size),
     ("torch", "device"): StandIn(_nothing),
+    ("argparse", "Namespace"): Namespace,
+    ("pathlib", "PosixPath"): StandIn(_path),
+    ("pathlib", "PurePosixPath"): StandIn(_path),
+    ("pathlib", "WindowsPath"): StandIn(_path),
     ("torch.storage", "UntypedStorage"): StandIn(dtype=DTYPES["U8"]),
     **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in _STORAGE_DTYPES.items()},
     **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},

@@ -166,6 +166,7 @@ class Checkpoint:
         metadata: string metadata of the checkpoint.
         base_name: what its files are called, without shard number and suffix.
         key: dotted name of the dict of weights, where the files hold more than that.
+        unnamed: whether tensors are a list, so that their names are numbers.
     """
 
     path: Path
@@ -175,6 +176,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     base_name: str = "model"
     key: str | None = None
+    unnamed: bool = False
 
     @property
     def ties(self) -> dict[str, str]:

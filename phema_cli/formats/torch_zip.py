@@ -13,7 +13,7 @@ from typing import IO
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._unpickle import TensorStub
+from phema_cli.formats._unpickle import Namespace, TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
 
 NAME = "torch"
@@ -48,7 +48,8 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
                 for info in archive.infolist()
                 if info.filename.startswith(prefix)
             }
-            state, found = find_weights(content, key, path, TensorStub)
+            weights = find_weights(content, key, path, TensorStub)
+            state = weights.tensors
             starts = {
                 stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
             }
@@ -65,7 +66,9 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     tensors = {
         name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
     }
-    return Checkpoint(path, NAME, (path,), tensors, _scalars(content), path.stem, found)
+    return Checkpoint(
+        path, NAME, (path,), tensors, _scalars(content), path.stem, weights.key, weights.unnamed
+    )
 
 
 def _not_a_zip(path: Path) -> InputError:
@@ -162,11 +165,11 @@ def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def _scalars(content: object) -> dict[str, str]:
-    """Top-level text and numbers, as metadata."""
+    """Top-level text, numbers and truths, and those of the trainer's arguments, as metadata."""
     if not isinstance(content, dict):
         return {}
-    return {
-        k: str(v)
-        for k, v in content.items()
-        if isinstance(k, str) and isinstance(v, str | int | float) and not isinstance(v, bool)
-    }
+    arguments = content.get("args")
+    inner = arguments.values if isinstance(arguments, Namespace) else {}
+    entries = [*content.items(), *((f"args.{k}", v) for k, v in inner.items())]
+    plain = (str, int, float)
+    return {k: str(v) for k, v in entries if isinstance(k, str) and isinstance(v, plain)}

@@ -17,6 +17,7 @@ from phema_cli.profiles.shapes import (
     WindowProfile,
 )
 from phema_cli.profiles.specs import HELP, PROFILES, ProfileSpec, describe, parse_profile
+from phema_cli.profiles.warmup import Warmup, WarmupProfile
 
 __all__ = [
     "GAMMA_LIMIT",
@@ -31,6 +32,8 @@ __all__ = [
     "ProfileSpec",
     "RawProfile",
     "TableProfile",
+    "Warmup",
+    "WarmupProfile",
     "WindowProfile",
     "describe",
     "gamma_from_sigma_rel",

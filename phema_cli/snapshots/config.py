@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots.tags import Origin, compile_pattern
 
 FILE_NAME = "phema.toml"
+_ENTRIES = {
+    "pattern",
+    "gammas",
+    "sigma_rels",
+    "average",
+    "update_every",
+    "steps_per_epoch",
+    "key",
+    "names_from",
+    "select",
+    "exclude",
+    "copy",
+    "snapshots",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +37,11 @@ class Config:
         pattern: regular expression with named groups, searched in a snapshot's relative path.
         gammas: what the ``index`` of a name counts; a single one holds for every snapshot that
             says none itself.
+        average: what the average is of snapshots that say none, as ``--profile`` writes it.
+        update_every: N, where the trainer averaged at every N-th step only.
+        steps_per_epoch: steps of an epoch, where snapshots count these.
         key: dotted name of the dict of weights inside a nested checkpoint.
+        names_from: checkpoint that names the tensors of snapshots that don't.
         select: globs of relative paths; others are left out.
         exclude: globs of relative paths to leave out.
         copy: globs of tensor names to copy instead of average.
@@ -33,7 +51,11 @@ class Config:
 
     pattern: str | None = None
     gammas: tuple[float, ...] = ()
+    average: str | None = None
+    update_every: int | None = None
+    steps_per_epoch: float | None = None
     key: str | None = None
+    names_from: Path | None = None
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     copy: tuple[str, ...] = ()
@@ -65,19 +87,19 @@ def read_config(directory: Path) -> Config:
         raise StorageError.wrap(error, path, "read") from error
     try:
         table = tomllib.loads(raw.decode())
-        return _from_table(table)
+        return _from_table(table, directory)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not TOML: {error}", where=path) from error
     except (InputError, UsageError) as error:
         raise InputError(error.what, where=path, remedy=error.remedy) from error
 
 
-def _from_table(table: Mapping[str, Any]) -> Config:
+def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
     """Check each entry's type and build the Config."""
-    known = {"pattern", "gammas", "sigma_rels", "key", "select", "exclude", "copy", "snapshots"}
     for name in table:
-        if name not in known:
-            raise InputError(f"unknown entry {name!r}", remedy=f"known: {', '.join(sorted(known))}")
+        if name not in _ENTRIES:
+            known = ", ".join(sorted(_ENTRIES))
+            raise InputError(f"unknown entry {name!r}", remedy=f"known: {known}")
     if "gammas" in table and "sigma_rels" in table:
         raise InputError("gammas and sigma_rels say the same thing", remedy="keep one of them")
     gammas = _numbers(table, "gammas") or tuple(
@@ -85,13 +107,20 @@ def _from_table(table: Mapping[str, Any]) -> Config:
     )
     for gamma in gammas:
         PowerProfile(gamma, 1.0)
-    pattern = _text(table, "pattern")
+    pattern, average = _text(table, "pattern"), _text(table, "average")
     if pattern is not None:
         compile_pattern(pattern)
+    if average is not None:
+        parse_profile(average)
+    names_from = _text(table, "names_from")
     return Config(
         pattern=pattern,
         gammas=gammas,
+        average=average,
+        update_every=_count(table, "update_every"),
+        steps_per_epoch=_count(table, "steps_per_epoch"),
         key=_text(table, "key"),
+        names_from=None if names_from is None else directory / names_from,
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
@@ -122,17 +151,31 @@ def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(float(v) for v in value)
 
 
+def _count(table: Mapping[str, Any], name: str) -> int | None:
+    value = table.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{name} must be a whole number from 1")
+    return value
+
+
 def _snapshots(value: object) -> dict[str, dict[str, str]]:
     """``[snapshots."name"]`` tables to fields as text."""
     result: dict[str, dict[str, str]] = {}
     if not isinstance(value, dict):
         raise InputError("snapshots must be a table of tables")
     for name, row in value.items():
-        fields = row.items() if isinstance(row, dict) else [("", None)]
-        if any(
-            k not in {"gamma", "sigma_rel", "step"} or type(v) not in (int, float)
-            for k, v in fields
-        ):
-            raise InputError(f"snapshots.{name} must be a table of gamma or sigma_rel, and step")
-        result[name] = {k: repr(v) for k, v in row.items()}
+        if not isinstance(row, dict) or not all(_is_entry(k, v) for k, v in row.items()):
+            raise InputError(
+                f"snapshots.{name} must be a table of gamma, sigma_rel or average, and step"
+            )
+        result[name] = {k: v if isinstance(v, str) else repr(v) for k, v in row.items()}
+        if "average" in result[name]:
+            parse_profile(result[name]["average"])
     return result
+
+
+def _is_entry(name: str, value: object) -> bool:
+    """Whether a snapshot's row may say that."""
+    if name == "average":
+        return isinstance(value, str)
+    return name in {"gamma", "sigma_rel", "step"} and type(value) in (int, float)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.snapshots.layouts import Layout
 from phema_cli.snapshots.tags import Tag
 
 #: ratio of gamma + 1 below which two averages tell hardly more than one.
@@ -26,12 +27,14 @@ class Snapshot:
     Attributes:
         name: path relative to the directory that was scanned, with ``/``.
         checkpoint: extents of its tensors.
-        tag: gamma and step.
+        tag: average and step.
+        layout: the trainer's layout that it was recognised as.
     """
 
     name: str
     checkpoint: Checkpoint
     tag: Tag
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,12 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
         copy: globs of tensor names that are copied, whatever their type.
     """
     yield from _duplicates(snapshots)
+    yield from _times(snapshots)
     if snapshots:
         yield from _differences(snapshots)
         yield from _not_averaged(snapshots[-1], copy)
-    gammas = sorted({s.tag.gamma for s in snapshots})
+    labels = {s.tag.label for s in snapshots}
+    gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
             yield Finding(
@@ -68,7 +73,7 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
                     remedy="if they are one gamma, say so with --gammas or in phema.toml",
                 ),
             )
-    if len(gammas) == 1:
+    if len(labels) == len(gammas) == 1:
         yield Finding(
             "warning",
             InputError(
@@ -79,17 +84,39 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
         )
 
 
+def _times(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """What is doubtful about the counts of training time."""
+    units: dict[str, Snapshot] = {}
+    for snapshot in snapshots:
+        units.setdefault(snapshot.tag.unit, snapshot)
+    for (unit, one), (other_unit, other) in pairwise(units.items()):
+        yield Finding(
+            "error",
+            InputError(
+                f"its time is in {unit}, that of {other.name} in {other_unit}",
+                where=one.name,
+                remedy="say one unit for all with --pattern, --steps-per-epoch or in phema.toml",
+            ),
+        )
+    if "epochs" in units:
+        yield Finding("notice", InputError("times are epochs; one counted e ends at time e + 1"))
+
+
 def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """Pairs with the same gamma and step."""
-    by_tag = sorted(snapshots, key=lambda s: (s.tag.gamma, s.tag.step))
-    for _, group in groupby(by_tag, key=lambda s: (s.tag.gamma, s.tag.step)):
+    """Pairs with the same average and step."""
+
+    def tag(snapshot: Snapshot) -> tuple[float, float, str]:
+        found = snapshot.tag
+        return (-1.0 if found.gamma is None else found.gamma), found.step, found.label
+
+    for _, group in groupby(sorted(snapshots, key=tag), key=tag):
         first, *others = group
         for other in others:
             same = other.name == first.name
             yield Finding(
                 "error",
                 InputError(
-                    f"has the same gamma {other.tag.gamma:.10g} and step {other.tag.step:.10g} as "
+                    f"has the same {other.tag.label} and step {other.tag.step:.10g} as "
                     f"{first.checkpoint.path if same else first.name}",
                     where=other.checkpoint.path if same else other.name,
                     remedy="leave one out with --exclude",

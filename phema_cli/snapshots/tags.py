@@ -1,70 +1,93 @@
-"""Tags: the gamma and step of a snapshot, where each was read, and how readings are reconciled."""
+"""Tags: the average and step of a snapshot, where they were read, and which reading counts."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.profiles import GAMMA_LIMIT, PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles import (
+    GAMMA_LIMIT,
+    GAMMA_MOST,
+    ExponentialProfile,
+    PowerProfile,
+    Profile,
+    ProfileSpec,
+    WarmupProfile,
+    gamma_from_sigma_rel,
+    parse_profile,
+)
 
+Unit = Literal["steps", "images", "epochs"]
 Origin = Literal["command line", "phema.toml", "metadata", "name"]
+#: the most explicit first.
+ORIGINS: tuple[Origin, ...] = ("command line", "phema.toml", "metadata", "name")
 
 # A sign only after "=": in gamma-5 the dash is a separator.
 _NUMBER = r"(?:(?<==)-)?\d+(?:\.\d+)?(?:e[-+]\d+)?"
 
-#: naming layouts: each row is tried on the file's name without its ending and on the names of its
+#: words in names: each row is tried on the file's name without its ending and on the names of its
 #: directories. A row may give one field or several.
-LAYOUTS: Mapping[str, re.Pattern[str]] = {
+WORDS: Mapping[str, re.Pattern[str]] = {
     "step": re.compile(
         rf"(?:^|[-_.])(?:global_)?step[-_=]?(?P<step>{_NUMBER})(?!\.?\d)", re.IGNORECASE
     ),
     "checkpoint": re.compile(r"(?:^|[-_.])checkpoint-(?P<step>\d+)$", re.IGNORECASE),
+    "beta": re.compile(r"(?:^|[-_.])beta[-_=]?(?P<beta>0?\.\d+)", re.IGNORECASE),
     "gamma": re.compile(rf"(?:^|[-_.])gamma[-_=]?(?P<gamma>{_NUMBER})", re.IGNORECASE),
     "sigma": re.compile(
         rf"(?:^|[-_.])sigma(?:_?rel)?[-_=]?(?P<sigma_rel>{_NUMBER})", re.IGNORECASE
     ),
 }
 
+_AVERAGE_OPTIONS = "--gammas (or --average, --raw)"
 #: named groups that a --pattern may have.
-FIELDS = ("gamma", "sigma_rel", "index", "step", "kimg")
-#: entries of a checkpoint's metadata that are its tag.
-METADATA_FIELDS = ("gamma", "sigma_rel", "step")
+FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
+#: entries of a checkpoint's metadata that say its average, and its step, the most exact first.
+AVERAGE_FIELDS = ("gamma", "sigma_rel")
+STEP_FIELDS = ("step", "global_step", "optimization_step", "epoch")
+METADATA_FIELDS = (*AVERAGE_FIELDS, *STEP_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """What is known of a snapshot's averaging: its profile's exponent and time.
+    """What is known of a snapshot's averaging.
 
     Attributes:
-        gamma: exponent of the power function.
-        step: training time, in any unit proportional to updates.
-        gamma_origin: where gamma was read.
+        profile: how each moment of training weighs in it. Its end is the time, which differs from
+            ``step`` where the trainer counts otherwise.
+        step: training time as the trainer counts it, in any unit proportional to updates.
+        gamma: exponent of the power function as the trainer was told; None for other averages.
+        profile_origin: where gamma, or what else the average is, was read.
         step_origin: where the step was read.
+        unit: what the trainer counts.
     """
 
-    gamma: float
+    profile: Profile
     step: float
-    gamma_origin: Origin
+    gamma: float | None
+    profile_origin: Origin
     step_origin: Origin
+    unit: Unit = "steps"
 
     @property
-    def profile(self) -> PowerProfile:
-        """The power function profile of the snapshot."""
-        return PowerProfile(self.gamma, self.step)
+    def label(self) -> str:
+        """What the average is called: ``gamma 5``, ``exponential:beta=0.999``, ``raw``."""
+        return self.profile.label if self.gamma is None else f"gamma {self.gamma:.10g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A value read somewhere, and how far its written digits leave it open."""
+    """A value read somewhere, how far its written digits leave it open, and a step's unit."""
 
     value: float
     tolerance: float
     origin: Origin
+    unit: Unit = "steps"
 
     def agrees(self, other: Reading) -> bool:
         """Whether both may be roundings of one value."""
@@ -74,53 +97,122 @@ class Reading:
 
 @dataclass(slots=True)
 class Readings:
-    """All that was read for one snapshot, most explicit origins first."""
+    """All that was read for one snapshot, most explicit origins first.
 
-    gamma: list[Reading]
-    step: list[Reading]
+    Attributes:
+        gamma: exponents of the power function.
+        step: training times.
+        average: other averages, and where each was read.
+        index: whether a name counts gammas that were not given.
+    """
 
-    def add(self, fields: Mapping[str, str], origin: Origin, gammas: Sequence[float] = ()) -> None:
+    gamma: list[Reading] = field(default_factory=list)
+    step: list[Reading] = field(default_factory=list)
+    average: list[tuple[ProfileSpec, Origin]] = field(default_factory=list)
+    index: bool = False
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it is known what the average is."""
+        return bool(self.gamma or self.average)
+
+    def add(
+        self,
+        fields: Mapping[str, str],
+        origin: Origin,
+        gammas: Sequence[float] = (),
+        steps_per_epoch: float | None = None,
+    ) -> None:
         """Take the fields of one pattern match, metadata or table row.
 
         Args:
-            fields: text by field name; names outside ``FIELDS`` are ignored.
+            fields: text by field name; other names are ignored.
             origin: where they were read.
             gammas: what an ``index`` counts.
+            steps_per_epoch: steps of an epoch; epochs are counted as such without it.
 
         Raises:
             InputError: a value is no number, or an index outside ``gammas``.
         """
         for name, text in fields.items():
-            if name in {"step", "kimg"}:
-                value = _number(name, text)
-                self.step.append(Reading(_images(value) if name == "kimg" else value, 0.0, origin))
+            if name in _COUNTS:
+                self.step.append(_step_reading(name, text, origin, steps_per_epoch))
             elif name in {"gamma", "sigma_rel"}:
                 self.gamma.append(_gamma_reading(name, text, origin))
-            elif name == "index" and gammas:
-                index = int(_number(name, text))
-                if not 0 <= index < len(gammas):
-                    raise InputError(f"index {index}, but {len(gammas)} gammas were given")
-                self.gamma.append(Reading(gammas[index], 0.0, origin))
+            elif name in {"beta", "average"}:
+                self.average.append((_average(name, text), origin))
+            elif name == "index":
+                self._add_index(int(_number(name, text)), gammas, origin)
 
-    def tag(self) -> Tag:
-        """The tag that the readings give.
+    def _add_index(self, index: int, gammas: Sequence[float], origin: Origin) -> None:
+        """Take the gamma that an index counts."""
+        self.index = not gammas
+        if gammas:
+            if not 0 <= index < len(gammas):
+                raise InputError(f"index {index}, but {len(gammas)} gammas were given")
+            self.gamma.append(Reading(gammas[index], 0.0, origin))
+
+    def tag(self, counted: Callable[[float, float], Profile] = PowerProfile) -> Tag | None:
+        """The tag that the readings give, or None at step 0, where nothing is averaged yet.
 
         The command line and phema.toml overrule what the file says; metadata and names must agree,
         and of two that agree the one with more digits counts.
 
+        Args:
+            counted: the profile that a gamma and a step mean in the layout.
+
         Raises:
-            InputError: nothing was read for gamma or step, or two values contradict each other.
+            InputError: nothing was read for the average or the step, or two values contradict each
+                other.
         """
-        gamma = _settle("gamma", self.gamma, "--gammas")
+        gamma, average = self._settle_average()
+        if not (self.averaged or self.step):
+            _settle("gamma", self.gamma, _AVERAGE_OPTIONS, index=self.index)
         step = _settle("step", self.step, "--pattern")
-        return Tag(gamma.value, step.value, gamma.origin, step.origin)
+        if step.value <= 0:
+            return None
+        if average is not None:
+            spec, origin = average
+            profile = spec.ending_at(step.value)
+            if step.unit == "epochs" and isinstance(profile, ExponentialProfile | WarmupProfile):
+                raise InputError(
+                    f"its average, {spec.label}, counts steps, and its time epochs",
+                    remedy="pass --steps-per-epoch",
+                )
+            return Tag(profile, step.value, None, origin, step.origin, step.unit)
+        if gamma is None:
+            gamma = _settle("gamma", self.gamma, _AVERAGE_OPTIONS, index=self.index)
+        profile = counted(gamma.value, step.value)
+        return Tag(profile, step.value, gamma.value, gamma.origin, step.origin, step.unit)
+
+    def _settle_average(self) -> tuple[Reading | None, tuple[ProfileSpec, Origin] | None]:
+        """The gamma or the other average that counts, neither where nothing was read."""
+        if not self.average:
+            return None, None
+        first = min(self.average, key=lambda found: ORIGINS.index(found[1]))
+        for spec, origin in self.average:
+            if origin == first[1] and spec.label != first[0].label:
+                raise InputError(
+                    f"its average is {first[0].label} and {spec.label} by its {origin}",
+                    remedy="say which in phema.toml",
+                )
+        if self.gamma:
+            gamma = _settle("gamma", self.gamma, _AVERAGE_OPTIONS)
+            if gamma.origin == first[1]:
+                raise InputError(
+                    f"has gamma {gamma.value:.10g} and {first[0].label} by its {gamma.origin}",
+                    remedy="say which in phema.toml",
+                )
+            if ORIGINS.index(gamma.origin) < ORIGINS.index(first[1]):
+                return gamma, None
+        return None, first
 
 
 def read_name(parts: Iterable[str]) -> dict[str, list[str]]:
     """Fields found in a file's name (without ending) and in its directories' names."""
     found: dict[str, list[str]] = {}
     for part in parts:
-        for row in LAYOUTS.values():
+        for row in WORDS.values():
             for match in row.finditer(part):
                 for name, text in match.groupdict().items():
                     found.setdefault(name, []).append(text)
@@ -153,13 +245,18 @@ def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
     return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}
 
 
-def _settle(field: str, readings: list[Reading], option: str) -> Reading:
+def _settle(field: str, readings: list[Reading], option: str, *, index: bool = False) -> Reading:
     """The reading that counts."""
     for origin in ("command line", "phema.toml"):
         for reading in readings:
             if reading.origin == origin:
                 return reading
     if not readings:
+        if index:
+            raise InputError(
+                "its name counts gammas, but says none",
+                remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
+            )
         raise InputError(
             f"no {field} in metadata or name",
             remedy=f"pass {option}, say it in phema.toml, or leave the file out with --exclude",
@@ -200,8 +297,10 @@ def _gamma_reading(name: str, text: str, origin: Origin) -> Reading:
     value = _number(name, text)
     slack = _half_digit(text) if origin == "name" else 0.0
     if name == "gamma":
-        if value <= GAMMA_LIMIT:
-            raise InputError(f"its gamma is {value:g}, not above {GAMMA_LIMIT}")
+        if not GAMMA_LIMIT < value <= GAMMA_MOST:
+            raise InputError(
+                f"its gamma is {value:g}, not above {GAMMA_LIMIT} and up to {GAMMA_MOST:g}"
+            )
         return Reading(value, slack, origin)
     try:
         gamma = gamma_from_sigma_rel(value)
@@ -215,6 +314,34 @@ def _gamma_reading(name: str, text: str, origin: Origin) -> Reading:
 def _images(kimg: float) -> float:
     """Images shown when EDM2 wrote ``kimg`` into a name: whole batches of 1024 (nimg // 1000)."""
     return float((int(kimg) * 1000 + 999) // 1024 * 1024)
+
+
+def _average(name: str, text: str) -> ProfileSpec:
+    """An average that is no power function: its beta per step, or as --profile writes it."""
+    try:
+        return parse_profile(f"exponential:beta={text}" if name == "beta" else text)
+    except UsageError as error:
+        raise InputError(error.what, remedy=error.remedy) from error
+
+
+#: what counts are in their unit: whole batches of images, and numbers that begin at 0.
+_COUNTS: Mapping[str, tuple[Callable[[float], float], Unit]] = {
+    "step": (float, "steps"),
+    "global_step": (float, "steps"),
+    "optimization_step": (float, "steps"),
+    "update": (lambda number: number + 1, "steps"),
+    "kimg": (_images, "images"),
+    "epoch": (lambda number: number + 1, "epochs"),
+}
+
+
+def _step_reading(name: str, text: str, origin: Origin, steps_per_epoch: float | None) -> Reading:
+    """A training time."""
+    convert, unit = _COUNTS[name]
+    value = convert(_number(name, text))
+    if unit == "epochs" and steps_per_epoch is not None:
+        value, unit = value * steps_per_epoch, "steps"
+    return Reading(value, 0.0, origin, unit)
 
 
 def snapshot_name(prefix: str, step: float, gamma: float) -> str:

@@ -172,7 +172,7 @@ def make_recipe(
 
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
     """The newest snapshot at or before the target's step, else the oldest."""
-    before = [i for i, s in enumerate(snapshots) if s.tag.step <= target.end]
+    before = [i for i, s in enumerate(snapshots) if s.tag.profile.end <= target.end]
     return before[-1] if before else 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from phema_cli.errors import UsageError
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
@@ -23,10 +25,13 @@ def make_targets(
 ) -> list[Profile]:
     """Targets in the order given, gammas first, at ``step`` or at the last snapshot's.
 
+    Their ends are times as the snapshots' profiles have them, which may differ from the trainer's
+    count.
+
     Raises:
         UsageError: no target, one given twice, or one that does not exist.
     """
-    end = max(s.tag.step for s in snapshots) if step is None else step
+    end = time_of(snapshots, target_step(snapshots, step))
     wanted = [*gammas, *(gamma_from_sigma_rel(s) for s in sigma_rels)]
     for gamma in wanted:
         if gamma < 0:
@@ -37,6 +42,35 @@ def make_targets(
         if targets.count(target) > 1:
             raise UsageError(f"target {target.label} is given twice")
     return targets
+
+
+def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
+    """The step of targets, as the trainer counts: what the user says, or the last snapshot's.
+
+    Raises:
+        UsageError: it is later than the last snapshot, or not above 0.
+    """
+    last = max(s.tag.step for s in snapshots)
+    if step is None:
+        return last
+    if not 0 < step < math.inf:
+        raise UsageError(f"step {step:g} is not above 0 and finite")
+    if step > last:
+        raise UsageError(
+            f"target step {step:.12g} is later than the last snapshot's, {last:.12g}",
+            remedy=f"pass a --step of at most {last:.12g}",
+        )
+    return step
+
+
+def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
+    """The time of a step, between the times of the snapshots' steps."""
+    times = {s.tag.step: s.tag.profile.end for s in snapshots}
+    steps = sorted(times)
+    ends = [times[s] for s in steps]
+    if step >= steps[0]:
+        return float(np.interp(step, steps, ends))
+    return step * ends[0] / steps[0]
 
 
 def solve_snapshots(

@@ -181,10 +181,16 @@ def test_inspect_json(ckpts):
     first = document["snapshots"][0]
     assert first == {
         "name": "ema-step0000025-gamma5.safetensors",
+        "layout": None,
         "step": 25,
         "step_origin": "metadata",
+        "unit": "steps",
+        "average": "gamma 5",
         "gamma": 5,
         "gamma_origin": "metadata",
+        "effective_gamma": 5,
+        "time": 25,
+        "key": None,
         "sigma_rel": pytest.approx(0.12371, abs=1e-5),
         "format": "safetensors",
         "files": 1,

@@ -1,0 +1,140 @@
+"""Files that may be snapshots: what a directory holds, and how the user knows each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from phema_cli.errors import InputError, StorageError
+from phema_cli.formats import endings
+
+ENDINGS = endings()
+_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}\.safetensors$")
+_METADATA = ".metadata"
+_GENERIC = {"", "model", "pytorch_model", "diffusion_pytorch_model"}
+#: what trainers store beside the weights.
+_TRAINER_FILES = (
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "random_states*",
+    "scaler*",
+    "training_args*",
+    "training-state-*",
+    "recovery-*",
+)
+_STATE = "a trainer's own state"
+_LINK = "links to directories are not followed"
+_UNFINISHED = "a torch.distributed.checkpoint without .metadata, not finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that may be a snapshot.
+
+    Attributes:
+        path: the file.
+        relative: its path below what was scanned.
+        root: the name of the directory that was scanned.
+        orphan: whether it is a shard and has no index beside it.
+        unusable: why it is left out, where that is clear from its name.
+    """
+
+    path: Path
+    relative: PurePosixPath
+    root: str
+    orphan: bool = False
+    unusable: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """The file's name without ending."""
+        stem = self.path.name
+        for ending in ENDINGS:
+            stem = stem.removesuffix(ending)
+        return stem
+
+    @property
+    def name(self) -> str:
+        """How the user knows it: by its directory where the file's own name says nothing."""
+        name = self.relative.as_posix()
+        if self.stem in _GENERIC:
+            parent = self.relative.parent
+            name = parent.as_posix() if parent != PurePosixPath() else self.root or name
+        # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
+        return name.encode(errors="backslashreplace").decode()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Its directories below the root, innermost first."""
+        return self.relative.parent.parts[::-1]
+
+    def matches(self, globs: Sequence[str]) -> bool:
+        """Whether any glob matches the relative path, the name or the file's own name."""
+        texts = {self.relative.as_posix(), self.name, self.path.name}
+        return any(fnmatchcase(text, glob) for glob in globs for text in texts)
+
+
+def candidates(root: Path) -> Iterator[Candidate]:
+    """Files that may be snapshots, in sorted order; shards are left to their index."""
+    if not _is_there(root):
+        raise InputError("no such file or directory", where=root)
+    if root.is_file():
+        yield Candidate(root, PurePosixPath(root.name), root.absolute().parent.name)
+        return
+
+    def fail(error: OSError) -> None:
+        raise StorageError.wrap(error, error.filename, "list") from error
+
+    outer = Path(os.path.realpath(root)).name
+    for folder, folders, files in os.walk(root, onerror=fail):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        here = Path(folder)
+        for name, orphan, unusable in _named_here(here, folders, files):
+            relative = PurePosixPath((here / name).relative_to(root).as_posix())
+            yield Candidate(here / name, relative, outer, orphan, unusable)
+
+
+def _named_here(
+    folder: Path, folders: Sequence[str], files: Sequence[str]
+) -> Iterator[tuple[str, bool, str | None]]:
+    """Names in a directory that may be snapshots, whether a shard without index, why unusable."""
+    yield from ((f, False, _LINK) for f in folders if (folder / f).is_symlink())
+    if _METADATA in files:
+        yield _METADATA, False, None
+    else:
+        yield from ((f, False, _UNFINISHED) for f in sorted(files) if f.endswith(".distcp"))
+    indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
+    for file in sorted(f for f in files if _may_be_read(folder / f)):
+        shard = _SHARD.match(file)
+        left_out = any(fnmatchcase(file, glob) for glob in _TRAINER_FILES)
+        if not (shard and shard["base"] in indexed):
+            yield file, shard is not None, _STATE if left_out else None
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes."""
+    named = path.name.endswith(ENDINGS) and not path.name.endswith((".", _METADATA))
+    named = named and not path.name.startswith(".")
+    return named and (path.is_file() or path.is_symlink())
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a directory is there; names that no file system takes are none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; names that no file system takes don't."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -1,0 +1,381 @@
+"""Layouts: what real training libraries leave on disk is found, tagged and put together rightly."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from phema_cli.errors import InputError
+from phema_cli.profiles import (
+    ExponentialProfile,
+    PowerProfile,
+    Warmup,
+    WarmupProfile,
+    gamma_from_sigma_rel,
+)
+from phema_cli.snapshots import Config, scan
+from phema_cli.snapshots.layouts import sparse_profile
+from tests import trainers
+from tests.builders import phema
+
+EMA_PYTORCH_NAME = r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$"
+
+# What the libraries themselves complain about is not ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
+    ),
+]
+
+
+def run(*arguments, cwd=None):
+    """Run phema, which must end well."""
+    done = phema(*arguments, cwd=cwd)
+    assert done.code == 0, done.err
+    return done
+
+
+def synthesized(folder, tmp_path, *options):
+    """The one output of a synthesis, as a vector."""
+    out = tmp_path / "out.safetensors"
+    run("synthesize", folder, "-o", out, "--overwrite", "-q", *options)
+    return trainers.flat(load_file(out))
+
+
+def relative(a, b, scale=None):
+    """Distance of a from b, relative to b or to another length."""
+    return float((a - b).norm() / (b if scale is None else scale).norm())
+
+
+def inspected(folder, *options):
+    """The snapshots that inspect finds, and its findings but the notices."""
+    found = run("inspect", folder, "--json", *options).json
+    return found["snapshots"], [f for f in found["findings"] if f["level"] != "notice"]
+
+
+@pytest.fixture(scope="module")
+def every_step(tmp_path_factory):
+    """ema-pytorch with update_every=1: directory, path, its own synthesis."""
+    folder = tmp_path_factory.mktemp("lucid") / "ckpts"
+    return folder, *trainers.ema_pytorch(folder, 200, 1, (0.05, 0.28))
+
+
+@pytest.fixture(scope="module")
+def every_tenth(tmp_path_factory):
+    """ema-pytorch with update_every=10: directory, path, its own synthesis."""
+    folder = tmp_path_factory.mktemp("lucid10") / "ckpts"
+    return folder, *trainers.ema_pytorch(folder, 2000, 10, (0.05, 0.1))
+
+
+def test_ema_pytorch_is_found(every_step):
+    """Index and step come from the name, the time is one later, bookkeeping is no tensor."""
+    folder, _, _ = every_step
+    found, doubts = inspected(folder, "--sigma-rels", "0.05,0.28")
+    assert len(found) == 40
+    assert {s["layout"] for s in found} == {"ema-pytorch"}
+    assert {(s["step"], s["time"]) for s in found} == {(t, t + 1) for t in range(10, 201, 10)}
+    assert {s["gamma"] for s in found} == {gamma_from_sigma_rel(s) for s in (0.05, 0.28)}
+    assert {s["tensors"] for s in found} == {9}
+    assert [d["remedy"].split(",")[0] for d in doubts] == ["pass --update-every"]
+
+
+def test_ema_pytorch_without_its_gammas(every_step):
+    """One line says what is missing, for all files at once."""
+    folder, _, _ = every_step
+    done = phema("inspect", folder)
+    assert done.code == 3
+    assert len(done.out.splitlines()) == 1
+    assert "and 39 others" in done.out
+    assert "--sigma-rels" in done.out
+
+
+@pytest.mark.parametrize("gamma", [1.0, 4.0, 12.0])
+def test_ema_pytorch_synthesizes_the_same(every_step, tmp_path, gamma):
+    """With the times that ema-pytorch takes (n for n + 1) its projection comes out the same."""
+    folder, _, synthesize = every_step
+    options = ["--pattern", EMA_PYTORCH_NAME, "--sigma-rels", "0.05,0.28", "--gamma", gamma]
+    made = synthesized(folder, tmp_path, *options, "--method", "projection")
+    assert relative(made, trainers.flat(synthesize(gamma))) < 1e-6
+
+
+def test_ema_pytorch_is_met_better(every_step, tmp_path):
+    """With the right times phema is nearer to the true average than ema-pytorch itself."""
+    folder, path, synthesize = every_step
+    truth = trainers.average(PowerProfile(4.0, 200.0), path)
+    options = ["--sigma-rels", "0.05,0.28", "--update-every", 1, "--gamma", 4]
+    moved = path[-1] - truth
+    mine = relative(synthesized(folder, tmp_path, *options), truth, moved)
+    theirs = relative(trainers.flat(synthesize(4.0)), truth, moved)
+    assert mine < 0.02
+    assert mine < theirs
+
+
+def test_sparse_updates_are_taken_for_what_they_are(every_tenth, tmp_path):
+    """With update_every=10 phema meets the true average where ema-pytorch is far off."""
+    folder, path, synthesize = every_tenth
+    truth = trainers.average(PowerProfile(1.0, 2000.0), path)
+    moved = path[-1] - truth
+    options = ["--sigma-rels", "0.05,0.1", "--update-every", 10, "--gamma", 1]
+    mine = relative(synthesized(folder, tmp_path, *options), truth, moved)
+    theirs = relative(trainers.flat(synthesize(1.0)), truth, moved)
+    assert mine < 0.1
+    assert theirs > 5 * mine
+
+
+def test_effective_gamma_is_shown(every_tenth):
+    """Both are shown: the gamma that the trainer was told and the one that it came to."""
+    folder, _, _ = every_tenth
+    found, doubts = inspected(folder, "--sigma-rels", "0.05,0.1", "--update-every", 10)
+    nominal = gamma_from_sigma_rel(0.05)
+    assert {round(s["effective_gamma"] - ((s["gamma"] + 1) / 10 - 1), 12) for s in found} == {0}
+    assert max(s["gamma"] for s in found) == nominal
+    assert not doubts
+    shown = run("inspect", folder, "--sigma-rels", "0.05,0.1", "--update-every", 10).out
+    assert "effective" in shown
+    assert "0.7972" in shown
+
+
+def test_too_sparse_updates_are_refused(every_tenth):
+    """An effective gamma of -0.5 or less is an error that names both gammas."""
+    folder, _, _ = every_tenth
+    done = phema("inspect", folder, "--sigma-rels", "0.05,0.1", "--update-every", 100)
+    assert done.code == 3
+    assert "averaged at every 100th step is gamma -0.8203 in effect" in done.out
+
+
+@pytest.mark.parametrize("every", [1, 4, 10])
+def test_sparse_profile_is_that_of_the_updates(every):
+    """The profile of sparse updates is the product of their decays, up to the width of a step."""
+    gamma, steps = 9.0, 4000
+    times = np.arange(1, steps + 1)
+    betas = np.where((times - 1) % every == 0, (1 - 1 / (times + 1.0)) ** (gamma + 1), 1.0)
+    later = np.cumprod(betas[::-1])[::-1]
+    profile = sparse_profile(gamma, float(steps), every)
+    # F just before an averaging: half a period before its middle.
+    at = times[::every].astype(float)
+    expected = later[::every]
+    ours = profile.cdf(at + 1 - every / 2 if every > 1 else at)
+    late = at > steps / 4
+    np.testing.assert_allclose(ours[late], expected[late], rtol=2e-3 if every > 1 else 1e-12)
+
+
+def test_tutorial_counts_from_0(tmp_path):
+    """File i is of time i + 1, gamma by index; the synthesis meets the true average."""
+    path = trainers.tutorial(tmp_path / "ckpts", 200, (5.0, 10.0))
+    found, _ = inspected(tmp_path / "ckpts", "--gammas", "5,10")
+    assert {s["layout"] for s in found} == {"karras-power-ema-tutorial"}
+    assert {s["step"] for s in found} == set(range(1, 192, 10))
+    made = synthesized(tmp_path / "ckpts", tmp_path, "--gammas", "5,10", "--gamma", 7)
+    truth = trainers.average(PowerProfile(7.0, 191.0), path[:191])
+    assert relative(made, truth, path[190] - truth) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "warmup"),
+    [
+        (
+            {"decay": 0.99, "use_ema_warmup": True, "inv_gamma": 2.0, "power": 0.75},
+            Warmup(0.99, growth="power", inv_gamma=2.0, power=0.75),
+        ),
+        ({"decay": 0.95}, Warmup(0.95, growth="ratio")),
+        (
+            {"decay": 0.97, "update_after_step": 30, "min_decay": 0.5},
+            Warmup(0.97, 0.5, 30, growth="ratio"),
+        ),
+    ],
+)
+def test_diffusers_average_is_exact(tmp_path, settings, warmup):
+    """The profile read from config.json gives the stored average from the path, to rounding."""
+    path = trainers.diffusers_ema(tmp_path / "run", 100, **settings)
+    found = scan([tmp_path / "run"], Config(select=("*unet_ema*",))).require()
+    assert len(found) == 10
+    for s in found:
+        assert s.tag.profile == WarmupProfile(warmup, s.tag.step)
+        stored = load_file(s.checkpoint.files[0])
+        stored = {n.removeprefix("inner."): v for n, v in stored.items()}
+        exact = trainers.average(s.tag.profile, path[: int(s.tag.step)])
+        assert relative(trainers.flat(stored), exact) < 1e-6
+
+
+def test_diffusers_averages_and_raw_weights_are_sources(tmp_path):
+    """EMAs of diffusers and the raw models beside them give the true power function average."""
+    path = trainers.diffusers_ema(tmp_path / "run", 200, decay=0.98, use_ema_warmup=True)
+    done = phema("inspect", tmp_path / "run")
+    assert done.code == 3
+    assert "no gamma in metadata or name" in done.out
+    found, doubts = inspected(tmp_path / "run", "--raw")
+    assert {s["average"] for s in found} == {"decay 0.98 after warm-up", "raw"}
+    assert not doubts
+    out = tmp_path / "out.safetensors"
+    run("synthesize", tmp_path / "run", "--raw", "--sigma-rel", "0.15", "-o", out)
+    made = {n.removeprefix("inner."): v for n, v in load_file(out).items()}
+    truth = trainers.average(PowerProfile(gamma_from_sigma_rel(0.15), 200.0), path)
+    assert relative(trainers.flat(made), truth, path[-1] - truth) < 0.1
+
+
+def test_accelerate_lists_need_names(tmp_path):
+    """Lists of tensors are refused in one line, and take their names from a state dict."""
+    path = trainers.accelerate_ema(tmp_path / "run", 100, decay=0.95)
+    only = ["--exclude", "model.safetensors"]
+    done = phema("inspect", tmp_path / "run", *only)
+    assert done.code == 3
+    assert "without names; pass --names-from" in done.out.splitlines()[-1]
+    found, _ = inspected(tmp_path / "run", *only, "--names-from", tmp_path / "names.pt")
+    assert len(found) == 10
+    checkpoints = scan(
+        [tmp_path / "run"],
+        Config(exclude=("model.safetensors",), names_from=tmp_path / "names.pt"),
+    ).require()
+    for s in checkpoints:
+        profile = WarmupProfile(Warmup(0.95, growth="ratio"), s.tag.step)
+        assert s.tag.profile == profile
+        shadow = torch.load(s.checkpoint.path)["shadow_params"]
+        names = [n for n, _ in trainers.Net().named_parameters()]
+        assert list(s.checkpoint.tensors) == names
+        exact = trainers.average(profile, path[: int(s.tag.step)])
+        assert relative(trainers.flat(dict(zip(names, shadow, strict=True))), exact) < 1e-6
+
+
+def test_names_must_fit(tmp_path):
+    """A reference of another model, or one whose order is lost, is refused with the remedy."""
+    trainers.accelerate_ema(tmp_path / "run", 10, decay=0.95)
+    torch.save({"a": torch.ones(3)}, tmp_path / "few.pt")
+    other = {n: torch.ones(2) for n, _ in trainers.Net().named_parameters()}
+    torch.save(other, tmp_path / "other.pt")
+    for names, message in (
+        ("few.pt", "the names in few.pt are 1"),
+        ("other.pt", "first.weight in other.pt has"),
+        (Path("run/checkpoint-1/model.safetensors"), "in the model's order"),
+    ):
+        options = ["--exclude", "model.safetensors", "--names-from", tmp_path / names]
+        done = phema("inspect", tmp_path / "run", *options)
+        assert done.code == 3
+        assert message in done.out
+
+
+def test_lightning_average_is_found(tmp_path):
+    """``state_dict`` beside ``averaging_state`` is the average; its decay is the user's to say."""
+    path = trainers.lightning(tmp_path / "run", 100, 0.95)
+    done = phema("inspect", tmp_path / "run")
+    assert done.code == 3
+    found, _ = inspected(tmp_path / "run", "--average", "exponential:beta=0.95")
+    assert {s["key"] for s in found} == {"state_dict"}
+    assert {s["step"] for s in found} == set(range(10, 101, 10))
+    last = torch.load(tmp_path / "run/epoch=0-step=100.ckpt", weights_only=False)
+    state = {n.removeprefix("net."): v for n, v in last["state_dict"].items()}
+    exact = trainers.average(ExponentialProfile(-np.log(0.95), 100.0), path)
+    assert relative(trainers.flat(state), exact) < 1e-6
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_timm_average_is_exact(tmp_path, warmup):
+    """The decay in timm's arguments and its epochs give the stored average; copies are one file."""
+    path = trainers.timm(tmp_path / "ckpts", 5, 20, 0.97, warmup=warmup)
+    assert (tmp_path / "ckpts/last.pth.tar").exists()
+    done = phema("inspect", tmp_path / "ckpts")
+    assert done.code == 3
+    assert "pass --steps-per-epoch" in done.out
+    growth = "power" if warmup else "constant"
+    found = scan([tmp_path / "ckpts"], Config(steps_per_epoch=20)).require()
+    assert [s.tag.step for s in found] == [20, 40, 60, 80, 100]
+    for s in found:
+        assert s.layout is not None
+        assert s.layout.name == "timm"
+        assert s.tag.profile == WarmupProfile(Warmup(0.97, growth=growth), s.tag.step)
+        stored = torch.load(s.checkpoint.path, weights_only=False)["state_dict_ema"]
+        exact = trainers.average(s.tag.profile, path[: int(s.tag.step)])
+        assert relative(trainers.flat(stored), exact) < 1e-6
+
+
+def test_raw_checkpoints_are_samples_of_the_path(tmp_path):
+    """Where no average was kept, --raw builds one from the weights themselves."""
+    path = []
+    for step, net in trainers.train(200):
+        path.append(trainers.flat(net))
+        if step % 10 == 0:
+            torch.save(net.state_dict(), tmp_path / f"model-step{step}.pt")
+    path = torch.stack(path)
+    truth = trainers.average(PowerProfile(4.0, 200.0), path)
+    made = synthesized(tmp_path, tmp_path, "--raw", "--gamma", 4, "--select", "model-*")
+    assert relative(made, truth, path[-1] - truth) < 0.2
+
+
+def test_one_file_under_two_names_is_one_snapshot(tmp_path):
+    """Hard links, as timm makes for the best and the last, are not two snapshots."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "a-step1-gamma5.pt")
+    os.link(tmp_path / "a-step1-gamma5.pt", tmp_path / "best.pt")
+    assert [s.name for s in scan([tmp_path]).require()] == ["a-step1-gamma5.pt"]
+
+
+def test_units_of_time_are_not_mixed(tmp_path):
+    """Snapshots that count epochs and steps don't go together unless epochs have a length."""
+    torch.save({"epoch": 1, "ema": {"w": torch.ones(2)}}, tmp_path / "a-gamma5.pt")
+    torch.save({"global_step": 9, "ema": {"w": torch.ones(2)}}, tmp_path / "b-gamma5.pt")
+    errors = [f.error for f in scan([tmp_path]).findings if f.level == "error"]
+    assert len(errors) == 1
+    assert "its time is in epochs, that of b-gamma5.pt in steps" in str(errors[0])
+    found = scan([tmp_path], Config(steps_per_epoch=3)).require()
+    assert [s.tag.step for s in found] == [6, 9]
+
+
+def test_toml_says_all_of_it(tmp_path, every_tenth):
+    """phema.toml may hold what the options say, the command line goes before it."""
+    folder, _, _ = every_tenth
+    shutil.copytree(folder, tmp_path / "ckpts")
+    (tmp_path / "ckpts/phema.toml").write_text("sigma_rels = [0.05, 0.1]\nupdate_every = 10\n")
+    found, doubts = inspected(tmp_path / "ckpts")
+    assert not doubts
+    assert {round(s["effective_gamma"], 4) for s in found} == {0.7972, -0.2063}
+    found, _ = inspected(tmp_path / "ckpts", "--update-every", 5)
+    assert {round(s["effective_gamma"], 4) for s in found} == {2.5944, 0.5874}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("update_every = 0", "update_every must be a whole number from 1"),
+        ("average = 'median'", "no profile 'median'"),
+        ("average = 3", "average must be a text"),
+        ("[snapshots.a]\naverage = 'median'", "no profile 'median'"),
+        ("[snapshots.a]\ndecay = 3", "must be a table of gamma, sigma_rel or average"),
+    ],
+)
+def test_toml_that_says_nonsense(tmp_path, text, message):
+    """Entries that mean nothing are errors that name phema.toml."""
+    (tmp_path / "phema.toml").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        scan([tmp_path])
+    assert "phema.toml" in caught.value.where
+
+
+def test_averages_of_single_snapshots(tmp_path):
+    """A row of phema.toml, a beta in a name, a gamma in a name: each snapshot its own average."""
+    for name in ("a-step1.pt", "b-step2-beta0.99.pt", "c-step3-gamma5.pt", "d-step4.pt"):
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    (tmp_path / "phema.toml").write_text(
+        "average = 'raw'\n[snapshots.'a-step1.pt']\naverage = 'uniform:last=0.5'\n"
+    )
+    found = scan([tmp_path]).require()
+    assert [s.tag.label for s in found] == [
+        "uniform:last=0.5",
+        "exponential:beta=0.99",
+        "gamma 5",
+        "raw",
+    ]
+    assert [s.tag.profile_origin for s in found] == ["phema.toml", "name", "name", "phema.toml"]
+
+
+def test_two_averages_in_one_name_are_an_error(tmp_path):
+    """A gamma and a beta in one name contradict each other; phema.toml settles it."""
+    torch.save({"w": torch.ones(2)}, tmp_path / "a-step1-gamma5-beta0.9.pt")
+    (error,) = [f.error for f in scan([tmp_path]).findings if f.level == "error"]
+    assert "has gamma 5 and exponential:beta=0.9 by its name" in str(error)
+    (tmp_path / "phema.toml").write_text("[snapshots.'a-step1-gamma5-beta0.9.pt']\ngamma = 5\n")
+    assert scan([tmp_path]).require()[0].tag.label == "gamma 5"
