@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -217,3 +218,37 @@ def test_readme_and_fidelity_page_tell_the_same():
     assert f"was {float(mean):.2f} of that" in readme
     assert f"{worst} at worst" in readme
     assert f"in {float(within):.0f} % of them" in readme
+
+
+def test_toy_format_of_the_page_works(tmp_path):
+    """The format that the page adds is read, compared and written by the real commands."""
+    shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
+    module, row = blocks(ROOT / "docs" / "formats.md", "python")
+    (tmp_path / "phema_cli/formats/toy.py").write_text(module)
+    registry = tmp_path / "phema_cli/formats/__init__.py"
+    text = registry.read_text()
+    first = text.index('        "safetensors": Row(')
+    registry.write_text(text[:first] + row + text[first:])
+    ckpts = tmp_path / "ckpts"
+    ckpts.mkdir()
+    for gamma, value in ((5, 1.0), (10, 2.0)):
+        header = {"tensors": {"w": [3]}, "metadata": {"gamma": gamma, "step": 100}}
+        values = np.full(3, value, "<f4").tobytes()
+        (ckpts / f"{gamma}.toy").write_bytes(json.dumps(header).encode() + b"\n" + values)
+
+    def toy_phema(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "phema_cli", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "2 snapshots of 2 gammas" in toy_phema("inspect", "ckpts")
+    assert toy_phema("synthesize", "ckpts", "--gamma", "10", "-o", "ema.toy") == "ema.toy\n"
+    toy_phema("synthesize", "ckpts", "--gamma", "10", "-o", "ema.safetensors")
+    assert "1 identical" in toy_phema("diff", "ema.safetensors", "ema.toy")
+    assert "1 identical" in toy_phema("diff", "ckpts/10.toy", "ema.toy")

@@ -49,7 +49,9 @@ def recipe_of(snapshots, weights, paths, **more):
     targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
     movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
     solution = Solution(weights, figures, movement)
-    return make_recipe(snapshots, targets, solution, paths, method="test", **more)
+    return make_recipe(
+        snapshots, targets, solution, paths, step=len(snapshots), method="test", **more
+    )
 
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
@@ -395,8 +397,10 @@ def test_metadata_tells_how_an_output_was_made(ckpts, tmp_path):
     assert sum(s["weight"] for s in record["sources"]) == pytest.approx(1, abs=1e-12)
     assert record["sources"][0] == {
         "name": "ema-step0000025-gamma5.safetensors",
+        "average": "gamma 5",
         "gamma": 5.0,
         "step": 25.0,
+        "time": 25.0,
         "weight": record["sources"][0]["weight"],
     }
     assert set(record["figures"]) >= {"expected_error", "profile_error", "noise_gain", "weight_sum"}
@@ -489,7 +493,7 @@ def test_progress_counts_all_bytes(ckpts, tmp_path):
     recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(tmp_path)))
     done = []
     execute(recipe, progress=done.append)
-    heads = sum(len(f.head) for o in recipe.outputs for f in o.files)
+    heads = sum(len(h) for o in recipe.outputs for f in o.files for _, h in f.image.segments)
     assert sum(done) == recipe.read_bytes + recipe.write_bytes - heads
 
 
@@ -542,7 +546,9 @@ def test_output_paths(ckpts, output, expected):
     [
         (Request(gammas=(7.0, 8.0), output="a.safetensors"), "several targets"),
         (Request(gammas=(7.0,), output="{nope}"), "unknown placeholder"),
-        (Request(gammas=(7.0,), output="a.pt"), "outputs are .safetensors files"),
+        (Request(gammas=(7.0,), output="a.pt", form="safetensors"), "has the ending of torch"),
+        (Request(gammas=(7.0,), form="gguf"), "no output format 'gguf'"),
+        (Request(gammas=(7.0,), output="a.pt", max_shard_bytes=10), "torch is one file"),
         (Request(gammas=(7.0,), output="{gamma.real}"), "unknown placeholder"),
         (Request(gammas=(7.0,), output="a.safetensors", max_shard_bytes=10), "one file"),
         (Request(gammas=(7.0, 7.0)), "given twice"),

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import struct
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import read_index, safetensors
-from phema_cli.formats.base import DTYPES, FileReader
+from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
 
 TORCH_DTYPES = [
     torch.float64,
@@ -376,8 +378,21 @@ def test_broken_shard_is_named(sharded):
     assert caught.value.where == str(shard)
 
 
+NOTHING = Checkpoint(Path(), "safetensors", (), {})
+
+
+def encoded(layout, metadata, ties=MappingProxyType({})):
+    """The one segment of an encoded file, and the places of its tensors."""
+    image = safetensors.encode(layout, metadata, ties, NOTHING)
+    ((start, head),) = image.segments
+    size = sum(dtype.size_bytes(math.prod(shape)) for dtype, shape in layout.values())
+    assert (start, image.size_bytes) == (0, len(head) + size)
+    assert not image.checksums
+    return head, image.offsets
+
+
 def test_encoded_header_loads(tmp_path):
-    """The library loads a file that is laid out by encode_header, with its metadata."""
+    """The library loads a file that is laid out by encode, with its metadata."""
     tensors = {
         "w": torch.rand(3, 2).bfloat16(),
         "empty": torch.rand(0, 2),
@@ -390,7 +405,7 @@ def test_encoded_header_loads(tmp_path):
         for d in DTYPES.values()
         if f"torch.{d.label}" == str(t.dtype)
     }
-    head, offsets = safetensors.encode_header(layout, {"step": "5", "a": "é", "gamma": "7"})
+    head, offsets = encoded(layout, {"step": "5", "a": "é", "gamma": "7"})
     content = bytearray(head)
     for name, tensor in tensors.items():
         assert offsets[name] == len(content)
@@ -409,8 +424,8 @@ def test_encoded_header_loads(tmp_path):
 def test_encoded_header_is_canonical():
     """Equal input gives equal bytes: metadata sorted, the data on a multiple of 8 bytes."""
     layout = {"b": (DTYPES["U8"], (3,)), "a": (DTYPES["F32"], (2,))}
-    head, offsets = safetensors.encode_header(layout, {"z": "1", "a": "2"})
-    assert head == safetensors.encode_header(layout, {"a": "2", "z": "1"})[0]
+    head, offsets = encoded(layout, {"z": "1", "a": "2"})
+    assert head == encoded(layout, {"a": "2", "z": "1"})[0]
     header = json.loads(head[8:])
     assert list(header) == ["__metadata__", "b", "a"]
     assert list(header["__metadata__"]) == ["a", "z"]
@@ -436,16 +451,26 @@ def scratch(tmp_path_factory):
 
 @given(layout=layouts, metadata=st.dictionaries(names, names, max_size=4))
 def test_encoded_header_round_trip(scratch, layout, metadata):
-    """What encode_header lays out is read back: names, types, shapes, offsets and metadata."""
-    head, offsets = safetensors.encode_header(layout, metadata)
+    """What encode lays out is read back: names, types, shapes, offsets and metadata."""
+    head, offsets = encoded(layout, metadata)
     size = sum(dtype.size_bytes(math.prod(shape)) for dtype, shape in layout.values())
     path = scratch / "a.safetensors"
     path.write_bytes(head + bytes(size))
     found = read_index(path)
-    assert {n: (e.dtype, e.shape, e.offset) for n, e in found.tensors.items()} == {
+    assert {n: (e.dtype, e.shape, e.offset) for n, e in found.tensors.items() if n in layout} == {
         n: (*layout[n], offsets[n]) for n in layout
     }
     assert found.metadata == metadata
+
+
+def test_further_names_are_kept(tmp_path):
+    """Names of one tensor are recorded as safetensors.torch does, and read back as tensors."""
+    head, _ = encoded({"a": (DTYPES["U8"], (3,))}, {"format": "pt"}, {"b": "a", "c": "a"})
+    (tmp_path / "a.safetensors").write_bytes(head + b"123")
+    found = read_index(tmp_path / "a.safetensors")
+    assert list(found.tensors) == ["a", "b", "c"]
+    assert found.ties == {"b": "a", "c": "a"}
+    assert found.size_bytes == 3
 
 
 def test_encoded_index(tmp_path):

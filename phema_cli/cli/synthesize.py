@@ -23,6 +23,15 @@ Output = Annotated[
         metavar="PATH",
     ),
 ]
+Format = Annotated[
+    str | None,
+    options.option(
+        "--format",
+        help="safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
+        panel=_OUTPUT,
+        metavar="NAME",
+    ),
+]
 Dtype = Annotated[
     str | None,
     options.option(
@@ -83,6 +92,7 @@ def synthesize(
     method: options.Method = "blue",
     no_sample: options.NoSample = False,
     output: Output = None,
+    format: Format = None,  # noqa: A002 - the option's name
     dtype: Dtype = None,
     max_shard_size: MaxShardSize = None,
     max_error: MaxError = None,
@@ -123,6 +133,7 @@ def synthesize(
         method=method,
         sample=not no_sample,
         output=output,
+        form=format,
         dtype=find_dtype(dtype) if dtype else None,
         max_shard_bytes=options.size(max_shard_size),
         max_error=max_error,
@@ -181,16 +192,18 @@ def _show_figures(recipe: Recipe) -> None:
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:
     """The content of ``--json``."""
     from phema_cli.profiles import describe
+    from phema_cli.synthesis.provenance import source_entry
 
     content: dict[str, Any] = {"dry_run": dry_run, "outputs": [str(p) for p in outputs]}
     if recipe is None:
         return content | {"targets": []}
     return content | {
         "method": recipe.method,
+        "format": recipe.form,
         "targets": [
             {
                 "path": str(o.path),
-                **describe(t),
+                **describe(t, recipe.step),
                 **asdict(f),
                 "verdict": f.verdict,
                 "files": [str(file.path) for file in o.files],
@@ -198,12 +211,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
             for o, t, f in zip(recipe.outputs, recipe.targets, recipe.solution.figures, strict=True)
         ],
         "sources": [
-            {
-                "name": s.name,
-                "gamma": s.tag.gamma,
-                "step": s.tag.step,
-                "weights": [float(w) for w in row],
-            }
+            source_entry(s) | {"weights": [float(w) for w in row]}
             for s, row in zip(recipe.sources, recipe.weights, strict=True)
         ],
         "jobs": recipe.jobs,
@@ -226,7 +234,8 @@ def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
         out.print(
-            f"would write {render.plain(output.path)} ({render.size(output.size_bytes)}{shards})",
+            f"would write {render.plain(output.path)} ({recipe.form}, "
+            f"{render.size(output.size_bytes)}{shards})",
             soft_wrap=True,
         )
     copied = [t.name for t in recipe.tensors if not t.average]

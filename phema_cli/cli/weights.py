@@ -36,7 +36,8 @@ def weights(
     """
     from phema_cli.profiles import describe
     from phema_cli.snapshots import scan
-    from phema_cli.synthesis.solving import make_targets, solve_snapshots
+    from phema_cli.synthesis.provenance import source_entry
+    from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
 
     found = scan(
         paths,
@@ -62,17 +63,18 @@ def weights(
         profiles=options.profiles(profile),
         step=step,
     )
+    end = target_step(snapshots, step)
     solution = solve_snapshots(
         snapshots, targets, method=method, sample=not no_sample, copy=found.copy
     )
     if json:
         content = [
             {
-                **describe(t),
+                **describe(t, end),
                 **asdict(f),
                 "verdict": f.verdict,
                 "sources": [
-                    {"name": s.name, "gamma": s.tag.gamma, "step": s.tag.step, "weight": float(w)}
+                    source_entry(s) | {"weight": float(w)}
                     for s, w in zip(snapshots, solution.weights[:, k], strict=True)
                 ],
             }

@@ -59,10 +59,14 @@ def format_of(path: Path) -> Format | None:
     return cast("Format", import_module(rows[0].module)) if rows else None
 
 
-def writer(name: str) -> Writer | None:
-    """The module that writes a format, or None where phema only reads it."""
-    module = import_module(FORMATS[name].module)
-    return cast("Writer", module) if hasattr(module, "encode") else None
+def writable() -> list[str]:
+    """Formats that phema writes."""
+    return [name for name, row in FORMATS.items() if hasattr(import_module(row.module), "encode")]
+
+
+def writer(name: str) -> Writer:
+    """The module that writes one of the formats of ``writable``."""
+    return cast("Writer", import_module(FORMATS[name].module))
 
 
 def _head(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, DType
 
-_STORAGE_DTYPES = {
+STORAGE_DTYPES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
     "HalfStorage": "F16",
@@ -166,7 +166,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
     ("pathlib", "PurePosixPath"): StandIn(_path),
     ("pathlib", "WindowsPath"): StandIn(_path),
     ("torch.storage", "UntypedStorage"): StandIn(dtype=DTYPES["U8"]),
-    **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in _STORAGE_DTYPES.items()},
+    **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in STORAGE_DTYPES.items()},
     **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},
 }
 

@@ -11,11 +11,12 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent
+from phema_cli.formats._metadata import REMEDY, check_text, parse_object, text_to_text
+from phema_cli.formats.base import DTYPES, Checkpoint, Extent, FileImage, Specs
 
 NAME = "safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -24,7 +25,6 @@ SUFFIXES = (".safetensors", INDEX_SUFFIX)
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INDEX_BYTES = 1 << 30
-_REMEDY = "copy it again, or leave it out with --exclude"
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -36,8 +36,18 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     if path.name.endswith(INDEX_SUFFIX):
         return _read_sharded(path)
     tensors, metadata = read_header(path)
+    tensors |= _aliases(tensors, metadata)
     base = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
     return Checkpoint(path, NAME, (path,), tensors, metadata, base)
+
+
+def _aliases(tensors: Mapping[str, Extent], metadata: Mapping[str, str]) -> dict[str, Extent]:
+    """Further names of tensors, which ``safetensors.torch.save_model`` leaves to the metadata."""
+    return {
+        alias: replace(tensors[name], name=alias)
+        for alias, name in metadata.items()
+        if name in tensors and alias not in tensors and alias != "format"
+    }
 
 
 def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
@@ -48,15 +58,13 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
             prefix = file.read(_LENGTH.size)
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else -1
             if not len(b"{}") <= length <= min(_MAX_HEADER_BYTES, size - _LENGTH.size):
-                raise InputError("not a safetensors file", where=path, remedy=_REMEDY)
+                raise InputError("not a safetensors file", where=path, remedy=REMEDY)
             raw = file.read(length)
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
-    header = _parse_object(raw, path)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise InputError("the metadata is not text to text", where=path, remedy=_REMEDY)
-    _check_text([*header, *metadata, *metadata.values()], path)
+    header = parse_object(raw, path)
+    metadata = text_to_text(header.pop("__metadata__", {}), path)
+    check_text(header, path)
     start = _LENGTH.size + length
     entries = [_parse_entry(path, name, entry, start) for name, entry in header.items()]
     entries.sort(key=lambda item: (item[0].offset, item[1]))
@@ -66,33 +74,14 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
             raise InputError(
                 f"tensor {extent.name}: its data overlap others or leave a hole",
                 where=path,
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
         end = stop
     if end != size:
         raise InputError(
-            f"has {size} bytes where its header says {end}; truncated?", where=path, remedy=_REMEDY
+            f"has {size} bytes where its header says {end}; truncated?", where=path, remedy=REMEDY
         )
     return {extent.name: extent for extent, _ in entries}, metadata
-
-
-def _check_text(texts: list[str], path: Path) -> None:
-    """Refuse half surrogate pairs, which JSON can spell and no file can hold."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise InputError("a name in its header is not text", where=path, remedy=_REMEDY) from error
-
-
-def _parse_object(raw: bytes, path: Path) -> dict[str, Any]:
-    """JSON that must be an object, else an InputError."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InputError("not a JSON header", where=path, remedy=_REMEDY) from error
-    if not isinstance(value, dict):
-        raise InputError("its JSON is not an object", where=path, remedy=_REMEDY)
-    return value
 
 
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:
@@ -103,7 +92,7 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
         ):
             pass
         case _:
-            raise InputError(f"tensor {name}: malformed entry", where=path, remedy=_REMEDY)
+            raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
     if code not in DTYPES:
         raise InputError(
             f"tensor {name}: unknown dtype {code}", where=path, remedy="is phema out of date?"
@@ -113,7 +102,7 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
         raise InputError(
             f"tensor {name}: {high - low} bytes don't hold {code} {shape}",
             where=path,
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
     return Extent(name, dtype, tuple(shape), path, start + low), start + high
 
@@ -122,13 +111,13 @@ def _read_sharded(path: Path) -> Checkpoint:
     """An index and the shards that it names, which must lie beside it."""
     try:
         if path.stat().st_size > _MAX_INDEX_BYTES:
-            raise InputError("too large for an index", where=path, remedy=_REMEDY)
+            raise InputError("too large for an index", where=path, remedy=REMEDY)
         raw = path.read_bytes()
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
-    weight_map = _parse_object(raw, path).get("weight_map")
+    weight_map = parse_object(raw, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("an index without a weight_map", where=path, remedy=_REMEDY)
+        raise InputError("an index without a weight_map", where=path, remedy=REMEDY)
     files = [_shard_path(path, shard) for shard in sorted({str(v) for v in weight_map.values()})]
     tensors: dict[str, Extent] = {}
     metadata: dict[str, str] = {}
@@ -141,8 +130,9 @@ def _read_sharded(path: Path) -> Checkpoint:
         raise InputError(
             f"tensor {lost[0]} is not in its shard {weight_map[lost[0]]}",
             where=path,
-            remedy=_REMEDY,
+            remedy=REMEDY,
         )
+    tensors |= _aliases(tensors, metadata)
     base = path.name.removesuffix(INDEX_SUFFIX)
     return Checkpoint(path, NAME, tuple(files), tensors, metadata, base)
 
@@ -157,34 +147,32 @@ def _shard_path(index: Path, shard: str) -> Path:
         )
     file = index.with_name(shard)
     if not file.is_file():
-        raise InputError(f"shard {shard} is missing", where=index, remedy=_REMEDY)
+        raise InputError(f"shard {shard} is missing", where=index, remedy=REMEDY)
     return file
 
 
-def encode_header(
-    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, dict[str, int]]:
-    """The bytes before the data of a file, and where each tensor's data go.
+def encode(
+    specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
+) -> FileImage:
+    """Lay out a file; as :class:`phema_cli.formats.base.Writer` says.
 
-    Args:
-        tensors: dtype and shape by name, in the order in which the data are to lie.
-        metadata: text to text; written in sorted order, so that equal input gives equal bytes.
-
-    Returns:
-        Length prefix and header, padded with spaces to a multiple of 8 bytes, and the absolute
-        offset of each tensor.
+    The header is padded with spaces to a multiple of 8 bytes, its metadata sorted so that equal
+    input gives equal bytes. Further names of a tensor go into the metadata, from where
+    ``safetensors.torch.load_model`` has them.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    del carried
+    header: dict[str, object] = {"__metadata__": dict(sorted({**metadata, **ties}.items()))}
     offsets: dict[str, int] = {}
     end = 0
-    for name, (dtype, shape) in tensors.items():
+    for name, (dtype, shape) in specs.items():
         start, end = end, end + dtype.size_bytes(math.prod(shape))
         offsets[name] = start
         header[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     head = _LENGTH.pack(len(text)) + text
-    return head, {name: len(head) + start for name, start in offsets.items()}
+    places = {name: len(head) + start for name, start in offsets.items()}
+    return FileImage(((0, head),), places, len(head) + end)
 
 
 def encode_index(

@@ -12,12 +12,16 @@ from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
+from phema_cli.formats._metadata import parse_object, text_to_text
 from phema_cli.formats._nested import find_weights
+from phema_cli.formats._torch_write import METADATA_RECORD, encode
 from phema_cli.formats._unpickle import Namespace, TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
 
+__all__ = ["NAME", "SUFFIXES", "encode", "read_index"]
+
 NAME = "torch"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl")
 
 _MAX_PICKLE_BYTES = 256 << 20
 _BYTE = 8
@@ -50,6 +54,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             }
             weights = find_weights(content, key, path, TensorStub)
             state = weights.tensors
+            metadata = _scalars(content) | _stored_metadata(archive, root, path)
             starts = {
                 stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
             }
@@ -67,7 +72,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
         name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
     }
     return Checkpoint(
-        path, NAME, (path,), tensors, _scalars(content), path.stem, weights.key, weights.unnamed
+        path, NAME, (path,), tensors, metadata, path.stem, weights.key, weights.unnamed
     )
 
 
@@ -162,6 +167,16 @@ def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         step *= size
     return True
+
+
+def _stored_metadata(archive: zipfile.ZipFile, root: str, path: Path) -> dict[str, str]:
+    """The metadata that phema wrote into a record of its own."""
+    name = f"{root}/{METADATA_RECORD}"
+    if name not in archive.NameToInfo:
+        return {}
+    if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:
+        raise InputError(f"its {METADATA_RECORD} is larger than 256 MiB", where=path)
+    return text_to_text(parse_object(archive.read(name), path), path)
 
 
 def _scalars(content: object) -> dict[str, str]:

@@ -87,12 +87,17 @@ PROFILES: Mapping[str, Callable[[Mapping[str, float], float, str], Profile]] = {
 }
 
 
-def describe(profile: Profile) -> dict[str, str | float | None]:
-    """A profile in a record: its label, gamma and sigma_rel where it has them, and its step."""
+def describe(profile: Profile, step: float | None = None) -> dict[str, str | float | None]:
+    """A profile in a record: its label, gamma and sigma_rel where it has them, and its step.
+
+    Args:
+        profile: what is described.
+        step: its time as the trainer counts, where that is not its end.
+    """
     power = profile if isinstance(profile, PowerProfile) else None
     return {
         "profile": profile.label,
         "gamma": None if power is None else power.gamma,
         "sigma_rel": None if power is None else power.sigma_rel,
-        "step": profile.end,
+        "step": profile.end if step is None else step,
     }

@@ -16,13 +16,15 @@ from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
 from phema_cli.synthesis.engine import check_outputs, execute
 from phema_cli.synthesis.layout import (
+    DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
     ENDING,
     is_complete,
+    output_format,
     output_paths,
 )
 from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe, plan_tensors
-from phema_cli.synthesis.solving import make_targets, solve_snapshots
+from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
 
 __all__ = ["Request", "check_outputs", "execute", "find_dtype", "plan", "synthesize"]
 
@@ -39,6 +41,7 @@ class Request:
         method: one of ``phema_cli.solver.METHODS``.
         sample: whether a sample of the tensors is read to learn how they move and round.
         output: a file, a directory or a template with ``{gamma} {sigma_rel} {profile} {step}``.
+        form: the outputs' format; by the ending of ``output``, else safetensors.
         dtype: element type of averaged tensors, by its name in safetensors; as stored by default.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors; by default
             5 GB where ``output`` does not name a single file.
@@ -55,6 +58,7 @@ class Request:
     method: str = DEFAULT_METHOD
     sample: bool = True
     output: str | None = None
+    form: str | None = None
     dtype: DType | None = None
     max_shard_bytes: int | None = None
     max_error: float | None = None
@@ -82,8 +86,10 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         profiles=request.profiles,
         step=request.step,
     )
-    limit = _shard_limit(request, snapshots[-1], found.copy)
-    paths = output_paths(request.output, targets, split=limit is not None)
+    step = target_step(snapshots, request.step)
+    form = output_format(request.output, request.form)
+    limit = _shard_limit(request, form, snapshots, found.copy)
+    paths = output_paths(request.output, targets, step, form, split=limit is not None)
     kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
     if targets and not kept:
         return None, paths
@@ -98,6 +104,8 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         todo,
         solution,
         [paths[k] for k in kept],
+        step=step,
+        form=form,
         method=request.method,
         dtype=request.dtype,
         copy=found.copy,
@@ -108,17 +116,25 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
     return recipe, paths
 
 
-def _shard_limit(request: Request, newest: Snapshot, copy: Sequence[str]) -> int | None:
+def _shard_limit(
+    request: Request, form: str, snapshots: Sequence[Snapshot], copy: Sequence[str]
+) -> int | None:
     """Bytes a shard may have, or None for a single file."""
     single = request.output is not None and request.output.endswith(ENDING)
     limit = request.max_shard_bytes
+    if form != DEFAULT_FORMAT:
+        if limit is not None:
+            raise UsageError(
+                f"an output of format {form} is one file", remedy="leave --max-shard-size out"
+            )
+        return None
     if limit is None:
         if single:
             return None
         limit = DEFAULT_MAX_SHARD_BYTES
     size = sum(
         t.out_dtype.size_bytes(math.prod(t.shape))
-        for t in plan_tensors(newest, request.dtype, copy)
+        for t in plan_tensors(snapshots, request.dtype, copy)[0]
     )
     return limit if size > limit else None
 
@@ -147,6 +163,7 @@ def synthesize(
     profile: str | Sequence[str] = (),
     step: float | None = None,
     output: str | os.PathLike[str] | None = None,
+    format: str | None = None,  # noqa: A002 - the option's name
     dtype: str | None = None,
     method: str = DEFAULT_METHOD,
     max_shard_size: int | None = None,
@@ -165,6 +182,7 @@ def synthesize(
         profile: targets of other profiles, as ``--profile`` writes them but for ``csv``.
         step: target time; the last snapshot's by default.
         output: file, directory or template.
+        format: the outputs' format; by the ending of ``output``, else safetensors.
         dtype: element type of averaged tensors, as safetensors or torch call it.
         method: how the weights are solved.
         max_shard_size: bytes of tensors in a shard.
@@ -191,6 +209,7 @@ def synthesize(
         method=method,
         sample=sample,
         output=None if output is None else os.fspath(output),
+        form=format,
         dtype=None if dtype is None else find_dtype(dtype),
         max_shard_bytes=max_shard_size,
         max_error=max_error,

@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.formats._crc import join
 from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe, TensorPlan
@@ -84,7 +86,9 @@ def execute(recipe: Recipe, *, overwrite: bool = False, progress: Progress | Non
     with ExitStack() as stack:
         for output in recipe.outputs:
             stack.enter_context(_staged(output))
-        _fill(recipe, progress or (lambda _: None))
+        checks = _fill(recipe, progress or (lambda _: None))
+        for number, output in enumerate(recipe.outputs):
+            _write_checksums(output, checks[number])
         for output in recipe.outputs:
             _make_durable(output)
         for output in recipe.outputs:
@@ -109,8 +113,10 @@ def _staged(output: Output) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             for file in output.files:
                 with _partial(file.path).open("wb") as stream:
-                    _allocate(stream.fileno(), file.size_bytes)
-                    stream.write(file.head)
+                    _allocate(stream.fileno(), file.image.size_bytes)
+                    for offset, data in file.image.segments:
+                        stream.seek(offset)
+                        stream.write(data)
             if output.index is not None:
                 _partial(output.index[0]).write_bytes(output.index[1])
         except OSError as error:
@@ -176,13 +182,15 @@ def _chunks(recipe: Recipe) -> Iterator[_Chunk]:
             yield _Chunk(plan, start, min(recipe.chunk_elements, elements - start))
 
 
-def _fill(recipe: Recipe, progress: Progress) -> None:
-    """Let workers take chunks until none is left or one has failed."""
+def _fill(recipe: Recipe, progress: Progress) -> list[_Checks]:
+    """Let workers take chunks until none is left or one has failed; checksums by output."""
     import torch
 
     chunks, lock, stop = _chunks(recipe), threading.Lock(), threading.Event()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_files = max(4, (soft - 64) // (2 * recipe.jobs))
+
+    checks: list[_Checks] = [{} for _ in recipe.outputs]
 
     def work() -> None:
         try:
@@ -192,10 +200,12 @@ def _fill(recipe: Recipe, progress: Progress) -> None:
                     with lock:
                         chunk = next(chunks, None)
                     if chunk is None:
-                        return
+                        break
                     done = worker.do(chunk)
                     with lock:
                         progress(done)
+            with lock:
+                _merge(checks, worker.checks)
         except BaseException:
             stop.set()
             raise
@@ -213,6 +223,36 @@ def _fill(recipe: Recipe, progress: Progress) -> None:
                 stop.set()
     finally:
         torch.set_num_threads(threads)
+    return checks
+
+
+#: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
+_Checks = dict[str, dict[int, tuple[int, int]]]
+
+
+def _merge(checks: list[_Checks], found: list[_Checks]) -> None:
+    """Add what a worker has found."""
+    for own, other in zip(checks, found, strict=True):
+        for name, parts in other.items():
+            own.setdefault(name, {}).update(parts)
+
+
+def _write_checksums(output: Output, checks: _Checks) -> None:
+    """Put each tensor's CRC-32 where the format has it."""
+    try:
+        for file in output.files:
+            if not file.image.checksums:
+                continue
+            with _partial(file.path).open("r+b") as stream:
+                for name, places in file.image.checksums.items():
+                    crc = 0
+                    for _, (part, length) in sorted(checks[name].items()):
+                        crc = join(crc, part, length)
+                    for place in places:
+                        stream.seek(place)
+                        stream.write(crc.to_bytes(4, "little"))
+    except OSError as error:
+        raise StorageError.wrap(error, output.path, "write") from error
 
 
 class _Worker:
@@ -238,6 +278,7 @@ class _Worker:
         used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()]
         self._used = used[::-1]
         self._weights = recipe.weights.tolist()
+        self.checks: list[_Checks] = [{} for _ in recipe.outputs]
         self._alone = [_alone(recipe, k) for k in range(len(recipe.targets))]
 
     def do(self, chunk: _Chunk) -> int:
@@ -304,8 +345,10 @@ class _Worker:
     def _write(self, target: int, name: str, start: int, data: memoryview) -> None:
         """Write bytes of a tensor of an output, from its byte ``start`` on."""
         output = self._recipe.outputs[target]
-        number, offset = output.places[name]
-        path = _partial(output.files[number].path)
+        file = output.files[output.homes[name]]
+        offset, path = file.image.offsets[name], _partial(file.path)
+        if name in file.image.checksums:
+            self.checks[target].setdefault(name, {})[start] = (zlib.crc32(data), len(data))
         done = 0
         try:
             descriptor = self._writer.descriptor(path)

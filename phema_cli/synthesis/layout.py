@@ -1,42 +1,34 @@
-"""Output layout: names, shards, headers, provenance, and where each tensor goes."""
+"""Output layout: names, formats, shards, and where each tensor goes."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from phema_cli._version import __version__
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.formats.base import Checkpoint, DType
-from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_header, encode_index
-from phema_cli.profiles import Array, PowerProfile, Profile, describe
-from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.scan import PROVENANCE_KEY
-from phema_cli.snapshots.tags import METADATA_FIELDS, snapshot_name, step_name
-from phema_cli.solver.diagnostics import Figures
+from phema_cli.formats import FORMATS, writable, writer
+from phema_cli.formats.base import Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
+from phema_cli.profiles import PowerProfile, Profile
+from phema_cli.snapshots.tags import snapshot_name, step_name
 
+DEFAULT_FORMAT = "safetensors"
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
-#: endings that name a file of another kind, and surely no directory.
-FOREIGN = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 #: what Hugging Face libraries call the files of a checkpoint, without shard number and ending.
 BASE_NAMES = ("model", "diffusion_pytorch_model")
-
-Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file to be written: its final path, the bytes before its data, its whole size."""
+    """A file to be written: its final path, and all of it but the tensors' values."""
 
     path: Path
-    head: bytes
-    size_bytes: int
+    image: FileImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +38,20 @@ class Output:
     Attributes:
         path: what the user gets: the file, or the directory of a sharded checkpoint.
         files: files with tensor data.
-        places: for each tensor its file, as an index into ``files``, and its offset there.
+        homes: for each tensor its file, as an index into ``files``.
         index: path and bytes of the index of a sharded checkpoint.
     """
 
     path: Path
     files: tuple[OutputFile, ...]
-    places: Mapping[str, tuple[int, int]]
+    homes: Mapping[str, int]
     index: tuple[Path, bytes] | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all its files."""
-        return sum(f.size_bytes for f in self.files) + (len(self.index[1]) if self.index else 0)
+        index = len(self.index[1]) if self.index else 0
+        return sum(f.image.size_bytes for f in self.files) + index
 
     @property
     def finals(self) -> list[Path]:
@@ -72,19 +65,48 @@ class Output:
         return _checkpoint_files(self.path)
 
 
-def output_paths(template: str | None, targets: Sequence[Profile], split: bool) -> list[Path]:
+def output_format(template: str | None, asked: str | None) -> str:
+    """The format of the outputs: as asked for, or by the ending of the name given.
+
+    Raises:
+        UsageError: phema does not write the format, or the ending is another one's.
+    """
+    known = writable()
+    if asked is not None and asked not in known:
+        raise UsageError(f"no output format {asked!r}", remedy=f"one of {', '.join(known)}")
+    ending = next((f for f in known if template and template.endswith(FORMATS[f].endings)), None)
+    if asked is None:
+        return ending or DEFAULT_FORMAT
+    if ending is not None and template and not template.endswith(FORMATS[asked].endings):
+        raise UsageError(
+            f"-o {template} has the ending of {ending}, not of {asked}",
+            remedy="leave --format out, or change the ending",
+        )
+    return asked
+
+
+def output_paths(
+    template: str | None,
+    targets: Sequence[Profile],
+    step: float,
+    form: str = DEFAULT_FORMAT,
+    *,
+    split: bool,
+) -> list[Path]:
     """Where each target goes.
 
     Args:
         template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{profile}``,
             ``{step}``, or None for default names in the working directory.
         targets: the targets.
+        step: their time as the trainer counts.
+        form: the outputs' format.
         split: whether the outputs are sharded, so that default names mean directories.
 
     Raises:
         UsageError: an unknown placeholder, a file name for shards, or one path for two targets.
     """
-    paths = [_path(template, target, split) for target in targets]
+    paths = [_path(template, target, step, form, split=split) for target in targets]
     for path in paths:
         if paths.count(path) > 1:
             raise UsageError(
@@ -98,38 +120,37 @@ def output_paths(template: str | None, targets: Sequence[Profile], split: bool) 
     return paths
 
 
-def _path(template: str | None, target: Profile, split: bool) -> Path:
+def _path(template: str | None, target: Profile, step: float, form: str, *, split: bool) -> Path:
     """One target's path."""
+    endings = FORMATS[form].endings
     slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
-    if isinstance(target, PowerProfile):
-        name = snapshot_name("phema", target.end, target.gamma)
-    else:
-        name = f"{step_name('phema', target.end)}-{slug}"
-    name += "" if split else ENDING
+    name = _default_name(target, step, slug, form) + ("" if split else endings[0])
     if template is None:
         return Path(name)
     if "{" not in template:
-        given = _own_kind(Path(template))
-        return given if given.name.endswith(ENDING) else given / name
-    step = int(target.end) if target.end.is_integer() else target.end
-    fields = {"step": step, "profile": slug}
+        given = Path(template)
+        return given if given.name.endswith(endings) else given / name
+    fields = {"step": int(step) if float(step).is_integer() else step, "profile": slug}
     if isinstance(target, PowerProfile):
         fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
     try:
-        text = template.format(**fields)
+        made = Path(template.format(**fields))
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise UsageError(
             f"-o {template!r} has an unknown placeholder or format",
             remedy="use {gamma}, {sigma_rel}, {profile} and {step}, plainly",
         ) from error
-    return _own_kind(Path(text))
+    single = form != DEFAULT_FORMAT and not made.name.endswith(endings)
+    return made.with_name(made.name + endings[0]) if single else made
 
 
-def _own_kind(path: Path) -> Path:
-    """The path, unless its ending promises a file that phema does not write."""
-    if path.suffix in FOREIGN:
-        raise UsageError(f"-o {path}: outputs are {ENDING} files", remedy="name it so")
-    return path
+def _default_name(target: Profile, step: float, slug: str, form: str) -> str:
+    """What an output is called, without ending; EDM2's scripts know files by their names."""
+    if not isinstance(target, PowerProfile):
+        return f"{step_name('phema', step)}-{slug}"
+    if form == "edm2":
+        return f"phema-{int(step) // 1000:07d}-{target.sigma_rel:.3f}"
+    return snapshot_name("phema", step, target.gamma)
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -148,67 +169,48 @@ def is_complete(path: Path) -> bool:
         raise StorageError.wrap(error, path, "write") from error
 
 
-def provenance(
-    sources: Sequence[Snapshot],
-    weights: Array,
-    target: Profile,
-    figures: Figures,
-    method: str,
-    copy: Sequence[str],
-) -> str:
-    """What an output records of how it was made: JSON with sorted keys, no time, no path."""
-    found: dict[str, float | None] = asdict(figures)
-    record = {
-        "schema": "phema/synthesis/1",
-        "version": __version__,
-        "method": method,
-        "target": describe(target),
-        "sources": [
-            {"name": s.name, "gamma": s.tag.gamma, "step": s.tag.step, "weight": float(w)}
-            for s, w in zip(sources, weights, strict=True)
-        ],
-        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
-        "copy": sorted(copy),
-    }
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
 def lay_out(
-    path: Path, specs: Specs, carried: Checkpoint, origin: str, max_shard_bytes: int | None
+    path: Path,
+    form: str,
+    specs: Specs,
+    ties: Mapping[str, str],
+    carried: Checkpoint,
+    metadata: Mapping[str, str],
+    max_shard_bytes: int | None,
 ) -> Output:
     """Split tensors into files and place each.
 
     Args:
-        path: a file if it ends in ``.safetensors``, else a directory.
+        path: a file if it has an ending of the format's, else a directory.
+        form: the format's name.
         specs: dtype and shape of each tensor, in the order to write.
-        carried: the checkpoint whose metadata and base name are taken over.
-        origin: the provenance record.
+        ties: further names of these tensors.
+        carried: the checkpoint that the output continues.
+        metadata: what is recorded in it.
         max_shard_bytes: the most bytes of tensors in a file, or None for one file.
+
+    Raises:
+        InputError: the format can't hold the tensors.
     """
-    own = {*METADATA_FIELDS, PROVENANCE_KEY}
-    kept = carried.metadata if carried.format == "safetensors" else {}
-    metadata = {k: v for k, v in kept.items() if k not in own}
-    metadata |= {"format": "pt", PROVENANCE_KEY: origin}
-    if path.name.endswith(ENDING):
-        folder, base, shards = path.parent, path.name.removesuffix(ENDING), [list(specs)]
-    else:
-        folder = path
-        base = carried.base_name if carried.base_name in BASE_NAMES else BASE_NAMES[0]
-        shards = split_shards(specs, max_shard_bytes)
+    encode = writer(form).encode
+    if path.name.endswith(FORMATS[form].endings):
+        image = encode(specs, metadata, ties, carried)
+        return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
+    base = carried.base_name if carried.base_name in BASE_NAMES else BASE_NAMES[0]
+    shards = split_shards(specs, max_shard_bytes)
     files: list[OutputFile] = []
-    places: dict[str, tuple[int, int]] = {}
+    homes: dict[str, int] = {}
     for number, names in enumerate(shards):
         suffix = f"-{number + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        head, offsets = encode_header({n: specs[n] for n in names}, metadata)
-        size = len(head) + sum(_size(specs[n]) for n in names)
-        files.append(OutputFile(folder / f"{base}{suffix}{ENDING}", head, size))
-        places |= {n: (number, offset) for n, offset in offsets.items()}
-    index = None
-    if len(files) > 1:
-        weight_map = {name: files[number].path.name for name, (number, _) in places.items()}
-        data = encode_index(weight_map, sum(map(_size, specs.values())), metadata)
-        index = (folder / f"{base}{INDEX_SUFFIX}", data)
-    return Output(path, tuple(files), places, index)
+        tied = {alias: name for alias, name in ties.items() if name in names}
+        image = encode({n: specs[n] for n in names}, metadata, tied, carried)
+        files.append(OutputFile(path / f"{base}{suffix}{ENDING}", image))
+        homes |= dict.fromkeys(names, number)
+    if len(files) == 1:
+        return Output(path, tuple(files), homes)
+    weight_map = {name: files[number].path.name for name, number in homes.items()}
+    data = encode_index(weight_map, sum(map(_size, specs.values())), {**metadata, **ties})
+    return Output(path, tuple(files), homes, (path / f"{base}{INDEX_SUFFIX}", data))
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:

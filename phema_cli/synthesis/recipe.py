@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
-from phema_cli.synthesis.layout import Output, lay_out, provenance
+from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
+from phema_cli.synthesis.provenance import output_metadata, provenance
 
 DEFAULT_MAX_MEMORY = 256 << 20
 _CHUNK_ELEMENTS = 512 << 10
@@ -54,6 +55,7 @@ class Recipe:
     Attributes:
         sources: n snapshots that are read, oldest first.
         targets: k profiles.
+        step: their time as the trainer counts.
         weights: (n, k) float64.
         sums: (k,) what the weights sum to; exactly 1 where they were meant to.
         bases: for each target, the index of the source that integers, booleans and metadata are
@@ -62,6 +64,7 @@ class Recipe:
         outputs: one per target.
         solution: all weights and figures, as solved.
         method: the method that solved them.
+        form: the outputs' format.
         jobs: worker threads.
         chunk_elements: elements of a tensor that a worker holds at a time.
         read_bytes: bytes of tensor data read.
@@ -72,6 +75,7 @@ class Recipe:
 
     sources: tuple[Snapshot, ...]
     targets: tuple[Profile, ...]
+    step: float
     weights: Array
     sums: Array
     bases: tuple[int, ...]
@@ -79,6 +83,7 @@ class Recipe:
     outputs: tuple[Output, ...]
     solution: Solution
     method: str
+    form: str
     jobs: int
     chunk_elements: int
     read_bytes: int
@@ -102,7 +107,9 @@ def make_recipe(
     solution: Solution,
     paths: Sequence[Path],
     *,
+    step: float,
     method: str,
+    form: str = DEFAULT_FORMAT,
     dtype: DType | None = None,
     copy: Sequence[str] = (),
     max_shard_bytes: int | None = None,
@@ -115,8 +122,10 @@ def make_recipe(
         snapshots: oldest first, as a scan gives them; they fit together.
         targets: k profiles.
         solution: weights of the targets, rows in the order of ``snapshots``.
-        paths: k outputs: a file each, or a directory where the path has no ``.safetensors``.
+        paths: k outputs: a file each, or a directory where the path has no ending of the format.
+        step: the targets' time as the trainer counts.
         method: the method that solved the weights, for the provenance.
+        form: the outputs' format.
         dtype: element type of averaged tensors in the outputs; as stored by default.
         copy: globs of tensor names that are copied.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
@@ -130,19 +139,21 @@ def make_recipe(
     bases_all = [_base(snapshots, target) for target in targets]
     kept = sorted({*used, *bases_all})
     sources = tuple(snapshots[i] for i in kept)
-    tensors = plan_tensors(snapshots[-1], dtype, copy)
+    tensors, ties = plan_tensors(snapshots, dtype, copy)
     outputs = []
     for k, (target, path) in enumerate(zip(targets, paths, strict=True)):
         origin = provenance(
-            sources, solution.weights[kept, k], target, solution.figures[k], method, copy
+            sources, solution.weights[kept, k], target, step, solution.figures[k], method, copy
         )
         carried = snapshots[bases_all[k]].checkpoint
         outputs.append(
             lay_out(
                 path,
+                form,
                 {t.name: (t.out_dtype, t.shape) for t in tensors},
+                ties,
                 carried,
-                origin,
+                output_metadata(carried, origin),
                 max_shard_bytes,
             )
         )
@@ -154,6 +165,7 @@ def make_recipe(
     return Recipe(
         sources=sources,
         targets=tuple(targets),
+        step=step,
         weights=solution.weights[kept],
         sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=tuple(kept.index(b) for b in bases_all),
@@ -161,6 +173,7 @@ def make_recipe(
         outputs=tuple(outputs),
         solution=solution,
         method=method,
+        form=form,
         jobs=workers,
         chunk_elements=chunk,
         read_bytes=averaged * len(used) + copied * len(targets),
@@ -182,22 +195,37 @@ def _bytes(plan: TensorPlan) -> int:
 
 
 def plan_tensors(
-    newest: Snapshot, dtype: DType | None, copy: Sequence[str]
-) -> tuple[TensorPlan, ...]:
+    snapshots: Sequence[Snapshot], dtype: DType | None, copy: Sequence[str]
+) -> tuple[tuple[TensorPlan, ...], dict[str, str]]:
     """Each tensor's treatment, wide types first so that all data are aligned, then as they lie.
+
+    Returns:
+        The plans, and further names of their tensors where these are tied in every snapshot.
 
     Raises:
         InputError: a type can't be averaged, or a name can't be written.
     """
+    newest = snapshots[-1]
+    ties = {
+        alias: name
+        for alias, name in newest.checkpoint.ties.items()
+        if _is_copied(alias, copy) == _is_copied(name, copy)
+        and all(
+            replace(s.checkpoint.tensors[alias], name=name) == s.checkpoint.tensors[name]
+            for s in snapshots
+        )
+    }
     plans = []
     for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
+        if name in ties:
+            continue
         if name == "__metadata__" or not _is_text(name):
             raise InputError(
                 f"tensor {name!a}: safetensors has no place for that name",
                 where=newest.name,
                 remedy="rename it in the snapshots",
             )
-        chosen = any(fnmatchcase(name, glob) for glob in copy)
+        chosen = _is_copied(name, copy)
         if extent.dtype.kind == "other" and not chosen:
             raise InputError(
                 f"tensor {name}: {extent.dtype.label} values can't be averaged",
@@ -207,7 +235,12 @@ def plan_tensors(
         average = extent.dtype.kind == "float" and not chosen
         out = dtype if dtype is not None and average else extent.dtype
         plans.append(TensorPlan(name, extent.shape, extent.dtype, out, average))
-    return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits))
+    return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits)), ties
+
+
+def _is_copied(name: str, copy: Sequence[str]) -> bool:
+    """Whether a glob has the tensor copied."""
+    return any(fnmatchcase(name, glob) for glob in copy)
 
 
 def _place(item: tuple[str, Extent]) -> tuple[Path, int]:

@@ -55,8 +55,8 @@ def sample(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Sample | 
     """
     averaged = [
         e
-        for name, e in snapshots[-1].checkpoint.tensors.items()
-        if e.dtype.kind == "float" and not any(fnmatchcase(name, glob) for glob in copy)
+        for e in snapshots[-1].checkpoint.stored
+        if e.dtype.kind == "float" and not any(fnmatchcase(e.name, glob) for glob in copy)
     ]
     extents = [e for e in averaged if e.dtype.name in _KINDS]
     ranges = _ranges(extents, len(snapshots))

@@ -103,7 +103,7 @@ def solve_snapshots(
 
 def stored_noise(checkpoint: Checkpoint) -> float:
     """RMS relative rounding error over all float elements of a checkpoint."""
-    floats = [e for e in checkpoint.tensors.values() if e.dtype.kind == "float"]
+    floats = [e for e in checkpoint.stored if e.dtype.kind == "float"]
     elements = sum(e.elements for e in floats)
     squares = sum(storage_noise(e.dtype.mantissa_bits) ** 2 * e.elements for e in floats)
     return math.sqrt(squares / elements) if elements else 0.0

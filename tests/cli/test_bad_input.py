@@ -134,7 +134,7 @@ USAGE = [
     (("-g", "1e7"), "up to 10000"),
     (("-s", "1e-200"), "not a number"),
     (("-s", "1e-9"), "not between"),
-    (("-g", "7", "-o", "{gamma}.pt"), "outputs are .safetensors"),
+    (("-g", "7", "-o", "{gamma}.pt", "--format", "edm3"), "no output format"),
     (("-g", "7", "--method", "magic"), "no method 'magic'"),
     (("-g", "7", "--dtype", "int8"), "no float type 'int8'"),
     (("-g", "7", "--max-shard-size", "5XB"), "not a size"),

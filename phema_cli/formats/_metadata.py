@@ -1,0 +1,39 @@
+"""JSON and text out of files that may hold anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from phema_cli.errors import InputError
+
+REMEDY = "copy it again, or leave it out with --exclude"
+
+
+def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
+    """JSON that must be an object, else an InputError."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError("not a JSON header", where=path, remedy=REMEDY) from error
+    if not isinstance(value, dict):
+        raise InputError("its JSON is not an object", where=path, remedy=REMEDY)
+    return value
+
+
+def text_to_text(value: object, path: Path) -> dict[str, str]:
+    """Metadata, which must be text to text, else an InputError."""
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise InputError("the metadata is not text to text", where=path, remedy=REMEDY)
+    check_text([*value, *value.values()], path)
+    return value
+
+
+def check_text(texts: Iterable[str], path: Path) -> None:
+    """Refuse half surrogate pairs, which JSON can spell and no file can hold."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("a name in its header is not text", where=path, remedy=REMEDY) from error

@@ -1,0 +1,187 @@
+"""Writing PyTorch's zip format: all bytes of a file but the tensors' values."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from phema_cli.errors import InputError
+from phema_cli.formats._unpickle import STORAGE_DTYPES
+from phema_cli.formats.base import Checkpoint, DType, FileImage, Specs
+
+#: the directory inside the archive, and the record that holds the metadata.
+ROOT = "archive"
+METADATA_RECORD = "phema.json"
+
+#: storages are aligned to this, as torch does since 2.6, so that they can be mapped.
+_ALIGNMENT = 64
+_BYTE_BITS = 8
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_END = struct.Struct("<4sHHHHIIH")
+_END_64 = struct.Struct("<4sQHHIIQQQQ")
+_LOCATOR_64 = struct.Struct("<4sIQI")
+_VERSION, _VERSION_64 = 20, 45
+_UTF8 = 0x800
+_NO_DATE = 0x21  # 1 January 1980, the first day that the format knows
+_CRC_IN_LOCAL, _CRC_IN_CENTRAL = 14, 16
+_MOST_32, _MOST_16 = 0xFFFFFFFF, 0xFFFF
+
+_STORAGES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A file inside the archive: its content, or the tensor whose values it will hold."""
+
+    name: str
+    size: int
+    content: bytes | None = None
+    tensor: str | None = None
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the content; that of a tensor is not known yet."""
+        return zlib.crc32(self.content or b"")
+
+
+def encode(
+    specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
+) -> FileImage:
+    """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.base.Writer` says.
+
+    Names come in the order of ``carried``. Tied names share a storage. The metadata go into a
+    record of their own, which torch passes over.
+
+    Raises:
+        InputError: torch has no type for a tensor.
+    """
+    order = [n for n in carried.tensors if n in specs or n in ties]
+    first = {ties.get(n, n): None for n in order}
+    keys = {name: str(number) for number, name in enumerate(first)}
+    described = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode()
+    fixed = {
+        "data.pkl": _pickle(order, specs, ties, keys),
+        "byteorder": b"little",
+        METADATA_RECORD: described,
+    }
+    records = [_Record(f"{ROOT}/{n}", len(c), c) for n, c in fixed.items()]
+    records += [
+        _Record(f"{ROOT}/data/{keys[n]}", dtype.size_bytes(math.prod(shape)), tensor=n)
+        for n, (dtype, shape) in specs.items()
+    ]
+    records.append(_Record(f"{ROOT}/version", 2, b"3\n"))
+    return _archive(records)
+
+
+def _archive(records: list[_Record]) -> FileImage:
+    """A zip archive of stored records."""
+    at = 0
+    segments: list[tuple[int, bytes]] = []
+    offsets: dict[str, int] = {}
+    checksums: dict[str, tuple[int, ...]] = {}
+    entries: list[bytes] = []
+    places: list[tuple[_Record, int]] = []
+    for record in records:
+        head, entry = _headers(record, at)
+        places.append((record, at))
+        entries.append(entry)
+        segments.append((at, head + (record.content or b"")))
+        if record.tensor is not None:
+            offsets[record.tensor] = at + len(head)
+        at += len(head) + record.size
+    start = at
+    for (record, head_at), entry in zip(places, entries, strict=True):
+        if record.tensor is not None and record.size:
+            checksums[record.tensor] = (head_at + _CRC_IN_LOCAL, at + _CRC_IN_CENTRAL)
+        at += len(entry)
+    tail = b"".join(entries) + _end(len(entries), start, at - start)
+    segments.append((start, tail))
+    return FileImage(tuple(segments), offsets, start + len(tail), checksums)
+
+
+def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
+    """The header before a record that begins at byte ``at``, and its entry in the directory."""
+    name = record.name.encode()
+    large = record.size > _MOST_32
+    size = _MOST_32 if large else record.size
+    extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
+    filled = at + _LOCAL.size + len(name) + len(extra) + 4
+    padding = -filled % _ALIGNMENT
+    # torch pads with a field of this name.
+    extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    version = _VERSION_64 if large else _VERSION
+    head = _LOCAL.pack(
+        b"PK\3\4", version, _UTF8, 0, 0, _NO_DATE, record.crc, size, size, len(name), len(extra)
+    )
+    far = at > _MOST_32
+    wide = struct.pack("<QQ", record.size, record.size) if large else b""
+    wide += struct.pack("<Q", at) if far else b""
+    wide = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+    version = _VERSION_64 if wide else _VERSION
+    offset = _MOST_32 if far else at
+    common = (_UTF8, 0, 0, _NO_DATE, record.crc, size, size, len(name), len(wide), 0, 0, 0, 0)
+    entry = _CENTRAL.pack(b"PK\1\2", version, version, *common, offset)
+    return head + name + extra, entry + name + wide
+
+
+def _end(count: int, start: int, size: int) -> bytes:
+    """What ends the archive: where its directory lies."""
+    tail = b""
+    if count > _MOST_16 or max(start, size) > _MOST_32:
+        tail = _END_64.pack(
+            b"PK\6\6", _END_64.size - 12, _VERSION_64, _VERSION_64, 0, 0, count, count, size, start
+        )
+        tail += _LOCATOR_64.pack(b"PK\6\7", 0, start + size, 1)
+    few = min(count, _MOST_16)
+    short = (min(size, _MOST_32), min(start, _MOST_32))
+    return tail + _END.pack(b"PK\5\6", 0, 0, few, few, *short, 0)
+
+
+def _pickle(
+    order: list[str], specs: Specs, ties: Mapping[str, str], keys: Mapping[str, str]
+) -> bytes:
+    """The pickle of a dict of tensors, in the calls that torch makes itself."""
+    parts = [b"\x80\x02}("]
+    for name in order:
+        stored = ties.get(name, name)
+        parts += [_plain(name), *_tensor(stored, *specs[stored], keys[stored])]
+    return b"".join([*parts, b"u."])
+
+
+def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterator[bytes]:
+    """A tensor: the call that rebuilds it from its storage."""
+    typed = dtype.name in _STORAGES
+    if dtype.bits < _BYTE_BITS:
+        shape = _packed(name, dtype, shape)
+    storage = f"torch\n{_STORAGES[dtype.name]}" if typed else "torch.storage\nUntypedStorage"
+    count = math.prod(shape) if typed else math.prod(shape) * max(dtype.bits // 8, 1)
+    strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    function = "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"
+    yield f"ctorch._utils\n{function}\n((".encode() + _plain("storage")
+    yield f"c{storage}\n".encode() + _plain(key) + _plain("cpu") + _plain(count) + b"tQ"
+    yield _plain(0) + _plain(shape) + _plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
+    if not typed:
+        yield f"ctorch\n{dtype.label}\n".encode()
+    yield b"tR"
+
+
+def _packed(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a type that torch packs into bytes: it counts these."""
+    per_byte = _BYTE_BITS // dtype.bits
+    if not dtype.label.endswith(f"_x{per_byte}") or not shape or shape[-1] % per_byte:
+        raise InputError(
+            f"tensor {name}: torch has no type for {dtype.label}",
+            remedy="write .safetensors, or leave the tensor's snapshots out",
+        )
+    return (*shape[:-1], shape[-1] // per_byte)
+
+
+def _plain(value: object) -> bytes:
+    """The opcodes of a number, a text or a tuple of numbers."""
+    return pickle.dumps(value, protocol=2)[2:-1]

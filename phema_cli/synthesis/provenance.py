@@ -1,0 +1,74 @@
+"""What an output records of how it was made, and what it carries over from its sources."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from phema_cli._version import __version__
+from phema_cli.formats.base import Checkpoint
+from phema_cli.profiles import Array, Profile, describe
+from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.scan import PROVENANCE_KEY
+from phema_cli.snapshots.tags import METADATA_FIELDS
+from phema_cli.solver.diagnostics import Figures
+
+#: hashes of the tensors that trainers of LoRAs record; those of the sources would be false.
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+
+
+def provenance(
+    sources: Sequence[Snapshot],
+    weights: Array,
+    target: Profile,
+    step: float,
+    figures: Figures,
+    method: str,
+    copy: Sequence[str],
+) -> str:
+    """How an output was made: JSON with sorted keys, no time, no path.
+
+    Args:
+        sources: n snapshots, oldest first.
+        weights: (n,) float64.
+        target: the profile that was built.
+        step: its time as the trainer counts.
+        figures: how good it is expected to be.
+        method: the method that solved the weights.
+        copy: globs of tensors that were copied.
+    """
+    found: dict[str, float | None] = asdict(figures)
+    record = {
+        "schema": "phema/synthesis/1",
+        "version": __version__,
+        "method": method,
+        "target": describe(target, step),
+        "sources": [
+            source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
+        ],
+        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
+        "copy": sorted(copy),
+    }
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
+    """A source in a record: as the trainer called its average, and the time that it ends at."""
+    tag = snapshot.tag
+    return {
+        "name": snapshot.name,
+        "average": tag.label,
+        "gamma": tag.gamma,
+        "step": tag.step,
+        "time": tag.profile.end,
+    }
+
+
+def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
+    """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
+    dropped = {*METADATA_FIELDS, *_HASHES, PROVENANCE_KEY}
+    kept = carried.metadata if carried.format == "safetensors" else {}
+    ours = {"format": "pt", PROVENANCE_KEY: origin}
+    return {k: v for k, v in kept.items() if k not in dropped} | ours
