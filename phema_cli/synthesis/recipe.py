@@ -27,6 +27,8 @@ from phema_cli.synthesis.provenance import output_metadata, provenance
 DEFAULT_MAX_MEMORY = 256 << 20
 _CHUNK_ELEMENTS = 512 << 10
 _MIN_CHUNK_ELEMENTS = 4 << 10
+# Indices in 64 bits and a window as wide as the widest type.
+_PLACE_BYTES = 5 * 8 + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ def make_recipe(
             )
         )
     workers = jobs or default_jobs()
-    chunk, per_element = _chunk(tensors, len(targets), workers, max_memory)
+    scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
+    chunk, per_element = _chunk(tensors, len(targets), workers, max_memory, scattered=scattered)
     averaged = sum(_bytes(t) for t in tensors if t.average)
     copied = sum(_bytes(t) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
@@ -257,17 +260,24 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _scattered(extent: Extent) -> bool:
+    """Whether a range of the tensor's elements may lie in many places of the file."""
+    return bool(extent.strides or extent.pieces)
+
+
 def _chunk(
-    tensors: Sequence[TensorPlan], targets: int, jobs: int, max_memory: int
+    tensors: Sequence[TensorPlan], targets: int, jobs: int, max_memory: int, *, scattered: bool
 ) -> tuple[int, int]:
     """Elements a worker holds at a time, and the bytes of its buffers per element.
 
     Buffers: one chunk as read, one as written, and in the type of the computation the reference,
-    the difference and one sum per target. Half of the memory is left to everything else.
+    the difference and one sum per target; for tensors that don't lie in one run their places as
+    well. Half of the memory is left to everything else.
     """
     widest = max((t.dtype.bits // 8 for t in tensors if t.average), default=1)
     widest_out = max((t.out_dtype.bits // 8 for t in tensors), default=1)
     per_element = max(widest, 4) * (2 + targets) + widest + widest_out
+    per_element += _PLACE_BYTES if scattered else 0
     # A multiple of 8, so that chunks of types smaller than a byte begin at whole bytes.
     fits = max_memory // 2 // (per_element * jobs) // 8 * 8
     return max(_MIN_CHUNK_ELEMENTS, min(_CHUNK_ELEMENTS, fits)), per_element
