@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError
 from phema_cli.profiles import (
@@ -292,6 +293,40 @@ def test_timm_average_is_exact(tmp_path, warmup):
         stored = torch.load(s.checkpoint.path, weights_only=False)["state_dict_ema"]
         exact = trainers.average(s.tag.profile, path[: int(s.tag.step)])
         assert relative(trainers.flat(stored), exact) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_distributed_checkpoints_are_sources(tmp_path):
+    """Directories of torch.distributed.checkpoint give what the same in safetensors gives."""
+    random = torch.Generator().manual_seed(0)
+    for step in (100, 200, 300):
+        for gamma in (5, 10):
+            ema = {n: torch.randn(40, 30, generator=random) for n in ("a.w", "b.w")}
+            state = {"model": dict(ema), "ema": ema, "optimizer": {"state": {0: ema["a.w"]}}}
+            folder = tmp_path / f"dcp/step-{step}-gamma{gamma}"
+            dcp.save(state, checkpoint_id=folder, no_dist=True)
+            name = tmp_path / f"st/step-{step}-gamma{gamma}.safetensors"
+            name.parent.mkdir(exist_ok=True)
+            save_file(ema, name)
+    (tmp_path / "dcp/step-400-gamma5").mkdir()
+    shutil.copy(folder / "__0_0.distcp", tmp_path / "dcp/step-400-gamma5")
+    document = run("inspect", "dcp", "--json", cwd=tmp_path).json
+    found = document["snapshots"]
+    assert tuple(found[0][k] for k in ("name", "format", "key")) == (
+        "step-100-gamma5",
+        "dcp",
+        "ema",
+    )
+    assert {s["gamma"] for s in found} == {5, 10}
+    assert "not finished" in document["findings"][0]["what"]
+    for source in ("dcp", "st"):
+        out = f"{source}.safetensors"
+        run("synthesize", source, "-g", "7", "--no-sample", "-o", out, cwd=tmp_path)
+    assert (tmp_path / "dcp.safetensors").read_bytes()[-9600:] == (
+        tmp_path / "st.safetensors"
+    ).read_bytes()[-9600:]
+    assert "2 identical" in run("diff", "dcp.safetensors", "st.safetensors", cwd=tmp_path).out
+    assert "1 snapshot" in run("inspect", folder, "--gammas", "10").out
 
 
 def test_raw_checkpoints_are_samples_of_the_path(tmp_path):

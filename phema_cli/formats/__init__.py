@@ -32,11 +32,13 @@ FORMATS: Mapping[str, Row] = MappingProxyType(
         "safetensors": Row(
             "phema_cli.formats.safetensors", (".safetensors", ".safetensors.index.json")
         ),
+        "edm2": Row("phema_cli.formats.edm2", (".pkl",), b"\x80"),
         "torch": Row(
             "phema_cli.formats.torch_zip",
             (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl"),
             b"PK",
         ),
+        "dcp": Row("phema_cli.formats.dcp", (".metadata",)),
     }
 )
 

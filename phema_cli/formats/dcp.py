@@ -1,0 +1,398 @@
+"""Directories of ``torch.distributed.checkpoint``, read by extents, without running their pickles.
+
+``.metadata`` is a pickle that says which boxes each tensor is split into, and where they lie: each
+is an archive of ``torch.save`` somewhere in a ``.distcp`` file. Nothing of torch is imported: the
+former is read by an unpickler that knows only stand-ins, the latter as ``.pt`` files are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from io import BytesIO, RawIOBase
+from itertools import product
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
+from phema_cli.formats._metadata import REMEDY, check_text
+from phema_cli.formats._nested import find_weights
+from phema_cli.formats._unpickle import _ALLOWED as _OF_TENSORS
+from phema_cli.formats._unpickle import StandIn, TensorStub, load
+from phema_cli.formats.base import Checkpoint, DType, Extent, OpenFiles, Piece
+from phema_cli.formats.torch_zip import _data_offset, _extent, _read_pickle
+
+NAME = "dcp"
+SUFFIXES = (".metadata",)
+
+_MAX_PICKLE_BYTES = 256 << 20
+_MAX_NUMBER = 1 << 62
+# How deep dicts are nested, and along how many dimensions a tensor is split.
+_MAX_DEPTH = 100
+_MAX_SPLIT = 8
+_BYTE = 8
+_MAGIC = b"PK\x03\x04"
+_CONVERT = (
+    "re-save it with torch's default serialization, or convert it with "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+)
+
+
+class _Record:
+    """Answers a dataclass of torch's: holds what the pickle says that it holds."""
+
+    __slots__ = ("state",)
+
+    def __setstate__(self, state: object) -> None:
+        """Take the fields; what they are is looked at later."""
+        self.state = state
+
+    def field(self, name: str) -> object:
+        """A field by its name, None where there is none."""
+        state = getattr(self, "state", None)
+        return state.get(name) if isinstance(state, dict) else None
+
+
+class _Bytes(_Record):
+    """Answers the entry of something that is no tensor."""
+
+    __slots__ = ()
+
+
+def _nothing(*_: object) -> None:
+    """Layouts, memory formats and former paths are of no use here."""
+
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+#: where torch up to 2.2 had the properties of tensors.
+_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
+_RECORDS = ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")
+_ALLOWED: Mapping[tuple[str, str], Any] = {
+    **_OF_TENSORS,
+    # Python 3.13 keeps paths in a module of their own.
+    ("pathlib._local", "PosixPath"): StandIn(_nothing),
+    ("pathlib._local", "WindowsPath"): StandIn(_nothing),
+    ("torch.serialization", "_get_layout"): StandIn(_nothing),
+    (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn(_nothing),
+    (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn(_nothing),
+    (_METADATA, "BytesStorageMetadata"): _Bytes,
+    (_SHARDED, "TensorProperties"): _Record,
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Record,
+    (_METADATA, "TensorStorageMetadata"): _Record,
+    (_METADATA, "ChunkStorageMetadata"): _Record,
+    **{(_METADATA, name): _Record for name in _RECORDS},
+}
+
+
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - see the docstring
+    """Answers every global from ``_ALLOWED``.
+
+    The unpickler in C allocates what a pickle announces: one flipped bit that makes a
+    ``LONG_BINPUT`` fills tens of GB, and no checksum guards this pickle. That in Python does not.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the base class has it
+        """Return the stand-in of an allowed global; refuse others before anything is built."""
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise UnsafePickleError(f"the pickle asks for {module}.{name}") from None
+
+
+class _Box(NamedTuple):
+    """A part of a tensor: the index of its first element, and its shape."""
+
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class _Tensor(NamedTuple):
+    """A tensor as ``.metadata`` describes it, under the name that its chunks go by."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    boxes: tuple[_Box, ...]
+
+
+class _Chunk(NamedTuple):
+    """A box of a tensor, and the bytes of the archive that holds it."""
+
+    file: Path
+    offset: int
+    length: int
+    tensor: _Tensor
+    box: _Box
+
+
+class _Window(RawIOBase):
+    """The bytes of a chunk, as a file of their own."""
+
+    def __init__(self, descriptor: int, chunk: _Chunk) -> None:
+        self._descriptor, self._chunk, self._at = descriptor, chunk, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move; raises ``ValueError`` for a place before its beginning."""
+        at = (0, self._at, self._chunk.length)[whence] + offset
+        if at < 0:
+            raise ValueError("before the beginning")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        """Read on, up to the end of the chunk."""
+        view = memoryview(buffer)[: max(0, self._chunk.length - self._at)]
+        got = os.preadv(self._descriptor, [view], self._chunk.offset + self._at)
+        self._at += got
+        return got
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """Reduce a directory of ``torch.distributed.checkpoint`` to extents.
+
+    Args:
+        path: the directory, or the ``.metadata`` in it.
+        key: dotted name of the dict of weights; needed only when several could be meant.
+
+    Errors as :class:`phema_cli.formats.base.Format` says.
+    """
+    directory = path if path.is_dir() else path.parent
+    index = directory / ".metadata"
+    try:
+        metadata = _load(_read(index), index)
+        weights = find_weights(_nested(metadata, index), key, directory, _Tensor)
+        chunks = sorted(_chunks(weights.tensors.values(), metadata, index), key=lambda c: c[:3])
+        with OpenFiles() as files:
+            found = {(chunk.tensor.name, chunk.box): _read_chunk(files, chunk) for chunk in chunks}
+    except OSError as error:
+        raise StorageError.wrap(error, error.filename or directory, "read") from error
+    return Checkpoint(
+        directory,
+        NAME,
+        tuple(dict.fromkeys(chunk.file for chunk in chunks)),
+        {name: _whole_tensor(name, t, found) for name, t in weights.tensors.items()},
+        key=weights.key,
+        unnamed=weights.unnamed,
+    )
+
+
+def _read(index: Path) -> bytes:
+    """The bytes of ``.metadata``, which is written when all else is."""
+    if index.is_file():
+        if index.stat().st_size > _MAX_PICKLE_BYTES:
+            raise _broken(index, "larger than 256 MiB")
+        return index.read_bytes()
+    if any(index.parent.glob("__*.metadata")):
+        raise _broken(index.parent, "has a .metadata a rank", "save it with use_collectives=True")
+    begun = any(index.parent.glob("*.distcp"))
+    what = "not finished" if begun else "not of torch.distributed.checkpoint"
+    raise _broken(index.parent, f"{what}: no .metadata", "leave it out with --exclude")
+
+
+def _load(data: bytes, index: Path) -> _Record:
+    """Unpickle ``.metadata``."""
+    try:
+        content: object = _Unpickler(BytesIO(data)).load()
+    except UnsafePickleError as error:
+        remedy = "phema runs no code from files; save it with torch's own planner and writer"
+        raise UnsafePickleError(error.what, where=index, remedy=remedy) from None
+    except Exception as error:
+        # A broken pickle can raise anything at all.
+        raise _broken(index, f"broken pickle ({error!s:.80})") from error
+    if not isinstance(content, _Record):
+        raise _broken(index, "is something else")
+    return content
+
+
+def _broken(where: Path, what: str, remedy: str = REMEDY) -> InputError:
+    """The error for what makes no sense."""
+    return InputError(what, where=where, remedy=remedy)
+
+
+def _whole(value: object) -> tuple[int, ...] | None:
+    """A tuple of natural numbers, else None."""
+    if isinstance(value, tuple) and all(type(n) is int and 0 <= n < _MAX_NUMBER for n in value):
+        return value
+    return None
+
+
+def _nested(metadata: _Record, index: Path) -> object:
+    """What was saved, as it was nested; what is no tensor is None."""
+    flat, paths = metadata.field("state_dict_metadata"), metadata.field("planner_data")
+    if not isinstance(flat, dict) or not all(isinstance(name, str) for name in flat):
+        raise _broken(index, "lists no tensors")
+    check_text(flat, index)
+    root: dict[object, object] = {}
+    for name, entry in flat.items():
+        # A planner that doesn't flatten has no paths: nothing is nested then.
+        path = _path(paths.get(name, (name,)) if isinstance(paths, dict) else (name,), index)
+        inside: object = root
+        for step in path[:-1]:
+            inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
+        if not isinstance(inside, dict) or path[-1] in inside:
+            raise _broken(index, f"{name:.80}: lies inside another entry, or is there twice")
+        inside[path[-1]] = None if isinstance(entry, _Bytes) else _tensor(name, entry, index)
+    return _with_lists(root)
+
+
+def _path(path: object, index: Path) -> tuple[str | int, ...]:
+    """A path of names, and of places in lists."""
+    if isinstance(path, tuple) and 0 < len(path) <= _MAX_DEPTH:
+        names = [step for step in path if isinstance(step, str)]
+        check_text(names, index)
+        if _whole(tuple(step for step in path if not isinstance(step, str))) is not None:
+            return path
+    raise _broken(index, "a path that is none")
+
+
+def _with_lists(node: object) -> object:
+    """The same with lists in place of dicts whose names are 0, 1 and so on."""
+    if not isinstance(node, dict):
+        return node
+    inside = {step: _with_lists(child) for step, child in node.items()}
+    numbered = set(inside) == set(range(len(inside)))
+    return [inside[i] for i in range(len(inside))] if numbered else inside
+
+
+def _tensor(name: str, entry: object, index: Path) -> _Tensor:
+    """What ``.metadata`` says of a tensor; parts of it without elements are left out."""
+    if isinstance(entry, _Record):
+        chunks, shape = entry.field("chunks"), _whole(entry.field("size"))
+        match getattr(entry.field("properties"), "state", None), chunks:
+            case (StandIn(dtype=DType() as dtype), *_), [*_] if shape is not None:
+                boxes = [_box(chunk, len(shape), name, index) for chunk in chunks]
+                full = [box for box in boxes if 0 not in box.shape]
+                # Replicas that older planners stored twice are listed twice, at one place.
+                return _Tensor(name, dtype, shape, tuple(dict.fromkeys(full or boxes[:1])))
+    raise _broken(index, f"tensor {name:.80}: malformed entry")
+
+
+def _box(chunk: object, dimensions: int, name: str, index: Path) -> _Box:
+    """What ``.metadata`` says of a part of a tensor."""
+    if isinstance(chunk, _Record):
+        origin, shape = _whole(chunk.field("offsets")), _whole(chunk.field("sizes"))
+        if origin is not None and shape is not None and len(origin) == len(shape) == dimensions:
+            return _Box(origin, shape)
+    raise _broken(index, f"tensor {name:.80}: malformed chunk")
+
+
+def _covers(boxes: tuple[_Box, ...], shape: tuple[int, ...]) -> bool:
+    """Whether boxes cover a shape, each element once.
+
+    A box is the signed sum of the orthants at its corners, and orthants are linearly independent:
+    so boxes make up the whole exactly if all corners but those of the whole cancel. Dimensions that
+    no box splits have nothing to add, so that rows split among ranks have two corners each.
+    """
+    if 0 in shape:
+        return bool(boxes)
+    whole = _Box((0,) * len(shape), shape)
+    sides = [{(box.origin[d], box.shape[d]) for box in boxes} for d in range(len(shape))]
+    split = [d for d, n in enumerate(shape) if sides[d] != {(0, n)}]
+    if len(split) > _MAX_SPLIT:
+        return False
+    corners: Counter[tuple[int, ...]] = Counter()
+    for box, sign in (*((box, 1) for box in boxes), (whole, -1)):
+        ends = [((box.origin[d], 1), (box.origin[d] + box.shape[d], -1)) for d in split]
+        for corner in product(*ends):
+            corners[tuple(at for at, _ in corner)] += sign * math.prod(s for _, s in corner)
+    return bool(boxes) and not any(corners.values())
+
+
+def _chunks(tensors: Iterable[_Tensor], metadata: _Record, index: Path) -> Iterator[_Chunk]:
+    """Where the parts of tensors lie."""
+    listed = metadata.field("storage_data")
+    places = {
+        (key.field("fqn"), _whole(key.field("offset"))): info
+        for key, info in (listed.items() if isinstance(listed, dict) else ())
+        if isinstance(key, _Record) and isinstance(key.field("fqn"), str)
+        if isinstance(info, _Record)
+    }
+    files: dict[str, Path] = {}
+    for tensor in tensors:
+        if not _covers(tensor.boxes, tensor.shape):
+            raise _broken(index, f"tensor {tensor.name}: its chunks overlap, or don't cover it")
+        for box in tensor.boxes:
+            info = places.get((tensor.name, box.origin), _Record())
+            place = _whole((info.field("offset"), info.field("length")))
+            name = info.field("relative_path")
+            if place is None or not isinstance(name, str):
+                what = f"tensor {tensor.name}: doesn't say where its chunk at {box.origin} lies"
+                raise _broken(index, what)
+            if info.field("transform_descriptors"):
+                raise _broken(index, f"tensor {tensor.name}: is compressed", _CONVERT)
+            if name not in files:
+                files[name] = _file(index, name, tensor)
+            offset, length = place
+            yield _Chunk(files[name], offset, length, tensor, box)
+
+
+def _file(index: Path, name: str, tensor: _Tensor) -> Path:
+    """The file beside ``.metadata``; a name that leads elsewhere is refused."""
+    file = index.parent / name
+    plain = Path(name).name == name and "\\" not in name
+    if plain and not file.is_file():
+        raise _broken(index, f"tensor {tensor.name}: its file {name!r} is missing")
+    # Where links stand in for the files, as in caches, all of them lead to one place.
+    beside = (index.parent.resolve(), index.resolve().parent)
+    if not plain or file.resolve().parent not in beside:
+        what = f"tensor {tensor.name}: its file {name!r} is outside the directory"
+        raise _broken(index, what, "files must lie beside .metadata")
+    return file
+
+
+def _read_chunk(files: OpenFiles, chunk: _Chunk) -> Extent:
+    """Where the values of a chunk lie, as its archive says."""
+    try:
+        stub, start, length = _stored_tensor(files.descriptor(chunk.file), chunk)
+    except InputError as error:
+        what = f"tensor {chunk.tensor.name}: {error.what}"
+        raise _broken(chunk.file, what, error.remedy or REMEDY) from error
+    except (PhemaError, OSError):
+        raise
+    except Exception as error:
+        # What zipfile raises for a broken archive is not BadZipFile alone.
+        what = f"tensor {chunk.tensor.name}: its chunk is broken ({error!s:.80})"
+        raise _broken(chunk.file, what) from error
+    return _extent(chunk.tensor.name, stub, chunk.file, chunk.offset + start, length)
+
+
+def _stored_tensor(descriptor: int, chunk: _Chunk) -> tuple[TensorStub, int, int]:
+    """The tensor in a chunk's archive; where in the chunk its record begins; the record's bytes."""
+    size = os.fstat(descriptor).st_size
+    if chunk.offset + chunk.length > size:
+        raise _broken(chunk.file, f"its chunk goes beyond the file's {size} bytes; truncated?")
+    window = cast("IO[bytes]", _Window(descriptor, chunk))
+    if window.read(len(_MAGIC)) != _MAGIC:
+        raise _broken(chunk.file, "not stored by torch.save", _CONVERT)
+    with zipfile.ZipFile(window) as archive:
+        root, data = _read_pickle(archive, chunk.file)
+        stub = load(data, chunk.file)
+        if not isinstance(stub, TensorStub):
+            raise _broken(chunk.file, "its chunk holds no tensor")
+        key = stub.storage.key
+        records = {key: archive.getinfo(f"{root}/data/{key}")}
+        start, length = _data_offset(window, records, stub, chunk.file)
+    if stub.dtype is not chunk.tensor.dtype or stub.shape != chunk.box.shape:
+        raise _broken(chunk.file, "its chunk has another type or shape than .metadata says")
+    if start + length > chunk.length:
+        raise _broken(chunk.file, "its values lie outside their chunk")
+    return stub, start, length
+
+
+def _whole_tensor(name: str, tensor: _Tensor, found: Mapping[tuple[str, _Box], Extent]) -> Extent:
+    """A tensor's extent: that of its only chunk, or pieces."""
+    pieces = [Piece(box.origin, found[tensor.name, box]) for box in tensor.boxes]
+    first = pieces[0].extent
+    if 0 in tensor.shape:
+        return replace(first, name=name, shape=tensor.shape)
+    if len(pieces) == 1:
+        return replace(first, name=name)
+    if tensor.dtype.bits < _BYTE:
+        what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
+        raise _broken(first.file, what, "save it unsharded")
+    return Extent(name, tensor.dtype, tensor.shape, first.file, first.offset, None, tuple(pieces))
