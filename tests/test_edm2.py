@@ -292,6 +292,7 @@ def test_storages_that_make_no_sense(tmp_path, data, message):
         (b"\x80\x04K\x01}b.", "state for what has none|broken"),
         (b"\x80\x04K\x01)R.", "a call of what is no function"),
         (b"\x80\x04P1\n.", "opcode PERSID"),
+        (b"\x80\x04}" + b"K\x01" + b"\x85" * 1_000_000 + b"K\x01s.", "a key that holds others"),
         (b"\x80\x04\x82\x01.", "opcode EXT1"),
         (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
         (b"\x80\x04K\x00Q.", "unknown persistent id"),

@@ -1,11 +1,15 @@
 """Memory: a synthesis larger than the limit runs under the limit."""
 
 import json
+import os
+import pickle
 import resource
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import torch
 from safetensors import safe_open
 
 from tests.builders import PHEMA
@@ -77,5 +81,72 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
         sources = json.loads(file.metadata()["phema"])["sources"]
     step = sum(s["weight"] * s["step"] for s in sources)
     expected = np.arange(MIB // 2) % 512 + step
-    tail = np.fromfile(outputs[0], dtype=np.float16, offset=outputs[0].stat().st_size - MIB)
-    np.testing.assert_allclose(tail.astype(float), expected, rtol=2.0**-11)
+    np.testing.assert_allclose(tail_of(outputs[0]).astype(float), expected, rtol=2.0**-11)
+
+
+def synthesize_within(arguments):
+    """Run phema with a hard limit of 256 MiB above what torch takes; its peak must be below too."""
+    rss, data = run()
+    peak, _ = run(PHEMA, "synthesize", *arguments, limit=data + LIMIT)
+    assert peak < rss + LIMIT
+
+
+def tail_of(path):
+    """The last values of a file of float16."""
+    return np.fromfile(path, dtype=np.float16, offset=path.stat().st_size - MIB)
+
+
+def test_large_pickles_are_streamed(tmp_path):
+    """EDM2 pickles larger than the limit are read and written within it."""
+    (tmp_path / "in").mkdir()
+    values = torch.arange(SNAPSHOT // 2, dtype=torch.int32).remainder(512).half()
+    for kimg in (8388, 16777):
+        for std in ("0.050", "0.100"):
+            with (tmp_path / f"in/net-{kimg:07d}-{std}.pkl").open("wb") as file:
+                pickle.dump({"ema": {"w": values + kimg // 8000}}, file, 4)
+    out = tmp_path / "out.pkl"
+    synthesize_within((tmp_path / "in", "-s", "0.07", "-o", out, "-q"))
+    with out.open("rb") as file:
+        made = pickle.load(file)["ema"]["w"]
+    assert made.shape == values.shape
+    moved = made.float() - values.float()
+    assert 1 < float(moved.min()) <= float(moved.max()) < 2.5
+
+
+RANKS = """
+import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+def save(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    local = torch.arange(8192, dtype=torch.int32).remainder(512).half() + 512 * rank
+    local = local.repeat(12288, 1)
+    w = DTensor.from_local(local, mesh, [Shard(1)], run_check=False)
+    dcp.save({"ema": {"w": w}}, checkpoint_id=folder)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(save, (sys.argv[1],), nprocs=2)
+"""
+
+
+def test_large_distributed_checkpoints_are_streamed(tmp_path):
+    """A tensor split along its columns over ranks is put together within the limit."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    first = tmp_path / "in/step-1-gamma5"
+    first.parent.mkdir()
+    subprocess.run([sys.executable, tmp_path / "ranks.py", first], check=True, timeout=120)
+    for name in ("step-1-gamma10", "step-2-gamma5", "step-2-gamma10"):
+        folder = first.with_name(name)
+        folder.mkdir()
+        shutil.copy(first / ".metadata", folder)
+        for file in first.glob("*.distcp"):
+            os.link(file, folder / file.name)
+    out = tmp_path / "out.safetensors"
+    arguments = (tmp_path / "in", "-g", "7", "--no-sample", "-o", out, "-q")
+    synthesize_within(arguments)
+    row = np.concatenate([np.arange(8192) % 512, np.arange(8192) % 512 + 512])
+    np.testing.assert_array_equal(tail_of(out).reshape(-1, 16384), np.tile(row, (32, 1)))

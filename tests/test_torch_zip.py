@@ -783,7 +783,7 @@ def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
         def facts():
             shown = [
                 (key, repr(x), x.__doc__, getattr(x, "__defaults__", 0), getattr(x, "__init__", 0))
-                for key, x in sorted(_unpickle._ALLOWED.items(), key=lambda item: item[0])
+                for key, x in sorted(_unpickle.ALLOWED.items(), key=lambda item: item[0])
             ]
             return str((shown, base.DTYPES, read_index(Path({str(good)!r}))))
 

@@ -7,8 +7,7 @@ known by its place and never read.
 from __future__ import annotations
 
 import pickletools
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple, cast
 
 from phema_cli.errors import InputError, UnsafePickleError
@@ -227,10 +226,33 @@ def _build(machine: Machine, _: object) -> None:
         raise InputError("state for what has none")
 
 
+def _keys(items: Iterable[Any]) -> list[Any]:
+    """The items, if none is a container: hashing these deep enough ends the process."""
+    keys = list(items)
+    if any(isinstance(key, tuple | frozenset) and not isinstance(key, Span) for key in keys):
+        raise InputError("a key that holds others")
+    return keys
+
+
+def dict_of(*arguments: object) -> dict[object, object]:
+    """An empty dict: pickles fill dicts after they have made them."""
+    if arguments:
+        raise InputError("a dict made of something")
+    return {}
+
+
+def set_of(items: object = ()) -> set[object]:
+    """The set of a list's items."""
+    if not isinstance(items, list | tuple):
+        raise InputError("a set of what is no list")
+    return set(_keys(items))
+
+
 def _set_items(machine: Machine, items: list[Any]) -> None:
     target = machine.top()
     if not isinstance(target, dict):
         raise InputError("items for what is no dict")
+    _keys(items[::2])
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
@@ -244,7 +266,7 @@ def _add(machine: Machine, _: object) -> None:
     items = machine.collected()
     if not isinstance(machine.top(), set):
         raise InputError("items for what is no set")
-    machine.top().update(items)
+    machine.top().update(_keys(items))
 
 
 def _set_item(machine: Machine, _: object) -> None:
@@ -300,7 +322,7 @@ _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     "TUPLE1": _tuple_of(1),
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(machine.collected())),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(_keys(machine.collected()))),
     "DICT": lambda machine, _: _dict(machine),
     "SETITEM": _set_item,
     "SETITEMS": lambda machine, _: _set_items(machine, machine.collected()),
@@ -329,5 +351,5 @@ _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
 def _dict(machine: Machine) -> None:
     """A dict of what was collected."""
     items = machine.collected()
-    machine.push(OrderedDict())
+    machine.push({})
     _set_items(machine, items)

@@ -150,7 +150,7 @@ def _path(*parts: object) -> str:
     return "/".join(map(str, parts))
 
 
-_ALLOWED: Mapping[tuple[str, str], Any] = {
+ALLOWED: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
@@ -165,6 +165,9 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
     ("pathlib", "PosixPath"): StandIn(_path),
     ("pathlib", "PurePosixPath"): StandIn(_path),
     ("pathlib", "WindowsPath"): StandIn(_path),
+    # Python 3.13 keeps paths in a module of their own.
+    ("pathlib._local", "PosixPath"): StandIn(_path),
+    ("pathlib._local", "WindowsPath"): StandIn(_path),
     ("torch.storage", "UntypedStorage"): StandIn(dtype=DTYPES["U8"]),
     **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in STORAGE_DTYPES.items()},
     **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},
@@ -172,12 +175,12 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Answers every global from ``_ALLOWED``."""
+    """Answers every global from ``ALLOWED``."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the base class has it
         """Return the stand-in of an allowed global; refuse others before anything is built."""
         try:
-            return _ALLOWED[module, name]
+            return ALLOWED[module, name]
         except KeyError:
             raise UnsafePickleError(f"the pickle asks for {module}.{name}") from None
 

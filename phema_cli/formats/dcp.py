@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
+from phema_cli.formats import _unpickle
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._unpickle import _ALLOWED as _OF_TENSORS
 from phema_cli.formats._unpickle import StandIn, TensorStub, load
 from phema_cli.formats.base import Checkpoint, DType, Extent, OpenFiles, Piece
-from phema_cli.formats.torch_zip import _data_offset, _extent, _read_pickle
+from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
 
 NAME = "dcp"
 SUFFIXES = (".metadata",)
@@ -73,10 +73,7 @@ _METADATA = "torch.distributed.checkpoint.metadata"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
 _RECORDS = ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")
 _ALLOWED: Mapping[tuple[str, str], Any] = {
-    **_OF_TENSORS,
-    # Python 3.13 keeps paths in a module of their own.
-    ("pathlib._local", "PosixPath"): StandIn(_nothing),
-    ("pathlib._local", "WindowsPath"): StandIn(_nothing),
+    **_unpickle.ALLOWED,
     ("torch.serialization", "_get_layout"): StandIn(_nothing),
     (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn(_nothing),
@@ -358,7 +355,7 @@ def _read_chunk(files: OpenFiles, chunk: _Chunk) -> Extent:
         # What zipfile raises for a broken archive is not BadZipFile alone.
         what = f"tensor {chunk.tensor.name}: its chunk is broken ({error!s:.80})"
         raise _broken(chunk.file, what) from error
-    return _extent(chunk.tensor.name, stub, chunk.file, chunk.offset + start, length)
+    return tensor_extent(chunk.tensor.name, stub, chunk.file, chunk.offset + start, length)
 
 
 def _stored_tensor(descriptor: int, chunk: _Chunk) -> tuple[TensorStub, int, int]:
@@ -370,13 +367,13 @@ def _stored_tensor(descriptor: int, chunk: _Chunk) -> tuple[TensorStub, int, int
     if window.read(len(_MAGIC)) != _MAGIC:
         raise _broken(chunk.file, "not stored by torch.save", _CONVERT)
     with zipfile.ZipFile(window) as archive:
-        root, data = _read_pickle(archive, chunk.file)
+        root, data = read_pickle(archive, chunk.file)
         stub = load(data, chunk.file)
         if not isinstance(stub, TensorStub):
             raise _broken(chunk.file, "its chunk holds no tensor")
         key = stub.storage.key
         records = {key: archive.getinfo(f"{root}/data/{key}")}
-        start, length = _data_offset(window, records, stub, chunk.file)
+        start, length = data_offset(window, records, stub, chunk.file)
     if stub.dtype is not chunk.tensor.dtype or stub.shape != chunk.box.shape:
         raise _broken(chunk.file, "its chunk has another type or shape than .metadata says")
     if start + length > chunk.length:

@@ -17,11 +17,10 @@ from typing import IO
 from phema_cli.errors import InputError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_machine import Inert, Kind, Machine, Span
-from phema_cli.formats._unpickle import _ALLOWED as ALLOWED
-from phema_cli.formats._unpickle import StandIn, Storage, TensorStub
+from phema_cli.formats._pickle_machine import Inert, Kind, Machine, Span, dict_of, set_of
+from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
 from phema_cli.formats.base import Checkpoint, DType, Extent, FileImage, Specs
-from phema_cli.formats.torch_zip import _extent as extent_of
+from phema_cli.formats.torch_zip import tensor_extent
 
 NAME = "edm2"
 SUFFIXES = (".pkl",)
@@ -45,7 +44,9 @@ class _Reader:
     def find(self, module: str, name: str) -> object:
         """The stand-in of a global."""
         own = {
-            ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict),
+            ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
+            ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
+            ("builtins", "set"): Kind("set", set_of),
             ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
             ("torch.storage", "_load_from_bytes"): StandIn(self.storage),
             ("_codecs", "encode"): StandIn(_old_bytes),
@@ -127,7 +128,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     weights = find_weights(nested, key, path, TensorStub)
     check_text(weights.tensors, path)
     tensors = {
-        name: extent_of(name, stub, path, *places[stub.storage.key])
+        name: tensor_extent(name, stub, path, *places[stub.storage.key])
         for name, stub in weights.tensors.items()
     }
     metadata = _read_trailer(path, end)

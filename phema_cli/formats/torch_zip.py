@@ -44,7 +44,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            root, data = _read_pickle(archive, path)
+            root, data = read_pickle(archive, path)
             content = _unpickle.load(data, path)
             prefix = f"{root}/data/"
             records = {
@@ -56,7 +56,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             state = weights.tensors
             metadata = _scalars(content) | _stored_metadata(archive, root, path)
             starts = {
-                stub.storage.key: _data_offset(file, records, stub, path) for stub in state.values()
+                stub.storage.key: data_offset(file, records, stub, path) for stub in state.values()
             }
     except PhemaError:
         raise
@@ -69,7 +69,8 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
         # Nor does it raise BadZipFile alone: NotImplementedError, UnicodeDecodeError, struct.error.
         raise _not_a_zip(path) from error
     tensors = {
-        name: _extent(name, stub, path, *starts[stub.storage.key]) for name, stub in state.items()
+        name: tensor_extent(name, stub, path, *starts[stub.storage.key])
+        for name, stub in state.items()
     }
     return Checkpoint(
         path, NAME, (path,), tensors, metadata, path.stem, weights.key, weights.unnamed
@@ -85,7 +86,7 @@ def _not_a_zip(path: Path) -> InputError:
     return InputError("not a PyTorch checkpoint, or truncated", where=path, remedy=_REMEDY)
 
 
-def _read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
+def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     """The archive's root name and its ``data.pkl``, after checks of kind, size and byte order."""
     names = archive.namelist()
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
@@ -104,7 +105,7 @@ def _read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     return root, archive.read(pickles[0])
 
 
-def _data_offset(
+def data_offset(
     file: IO[bytes], records: Mapping[str, zipfile.ZipInfo], stub: TensorStub, path: Path
 ) -> tuple[int, int]:
     """Where a stored record's bytes begin in the file, and how many they are."""
@@ -124,7 +125,7 @@ def _data_offset(
     return start, info.file_size
 
 
-def _extent(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
+def tensor_extent(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
     """A tensor's extent, checked to lie inside its record."""
     shape, strides = stub.shape, stub.strides
     if stub.dtype.bits < _BYTE:

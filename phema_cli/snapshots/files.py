@@ -119,9 +119,8 @@ def _named_here(
 
 def _may_be_read(path: Path) -> bool:
     """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes."""
-    named = path.name.endswith(ENDINGS) and not path.name.endswith((".", _METADATA))
-    named = named and not path.name.startswith(".")
-    return named and (path.is_file() or path.is_symlink())
+    named = path.name.endswith(ENDINGS) and not path.name.endswith(_METADATA)
+    return named and not path.name.startswith(".") and (path.is_file() or path.is_symlink())
 
 
 def is_folder(path: Path) -> bool:
