@@ -167,6 +167,19 @@ def test_sparse_profile_is_that_of_the_updates(every):
     np.testing.assert_allclose(ours[late], expected[late], rtol=2e-3 if every > 1 else 1e-12)
 
 
+def test_posthoc_ema_leaves_bare_names(every_tenth, tmp_path):
+    """The same files without the wrapper's prefix, as posthoc-ema writes them, are taken alike."""
+    folder, _, _ = every_tenth
+    (tmp_path / "ckpts").mkdir()
+    for path in folder.glob("*.pt"):
+        state = {n.removeprefix("ema_model."): v for n, v in torch.load(path).items()}
+        torch.save(state, tmp_path / "ckpts" / path.name)
+    options = ["--sigma-rels", "0.05,0.1", "--update-every", 10]
+    found, doubts = inspected(tmp_path / "ckpts", *options)
+    assert not doubts
+    assert found == inspected(folder, *options)[0]
+
+
 def test_tutorial_counts_from_0(tmp_path):
     """File i is of time i + 1, gamma by index; the synthesis meets the true average."""
     path = trainers.tutorial(tmp_path / "ckpts", 200, (5.0, 10.0))
