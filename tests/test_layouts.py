@@ -360,6 +360,9 @@ def test_one_file_under_two_names_is_one_snapshot(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "a-step1-gamma5.pt")
     os.link(tmp_path / "a-step1-gamma5.pt", tmp_path / "best.pt")
     assert [s.name for s in scan([tmp_path]).require()] == ["a-step1-gamma5.pt"]
+    (tmp_path / "Best-step1-gamma5.pt").symlink_to(tmp_path / "a-step1-gamma5.pt")
+    found = scan([tmp_path], Config(exclude=("B*", "b*"))).require()
+    assert [s.name for s in found] == ["a-step1-gamma5.pt"]
 
 
 def test_units_of_time_are_not_mixed(tmp_path):

@@ -74,17 +74,18 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
         for candidate in candidates(root):
             if _identity(candidate.path) in seen:
                 continue
-            seen.add(_identity(candidate.path))
             found = _read(candidate, said, local)
             if isinstance(found, Snapshot):
+                # Not before: the file's other name may be the one that is selected.
+                seen.add(_identity(candidate.path))
                 snapshots.append(found)
                 findings += _doubts(found, said.over(local))
             elif found is not None:
                 findings.append(found)
     if not snapshots and not any(f.level == "error" for f in findings):
         raise _nothing_found(paths, findings)
-    # What holds for many snapshots is said once.
-    findings = list(dict.fromkeys(findings))
+    # What holds for many snapshots, or for a file that was given twice, is said once.
+    findings = list({(f.level, str(f.error)): f for f in findings}.values())
     ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
     ordered, stripped = strip_prefixes(ordered)
     findings += [_notice(f"prefix {p} removed from all tensor names") for p in stripped]
@@ -168,13 +169,9 @@ def _tagged(candidate: Candidate, said: Config, local: Config) -> Snapshot | Fin
     if PROVENANCE_KEY in checkpoint.metadata:
         return _left_out("it was synthesized by phema", candidate)
     layout = recognise(candidate.stem, checkpoint)
-    found = read_tag(candidate, checkpoint, layout, said, local)
-    if found is None:
-        return _left_out("it does not match --pattern", candidate)
-    readings, counted = found
-    tag = readings.tag(counted)
-    if tag is None:
-        return _left_out("step 0 holds no average yet", candidate)
+    tag = read_tag(candidate, checkpoint, layout, said, local)
+    if isinstance(tag, str):
+        return _left_out(tag, candidate)
     checkpoint = without_bookkeeping(checkpoint)
     if not checkpoint.tensors:
         raise InputError("holds no tensors", remedy="leave it out with --exclude")

@@ -16,6 +16,7 @@ from phema_cli.snapshots.tags import (
     STEP_FIELDS,
     Reading,
     Readings,
+    Tag,
     match_pattern,
     read_name,
 )
@@ -27,8 +28,8 @@ def read_tag(
     layout: Layout | None,
     said: Config,
     local: Config,
-) -> tuple[Readings, Callable[[float, float], Profile]] | None:
-    """All readings of a candidate's tag, and the profile that its gamma and step mean.
+) -> Tag | str:
+    """The tag of a candidate, or why the file is left out.
 
     Args:
         candidate: the file.
@@ -37,8 +38,8 @@ def read_tag(
         said: the command line.
         local: the directory's phema.toml.
 
-    Returns:
-        None where a pattern leaves the file out.
+    Raises:
+        InputError: the average or the step is said nowhere, or twice and differently.
     """
     readings = Readings()
     config = said.over(local)
@@ -51,7 +52,7 @@ def read_tag(
     if pattern_of.pattern:
         fields = match_pattern(pattern_of.pattern, candidate.relative)
         if fields is None and row is None:
-            return None
+            return "it does not match --pattern"
         readings.add(fields or {}, pattern_of.origin, gammas_of.gammas, per_epoch)
     step_was_said = bool(readings.step)
     names = _names([*candidate.folders], candidate.stem, layout)
@@ -68,7 +69,8 @@ def read_tag(
         average_of = said if said.average else local
         readings.average.append((parse_profile(config.average), average_of.origin))
     _add(readings, read_name([candidate.root]), _open(readings), gammas_of, per_epoch)
-    return readings, _clock(layout, config.update_every, step_was_said)
+    tag = readings.tag(_clock(layout, config.update_every, step_was_said))
+    return "step 0 holds no average yet" if tag is None else tag
 
 
 def _clock(
