@@ -19,6 +19,8 @@ _LIGHTNING = ("averaging_state", "state_dict")
 #: dicts whose names begin so are a trainer's state, never weights.
 _TRAINER = ("optim", "opt.", "opt_", "scheduler", "lr_scheduler", "scaler", "averaging_state")
 _OFFERED = 8
+# Dicts nested deeper are nobody's.
+_DEEPEST = 50
 
 
 class Weights(NamedTuple, Generic[Leaf]):
@@ -137,10 +139,10 @@ def _groups(
     if top := take(content, leaf):
         yield TOP, top
     seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", content)]
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     while waiting:
-        prefix, value = waiting.pop()
-        if not isinstance(value, dict) or id(value) in seen:
+        prefix, value, depth = waiting.pop()
+        if not isinstance(value, dict) or id(value) in seen or depth > _DEEPEST:
             continue
         seen.add(id(value))
         below = []
@@ -148,7 +150,7 @@ def _groups(
             if state := take(v, leaf):
                 yield f"{prefix}{k}", state
             else:
-                below.append((f"{prefix}{k}.", v))
+                below.append((f"{prefix}{k}.", v, depth + 1))
         waiting += below[::-1]
 
 

@@ -149,9 +149,11 @@ class Machine:
 
     def ask(self, module: object, name: object) -> None:
         """Put the stand-in of a global on the stack."""
-        found = self._find(str(module), str(name))
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise InputError("a global whose name is no text")
+        found = self._find(module, name)
         if found is None:
-            raise UnsafePickleError(f"the pickle asks for {module}.{name}")
+            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}")
         self._stack.append(found)
 
     def name_storage(self, pid: object) -> None:

@@ -34,6 +34,10 @@ STORAGE_DTYPES = {
 }
 
 
+#: characters of a path.
+_MOST_PATH = 4096
+
+
 class Storage(NamedTuple):
     """A storage record: its key in the archive, and its element type."""
 
@@ -147,6 +151,8 @@ def _nothing(*_: object) -> None:
 
 def _path(*parts: object) -> str:
     """A path is its text."""
+    if not all(isinstance(p, str) for p in parts) or sum(map(len, map(str, parts))) > _MOST_PATH:
+        raise InputError("a path that is none")
     return "/".join(map(str, parts))
 
 
@@ -182,7 +188,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise UnsafePickleError(f"the pickle asks for {module}.{name}") from None
+            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}") from None
 
     def persistent_load(self, pid: object) -> Storage:
         """Describe the storage that a persistent id names."""

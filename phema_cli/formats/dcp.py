@@ -98,7 +98,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - see the docstring
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise UnsafePickleError(f"the pickle asks for {module}.{name}") from None
+            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}") from None
 
 
 class _Box(NamedTuple):

@@ -31,6 +31,8 @@ _MAX_TRAILER_BYTES = 256 << 20
 _COUNT = struct.Struct("<Q")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MODULES = "torch.nn.modules."
+# A module may be there twice, so that a short pickle can hold more of them than can be counted.
+_MOST_MODULES, _MOST_DEPTH = 100_000, 100
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -46,7 +48,7 @@ class _Reader:
         own = {
             ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
             ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
-            ("builtins", "set"): Kind("set", set_of),
+            **{(place, "set"): Kind("set", set_of) for place in ("builtins", "__builtin__")},
             ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
             ("torch.storage", "_load_from_bytes"): StandIn(self.storage),
             ("_codecs", "encode"): StandIn(_old_bytes),
@@ -67,7 +69,7 @@ class _Reader:
             raise InputError("a storage that is no string of bytes")
         back = self.file.tell()
         self.file.seek(span.offset)
-        machine = Machine(self.file, span.offset + span.length, self.find, _described)
+        machine = Machine(self.file, span.offset + span.length, _find_storage, _described)
         magic, protocol, system = machine.load(), machine.load(), machine.load()
         little = isinstance(system, dict) and system.get("little_endian") is True
         storage, keys = machine.load(), machine.load()
@@ -85,6 +87,11 @@ class _Reader:
         placed = storage._replace(key=str(start))
         self.places[placed.key] = (start, length)
         return placed
+
+
+def _find_storage(module: str, name: str) -> object:
+    """The stand-in of a kind of storage; a storage asks for nothing else."""
+    return ALLOWED.get((module, name)) if module in {"torch", "torch.storage"} else None
 
 
 def _described(pid: object) -> Storage:
@@ -124,7 +131,10 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     content, places, end = _load(path)
     if not isinstance(content, dict):
         raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
-    nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in content.items()}
+    try:
+        nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in content.items()}
+    except InputError as error:
+        raise InputError(error.what, where=path, remedy=REMEDY) from error
     weights = find_weights(nested, key, path, TensorStub)
     check_text(weights.tensors, path)
     tensors = {
@@ -157,11 +167,13 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
 
 def _state_dict(module: Inert) -> dict[str, object]:
     """The tensors of a module and those below it, named as ``state_dict`` names them."""
-    return dict(_named(module, "", 0))
+    return dict(_named(module, "", iter(range(_MOST_MODULES))))
 
 
-def _named(module: Inert, prefix: str, depth: int) -> Iterator[tuple[str, object]]:
+def _named(module: Inert, prefix: str, budget: Iterator[int]) -> Iterator[tuple[str, object]]:
     """Names and tensors, in the order of the module."""
+    if next(budget, None) is None or prefix.count(".") > _MOST_DEPTH:
+        raise InputError("more modules than a network has")
     state = module.state
     passing = state.get("_non_persistent_buffers_set")
     for kind in ("_parameters", "_buffers"):
@@ -170,11 +182,8 @@ def _named(module: Inert, prefix: str, depth: int) -> Iterator[tuple[str, object
             if isinstance(tensor, TensorStub) and not hidden:
                 yield f"{prefix}{name}", tensor
     for name, child in _items(state.get("_modules")):
-        if isinstance(child, Inert) and depth < _MOST_DEPTH:
-            yield from _named(child, f"{prefix}{name}.", depth + 1)
-
-
-_MOST_DEPTH = 100
+        if isinstance(child, Inert):
+            yield from _named(child, f"{prefix}{name}.", budget)
 
 
 def _items(value: object) -> Iterator[tuple[object, object]]:
