@@ -549,6 +549,7 @@ def test_output_paths(ckpts, output, expected):
         (Request(gammas=(7.0,), output="a.pt", form="safetensors"), "has the ending of torch"),
         (Request(gammas=(7.0,), form="gguf"), "no output format 'gguf'"),
         (Request(gammas=(7.0,), output="a.pt", max_shard_bytes=10), "torch is one file"),
+        (Request(gammas=(7.0,), output="a.safetensors.index.json"), "name of an index"),
         (Request(gammas=(7.0,), output="{gamma.real}"), "unknown placeholder"),
         (Request(gammas=(7.0,), output="a.safetensors", max_shard_bytes=10), "one file"),
         (Request(gammas=(7.0, 7.0)), "given twice"),

@@ -21,11 +21,6 @@ from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
 from phema_cli.snapshots import scan
 from tests.builders import phema, write_run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
 
 def run(*arguments, cwd=None, **environment):
     """Run phema, which must end well."""
@@ -74,7 +69,7 @@ def test_joined_checksum_of_large_parts():
 
 
 def test_torch_output_is_what_torch_writes(tmp_path):
-    """A .pt loads weights-only and mapped, checksums are right, values as in safetensors."""
+    """A .pt loads weights-only and mapped, aligned, checksums right, values as in safetensors."""
     write_run(tmp_path / "c", steps=(25, 50, 75, 100))
     run("synthesize", "c", "-g", "7,3", "-o", "o-{gamma}.pt", cwd=tmp_path)
     run("synthesize", "c", "-g", "7,3", "-o", "o-{gamma}.safetensors", cwd=tmp_path)
@@ -87,6 +82,7 @@ def test_torch_output_is_what_torch_writes(tmp_path):
                 n: (v.dtype, v.shape) for n, v in expected.items()
             }
             assert all(torch.equal(loaded[n], expected[n]) for n in expected)
+        assert all(e.offset % 64 == 0 for e in read_index(path).tensors.values())
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None
             assert b"blue" in archive.read("archive/phema.json")
@@ -158,6 +154,33 @@ def test_every_type_is_written_for_torch(tmp_path, name, shape):
     assert bytes(out) == data
 
 
+def test_packed_floats_are_written_for_torch(tmp_path):
+    """Four-bit floats, two in a byte, are torch's own type; phema reads back their true shape."""
+    spec = (DTYPES["F4"], (2, 4))
+    path = tmp_path / "x.pt"
+    image = encode({"x": spec}, {}, {}, Checkpoint(Path(), "torch", (), dict.fromkeys(["x"])))
+    write(path, image, {"x": b"abcd"})
+    loaded = torch.load(path, weights_only=True)["x"]
+    assert (loaded.dtype, tuple(loaded.shape)) == (torch.float4_e2m1fn_x2, (2, 2))
+    assert bytes(loaded.view(torch.uint8).flatten().numpy()) == b"abcd"
+    ours = read_index(path).tensors["x"]
+    assert ((ours.dtype, ours.shape), ours.offset) == (spec, image.offsets["x"])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8_e4m3", "float64"])
+def test_torch_output_of_another_type(tmp_path, dtype):
+    """--dtype converts averaged tensors of a .pt as it does those of safetensors."""
+    write_run(tmp_path / "c", steps=(25, 50))
+    for name in ("o.pt", "o.safetensors"):
+        run("synthesize", "c", "-g", 7, "--dtype", dtype, "-o", name, cwd=tmp_path)
+    made, expected = torch.load(tmp_path / "o.pt"), load_file(tmp_path / "o.safetensors")
+    assert made["w"].dtype == expected["w"].dtype != torch.float32
+    assert made["count"].dtype == torch.int64
+    for name, value in expected.items():
+        bits = [v.reshape(-1).view(torch.uint8) for v in (made[name], value)]
+        assert torch.equal(*bits), name
+
+
 def write(path, image, values):
     """The file of an image with its tensors' values and checksums."""
     with path.open("wb") as file:
@@ -194,6 +217,22 @@ def test_files_beyond_4_gib_are_laid_out_right(tmp_path):
         assert sorted(sizes) == [12, 12, 5 << 30]
         assert archive.read("archive/data/2") == values["last"]
     assert {n: e.offset for n, e in read_index(path).tensors.items()} == image.offsets
+    path.unlink()
+
+
+@pytest.mark.parametrize("size", [(1 << 32) - 2, (1 << 32) - 1])
+def test_sizes_that_fill_32_bits(tmp_path, size):
+    """The largest number of 32 bits means "see the field of 64 bits", which must be there then."""
+    specs = {"a": (DTYPES["U8"], (size,)), "b": (DTYPES["U8"], (3,))}
+    image = encode(specs, {}, {}, Checkpoint(Path(), "torch", (), dict.fromkeys(specs)))
+    path = tmp_path / "x.pt"
+    write(path, image, {"b": b"123"})
+    assert torch.load(path, weights_only=True, mmap=True)["b"].tolist() == list(b"123")
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("archive/data/0")
+    wide = struct.pack("<HHQQ", 1, 16, size, size)
+    assert info.file_size == size
+    assert info.extra.startswith(wide) == (size == (1 << 32) - 1)
     path.unlink()
 
 
@@ -287,6 +326,49 @@ def test_tensors_tied_in_some_snapshots_only_are_written_apart(tmp_path):
     run("synthesize", "c", "-g", 10, "-o", "o.pt", cwd=tmp_path)
     loaded = torch.load(tmp_path / "o.pt")
     assert (loaded["a"].tolist(), loaded["b"].tolist()) == ([10] * 3, [11] * 3)
+
+
+def test_ties_that_differ_between_snapshots_are_kept_as_far_as_they_agree(tmp_path):
+    """Two names tied in every snapshot stay tied, though the newest ties them to a third."""
+    (tmp_path / "c").mkdir()
+    for step in (1, 2):
+        for gamma in (5, 10):
+            a = torch.ones(3) * gamma
+            b = a if step == 2 else a + 1
+            torch.save({"a": a, "b": b, "c": b}, tmp_path / f"c/m-step{step}-gamma{gamma}.pt")
+    run("synthesize", "c", "-g", 7, "-o", "o.pt", cwd=tmp_path)
+    loaded = torch.load(tmp_path / "o.pt")
+    assert list(loaded) == ["a", "b", "c"]
+    assert loaded["c"].data_ptr() == loaded["b"].data_ptr() != loaded["a"].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["phema", "format", "step", "gamma"])
+def test_ties_never_replace_metadata(tmp_path, name):
+    """A tied tensor called as an entry of the metadata keeps its values, and so does the entry."""
+    (tmp_path / "c").mkdir()
+    for gamma in (5, 10):
+        w = torch.ones(3) * gamma
+        torch.save({"a": w, name: w}, tmp_path / f"c/m-step1-gamma{gamma}.pt")
+    run("synthesize", "c", "-g", 10, "-o", "o.safetensors", cwd=tmp_path)
+    found = read_index(tmp_path / "o.safetensors")
+    assert json.loads(found.metadata["phema"])["method"] == "blue"
+    assert (found.metadata["format"], found.metadata.get("step")) == ("pt", None)
+    assert set(found.tensors) == {"a", name}
+    assert len(found.ties) == 1
+    assert load_file(tmp_path / "o.safetensors")[name].tolist() == [10] * 3
+
+
+def test_further_names_that_are_none_any_more_are_dropped(tmp_path):
+    """Where a tie is not kept, the newest snapshot's record of it is not carried over."""
+    (tmp_path / "c").mkdir()
+    tied = {"format": "pt", "b": "a", "c": "d"}
+    save_file({"a": torch.ones(3), "b": torch.ones(3)}, tmp_path / "c/m-step1-gamma5.safetensors")
+    save_file({"a": torch.ones(3)}, tmp_path / "c/m-step1-gamma10.safetensors", tied)
+    run("synthesize", "c", "-g", 7, "-o", "o.safetensors", cwd=tmp_path)
+    found = read_index(tmp_path / "o.safetensors")
+    assert (set(found.tensors), found.ties) == ({"a", "b"}, {})
+    assert "b" not in found.metadata
+    assert found.metadata["c"] == "d"
 
 
 def test_lora_keeps_its_alphas_and_metadata(tmp_path):

@@ -30,6 +30,7 @@ _VERSION, _VERSION_64 = 20, 45
 _UTF8 = 0x800
 _NO_DATE = 0x21  # 1 January 1980, the first day that the format knows
 _CRC_IN_LOCAL, _CRC_IN_CENTRAL = 14, 16
+# The largest numbers say that the true one is in a field of 64 bits: from them on it has to be.
 _MOST_32, _MOST_16 = 0xFFFFFFFF, 0xFFFF
 
 _STORAGES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
@@ -108,7 +109,7 @@ def _archive(records: list[_Record]) -> FileImage:
 def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
     """The header before a record that begins at byte ``at``, and its entry in the directory."""
     name = record.name.encode()
-    large = record.size > _MOST_32
+    large = record.size >= _MOST_32
     size = _MOST_32 if large else record.size
     extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
     filled = at + _LOCAL.size + len(name) + len(extra) + 4
@@ -119,7 +120,7 @@ def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
     head = _LOCAL.pack(
         b"PK\3\4", version, _UTF8, 0, 0, _NO_DATE, record.crc, size, size, len(name), len(extra)
     )
-    far = at > _MOST_32
+    far = at >= _MOST_32
     wide = struct.pack("<QQ", record.size, record.size) if large else b""
     wide += struct.pack("<Q", at) if far else b""
     wide = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
@@ -133,7 +134,7 @@ def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
 def _end(count: int, start: int, size: int) -> bytes:
     """What ends the archive: where its directory lies."""
     tail = b""
-    if count > _MOST_16 or max(start, size) > _MOST_32:
+    if count >= _MOST_16 or max(start, size) >= _MOST_32:
         tail = _END_64.pack(
             b"PK\6\6", _END_64.size - 12, _VERSION_64, _VERSION_64, 0, 0, count, count, size, start
         )

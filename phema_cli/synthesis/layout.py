@@ -108,6 +108,11 @@ def output_paths(
     """
     paths = [_path(template, target, step, form, split=split) for target in targets]
     for path in paths:
+        if path.name.endswith(INDEX_SUFFIX):
+            raise UsageError(
+                f"{path} is the name of an index, which is written beside shards",
+                remedy="pass -o DIRECTORY",
+            )
         if paths.count(path) > 1:
             raise UsageError(
                 f"several targets would be written to {path}", remedy="put {gamma} into -o"

@@ -15,6 +15,8 @@ from phema_cli.snapshots.scan import PROVENANCE_KEY
 from phema_cli.snapshots.tags import METADATA_FIELDS
 from phema_cli.solver.diagnostics import Figures
 
+#: entries that phema writes or reads itself: no tensor's name may replace them.
+RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
 #: hashes of the tensors that trainers of LoRAs record; those of the sources would be false.
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
@@ -69,6 +71,8 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
 def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
     dropped = {*METADATA_FIELDS, *_HASHES, PROVENANCE_KEY}
+    # Further names of tensors, which are recorded anew where they still are.
+    dropped |= {k for k in carried.ties if carried.metadata.get(k) in carried.tensors}
     kept = carried.metadata if carried.format == "safetensors" else {}
     ours = {"format": "pt", PROVENANCE_KEY: origin}
     return {k: v for k, v in kept.items() if k not in dropped} | ours

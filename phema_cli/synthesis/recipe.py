@@ -22,7 +22,7 @@ from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
-from phema_cli.synthesis.provenance import output_metadata, provenance
+from phema_cli.synthesis.provenance import RESERVED, output_metadata, provenance
 
 DEFAULT_MAX_MEMORY = 256 << 20
 _CHUNK_ELEMENTS = 512 << 10
@@ -209,15 +209,7 @@ def plan_tensors(
         InputError: a type can't be averaged, or a name can't be written.
     """
     newest = snapshots[-1]
-    ties = {
-        alias: name
-        for alias, name in newest.checkpoint.ties.items()
-        if _is_copied(alias, copy) == _is_copied(name, copy)
-        and all(
-            replace(s.checkpoint.tensors[alias], name=name) == s.checkpoint.tensors[name]
-            for s in snapshots
-        )
-    }
+    ties = _ties(snapshots, copy)
     plans = []
     for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
         if name in ties:
@@ -239,6 +231,23 @@ def plan_tensors(
         out = dtype if dtype is not None and average else extent.dtype
         plans.append(TensorPlan(name, extent.shape, extent.dtype, out, average))
     return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits)), ties
+
+
+def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
+    """Names whose tensor lies under another name in every snapshot: that other name, by name."""
+    checkpoint = snapshots[-1].checkpoint
+    known = checkpoint.ties
+    shared = {*known, *known.values()}
+    # Further names become entries of the metadata in safetensors: not ones that are taken there.
+    names = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
+    first: dict[object, str] = {}
+    ties: dict[str, str] = {}
+    for name in names:
+        places = [replace(s.checkpoint.tensors[name], name="") for s in snapshots]
+        kept = first.setdefault((_is_copied(name, copy), *places), name)
+        if kept != name and name not in RESERVED:
+            ties[name] = kept
+    return ties
 
 
 def _is_copied(name: str, copy: Sequence[str]) -> bool:
