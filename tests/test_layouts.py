@@ -225,7 +225,7 @@ def test_diffusers_averages_and_raw_weights_are_sources(tmp_path):
     assert done.code == 3
     assert "no gamma in metadata or name" in done.out
     found, doubts = inspected(tmp_path / "run", "--raw")
-    assert {s["average"] for s in found} == {"decay 0.98 after warm-up", "raw"}
+    assert {s["average"] for s in found} == {"decay 0.98, warm-up", "raw"}
     assert not doubts
     out = tmp_path / "out.safetensors"
     run("synthesize", tmp_path / "run", "--raw", "--sigma-rel", "0.15", "-o", out)

@@ -44,6 +44,11 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def average_heading(snapshots: Sequence[Snapshot]) -> str:
+    """What heads the column of averages."""
+    return "average" if any(s.tag.gamma is None for s in snapshots) else "gamma"
+
+
 def average(snapshot: Snapshot) -> str:
     """A cell: gamma, or what else the average is."""
     tag = snapshot.tag
@@ -58,7 +63,7 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     formats = sorted({s.checkpoint.format for s in snapshots})
     newest = snapshots[-1].checkpoint
     averages = {s.tag.label for s in snapshots}
-    kind = "average" if any(s.tag.gamma is None for s in snapshots) else "gamma"
+    kind = average_heading(snapshots)
     total = sum(s.checkpoint.size_bytes for s in snapshots)
     out.print(
         f"[bold]{len(snapshots)} snapshot{'s' * (len(snapshots) > 1)}[/] of {len(averages)} "
@@ -89,7 +94,7 @@ def _dtypes(snapshot: Snapshot) -> str:
 def _columns(snapshots: Sequence[Snapshot]) -> list[str]:
     """What the average is, by as few columns as say it."""
     powers = any(s.tag.gamma is not None for s in snapshots)
-    averages = ["gamma" if all(s.tag.gamma is not None for s in snapshots) else "average"]
+    averages = [average_heading(snapshots)]
     averages += ["effective"] * any(_effective(s) for s in snapshots)
     return averages + ["sigma_rel"] * powers
 

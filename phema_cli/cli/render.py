@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from phema_cli.solver.diagnostics import Figures
 
 _PIPE_WIDTH = 10_000
-# columns of names, which may be folded where there is no room
-_NAMES = ("snapshot", "source", "tensor", "target")
+# columns of text, which may be folded where there is no room
+_NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 # findings that differ in their file alone and are more than this are one line
 _ALIKE = 3
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}

@@ -85,7 +85,8 @@ def weights(
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
     names = [t.label for t in targets]
-    body = render.table("snapshot", "step", "gamma", *names, right=("step", "gamma", *names), gap=2)
+    kind = listing.average_heading(snapshots)
+    body = render.table("snapshot", "step", kind, *names, right=("step", "gamma", *names), gap=2)
     for s, row in zip(snapshots, solution.weights, strict=True):
         cells = [f"{w:+.6f}" for w in row]
         body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", listing.average(s), *cells)

@@ -14,6 +14,8 @@ from phema_cli.errors import InputError, UnsafePickleError
 
 #: the longest text or number that is read.
 _MOST_BYTES = 64 << 20
+#: bits of the largest number, which must be short enough to be written out.
+_MOST_BITS = 4096
 _LENGTHS = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 _OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
@@ -220,10 +222,10 @@ def _build(machine: Machine, _: object) -> None:
     """State: of objects that stand for others; what a dict has besides its items is dropped."""
     state = machine.pop()
     target = machine.top()
-    parts = state if isinstance(state, tuple) else (state,)
-    if isinstance(target, Inert) and all(isinstance(p, dict | None) for p in parts):
-        for part in parts:
-            target.state.update(part or {})
+    if isinstance(target, Inert):
+        # A dict, or one beside that of the slots; numpy's states are tuples of their own kind.
+        for part in state if isinstance(state, tuple) else (state,):
+            target.state.update(part if isinstance(part, dict) else {})
     elif not isinstance(target, dict):
         raise InputError("state for what has none")
 
@@ -299,13 +301,20 @@ def _value(machine: Machine, argument: object) -> None:
     machine.push(argument)
 
 
+def _number(machine: Machine, argument: int) -> None:
+    if argument.bit_length() > _MOST_BITS:
+        raise InputError(f"a number of {argument.bit_length()} bits")
+    machine.push(argument)
+
+
 _VALUES = (
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
     *_LENGTHS,
 )
 _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(_VALUES, _value),
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _number),
     "PROTO": lambda *_: None,
     "FRAME": lambda *_: None,
     "NONE": _push(lambda: None),

@@ -8,13 +8,13 @@ addressed where they lie.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO
 
-from phema_cli.errors import InputError, StorageError, UnsafePickleError
+from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
 from phema_cli.formats._pickle_machine import Inert, Kind, Machine, Span, dict_of, set_of
@@ -31,9 +31,11 @@ _MAX_TRAILER_BYTES = 256 << 20
 _COUNT = struct.Struct("<Q")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MODULES = "torch.nn.modules."
-# A module may be there twice, so that a short pickle can hold more of them than can be counted.
-_MOST_MODULES, _MOST_DEPTH = 100_000, 100
-_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+# A module may be there twice, so that a short pickle can hold more of them, and of tensors, than
+# can be counted, and names longer than any memory.
+_MOST_ENTRIES, _LONGEST_NAME = 200_000, 1000
+#: what makes numpy's arrays and numbers, below ``numpy.core`` before its version 2.
+_NUMPY = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 
 
 @dataclass(slots=True)
@@ -42,31 +44,27 @@ class _Reader:
 
     file: IO[bytes]
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    known: dict[Span, Storage] = field(default_factory=dict)
 
     def find(self, module: str, name: str) -> object:
         """The stand-in of a global."""
-        own = {
-            ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
-            ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
-            **{(place, "set"): Kind("set", set_of) for place in ("builtins", "__builtin__")},
-            ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
-            ("torch.storage", "_load_from_bytes"): StandIn(self.storage),
-            ("_codecs", "encode"): StandIn(_old_bytes),
-            ("numpy", "dtype"): Kind("dtype"),
-            ("numpy", "ndarray"): Kind("ndarray"),
-            **{(place, "scalar"): Kind("scalar") for place in _NUMPY},
-            **{(place, "_reconstruct"): Kind("array") for place in _NUMPY},
-        }
-        if (module, name) in own:
-            return own[module, name]
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return StandIn(self.storage)
         if module.startswith(_MODULES) and name.isidentifier():
             return Kind(f"{module}.{name}")
-        return ALLOWED.get((module, name))
+        return _FOUND.get((module, name))
 
     def storage(self, span: object) -> Storage:
         """A storage that lies in ``span`` as a stream of torch's old format."""
         if not isinstance(span, Span):
             raise InputError("a storage that is no string of bytes")
+        # A pickle of seven bytes can ask for it again, as often as it likes.
+        if span not in self.known:
+            self.known[span] = self._read_storage(span)
+        return self.known[span]
+
+    def _read_storage(self, span: Span) -> Storage:
+        """The storage, where its span is met for the first time."""
         back = self.file.tell()
         self.file.seek(span.offset)
         machine = Machine(self.file, span.offset + span.length, _find_storage, _described)
@@ -113,7 +111,24 @@ def _persistent(meta: object) -> Inert:
 
 def _old_bytes(*_: object) -> object:
     """Strings of bytes of old protocols are text: their values have no place."""
-    raise InputError("tensors in a pickle of protocol 2 or older")
+    remedy = "load it and pickle it again with protocol=4"
+    raise InputError("tensors in a pickle of protocol 2 or older", remedy=remedy)
+
+
+#: stand-ins by global. Types are not among them: a pickle may call what it asks for.
+_FOUND: Mapping[tuple[str, str], object] = {
+    **{place: found for place, found in ALLOWED.items() if isinstance(found, StandIn)},
+    ("argparse", "Namespace"): Kind("Namespace"),
+    ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
+    ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
+    **{(place, "set"): Kind("set", set_of) for place in ("builtins", "__builtin__")},
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
+    ("_codecs", "encode"): StandIn(_old_bytes),
+    ("numpy", "dtype"): Kind("dtype"),
+    ("numpy", "ndarray"): Kind("ndarray"),
+    **{(f"numpy.core.{module}", name): Kind(name) for module, name in _NUMPY},
+    **{(f"numpy._core.{module}", name): Kind(name) for module, name in _NUMPY},
+}
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -132,7 +147,8 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     if not isinstance(content, dict):
         raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
     try:
-        nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in content.items()}
+        named = {k: v for k, v in content.items() if isinstance(k, str)}
+        nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in named.items()}
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     weights = find_weights(nested, key, path, TensorStub)
@@ -161,35 +177,41 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
         raise StorageError.wrap(error, path, "read") from error
     except Exception as error:
         # A broken pickle can raise anything at all.
-        what = f"not a network pickle, or broken ({error!s:.80})"
-        raise InputError(what, where=path, remedy=REMEDY) from error
+        reason = error.what if isinstance(error, PhemaError) else str(error)
+        advice = error.remedy if isinstance(error, PhemaError) else None
+        what = f"not a network pickle, or broken ({reason:.80})"
+        raise InputError(what, where=path, remedy=advice or REMEDY) from error
 
 
-def _state_dict(module: Inert) -> dict[str, object]:
+def _state_dict(network: Inert) -> dict[str, object]:
     """The tensors of a module and those below it, named as ``state_dict`` names them."""
-    return dict(_named(module, "", iter(range(_MOST_MODULES))))
+    tensors: dict[str, object] = {}
+    left = _MOST_ENTRIES
+    waiting = [("", network)]
+    while waiting:
+        prefix, module = waiting.pop()
+        # One more than is left is enough to know that there are too many.
+        entries = list(islice(_entries(module, prefix), left + 1))
+        left -= 1 + len(entries)
+        if left < 0:
+            raise InputError("more modules and tensors than a network has")
+        tensors |= {name: value for name, value in entries if isinstance(value, TensorStub)}
+        below = [(f"{name}.", value) for name, value in entries if isinstance(value, Inert)]
+        waiting += below[::-1]
+    return tensors
 
 
-def _named(module: Inert, prefix: str, budget: Iterator[int]) -> Iterator[tuple[str, object]]:
-    """Names and tensors, in the order of the module."""
-    if next(budget, None) is None or prefix.count(".") > _MOST_DEPTH:
-        raise InputError("more modules than a network has")
-    state = module.state
-    passing = state.get("_non_persistent_buffers_set")
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in _items(state.get(kind)):
-            hidden = kind == "_buffers" and isinstance(passing, set) and name in passing
-            if isinstance(tensor, TensorStub) and not hidden:
-                yield f"{prefix}{name}", tensor
-    for name, child in _items(state.get("_modules")):
-        if isinstance(child, Inert):
-            yield from _named(child, f"{prefix}{name}.", budget)
-
-
-def _items(value: object) -> Iterator[tuple[object, object]]:
-    """Entries of a dict, none of anything else."""
-    if isinstance(value, dict):
-        yield from value.items()
+def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, object]]:
+    """A module's own parameters and stored buffers, and the modules in it, with their names."""
+    passing = module.state.get("_non_persistent_buffers_set")
+    hidden = passing if isinstance(passing, set) else set()
+    for kind in ("_parameters", "_buffers", "_modules"):
+        entries = module.state.get(kind)
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            if not isinstance(name, str) or len(prefix) + len(name) > _LONGEST_NAME:
+                raise InputError("a tensor whose name is none, or too long")
+            # What is hidden is counted too.
+            yield prefix + name, None if kind == "_buffers" and name in hidden else value
 
 
 def _read_trailer(path: Path, end: int) -> dict[str, str]:
@@ -218,13 +240,13 @@ def encode(
     Raises:
         InputError: ``carried`` is no such pickle, or its tensors are not those of ``specs``.
     """
-    del ties
     if carried.format != NAME:
         raise InputError(
             f"an EDM2 pickle is made from EDM2 pickles, not from {carried.format}",
             where=carried.path,
             remedy="write .safetensors or .pt",
         )
+    _check_names(specs.keys() | ties.keys(), carried)
     extents = {name: carried.tensors[name] for name in specs}
     for name, extent in extents.items():
         _check(extent, *specs[name])
@@ -241,6 +263,18 @@ def encode(
     return FileImage(
         (*segments, (end, tail)), {n: e.offset for n, e in extents.items()}, end + len(tail)
     )
+
+
+def _check_names(names: Set[str], carried: Checkpoint) -> None:
+    """Refuse to leave tensors of the pickle as they are, or to write what is not in it."""
+    known = carried.tensors.keys()
+    # A further name of a tensor has its values wherever these are written.
+    for name in sorted((names - known) | (known - carried.ties.keys() - names)):
+        raise InputError(
+            f"tensor {name}: {'gets no values' if name in known else 'is not in the pickle'}",
+            where=carried.path,
+            remedy="write .safetensors or .pt",
+        )
 
 
 def _check(extent: Extent, dtype: DType, shape: tuple[int, ...]) -> None:

@@ -113,9 +113,9 @@ class WarmupProfile:
 
     @property
     def label(self) -> str:
-        """``decay 0.9999 after warm-up``."""
-        after = " after warm-up" if self.warmup.growth != "constant" else ""
-        return f"decay {self.warmup.decay:.10g}{after}"
+        """``decay 0.9999, warm-up``."""
+        grows = ", warm-up" if self.warmup.growth != "constant" else ""
+        return f"decay {self.warmup.decay:.10g}{grows}"
 
     @property
     def breaks(self) -> tuple[float, ...]:

@@ -1,0 +1,138 @@
+"""The EDM2 reader and hostile pickles: nothing is run, hung or filled; what is harmless is read."""
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from phema_cli.errors import InputError, UnsafePickleError
+from phema_cli.formats import edm2
+from phema_cli.formats.base import DTYPES
+from tests.hostile_pickles import BOMB_CASES, HOSTILE_CASES, bombs, hostile_pickles, plain, text
+
+
+@pytest.mark.parametrize("case", HOSTILE_CASES)
+def test_nothing_is_run(tmp_path, case):
+    """A pickle that asks for code is refused by the name of what it asks for; nothing is run."""
+    marker = tmp_path / "was-here"
+    data, asked = hostile_pickles(f"touch {marker}")[case]
+    path = tmp_path / "a.pkl"
+    path.write_bytes(data)
+    with pytest.raises(UnsafePickleError if asked else InputError) as caught:
+        edm2.read_index(path)
+    assert caught.value.where == str(path)
+    assert asked is None or caught.value.what == f"the pickle asks for {asked}"
+    assert not marker.exists()
+
+
+#: the interpreter's own unpickler reaches these calls, so that the table is no empty threat.
+DANGEROUS = [
+    "a class that reduces to a call",
+    "os.system",
+    "eval",
+    "system by INST",
+    "pickle.loads",
+]
+
+
+@pytest.mark.parametrize("case", DANGEROUS)
+def test_table_is_hostile(tmp_path, case):
+    """What phema refuses does run where such a file is loaded by pickle."""
+    marker = tmp_path / "was-here"
+    data, _ = hostile_pickles(f"touch {marker}")[case]
+    pickle.loads(data)
+    assert marker.exists()
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from phema_cli.errors import PhemaError
+from phema_cli.formats import edm2
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    edm2.read_index(Path(sys.argv[1]))
+except PhemaError as error:
+    print(len(str(error)) < 1000, error.where)
+"""
+
+
+@pytest.mark.parametrize("case", BOMB_CASES)
+def test_bomb(tmp_path, case):
+    """A pickle that would hang, fill the memory or end the process is an error in one line."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(bombs()[case])
+    done = subprocess.run(
+        [sys.executable, "-c", READ, path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"True {path}\n", "")
+
+
+BESIDE = {
+    "array": np.arange(4, dtype=np.float32),
+    "transposed array": np.ones((2, 3)).T,
+    "number": np.float32(0.5),
+    "type": np.dtype("float16"),
+    "arguments": argparse.Namespace(batch=4),
+    "path": Path("data/set"),
+    "set": {1, 2},
+    "truth": torch.float16,
+}
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_values_beside_the_network(tmp_path, kind, protocol):
+    """Arrays, as encoders hold them, and other plain values do no harm."""
+    path = tmp_path / "a.pkl"
+    content = {"ema": {"w": torch.ones(3)}, "encoder": BESIDE[kind]}
+    path.write_bytes(pickle.dumps(content, protocol))
+    assert list(edm2.read_index(path).tensors) == ["w"]
+
+
+def test_old_protocol_has_a_remedy(tmp_path):
+    """A pickle of protocol 2, whose values are text, is refused with what to do about it."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"ema": {"w": torch.ones(3)}}, 2))
+    with pytest.raises(InputError, match="protocol 2") as caught:
+        edm2.read_index(path)
+    assert caught.value.remedy == "load it and pickle it again with protocol=4"
+    assert str(caught.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("a", "tensor b: gets no values"), ("abc", "tensor c: is not in the pickle")],
+)
+def test_tensors_are_those_of_the_pickle(tmp_path, names, message):
+    """Neither does a tensor of the pickle keep its old values, nor is one more written."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"ema": {"a": torch.ones(2), "b": torch.zeros(2)}}))
+    specs = dict.fromkeys(names, (DTYPES["F32"], (2,)))
+    with pytest.raises(InputError, match=message) as caught:
+        edm2.encode(specs, {}, {}, edm2.read_index(path))
+    assert caught.value.where == str(path)
+
+
+def test_layer_in_two_places(tmp_path):
+    """A layer that is there twice has its tensors under both names, as in state_dict."""
+    layer = plain("torch.nn.modules.module", "Module") + b")\x81"
+    tensor = pickle.dumps(torch.ones(2), 3)[2:-1]
+    inner = layer + b"}" + text("_parameters") + b"}" + text("w") + tensor + b"ssbr\x63\0\0\0"
+    both = b"}(" + text("a") + inner + text("b") + b"j\x63\0\0\0u"
+    data = b"}" + text("ema") + layer + b"}" + text("_modules") + both + b"sbs."
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"\x80\x04" + data)
+    found = edm2.read_index(path)
+    assert (list(found.tensors), found.ties) == (["a.w", "b.w"], {"b.w": "a.w"})
