@@ -342,6 +342,29 @@ def test_distributed_checkpoints_are_sources(tmp_path):
     assert "1 snapshot" in run("inspect", folder, "--gammas", "10").out
 
 
+def test_timm_weights_that_are_no_average(tmp_path):
+    """The decay in the arguments says nothing of the weights beside the average."""
+    trainers.timm(tmp_path / "ckpts", 3, 10, 0.97, warmup=True)
+    found = scan([tmp_path / "ckpts"], Config(key="state_dict", average="raw")).require()
+    assert {s.tag.label for s in found} == {"raw"}
+    assert [s.tag.step for s in found] == [1, 2, 3]
+
+
+def test_epochs_count_where_nothing_else_does(tmp_path):
+    """An epoch beside a step, in the file or in its name, is passed over."""
+    w = {"w": torch.ones(2)}
+    torch.save({"epoch": 4, "model": w}, tmp_path / "a-step100-gamma5.pt")
+    torch.save({"epoch": 4, "global_step": 200, "model": w}, tmp_path / "b-gamma5.pt")
+    found = scan([tmp_path])
+    assert [(s.tag.step, s.tag.unit) for s in found.require()] == [(100, "steps"), (200, "steps")]
+    (tmp_path / "b-gamma5.pt").unlink()
+    torch.save({"epoch": 4, "model": w}, tmp_path / "a-step100-gamma5.pt")
+    torch.save({"epoch": 4, "model": w}, tmp_path / "c-gamma5.pt")
+    found = scan([tmp_path], Config(exclude=("a*",)))
+    assert [(s.tag.step, s.tag.unit) for s in found.require()] == [(5, "epochs")]
+    assert any("times are epochs" in f.error.what for f in found.findings)
+
+
 def test_raw_checkpoints_are_samples_of_the_path(tmp_path):
     """Where no average was kept, --raw builds one from the weights themselves."""
     path = []

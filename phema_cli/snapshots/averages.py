@@ -16,6 +16,7 @@ _CONFIG = "config.json"
 _MOST_CONFIG_BYTES = 1 << 20
 #: entries of diffusers' EMAModel; all of them make one.
 _DIFFUSERS = ("decay", "inv_gamma", "power", "update_after_step", "use_ema_warmup")
+_TIMM_KEY = "state_dict_ema"
 _DIFFUSERS_FIELDS = (*_DIFFUSERS, "min_decay", "optimization_step")
 
 
@@ -62,8 +63,12 @@ def described(checkpoint: Checkpoint) -> Mapping[str, str]:
     return {**found, **checkpoint.metadata}
 
 
-def average_in(metadata: Mapping[str, str]) -> ProfileSpec | None:
+def average_in(metadata: Mapping[str, str], key: str | None) -> ProfileSpec | None:
     """The average that a checkpoint's metadata describe, None where they describe none.
+
+    Args:
+        metadata: what is said of the checkpoint.
+        key: where its weights lie; arguments speak of an average that is stored elsewhere as well.
 
     Raises:
         InputError: what stands there is no average.
@@ -71,7 +76,7 @@ def average_in(metadata: Mapping[str, str]) -> ProfileSpec | None:
     try:
         if set(_DIFFUSERS) <= set(metadata):
             return _spec(_diffusers(_Reader(metadata)))
-        if "args.model_ema_decay" in metadata:
+        if "args.model_ema_decay" in metadata and key == _TIMM_KEY:
             return _spec(_timm(_Reader(metadata)))
     except UsageError as error:
         raise InputError(error.what, remedy="say what the average is in phema.toml") from error

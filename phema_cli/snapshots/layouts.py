@@ -18,7 +18,7 @@ class Layout:
         name: what it is called in messages.
         stem: their names without ending; named groups are fields of the tag.
         format: the format they have, where others have such names too.
-        key: where their weights lie, where others have such names too.
+        metadata: entries that their metadata have, where others have such names too.
         bookkeeping: tensors without dimensions that are no weights; a file with all of them is of
             this layout whatever it is called.
         sparse: whether the decay of one step is applied at every N-th step only.
@@ -27,7 +27,7 @@ class Layout:
     name: str
     stem: re.Pattern[str]
     format: str | None = None
-    key: str | None = None
+    metadata: tuple[str, ...] = ()
     bookkeeping: tuple[str, ...] = ()
     sparse: bool = False
 
@@ -38,7 +38,7 @@ class Layout:
         return (
             self.stem.match(stem) is not None
             and self.format in {None, checkpoint.format}
-            and self.key in {None, checkpoint.key}
+            and all(entry in checkpoint.metadata for entry in self.metadata)
         )
 
     def is_marked(self, checkpoint: Checkpoint) -> bool:
@@ -67,7 +67,11 @@ LAYOUTS = (
         format="edm2",
     ),
     # The number in the name is the epoch, which the file says too.
-    Layout("timm", re.compile(r"^checkpoint-(?P<epoch>\d+)$|^last$"), key="state_dict_ema"),
+    Layout(
+        "timm",
+        re.compile(r"^checkpoint-(?P<epoch>\d+)$|^last$|^model_best$"),
+        metadata=("arch", "epoch", "version"),
+    ),
 )
 
 

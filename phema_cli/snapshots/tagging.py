@@ -60,9 +60,12 @@ def read_tag(
     metadata = described(checkpoint)
     stored = _stored(metadata)
     readings.add({k: v for k, v in stored.items() if k in wanted}, "metadata", (), per_epoch)
-    if "average" in wanted and (found := average_in(metadata)) is not None:
+    if "average" in wanted and (found := average_in(metadata, checkpoint.key)) is not None:
         readings.average.append((found, "metadata"))
     _add(readings, names, wanted, gammas_of, per_epoch)
+    # Steps say more than epochs: these count where nothing else does.
+    if not readings.step and "epoch" in metadata:
+        readings.add({"epoch": metadata["epoch"]}, "metadata", (), per_epoch)
     if not readings.averaged and len(gammas_of.gammas) == 1:
         readings.gamma.append(Reading(gammas_of.gammas[0], 0.0, gammas_of.origin))
     if not readings.averaged and config.average is not None:
@@ -99,7 +102,7 @@ def _names(folders: Iterable[str], stem: str, layout: Layout | None) -> dict[str
 
 
 _AVERAGES = {*AVERAGE_FIELDS, "beta", "average", "index"}
-_STEPS = {*STEP_FIELDS, "update", "kimg"}
+_STEPS = {*STEP_FIELDS, "update", "kimg", "epoch"}
 
 
 def _open(readings: Readings) -> set[str]:

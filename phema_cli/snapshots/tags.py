@@ -49,7 +49,7 @@ _AVERAGE_OPTIONS = "--gammas (or --average, --raw)"
 FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
 #: entries of a checkpoint's metadata that say its average, and its step, the most exact first.
 AVERAGE_FIELDS = ("gamma", "sigma_rel")
-STEP_FIELDS = ("step", "global_step", "optimization_step", "epoch")
+STEP_FIELDS = ("step", "global_step", "optimization_step")
 METADATA_FIELDS = (*AVERAGE_FIELDS, *STEP_FIELDS)
 
 
