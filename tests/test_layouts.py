@@ -243,9 +243,14 @@ def test_accelerate_lists_need_names(tmp_path):
     assert "without names; pass --names-from" in done.out.splitlines()[-1]
     found, _ = inspected(tmp_path / "run", *only, "--names-from", tmp_path / "names.pt")
     assert len(found) == 10
+    shutil.copy(tmp_path / "names.pt", tmp_path / "run/checkpoint-10/names.pt")
+    (tmp_path / "run/phema.toml").write_text(
+        "names_from = 'checkpoint-10/names.pt'\nexclude = ['model.safetensors', 'names.pt']\n"
+    )
+    assert len(inspected(tmp_path / "run")[0]) == 10
     checkpoints = scan(
         [tmp_path / "run"],
-        Config(exclude=("model.safetensors",), names_from=tmp_path / "names.pt"),
+        Config(exclude=("model.safetensors", "names.pt"), names_from=tmp_path / "names.pt"),
     ).require()
     for s in checkpoints:
         profile = WarmupProfile(Warmup(0.95, growth="ratio"), s.tag.step)
@@ -416,6 +421,8 @@ def test_toml_says_all_of_it(tmp_path, every_tenth):
     [
         ("update_every = 0", "update_every must be a whole number from 1"),
         ("average = 'median'", "no profile 'median'"),
+        ("names_from = '../names.pt'", "names_from leads out of the directory"),
+        ("names_from = '/names.pt'", "names_from leads out of the directory"),
         ("average = 3", "average must be a text"),
         ("[snapshots.a]\naverage = 'median'", "no profile 'median'"),
         ("[snapshots.a]\ndecay = 3", "must be a table of gamma, sigma_rel or average"),

@@ -112,7 +112,6 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         compile_pattern(pattern)
     if average is not None:
         parse_profile(average)
-    names_from = _text(table, "names_from")
     return Config(
         pattern=pattern,
         gammas=gammas,
@@ -120,7 +119,7 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         update_every=_count(table, "update_every"),
         steps_per_epoch=_count(table, "steps_per_epoch"),
         key=_text(table, "key"),
-        names_from=None if names_from is None else directory / names_from,
+        names_from=_inside(directory, _text(table, "names_from")),
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
@@ -134,6 +133,19 @@ def _text(table: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InputError(f"{name} must be a text")
     return value
+
+
+def _inside(directory: Path, name: str | None) -> Path | None:
+    """A file in the directory: what lies there must not lead elsewhere."""
+    if name is None:
+        return None
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise InputError(
+            f"names_from leads out of the directory: {name!r}",
+            remedy="keep that file in the directory, or pass --names-from",
+        )
+    return path
 
 
 def _texts(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
