@@ -85,7 +85,7 @@ def test_sums_against_float64(tmp_path_factory, data):
         dtype=None if target is None else DTYPES[target],
         jobs=data.draw(st.integers(1, 3)),
     )
-    recipe = replace(recipe, chunk_elements=2 * data.draw(st.integers(1, 40)))
+    recipe = replace(recipe, tile_elements=2 * data.draw(st.integers(1, 40)))
     execute(recipe)
     out = target or source
     for i, path in enumerate(outputs):
@@ -272,7 +272,7 @@ def test_an_error_in_one_worker_stops_the_others(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(replace(recipe, chunk_elements=8), progress=fail)
+        execute(replace(recipe, tile_elements=8), progress=fail)
     assert len(done) < 400
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
@@ -282,7 +282,7 @@ def test_copies_of_many_chunks_are_whole(tmp_path):
     values = [{"n": torch.arange(100) * step, "w": torch.ones(1)} for step in (1, 2)]
     snapshots = write_snapshots(tmp_path / "in", values)
     recipe = recipe_of(snapshots, [[0.5], [0.5]], [tmp_path / "o.safetensors"])
-    execute(replace(recipe, chunk_elements=8))
+    execute(replace(recipe, tile_elements=8))
     assert torch.equal(load_file(tmp_path / "o.safetensors")["n"], values[1]["n"])
 
 
@@ -336,7 +336,7 @@ def test_same_bytes_for_any_jobs_and_chunks(ckpts, tmp_path):
     for number, (jobs, chunk) in enumerate([(1, None), (1, None), (4, None), (3, 2), (2, 10)]):
         out = tmp_path / str(number)
         recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(out), jobs=jobs))
-        execute(recipe if chunk is None else replace(recipe, chunk_elements=chunk))
+        execute(recipe if chunk is None else replace(recipe, tile_elements=chunk))
         seen.append(digest(out))
     assert all(s == seen[0] for s in seen)
     assert len(seen[0]) == 2

@@ -180,7 +180,7 @@ def _carry_out(recipe: Recipe, *, overwrite: bool, dry_run: bool, quiet: bool) -
         return
     total = recipe.read_bytes + recipe.write_bytes
     with render.progress("synthesizing", total, quiet=quiet) as progress:
-        execute(recipe, overwrite=overwrite, progress=progress)
+        execute(recipe, overwrite=overwrite, progress=progress, processes=True)
 
 
 def _show_figures(recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
-from phema_cli.synthesis.engine import check_outputs, execute
+from phema_cli.synthesis.engine import execute
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
@@ -25,6 +25,7 @@ from phema_cli.synthesis.layout import (
 )
 from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe, plan_tensors
 from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
+from phema_cli.synthesis.staging import check_outputs
 
 __all__ = ["Request", "check_outputs", "execute", "find_dtype", "plan", "synthesize"]
 

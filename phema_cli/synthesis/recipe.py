@@ -21,12 +21,15 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
+from phema_cli.synthesis.averaging import BLOCK, Kind, buffers
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import RESERVED, output_metadata, provenance
+from phema_cli.synthesis.summing import WIDTH
 
 DEFAULT_MAX_MEMORY = 256 << 20
-_CHUNK_ELEMENTS = 512 << 10
-_MIN_CHUNK_ELEMENTS = 4 << 10
+# A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
+_TILE_BYTES = 4 << 20
+_USUAL_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
 # Indices in 64 bits and a window as wide as the widest type.
 _PLACE_BYTES = 5 * 8 + 8
 
@@ -49,6 +52,11 @@ class TensorPlan:
     out_dtype: DType
     average: bool
 
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -68,7 +76,7 @@ class Recipe:
         method: the method that solved them.
         form: the outputs' format.
         jobs: worker threads.
-        chunk_elements: elements of a tensor that a worker holds at a time.
+        tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
         peak_bytes: bytes of all workers' buffers.
@@ -87,7 +95,7 @@ class Recipe:
     method: str
     form: str
     jobs: int
-    chunk_elements: int
+    tile_elements: int
     read_bytes: int
     write_bytes: int
     peak_bytes: int
@@ -161,7 +169,7 @@ def make_recipe(
         )
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
-    chunk, per_element = _chunk(tensors, len(targets), workers, max_memory, scattered=scattered)
+    tile, peak = _tile(tensors, len(used), len(targets), workers, max_memory, scattered=scattered)
     averaged = sum(_bytes(t) for t in tensors if t.average)
     copied = sum(_bytes(t) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
@@ -178,10 +186,10 @@ def make_recipe(
         method=method,
         form=form,
         jobs=workers,
-        chunk_elements=chunk,
+        tile_elements=tile,
         read_bytes=averaged * len(used) + copied * len(targets),
         write_bytes=sum(o.size_bytes for o in outputs),
-        peak_bytes=chunk * per_element * workers,
+        peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
     )
 
@@ -194,7 +202,7 @@ def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
 
 def _bytes(plan: TensorPlan) -> int:
     """Bytes of the tensor in one source."""
-    return plan.dtype.size_bytes(math.prod(plan.shape))
+    return plan.dtype.size_bytes(plan.elements)
 
 
 def plan_tensors(
@@ -274,19 +282,28 @@ def _scattered(extent: Extent) -> bool:
     return bool(extent.strides or extent.pieces)
 
 
-def _chunk(
-    tensors: Sequence[TensorPlan], targets: int, jobs: int, max_memory: int, *, scattered: bool
-) -> tuple[int, int]:
-    """Elements a worker holds at a time, and the bytes of its buffers per element.
+def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
+    """Each kind of averaged tensors once."""
+    return list(dict.fromkeys(Kind(t.dtype, t.out_dtype) for t in tensors if t.average))
 
-    Buffers: one chunk as read, one as written, and in the type of the computation the reference,
-    the difference and one sum per target; for tensors that don't lie in one run their places as
-    well. Half of the memory is left to everything else.
+
+def _tile(
+    tensors: Sequence[TensorPlan],
+    sources: int,
+    targets: int,
+    jobs: int,
+    max_memory: int,
+    *,
+    scattered: bool,
+) -> tuple[int, int]:
+    """Elements of a tile, and the bytes of all workers' buffers.
+
+    For tensors that don't lie in one run their places are held as well. Half of the memory is left
+    to everything else.
     """
-    widest = max((t.dtype.bits // 8 for t in tensors if t.average), default=1)
-    widest_out = max((t.out_dtype.bits // 8 for t in tensors), default=1)
-    per_element = max(widest, 4) * (2 + targets) + widest + widest_out
-    per_element += _PLACE_BYTES if scattered else 0
-    # A multiple of 8, so that chunks of types smaller than a byte begin at whole bytes.
-    fits = max_memory // 2 // (per_element * jobs) // 8 * 8
-    return max(_MIN_CHUNK_ELEMENTS, min(_CHUNK_ELEMENTS, fits)), per_element
+    need = buffers(averaged_kinds(tensors), sources, targets)
+    wanted = min(max(_TILE_BYTES // need.tile, _USUAL_TILE), _LARGEST_TILE)
+    per_element = need.tile + (_PLACE_BYTES if scattered else 0)
+    fits = (max_memory // 2 // jobs - need.block * BLOCK) // per_element
+    tile = max(min(wanted, fits) // WIDTH, 1) * WIDTH
+    return tile, jobs * (tile * per_element + need.block * min(BLOCK, tile))

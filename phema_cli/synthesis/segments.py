@@ -1,0 +1,100 @@
+"""Segments: runs of elements that lie one after the other in every source and every output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from phema_cli.formats.base import Extent
+from phema_cli.synthesis.recipe import Recipe, TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a segment goes in an output.
+
+    Attributes:
+        path: the file that it will be in.
+        offset: byte at which its first element lies.
+        checksum: name of the tensor whose CRC-32 the file holds, if it holds one.
+    """
+
+    path: Path
+    offset: int
+    checksum: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tensors that are treated alike and lie one after the other everywhere, as one.
+
+    Attributes:
+        plan: the first tensor's treatment.
+        elements: number of elements of all.
+        sources: where the first element lies in each source, as an extent of all elements.
+        places: where they go in each output.
+    """
+
+    plan: TensorPlan
+    elements: int
+    sources: tuple[Extent, ...]
+    places: tuple[Place, ...]
+
+
+def segments(recipe: Recipe) -> Iterator[Segment]:
+    """All elements of a recipe, in the order in which they lie in the outputs."""
+    run: list[TensorPlan] = []
+    for plan in recipe.tensors:
+        if run and not _continues(recipe, run[-1], plan):
+            yield _segment(recipe, run)
+            run = []
+        run.append(plan)
+    if run:
+        yield _segment(recipe, run)
+
+
+def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
+    """Whether a tensor follows on another one in every source and output."""
+    if (before.dtype, before.out_dtype, before.average) != (
+        plan.dtype,
+        plan.out_dtype,
+        plan.average,
+    ):
+        return False
+    for output in recipe.outputs:
+        image = output.files[output.homes[plan.name]].image
+        if output.homes[before.name] != output.homes[plan.name] or image.checksums:
+            return False
+        end = image.offsets[before.name] + before.out_dtype.size_bytes(before.elements)
+        if image.offsets[plan.name] != end:
+            return False
+    return all(
+        _follows(s.checkpoint.tensors[before.name], s.checkpoint.tensors[plan.name])
+        for s in recipe.sources
+    )
+
+
+def _follows(first: Extent, second: Extent) -> bool:
+    """Whether both lie in one run, one after the other, and the second begins at a whole byte."""
+    return (
+        second.offset == first.offset + first.length
+        and first.file == second.file
+        and first.strides is second.strides is None
+        and not (first.pieces or second.pieces)
+        and first.elements * first.dtype.bits % 8 == 0
+    )
+
+
+def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
+    """Tensors that follow on one another as one segment."""
+    first = run[0]
+    elements = sum(plan.elements for plan in run)
+    extents = [s.checkpoint.tensors[first.name] for s in recipe.sources]
+    places = []
+    for output in recipe.outputs:
+        file = output.files[output.homes[first.name]]
+        checksum = first.name if first.name in file.image.checksums else None
+        places.append(Place(file.path, file.image.offsets[first.name], checksum))
+    whole = [e if len(run) == 1 else replace(e, shape=(elements,)) for e in extents]
+    return Segment(first, elements, tuple(whole), tuple(places))

@@ -1,0 +1,160 @@
+"""Workers: they read, average and write one tile after the other.
+
+A worker takes the next run of tiles, reads a tile's elements of every source into its buffers, and
+writes their averages to every output. What a tile's bytes are depends on the recipe alone, so
+neither workers nor their order show in the outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from phema_cli.errors import StorageError
+from phema_cli.formats.base import FileReader, OpenFiles
+from phema_cli.synthesis.averaging import Averager, Kind
+from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
+from phema_cli.synthesis.recipe import Recipe, averaged_kinds
+from phema_cli.synthesis.segments import Segment, segments
+from phema_cli.synthesis.staging import Checks, partial
+
+#: tiles that a worker takes at a time, so that it reads each file from front to back.
+_RUN_TILES = 16
+#: bytes of a tile that is copied.
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A range of a segment's elements."""
+
+    segment: Segment
+    start: int
+    stop: int
+
+
+def fill(recipe: Recipe, progress: Progress, *, processes: bool = False) -> list[Checks]:
+    """Let workers take runs until none is left or one has failed; checksums by output.
+
+    Args:
+        recipe: what to do; its outputs are staged.
+        progress: called with a number of bytes read and written, from one thread at a time.
+        processes: whether workers are forked processes, which don't wait for one another as
+            threads wait for the interpreter. Not where other threads of the program hold locks.
+
+    Raises:
+        InputError: a source is shorter than its header says.
+        StorageError: the operating system failed to read or write, or ended a worker.
+    """
+    import torch
+
+    work = _Work(recipe, list(_runs(recipe)))
+    run = forked if processes and recipe.jobs > 1 else threaded
+    threads = torch.get_num_threads()
+    # The workers are the parallelism: torch's own threads on top of them cost time.
+    torch.set_num_threads(1)
+    try:
+        found = run(work, len(work.runs), recipe.jobs, progress)
+    finally:
+        torch.set_num_threads(threads)
+    checks: list[Checks] = [{} for _ in recipe.outputs]
+    for part in found:
+        for own, more in zip(checks, part, strict=True):
+            for name, parts in more.items():
+                own.setdefault(name, {}).update(parts)
+    return checks
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all workers share."""
+
+    recipe: Recipe
+    runs: list[_Run]
+
+    def __call__(self, pool: Pool) -> list[Checks]:
+        """One worker: take runs until none is left; the checksums of what it wrote."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        open_files = max(4, (soft - 64) // (2 * self.recipe.jobs))
+        with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
+            worker = _Worker(self.recipe, reader, writer)
+            for number in iter(pool.take, len(self.runs)):
+                for done in worker.do(self.runs[number]):
+                    pool.report(done)
+                    if pool.stopped():
+                        return worker.checks
+        return worker.checks
+
+
+def _runs(recipe: Recipe) -> Iterator[_Run]:
+    """All work, in the order of the outputs' data."""
+    size = recipe.tile_elements * _RUN_TILES
+    for segment in segments(recipe):
+        for start in range(0, segment.elements, size):
+            yield _Run(segment, start, min(start + size, segment.elements))
+
+
+class _Worker:
+    """One worker's buffers and what it does to a run."""
+
+    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles) -> None:
+        self._recipe = recipe
+        self._reader = reader
+        self._writer = writer
+        # Newest first: the reference that differences are taken from leads.
+        used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()]
+        self._used = used[::-1]
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self._used],
+            recipe.sums,
+            recipe.tile_elements,
+        )
+        self.checks: list[Checks] = [{} for _ in recipe.outputs]
+
+    def do(self, run: _Run) -> Iterator[int]:
+        """Treat a run tile by tile; yields the bytes read and written for each."""
+        plan = run.segment.plan
+        # Multiples of 8: elements of less than a byte begin at whole bytes too.
+        size = self._recipe.tile_elements if plan.average else _COPY_BYTES * 8 // plan.dtype.bits
+        for start in range(run.start, run.stop, size):
+            count = min(size, run.stop - start)
+            treat = self._average if plan.average else self._copy
+            yield treat(run.segment, start, count)
+
+    def _copy(self, segment: Segment, start: int, count: int) -> int:
+        """Take elements from each target's base source as they are."""
+        dtype = segment.plan.dtype
+        data = memoryview(bytearray(dtype.size_bytes(count)))
+        for k, base in enumerate(self._recipe.bases):
+            self._reader.read_elements(segment.sources[base], start, data)
+            self._write(k, segment, dtype.size_bytes(start), data)
+        return 2 * len(data) * len(self._recipe.bases)
+
+    def _average(self, segment: Segment, start: int, count: int) -> int:
+        """Average elements for every target."""
+        plan = segment.plan
+        tile = self._averager.tile(Kind(plan.dtype, plan.out_dtype))
+        extents = [segment.sources[source] for source in self._used]
+        self._reader.read_rows(extents, start, tile.rows(count))
+        for k, data in enumerate(tile.averages(count)):
+            self._write(k, segment, plan.out_dtype.size_bytes(start), data)
+        read = plan.dtype.size_bytes(count) * len(self._used)
+        return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
+
+    def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
+        """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
+        place = segment.places[target]
+        if place.checksum is not None:
+            parts = self.checks[target].setdefault(place.checksum, {})
+            parts[start] = (zlib.crc32(data), len(data))
+        done = 0
+        try:
+            descriptor = self._writer.descriptor(partial(place.path))
+            while done < len(data):
+                done += os.pwrite(descriptor, data[done:], place.offset + start + done)
+        except OSError as error:
+            raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
