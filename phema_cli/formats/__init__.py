@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Checkpoint, Format, Writer
+from phema_cli.formats.locations import reading
 
 
 class Row(NamedTuple):
@@ -86,9 +87,10 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     Raises:
         InputError, UnsafePickleError, StorageError: as the format's ``read_index`` says.
     """
-    reader = format_of(path)
-    if reader is None:
-        raise InputError(
-            "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
-        )
-    return reader.read_index(path, key)
+    with reading(path):
+        reader = format_of(path)
+        if reader is None:
+            raise InputError(
+                "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
+            )
+        return reader.read_index(path, key)

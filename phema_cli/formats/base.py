@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.locations import is_remote, read_ranges
 
 Kind = Literal["float", "exact", "other"]
 
@@ -326,6 +327,9 @@ class FileReader(OpenFiles):
             InputError: the file ends before ``out`` is full.
             StorageError: the operating system failed.
         """
+        if is_remote(path):
+            read_ranges([(path, offset, out)])
+            return
         done = 0
         try:
             descriptor = self.descriptor(path)
@@ -348,6 +352,9 @@ class FileReader(OpenFiles):
             rows: bytes, as many for each extent, a whole number of elements.
         """
         begin, size = extents[0].dtype.size_bytes(start), len(rows[0])
+        if any(is_remote(extent.file) for extent in extents):
+            self.read_many([(e, start, row) for e, row in zip(extents, rows, strict=True)])
+            return
         for extent, row in zip(extents, rows, strict=True):
             if extent.strides is None and not extent.pieces:
                 # The one call that counts, without a layer between; what is odd goes the long way.
@@ -357,6 +364,17 @@ class FileReader(OpenFiles):
                         if os.preadv(descriptor, (row,), extent.offset + begin) == size:
                             continue
             self.read_elements(extent, start, row)
+
+    def read_many(self, wanted: Sequence[tuple[Extent, int, memoryview]]) -> None:
+        """``read_elements`` of many; what is remote is asked for at once."""
+        remote = []
+        for extent, start, out in wanted:
+            if is_remote(extent.file) and extent.strides is None and not extent.pieces:
+                offset = extent.offset + extent.dtype.size_bytes(start)
+                remote.append((extent.file, offset, out))
+            else:
+                self.read_elements(extent, start, out)
+        read_ranges(remote)
 
     def read_elements(self, extent: Extent, start: int, out: memoryview) -> None:
         """Fill ``out`` with the extent's elements, in row-major order, from ``start`` on.

@@ -87,9 +87,9 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:
     """One tensor's extent and the file offset at which its data end."""
     match entry:
-        case {"dtype": str(code), "shape": [*shape], "data_offsets": [int(low), int(high)]} if all(
-            type(n) is int and n >= 0 for n in (*shape, low, high)
-        ):
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [low, high]} if {
+            int
+        }.issuperset(map(type, numbers := (low, high, *shape))) and min(numbers) >= 0:
             pass
         case _:
             raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)

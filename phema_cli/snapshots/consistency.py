@@ -135,7 +135,7 @@ def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
         parts += [
             f"tensor {n} is {_kind(have[n])} instead of {_kind(want[n])}"
             for n in want
-            if n in have and _kind(have[n]) != _kind(want[n])
+            if n in have and _differ(have[n], want[n])
         ]
         if parts:
             more = f" (and {len(parts) - 1} more differences)" if len(parts) > 1 else ""
@@ -160,6 +160,11 @@ def _not_averaged(newest: Snapshot, copy: Sequence[str]) -> Iterator[Finding]:
             )
             yield Finding("warning", error)
             return
+
+
+def _differ(first: Extent, second: Extent) -> bool:
+    """Whether both are of other kinds."""
+    return first.shape != second.shape or first.dtype.name != second.dtype.name
 
 
 def _kind(extent: Extent) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import endings
+from phema_cli.formats.locations import is_remote, locate
 
 ENDINGS = endings()
 _INDEX = ".safetensors.index.json"
@@ -84,20 +85,23 @@ def candidates(root: Path) -> Iterator[Candidate]:
     """Files that may be snapshots, in sorted order; shards are left to their index."""
     if not _is_there(root):
         raise InputError("no such file or directory", where=root)
-    if root.is_file():
+    # Servers may give a directory's listing as a file.
+    if root.is_file() and not (is_remote(root) and root.is_dir()):
         yield Candidate(root, PurePosixPath(root.name), root.absolute().parent.name)
         return
 
     def fail(error: OSError) -> None:
         raise StorageError.wrap(error, error.filename, "list") from error
 
-    outer = Path(os.path.realpath(root)).name
-    for folder, folders, files in os.walk(root, onerror=fail):
+    remote = is_remote(root)
+    outer = root.name if remote else Path(os.path.realpath(root)).name
+    found = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
+    for folder, folders, files in found:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        here = Path(folder)
+        here = locate(folder)
         for name, orphan, unusable in _named_here(here, folders, files):
-            relative = PurePosixPath((here / name).relative_to(root).as_posix())
-            yield Candidate(here / name, relative, outer, orphan, unusable)
+            relative = str(here / name).removeprefix(str(root)).lstrip("/")
+            yield Candidate(here / name, PurePosixPath(relative), outer, orphan, unusable)
 
 
 def _named_here(

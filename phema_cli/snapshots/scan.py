@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats import read_index
 from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.locations import is_remote, locate
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
 from phema_cli.snapshots.files import ENDINGS, Candidate, candidates, is_folder
@@ -64,11 +67,29 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     said = config or Config()
     if said.pattern is not None:
         compile_pattern(said.pattern)
+    with _no_collection():
+        return _scan(paths, said)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Spare the garbage collector headers of many tensors: objects without cycles, all kept."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
+    """Find, read and check the snapshots."""
     snapshots: list[Snapshot] = []
     findings: list[Finding] = []
     seen: set[object] = set()
     copy: tuple[str, ...] = said.copy
-    for root in map(Path, paths):
+    for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy = copy or local.copy
         for candidate in candidates(root):
@@ -99,7 +120,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     Raises:
         InputError: there is none, there are several, or it is broken.
     """
-    root = Path(path)
+    root = locate(path)
     found = [c.path for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
     if len(found) != 1:
         raise InputError(f"holds {len(found)} checkpoints, not one", where=root)
@@ -127,6 +148,8 @@ def _identity(path: Path) -> object:
         found = path.stat()
     except OSError:
         return path
+    if is_remote(path):
+        return str(path)
     return found.st_dev, found.st_ino
 
 

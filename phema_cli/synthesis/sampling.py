@@ -68,11 +68,7 @@ def sample(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Sample | 
     values = np.empty((len(snapshots), count), np.float64 if wide else np.float32)
     with FileReader() as reader:
         for row, snapshot in zip(values, snapshots, strict=True):
-            at = 0
-            for r in ranges:
-                extent = snapshot.checkpoint.tensors[r.name]
-                row[at : at + r.count] = _read(reader, extent, r)
-                at += r.count
+            row[:] = np.concatenate(_read(reader, snapshot, ranges))
     finite = _finite(snapshots, ranges, values)
     units = np.concatenate(
         [
@@ -118,12 +114,22 @@ def _append(ranges: list[_Range], new: _Range) -> None:
     ranges.append(new)
 
 
-def _read(reader: FileReader, extent: Extent, wanted: _Range) -> NDArray[np.floating]:
-    """Elements of a tensor, in float32 or float64."""
-    raw = bytearray(extent.dtype.size_bytes(wanted.count))
-    reader.read_elements(extent, wanted.start, memoryview(raw))
-    stored = np.frombuffer(raw, _KINDS[extent.dtype.name][0])
-    if extent.dtype.name == "BF16":
+def _read(
+    reader: FileReader, snapshot: Snapshot, ranges: Sequence[_Range]
+) -> list[NDArray[np.floating]]:
+    """The elements of each range, in float32 or float64."""
+    extents = [snapshot.checkpoint.tensors[r.name] for r in ranges]
+    raw = [bytearray(e.dtype.size_bytes(r.count)) for e, r in zip(extents, ranges, strict=True)]
+    reader.read_many(
+        [(e, r.start, memoryview(b)) for e, r, b in zip(extents, ranges, raw, strict=True)]
+    )
+    return [_decoded(e.dtype.name, b) for e, b in zip(extents, raw, strict=True)]
+
+
+def _decoded(name: str, raw: bytearray) -> NDArray[np.floating]:
+    """Stored values of a type, as numbers."""
+    stored = np.frombuffer(raw, _KINDS[name][0])
+    if name == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats._crc import join
+from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe
 
@@ -25,7 +26,7 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
         UsageError: an output exists and ``overwrite`` is false, or it is a snapshot.
         StorageError: the operating system can't look there.
     """
-    inputs = {os.path.realpath(path) for path in recipe.inputs}
+    inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
     for output in recipe.outputs:
         try:
             present = output.present()
