@@ -31,7 +31,8 @@ def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  
 
 
 Paths = Annotated[
-    list[Path], typer.Argument(help="Snapshots, or directories that hold them.", metavar="PATH")
+    list[str],
+    typer.Argument(help="Snapshots, or directories that hold them; URLs too.", metavar="PATH"),
 ]
 Gamma = Annotated[
     list[str] | None,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from phema_cli.cli import options, render
 
 if TYPE_CHECKING:
+    from phema_cli.snapshots import Config
+    from phema_cli.synthesis import Request
     from phema_cli.synthesis.recipe import Recipe
+    from phema_cli.synthesis.team import Team
 
 _OUTPUT = "Output"
 
@@ -71,7 +74,7 @@ SkipExisting = Annotated[
 Jobs = Annotated[
     int | None,
     options.option(
-        "--jobs", "-j", help="Worker threads; one per processor by default.", min=1, metavar="N"
+        "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
     ),
 ]
 MaxMemory = Annotated[
@@ -122,8 +125,8 @@ def synthesize(
 
     Example: [bold]phema synthesize --gamma 7 ckpts/[/]
     """
-    from phema_cli.snapshots import scan
-    from phema_cli.synthesis import Request, find_dtype, plan
+    from phema_cli.synthesis import Request, find_dtype
+    from phema_cli.synthesis.team import joined
 
     request = Request(
         gammas=options.numbers(gamma),
@@ -155,13 +158,14 @@ def synthesize(
         exclude,
         copy,
     )
-    found = scan(paths, config)
-    recipe, outputs = plan(found, request)
-    render.findings(found.findings, stderr=True, quiet=quiet)
-    if recipe is not None and not (quiet or json or dry_run):
-        _show_figures(recipe)
-    if recipe is not None:
-        _carry_out(recipe, overwrite=overwrite, dry_run=dry_run, quiet=quiet)
+    with joined() as team:
+        if not team.leads:
+            _follow(team)
+            return
+        shown = _Shown(quiet=quiet, figures=not (quiet or json or dry_run))
+        recipe, outputs = _lead(
+            team, paths, config, request, shown, overwrite=overwrite, dry_run=dry_run
+        )
     if json:
         render.document("synthesize", _document(recipe, outputs, dry_run=dry_run))
     elif dry_run:
@@ -171,16 +175,57 @@ def synthesize(
             render.line(path)
 
 
-def _carry_out(recipe: Recipe, *, overwrite: bool, dry_run: bool, quiet: bool) -> None:
-    """Execute the recipe, or see whether it could be."""
-    from phema_cli.synthesis import check_outputs, execute
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What is said on stderr while the work goes on."""
 
-    if dry_run:
-        check_outputs(recipe, overwrite)
-        return
-    total = recipe.read_bytes + recipe.write_bytes
+    quiet: bool
+    figures: bool
+
+
+def _lead(
+    team: Team,
+    paths: list[str],
+    config: Config,
+    request: Request,
+    shown: _Shown,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+) -> tuple[Recipe | None, list[Path]]:
+    """Plan, tell the other ranks, and do this one's share."""
+    from phema_cli.snapshots import scan
+    from phema_cli.synthesis import check_outputs, plan
+
+    with team.telling() as told:
+        found = scan(paths, config)
+        recipe, outputs = plan(found, request)
+        render.findings(found.findings, stderr=True, quiet=shown.quiet)
+        if recipe is not None:
+            check_outputs(recipe, overwrite)
+            if not dry_run:
+                told.append((recipe, overwrite))
+    if recipe is not None and shown.figures:
+        _show_figures(recipe)
+    if recipe is not None and not dry_run:
+        _carry_out(recipe, team, overwrite=overwrite, quiet=shown.quiet)
+    return recipe, outputs
+
+
+def _carry_out(recipe: Recipe, team: Team, *, overwrite: bool, quiet: bool) -> None:
+    """Execute the recipe, or this rank's share of it."""
+    from phema_cli.synthesis import execute
+
+    total = (recipe.read_bytes + recipe.write_bytes) // team.size
     with render.progress("synthesizing", total, quiet=quiet) as progress:
-        execute(recipe, overwrite=overwrite, progress=progress, processes=True)
+        execute(recipe, overwrite=overwrite, progress=progress, processes=True, team=team)
+
+
+def _follow(team: Team) -> None:
+    """Do a rank's share of what rank 0 has planned, in silence."""
+    todo: list[tuple[Recipe, bool]] = team.share([])
+    for recipe, overwrite in todo:
+        _carry_out(recipe, team, overwrite=overwrite, quiet=True)
 
 
 def _show_figures(recipe: Recipe) -> None:

@@ -48,7 +48,7 @@ class Request:
             5 GB where ``output`` does not name a single file.
         max_error: refuse to write when ``expected_error`` is above this.
         max_memory: bytes phema may take above what torch takes.
-        jobs: worker threads; one per processor by default.
+        jobs: workers; one per processor by default.
         skip_existing: leave out targets whose output exists.
     """
 
@@ -189,7 +189,7 @@ def synthesize(
         max_shard_size: bytes of tensors in a shard.
         max_error: refuse to write when the expected error is above this.
         sample: whether a sample of the tensors is read to learn how they move and round.
-        jobs: worker threads.
+        jobs: workers, which are threads.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
 

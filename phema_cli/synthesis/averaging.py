@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
 
 #: sources that are summed at a time: BLAS libraries sum many more in other orders.
 GROUP = 32
-#: elements of a block.
-BLOCK = 8 << 10
+#: elements of a block, unless it is the tile.
+_BLOCK = 16 << 10
+#: targets up to which one sum after the other is as fast as a matrix product of wide numbers.
+_FEW = 8
 #: the most sources of a sum that is made in one go.
 _MOST_DIRECT = 256
+#: what is lost of a weight in two parts of a type, relative to it or to 1.
+_PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
 #: bytes of a number in float32 and float64.
 _SINGLE, _DOUBLE = 4, 8
+_WIDE = {_SINGLE: "F32", _DOUBLE: "F64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +51,65 @@ class Kind:
     def is_direct(self, weights: Array) -> bool:
         """Whether ``sum_i x_i theta_i`` may be summed as it stands.
 
-        So it is where values of 16 bits are read and written, and the error of the sum is too small
-        to move a number that all sources share: an eighth of half a unit in the last place. Its
-        bound is ``sum_i |x_i|`` times n roundings to float32 and one of the weights, of which two
-        parts in the stored type are left.
+        So it is where values of 16 bits are read and written, and a number that all sources share
+        comes out as it is: the error of its sum is below a quarter of the distance to the next
+        number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
+        rounded to float32, and each weight to two parts of the stored type.
         """
-        if self.dtype != self.out or self.dtype.name not in {"F16", "BF16"}:
+        if self.dtype != self.out or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
             return False
-        if len(weights) > _MOST_DIRECT:
-            return False
-        rounding = len(weights) * 2.0**-24 + (2.0**-18 if self.dtype.name == "BF16" else 2.0**-22)
-        most = float(np.abs(weights).sum(axis=0).max(initial=0.0)) * rounding
-        return most < 2.0 ** -(self.dtype.mantissa_bits + 2) / 8
+        partial = float(np.abs(weights.cumsum(axis=0)).max(initial=0.0))
+        size = float(np.abs(weights).sum(axis=0).max(initial=0.0))
+        error = 2 * len(weights) * partial * 2.0**-24 + size * _PARTS[self.dtype.name]
+        # Below a power of two the next number is nearest: 2^-(m+1) of it away.
+        return error < 2.0 ** -(self.dtype.mantissa_bits + 1) / 4
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
-    """What a worker needs to average tiles.
+    """What a worker needs to average tiles of so many elements.
 
     Attributes:
-        tile: bytes for each element of a tile.
-        block: bytes for each element of a block.
+        width: elements of a tile, a multiple of ``WIDTH``.
+        raw: bytes of stored values and of averages, for each element of a tile.
+        group: sources whose differences are held.
+        block: elements of sums and differences.
+        targets: sums.
         compute: bytes of an element of a sum: 4, or 8 for float64.
     """
 
-    tile: int
+    width: int
+    raw: int
+    group: int
     block: int
+    targets: int
     compute: int
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all of them."""
+        differences = self.group * min(_BLOCK, self.width)
+        # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
+        return self.raw * self.width + self.compute * (
+            2 * differences + (2 * self.targets + 3) * self.block
+        )
 
-def buffers(kinds: Sequence[Kind], sources: int, targets: int) -> Buffers:
-    """What is needed for tensors of these kinds."""
+
+def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) -> Buffers:
+    """What is needed for tensors of these kinds, in tiles of at most so many elements."""
     stored = max((k.dtype.bits // 8 for k in kinds), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
     compute = _DOUBLE if any("F64" in {k.dtype.name, k.out.name} for k in kinds) else _SINGLE
-    # In a block: a group's differences, the reference, the sums of this and of earlier groups,
-    # and a mask.
-    numbers = 2 * min(sources, GROUP) + 2 * targets + 2
-    return Buffers(sources * stored + targets * out, numbers * compute, compute)
+    in_place = [targets < MANY and k.dtype.name == _WIDE[compute] for k in kinds]
+    width = -(-elements // WIDTH) * WIDTH
+    return Buffers(
+        width=width,
+        raw=sources * stored + targets * out,
+        group=0 if all(in_place) else min(sources, GROUP),
+        block=width if any(in_place) else min(_BLOCK, width),
+        targets=targets,
+        compute=compute,
+    )
 
 
 class Averager:
@@ -99,22 +126,26 @@ class Averager:
         import torch
 
         sources, targets = weights.shape
-        need = buffers(kinds, sources, targets)
+        need = buffers(kinds, sources, targets, elements)
         self.weights = weights
         self.totals: list[float] = totals.tolist()
-        self.width = -(-elements // WIDTH) * WIDTH
+        self.width = need.width
         self.compute = torch.float64 if need.compute == _DOUBLE else torch.float32
-        self.raw = torch.empty(need.tile * self.width, dtype=torch.uint8)
-        block = min(BLOCK, self.width)
-        self.values = torch.empty((min(sources, GROUP), block), dtype=self.compute)
-        self.reference = torch.empty(block, dtype=self.compute)
-        self.sums = torch.empty((targets, block), dtype=self.compute)
-        self.part = torch.empty((targets, block), dtype=self.compute)
+        self.raw = torch.empty(need.raw * need.width, dtype=torch.uint8)
+        self.block = min(_BLOCK, need.width)
+        self.values = torch.empty((need.group, self.block), dtype=self.compute)
+        self.reference = torch.empty(need.block, dtype=self.compute)
+        self.sums = torch.empty((targets, need.block), dtype=self.compute)
+        self.part = torch.empty((targets, need.block), dtype=self.compute)
         self.alone = [_alone(column) for column in weights.T]
         starts = range(0, sources, GROUP)
         self.groups = [slice(i, min(i + GROUP, sources)) for i in starts]
-        self.add_up = [Sums(weights[group], block, self.compute) for group in self.groups]
+        self.sums_of = lru_cache(self._sums_of)
         self._tiles: dict[Kind, Tile] = {}
+
+    def _sums_of(self, width: int) -> list[Sums]:
+        """What sums the rows of each group, for rows of that width."""
+        return [Sums(self.weights[group], width, self.compute) for group in self.groups]
 
     def tile(self, kind: Kind) -> Tile:
         """The buffers as a tile of that kind."""
@@ -149,55 +180,53 @@ class Tile:
         self._made: list[memoryview] = [row.numpy().data for row in made]
         self._stored: torch.Tensor = held.view(getattr(torch, kind.dtype.label))
         self._out: torch.Tensor = made.view(getattr(torch, kind.out.label))
+        self._in_place = self._stored.dtype == own.compute and targets < MANY
 
     def rows(self, count: int) -> list[memoryview]:
         """Where ``count`` stored values of each source go."""
         return _cut(self._rows, count, self._own.width)
 
     def averages(self, count: int) -> list[memoryview]:
-        """The bytes of each target's average; the next call overwrites them."""
-        signed = _has_negative_zeros(self._stored[0, :count])
-        self._average(count, signed=signed)
-        for k, source in enumerate(self._own.alone):
-            if source is not None:
-                self._out[k, :count].copy_(self._stored[source, :count])
-        return _cut(self._made, count, self._own.width)
+        """The bytes of each target's average; ``rows`` and they are overwritten by the next."""
+        own = self._own
+        kept = {
+            k: self._stored[source, :count].to(self._out.dtype, copy=True)
+            for k, source in enumerate(own.alone)
+            if source is not None
+        }
+        self._average(count, signed=_has_negative_zeros(self._stored[0, :count]))
+        for k, values in kept.items():
+            self._out[k, :count].copy_(values)
+        return _cut(self._made, count, own.width)
 
     def _average(self, count: int, *, signed: bool) -> None:
         """Put the averages into ``out``."""
-        for start in range(0, count, BLOCK):
-            stop = min(start + BLOCK, count)
-            self._differences(self._stored[:, start:stop], self._out[:, start:stop], signed=signed)
+        size = self._own.width if self._in_place else self._own.block
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            self._differences(self._stored[:, start:stop], size, signed=signed)
+            self._round(start, stop)
 
-    def _differences(self, stored: torch.Tensor, out: torch.Tensor, *, signed: bool) -> None:
-        """One block, (n, elements) to (k, elements)."""
+    def _differences(self, stored: torch.Tensor, size: int, *, signed: bool) -> None:
+        """The sums of one block (n, elements) of at most ``size`` elements."""
         own, count = self._own, stored.shape[1]
         reference, sums = own.reference[:count], own.sums[:, :count]
         reference.copy_(stored[0])
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
-        for number, group in enumerate(own.groups):
-            values = own.values[: group.stop - group.start]
-            self._subtract(stored[group], reference, values[:, :count], finite=finite)
-            own.add_up[number](values, count, own.part if number else own.sums)
+        for number, (group, sum_up) in enumerate(zip(own.groups, own.sums_of(size), strict=True)):
+            values = self._stored[group] if self._in_place else own.values
+            values = values[: group.stop - group.start]
+            _subtract(stored[group], reference, values[:, :count], finite=finite)
+            sum_up(values, count, own.part if number else own.sums)
             if number:
                 sums.add_(own.part[:, :count])
-        for k, weight in enumerate(own.totals):
-            _add_reference(sums[k], reference, weight, signed=signed)
-        out.copy_(sums)
+        for total, weight in zip(sums, own.totals, strict=True):
+            _add_reference(total, reference, weight, signed=signed)
 
-    def _subtract(
-        self, stored: torch.Tensor, reference: torch.Tensor, out: torch.Tensor, *, finite: bool
-    ) -> None:
-        """``out = stored - reference``; equal infinities, as masks have them, are no difference."""
-        import torch
-
-        if stored.dtype != out.dtype:
-            stored = out.copy_(stored)
-        alike = None if finite else stored == reference
-        torch.sub(stored, reference, out=out)
-        if alike is not None:
-            out.masked_fill_(alike, 0.0)
+    def _round(self, start: int, stop: int) -> None:
+        """Put a block's sums into ``out``."""
+        self._out[:, start:stop].copy_(self._own.sums[:, : stop - start])
 
 
 class DirectTile(Tile):
@@ -208,46 +237,63 @@ class DirectTile(Tile):
 
     def __init__(self, own: Averager, kind: Kind) -> None:
         super().__init__(own, kind)
-        self._bags: list[Bags] = []
-        if len(own.totals) < MANY:
-            columns = own.weights.T
-            self._bags = [Bags(split(w, self._stored.dtype), own.width) for w in columns]
+        few = len(own.totals) <= _FEW
+        parts = split(own.weights, self._stored.dtype) if few else None
+        self._bags = None if parts is None else Bags(parts, own.width)
 
     def _average(self, count: int, *, signed: bool) -> None:
         """Put the averages into ``out``."""
-        import torch
-
-        out, newest = self._out[:, :count], self._stored[0, :count]
         self._sum_up(count)
         # What is not finite in a source is so in every sum.
-        if not math.isfinite(float(out[0].sum(dtype=torch.float32))):
-            direct = out.clone()
-            super()._average(count, signed=signed)
-            # Differences say what infinities have in common. Elements beside them are as they are
-            # in tiles without any.
-            out.copy_(direct.where(direct.isfinite(), out))
-        if signed:
-            for total, weight in zip(out, self._own.totals, strict=True):
-                if weight == 1.0:
-                    # Sums of zeros are +0.0, whatever the zeros' sign.
-                    total.copy_(newest.where((total == 0) & (newest == 0), total))
+        if not math.isfinite(float(self._out[0, :count].sum(dtype=self._own.compute))):
+            self._mend(count, signed=signed)
+        newest = self._stored[0, :count]
+        for k, total in enumerate(self._own.totals):
+            if signed and total == 1.0:
+                # Sums of zeros are +0.0, whatever the zeros' sign.
+                out = self._out[k, :count]
+                out.copy_(newest.where((out == 0) & (newest == 0), out))
+
+    def _mend(self, count: int, *, signed: bool) -> None:
+        """Make what is not finite from differences: they say what infinities have in common.
+
+        Other elements stay as they are in tiles without any.
+        """
+        out = self._out[:, :count]
+        direct = out.clone()
+        super()._average(count, signed=signed)
+        out.copy_(direct.where(direct.isfinite(), out))
 
     def _sum_up(self, count: int) -> None:
         """Put the sums into ``out``."""
         own = self._own
-        for k, bags in enumerate(self._bags):
-            self._out[k, :count].copy_(bags(self._stored, count))
-        if self._bags:
+        if self._bags is not None:
+            self._bags(self._stored, count, self._out)
             return
-        for start in range(0, count, BLOCK):
-            stop = min(start + BLOCK, count)
-            for number, group in enumerate(own.groups):
+        for start in range(0, count, own.block):
+            stop = min(start + own.block, count)
+            sums = own.sums_of(own.block)
+            for number, (group, sum_up) in enumerate(zip(own.groups, sums, strict=True)):
                 values = own.values[: group.stop - group.start]
                 values[:, : stop - start].copy_(self._stored[group, start:stop])
-                own.add_up[number](values, stop - start, own.part if number else own.sums)
+                sum_up(values, stop - start, own.part if number else own.sums)
                 if number:
                     own.sums.add_(own.part)
-            self._out[:, start:stop].copy_(own.sums[:, : stop - start])
+            self._round(start, stop)
+
+
+def _subtract(
+    stored: torch.Tensor, reference: torch.Tensor, out: torch.Tensor, *, finite: bool
+) -> None:
+    """``out = stored - reference``; equal infinities, as masks have them, are no difference."""
+    import torch
+
+    if stored.dtype != out.dtype:
+        stored = out.copy_(stored)
+    alike = None if finite else stored == reference
+    torch.sub(stored, reference, out=out)
+    if alike is not None:
+        out.masked_fill_(alike, 0.0)
 
 
 def _cut(rows: list[memoryview], count: int, width: int) -> list[memoryview]:
@@ -267,9 +313,9 @@ def _add_reference(
 
 
 def _has_negative_zeros(row: torch.Tensor) -> bool:
-    """Whether stored values have -0.0 among them; numpy is ten times as fast as torch here."""
+    """Whether stored values have -0.0 among them: as integers, no number's bits are less."""
     import torch
 
-    size = row.element_size()
-    bits = row.view(torch.uint8).numpy().view(f"i{size}")
-    return bool((bits == -1 << 8 * size - 1).any())
+    integers: torch.dtype = getattr(torch, f"int{8 * row.element_size()}")
+    least: int = torch.iinfo(integers).min
+    return int(row.view(integers).amin()) == least

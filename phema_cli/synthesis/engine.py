@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
+    Checks,
     check_outputs,
     make_durable,
     publish,
     staged,
     write_checksums,
 )
-from phema_cli.synthesis.workers import fill
+from phema_cli.synthesis.team import Team
+from phema_cli.synthesis.workers import fill, merged
 
 
 def execute(
@@ -22,6 +24,7 @@ def execute(
     overwrite: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
+    team: Team | None = None,
 ) -> None:
     """Carry out a recipe: when it returns, all outputs are complete and on disk.
 
@@ -33,20 +36,40 @@ def execute(
         progress: called with a number of bytes read and written, from one thread at a time.
         processes: whether workers are forked processes: faster, where the program has no other
             threads that hold locks.
+        team: the processes that share the work; each calls this with the same recipe.
 
     Raises:
         UsageError: as :func:`check_outputs`.
         InputError: a source is shorter than its header says.
         StorageError: the operating system failed to read or write.
     """
-    check_outputs(recipe, overwrite)
+    team = team or Team()
     with ExitStack() as stack:
-        for output in recipe.outputs:
-            stack.enter_context(staged(output))
-        checks = fill(recipe, progress or (lambda _: None), processes=processes)
-        for number, output in enumerate(recipe.outputs):
-            write_checksums(output, checks[number])
-        for output in recipe.outputs:
-            make_durable(output)
-        for output in recipe.outputs:
-            publish(output)
+        if team.leads:
+            check_outputs(recipe, overwrite)
+            for output in recipe.outputs:
+                stack.enter_context(staged(output))
+        team.share(None)
+        own = fill(
+            recipe,
+            progress or (lambda _: None),
+            processes=processes,
+            rank=team.rank,
+            ranks=team.size,
+        )
+        if team.size > 1:
+            for output in recipe.outputs:
+                make_durable(output)
+        parts = team.gather(own)
+        if team.leads:
+            _complete(recipe, merged(recipe, parts))
+
+
+def _complete(recipe: Recipe, checks: list[Checks]) -> None:
+    """Make outputs of what is filled: none gets its name before all of them are on disk."""
+    for number, output in enumerate(recipe.outputs):
+        write_checksums(output, checks[number])
+    for output in recipe.outputs:
+        make_durable(output)
+    for output in recipe.outputs:
+        publish(output)

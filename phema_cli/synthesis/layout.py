@@ -106,6 +106,11 @@ def output_paths(
     Raises:
         UsageError: an unknown placeholder, a file name for shards, or one path for two targets.
     """
+    if template is not None and "://" in template:
+        raise UsageError(
+            f"-o {template} is a URL, and outputs are written to this machine",
+            remedy="pass a local path, and copy what is there afterwards",
+        )
     paths = [_path(template, target, step, form, split=split) for target in targets]
     for path in paths:
         if path.name.endswith(INDEX_SUFFIX):

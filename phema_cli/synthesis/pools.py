@@ -8,6 +8,7 @@ all that this one holds, and read it without a copy.
 from __future__ import annotations
 
 import itertools
+import mmap
 import multiprocessing
 import os
 import threading
@@ -16,6 +17,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
+
+import numpy as np
 
 from phema_cli.errors import StorageError
 
@@ -136,35 +139,38 @@ class _Processes:
     """A pool of processes: numbers in memory that they share."""
 
     def __init__(self, count: int) -> None:
-        fork = multiprocessing.get_context("fork")
         self._count = count
-        self._taken = fork.Value("q", 0)
-        self._done = fork.Value("q", 0)
-        self._stop = fork.Event()
+        self._lock = multiprocessing.get_context("fork").Lock()
+        # Anonymous memory is the same for a process and those forked from it: the next number, the
+        # bytes reported, and whether to stop.
+        self._shared = np.frombuffer(mmap.mmap(-1, 3 * 8), np.int64)
         self._parent = os.getpid()
         self._seen = 0
-        self.stop = self._stop.set
 
     def take(self) -> int:
         """The next number."""
-        with self._taken.get_lock():
-            number: int = min(self._taken.value, self._count)
-            self._taken.value = number + 1
+        with self._lock:
+            number = int(self._shared[0])
+            self._shared[0] = min(number + 1, self._count)
         return number
 
     def report(self, done: int) -> None:
         """Count bytes that were read or written."""
-        with self._done.get_lock():
-            self._done.value += done
+        with self._lock:
+            self._shared[1] += done
 
     def reported(self) -> int:
         """Bytes reported since the last call."""
-        before, self._seen = self._seen, self._done.value
+        before, self._seen = self._seen, int(self._shared[1])
         return self._seen - before
+
+    def stop(self) -> None:
+        """Have all workers stop."""
+        self._shared[2] = 1
 
     def stopped(self) -> bool:
         """Whether a worker has failed, or the process that started them is gone."""
-        return self._stop.is_set() or os.getppid() != self._parent
+        return bool(self._shared[2]) or os.getppid() != self._parent
 
 
 #: in a forked process: its pool and its work, which need not be pickled so.

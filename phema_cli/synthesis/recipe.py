@@ -17,19 +17,22 @@ import numpy as np
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.locations import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
-from phema_cli.synthesis.averaging import BLOCK, Kind, buffers
+from phema_cli.synthesis.averaging import Kind, buffers
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import RESERVED, output_metadata, provenance
 from phema_cli.synthesis.summing import WIDTH
 
 DEFAULT_MAX_MEMORY = 256 << 20
 # A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
-_TILE_BYTES = 4 << 20
-_USUAL_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
+_TILE_BYTES = 5 << 20
+_LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
+# Every range of a remote file that is asked for has its delay.
+_REMOTE_TILE = 2 << 20
 # Indices in 64 bits and a window as wide as the widest type.
 _PLACE_BYTES = 5 * 8 + 8
 
@@ -75,7 +78,7 @@ class Recipe:
         solution: all weights and figures, as solved.
         method: the method that solved them.
         form: the outputs' format.
-        jobs: worker threads.
+        jobs: workers.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -107,8 +110,9 @@ class Recipe:
 
 
 def default_jobs() -> int:
-    """Workers by default: one per processor, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    """Workers by default: one per processor, at most 8; ranks on one machine share them."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def make_recipe(
@@ -140,7 +144,7 @@ def make_recipe(
         copy: globs of tensor names that are copied.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
         max_memory: bytes that phema may take above what torch itself takes.
-        jobs: worker threads, one per processor by default.
+        jobs: workers, one per processor by default.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied.
@@ -169,7 +173,15 @@ def make_recipe(
         )
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
-    tile, peak = _tile(tensors, len(used), len(targets), workers, max_memory, scattered=scattered)
+    tile, peak = _tile(
+        tensors,
+        len(used),
+        len(targets),
+        workers,
+        max_memory,
+        scattered=scattered,
+        remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
+    )
     averaged = sum(_bytes(t) for t in tensors if t.average)
     copied = sum(_bytes(t) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
@@ -295,15 +307,24 @@ def _tile(
     max_memory: int,
     *,
     scattered: bool,
+    remote: bool,
 ) -> tuple[int, int]:
     """Elements of a tile, and the bytes of all workers' buffers.
 
     For tensors that don't lie in one run their places are held as well. Half of the memory is left
     to everything else.
     """
-    need = buffers(averaged_kinds(tensors), sources, targets)
-    wanted = min(max(_TILE_BYTES // need.tile, _USUAL_TILE), _LARGEST_TILE)
-    per_element = need.tile + (_PLACE_BYTES if scattered else 0)
-    fits = (max_memory // 2 // jobs - need.block * BLOCK) // per_element
-    tile = max(min(wanted, fits) // WIDTH, 1) * WIDTH
-    return tile, jobs * (tile * per_element + need.block * min(BLOCK, tile))
+    kinds = averaged_kinds(tensors)
+
+    def size(elements: int) -> int:
+        places = _PLACE_BYTES * elements if scattered else 0
+        return jobs * (buffers(kinds, sources, targets, elements).size_bytes + places)
+
+    raw = buffers(kinds, sources, targets, WIDTH).raw
+    tile = min(max(_TILE_BYTES // raw, _LEAST_TILE), _LARGEST_TILE) // WIDTH * WIDTH
+    if scattered or remote:
+        # A range of scattered elements may have to be looked for in the whole tensor.
+        tile = _REMOTE_TILE if remote else _LARGEST_TILE
+    while tile > WIDTH and size(tile) > max_memory // 2:
+        tile -= max(tile // 16 // WIDTH, 1) * WIDTH
+    return tile, size(tile)

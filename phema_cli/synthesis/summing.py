@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WIDTH = 256
 #: sums from which on a matrix product is faster than one sum after the other.
 MANY = 4
-_BAG = 4096
+_PIECE = 2048
 
 _Way = Literal["matmul", "bags", "chain"]
 
@@ -30,31 +30,36 @@ _Way = Literal["matmul", "bags", "chain"]
 class Bags:
     """Sums of rows by ``embedding_bag``, which holds a sum in registers while it reads the rows.
 
-    Rows are cut into pieces and piece j of all rows is a bag.
+    Rows are cut into pieces, and piece j of all rows is a bag for each target.
 
     Args:
-        weights: (rows, parts) of the rows' type; a weight is the sum of its parts.
+        weights: (k, rows, parts) of the rows' type; a weight is the sum of its parts.
         width: elements of a row, a multiple of ``WIDTH``.
     """
 
     def __init__(self, weights: torch.Tensor, width: int) -> None:
         import torch
 
-        rows, parts = weights.shape
-        self._piece = math.gcd(width, _BAG)
+        self._targets, rows, parts = weights.shape
+        self._piece = math.gcd(width, _PIECE)
         self._entries = rows * parts
         pieces = width // self._piece
-        place = torch.arange(pieces)[:, None, None] + pieces * torch.arange(rows)[:, None]
-        self._indices = place.expand(pieces, rows, parts).reshape(-1).int()
-        self._offsets = torch.arange(0, pieces * self._entries + 1, self._entries).int()
+        place = torch.arange(pieces)[:, None, None, None] + pieces * torch.arange(rows)[:, None]
+        self._indices = place.expand(pieces, *weights.shape).reshape(-1).int()
+        bags = pieces * self._targets
+        self._offsets = torch.arange(0, bags * self._entries + 1, self._entries).int()
         self._weights = weights.reshape(-1).repeat(pieces)
 
-    def __call__(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """The sum's first ``count`` elements, in the type of ``rows`` (rows, width)."""
+    def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:
+        """Put the sums over ``rows`` (rows, width) into the first ``count`` columns of ``out``.
+
+        Columns of ``out`` (k, width), of the rows' type, beyond them may change.
+        """
         import torch
 
         indices, offsets, weights = self._indices, self._offsets, self._weights
-        bags = -(-count // self._piece)
+        pieces = -(-count // self._piece)
+        bags = pieces * self._targets
         if bags < len(offsets) - 1:
             entries = bags * self._entries
             indices, weights = indices[:entries], weights[:entries]
@@ -67,7 +72,8 @@ class Bags:
             per_sample_weights=weights,
             include_last_offset=True,
         )
-        return made.view(-1)[:count]
+        cut = out.view(self._targets, -1, self._piece)[:, :pieces]
+        cut.copy_(made.view(pieces, self._targets, self._piece).transpose(0, 1))
 
 
 class Sums:
@@ -84,8 +90,8 @@ class Sums:
 
         self._weights = torch.from_numpy(weights.T.copy()).to(dtype)
         rows, targets = weights.shape
-        self._way = _way(targets, rows, dtype)
-        self._bags = [Bags(w[:, None], width) for w in self._weights if self._way == "bags"]
+        self._way = fastest_way(targets, rows, dtype)
+        self._bags = Bags(self._weights[:, :, None], width) if self._way == "bags" else None
 
     def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:
         """Put the sums over ``rows`` (rows, width) into the first ``count`` columns of ``out``.
@@ -97,20 +103,19 @@ class Sums:
         if self._way == "matmul":
             columns = -(-count // WIDTH) * WIDTH
             torch.mm(self._weights, rows[:, :columns], out=out[:, :columns])
-        elif self._way == "bags":
-            for k, bags in enumerate(self._bags):
-                out[k, :count].copy_(bags(rows, count))
+        elif self._bags is not None:
+            self._bags(rows, count, out)
         else:
             _chain(self._weights, rows[:, :count], out[:, :count])
 
 
 def split(weights: Array, dtype: torch.dtype) -> torch.Tensor:
-    """Weights (n,) as sums of two numbers each of a narrow type, (n, 2)."""
+    """Weights (n, k) as sums of two numbers of a narrow type each, (k, n, 2)."""
     import torch
 
-    exact = torch.from_numpy(np.ascontiguousarray(weights))
+    exact = torch.from_numpy(np.ascontiguousarray(weights.T))
     high = exact.to(dtype)
-    return torch.stack([high, (exact - high.double()).to(dtype)], dim=1)
+    return torch.stack([high, (exact - high.double()).to(dtype)], dim=-1)
 
 
 def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
@@ -122,7 +127,7 @@ def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None
 
 
 @lru_cache
-def _way(targets: int, rows: int, dtype: torch.dtype) -> _Way:
+def fastest_way(targets: int, rows: int, dtype: torch.dtype) -> _Way:
     """The fastest function that gives the bits of the chain on this machine."""
     import torch
 
@@ -134,7 +139,8 @@ def _way(targets: int, rows: int, dtype: torch.dtype) -> _Way:
     if targets >= MANY and torch.equal(torch.mm(weights, values), expected):
         return "matmul"
     if dtype == torch.float32:
-        made = [Bags(w[:, None], 4 * WIDTH)(values, 4 * WIDTH) for w in weights]
-        if torch.equal(torch.stack(made), expected):
+        made = torch.empty_like(expected)
+        Bags(weights[:, :, None], 4 * WIDTH)(values, 4 * WIDTH, made)
+        if torch.equal(made, expected):
             return "bags"
     return "chain"

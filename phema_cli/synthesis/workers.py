@@ -7,14 +7,17 @@ neither workers nor their order show in the outputs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import FileReader, OpenFiles
+from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager, Kind
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import Recipe, averaged_kinds
@@ -36,7 +39,14 @@ class _Run:
     stop: int
 
 
-def fill(recipe: Recipe, progress: Progress, *, processes: bool = False) -> list[Checks]:
+def fill(
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    processes: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[Checks]:
     """Let workers take runs until none is left or one has failed; checksums by output.
 
     Args:
@@ -44,6 +54,8 @@ def fill(recipe: Recipe, progress: Progress, *, processes: bool = False) -> list
         progress: called with a number of bytes read and written, from one thread at a time.
         processes: whether workers are forked processes, which don't wait for one another as
             threads wait for the interpreter. Not where other threads of the program hold locks.
+        rank: which share of the work this is.
+        ranks: how many shares there are, of as many bytes each.
 
     Raises:
         InputError: a source is shorter than its header says.
@@ -51,8 +63,10 @@ def fill(recipe: Recipe, progress: Progress, *, processes: bool = False) -> list
     """
     import torch
 
-    work = _Work(recipe, list(_runs(recipe)))
-    run = forked if processes and recipe.jobs > 1 else threaded
+    work = _Work(recipe, _dealt(recipe, rank, ranks))
+    # What fsspec has running in this process does not come along into a forked one.
+    remote = any(is_remote(path) for path in recipe.inputs)
+    run = forked if processes and recipe.jobs > 1 and not remote else threaded
     threads = torch.get_num_threads()
     # The workers are the parallelism: torch's own threads on top of them cost time.
     torch.set_num_threads(1)
@@ -60,11 +74,16 @@ def fill(recipe: Recipe, progress: Progress, *, processes: bool = False) -> list
         found = run(work, len(work.runs), recipe.jobs, progress)
     finally:
         torch.set_num_threads(threads)
+    return merged(recipe, found)
+
+
+def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
+    """Checksums by output of what several workers have written."""
     checks: list[Checks] = [{} for _ in recipe.outputs]
-    for part in found:
+    for part in parts:
         for own, more in zip(checks, part, strict=True):
-            for name, parts in more.items():
-                own.setdefault(name, {}).update(parts)
+            for name, found in more.items():
+                own.setdefault(name, {}).update(found)
     return checks
 
 
@@ -97,6 +116,25 @@ def _runs(recipe: Recipe) -> Iterator[_Run]:
             yield _Run(segment, start, min(start + size, segment.elements))
 
 
+def _dealt(recipe: Recipe, rank: int, ranks: int) -> list[_Run]:
+    """The rank's share: runs that follow on one another, so that most files have one writer."""
+    runs = list(_runs(recipe))
+    sizes = [
+        (run.stop - run.start)
+        * (len(recipe.sources) * plan.dtype.bits + len(recipe.outputs) * plan.out_dtype.bits)
+        for run in runs
+        for plan in (run.segment.plan,)
+    ]
+    total, ends = sum(sizes), itertools.accumulate(sizes)
+    # By the middle of each: a number that is the same on every rank.
+    middles = [2 * end - size for end, size in zip(ends, sizes, strict=True)]
+    return [
+        run
+        for run, middle in zip(runs, middles, strict=True)
+        if middle * ranks // (2 * total or 1) == rank
+    ]
+
+
 class _Worker:
     """One worker's buffers and what it does to a run."""
 
@@ -119,11 +157,13 @@ class _Worker:
         """Treat a run tile by tile; yields the bytes read and written for each."""
         plan = run.segment.plan
         # Multiples of 8: elements of less than a byte begin at whole bytes too.
-        size = self._recipe.tile_elements if plan.average else _COPY_BYTES * 8 // plan.dtype.bits
+        copied = _COPY_BYTES // plan.dtype.bits * 8
+        size = self._recipe.tile_elements if plan.average else copied
         for start in range(run.start, run.stop, size):
             count = min(size, run.stop - start)
             treat = self._average if plan.average else self._copy
             yield treat(run.segment, start, count)
+        self._start_flush(run)
 
     def _copy(self, segment: Segment, start: int, count: int) -> int:
         """Take elements from each target's base source as they are."""
@@ -144,6 +184,20 @@ class _Worker:
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
         read = plan.dtype.size_bytes(count) * len(self._used)
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
+
+    def _start_flush(self, run: _Run) -> None:
+        """Have the run's bytes go to the disk while others are made: all are flushed at the end."""
+        dtype = run.segment.plan.out_dtype
+        start = dtype.size_bytes(run.start)
+        for place in run.segment.places:
+            with suppress(OSError):
+                os.posix_fadvise(
+                    self._writer.descriptor(partial(place.path)),
+                    place.offset + start,
+                    dtype.size_bytes(run.stop) - start,
+                    # What is not on the disk yet stays in memory and begins to be written.
+                    os.POSIX_FADV_DONTNEED,
+                )
 
     def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""

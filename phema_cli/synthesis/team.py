@@ -1,0 +1,114 @@
+"""Teams: the processes that one synthesis runs in, on one machine or many that share their files.
+
+``torchrun -m phema_cli synthesize ...`` starts them. Rank 0 plans and publishes, and every rank
+reads and writes its share. What they tell one another goes through torch.distributed with gloo.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from phema_cli.errors import StorageError
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A process's place among all of them.
+
+    Attributes:
+        rank: its number.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that plans, publishes and speaks."""
+        return self.rank == 0
+
+    def share(self, value: Value) -> Value:
+        """What rank 0 gives; all ranks call this at the same point.
+
+        Raises:
+            StorageError: a rank is gone.
+        """
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        with _told():
+            # Pickled, between processes of one job that started from one command.
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def telling(self) -> Iterator[list[Any]]:
+        """Tell the others, who call ``share``, what was put into the list; nothing after an error.
+
+        None of them waits for a rank 0 that has given up.
+        """
+        told: list[Any] = []
+        try:
+            yield told
+        except BaseException:
+            told.clear()
+            raise
+        finally:
+            self.share(told)
+
+    def gather(self, value: Value) -> list[Value]:
+        """What every rank gives, by rank; all ranks call this at the same point.
+
+        Raises:
+            StorageError: a rank is gone.
+        """
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Value] = [value] * self.size
+        with _told():
+            dist.all_gather_object(found, value)
+        return found
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in phema's words that another rank is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise StorageError(
+            "another rank has failed", remedy="its message says why; nothing was written"
+        ) from error
+
+
+@contextmanager
+def joined() -> Iterator[Team]:
+    """The team that a launcher started this process in, else a team of one.
+
+    Only ``python -m phema_cli`` joins: a training script's rank that calls ``phema`` passes the
+    launcher's environment on, and means one process.
+    """
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    launched = getattr(spec, "name", None) == "phema_cli.__main__"
+    if not launched or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Team()
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

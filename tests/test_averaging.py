@@ -1,0 +1,226 @@
+"""Averages of tiles: the bits of one chain, whatever sums them, and care where values are odd."""
+
+import itertools
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phema_cli.errors import StorageError
+from phema_cli.formats.base import DTYPES
+from phema_cli.synthesis.averaging import Averager, Kind, buffers
+from phema_cli.synthesis.pools import forked, threaded
+from phema_cli.synthesis.summing import Sums, fastest_way
+
+F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))
+
+
+def weights_of(sources, targets, seed=0):
+    """Weights of both signs that sum to 1."""
+    weights = np.random.default_rng(seed).uniform(-1, 1, (sources, targets))
+    return weights + (1 - weights.sum(axis=0)) / sources
+
+
+def averages(kind, weights, values, width):
+    """What a tile gives, target by target, in pieces of at most ``width`` elements."""
+    owner = Averager([kind], weights, np.ones(weights.shape[1]), width)
+    tile = owner.tile(kind)
+    made = [[] for _ in range(weights.shape[1])]
+    for start in range(0, values.shape[1], width):
+        part = values[:, start : start + width]
+        for row, source in zip(tile.rows(part.shape[1]), part, strict=True):
+            row[:] = source.contiguous().view(torch.uint8).numpy().data
+        for k, data in enumerate(tile.averages(part.shape[1])):
+            made[k].append(bytes(data))
+    out = getattr(torch, kind.out.label)
+    return torch.stack([torch.frombuffer(bytearray(b"".join(m)), dtype=out) for m in made])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("targets", [1, 3, 4, 8, 31])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+@pytest.mark.parametrize("count", [3, 1999])
+def test_sums_are_the_chain_bit_for_bit(count, rows, targets, dtype):
+    """Whatever function is chosen gives the bits of adding one row after the other."""
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((rows, targets))
+    values = torch.from_numpy(random.standard_normal((rows, 2048))).to(dtype)
+    out = torch.full((targets, 2048), math.nan, dtype=dtype)
+    Sums(weights, 2048, dtype)(values, count, out)
+    for k in range(targets):
+        chain = torch.zeros(count, dtype=dtype)
+        for row, weight in zip(values, weights[:, k].tolist(), strict=True):
+            chain.add_(row[:count], alpha=weight)
+        assert torch.equal(out[k, :count], chain)
+
+
+def test_a_faster_sum_with_other_bits_is_not_used(monkeypatch):
+    """Where matrix products or bags are summed in another order the chain itself is taken."""
+    product, bag = torch.mm, torch.nn.functional.embedding_bag
+    monkeypatch.setattr(torch, "mm", lambda *a, **k: product(*a, **k).mul(1 + 1e-6))
+    monkeypatch.setattr(
+        torch.nn.functional, "embedding_bag", lambda *a, **k: bag(*a, **k).mul(1 + 1e-6)
+    )
+    fastest_way.cache_clear()
+    try:
+        weights = np.random.default_rng(0).standard_normal((5, 4))
+        out = torch.empty(4, 512)
+        Sums(weights, 512, torch.float32)(torch.ones(5, 512), 512, out)
+    finally:
+        fastest_way.cache_clear()
+    expected = torch.zeros(4)
+    for row in torch.from_numpy(weights).float():
+        expected += row
+    assert torch.equal(out[:, 0], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from([Kind(F32, F32), Kind(F16, F32), Kind(F32, BF16), Kind(F64, F32)]),
+    sources=st.integers(1, 70),
+    width=st.sampled_from([256, 512, 1280]),
+)
+def test_a_target_has_the_same_bits_alone_and_among_others(kind, sources, width):
+    """Neither the number of targets nor the size of tiles shows where sums are differences."""
+    weights = weights_of(sources, 5)
+    values = torch.randn(sources, 1500, generator=torch.Generator().manual_seed(0))
+    values = values.to(getattr(torch, kind.dtype.label))
+    together = averages(kind, weights, values, 1536)
+    for k in range(5):
+        alone = averages(kind, weights[:, [k]], values, width)
+        assert torch.equal(alone[0], together[k])
+
+
+@pytest.mark.parametrize("targets", [1, 8, 9])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_direct_sums_are_as_good_as_float64_rounded(dtype, targets):
+    """Values of 16 bits: few in a hundred are not the nearest to the sum in float64, by little."""
+    weights = weights_of(40, targets)
+    kind = Kind(dtype, dtype)
+    assert kind.is_direct(weights)
+    values = torch.randn(40, 5000, generator=torch.Generator().manual_seed(0))
+    values = values.to(getattr(torch, dtype.label))
+    made = averages(kind, weights, values, 2048)
+    exact = torch.from_numpy(weights.T) @ values.double()
+    assert (made != exact.to(made.dtype)).float().mean() < 0.02
+    unit = 2.0 ** (torch.frexp(exact).exponent - 1 - dtype.mantissa_bits)
+    lost = torch.from_numpy(np.abs(weights).T) @ values.double().abs() * 2.0**-17
+    assert bool(((made.double() - exact).abs() <= 0.5 * unit + lost).all())
+
+
+@pytest.mark.parametrize("targets", [1, 9])
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+def test_every_number_that_all_sources_share_comes_out(dtype, targets):
+    """All 65,536 patterns of 16 bits but those of NaN, among them zeros of both signs."""
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    shared = bits.view(torch.float16 if dtype is F16 else torch.bfloat16)
+    shared = shared.to(getattr(torch, dtype.label))
+    made = averages(Kind(dtype, dtype), weights_of(30, targets), shared.repeat(30, 1), 4096)
+    numbers = ~shared.isnan()
+    for row in made:
+        raw = [x[numbers].contiguous().view(torch.uint8) for x in (row, shared)]
+        assert torch.equal(*raw)
+
+
+@pytest.mark.parametrize("targets", [1, 3, 9])
+def test_what_is_odd_stays_where_it_is(targets):
+    """Infinities and NaN in some elements change no other element, whatever the tile."""
+    kind, weights = Kind(F16, F16), weights_of(6, targets)
+    values = torch.randn(6, 3000, generator=torch.Generator().manual_seed(0)).half()
+    plain = averages(kind, weights, values, 3072)
+    values[:, 100] = math.inf
+    values[:, 200] = -math.inf
+    values[2, 300] = math.inf
+    values[3, 400] = math.nan
+    for width in (256, 3072):
+        made = averages(kind, weights, values, width)
+        assert bool((made[:, 100] == math.inf).all())
+        assert bool((made[:, 200] == -math.inf).all())
+        assert not made[:, 300].isfinite().any()
+        assert bool(made[:, 400].isnan().all())
+        rest = [i for i in range(3000) if i not in {100, 200, 300, 400}]
+        assert torch.equal(made[:, rest], plain[:, rest])
+
+
+@pytest.mark.parametrize("sources", [3, 40, 300])
+@pytest.mark.parametrize("kind", [Kind(F16, F16), Kind(F32, F32), Kind(F16, F64)])
+def test_a_target_that_is_a_source_is_copied_beside_others(kind, sources):
+    """Weight 1 on one source gives its bits, also -0.0, among targets that are sums."""
+    weights = np.column_stack([np.eye(sources)[sources - 2], weights_of(sources, 1)])
+    values = torch.randn(sources, 700, generator=torch.Generator().manual_seed(0))
+    values[:, ::7] = -0.0
+    values = values.to(getattr(torch, kind.dtype.label))
+    made = averages(kind, weights, values, 512)
+    expected = values[sources - 2].to(made.dtype)
+    assert torch.equal(made[0].view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("weights", "direct"),
+    [([[0.5], [0.5]], True), ([[60.0], [-59.0]], True), ([[9000.0], [-8999.0]], False)],
+)
+def test_large_weights_are_not_summed_directly(weights, direct):
+    """Where errors of the sum could move a shared number, sums are differences."""
+    assert Kind(F16, F16).is_direct(np.array(weights)) is direct
+    assert not Kind(F16, F32).is_direct(np.array(weights))
+    assert not Kind(F32, F32).is_direct(np.array(weights))
+
+
+@pytest.mark.parametrize("targets", [1, 9])
+@pytest.mark.parametrize("kind", [Kind(F16, F16), Kind(F32, F32), Kind(F64, F16)])
+def test_the_buffers_that_are_planned_are_those_that_are_made(kind, targets):
+    """A worker's tensors take no more than the plan says, and not much less."""
+    weights = weights_of(50, targets)
+    owner = Averager([kind], weights, np.ones(targets), 1 << 16)
+    tensors = [t for t in vars(owner).values() if isinstance(t, torch.Tensor)]
+    made = sum(t.numel() * t.element_size() for t in tensors)
+    planned = buffers([kind], 50, targets, 1 << 16).size_bytes
+    assert planned / 3 < made <= planned
+
+
+@pytest.mark.parametrize("run", [threaded, forked])
+def test_pools_hand_out_each_number_once(run):
+    """Workers share the numbers, and every report is counted."""
+    reported = []
+
+    def work(pool):
+        taken = []
+        for number in iter(pool.take, 50):
+            taken.append(number)
+            pool.report(number)
+        return taken
+
+    found = run(work, 50, 3, reported.append)
+    assert sorted(itertools.chain(*found)) == list(range(50))
+    assert sum(reported) == sum(range(50))
+
+
+@pytest.mark.parametrize("run", [threaded, forked])
+def test_one_failure_stops_a_pool(run):
+    """The error that a worker raised arrives whole, and the others take no more."""
+    seen = []
+
+    def work(pool):
+        while not pool.stopped():
+            if pool.take() == 3:
+                raise StorageError("no", where="here", remedy="try")
+        return []
+
+    with pytest.raises(StorageError, match="here: no; try"):
+        run(work, 10**9, 2, seen.append)
+
+
+def test_a_worker_that_is_killed_is_an_error():
+    """A forked worker that the system ends, as it does when memory runs out, is said so."""
+
+    def work(pool):
+        if pool.take() == 0:
+            os._exit(9)
+        return []
+
+    with pytest.raises(StorageError, match=r"ended from outside.*memory"):
+        forked(work, 2, 2, lambda _: None)
