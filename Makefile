@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs bench clean
+.PHONY: help install demo test lint types layers unit cover format docs bench speed clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ docs: $(STAMP) ## write docs/cli.md from the commands' own help
 
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
+
+speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
+	$(BIN)/python -m benchmarks.speed
 
 clean: ## remove .venv and what the demo and the tests left
 	rm -rf $(VENV) demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,306 @@
+"""Speed and memory of a synthesis, as ratios to reading all inputs and writing all outputs.
+
+    python -m benchmarks.speed            a quarter of an hour, 20 GB; writes docs/performance.md
+    python -m benchmarks.speed --print    writes it to stdout
+
+Each figure is the median of rounds in which all that is compared runs in turn, so that a machine
+that is slow for a while is slow for all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import (
+    MIB,
+    PHEMA,
+    Inputs,
+    drop,
+    emptied,
+    measures_of,
+    peak_above_torch,
+    process,
+    ratio,
+    rounds,
+    seconds,
+)
+from phema_cli.snapshots import scan
+from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis.recipe import default_jobs
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+ROUNDS = 5
+Lines = Iterator[str]
+
+
+def one_target(root: Path) -> Lines:
+    """One target of 16 snapshots, by element type."""
+    yield "| | floor, s | flushed, s | phema, s | / floor | / flushed | whole process, s |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    others = []
+    for dtype in ("float16", "bfloat16", "float32"):
+        inputs = Inputs(root / dtype, dtype, 16, 256 * MIB, 32)
+        inputs.make()
+        with emptied(root / "out") as out:
+            taken = rounds(measures_of(inputs, 1, out, whole=dtype == "float16"), ROUNDS)
+        if dtype != "float16":
+            shutil.rmtree(inputs.folder)
+        middle = {name: statistics.median(values) for name, values in taken.items()}
+        whole = f"{middle['whole']:.2f}" if "whole" in middle else ""
+        yield (
+            f"| {dtype} | {middle['floor']:.2f} | {middle['flushed']:.2f} | {middle['phema']:.2f} "
+            f"| {ratio(taken, 'phema', 'floor'):.2f} | {ratio(taken, 'phema', 'flushed'):.2f} "
+            f"| {whole} |"
+        )
+        if whole:
+            others = [
+                f"`import torch` alone takes {middle['import']:.2f} s. A loop over `safe_open`",
+                f"that holds whole tensors takes {middle['naive']:.2f} s in process,",
+                f"{ratio(taken, 'naive', 'phema'):.1f} times what phema takes; it does not flush.",
+            ]
+    yield ""
+    yield from others
+
+
+def many_targets(root: Path) -> Lines:
+    """Several targets in one pass over 16 snapshots of float16."""
+    inputs = Inputs(root / "float16", "float16", 16, 256 * MIB, 32)
+    yield "| targets | floor, s | flushed, s | phema, s | / floor | / flushed |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    middles = {}
+    for targets in (1, 8, 31):
+        with emptied(root / "out") as out:
+            count = ROUNDS if targets < 31 else 2
+            taken = rounds(measures_of(inputs, targets, out), count)
+        middle = {name: statistics.median(values) for name, values in taken.items()}
+        middles[targets] = middle
+        yield (
+            f"| {targets} | {middle['floor']:.2f} | {middle['flushed']:.2f} "
+            f"| {middle['phema']:.2f} | {ratio(taken, 'phema', 'floor'):.2f} "
+            f"| {ratio(taken, 'phema', 'flushed'):.2f} |"
+        )
+    seven = middles[8]["flushed"] - middles[1]["flushed"]
+    yield ""
+    yield f"Writing the other seven of eight takes {seven:.2f} s: eight targets take"
+    times = (middles[8]["phema"] - seven) / middles[1]["phema"]
+    yield f"{times:.2f} times what one takes, and that."
+
+
+def ranks(root: Path) -> Lines:
+    """One rank and two, of one worker each."""
+    inputs = Inputs(root / "float16", "float16", 16, 256 * MIB, 32)
+    launcher = PHEMA.with_name("torchrun")
+
+    def launch(count: int) -> float:
+        with emptied(root / "out") as out:
+            done = subprocess.run(
+                [
+                    *(launcher, "--standalone", f"--nproc-per-node={count}"),
+                    *("-m", "benchmarks.rank", inputs.folder, out / "o.safetensors"),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        return float(done.stdout)
+
+    taken = rounds({"one": lambda: launch(1), "two": lambda: launch(2)}, ROUNDS)
+    rate = 16 * 256 * MIB / statistics.median(taken["one"])
+    one, two = (statistics.median(taken[name]) for name in ("one", "two"))
+    faster = ratio(taken, "one", "two")
+    yield f"One rank with one worker takes {one:.2f} s, two ranks {two:.2f} s: {faster:.2f} times"
+    yield "as fast."
+    yield ""
+    yield f"A worker reads and averages {rate / 1e9:.1f} GB/s from the cache. At that rate, or that"
+    yield "of the storage where it is lower, 100 snapshots of 10^12 parameters in bfloat16 (200 TB"
+    yield "read, 2 TB written) take, with 16 workers a node:"
+    yield ""
+    yield "| nodes | workers alone | storage of 2 GB/s a node | of 10 GB/s a node |"
+    yield "| --- | --- | --- | --- |"
+    for nodes in (1, 8, 64):
+        hours = [
+            202e12 / (nodes * min(16 * rate, storage)) / 3600 for storage in (math.inf, 2e9, 10e9)
+        ]
+        yield f"| {nodes} | " + " | ".join(f"{60 * h:,.0f} min" for h in hours) + " |"
+
+
+def cold(root: Path) -> Lines:
+    """Inputs that have to come from the disk."""
+    inputs = Inputs(root / "float16", "float16", 16, 256 * MIB, 32)
+
+    def cat() -> float:
+        drop(inputs)
+        return process("sh", "-c", f"cat {inputs.folder}/* > /dev/null")
+
+    with emptied(root / "out") as out:
+        warm = measures_of(inputs, 1, out)
+
+        def phema() -> float:
+            drop(inputs)
+            return warm["phema"]()
+
+        taken = rounds({"cat": cat, "phema": phema}, 3)
+    middle = {name: statistics.median(values) for name, values in taken.items()}
+    yield f"The same inputs out of the cache: `cat` to /dev/null {middle['cat']:.2f} s, phema in"
+    yield f"process {middle['phema']:.2f} s, {ratio(taken, 'phema', 'cat'):.2f} of it."
+
+
+def growth(root: Path) -> Lines:
+    """Time against the number of snapshots and their size, and the fit of a line."""
+    yield "| snapshots of 16 MiB | read, MiB | phema, s | targets' plan, s |"
+    yield "| --- | --- | --- | --- |"
+    points = []
+    for count in (4, 16, 64, 256):
+        inputs = Inputs(root / "growth", "float16", count, 16 * MIB, 8)
+        inputs.make()
+        with emptied(root / "out") as out:
+            measures = measures_of(inputs, 1, out)
+            taken = rounds({"phema": measures["phema"]}, 5)
+            request = Request(gammas=(7.0,), output=str(out / "o.safetensors"))
+            planned = seconds(
+                lambda request=request, inputs=inputs: plan(scan([inputs.folder]), request)
+            )
+        shutil.rmtree(inputs.folder)
+        points.append((16.0 * count, statistics.median(taken["phema"])))
+        yield f"| {count} | {16 * count} | {points[-1][1]:.3f} | {planned:.2f} |"
+    x, y = np.array(points).T
+    slope, start = np.polyfit(x, y, 1)
+    off = np.abs(slope * x + start - y).max()
+    yield ""
+    yield f"A line fits: {start:.3f} s and {1000 * slope:.3f} ms for each MiB read, at most"
+    yield f"{off:.3f} s off."
+
+
+def small_tensors(root: Path) -> Lines:
+    """Ten thousand tensors of 4 KB in each of 64 snapshots."""
+    inputs = Inputs(root / "small", "float32", 64, 10_000 * 4096, 10_000)
+    inputs.make()
+
+    def run() -> float:
+        with emptied(root / "out") as out:
+            request = Request(gammas=(7.0,), output=str(out / "o.safetensors"))
+
+            def everything() -> None:
+                recipe, _ = plan(scan([inputs.folder]), request)
+                if recipe is not None:
+                    execute(recipe, processes=True)
+
+            return seconds(everything)
+
+    taken = rounds({"all": run}, 3)
+    shutil.rmtree(inputs.folder)
+    yield "10,000 tensors of 4 KB x 64 snapshots, scan, plan and synthesis in process:"
+    yield f"{statistics.median(taken['all']):.1f} s."
+
+
+def memory(root: Path) -> Lines:
+    """Peak memory of a checkpoint of 64 GiB, in a file that takes no space."""
+    folder = root / "sparse"
+    folder.mkdir()
+    size = 64 << 30
+    for step in (1, 2):
+        head = {
+            "__metadata__": {"gamma": "5.0", "step": str(step)},
+            "w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]},
+        }
+        text = json.dumps(head)
+        text += " " * (-len(text) % 8)
+        with (folder / f"s{step}.safetensors").open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text.encode())
+            file.truncate(8 + len(text) + size)
+    with emptied(root / "out") as out:
+        peak = peak_above_torch(
+            *(PHEMA, "synthesize", folder, "-q", "-g", "7", "--dtype", "float8_e5m2", "-o", out)
+        )
+    shutil.rmtree(folder)
+    yield "Two sparse snapshots of 64 GiB, one tensor each, one target in float8: phema and its"
+    yield f"workers take {peak:.0f} MiB above a process that only imports torch."
+
+
+def start_up(_root: Path) -> Lines:
+    """What starts without torch."""
+    demo = Path(tempfile.mkdtemp())
+    subprocess.run([str(PHEMA), "demo", str(demo / "d")], check=True, capture_output=True)
+    ckpts = demo / "d" / "ckpts"
+    taken = rounds(
+        {
+            "phema --help": lambda: process(PHEMA, "--help"),
+            "phema inspect": lambda: process(PHEMA, "inspect", ckpts),
+            "phema weights": lambda: process(PHEMA, "weights", ckpts, "-g", "7", "--no-sample"),
+            "python -c 'import numpy'": lambda: process("python3", "-c", "import numpy"),
+        },
+        ROUNDS,
+    )
+    shutil.rmtree(demo)
+    yield "| | s |"
+    yield "| --- | --- |"
+    for name, values in taken.items():
+        yield f"| `{name}` | {statistics.median(values):.2f} |"
+
+
+SECTIONS = {
+    "One target": one_target,
+    "Many targets": many_targets,
+    "Ranks": ranks,
+    "Cold": cold,
+    "More snapshots": growth,
+    "Small tensors": small_tensors,
+    "Memory": memory,
+    "Start-up": start_up,
+}
+
+HEAD = """\
+# Performance
+
+Written by `python -m benchmarks.speed`, with nothing edited by hand. Medians and ratios within a
+round, on {jobs} processors ({machine}), torch {torch}; the machine is shared with others.
+
+The *floor* reads all inputs and writes all outputs, in blocks of 1 MiB, by as many processes as
+phema has workers, and does nothing else. *Flushed* has the outputs on the disk at the end, which
+phema's are before they get their names. Inputs are 16 snapshots of 256 MiB, in the cache, unless
+something else is said.
+"""
+
+
+def page(root: Path) -> Lines:
+    """The page, line by line."""
+    yield HEAD.format(jobs=default_jobs(), machine=platform.machine(), torch=torch.__version__)
+    for title, section in SECTIONS.items():
+        yield f"## {title}"
+        yield ""
+        yield from section(root)
+        yield ""
+
+
+def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--print", action="store_true", help="write to stdout")
+    parser.add_argument("--folder", type=Path, help="where the inputs go; removed afterwards")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        lines = []
+        for line in page(Path(folder)):
+            lines.append(line)
+            if arguments.print:
+                print(line, flush=True)
+    if not arguments.print:
+        PAGE.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
