@@ -79,9 +79,11 @@ def measured(units: Array, drift: Array) -> Rounding:
         return independent(0.0)
     u, count = units[rounded], len(units)
     pace = np.maximum(drift[rounded], _LEAST_DRIFT) / u
-    bins, where = np.unique(np.round(np.log2(pace) * _BINS), return_inverse=True)
-    power = np.bincount(where, u**2 / 12) / count
-    pace = np.exp2(bins / _BINS)
+    where = np.round(np.log2(pace) * _BINS).astype(np.int64)
+    first = int(where.min())
+    bins = np.flatnonzero(np.bincount(where - first))
+    power = np.bincount(where - first, u**2 / 12)[bins] / count
+    pace = np.exp2((bins + first) / _BINS)
     log_distance = np.linspace(math.log(1e-6 / pace.max()), math.log(1e2 / pace.min()), _POINTS)
     shared = np.array([power @ _correlation(math.exp(d) * pace) for d in log_distance])
     return Rounding(float(power.sum()), log_distance, shared)
