@@ -77,6 +77,10 @@ Jobs = Annotated[
         "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
     ),
 ]
+Device = Annotated[
+    str,
+    options.option("--device", help="What averages: cpu, cuda or cuda:N.", metavar="NAME"),
+]
 MaxMemory = Annotated[
     str,
     options.option(
@@ -115,6 +119,7 @@ def synthesize(
     exclude: options.Exclude = None,
     copy: options.Copy = None,
     jobs: Jobs = None,
+    device: Device = "cpu",
     max_memory: MaxMemory = "256MiB",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -142,6 +147,7 @@ def synthesize(
         max_error=max_error,
         max_memory=options.size(max_memory) or 0,
         jobs=jobs,
+        device=device,
         skip_existing=skip_existing,
     )
     config = options.config(

@@ -14,6 +14,7 @@ from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
+from phema_cli.synthesis.devices import find_device
 from phema_cli.synthesis.engine import execute
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
@@ -23,7 +24,13 @@ from phema_cli.synthesis.layout import (
     output_format,
     output_paths,
 )
-from phema_cli.synthesis.recipe import DEFAULT_MAX_MEMORY, Recipe, make_recipe, plan_tensors
+from phema_cli.synthesis.recipe import (
+    DEFAULT_DEVICE,
+    DEFAULT_MAX_MEMORY,
+    Recipe,
+    make_recipe,
+    plan_tensors,
+)
 from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
 from phema_cli.synthesis.staging import check_outputs
 
@@ -49,6 +56,7 @@ class Request:
         max_error: refuse to write when ``expected_error`` is above this.
         max_memory: bytes phema may take above what torch takes.
         jobs: workers; one per processor by default.
+        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         skip_existing: leave out targets whose output exists.
     """
 
@@ -65,6 +73,7 @@ class Request:
     max_error: float | None = None
     max_memory: int = DEFAULT_MAX_MEMORY
     jobs: int | None = None
+    device: str = DEFAULT_DEVICE
     skip_existing: bool = False
 
 
@@ -79,6 +88,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         CheckFailedError: an ``expected_error`` is above ``request.max_error``.
         PhemaError: the scan, the targets or the output make no sense.
     """
+    find_device(request.device)
     snapshots = found.require()
     targets = make_targets(
         snapshots,
@@ -113,6 +123,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         max_shard_bytes=limit,
         max_memory=request.max_memory,
         jobs=request.jobs,
+        device=request.device,
     )
     return recipe, paths
 
@@ -171,6 +182,7 @@ def synthesize(
     max_error: float | None = None,
     sample: bool = True,
     jobs: int | None = None,
+    device: str = DEFAULT_DEVICE,
     overwrite: bool = False,
     config: Config | None = None,
 ) -> list[Path]:
@@ -190,6 +202,7 @@ def synthesize(
         max_error: refuse to write when the expected error is above this.
         sample: whether a sample of the tensors is read to learn how they move and round.
         jobs: workers, which are threads.
+        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
 
@@ -215,6 +228,7 @@ def synthesize(
         max_shard_bytes=max_shard_size,
         max_error=max_error,
         jobs=jobs,
+        device=device,
     )
     recipe, outputs = plan(scan(roots, config), request)
     if recipe is not None:

@@ -22,19 +22,13 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
-from phema_cli.synthesis.averaging import Kind, buffers
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import RESERVED, output_metadata, provenance
-from phema_cli.synthesis.summing import WIDTH
+from phema_cli.synthesis.tiling import Kind, tile_elements
 
 DEFAULT_MAX_MEMORY = 256 << 20
-# A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
-_TILE_BYTES = 5 << 20
-_LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
-# Every range of a remote file that is asked for has its delay.
-_REMOTE_TILE = 2 << 20
-# Indices in 64 bits and a window as wide as the widest type.
-_PLACE_BYTES = 5 * 8 + 8
+#: the device that averages by default.
+DEFAULT_DEVICE = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +73,7 @@ class Recipe:
         method: the method that solved them.
         form: the outputs' format.
         jobs: workers.
+        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -98,6 +93,7 @@ class Recipe:
     method: str
     form: str
     jobs: int
+    device: str
     tile_elements: int
     read_bytes: int
     write_bytes: int
@@ -129,6 +125,7 @@ def make_recipe(
     max_shard_bytes: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
+    device: str = DEFAULT_DEVICE,
 ) -> Recipe:
     """Decide a synthesis.
 
@@ -145,6 +142,7 @@ def make_recipe(
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
         max_memory: bytes that phema may take above what torch itself takes.
         jobs: workers, one per processor by default.
+        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied.
@@ -173,14 +171,15 @@ def make_recipe(
         )
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
-    tile, peak = _tile(
-        tensors,
+    tile, peak = tile_elements(
+        averaged_kinds(tensors),
         len(used),
         len(targets),
         workers,
         max_memory,
         scattered=scattered,
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
+        apart=device != DEFAULT_DEVICE,
     )
     averaged = sum(_bytes(t) for t in tensors if t.average)
     copied = sum(_bytes(t) for t in tensors if not t.average)
@@ -198,6 +197,7 @@ def make_recipe(
         method=method,
         form=form,
         jobs=workers,
+        device=device,
         tile_elements=tile,
         read_bytes=averaged * len(used) + copied * len(targets),
         write_bytes=sum(o.size_bytes for o in outputs),
@@ -297,34 +297,3 @@ def _scattered(extent: Extent) -> bool:
 def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
     """Each kind of averaged tensors once."""
     return list(dict.fromkeys(Kind(t.dtype, t.out_dtype) for t in tensors if t.average))
-
-
-def _tile(
-    tensors: Sequence[TensorPlan],
-    sources: int,
-    targets: int,
-    jobs: int,
-    max_memory: int,
-    *,
-    scattered: bool,
-    remote: bool,
-) -> tuple[int, int]:
-    """Elements of a tile, and the bytes of all workers' buffers.
-
-    For tensors that don't lie in one run their places are held as well. Half of the memory is left
-    to everything else.
-    """
-    kinds = averaged_kinds(tensors)
-
-    def size(elements: int) -> int:
-        places = _PLACE_BYTES * elements if scattered else 0
-        return jobs * (buffers(kinds, sources, targets, elements).size_bytes + places)
-
-    raw = buffers(kinds, sources, targets, WIDTH).raw
-    tile = min(max(_TILE_BYTES // raw, _LEAST_TILE), _LARGEST_TILE) // WIDTH * WIDTH
-    if scattered or remote:
-        # A range of scattered elements may have to be looked for in the whole tensor.
-        tile = _REMOTE_TILE if remote else _LARGEST_TILE
-    while tile > WIDTH and size(tile) > max_memory // 2:
-        tile -= max(tile // 16 // WIDTH, 1) * WIDTH
-    return tile, size(tile)

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from phema_cli.profiles import Array
+from phema_cli.synthesis.tiling import MANY, WIDTH
 
 if TYPE_CHECKING:
     import torch
 
-#: rows are this long, or a multiple: BLAS sums short ones in another order.
-WIDTH = 256
-#: sums from which on a matrix product is faster than one sum after the other.
-MANY = 4
 _PIECE = 2048
 
 _Way = Literal["matmul", "bags", "chain"]
@@ -83,14 +80,15 @@ class Sums:
         weights: (rows, k) float64.
         width: elements of a row, a multiple of ``WIDTH``.
         dtype: type of rows and sums.
+        device: where they are. Sums of a GPU have other bits.
     """
 
-    def __init__(self, weights: Array, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Array, width: int, dtype: torch.dtype, device: str = "cpu") -> None:
         import torch
 
-        self._weights = torch.from_numpy(weights.T.copy()).to(dtype)
+        self._weights = torch.from_numpy(weights.T.copy()).to(dtype).to(device)
         rows, targets = weights.shape
-        self._way = fastest_way(targets, rows, dtype)
+        self._way = fastest_way(targets, rows, dtype) if device == "cpu" else "matmul"
         self._bags = Bags(self._weights[:, :, None], width) if self._way == "bags" else None
 
     def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:

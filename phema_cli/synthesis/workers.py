@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
-from phema_cli.synthesis.averaging import Averager, Kind
+from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
-from phema_cli.synthesis.recipe import Recipe, averaged_kinds
+from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.staging import Checks, partial
+from phema_cli.synthesis.tiling import Kind
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
@@ -60,13 +62,12 @@ def fill(
     Raises:
         InputError: a source is shorter than its header says.
         StorageError: the operating system failed to read or write, or ended a worker.
+        UsageError: the recipe's device is not there.
     """
     import torch
 
-    work = _Work(recipe, _dealt(recipe, rank, ranks))
-    # What fsspec has running in this process does not come along into a forked one.
-    remote = any(is_remote(path) for path in recipe.inputs)
-    run = forked if processes and recipe.jobs > 1 and not remote else threaded
+    work = _Work(recipe, _dealt(recipe, rank, ranks), find_device(recipe.device))
+    run = forked if processes and recipe.jobs > 1 and _can_fork(recipe) else threaded
     threads = torch.get_num_threads()
     # The workers are the parallelism: torch's own threads on top of them cost time.
     torch.set_num_threads(1)
@@ -75,6 +76,14 @@ def fill(
     finally:
         torch.set_num_threads(threads)
     return merged(recipe, found)
+
+
+def _can_fork(recipe: Recipe) -> bool:
+    """Whether all that workers use comes along into a forked process.
+
+    What fsspec has running does not, and a GPU would be set up once more in each.
+    """
+    return recipe.device == DEFAULT_DEVICE and not any(is_remote(path) for path in recipe.inputs)
 
 
 def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
@@ -93,13 +102,18 @@ class _Work:
 
     recipe: Recipe
     runs: list[_Run]
+    device: str
 
     def __call__(self, pool: Pool) -> list[Checks]:
         """One worker: take runs until none is left; the checksums of what it wrote."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         open_files = max(4, (soft - 64) // (2 * self.recipe.jobs))
-        with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-            worker = _Worker(self.recipe, reader, writer)
+        with (
+            room_on(self.device),
+            FileReader(open_files) as reader,
+            OpenFiles(open_files, os.O_WRONLY) as writer,
+        ):
+            worker = _Worker(self.recipe, reader, writer, self.device)
             for number in iter(pool.take, len(self.runs)):
                 for done in worker.do(self.runs[number]):
                     pool.report(done)
@@ -138,7 +152,7 @@ def _dealt(recipe: Recipe, rank: int, ranks: int) -> list[_Run]:
 class _Worker:
     """One worker's buffers and what it does to a run."""
 
-    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles) -> None:
+    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles, device: str) -> None:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
@@ -150,6 +164,7 @@ class _Worker:
             recipe.weights[self._used],
             recipe.sums,
             recipe.tile_elements,
+            device,
         )
         self.checks: list[Checks] = [{} for _ in recipe.outputs]
 

@@ -1,0 +1,179 @@
+"""Tiles: kinds of tensors, how many of their elements a worker holds, the memory that takes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from phema_cli.formats.base import DType
+from phema_cli.profiles import Array
+
+#: rows are this long, or a multiple: BLAS sums short ones in another order.
+WIDTH = 256
+#: targets from which on a matrix product is faster than one sum after the other.
+MANY = 4
+#: sources that are summed at a time: BLAS libraries sum many more in other orders.
+GROUP = 32
+
+#: elements of a block, unless it is the tile.
+_BLOCK = 16 << 10
+# A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
+_TILE_BYTES = 5 << 20
+_LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
+# Every request of a remote file, and every call of a GPU, has its delay.
+_DISTANT_TILE = 2 << 20
+# Indices in 64 bits and a window as wide as the widest type.
+_PLACE_BYTES = 5 * 8 + 8
+#: the most sources of a sum that is made in one go.
+_MOST_DIRECT = 256
+#: what is lost of a weight in two parts of a type, relative to it or to 1.
+_PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
+#: bytes of a number in float32 and float64.
+_SINGLE, _DOUBLE = 4, 8
+_WIDE = {_SINGLE: "F32", _DOUBLE: "F64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Tensors that are treated alike.
+
+    Attributes:
+        dtype: type that is read.
+        out: type that is written.
+    """
+
+    dtype: DType
+    out: DType
+
+    def is_direct(self, weights: Array) -> bool:
+        """Whether ``sum_i x_i theta_i`` may be summed as it stands.
+
+        So it is where values of 16 bits are read and written, and a number that all sources share
+        comes out as it is: the error of its sum is below a quarter of the distance to the next
+        number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
+        rounded to float32, and each weight to two parts of the stored type.
+        """
+        if self.dtype != self.out or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
+            return False
+        partial = float(np.abs(weights.cumsum(axis=0)).max(initial=0.0))
+        size = float(np.abs(weights).sum(axis=0).max(initial=0.0))
+        error = 2 * len(weights) * partial * 2.0**-24 + size * _PARTS[self.dtype.name]
+        # Below a power of two the next number is nearest: 2^-(m+1) of it away.
+        return error < 2.0 ** -(self.dtype.mantissa_bits + 1) / 4
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What a worker needs to average tiles of so many elements.
+
+    Attributes:
+        width: elements of a tile, a multiple of ``WIDTH``.
+        raw: bytes of stored values and of averages, for each element of a tile.
+        group: sources whose differences are held.
+        block: elements of differences.
+        sums: elements of sums.
+        targets: sums.
+        compute: bytes of an element of a sum: 4, or 8 for float64.
+        apart: whether all but raw bytes lies on a GPU, and a copy of these too.
+    """
+
+    width: int
+    raw: int
+    group: int
+    block: int
+    sums: int
+    targets: int
+    compute: int
+    apart: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all of them in the processor's memory."""
+        raw = self.raw * self.width
+        if self.apart:
+            # Memory that a GPU reads is given out in powers of two.
+            return 1 << (raw - 1).bit_length()
+        # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
+        return raw + self.compute * (
+            2 * self.group * self.block + (2 * self.targets + 3) * self.sums
+        )
+
+    def in_place(self, kind: Kind) -> bool:
+        """Whether differences replace the stored values, and are summed tile by tile."""
+        return self.targets < MANY and kind.dtype.name == _WIDE[self.compute]
+
+
+def buffers(
+    kinds: Sequence[Kind], sources: int, targets: int, elements: int, *, apart: bool = False
+) -> Buffers:
+    """What is needed for tensors of these kinds, in tiles of at most so many elements."""
+    stored = max((k.dtype.bits // 8 for k in kinds), default=1)
+    out = max((k.out.bits // 8 for k in kinds), default=1)
+    wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
+    width = -(-elements // WIDTH) * WIDTH
+    block = width if apart else min(_BLOCK, width)
+    need = Buffers(
+        width=width,
+        raw=sources * stored + targets * out,
+        group=min(sources, GROUP),
+        block=block,
+        sums=block,
+        targets=targets,
+        compute=_DOUBLE if wide else _SINGLE,
+        apart=apart,
+    )
+    in_place = [need.in_place(kind) for kind in kinds]
+    return replace(
+        need,
+        group=0 if all(in_place) else need.group,
+        sums=width if any(in_place) else block,
+    )
+
+
+def tile_elements(
+    kinds: Sequence[Kind],
+    sources: int,
+    targets: int,
+    jobs: int,
+    max_memory: int,
+    *,
+    scattered: bool = False,
+    remote: bool = False,
+    apart: bool = False,
+) -> tuple[int, int]:
+    """How many elements tiles have.
+
+    Args:
+        kinds: kinds of all averaged tensors.
+        sources: sources that are read.
+        targets: targets that are written.
+        jobs: workers.
+        max_memory: bytes, half of which are left to everything else.
+        scattered: whether elements don't all lie in one run: their places are held as well.
+        remote: whether files are remote.
+        apart: whether tiles are averaged on a GPU.
+
+    Returns:
+        Elements of a tile, and the bytes of all workers' buffers.
+    """
+
+    def size(elements: int) -> int:
+        places = _PLACE_BYTES * elements if scattered else 0
+        need = buffers(kinds, sources, targets, elements, apart=apart)
+        return jobs * (need.size_bytes + places)
+
+    raw = buffers(kinds, sources, targets, WIDTH).raw
+    tile = min(max(_TILE_BYTES // raw, _LEAST_TILE), _LARGEST_TILE)
+    if scattered:
+        # A range of scattered elements may have to be looked for in the whole tensor.
+        tile = _LARGEST_TILE
+    if remote or apart:
+        tile = _DISTANT_TILE
+    widths = range(1, max(tile // WIDTH, 1) + 1)
+    # The largest that fits: sizes grow with it.
+    fits = bisect_right(widths, max_memory // 2, key=lambda w: size(w * WIDTH))
+    tile = widths[max(fits, 1) - 1] * WIDTH
+    return tile, size(tile)
