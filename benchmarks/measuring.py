@@ -155,10 +155,14 @@ def emptied(folder: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def gammas_of(targets: int) -> tuple[float, ...]:
+    """So many targets between gamma 5 and 10."""
+    return (7.0,) if targets == 1 else tuple(np.linspace(5.5, 9.5, targets))
+
+
 def recipe_for(inputs: Inputs, targets: int, out: Path) -> Recipe:
-    """The plan for so many targets between gamma 5 and 10."""
-    gammas = (7.0,) if targets == 1 else tuple(np.linspace(5.5, 9.5, targets))
-    request = Request(gammas=gammas, output=str(out / "{gamma}.safetensors"))
+    """The plan for so many targets."""
+    request = Request(gammas=gammas_of(targets), output=str(out / "{gamma}.safetensors"))
     recipe, _ = plan(scan([inputs.folder]), request)
     if recipe is None:
         raise RuntimeError("nothing to do")
@@ -203,7 +207,7 @@ def measures_of(inputs: Inputs, targets: int, out: Path, *, whole: bool = False)
             return seconds(lambda: execute(recipe, processes=True))
 
     def command() -> float:
-        gammas = ",".join(f"{t.gamma:g}" for t in recipe.targets if hasattr(t, "gamma"))
+        gammas = ",".join(f"{gamma:g}" for gamma in gammas_of(targets))
         with emptied(out):
             return process(PHEMA, "synthesize", inputs.folder, "-q", "-g", gammas, "-o", out)
 

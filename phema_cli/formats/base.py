@@ -352,18 +352,16 @@ class FileReader(OpenFiles):
             rows: bytes, as many for each extent, a whole number of elements.
         """
         begin, size = extents[0].dtype.size_bytes(start), len(rows[0])
-        if any(is_remote(extent.file) for extent in extents):
-            self.read_many([(e, start, row) for e, row in zip(extents, rows, strict=True)])
-            return
+        others = []
         for extent, row in zip(extents, rows, strict=True):
-            if extent.strides is None and not extent.pieces:
-                # The one call that counts, without a layer between; what is odd goes the long way.
-                descriptor = self._open.get(extent.file)
-                if descriptor is not None:
-                    with suppress(OSError):
-                        if os.preadv(descriptor, (row,), extent.offset + begin) == size:
-                            continue
-            self.read_elements(extent, start, row)
+            # The one call that counts, without a layer between; what is odd goes the long way.
+            descriptor = self._open.get(extent.file)
+            if descriptor is not None and extent.strides is None and not extent.pieces:
+                with suppress(OSError):
+                    if os.preadv(descriptor, (row,), extent.offset + begin) == size:
+                        continue
+            others.append((extent, start, row))
+        self.read_many(others)
 
     def read_many(self, wanted: Sequence[tuple[Extent, int, memoryview]]) -> None:
         """``read_elements`` of many; what is remote is asked for at once."""
