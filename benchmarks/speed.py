@@ -71,11 +71,12 @@ def one_target(root: Path) -> Lines:
     yield ""
     yield "The loop over `safe_open` holds whole tensors, and does not flush."
     yield ""
-    yield "| whole process | s | `import torch`, s | all but that and phema in process, s | bar, s |"
+    yield "| whole process | s | `import torch`, s | what is left of it, s | bar, s |"
     yield "| --- | --- | --- | --- | --- |"
     yield from whole
     yield ""
-    yield "The bar is `import torch`, 1.6 times the flushed floor and half a second."
+    yield "What is left is without the import and phema in process. The bar is the import, 1.6 times the"
+    yield "flushed floor and half a second."
 
 
 def many_targets(root: Path) -> Lines:
