@@ -74,8 +74,8 @@ def one_target(root: Path) -> Lines:
     yield "| --- | --- | --- | --- |"
     yield from whole
     yield ""
-    yield "The bar is `import torch`, 1.6 times the flushed floor and half a second. The command does"
-    yield "not look for garbage, which makes the import faster than it is alone."
+    yield "The bar is `import torch`, 1.6 times the flushed floor and half a second. The command"
+    yield "does not look for garbage, which makes the import faster than it is alone."
 
 
 def many_targets(root: Path) -> Lines:
