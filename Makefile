@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs bench speed clean
+.PHONY: help install demo test lint types layers unit cover format docs bench speed faults clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write do
 
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
 	$(BIN)/python -m benchmarks.speed
+
+faults: $(STAMP) ## kill a synthesis at 100 random moments and go on (10 minutes)
+	PHEMA_KILLS=100 $(BIN)/python -m pytest -s tests/test_faults.py -k kills
 
 clean: ## remove .venv and what the demo and the tests left
 	rm -rf $(VENV) demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phema_cli._version import __version__
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.formats.base import PARTIAL
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.tags import snapshot_name
 
@@ -221,7 +222,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

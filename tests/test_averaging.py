@@ -195,7 +195,7 @@ def test_pools_hand_out_each_number_once(run):
             pool.report(number)
         return taken
 
-    found = run(work, 50, 3, reported.append)
+    found = run(work, 50, 3, reported.append, lambda _: None)
     assert sorted(itertools.chain(*found)) == list(range(50))
     assert sum(reported) == sum(range(50))
 
@@ -212,7 +212,7 @@ def test_one_failure_stops_a_pool(run):
         return []
 
     with pytest.raises(StorageError, match="here: no; try"):
-        run(work, 10**9, 2, seen.append)
+        run(work, 10**6, 2, seen.append, lambda _: None)
 
 
 def test_a_worker_that_is_killed_is_an_error():
@@ -224,4 +224,4 @@ def test_a_worker_that_is_killed_is_an_error():
         return []
 
     with pytest.raises(StorageError, match=r"ended from outside.*memory"):
-        forked(work, 2, 2, lambda _: None)
+        forked(work, 2, 2, lambda _: None, lambda _: None)

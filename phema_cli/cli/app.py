@@ -29,7 +29,12 @@ app.command("demo")(demo.demo)
 # typer gives only the leaf of its family of command-line errors a public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
-_INTERRUPTED = 130
+#: what a shell adds to a signal's number.
+_SIGNALLED = 128
+
+
+class _SignalError(BaseException):
+    """A signal that asks for an end; typer would turn a KeyboardInterrupt into a mere number."""
 
 
 def _version(wanted: bool) -> None:
@@ -62,31 +67,46 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
-    signal.signal(signal.SIGTERM, _terminated)
+    _heed_signals()
     try:
         code = app([a for a in given if a != "--debug"], standalone_mode=False)
         sys.stdout.flush()
     except PhemaError as error:
         if debug:
             raise
-        render.fail(str(error))
+        render.fail(_with_notes(str(error), error))
         code = error.exit_code
     except _CommandLineError as error:
         code = _usage(error)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
+    except _SignalError as error:
+        (number,) = error.args
+        render.fail(_with_notes(f"{_ENDINGS[number]}; no output was written", error))
+        code = _SIGNALLED + number
     except OSError as error:
         if debug:
             raise
         code = _output_lost(error)
-    if code == _INTERRUPTED:
-        render.fail("interrupted; no output was written")
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _terminated(number: int, _frame: object) -> None:
-    """End on SIGTERM as a shell reports it, with everything cleaned up on the way out."""
-    raise SystemExit(128 + number)
+def _with_notes(message: str, error: BaseException) -> str:
+    """A message, and what was added to the error on its way up."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
+
+
+_ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+def _heed_signals() -> None:
+    """End on a signal with everything cleaned up on the way out; one that is ignored stays so."""
+    for number in _ENDINGS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _signalled)
+
+
+def _signalled(number: int, _frame: object) -> None:
+    """End as a shell reports it."""
+    raise _SignalError(number)
 
 
 def _output_lost(error: OSError) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Checkpoint, Format, Writer
-from phema_cli.formats.locations import reading
+from phema_cli.formats.base import Checkpoint, Format, Writer, stamp
+from phema_cli.formats.locations import is_remote, reading
 
 
 class Row(NamedTuple):
@@ -93,4 +94,5 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             raise InputError(
                 "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
             )
-        return reader.read_index(path, key)
+        found = reader.read_index(path, key)
+        return replace(found, stamps={p: stamp(p) for p in found.files if not is_remote(p)})

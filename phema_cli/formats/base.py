@@ -156,6 +156,18 @@ class Piece:
         return flat
 
 
+#: inode, bytes, and the time of the last change in ns.
+Stamp = tuple[int, int, int]
+#: ending of what is not complete yet.
+PARTIAL = ".partial"
+
+
+def stamp(path: Path) -> Stamp:
+    """What a file has that another one, or a later version, does not; raises ``OSError``."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint as its headers describe it; no tensor data.
@@ -169,6 +181,7 @@ class Checkpoint:
         base_name: what its files are called, without shard number and suffix.
         key: dotted name of the dict of weights, where the files hold more than that.
         unnamed: whether tensors are a list, so that their names are numbers.
+        stamps: what told each local file from another when the headers were read.
     """
 
     path: Path
@@ -179,6 +192,7 @@ class Checkpoint:
     base_name: str = "model"
     key: str | None = None
     unnamed: bool = False
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     @property
     def ties(self) -> dict[str, str]:

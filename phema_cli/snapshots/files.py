@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import endings
+from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.locations import is_remote, locate
 
 ENDINGS = endings()
@@ -97,7 +98,7 @@ def candidates(root: Path) -> Iterator[Candidate]:
     outer = root.name if remote else Path(os.path.realpath(root)).name
     found = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
     for folder, folders, files in found:
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
         here = locate(folder)
         for name, orphan, unusable in _named_here(here, folders, files):
             relative = str(here / name).removeprefix(str(root)).lstrip("/")

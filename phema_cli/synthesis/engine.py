@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from phema_cli.errors import StorageError
+from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
     Checks,
+    Notes,
+    check_inputs,
     check_outputs,
     make_durable,
     publish,
@@ -15,7 +19,7 @@ from phema_cli.synthesis.staging import (
     write_checksums,
 )
 from phema_cli.synthesis.team import Team
-from phema_cli.synthesis.workers import fill, merged
+from phema_cli.synthesis.workers import Share, fill, merged
 
 
 def execute(
@@ -28,7 +32,8 @@ def execute(
 ) -> None:
     """Carry out a recipe: when it returns, all outputs are complete and on disk.
 
-    No output gets its name before all of them are complete.
+    No output gets its name before all of them are complete. After a kill, or an error, the same
+    recipe goes on with what was on the disk then.
 
     Args:
         recipe: what to do.
@@ -40,36 +45,51 @@ def execute(
 
     Raises:
         UsageError: as :func:`check_outputs`.
-        InputError: a source is shorter than its header says.
+        InputError: a source is shorter than its header says, or has changed.
         StorageError: the operating system failed to read or write.
     """
     team = team or Team()
     with ExitStack() as stack:
+        journal: Journal | None = None
         if team.leads:
             check_outputs(recipe, overwrite)
-            for output in recipe.outputs:
-                stack.enter_context(staged(output))
-        team.share(None)
-        own = fill(
-            recipe,
-            progress or (lambda _: None),
-            processes=processes,
-            rank=team.rank,
-            ranks=team.size,
+            journal = stack.enter_context(staged(recipe))
+        done, complete = team.share(
+            (set(), False) if journal is None else (journal.done, journal.complete)
         )
-        if team.size > 1:
-            for output in recipe.outputs:
-                make_durable(output)
+        own: list[Checks] = []
+        if not complete:
+            own = fill(
+                recipe,
+                progress or (lambda _: None),
+                Notes(recipe, team.rank),
+                share=Share(team.rank, team.size, frozenset(done)),
+                processes=processes,
+            )
+            if team.size > 1:
+                for output in recipe.outputs:
+                    make_durable(output)
         parts = team.gather(own)
-        if team.leads:
-            _complete(recipe, merged(recipe, parts))
+        if journal is not None:
+            if not complete:
+                _complete(recipe, merged(recipe, parts))
+            _publish(recipe, journal)
 
 
 def _complete(recipe: Recipe, checks: list[Checks]) -> None:
-    """Make outputs of what is filled: none gets its name before all of them are on disk."""
+    """See that sources are still what they were, and that all of the outputs is on disk."""
+    check_inputs(recipe)
     for number, output in enumerate(recipe.outputs):
         write_checksums(output, checks[number])
     for output in recipe.outputs:
         make_durable(output)
+
+
+def _publish(recipe: Recipe, journal: Journal) -> None:
+    """Give all files their names; from here on a run that goes on does only that."""
+    try:
+        journal.finish()
+    except OSError as error:
+        raise StorageError.wrap(error, journal.folder, "write") from error
     for output in recipe.outputs:
         publish(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import FORMATS, writable, writer
-from phema_cli.formats.base import Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.snapshots.tags import snapshot_name, step_name
@@ -57,6 +58,17 @@ class Output:
     def finals(self) -> list[Path]:
         """All files that it will have."""
         return [f.path for f in self.files] + ([self.index[0]] if self.index else [])
+
+    @property
+    def staging(self) -> Path:
+        """The directory beside it that its files are made in."""
+        # Where a link leads to another disk a rename has to be there.
+        path = self.path if self.path == self.files[0].path else Path(os.path.realpath(self.path))
+        return path.with_name(path.name + PARTIAL)
+
+    def staged(self, final: Path) -> Path:
+        """What one of ``finals`` is called until it is complete."""
+        return self.staging / final.name
 
     def present(self) -> list[Path]:
         """Files that exist and belong to a checkpoint of that name, in whatever shards."""

@@ -15,7 +15,7 @@ class Place:
     """Where a segment goes in an output.
 
     Attributes:
-        path: the file that it will be in.
+        path: the file that it is written to.
         offset: byte at which its first element lies.
         checksum: name of the tensor whose CRC-32 the file holds, if it holds one.
     """
@@ -95,6 +95,6 @@ def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
     for output in recipe.outputs:
         file = output.files[output.homes[first.name]]
         checksum = first.name if first.name in file.image.checksums else None
-        places.append(Place(file.path, file.image.offsets[first.name], checksum))
+        places.append(Place(output.staged(file.path), file.image.offsets[first.name], checksum))
     whole = [e if len(run) == 1 else replace(e, shape=(elements,)) for e in extents]
     return Segment(first, elements, tuple(whole), tuple(places))

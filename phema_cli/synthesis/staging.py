@@ -1,22 +1,26 @@
-"""Outputs on disk: complete under a partial name first, durable, then under their own."""
+"""Outputs on disk: made in a directory beside their place, durable, then under their own names."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats._crc import join
+from phema_cli.formats.base import stamp
 from phema_cli.formats.locations import is_remote
+from phema_cli.synthesis import journal
+from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe
 
-PARTIAL = ".partial"
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
+#: bytes of outputs after which what is done is flushed and noted.
+_NOTED_BYTES = 64 << 20
 
 
 def check_outputs(recipe: Recipe, overwrite: bool) -> None:
@@ -27,6 +31,7 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
         StorageError: the operating system can't look there.
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
+    ours = _is_complete(recipe)
     for output in recipe.outputs:
         try:
             present = output.present()
@@ -38,80 +43,201 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
-        if present and not overwrite:
+        if present and not overwrite and not ours:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )
 
 
-def partial(path: Path) -> Path:
-    """The name that a file has until it is complete."""
-    return path.with_name(path.name + PARTIAL)
+def _is_complete(recipe: Recipe) -> bool:
+    """Whether only names were left to give when a run of this recipe was killed."""
+    entries = journal.read(recipe.outputs[0].staging)
+    marked = any(entry.get("complete") for entry in entries)
+    return marked and entries[0].get("plan") == journal.fingerprint(recipe)
+
+
+class Notes:
+    """What one rank has written, flushed and noted now and then.
+
+    Args:
+        recipe: what is written.
+        rank: the rank.
+    """
+
+    def __init__(self, recipe: Recipe, rank: int) -> None:
+        self._recipe = recipe
+        self._rank = rank
+        # Checksums of a tensor are known only to who has written all of it.
+        images = [file.image for output in recipe.outputs for file in output.files]
+        self._wanted = not any(image.checksums for image in images)
+        self._pending: list[int] = []
+        self._pending_bytes = 0
+
+    def __call__(self, numbers: Sequence[int], written: int) -> None:
+        """Take note of runs that are written, and of how many bytes those are."""
+        self._pending += numbers
+        self._pending_bytes += written
+        if self._wanted and self._pending_bytes > _NOTED_BYTES:
+            for output in self._recipe.outputs:
+                make_durable(output)
+            with _writing(self._recipe.outputs[0]):
+                journal.note(self._recipe.outputs[0].staging, self._rank, self._pending)
+            self._pending, self._pending_bytes = [], 0
 
 
 @contextmanager
-def staged(output: Output) -> Iterator[None]:
-    """Create the output's files under their partial names, full size and with headers.
+def staged(recipe: Recipe) -> Iterator[Journal]:
+    """Make the staging directories and files, or go on with those that a run has left.
 
-    What is left of them at the end is removed, and so is a directory made for them.
+    At the end they are gone, unless the work failed after some of it was noted: then they stay, and
+    the error says so.
+
+    Returns:
+        The first output's journal, which says what is done.
+
+    Raises:
+        UsageError: another synthesis has left its work there.
+        StorageError: another process writes there, or the operating system failed.
     """
-    folder = output.files[0].path.parent
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    plan = journal.fingerprint(recipe)
+    journals: list[Journal] = []
+    made: list[Path] = []
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in output.files:
-                with partial(file.path).open("wb") as stream:
-                    _allocate(stream.fileno(), file.image.size_bytes)
-                    for offset, data in file.image.segments:
-                        stream.seek(offset)
-                        stream.write(data)
-            if output.index is not None:
-                partial(output.index[0]).write_bytes(output.index[1])
-        except OSError as error:
-            raise StorageError.wrap(error, output.path, "write") from error
-        yield
+        for output in recipe.outputs:
+            with _writing(output):
+                made += _make_folders(output)
+                journals.append(Journal(output.staging, plan))
+        _prepare(recipe, journals[0])
+        yield journals[0]
+    except BaseException as error:
+        if journals and journals[0].is_new:
+            _remove(recipe, journals)
+        elif journals:
+            error.add_note(f"the same command goes on from {journals[0].folder}")
+        raise
+    else:
+        _remove(recipe, journals)
     finally:
-        for final in output.finals:
-            # What could not be made can't be removed; the error that matters is the first one.
-            with suppress(OSError):
-                partial(final).unlink(missing_ok=True)
-        for path in made:
+        for opened in journals:
+            opened.close()
+        for path in sorted(set(made), key=lambda p: -len(p.parts)):
             with suppress(OSError):
                 path.rmdir()
 
 
-def _allocate(descriptor: int, size: int) -> None:
-    """Reserve the space now, so that a full disk shows before the work and not after it."""
+def _make_folders(output: Output) -> list[Path]:
+    """Make the directory of the files, and the one they are made in; those that are new."""
+    made = []
+    for wanted in (output.finals[0].parent, output.staging):
+        made += [p for p in (wanted, *wanted.parents) if not p.exists()]
+        wanted.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _prepare(recipe: Recipe, lead: Journal) -> None:
+    """Create the files, full size and with headers, or keep those that are there."""
+    if lead.complete:
+        return
+    files = [(output, file) for output in recipe.outputs for file in output.files]
+    whole = all(_size(o.staged(f.path)) == f.image.size_bytes for o, f in files)
+    if lead.done and not whole:
+        with _writing(recipe.outputs[0]):
+            lead.restart()
+    for output in recipe.outputs:
+        with _writing(output):
+            for file in output.files if not lead.done else ():
+                _create(output.staged(file.path), file.image.size_bytes, file.image.segments)
+            if output.index is not None:
+                output.staged(output.index[0]).write_bytes(output.index[1])
+            _sync(output.staging)
+
+
+def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
+    """Remove staging directories, the one that knows of all of them last."""
+    for output, opened in reversed(list(zip(recipe.outputs, journals, strict=False))):
+        for final in output.finals:
+            # What could not be made can't be removed; the error that matters is the first one.
+            with suppress(OSError):
+                output.staged(final).unlink(missing_ok=True)
+        opened.remove()
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Refuse sources that are not what they were when their headers were read.
+
+    Raises:
+        InputError: a file was replaced, or written to.
+        StorageError: the operating system can't look there.
+    """
+    for source in recipe.sources:
+        for path, before in source.checkpoint.stamps.items():
+            try:
+                same = stamp(path) == before
+            except FileNotFoundError:
+                same = False
+            except OSError as error:
+                raise StorageError.wrap(error, path, "read") from error
+            if not same:
+                raise InputError(
+                    "changed while it was read",
+                    where=path,
+                    remedy="no output was written; run again when nothing writes to the snapshots",
+                )
+
+
+@contextmanager
+def _writing(output: Output) -> Iterator[None]:
+    """Say which output the operating system could not write."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        yield
     except OSError as error:
-        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-            raise
-        os.ftruncate(descriptor, size)
+        raise StorageError.wrap(error, output.path, "write") from error
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
+    """Make a file of that size, with bytes at some places.
+
+    The space is reserved now, so that a full disk shows before the work and not after it.
+    """
+    with path.open("wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+                raise
+            os.ftruncate(stream.fileno(), size)
+        for offset, data in parts:
+            stream.seek(offset)
+            stream.write(data)
 
 
 def make_durable(output: Output) -> None:
     """Flush all that is to get a name."""
-    try:
+    with _writing(output):
         for path in output.finals:
-            _sync(partial(path))
-    except OSError as error:
-        raise StorageError.wrap(error, output.path, "write") from error
+            _sync(output.staged(path))
 
 
 def publish(output: Output) -> None:
-    """Give the files their names, the index last."""
-    try:
+    """Give the files their names, the index last; those that have them already keep them."""
+    with _writing(output):
+        waiting = [p for p in output.finals if output.staged(p).exists()]
         stale = [p for p in output.present() if p != output.path and p not in output.finals]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
-        for path in [*output.finals[len(output.files) :], *stale]:
+        index = [p for p in waiting if p not in {f.path for f in output.files}]
+        for path in [*index, *stale]:
             path.unlink(missing_ok=True)
-        for path in output.finals:
-            partial(path).replace(path)
-        _sync(output.files[0].path.parent)
-    except OSError as error:
-        raise StorageError.wrap(error, output.path, "write") from error
+        for path in waiting:
+            output.staged(path).replace(path)
+        _sync(output.finals[0].parent)
 
 
 def _sync(path: Path) -> None:
@@ -125,11 +251,11 @@ def _sync(path: Path) -> None:
 
 def write_checksums(output: Output, checks: Checks) -> None:
     """Put each tensor's CRC-32 where the format has it."""
-    try:
+    with _writing(output):
         for file in output.files:
             if not file.image.checksums:
                 continue
-            with partial(file.path).open("r+b") as stream:
+            with output.staged(file.path).open("r+b") as stream:
                 for name, places in file.image.checksums.items():
                     crc = 0
                     for _, (part, length) in sorted(checks[name].items()):
@@ -137,5 +263,3 @@ def write_checksums(output: Output, checks: Checks) -> None:
                     for place in places:
                         stream.seek(place)
                         stream.write(crc.to_bytes(4, "little"))
-    except OSError as error:
-        raise StorageError.wrap(error, output.path, "write") from error

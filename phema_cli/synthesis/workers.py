@@ -23,7 +23,7 @@ from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
 from phema_cli.synthesis.segments import Segment, segments
-from phema_cli.synthesis.staging import Checks, partial
+from phema_cli.synthesis.staging import Checks, Notes
 from phema_cli.synthesis.tiling import Kind
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
@@ -34,30 +34,46 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A range of a segment's elements."""
+    """A range of a segment's elements, the same on every rank and in every run of a recipe."""
 
+    number: int
     segment: Segment
     start: int
     stop: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What part of the work is to be done here.
+
+    Attributes:
+        rank: which share it is.
+        ranks: how many shares there are, of as many bytes each.
+        done: runs that need not be done.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    done: frozenset[int] = frozenset()
+
+
 def fill(
     recipe: Recipe,
     progress: Progress,
+    notes: Notes,
     *,
+    share: Share,
     processes: bool = False,
-    rank: int = 0,
-    ranks: int = 1,
 ) -> list[Checks]:
     """Let workers take runs until none is left or one has failed; checksums by output.
 
     Args:
         recipe: what to do; its outputs are staged.
-        progress: called with a number of bytes read and written, from one thread at a time.
+        progress: called with a number of bytes read and written, from this thread.
+        notes: told of runs that are written.
+        share: which runs.
         processes: whether workers are forked processes, which don't wait for one another as
             threads wait for the interpreter. Not where other threads of the program hold locks.
-        rank: which share of the work this is.
-        ranks: how many shares there are, of as many bytes each.
 
     Raises:
         InputError: a source is shorter than its header says.
@@ -66,13 +82,19 @@ def fill(
     """
     import torch
 
-    work = _Work(recipe, _dealt(recipe, rank, ranks), find_device(recipe.device))
+    work = _Work(recipe, _dealt(recipe, share), find_device(recipe.device))
+
+    def finished(numbers: Sequence[int]) -> None:
+        runs = [work.runs[i] for i in numbers]
+        written = sum(r.segment.plan.out_dtype.size_bytes(r.stop - r.start) for r in runs)
+        notes([r.number for r in runs], written * len(recipe.outputs))
+
     run = forked if processes and recipe.jobs > 1 and _can_fork(recipe) else threaded
     threads = torch.get_num_threads()
     # The workers are the parallelism: torch's own threads on top of them cost time.
     torch.set_num_threads(1)
     try:
-        found = run(work, len(work.runs), recipe.jobs, progress)
+        found = run(work, len(work.runs), recipe.jobs, progress, finished)
     finally:
         torch.set_num_threads(threads)
     return merged(recipe, found)
@@ -119,20 +141,23 @@ class _Work:
                     pool.report(done)
                     if pool.stopped():
                         return worker.checks
+                pool.finish(number)
         return worker.checks
 
 
 def _runs(recipe: Recipe) -> Iterator[_Run]:
     """All work, in the order of the outputs' data."""
     size = recipe.tile_elements * _RUN_TILES
+    numbers = itertools.count()
     for segment in segments(recipe):
         for start in range(0, segment.elements, size):
-            yield _Run(segment, start, min(start + size, segment.elements))
+            stop = min(start + size, segment.elements)
+            yield _Run(next(numbers), segment, start, stop)
 
 
-def _dealt(recipe: Recipe, rank: int, ranks: int) -> list[_Run]:
+def _dealt(recipe: Recipe, share: Share) -> list[_Run]:
     """The rank's share: runs that follow on one another, so that most files have one writer."""
-    runs = list(_runs(recipe))
+    runs = [run for run in _runs(recipe) if run.number not in share.done]
     sizes = [
         (run.stop - run.start)
         * (len(recipe.sources) * plan.dtype.bits + len(recipe.outputs) * plan.out_dtype.bits)
@@ -145,7 +170,7 @@ def _dealt(recipe: Recipe, rank: int, ranks: int) -> list[_Run]:
     return [
         run
         for run, middle in zip(runs, middles, strict=True)
-        if middle * ranks // (2 * total or 1) == rank
+        if middle * share.ranks // (2 * total or 1) == share.rank
     ]
 
 
@@ -207,7 +232,7 @@ class _Worker:
         for place in run.segment.places:
             with suppress(OSError):
                 os.posix_fadvise(
-                    self._writer.descriptor(partial(place.path)),
+                    self._writer.descriptor(place.path),
                     place.offset + start,
                     dtype.size_bytes(run.stop) - start,
                     # What is not on the disk yet stays in memory and begins to be written.
@@ -222,7 +247,7 @@ class _Worker:
             parts[start] = (zlib.crc32(data), len(data))
         done = 0
         try:
-            descriptor = self._writer.descriptor(partial(place.path))
+            descriptor = self._writer.descriptor(place.path)
             while done < len(data):
                 done += os.pwrite(descriptor, data[done:], place.offset + start + done)
         except OSError as error:

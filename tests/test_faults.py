@@ -1,0 +1,293 @@
+"""Kills, full disks, changed inputs and second runs: no half output, and no work lost."""
+
+import hashlib
+import itertools
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.snapshots import scan
+from phema_cli.synthesis import Request, execute, plan, staging
+from tests.builders import PHEMA
+
+#: `make faults` sets it to a hundred.
+KILLS = int(os.environ.get("PHEMA_KILLS", "6"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Four snapshots of 160 MB each."""
+    folder = tmp_path_factory.mktemp("large")
+    generator = torch.Generator().manual_seed(0)
+    for step, gamma in itertools.product((1, 2), ("5.0", "10.0")):
+        tensors = {f"layer{i}": torch.randn(10_000_000, generator=generator) for i in range(8)}
+        metadata = {"gamma": gamma, "step": str(step)}
+        halves = {name: values.half() for name, values in tensors.items()}
+        save_file(halves, folder / f"s{step}-{gamma}.safetensors", metadata)
+    return folder
+
+
+def digests(folder):
+    """What is in every file below a directory."""
+    return {
+        str(p.relative_to(folder)): hashlib.blake2b(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def start(folder, out, *more, **options):
+    """A synthesis of two targets in shards, by small tiles of one worker."""
+    command = [PHEMA, "synthesize", folder, "-g", "6,7", "--max-shard-size", "50MB", "-q"]
+    return subprocess.Popen(
+        [*map(str, command), "-j", "1", "--max-memory", "600KB", "-o", str(out), *more],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def ended(process):
+    """A process's exit code and stderr, once it is over."""
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+def wait_for(found, process):
+    """Wait until something is so, or the process is over."""
+    while process.poll() is None and not found():
+        time.sleep(0.002)
+
+
+def notes(out):
+    """Whether a journal says that something is done."""
+    return any('"done"' in p.read_text() for p in out.glob("*.partial/journal"))
+
+
+def test_kills_at_any_moment_lose_nothing(large, tmp_path):
+    """After kill -9 there is no output, or all of it; the same command makes the same bytes."""
+    before = digests(large)
+    process = start(large, tmp_path / "whole")
+    wait_for(lambda: list(tmp_path.glob("whole/*.partial")), process)
+    began = time.monotonic()
+    assert ended(process) == (0, "")
+    lasts = time.monotonic() - began
+    whole = digests(tmp_path / "whole")
+    moments = random.Random(0)  # noqa: S311 - no secret
+    went_on = 0
+    for number in range(KILLS):
+        out = tmp_path / str(number)
+        process = start(large, out)
+        wait_for(lambda out=out: list(out.glob("*.partial")), process)
+        time.sleep(moments.uniform(0, 1.1 * lasts))
+        process.kill()
+        ended(process)
+        left = digests(out) if out.exists() else {}
+        for folder in out.glob("phema-*[0-9]"):
+            if (folder / "model.safetensors.index.json").exists():
+                own = {k: v for k, v in left.items() if k.startswith(folder.name + "/")}
+                assert own.items() <= whole.items()
+                assert len(own) == len(whole) // 2
+        went_on += notes(out)
+        finished = left == whole
+        assert ended(start(large, out, *(["--overwrite"] * finished))) == (0, "")
+        assert digests(out) == whole
+        for path in out.rglob("*.safetensors"):
+            path.unlink()
+    assert digests(large) == before
+    assert went_on >= KILLS // 4
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A plan for one output of a few kilobytes, in many runs."""
+    (tmp_path / "in").mkdir()
+    for step in (1, 2):
+        metadata = {"gamma": "5.0", "step": str(step)}
+        values = {"w": torch.rand(50_000), "n": torch.arange(1000)}
+        save_file(values, tmp_path / "in" / f"s{step}.safetensors", metadata)
+    made, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(tmp_path / "o")))
+    return replace(made, tile_elements=8, jobs=1)
+
+
+def interrupted(recipe, monkeypatch, after=100_000):
+    """Execute a recipe until so many bytes were read and written."""
+    monkeypatch.setattr(staging, "_NOTED_BYTES", 10_000)
+    monkeypatch.setattr("phema_cli.synthesis.pools._GLANCE_SECONDS", 0.001)
+    seen = []
+
+    def stop(done):
+        seen.append(done)
+        if sum(seen) > after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        execute(recipe, progress=stop)
+    return caught.value
+
+
+def test_a_run_goes_on_with_what_was_done(recipe, tmp_path, monkeypatch):
+    """After an interruption only the rest is read, and the bytes are the same."""
+    execute(recipe)
+    (out,) = (p for p in (tmp_path / "o").iterdir())
+    expected = out.read_bytes()
+    out.unlink()
+    error = interrupted(recipe, monkeypatch, after=300_000)
+    assert "the same command goes on" in error.__notes__[0]
+    assert list((tmp_path / "o").glob("*.partial/journal"))
+    done = []
+    execute(recipe, progress=done.append)
+    assert 0 < sum(done) < recipe.read_bytes + recipe.write_bytes - 200_000
+    assert out.read_bytes() == expected
+    assert list((tmp_path / "o").iterdir()) == [out]
+
+
+def test_leftovers_are_no_snapshots(recipe, tmp_path, monkeypatch):
+    """A scan of the directory that outputs go to leaves unfinished ones out."""
+    interrupted(recipe, monkeypatch, after=300_000)
+    found = scan([tmp_path])
+    assert len(found.snapshots) == 2
+
+
+def test_another_plan_refuses_leftovers(recipe, tmp_path, monkeypatch):
+    """Other weights go nowhere near what is left; the message says how to remove it."""
+    interrupted(recipe, monkeypatch, after=300_000)
+    other = replace(recipe, weights=recipe.weights[::-1].copy())
+    left = digests(tmp_path)
+    with pytest.raises(UsageError, match=r"another synthesis has left .* rm -r"):
+        execute(other)
+    assert digests(tmp_path) == left
+
+
+def test_a_torn_journal_counts_up_to_the_tear(recipe, tmp_path, monkeypatch):
+    """A last line that a power loss cut short is left out, and so are files of another size."""
+    execute(recipe)
+    (out,) = (p for p in (tmp_path / "o").iterdir())
+    expected = out.read_bytes()
+    out.unlink()
+    for damage in ("line", "file"):
+        interrupted(recipe, monkeypatch, after=300_000)
+        (folder,) = (tmp_path / "o").glob("*.partial")
+        if damage == "line":
+            os.truncate(folder / "journal", (folder / "journal").stat().st_size - 3)
+        else:
+            os.truncate(folder / out.name, 100)
+        execute(recipe)
+        assert out.read_bytes() == expected
+        out.unlink()
+
+
+def test_what_is_in_the_way_stays(recipe):
+    """A directory of somebody else's under the partial name is not touched."""
+    folder = recipe.outputs[0].staging
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="in the way"):
+        execute(recipe)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_run_killed_between_names_gives_the_rest_theirs(tmp_path, monkeypatch):
+    """Of two outputs one has its name already: without --overwrite the same command goes on."""
+    made, _ = plan(
+        scan([tmp_path / "in"]), Request(gammas=(6.0, 7.0), output=str(tmp_path / "two"))
+    )
+    execute(made)
+    expected = digests(tmp_path / "two")
+    for path in (tmp_path / "two").iterdir():
+        path.unlink()
+    publish = staging.publish
+
+    def fail(output):
+        if output is made.outputs[1]:
+            raise KeyboardInterrupt
+        publish(output)
+
+    monkeypatch.setattr("phema_cli.synthesis.engine.publish", fail)
+    with pytest.raises(KeyboardInterrupt):
+        execute(made)
+    assert made.outputs[0].path.exists()
+    assert not made.outputs[1].path.exists()
+    monkeypatch.undo()
+    execute(made)
+    assert digests(tmp_path / "two") == expected
+
+
+@pytest.mark.parametrize("change", ["touch", "replace", "truncate", "remove"])
+def test_an_input_that_changes_is_noticed(recipe, tmp_path, monkeypatch, change):
+    """Whatever happens to a snapshot while it is read, there is no output."""
+    source = tmp_path / "in" / "s1.safetensors"
+
+    def meddle(_):
+        if change == "touch":
+            os.utime(source)
+        elif change == "replace":
+            source.with_name("new").write_bytes(source.read_bytes())
+            source.with_name("new").replace(source)
+        elif change == "truncate":
+            os.truncate(source, 5000)
+        else:
+            source.unlink(missing_ok=True)
+        monkeypatch.undo()
+
+    monkeypatch.setattr("phema_cli.synthesis.engine.check_outputs", lambda *_: meddle(None))
+    with pytest.raises((InputError, StorageError)) as caught:
+        execute(recipe)
+    assert "s1.safetensors" in str(caught.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_two_runs_do_not_share_an_output(large, tmp_path):
+    """The second waits a little for the first, and then gives up without touching anything."""
+    process = start(large, tmp_path / "o")
+    wait_for(lambda: list((tmp_path / "o").glob("*.partial/model*")), process)
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        code, err = ended(start(large, tmp_path / "o"))
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert code == 5
+    assert "another process is writing" in err
+    assert ended(process) == (0, "")
+    assert len(digests(tmp_path / "o")) == 10
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_keep_what_is_done(large, tmp_path, sent, code):
+    """After a signal the same command goes on, and no worker is left behind."""
+    out = tmp_path / "o"
+    before = signal.signal(sent, signal.SIG_DFL)
+    process = start(large, out)
+    signal.signal(sent, before)
+    wait_for(lambda: notes(out), process)
+    process.send_signal(sent)
+    found, err = ended(process)
+    assert found == code
+    assert not list(out.glob("*[0-9]"))
+    assert "no output was written; the same command goes on from" in err
+    assert ended(start(large, out)) == (0, "")
+    assert not list(out.glob("*.partial"))
+
+
+def test_a_full_disk_leaves_what_can_go_on(large, tmp_path):
+    """A limit on the size of files stands for it: no output, and nothing that looks like one."""
+    process = start(
+        *(large, tmp_path / "o"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+    )
+    code, err = ended(process)
+    assert code == 5
+    assert "cannot write" in err
+    assert not (tmp_path / "o").exists()
