@@ -77,6 +77,10 @@ Jobs = Annotated[
         "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
     ),
 ]
+AllowNonfinite = Annotated[
+    bool,
+    options.option("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
+]
 Device = Annotated[
     str,
     options.option("--device", help="What averages: cpu, cuda or cuda:N.", metavar="NAME"),
@@ -120,6 +124,7 @@ def synthesize(
     copy: options.Copy = None,
     jobs: Jobs = None,
     device: Device = "cpu",
+    allow_nonfinite: AllowNonfinite = False,
     max_memory: MaxMemory = "256MiB",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -148,6 +153,7 @@ def synthesize(
         max_memory=options.size(max_memory) or 0,
         jobs=jobs,
         device=device,
+        allow_nonfinite=allow_nonfinite,
         skip_existing=skip_existing,
     )
     config = options.config(

@@ -57,6 +57,7 @@ class Request:
         max_memory: bytes phema may take above what torch takes.
         jobs: workers; one per processor by default.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
+        allow_nonfinite: whether sources may hold infinities and NaN, which averages then do too.
         skip_existing: leave out targets whose output exists.
     """
 
@@ -74,6 +75,7 @@ class Request:
     max_memory: int = DEFAULT_MAX_MEMORY
     jobs: int | None = None
     device: str = DEFAULT_DEVICE
+    allow_nonfinite: bool = False
     skip_existing: bool = False
 
 
@@ -106,7 +108,12 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         return None, paths
     todo = [targets[k] for k in kept]
     solution = solve_snapshots(
-        snapshots, todo, method=request.method, sample=request.sample, copy=found.copy
+        snapshots,
+        todo,
+        method=request.method,
+        sample=request.sample,
+        copy=found.copy,
+        allow_nonfinite=request.allow_nonfinite,
     )
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)
@@ -124,6 +131,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         max_memory=request.max_memory,
         jobs=request.jobs,
         device=request.device,
+        allow_nonfinite=request.allow_nonfinite,
     )
     return recipe, paths
 
@@ -183,6 +191,7 @@ def synthesize(
     sample: bool = True,
     jobs: int | None = None,
     device: str = DEFAULT_DEVICE,
+    allow_nonfinite: bool = False,
     overwrite: bool = False,
     config: Config | None = None,
 ) -> list[Path]:
@@ -203,6 +212,7 @@ def synthesize(
         sample: whether a sample of the tensors is read to learn how they move and round.
         jobs: workers, which are threads.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
+        allow_nonfinite: whether sources may hold infinities and NaN.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
 
@@ -229,6 +239,7 @@ def synthesize(
         max_error=max_error,
         jobs=jobs,
         device=device,
+        allow_nonfinite=allow_nonfinite,
     )
     recipe, outputs = plan(scan(roots, config), request)
     if recipe is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: targets up to which one sum after the other is as fast as a matrix product of wide numbers.
 _FEW = 8
 _DOUBLE = 8
+#: types that no average of numbers that float32 holds is too large for.
+_WIDE_RANGE = {"F64", "F32", "BF16"}
 
 
 class Averager:
@@ -88,6 +90,9 @@ class Tile:
 
     What is alike in all sources has differences of exactly zero and comes out as it is. Fill
     ``rows``, then take ``averages``.
+
+    Attributes:
+        sound: whether the last averages, and the sources that they were made of, are surely finite.
     """
 
     def __init__(self, own: Averager, kind: Kind) -> None:
@@ -97,8 +102,14 @@ class Tile:
         self._stored, self._out = _views(own.raw, own, kind)
         self._rows = _bytes(self._read)
         self._made = _bytes(self._written)
+        self._narrow = kind.out.name not in _WIDE_RANGE
+        self.sound = True
         self._in_place = own.need.in_place(kind)
         self._size = own.need.sums if self._in_place else own.need.block
+
+    def values(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
+        return self._read[:, :count], self._written[:, :count]
 
     def rows(self, count: int) -> list[memoryview]:
         """Where ``count`` stored values of each source go."""
@@ -120,11 +131,20 @@ class Tile:
         for k, values in kept.items():
             self._out[k, :count].copy_(values)
 
+    def _is_sound(self, count: int) -> bool:
+        """Whether averages are finite; a sum of them that overflows is a false alarm."""
+        # What is not finite in a source is so in every average; rounding may be too much for any.
+        rows = self._out[:, :count] if self._narrow else self._out[:1, :count]
+        if rows.element_size() == 1:
+            rows = rows.to(self._own.compute)
+        return math.isfinite(float(rows.sum(dtype=self._own.compute)))
+
     def _average(self, count: int, *, signed: bool) -> None:
         """Put the averages into ``out``."""
         for start in range(0, count, self._size):
             stop = min(start + self._size, count)
             self._out[:, start:stop].copy_(self._differences(start, stop, signed=signed))
+        self.sound = self._is_sound(count)
 
     def _differences(self, start: int, stop: int, *, signed: bool) -> torch.Tensor:
         """The averages (k, elements) of one block."""
@@ -180,8 +200,8 @@ class DirectTile(Tile):
             for start in range(0, count, self._size):
                 stop = min(start + self._size, count)
                 self._out[:, start:stop].copy_(self._sum_up(start, stop, _widen))
-        # What is not finite in a source is so in every sum.
-        if not math.isfinite(float(self._out[0, :count].sum(dtype=self._own.compute))):
+        self.sound = self._is_sound(count)
+        if not self.sound:
             self._mend(count, signed=signed)
         newest = self._stored[0, :count]
         for k, total in enumerate(self._own.totals):

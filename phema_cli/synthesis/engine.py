@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from phema_cli.errors import StorageError
+from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
@@ -45,7 +46,8 @@ def execute(
 
     Raises:
         UsageError: as :func:`check_outputs`.
-        InputError: a source is shorter than its header says, or has changed.
+        InputError: a source is shorter than its header says, has changed, or holds values that are
+            not finite; or an average is too large for the type that it is written in.
         StorageError: the operating system failed to read or write.
     """
     team = team or Team()
@@ -59,13 +61,7 @@ def execute(
         )
         own: list[Checks] = []
         if not complete:
-            own = fill(
-                recipe,
-                progress or (lambda _: None),
-                Notes(recipe, team.rank),
-                share=Share(team.rank, team.size, frozenset(done)),
-                processes=processes,
-            )
+            own = _fill(recipe, team, frozenset(done), progress, processes=processes)
             if team.size > 1:
                 for output in recipe.outputs:
                     make_durable(output)
@@ -74,6 +70,27 @@ def execute(
             if not complete:
                 _complete(recipe, merged(recipe, parts))
             _publish(recipe, journal)
+
+
+def _fill(
+    recipe: Recipe,
+    team: Team,
+    done: frozenset[int],
+    progress: Progress | None,
+    *,
+    processes: bool,
+) -> list[Checks]:
+    """Do this process's share."""
+    try:
+        return fill(
+            recipe,
+            progress or (lambda _: None),
+            Notes(recipe, team.rank),
+            share=Share(team.rank, team.size, done),
+            processes=processes,
+        )
+    except NonFiniteError as error:
+        raise counted(recipe) from error
 
 
 def _complete(recipe: Recipe, checks: list[Checks]) -> None:

@@ -74,6 +74,7 @@ class Recipe:
         form: the outputs' format.
         jobs: workers.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
+        allow_nonfinite: whether sources may hold infinities and NaN.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -94,6 +95,7 @@ class Recipe:
     form: str
     jobs: int
     device: str
+    allow_nonfinite: bool
     tile_elements: int
     read_bytes: int
     write_bytes: int
@@ -126,6 +128,7 @@ def make_recipe(
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
     device: str = DEFAULT_DEVICE,
+    allow_nonfinite: bool = False,
 ) -> Recipe:
     """Decide a synthesis.
 
@@ -143,6 +146,7 @@ def make_recipe(
         max_memory: bytes that phema may take above what torch itself takes.
         jobs: workers, one per processor by default.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
+        allow_nonfinite: whether sources may hold infinities and NaN.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied.
@@ -198,6 +202,7 @@ def make_recipe(
         form=form,
         jobs=workers,
         device=device,
+        allow_nonfinite=allow_nonfinite,
         tile_elements=tile,
         read_bytes=averaged * len(used) + copied * len(targets),
         write_bytes=sum(o.size_bytes for o in outputs),

@@ -38,12 +38,15 @@ class _Range:
     count: int
 
 
-def sample(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Sample | None:
+def sample(
+    snapshots: Sequence[Snapshot], copy: Sequence[str] = (), *, allow_nonfinite: bool = False
+) -> Sample | None:
     """Read the sample.
 
     Args:
         snapshots: oldest first; they fit together.
         copy: globs of tensor names that are not averaged and so not sampled.
+        allow_nonfinite: whether elements that are not finite everywhere are left out instead.
 
     Returns:
         The sample in the order of the snapshots, or None where less than half of the averaged
@@ -69,7 +72,9 @@ def sample(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Sample | 
     with FileReader() as reader:
         for row, snapshot in zip(values, snapshots, strict=True):
             row[:] = np.concatenate(_read(reader, snapshot, ranges))
-    finite = _finite(snapshots, ranges, values)
+    finite = np.isfinite(values).all(axis=0)
+    if not (allow_nonfinite or finite.all()):
+        _check_alike(snapshots, ranges, values)
     units = np.concatenate(
         [
             _units(part, snapshots[-1].checkpoint.tensors[r.name])
@@ -149,18 +154,17 @@ def _split(values: NDArray[np.floating], ranges: Sequence[_Range]) -> list[NDArr
     return np.split(values, np.cumsum([r.count for r in ranges])[:-1])
 
 
-def _finite(
+def _check_alike(
     snapshots: Sequence[Snapshot], ranges: Sequence[_Range], values: NDArray[np.floating]
-) -> NDArray[np.bool_]:
-    """Which elements are finite everywhere; infinities alike in all, as masks have them, may stay.
+) -> None:
+    """Let nothing pass but finite values and infinities alike in all, as masks have them.
 
     Raises:
         InputError: any other value that is not finite.
     """
     finite = np.isfinite(values)
-    good: NDArray[np.bool_] = finite.all(axis=0)
     alike = (values == values[-1]).all(axis=0)
-    for column in np.flatnonzero(~(good | alike))[:1]:
+    for column in np.flatnonzero(~(finite.all(axis=0) | alike))[:1]:
         row = int(np.flatnonzero(~finite[:, column])[0])
         ends = np.cumsum([r.count for r in ranges])
         name = ranges[int(np.searchsorted(ends, column, side="right"))].name
@@ -169,4 +173,3 @@ def _finite(
             where=snapshots[row].name,
             remedy="leave the snapshot out with --exclude, or the tensor with --copy",
         )
-    return good

@@ -31,15 +31,26 @@ class Segment:
 
     Attributes:
         plan: the first tensor's treatment.
+        plans: all of them.
         elements: number of elements of all.
         sources: where the first element lies in each source, as an extent of all elements.
         places: where they go in each output.
     """
 
     plan: TensorPlan
+    plans: tuple[TensorPlan, ...]
     elements: int
     sources: tuple[Extent, ...]
     places: tuple[Place, ...]
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int]]:
+        """Tensors that lie in a range of elements, and from where to where in the range."""
+        begin = 0
+        for plan in self.plans:
+            low, high = max(begin, start), min(begin + plan.elements, stop)
+            if low < high:
+                yield plan, low - start, high - start
+            begin += plan.elements
 
 
 def segments(recipe: Recipe) -> Iterator[Segment]:
@@ -97,4 +108,4 @@ def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
         checksum = first.name if first.name in file.image.checksums else None
         places.append(Place(output.staged(file.path), file.image.offsets[first.name], checksum))
     whole = [e if len(run) == 1 else replace(e, shape=(elements,)) for e in extents]
-    return Segment(first, elements, tuple(whole), tuple(places))
+    return Segment(first, tuple(run), elements, tuple(whole), tuple(places))

@@ -80,6 +80,7 @@ def solve_snapshots(
     method: str = DEFAULT_METHOD,
     sample: bool = True,
     copy: Sequence[str] = (),
+    allow_nonfinite: bool = False,
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
@@ -89,13 +90,14 @@ def solve_snapshots(
         method: one of ``phema_cli.solver.METHODS``.
         sample: whether a sample of the tensors is read, to learn how they move and round.
         copy: globs of tensor names that are not averaged.
+        allow_nonfinite: whether values that are not finite are left out of the sample.
 
     Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
     """
     profiles = [s.tag.profile for s in snapshots]
     movement: Movement | None = None
     if sample:
-        found = sampling.sample(snapshots, copy)
+        found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
         movement = None if found is None else calibrate(profiles, found)
     noise = stored_noise(snapshots[-1].checkpoint)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)

@@ -20,6 +20,7 @@ from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.devices import find_device, room_on
+from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
 from phema_cli.synthesis.segments import Segment, segments
@@ -76,7 +77,8 @@ def fill(
             threads wait for the interpreter. Not where other threads of the program hold locks.
 
     Raises:
-        InputError: a source is shorter than its header says.
+        NonFiniteError: a source holds values that are not finite.
+        InputError: a source is shorter than its header says, or an average is too large.
         StorageError: the operating system failed to read or write, or ended a worker.
         UsageError: the recipe's device is not there.
     """
@@ -222,8 +224,19 @@ class _Worker:
         self._reader.read_rows(extents, start, tile.rows(count))
         for k, data in enumerate(tile.averages(count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
+        if not (tile.sound or self._recipe.allow_nonfinite):
+            self._look_into(segment, start, count)
         read = plan.dtype.size_bytes(count) * len(self._used)
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
+
+    def _look_into(self, segment: Segment, start: int, count: int) -> None:
+        """See what is not finite in a tile; its averages may have taken the place of its values."""
+        tile = self._averager.tile(Kind(segment.plan.dtype, segment.plan.out_dtype))
+        extents = [segment.sources[source] for source in self._used]
+        self._reader.read_rows(extents, start, tile.rows(count))
+        stored, made = tile.values(count)
+        for plan, low, high in segment.parts(start, start + count):
+            refuse(plan, stored[:, low:high], made[:, low:high])
 
     def _start_flush(self, run: _Run) -> None:
         """Have the run's bytes go to the disk while others are made: all are flushed at the end."""
