@@ -128,6 +128,25 @@ def test_every_number_that_all_sources_share_comes_out(dtype, targets):
 
 
 @pytest.mark.parametrize("targets", [1, 3, 9])
+def test_kinds_of_several_widths_share_buffers(targets):
+    """Tiles of float32, which are summed whole, beside others, which are summed in blocks."""
+    kinds = [Kind(F32, F32), Kind(F16, BF16)]
+    weights = weights_of(5, targets)
+    owner = Averager(kinds, weights, np.ones(targets), 154_112)
+    values = torch.randn(5, 154_112, generator=torch.Generator().manual_seed(0))
+    for kind in kinds:
+        tile = owner.tile(kind)
+        stored = values.to(getattr(torch, kind.dtype.label))
+        for row, source in zip(tile.rows(154_112), stored, strict=True):
+            row[:] = source.view(torch.uint8).numpy().data
+        exact = torch.from_numpy(weights.T) @ stored.double()
+        for data, expected in zip(tile.averages(154_112), exact, strict=True):
+            out = getattr(torch, kind.out.label)
+            made = torch.frombuffer(bytearray(data), dtype=out)
+            torch.testing.assert_close(made, expected.to(out))
+
+
+@pytest.mark.parametrize("targets", [1, 3, 9])
 def test_what_is_odd_stays_where_it_is(targets):
     """Infinities and NaN in some elements change no other element, whatever the tile."""
     kind, weights = Kind(F16, F16), weights_of(6, targets)

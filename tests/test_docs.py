@@ -118,7 +118,7 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff"])
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
@@ -126,8 +126,11 @@ def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
         "inspect": (ckpts,),
         "weights": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
+        "verify": (tmp_path / "out.safetensors", ckpts),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
     }[command]
+    if command == "verify":
+        phema("synthesize", ckpts, "-g", 7, "-q", "-o", tmp_path / "out.safetensors")
     if command == "inspect":
         shutil.copy(sorted(ckpts.iterdir())[0], ckpts / "twice.safetensors")
     document = phema(command, *arguments, "--json", cwd=tmp_path).json

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from phema_cli._version import __version__
 from phema_cli.formats.base import Checkpoint
@@ -53,11 +55,27 @@ def provenance(
         "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
         "copy": sorted(copy),
     }
+    return _dumps(record | {"digest": _digest(record)})
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record is as it was made: its digest is that of all other entries."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return record.get("digest") == _digest(rest)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """A checksum of a record; it guards against accidents, not against forgery."""
+    return hashlib.blake2b(_dumps(record).encode(), digest_size=16).hexdigest()
+
+
+def _dumps(record: dict[str, Any]) -> str:
+    """A record as text, always the same."""
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
-    """A source in a record: as the trainer called its average, and the time that it ends at."""
+    """A source in a record: its average as the trainer called it, its time, bytes of tensors."""
     tag = snapshot.tag
     return {
         "name": snapshot.name,
@@ -65,6 +83,7 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
         "gamma": tag.gamma,
         "step": tag.step,
         "time": tag.profile.end,
+        "size_bytes": snapshot.checkpoint.size_bytes,
     }
 
 

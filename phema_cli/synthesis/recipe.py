@@ -129,6 +129,7 @@ def make_recipe(
     jobs: int | None = None,
     device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
+    origins: Sequence[str] | None = None,
 ) -> Recipe:
     """Decide a synthesis.
 
@@ -147,6 +148,7 @@ def make_recipe(
         jobs: workers, one per processor by default.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
+        origins: (k,) what is recorded in the outputs, if that is not made of all this.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied.
@@ -158,8 +160,11 @@ def make_recipe(
     tensors, ties = plan_tensors(snapshots, dtype, copy)
     outputs = []
     for k, (target, path) in enumerate(zip(targets, paths, strict=True)):
-        origin = provenance(
-            sources, solution.weights[kept, k], target, step, solution.figures[k], method, copy
+        weights, figures = solution.weights[kept, k], solution.figures[k]
+        origin = (
+            origins[k]
+            if origins
+            else provenance(sources, weights, target, step, figures, method, copy)
         )
         carried = snapshots[bases_all[k]].checkpoint
         outputs.append(

@@ -69,7 +69,7 @@ class Bags:
             per_sample_weights=weights,
             include_last_offset=True,
         )
-        cut = out.view(self._targets, -1, self._piece)[:, :pieces]
+        cut = out[:, : pieces * self._piece].view(self._targets, pieces, self._piece)
         cut.copy_(made.view(pieces, self._targets, self._piece).transpose(0, 1))
 
 

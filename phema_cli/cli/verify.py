@@ -1,0 +1,100 @@
+"""``phema verify``: checks an output against its provenance and its sources."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phema_cli.cli import options, render
+from phema_cli.errors import CheckFailedError, InputError
+
+if TYPE_CHECKING:
+    from phema_cli.formats.base import Checkpoint
+
+Out = Annotated[Path, typer.Argument(help="What phema synthesize has written.", metavar="OUT")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(help="The snapshots it was made of, as they were given.", metavar="[PATH...]"),
+]
+Full = Annotated[
+    bool, options.option("--full", help="Make all values again, not a random 64 MiB of them.")
+]
+
+
+def verify(
+    out: Out,
+    paths: Sources = None,
+    *,
+    full: Full = False,
+    pattern: options.Pattern = None,
+    gammas: options.Gammas = None,
+    sigma_rels: options.SigmaRels = None,
+    average: options.Average = None,
+    raw: options.Raw = False,
+    update_every: options.UpdateEvery = None,
+    steps_per_epoch: options.StepsPerEpoch = None,
+    key: options.Key = None,
+    names_from: options.NamesFrom = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check an output: its provenance, its files, and with its sources its values.
+
+    Exit with 1 where anything differs. Without PATH only what the output says of itself is checked.
+
+    Example: [bold]phema verify phema-step0001000-gamma7.safetensors ckpts/ --full[/]
+    """
+    from phema_cli.snapshots import scan
+    from phema_cli.synthesis.verifying import provenance_of, remake
+    from phema_cli.synthesis.verifying import verify as check
+
+    checkpoint = _read(out)
+    record = provenance_of(checkpoint)
+    content: dict[str, object] = {"path": str(out), "target": record["target"], "checked": None}
+    if paths:
+        config = options.config(
+            pattern,
+            gammas,
+            sigma_rels,
+            average,
+            raw,
+            update_every,
+            steps_per_epoch,
+            key,
+            names_from,
+            None,
+            None,
+        )
+        recipe = remake(checkpoint, scan(paths, config))
+        with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
+            content["checked"] = asdict(check(recipe, full=full, progress=progress))
+    if json:
+        render.document("verify", content)
+    elif not quiet:
+        _show(out, content, len(record["sources"]))
+
+
+def _read(out: Path) -> Checkpoint:
+    """The output as its headers describe it; what is wrong with these is what was asked."""
+    from phema_cli.snapshots.scan import read_checkpoint
+
+    if not out.exists():
+        raise InputError("no such file or directory", where=out)
+    try:
+        return read_checkpoint(out)
+    except InputError as error:
+        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def _show(out: Path, content: dict[str, object], sources: int) -> None:
+    """What was checked."""
+    checked = content["checked"]
+    if isinstance(checked, dict):
+        amount = f"{render.size(checked['checked_bytes'])} of {render.size(checked['total_bytes'])}"
+        text = f"as its {sources} sources make it, in {amount} of values and all headers"
+    else:
+        text = f"records {sources} sources; pass their paths to check its values"
+    render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)
