@@ -401,6 +401,7 @@ def test_metadata_tells_how_an_output_was_made(ckpts, tmp_path):
         "gamma": 5.0,
         "step": 25.0,
         "time": 25.0,
+        "size_bytes": 84,
         "weight": record["sources"][0]["weight"],
     }
     assert set(record["figures"]) >= {"expected_error", "profile_error", "noise_gain", "weight_sum"}

@@ -38,6 +38,8 @@ def verify(
     steps_per_epoch: options.StepsPerEpoch = None,
     key: options.Key = None,
     names_from: options.NamesFrom = None,
+    select: options.Select = None,
+    exclude: options.Exclude = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -65,8 +67,8 @@ def verify(
             steps_per_epoch,
             key,
             names_from,
-            None,
-            None,
+            select,
+            exclude,
         )
         recipe = remake(checkpoint, scan(paths, config))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:

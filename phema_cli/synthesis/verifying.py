@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import numpy as np
 from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats.base import Checkpoint, DType, FileReader
 from phema_cli.profiles import Array, PowerProfile
+from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.scan import PROVENANCE_KEY, Scan
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
@@ -91,23 +92,6 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
     """
     record = provenance_of(out)
     snapshots = found.require()
-    weights = np.zeros((len(snapshots), 1))
-    places = {s.name: i for i, s in enumerate(snapshots)}
-    for entry in record["sources"]:
-        if entry["name"] not in places:
-            raise CheckFailedError(
-                f"its source {entry['name']} is not among the snapshots",
-                where=out.path,
-                remedy="pass the directory that it was made from",
-            )
-        now = source_entry(snapshots[places[entry["name"]]])
-        changed = next((k for k, v in now.items() if k in entry and entry[k] != v), None)
-        if changed is not None:
-            raise CheckFailedError(
-                f"its source {entry['name']} had {changed} {entry[changed]}, not {now[changed]}",
-                where=out.path,
-            )
-        weights[places[entry["name"]]] = entry["weight"]
     step = float(record["target"]["step"])
     target = PowerProfile(1.0, time_of(snapshots, step))
     system = evaluate([s.tag.profile for s in snapshots], [target])
@@ -115,7 +99,7 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
     recipe = make_recipe(
         snapshots,
         [target],
-        Solution(weights, (nothing,), nominal(system, 0.0)),
+        Solution(_weights(out, record, snapshots), (nothing,), nominal(system, 0.0)),
         [out.path if len(out.files) == 1 else out.files[0].parent],
         step=step,
         method=str(record["method"]),
@@ -130,6 +114,33 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
         made = ", ".join(p.name for p in recipe.outputs[0].finals)
         raise CheckFailedError(f"its files should be {made}", where=out.path)
     return replace(recipe, jobs=1)
+
+
+def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapshot]) -> Array:
+    """The recorded weights, (n, 1), each at its snapshot.
+
+    Raises:
+        CheckFailedError: a source is missing, or is not what it was.
+    """
+    weights = np.zeros((len(snapshots), 1))
+    places = {s.name: i for i, s in enumerate(snapshots)}
+    for entry in record["sources"]:
+        name = entry["name"]
+        if name not in places:
+            raise CheckFailedError(
+                f"its source {name} is not among the snapshots",
+                where=out.path,
+                remedy="pass the directory that it was made from",
+            )
+        now = source_entry(snapshots[places[name]])
+        changed = next((k for k, v in now.items() if k in entry and entry[k] != v), None)
+        if changed is not None:
+            raise CheckFailedError(
+                f"its source {name} had {changed} {entry[changed]}, not {now[changed]}",
+                where=out.path,
+            )
+        weights[places[name]] = entry["weight"]
+    return weights
 
 
 def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = None) -> Verification:
