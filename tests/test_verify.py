@@ -10,6 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from phema_cli.errors import PhemaError
+from phema_cli.snapshots import scan
+from phema_cli.snapshots.scan import read_checkpoint
+from phema_cli.synthesis.verifying import remake, verify
 from tests.builders import phema, write_run
 
 
@@ -38,6 +42,15 @@ def check(out, *more):
     return run.code, run.out + run.err
 
 
+def verdict(out, sources):
+    """What the command does, without a process: None where the output passes, else the error."""
+    try:
+        verify(remake(read_checkpoint(out), scan([sources])), full=True)
+    except PhemaError as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -46,14 +59,18 @@ def check(out, *more):
         ["--format", "torch"],
         ["--dtype", "bfloat16"],
         ["--copy", "wide"],
-        ["-g", "5,6,8,9,10,11,12,13", "--profile", "uniform:last=0.25"],
+        ["-g", "5,6,8,9,10,11,12,13"],
+        ["--profile", "uniform:last=0.25"],
         ["--method", "projection", "--step", "60", "--no-sample"],
     ],
 )
 def test_what_was_written_passes(sources, tmp_path, options):
     """Every kind of output, alone and among many targets, with and without its sources."""
-    for out in written(sources, tmp_path / "o", *options):
-        for more in ([sources, "--full"], [sources], []):
+    outputs = written(sources, tmp_path / "o", *options)
+    for out in outputs:
+        assert verdict(out, sources) is None
+    for out in outputs[:2]:
+        for more in ([sources, "--full"], []):
             code, text = check(out, *more)
             assert code == 0, text
 
@@ -63,13 +80,13 @@ def test_flipped_bits_are_found(sources, tmp_path):
     (out,) = written(sources, tmp_path / "o", "--format", "safetensors")
     data = bytearray(out.read_bytes())
     random = np.random.default_rng(0)
-    for position in [3, 9, *random.integers(8, len(data), 14)]:
+    for position in [3, 9, *random.integers(8, len(data), 60)]:
         broken = bytearray(data)
         broken[position] ^= 1 << int(random.integers(8))
         (tmp_path / "broken.safetensors").write_bytes(broken)
-        code, text = check(tmp_path / "broken.safetensors", sources, "--full")
-        assert code == 1, (position, text)
-        assert text.count("\n") == 1
+        assert verdict(tmp_path / "broken.safetensors", sources) is not None, position
+    code, text = check(tmp_path / "broken.safetensors", sources, "--full")
+    assert (code, text.count("\n")) == (1, 1)
 
 
 def test_flipped_bits_of_a_zip_are_found(sources, tmp_path):
@@ -77,12 +94,11 @@ def test_flipped_bits_of_a_zip_are_found(sources, tmp_path):
     (out,) = written(sources, tmp_path / "o", "--format", "torch")
     data = bytearray(out.read_bytes())
     random = np.random.default_rng(0)
-    for position in random.integers(0, len(data), 16):
+    for position in random.integers(0, len(data), 60):
         broken = bytearray(data)
         broken[position] ^= 1 << int(random.integers(8))
         (tmp_path / "broken.pt").write_bytes(broken)
-        code, text = check(tmp_path / "broken.pt", sources, "--full")
-        assert code in {1, 4}, (position, text)
+        assert verdict(tmp_path / "broken.pt", sources) is not None, position
 
 
 def test_the_tensor_and_the_element_are_named(sources, tmp_path):
