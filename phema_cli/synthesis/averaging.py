@@ -141,10 +141,14 @@ class Tile:
 
     def _average(self, count: int, *, signed: bool) -> None:
         """Put the averages into ``out``."""
+        self._by_blocks(count, partial(self._differences, signed=signed))
+        self.sound = self._is_sound(count)
+
+    def _by_blocks(self, count: int, average: Callable[[int, int], torch.Tensor]) -> None:
+        """Put what is made of each block, (k, elements), into ``out``."""
         for start in range(0, count, self._size):
             stop = min(start + self._size, count)
-            self._out[:, start:stop].copy_(self._differences(start, stop, signed=signed))
-        self.sound = self._is_sound(count)
+            self._out[:, start:stop].copy_(average(start, stop))
 
     def _differences(self, start: int, stop: int, *, signed: bool) -> torch.Tensor:
         """The averages (k, elements) of one block."""
@@ -197,9 +201,7 @@ class DirectTile(Tile):
         if self._bags is not None:
             self._bags(self._stored, count, self._out)
         else:
-            for start in range(0, count, self._size):
-                stop = min(start + self._size, count)
-                self._out[:, start:stop].copy_(self._sum_up(start, stop, _widen))
+            self._by_blocks(count, partial(self._sum_up, widen=_widen))
         self.sound = self._is_sound(count)
         if not self.sound:
             self._mend(count, signed=signed)

@@ -54,6 +54,11 @@ class TensorPlan:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def kind(self) -> Kind:
+        """What tensors that are averaged alike have in common."""
+        return Kind(self.dtype, self.out_dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -306,4 +311,4 @@ def _scattered(extent: Extent) -> bool:
 
 def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
     """Each kind of averaged tensors once."""
-    return list(dict.fromkeys(Kind(t.dtype, t.out_dtype) for t in tensors if t.average))
+    return list(dict.fromkeys(t.kind for t in tensors if t.average))

@@ -43,13 +43,13 @@ class Segment:
     sources: tuple[Extent, ...]
     places: tuple[Place, ...]
 
-    def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int]]:
-        """Tensors that lie in a range of elements, and from where to where in the range."""
+    def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
+        """Tensors in a range of elements: from where to where in it, and from which of their own."""
         begin = 0
         for plan in self.plans:
             low, high = max(begin, start), min(begin + plan.elements, stop)
             if low < high:
-                yield plan, low - start, high - start
+                yield plan, low - start, high - start, low - begin
             begin += plan.elements
 
 

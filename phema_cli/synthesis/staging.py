@@ -92,7 +92,7 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
     At the end they are gone, unless the work failed after some of it was noted: then they stay, and
     the error says so.
 
-    Returns:
+    Yields:
         The first output's journal, which says what is done.
 
     Raises:

@@ -26,14 +26,14 @@ from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
-from phema_cli.synthesis.averaging import Averager, Tile
+from phema_cli.synthesis.averaging import Tile
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.provenance import is_whole, source_entry
-from phema_cli.synthesis.recipe import Recipe, TensorPlan, averaged_kinds, make_recipe
+from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.solving import time_of
-from phema_cli.synthesis.tiling import Kind
+from phema_cli.synthesis.workers import Tiles
 
 if TYPE_CHECKING:
     import torch
@@ -263,13 +263,10 @@ class _Checker:
         self._recipe = recipe
         self._output = output
         self._reader = reader
-        self._used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
-        self._weights: Array = recipe.weights[self._used]
+        self._tiles = Tiles(recipe, reader)
+        self._weights: Array = recipe.weights[self._tiles.used]
         #: CRC-32 of tensors that are checked from their first to their last element.
         self.sums: dict[str, int] = {}
-        self._averager = Averager(
-            averaged_kinds(recipe.tensors), self._weights, recipe.sums, recipe.tile_elements
-        )
 
     def tiles(self) -> Iterator[_Range]:
         """All ranges, in the order of the output."""
@@ -293,9 +290,7 @@ class _Checker:
             if found != wanted:
                 self._refuse(tile, _first(found, wanted) * 8 // plan.dtype.bits)
             return
-        own = self._averager.tile(Kind(plan.dtype, plan.out_dtype))
-        extents = [tile.segment.sources[i] for i in self._used]
-        self._reader.read_rows(extents, tile.start, own.rows(tile.count))
+        own = self._tiles.read(tile.segment, tile.start, tile.count)
         (made,) = own.averages(tile.count)
         if made != found:
             self._compare(tile, own, found)
@@ -323,25 +318,16 @@ class _Checker:
 
     def _refuse(self, tile: _Range, element: int) -> None:
         """Say which tensor and element differ."""
-        plan, low, _ = next(
+        plan, low, _, first = next(
             part
             for part in tile.segment.parts(tile.start, tile.start + tile.count)
             if part[1] <= element < part[2]
         )
-        within = element - low + self._begins(tile, plan)
+        within = first + element - low
         raise CheckFailedError(
             f"tensor {plan.name} differs from what its sources make, first in element {within:,}",
             where=self._output.path,
         )
-
-    def _begins(self, tile: _Range, wanted: TensorPlan) -> int:
-        """The element of a tensor that is the first one in the range."""
-        begin = 0
-        for plan in tile.segment.plans:
-            if plan is wanted:
-                break
-            begin += plan.elements
-        return max(tile.start - begin, 0)
 
 
 def _first(a: bytearray, b: bytearray) -> int:

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
-from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.averaging import Averager, Tile
 from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.staging import Checks, Notes
-from phema_cli.synthesis.tiling import Kind
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
@@ -176,6 +175,35 @@ def _dealt(recipe: Recipe, share: Share) -> list[_Run]:
     ]
 
 
+class Tiles:
+    """A recipe's tiles, read one after the other into the same buffers.
+
+    Args:
+        recipe: what is read.
+        reader: what reads it.
+        device: where they are averaged, ``cpu`` or ``cuda:N``.
+    """
+
+    def __init__(self, recipe: Recipe, reader: FileReader, device: str = DEFAULT_DEVICE) -> None:
+        self._reader = reader
+        # Newest first: the reference that differences are taken from leads.
+        self.used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self.used],
+            recipe.sums,
+            recipe.tile_elements,
+            device,
+        )
+
+    def read(self, segment: Segment, start: int, count: int) -> Tile:
+        """The tile of these elements, with every source's values in its rows."""
+        tile = self._averager.tile(segment.plan.kind)
+        extents = [segment.sources[source] for source in self.used]
+        self._reader.read_rows(extents, start, tile.rows(count))
+        return tile
+
+
 class _Worker:
     """One worker's buffers and what it does to a run."""
 
@@ -183,16 +211,7 @@ class _Worker:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
-        # Newest first: the reference that differences are taken from leads.
-        used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()]
-        self._used = used[::-1]
-        self._averager = Averager(
-            averaged_kinds(recipe.tensors),
-            recipe.weights[self._used],
-            recipe.sums,
-            recipe.tile_elements,
-            device,
-        )
+        self._tiles = Tiles(recipe, reader, device)
         self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
     def do(self, run: _Run) -> Iterator[int]:
@@ -219,23 +238,18 @@ class _Worker:
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
         plan = segment.plan
-        tile = self._averager.tile(Kind(plan.dtype, plan.out_dtype))
-        extents = [segment.sources[source] for source in self._used]
-        self._reader.read_rows(extents, start, tile.rows(count))
+        tile = self._tiles.read(segment, start, count)
         for k, data in enumerate(tile.averages(count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
         if not (tile.sound or self._recipe.allow_nonfinite):
             self._look_into(segment, start, count)
-        read = plan.dtype.size_bytes(count) * len(self._used)
+        read = plan.dtype.size_bytes(count) * len(self._tiles.used)
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
 
     def _look_into(self, segment: Segment, start: int, count: int) -> None:
         """See what is not finite in a tile; its averages may have taken the place of its values."""
-        tile = self._averager.tile(Kind(segment.plan.dtype, segment.plan.out_dtype))
-        extents = [segment.sources[source] for source in self._used]
-        self._reader.read_rows(extents, start, tile.rows(count))
-        stored, made = tile.values(count)
-        for plan, low, high in segment.parts(start, start + count):
+        stored, made = self._tiles.read(segment, start, count).values(count)
+        for plan, low, high, _ in segment.parts(start, start + count):
             refuse(plan, stored[:, low:high], made[:, low:high])
 
     def _start_flush(self, run: _Run) -> None:
