@@ -44,7 +44,7 @@ class Segment:
     places: tuple[Place, ...]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
-        """Tensors in a range of elements: from where to where in it, and from which of their own."""
+        """Tensors in a range of elements: where they begin and end in it, and their first there."""
         begin = 0
         for plan in self.plans:
             low, high = max(begin, start), min(begin + plan.elements, stop)
