@@ -21,23 +21,12 @@ _MOVEMENT_ROWS = 12
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 
 
+@options.spread
 def inspect(
     paths: options.Paths,
     *,
-    pattern: options.Pattern = None,
-    gammas: options.Gammas = None,
-    sigma_rels: options.SigmaRels = None,
-    average: options.Average = None,
-    raw: options.Raw = False,
-    update_every: options.UpdateEvery = None,
-    steps_per_epoch: options.StepsPerEpoch = None,
-    key: options.Key = None,
-    names_from: options.NamesFrom = None,
-    select: options.Select = None,
-    exclude: options.Exclude = None,
-    method: options.Method = "blue",
-    step: options.Step = None,
-    no_sample: options.NoSample = False,
+    sources: options.Sources,
+    solving: options.Solving,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -56,28 +45,20 @@ def inspect(
 
     found = scan(
         paths,
-        options.config(
-            pattern,
-            gammas,
-            sigma_rels,
-            average,
-            raw,
-            update_every,
-            steps_per_epoch,
-            key,
-            names_from,
-            select,
-            exclude,
-        ),
+        sources.config(),
     )
     findings = list(found.findings)
     reach: list[tuple[float, float, Figures]] = []
     movement = None
     if found.snapshots and not any(f.level == "error" for f in findings):
-        targets = make_targets(found.snapshots, sigma_rels=GRID, step=step)
+        targets = make_targets(found.snapshots, sigma_rels=GRID, step=solving.step)
         try:
             solution = solve_snapshots(
-                found.snapshots, targets, method=method, sample=not no_sample, copy=found.copy
+                found.snapshots,
+                targets,
+                method=solving.method,
+                sample=not solving.no_sample,
+                copy=found.copy,
             )
         except InputError as error:
             findings.append(Finding("error", error))
@@ -87,13 +68,13 @@ def inspect(
             movement = solution.movement
     errors = [f for f in findings if f.level == "error"]
     if json:
-        document = _document(found.snapshots, findings, reach, method)
+        document = _document(found.snapshots, findings, reach, solving.method)
         render.document("inspect", document | {"movement": _movement(movement)})
     else:
         listing.show(found.snapshots, verbose)
         if reach:
-            at = found.snapshots[-1].tag.step if step is None else step
-            _show_reach(reach, f"{at:.10g}", method)
+            at = found.snapshots[-1].tag.step if solving.step is None else solving.step
+            _show_reach(reach, f"{at:.10g}", solving.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)

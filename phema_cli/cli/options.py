@@ -1,22 +1,22 @@
-"""The options that commands share, each declared once, and the parsers of their values."""
+"""The options that commands share, each declared once, and the groups that they come in."""
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal, InvalidOperation
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.cli import parsing
+from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from phema_cli.profiles import ProfileSpec
     from phema_cli.snapshots import Config
-
-_MOST_NUMBERS, _DIGITS = 10_000, 12
-_TABLE = "write a number, a comma and a number a line, times ascending"
 
 _TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
 
@@ -190,149 +190,111 @@ Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or not
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
 
 
-def config(
-    pattern: str | None,
-    gammas: list[str] | None,
-    sigma_rels: list[str] | None,
-    average: str | None,
-    raw: bool,
-    update_every: int | None,
-    steps_per_epoch: int | None,
-    key: str | None,
-    names_from: Path | None,
-    select: list[str] | None,
-    exclude: list[str] | None,
-    copy: list[str] | None = None,
-) -> Config:
-    """What the options say about the sources."""
-    from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
-    from phema_cli.snapshots import Config
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """How snapshots are found and read."""
 
-    if gammas and sigma_rels:
-        raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
-    if average and raw:
-        raise UsageError("--average and --raw say two things", remedy="pass one of them")
-    if average:
-        parse_profile(average)
-    return Config(
-        pattern=pattern,
-        gammas=numbers(gammas) or tuple(gamma_from_sigma_rel(s) for s in numbers(sigma_rels)),
-        average="raw" if raw else average,
-        update_every=update_every,
-        steps_per_epoch=steps_per_epoch,
-        key=key,
-        names_from=names_from,
-        select=tuple(select or ()),
-        exclude=tuple(exclude or ()),
-        copy=tuple(copy or ()),
-    )
+    pattern: Pattern = None
+    gammas: Gammas = None
+    sigma_rels: SigmaRels = None
+    average: Average = None
+    raw: Raw = False
+    update_every: UpdateEvery = None
+    steps_per_epoch: StepsPerEpoch = None
+    key: Key = None
+    names_from: NamesFrom = None
+    select: Select = None
+    exclude: Exclude = None
 
+    def config(self, copy: Sequence[str] | None = None) -> Config:
+        """What the options say, and the tensors to copy.
 
-def numbers(texts: list[str] | None) -> tuple[float, ...]:
-    """Numbers of lists like ``5,7,9`` and ``0.05,0.06,...,0.15``; ``...`` fills an even interval.
+        Raises:
+            UsageError: two of them say the same thing.
+        """
+        from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
+        from phema_cli.snapshots import Config
 
-    Raises:
-        UsageError: not numbers, or ``...`` is not between two numbers and a last one.
-    """
-    return tuple(float(n) for text in texts or () for n in _expand(text))
-
-
-def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
-    """Target profiles of ``uniform:last=0.2`` and the like, and of ``csv:FILE``.
-
-    Raises:
-        UsageError: not a profile.
-        InputError: a file that is no table of numbers.
-        StorageError: it can't be read.
-    """
-    from phema_cli.profiles import parse_profile
-
-    return tuple(
-        _table(text) if text.startswith("csv:") else parse_profile(text) for text in texts or ()
-    )
-
-
-def _table(text: str) -> ProfileSpec:
-    """A profile from a file of ``time,weight`` lines; its last time is the target's step."""
-    from phema_cli.profiles import ProfileSpec, TableProfile
-
-    path = Path(text.removeprefix("csv:"))
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
-    except UnicodeDecodeError as error:
-        raise InputError("not a text file", where=path) from error
-    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
-    # A first line of names is no row.
-    rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
-    try:
-        points = [(float(time), float(weight)) for time, weight in rows]
-    except ValueError as error:
-        raise InputError("not lines of time,weight", where=path, remedy=_TABLE) from error
-    times, weights = [p[0] for p in points], tuple(p[1] for p in points)
-    label = f"csv:{path.stem}"
-    last = times[-1] if times and times[-1] > 0 else 1.0
-    try:
-        TableProfile(tuple(times), weights, label)
-    except UsageError as error:
-        what = error.what.removeprefix(f"{label}: ")
-        raise InputError(what, where=path, remedy=_TABLE) from error
-
-    def ending_at(end: float) -> TableProfile:
-        stretched = [*(t / last * end for t in times[:-1]), end]
-        return TableProfile(tuple(stretched), weights, label)
-
-    return ProfileSpec(label, ending_at)
-
-
-def _expand(text: str) -> list[Decimal]:
-    """One list; decimals, so that 0.05,0.06,...,0.15 ends at 0.15."""
-    result: list[Decimal] = []
-    parts = [part.strip() for part in text.split(",")]
-    for i, part in enumerate(parts):
-        if part == "...":
-            if len(result) < 2 or i + 1 >= len(parts):  # noqa: PLR2004 - an interval has two ends
-                raise UsageError(f"{text!r}: ... needs two numbers before it and one after it")
-            result += _between(result[-2], result[-1], _decimal(parts[i + 1], text), text)
-        else:
-            result.append(_decimal(part, text))
-    return result
-
-
-def _between(before: Decimal, first: Decimal, last: Decimal, text: str) -> list[Decimal]:
-    """The numbers between ``first`` and ``last``, as far apart as ``before`` and ``first``."""
-    step = first - before
-    count = (last - first) / step if step else Decimal(0)
-    if count < 1 or count > _MOST_NUMBERS or first + int(count) * step != last:
-        raise UsageError(
-            f"{text!r}: steps of {step} don't lead from {first} to {last}",
-            remedy=f"at most {_MOST_NUMBERS} steps, the last one whole",
+        if self.gammas and self.sigma_rels:
+            raise UsageError(
+                "--gammas and --sigma-rels say the same thing", remedy="pass one of them"
+            )
+        if self.average and self.raw:
+            raise UsageError("--average and --raw say two things", remedy="pass one of them")
+        if self.average:
+            parse_profile(self.average)
+        return Config(
+            pattern=self.pattern,
+            gammas=parsing.numbers(self.gammas)
+            or tuple(gamma_from_sigma_rel(s) for s in parsing.numbers(self.sigma_rels)),
+            average="raw" if self.raw else self.average,
+            update_every=self.update_every,
+            steps_per_epoch=self.steps_per_epoch,
+            key=self.key,
+            names_from=self.names_from,
+            select=tuple(self.select or ()),
+            exclude=tuple(self.exclude or ()),
+            copy=tuple(copy or ()),
         )
-    return [first + i * step for i in range(1, int(count))]
 
 
-def _decimal(part: str, text: str) -> Decimal:
-    try:
-        value = Decimal(part)
-    except InvalidOperation:
-        value = Decimal("nan")
-    if not value.is_finite() or abs(value.adjusted()) > _DIGITS:
-        raise UsageError(f"{text!r}: {part!r} is not a number", remedy="write 7 or 5,7,9")
-    return value
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What to build."""
+
+    gamma: Gamma = None
+    sigma_rel: SigmaRel = None
+    profile: Profile = None
+
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """Exponents."""
+        return parsing.numbers(self.gamma)
+
+    @property
+    def sigma_rels(self) -> tuple[float, ...]:
+        """Relative standard deviations."""
+        return parsing.numbers(self.sigma_rel)
+
+    @property
+    def profiles(self) -> tuple[ProfileSpec, ...]:
+        """Other weightings."""
+        return parsing.profiles(self.profile)
 
 
-def size(text: str | None) -> int | None:
-    """Bytes of ``5GB`` (decimal) or ``2GiB`` (binary).
+@dataclass(frozen=True, slots=True)
+class Solving:
+    """How weights are solved, and for which time."""
 
-    Raises:
-        UsageError: not a size above 0.
+    step: Step = None
+    method: Method = "blue"
+    no_sample: NoSample = False
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters that are groups of options are taken apart into the options.
+
+    Typer knows options one by one only.
     """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
-    power = " KMGT".index(match[2].upper() or " ") if match else 0
-    value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
-    if value <= 0:
-        raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
-    return value
+    hints = get_type_hints(command, include_extras=True)
+    taken: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            inner = get_type_hints(hints[name], include_extras=True)
+            taken += [
+                parameter.replace(name=f.name, annotation=inner[f.name], default=f.default)
+                for f in fields(hints[name])
+            ]
+        else:
+            taken.append(parameter.replace(annotation=hints[name]))
+
+    @wraps(command)
+    def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
+        for name, group in groups.items():
+            given[name] = group(**{f.name: given.pop(f.name) for f in fields(group)})
+        command(**given)
+
+    called.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]  # read by inspect
+    return called

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import options, render
+from phema_cli.cli import options, parsing, render
 
 if TYPE_CHECKING:
     from phema_cli.snapshots import Config
@@ -93,15 +93,12 @@ MaxMemory = Annotated[
 ]
 
 
+@options.spread
 def synthesize(
     paths: options.Paths,
     *,
-    gamma: options.Gamma = None,
-    sigma_rel: options.SigmaRel = None,
-    profile: options.Profile = None,
-    step: options.Step = None,
-    method: options.Method = "blue",
-    no_sample: options.NoSample = False,
+    wanted: options.Targets,
+    solving: options.Solving,
     output: Output = None,
     format: Format = None,  # noqa: A002 - the option's name
     dtype: Dtype = None,
@@ -110,17 +107,7 @@ def synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
-    pattern: options.Pattern = None,
-    gammas: options.Gammas = None,
-    sigma_rels: options.SigmaRels = None,
-    average: options.Average = None,
-    raw: options.Raw = False,
-    update_every: options.UpdateEvery = None,
-    steps_per_epoch: options.StepsPerEpoch = None,
-    key: options.Key = None,
-    names_from: options.NamesFrom = None,
-    select: options.Select = None,
-    exclude: options.Exclude = None,
+    sources: options.Sources,
     copy: options.Copy = None,
     jobs: Jobs = None,
     device: Device = "cpu",
@@ -139,37 +126,24 @@ def synthesize(
     from phema_cli.synthesis.team import joined
 
     request = Request(
-        gammas=options.numbers(gamma),
-        sigma_rels=options.numbers(sigma_rel),
-        profiles=options.profiles(profile),
-        step=step,
-        method=method,
-        sample=not no_sample,
+        gammas=wanted.gammas,
+        sigma_rels=wanted.sigma_rels,
+        profiles=wanted.profiles,
+        step=solving.step,
+        method=solving.method,
+        sample=not solving.no_sample,
         output=output,
         form=format,
         dtype=find_dtype(dtype) if dtype else None,
-        max_shard_bytes=options.size(max_shard_size),
+        max_shard_bytes=parsing.size(max_shard_size),
         max_error=max_error,
-        max_memory=options.size(max_memory) or 0,
+        max_memory=parsing.size(max_memory) or 0,
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
         skip_existing=skip_existing,
     )
-    config = options.config(
-        pattern,
-        gammas,
-        sigma_rels,
-        average,
-        raw,
-        update_every,
-        steps_per_epoch,
-        key,
-        names_from,
-        select,
-        exclude,
-        copy,
-    )
+    config = sources.config(copy)
     with joined() as team:
         if not team.leads:
             _follow(team)

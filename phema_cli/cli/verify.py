@@ -24,22 +24,13 @@ Full = Annotated[
 ]
 
 
+@options.spread
 def verify(
     out: Out,
     paths: Sources = None,
     *,
     full: Full = False,
-    pattern: options.Pattern = None,
-    gammas: options.Gammas = None,
-    sigma_rels: options.SigmaRels = None,
-    average: options.Average = None,
-    raw: options.Raw = False,
-    update_every: options.UpdateEvery = None,
-    steps_per_epoch: options.StepsPerEpoch = None,
-    key: options.Key = None,
-    names_from: options.NamesFrom = None,
-    select: options.Select = None,
-    exclude: options.Exclude = None,
+    sources: options.Sources,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -57,19 +48,7 @@ def verify(
     record = provenance_of(checkpoint)
     content: dict[str, object] = {"path": str(out), "target": record["target"], "checked": None}
     if paths:
-        config = options.config(
-            pattern,
-            gammas,
-            sigma_rels,
-            average,
-            raw,
-            update_every,
-            steps_per_epoch,
-            key,
-            names_from,
-            select,
-            exclude,
-        )
+        config = sources.config()
         recipe = remake(checkpoint, scan(paths, config))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
             content["checked"] = asdict(check(recipe, full=full, progress=progress))

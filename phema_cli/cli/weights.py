@@ -7,26 +7,13 @@ from dataclasses import asdict
 from phema_cli.cli import listing, options, render
 
 
+@options.spread
 def weights(
     paths: options.Paths,
     *,
-    gamma: options.Gamma = None,
-    sigma_rel: options.SigmaRel = None,
-    profile: options.Profile = None,
-    step: options.Step = None,
-    method: options.Method = "blue",
-    no_sample: options.NoSample = False,
-    pattern: options.Pattern = None,
-    gammas: options.Gammas = None,
-    sigma_rels: options.SigmaRels = None,
-    average: options.Average = None,
-    raw: options.Raw = False,
-    update_every: options.UpdateEvery = None,
-    steps_per_epoch: options.StepsPerEpoch = None,
-    key: options.Key = None,
-    names_from: options.NamesFrom = None,
-    select: options.Select = None,
-    exclude: options.Exclude = None,
+    wanted: options.Targets,
+    solving: options.Solving,
+    sources: options.Sources,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -41,31 +28,19 @@ def weights(
 
     found = scan(
         paths,
-        options.config(
-            pattern,
-            gammas,
-            sigma_rels,
-            average,
-            raw,
-            update_every,
-            steps_per_epoch,
-            key,
-            names_from,
-            select,
-            exclude,
-        ),
+        sources.config(),
     )
     snapshots = found.require()
     targets = make_targets(
         snapshots,
-        gammas=options.numbers(gamma),
-        sigma_rels=options.numbers(sigma_rel),
-        profiles=options.profiles(profile),
-        step=step,
+        gammas=wanted.gammas,
+        sigma_rels=wanted.sigma_rels,
+        profiles=wanted.profiles,
+        step=solving.step,
     )
-    end = target_step(snapshots, step)
+    end = target_step(snapshots, solving.step)
     solution = solve_snapshots(
-        snapshots, targets, method=method, sample=not no_sample, copy=found.copy
+        snapshots, targets, method=solving.method, sample=not solving.no_sample, copy=found.copy
     )
     if json:
         content = [
@@ -80,7 +55,7 @@ def weights(
             }
             for k, (t, f) in enumerate(zip(targets, solution.figures, strict=True))
         ]
-        render.document("weights", {"method": method, "targets": content})
+        render.document("weights", {"method": solving.method, "targets": content})
         return
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()

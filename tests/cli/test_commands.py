@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import __version__
-from phema_cli.cli import options
+from phema_cli.cli import parsing
 from tests.builders import PHEMA, phema, write_run
 
 
@@ -504,6 +504,6 @@ def test_a_table_is_stretched_to_the_target(tmp_path):
     """Only ratios of a table's times matter: its last one is the target's step."""
     table = tmp_path / "t.csv"
     table.write_text("0,1\n3,2\n12,0\n")
-    (spec,) = options.profiles([f"csv:{table}"])
+    (spec,) = parsing.profiles([f"csv:{table}"])
     assert spec.ending_at(400.0).times == (0.0, 100.0, 400.0)
     assert spec.label == "csv:t"

@@ -1,0 +1,126 @@
+"""Values of options: lists of numbers, profiles, tables of weights, sizes."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phema_cli.errors import InputError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from phema_cli.profiles import ProfileSpec
+
+_MOST_NUMBERS, _DIGITS = 10_000, 12
+_TABLE = "write a number, a comma and a number a line, times ascending"
+
+
+def numbers(texts: list[str] | None) -> tuple[float, ...]:
+    """Numbers of lists like ``5,7,9`` and ``0.05,0.06,...,0.15``; ``...`` fills an even interval.
+
+    Raises:
+        UsageError: not numbers, or ``...`` is not between two numbers and a last one.
+    """
+    return tuple(float(n) for text in texts or () for n in _expand(text))
+
+
+def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
+    """Target profiles of ``uniform:last=0.2`` and the like, and of ``csv:FILE``.
+
+    Raises:
+        UsageError: not a profile.
+        InputError: a file that is no table of numbers.
+        StorageError: it can't be read.
+    """
+    from phema_cli.profiles import parse_profile
+
+    return tuple(
+        _table(text) if text.startswith("csv:") else parse_profile(text) for text in texts or ()
+    )
+
+
+def _table(text: str) -> ProfileSpec:
+    """A profile from a file of ``time,weight`` lines; its last time is the target's step."""
+    from phema_cli.profiles import ProfileSpec, TableProfile
+
+    path = Path(text.removeprefix("csv:"))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    except UnicodeDecodeError as error:
+        raise InputError("not a text file", where=path) from error
+    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
+    # A first line of names is no row.
+    rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
+    try:
+        points = [(float(time), float(weight)) for time, weight in rows]
+    except ValueError as error:
+        raise InputError("not lines of time,weight", where=path, remedy=_TABLE) from error
+    times, weights = [p[0] for p in points], tuple(p[1] for p in points)
+    label = f"csv:{path.stem}"
+    last = times[-1] if times and times[-1] > 0 else 1.0
+    try:
+        TableProfile(tuple(times), weights, label)
+    except UsageError as error:
+        what = error.what.removeprefix(f"{label}: ")
+        raise InputError(what, where=path, remedy=_TABLE) from error
+
+    def ending_at(end: float) -> TableProfile:
+        stretched = [*(t / last * end for t in times[:-1]), end]
+        return TableProfile(tuple(stretched), weights, label)
+
+    return ProfileSpec(label, ending_at)
+
+
+def _expand(text: str) -> list[Decimal]:
+    """One list; decimals, so that 0.05,0.06,...,0.15 ends at 0.15."""
+    result: list[Decimal] = []
+    parts = [part.strip() for part in text.split(",")]
+    for i, part in enumerate(parts):
+        if part == "...":
+            if len(result) < 2 or i + 1 >= len(parts):  # noqa: PLR2004 - an interval has two ends
+                raise UsageError(f"{text!r}: ... needs two numbers before it and one after it")
+            result += _between(result[-2], result[-1], _decimal(parts[i + 1], text), text)
+        else:
+            result.append(_decimal(part, text))
+    return result
+
+
+def _between(before: Decimal, first: Decimal, last: Decimal, text: str) -> list[Decimal]:
+    """The numbers between ``first`` and ``last``, as far apart as ``before`` and ``first``."""
+    step = first - before
+    count = (last - first) / step if step else Decimal(0)
+    if count < 1 or count > _MOST_NUMBERS or first + int(count) * step != last:
+        raise UsageError(
+            f"{text!r}: steps of {step} don't lead from {first} to {last}",
+            remedy=f"at most {_MOST_NUMBERS} steps, the last one whole",
+        )
+    return [first + i * step for i in range(1, int(count))]
+
+
+def _decimal(part: str, text: str) -> Decimal:
+    try:
+        value = Decimal(part)
+    except InvalidOperation:
+        value = Decimal("nan")
+    if not value.is_finite() or abs(value.adjusted()) > _DIGITS:
+        raise UsageError(f"{text!r}: {part!r} is not a number", remedy="write 7 or 5,7,9")
+    return value
+
+
+def size(text: str | None) -> int | None:
+    """Bytes of ``5GB`` (decimal) or ``2GiB`` (binary).
+
+    Raises:
+        UsageError: not a size above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
+    power = " KMGT".index(match[2].upper() or " ") if match else 0
+    value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
+    return value
