@@ -90,7 +90,7 @@ def _show(found: Comparison, most: int | None) -> None:
             out.print(f"[red]{what}[/] {render.plain(name)}")
     same = sum(t.relative == 0 for t in found.tensors)
     out.print(
-        f"{len(found.tensors)} tensors compared, {same} identical; relative difference "
-        f"[bold]{found.relative:.2e}[/] in all, {found.worst:.2e} at worst",
+        f"{render.counted(len(found.tensors), 'tensor')} compared, {same} identical; "
+        f"relative difference [bold]{found.relative:.2e}[/] in all, {found.worst:.2e} at worst",
         soft_wrap=True,
     )

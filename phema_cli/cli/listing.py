@@ -11,9 +11,12 @@ from phema_cli.cli import render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from phema_cli.profiles import Array, Profile
     from phema_cli.snapshots import Snapshot
 
 _LISTED = 16
+# Smaller weights are 0 to the digits that are shown.
+_LEAST_WEIGHT = 5e-7
 
 
 def entry(snapshot: Snapshot) -> dict[str, Any]:
@@ -66,20 +69,42 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     kind = average_heading(snapshots)
     total = sum(s.checkpoint.size_bytes for s in snapshots)
     out.print(
-        f"[bold]{len(snapshots)} snapshot{'s' * (len(snapshots) > 1)}[/] of {len(averages)} "
-        f"{kind}{'s' * (len(averages) > 1)}, {render.size(total)} in all"
+        f"[bold]{render.counted(len(snapshots), 'snapshot')}[/] of "
+        f"{render.counted(len(averages), kind)}, {render.size(total)} in all"
     )
     shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
     layouts = sorted({f" of {s.layout.name}" for s in snapshots if s.layout is not None})
     key = "" if newest.key is None else f", key {render.plain(newest.key)}"
     out.print(
-        f"each {len(newest.tensors)} tensors, {render.count(newest.parameters)} parameters, "
-        f"{_dtypes(snapshots[-1])}, {render.size(newest.size_bytes)}, "
+        f"each {render.counted(len(newest.tensors), 'tensor')}, "
+        f"{render.count(newest.parameters)} parameters, {_dtypes(snapshots[-1])}, "
+        f"{render.size(newest.size_bytes)}, "
         f"{' and '.join(formats)}{' and'.join(layouts)}{shards}{key}"
     )
     out.print()
     out.print(_list(snapshots) if verbose or len(snapshots) <= _LISTED else _groups(snapshots))
     out.print()
+
+
+def show_weights(
+    snapshots: Sequence[Snapshot], weights: Array, targets: Sequence[Profile], *, verbose: bool
+) -> None:
+    """The weights of the snapshots, (n, k); those that look like 0 are counted, not listed."""
+    kind = average_heading(snapshots)
+    names = [t.label for t in targets]
+    body = render.table("snapshot", "step", kind, *names, right=("step", "gamma", *names), gap=2)
+    hidden = 0
+    for snapshot, row in zip(snapshots, weights, strict=True):
+        if not verbose and abs(row).max() < _LEAST_WEIGHT:
+            hidden += 1
+            continue
+        cells = [f"{w:+.6f}" for w in row]
+        name = render.plain(snapshot.name)
+        body.add_row(name, f"{snapshot.tag.step:.10g}", average(snapshot), *cells)
+    out = render.console()
+    out.print(body)
+    if hidden:
+        out.print(f"and {render.counted(hidden, 'snapshot')} with weights of 0 to six digits")
 
 
 def _dtypes(snapshot: Snapshot) -> str:

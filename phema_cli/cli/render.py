@@ -146,6 +146,11 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.3g} TB" if size_bytes < thousand else f"{size_bytes:,.0f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def count(number: int) -> str:
     """Whole numbers with K, M, B or T, three digits."""
     thousand, value = 1000, float(number)

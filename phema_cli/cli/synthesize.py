@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import options, parsing, render
+from phema_cli.cli import listing, options, parsing, render
 
 if TYPE_CHECKING:
     from phema_cli.snapshots import Config
@@ -271,14 +271,12 @@ def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
         )
     copied = [t.name for t in recipe.tensors if not t.average]
     out.print(
-        f"from {len(recipe.sources)} sources, {len(recipe.tensors)} tensors, "
+        f"from {render.counted(len(recipe.sources), 'source')}, "
+        f"{render.counted(len(recipe.tensors), 'tensor')}, "
         f"{len(copied)} of them copied"
     )
     out.print(
         f"reading {render.size(recipe.read_bytes)}, writing {render.size(recipe.write_bytes)}, "
         f"with {recipe.jobs} jobs in buffers of {render.size(recipe.peak_bytes)}"
     )
-    table = render.table("source", *(t.label for t in recipe.targets))
-    for source, row in zip(recipe.sources, recipe.weights, strict=True):
-        table.add_row(render.plain(source.name), *(f"{w:+.6f}" for w in row))
-    out.print(table)
+    listing.show_weights(recipe.sources, recipe.weights, recipe.targets, verbose=False)

@@ -72,10 +72,10 @@ def _read(out: Path) -> Checkpoint:
 
 def _show(out: Path, content: dict[str, object], sources: int) -> None:
     """What was checked."""
-    checked = content["checked"]
+    checked, made_of = content["checked"], render.counted(sources, "source")
     if isinstance(checked, dict):
         amount = f"{render.size(checked['checked_bytes'])} of {render.size(checked['total_bytes'])}"
-        text = f"as its {sources} sources make it, in {amount} of values and all headers"
+        text = f"as its {made_of} make it, in {amount} of values and all headers"
     else:
-        text = f"records {sources} sources; pass their paths to check its values"
+        text = f"records {made_of}; pass their paths to check its values"
     render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)

@@ -16,6 +16,7 @@ def weights(
     sources: options.Sources,
     json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Solve for targets and show the weights of the snapshots; writes nothing.
 
@@ -59,12 +60,6 @@ def weights(
         return
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
-    names = [t.label for t in targets]
-    kind = listing.average_heading(snapshots)
-    body = render.table("snapshot", "step", kind, *names, right=("step", "gamma", *names), gap=2)
-    for s, row in zip(snapshots, solution.weights, strict=True):
-        cells = [f"{w:+.6f}" for w in row]
-        body.add_row(render.plain(s.name), f"{s.tag.step:.10g}", listing.average(s), *cells)
     out.print(render.figures_table(targets, solution.figures))
     out.print()
-    out.print(body)
+    listing.show_weights(snapshots, solution.weights, targets, verbose=verbose)

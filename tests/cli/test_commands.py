@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -210,6 +211,18 @@ def test_inspect_draws_for_narrow_and_wide_terminals(ckpts):
         assert max(len(line) for line in run.out.splitlines() if "warning" not in line) <= int(
             columns
         )
+
+
+def test_weights_that_look_like_zero_are_counted_not_listed(tmp_path):
+    """A target that is a snapshot lists that one; -v lists all, with the digits of the others."""
+    write_run(tmp_path, steps=(20, 40))
+    run = phema("weights", tmp_path, "-g", 5)
+    assert re.findall(r"^ema-.*", run.out, re.MULTILINE) == [
+        "ema-step0000040-gamma5.safetensors    40      5  +1.000000"
+    ]
+    assert run.out.endswith("and 3 snapshots with weights of 0 to six digits\n")
+    run = phema("weights", tmp_path, "-g", 5, "-v")
+    assert len(re.findall(r"^ema-.*[+-]0\.000000$", run.out, re.MULTILINE)) == 3
 
 
 def test_weights_table_and_json(ckpts):
