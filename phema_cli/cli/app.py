@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phema_cli._version import __version__
-from phema_cli.cli import demo, diff, inspect, render, synthesize, verify, weights
+from phema_cli.cli import demo, diff, inspect, manual, render, synthesize, verify, weights
 from phema_cli.errors import PhemaError, StorageError
 
 app = typer.Typer(
@@ -59,9 +59,35 @@ def phema(
 ) -> None:
     """Build the EMA of any length after training, from stored snapshots.
 
-    [bold]phema inspect ckpts/[/] shows what a directory of snapshots can give,
-    [bold]phema synthesize --gamma 7 ckpts/[/] writes the EMA of gamma 7.
+    The best length of an EMA is known only after training. Snapshots of two short averages, stored
+    now and then while training, are enough to build the average of any other gamma, or of any other
+    weighting, as a linear combination.
+
+    Results are on stdout and everything else on stderr. Every option also reads an environment
+    variable: PHEMA_GAMMA for --gamma.
+
+    Examples:
+      What a directory of snapshots can give:
+        $ phema inspect ckpts/
+
+      Write the EMA of gamma 7:
+        $ phema synthesize --gamma 7 ckpts/
+
+      Complete commands, options, snapshots and their directories in this shell:
+        $ eval "$(phema --show-completion bash)"
+
+    Exit codes:
+      0         done
+      1         a check failed: --max-error, diff, verify
+      2         the command line makes no sense, or the output exists
+      3         an input is missing, broken or does not fit the others
+      4         a pickle asked to run code
+      5         disk or I/O error
+      130, 143  interrupted, terminated
     """
+
+
+manual.write(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

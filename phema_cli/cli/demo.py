@@ -34,7 +34,14 @@ def demo(
     DIR/ckpts gets 20 snapshots each of gamma 5 and 10, DIR/truth the directly tracked EMAs of other
     gammas at the last step, to compare a synthesis with.
 
-    Example: [bold]phema demo demo/ && phema inspect demo/ckpts[/]
+    Examples:
+      Snapshots to try phema with, and how near to the truth it comes with them:
+        $ phema demo try/
+        $ phema synthesize --gamma 7 try/ckpts/ -o try/ema.pt
+        $ phema diff try/truth/*-gamma7.safetensors try/ema.pt --tolerance 1e-3
+
+      The same directory again, with fewer steps:
+        $ phema demo try/ --steps 200 --force
     """
     for folder in (directory / "ckpts", directory / "truth"):
         _clear(folder, force=force)

@@ -38,9 +38,17 @@ def diff(
     """Compare two checkpoints; exit with 1 where a tensor's relative difference is above tolerance.
 
     The relative difference of a tensor is the RMS of B - A over the RMS of A. Names and shapes
-    must be the same; dtypes may differ.
+    must be the same; dtypes and file formats may differ.
 
-    Example: [bold]phema diff true.safetensors synthesized.safetensors --tolerance 1e-3[/]
+    Exits with 1 as well where one of them has a tensor that the other lacks, or of another shape.
+
+    Examples:
+      A synthesized EMA and the one of this gamma that was tracked while training:
+        $ phema synthesize --gamma 7 demo/ckpts/ -o ema.pt --quiet
+        $ phema diff demo/truth/*-gamma7.safetensors ema.pt --tolerance 1e-3
+
+      Every tensor, for a script:
+        $ phema diff demo/truth/*-gamma7.safetensors ema.pt --tolerance 1 --json
     """
     from phema_cli.snapshots.scan import read_checkpoint
     from phema_cli.synthesis.compare import compare

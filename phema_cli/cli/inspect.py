@@ -31,12 +31,28 @@ def inspect(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show the snapshots found, what is wrong with them, and which targets can be reached.
+    r"""Show the snapshots found, what is wrong with them, and which targets can be reached.
 
-    Reads headers, and a sample of the tensors to learn how they move and round. Exits with 3 where
-    something stands against a synthesis.
+    Reads headers, and a sample of the tensors to learn how they move and round. What a snapshot is
+    an average of, and of which step, is taken from the command line, from phema.toml, from the
+    file's metadata or from its name, in this order. The bar shows for each sigma_rel how far a
+    target would be from the true EMA, as the error in sigma_rel that would do the same harm.
 
-    Example: [bold]phema inspect ckpts/[/]
+    Exits with 3 where something stands against a synthesis, or with 4 where that is an unsafe
+    pickle.
+
+    Examples:
+      What a directory of snapshots can give:
+        $ phema inspect ckpts/
+
+      Each snapshot, where its tag was read, and how the weights moved:
+        $ phema inspect ckpts/ --verbose
+
+      Names of your own, with an index that counts gammas:
+        $ phema inspect odd/ --pattern '(?P<index>\d)_(?P<step>\d+)' --gammas 5,10
+
+      Which targets there will be at an earlier step, for a script:
+        $ phema inspect ckpts/ --step 500 --json
     """
     from phema_cli.errors import InputError
     from phema_cli.profiles import gamma_from_sigma_rel

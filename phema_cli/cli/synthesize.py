@@ -118,9 +118,29 @@ def synthesize(
 ) -> None:
     """Write the EMA of each target gamma, and print the path of each, one a line.
 
-    All targets are made in one pass over the snapshots.
+    All targets are made in one pass over the snapshots, tensor by tensor; no checkpoint is held in
+    memory. Outputs appear complete or not at all: after an interruption the same command goes on
+    where it was. Integers and booleans are copied from the newest snapshot. Each output records
+    its target, its sources and their weights, which phema verify checks.
 
-    Example: [bold]phema synthesize --gamma 7 ckpts/[/]
+    Exits with 1, before anything is written, where a target's expected_error is above --max-error;
+    with 2 where an output exists and neither --overwrite nor --skip-existing is given.
+
+    Examples:
+      The EMA of gamma 7, in the working directory:
+        $ phema synthesize --gamma 7 ckpts/
+
+      Four lengths, in bfloat16, into a directory:
+        $ phema synthesize -s 0.05,0.10,...,0.20 ckpts/ -o emas/ --dtype bf16
+
+      A file for torch.load; no file if it were to be far from the true EMA:
+        $ phema synthesize --gamma 7 ckpts/ -o ema.pt --max-error 0.01
+
+      What would be done, at an earlier step, by a name of your own:
+        $ phema synthesize -g 7 ckpts/ --step 500 -o 'at-{step}/ema.pt' --dry-run
+
+      The path of the result in a shell's variable:
+        $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.synthesis import Request, find_dtype
     from phema_cli.synthesis.team import joined

@@ -36,9 +36,19 @@ def verify(
 ) -> None:
     """Check an output: its provenance, its files, and with its sources its values.
 
-    Exit with 1 where anything differs. Without PATH only what the output says of itself is checked.
+    The output's plan is made again from what it records, and its bytes are compared with what the
+    plan gives: the headers whole, of the values 64 MiB at random, or all. Without PATH only what
+    the output says of itself is checked.
 
-    Example: [bold]phema verify phema-step0001000-gamma7.safetensors ckpts/ --full[/]
+    Exits with 1 where anything differs, and names the tensor and the element.
+
+    Examples:
+      All values of an output, from the snapshots it was made of:
+        $ phema synthesize --gamma 7 ckpts/ -o ema.safetensors --quiet
+        $ phema verify ema.safetensors ckpts/ --full
+
+      What an output says of itself:
+        $ phema verify ema.safetensors --json
     """
     from phema_cli.snapshots import scan
     from phema_cli.synthesis.verifying import provenance_of, remake
