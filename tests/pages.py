@@ -1,0 +1,148 @@
+"""The documents as tests see them: pages, their code blocks, and what runs a block."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.builders import PHEMA
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
+
+#: kinds of blocks that ``run`` runs; a page's blocks share a directory and a Python process.
+RUN = ("console", "python", "sh")
+#: blocks that need more than that, and the test that has it.
+ELSEWHERE = {
+    ("README.md", "sh"): "test_docs.py::test_make_targets_of_the_readme_exist",
+    ("cli.md", "text"): "test_docs.py::test_reference_is_what_the_commands_say",
+    ("formats.md", "python"): "test_docs.py::test_toy_format_of_the_page_works",
+    ("formats.md", "toml"): "test_docs.py::test_toml_example_is_understood",
+    ("index.md", "{include}"): "test_site.py::test_the_site_is_built_without_a_warning",
+    ("index.md", "{toctree}"): "test_site.py::test_the_site_is_built_without_a_warning",
+    ("json.md", "json"): "test_json.py::test_examples_of_the_page_fit_their_schemas",
+    ("pipelines.md", "yaml"): "test_pipelines.py::test_the_action_does_what_it_says",
+}
+#: figures that depend on the machine's arithmetic: those of trained weights, and what is drawn of
+#: them.
+_NUMBER = r"(?<![\w.-])(\d+\.\d+(e[+-]\d+)?|\d+e[+-]\d+)(?![\w.])"
+_MEASURED = re.compile(
+    rf"[█▒░]{{9,}}|\d+ identical|{_NUMBER}( to {_NUMBER})?(, {_NUMBER}( to {_NUMBER})?)*"
+)
+_FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+#: the first line of a block that is a file, after the line that names its interpreter.
+_NAME = re.compile(r"\A(?:#!.*\n)?# (Makefile|[\w-]+\.\w+)$", re.MULTILINE)
+_DRIVER = """
+import json, sys
+space = {"__name__": "__main__"}
+for line in sys.stdin:
+    exec(compile(json.loads(line), "<block>", "exec"), space)
+    print("\\0", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The name that it is to be saved by, which its first line says as a comment."""
+        match = _NAME.match(self.text)
+        return match[1] if match else None
+
+
+def blocks(page: Path, language: str | None = None) -> list[Block]:
+    """The code blocks of a page, all or those in one language."""
+    found = [Block(*parts) for parts in _FENCE.findall(page.read_text())]
+    return [b for b in found if language in (None, b.language)]
+
+
+def runnable(page: Path) -> list[Block]:
+    """The blocks of a page that are run one after another, or saved for those that follow."""
+    taken = [b for b in blocks(page) if (page.name, b.language) not in ELSEWHERE]
+    return [b for b in taken if b.language in RUN or b.file]
+
+
+def run(page: Path, place: Path) -> None:
+    """Run a page's blocks in a directory; console blocks have to show what they print."""
+    with _python(place) as python:
+        for block in runnable(page):
+            if block.file:
+                (place / block.file).write_text(block.text)
+            elif block.language == "python":
+                python(block.text)
+            elif block.language == "sh":
+                shell(block.text, place)
+            else:
+                _session(block.text, place)
+
+
+def shell(command: str, place: Path) -> str:
+    """What a command prints, stderr first; it has to succeed."""
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=place,
+        env={
+            "PATH": f"{PHEMA.parent}:/usr/bin:/bin",
+            "COLUMNS": "80",
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(place),
+        }
+        | kept,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stderr + done.stdout
+
+
+def _session(text: str, place: Path) -> None:
+    """Run a console block's commands; each prints what is shown, but for measured digits."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, shown = part.partition("\n")
+        assert without_measured(shell(command, place)) == without_measured(shown), command
+
+
+def without_measured(text: str) -> str:
+    """Text with measured figures as # and single blanks."""
+    return re.sub(r"\s+", " ", _MEASURED.sub("#", text)).strip()
+
+
+@contextmanager
+def _python(place: Path) -> Iterator:
+    """What runs Python blocks in one process, so that each knows what the earlier ones defined."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def execute(code: str) -> None:
+        process.stdin.write(json.dumps(code) + "\n")
+        process.stdin.flush()
+        said = ""
+        while not said.endswith("\0\n"):
+            line = process.stdout.readline()
+            assert line, f"{code}\n{said}"
+            said += line
+
+    with process:
+        yield execute
