@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ def without_measured(text: str) -> str:
 
 
 @contextmanager
-def _python(place: Path) -> Iterator:
+def _python(place: Path) -> Iterator[Callable[[str], None]]:
     """What runs Python blocks in one process, so that each knows what the earlier ones defined."""
     process = subprocess.Popen(
         [sys.executable, "-c", _DRIVER],
@@ -135,12 +135,16 @@ def _python(place: Path) -> Iterator:
         text=True,
     )
 
+    assert process.stdin
+    assert process.stdout
+    code_in, said_out = process.stdin, process.stdout
+
     def execute(code: str) -> None:
-        process.stdin.write(json.dumps(code) + "\n")
-        process.stdin.flush()
+        code_in.write(json.dumps(code) + "\n")
+        code_in.flush()
         said = ""
         while not said.endswith("\0\n"):
-            line = process.stdout.readline()
+            line = said_out.readline()
             assert line, f"{code}\n{said}"
             said += line
 

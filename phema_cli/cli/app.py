@@ -73,8 +73,8 @@ def phema(
       Write the EMA of gamma 7:
         $ phema synthesize --gamma 7 ckpts/
 
-      Complete commands, options, snapshots and their directories in this shell:
-        $ eval "$(phema --show-completion bash)"
+      Complete commands, options and snapshots in bash; so source_zsh, source_fish:
+        $ eval "$(_PHEMA_COMPLETE=source_bash phema)"
 
     Exit codes:
       0         done

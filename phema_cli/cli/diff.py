@@ -8,15 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phema_cli.cli import options, render
+from phema_cli.cli import completing, options, render
 
 if TYPE_CHECKING:
     from phema_cli.synthesis.compare import Comparison
 
 _LISTED = 10
 
-First = Annotated[Path, typer.Argument(help="The checkpoint to compare with.", metavar="A")]
-Second = Annotated[Path, typer.Argument(help="The checkpoint that is compared.", metavar="B")]
+First = Annotated[
+    Path,
+    typer.Argument(
+        help="The checkpoint to compare with.", metavar="A", autocompletion=completing.paths
+    ),
+]
+Second = Annotated[
+    Path,
+    typer.Argument(
+        help="The checkpoint that is compared.", metavar="B", autocompletion=completing.paths
+    ),
+]
 Tolerance = Annotated[
     float,
     options.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from phema_cli.cli import parsing
+from phema_cli.cli import completing, parsing
 from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  
 
 Paths = Annotated[
     list[str],
-    typer.Argument(help="Snapshots, or directories that hold them; URLs too.", metavar="PATH"),
+    typer.Argument(
+        help="Snapshots, or directories that hold them; URLs too.",
+        metavar="PATH",
+        autocompletion=completing.paths,
+    ),
 ]
 Gamma = Annotated[
     list[str] | None,
@@ -62,6 +66,7 @@ Profile = Annotated[
         "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE.",
         panel=_TARGETS,
         metavar="PROFILE",
+        autocompletion=completing.profiles,
     ),
 ]
 Step = Annotated[
@@ -80,6 +85,7 @@ Method = Annotated[
         help="How weights are solved: blue, normalized, projection.",
         panel=_TARGETS,
         metavar="NAME",
+        autocompletion=completing.methods,
     ),
 ]
 Pattern = Annotated[
@@ -132,6 +138,7 @@ Average = Annotated[
         help="What the average is of snapshots that say none: exponential:beta=0.999, ...",
         panel=_SOURCES,
         metavar="PROFILE",
+        autocompletion=completing.averages,
     ),
 ]
 Raw = Annotated[

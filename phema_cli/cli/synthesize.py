@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import listing, options, parsing, render
+from phema_cli.cli import completing, listing, options, parsing, render
 
 if TYPE_CHECKING:
     from phema_cli.snapshots import Config
@@ -33,6 +33,7 @@ Format = Annotated[
         help="safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
         panel=_OUTPUT,
         metavar="NAME",
+        autocompletion=completing.formats,
     ),
 ]
 Dtype = Annotated[
@@ -42,6 +43,7 @@ Dtype = Annotated[
         help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
         panel=_OUTPUT,
         metavar="TYPE",
+        autocompletion=completing.dtypes,
     ),
 ]
 MaxShardSize = Annotated[
@@ -83,7 +85,12 @@ AllowNonfinite = Annotated[
 ]
 Device = Annotated[
     str,
-    options.option("--device", help="What averages: cpu, cuda or cuda:N.", metavar="NAME"),
+    options.option(
+        "--device",
+        help="What averages: cpu, cuda or cuda:N.",
+        metavar="NAME",
+        autocompletion=completing.devices,
+    ),
 ]
 MaxMemory = Annotated[
     str,

@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phema_cli.cli import options, render
+from phema_cli.cli import completing, options, render
 from phema_cli.errors import CheckFailedError, InputError
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
 
-Out = Annotated[Path, typer.Argument(help="What phema synthesize has written.", metavar="OUT")]
+Out = Annotated[
+    Path,
+    typer.Argument(
+        help="What phema synthesize has written.",
+        metavar="OUT",
+        autocompletion=completing.paths,
+    ),
+]
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(help="The snapshots it was made of, as they were given.", metavar="[PATH...]"),
+    typer.Argument(
+        help="The snapshots it was made of, as they were given.",
+        metavar="[PATH...]",
+        autocompletion=completing.paths,
+    ),
 ]
 Full = Annotated[
     bool, options.option("--full", help="Make all values again, not a random 64 MiB of them.")
