@@ -63,13 +63,13 @@ MaxError = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, options.option("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
+    bool, options.flag("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
 ]
 Overwrite = Annotated[
-    bool, options.option("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
+    bool, options.flag("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
 ]
 SkipExisting = Annotated[
-    bool, options.option("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
+    bool, options.flag("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
 ]
 Jobs = Annotated[
     int | None,
@@ -79,7 +79,7 @@ Jobs = Annotated[
 ]
 AllowNonfinite = Annotated[
     bool,
-    options.option("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
+    options.flag("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
 ]
 Device = Annotated[
     str,

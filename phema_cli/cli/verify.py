@@ -20,7 +20,7 @@ Sources = Annotated[
     typer.Argument(help="The snapshots it was made of, as they were given.", metavar="[PATH...]"),
 ]
 Full = Annotated[
-    bool, options.option("--full", help="Make all values again, not a random 64 MiB of them.")
+    bool, options.flag("--full", help="Make all values again, not a random 64 MiB of them.")
 ]
 
 
