@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from phema_cli.errors import PhemaError
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.scan import read_checkpoint
-from phema_cli.synthesis.verifying import remake, verify
+from phema_cli.synthesis.remaking import remake
+from phema_cli.synthesis.verifying import verify
 from tests.builders import phema, write_run
 
 

@@ -173,8 +173,10 @@ def make_recipe(
     tensors, ties = plan_tensors(snapshots, dtype, copy)
     if origins is None:
         origins = [
-            provenance(sources, solution.weights[kept, k], target, step, figures, method, copy)
-            for k, (target, figures) in enumerate(zip(targets, solution.figures, strict=True))
+            provenance(sources, weights, target, step, figures, method, copy, device)
+            for weights, target, figures in zip(
+                solution.weights[kept].T, targets, solution.figures, strict=True
+            )
         ]
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())

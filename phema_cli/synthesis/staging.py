@@ -250,10 +250,9 @@ def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
     with _writing(output):
         waiting = [p for p in output.finals if output.staged(p).exists()]
-        stale = [p for p in output.present() if p != output.path and p not in output.finals]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if p not in {f.path for f in output.files}]
-        for path in [*index, *stale]:
+        for path in [*index, *output.stale()]:
             path.unlink(missing_ok=True)
         for path in waiting:
             output.staged(path).replace(path)

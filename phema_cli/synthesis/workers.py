@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
-from phema_cli.synthesis.averaging import Averager, Tile
+from phema_cli.synthesis.averaging import Averager, Tile, Way
 from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.digests import BLOCK_ELEMENTS, Hasher, Leaves
 from phema_cli.synthesis.finite import refuse
@@ -201,9 +201,16 @@ class Tiles:
         recipe: what is read.
         reader: what reads it.
         device: where they are averaged, ``cpu`` or ``cuda:N``.
+        way: how they are summed, if that is not for the recipe to say.
     """
 
-    def __init__(self, recipe: Recipe, reader: FileReader, device: str = DEFAULT_DEVICE) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        reader: FileReader,
+        device: str = DEFAULT_DEVICE,
+        way: Way | None = None,
+    ) -> None:
         self._reader = reader
         # Newest first: the reference that differences are taken from leads.
         self.used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
@@ -213,6 +220,7 @@ class Tiles:
             recipe.sums,
             recipe.tile_elements,
             device,
+            way,
         )
 
     def read(self, segment: Segment, start: int, count: int, hasher: Hasher | None = None) -> Tile:
