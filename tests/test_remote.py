@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 from upath import UPath
 
-from phema_cli import scan, synthesize
+from phema_cli import scan
 from phema_cli.errors import InputError, StorageError, UsageError
-from tests.builders import phema, write_run
+from tests.builders import phema, synthesize, write_run
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
