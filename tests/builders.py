@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,21 @@ def phema(
     return Run(done.returncode, done.stdout, done.stderr)
 
 
-def run(*arguments: object, cwd: Path | None = None, **environment: str) -> Run:
+def run(
+    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+) -> Run:
     """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd, **environment)
+    done = phema(*arguments, cwd=cwd, verified=verified, **environment)
     assert done.code == 0, done.err
     return done
 
 
-def synthesize(paths: object, **options: Any) -> list[Path]:
+def synthesize(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **options: Any
+) -> list[Path]:
     """``phema_cli.synthesize``, and what it writes is verified in full."""
     outputs = phema_cli.synthesize(paths, **options)
-    roots = paths if isinstance(paths, list) else [paths]
+    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
     found = scan(roots, options.get("config"))
     for path in outputs:
         verify_output(path, found)

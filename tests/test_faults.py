@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan, staging
+from phema_cli.synthesis import Request, plan, staging
 from tests.builders import PHEMA
 
 #: `make faults` sets it to a hundred.

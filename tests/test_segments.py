@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
+from tests.builders import execute
 from phema_cli.synthesis.segments import segments
 
 

@@ -153,15 +153,15 @@ def near(held: torch.Tensor, stored: torch.Tensor, weights: Array) -> torch.Tens
     made, values, own = held.double(), stored.double(), torch.from_numpy(weights)
     exact = own @ values
     kind = torch.finfo(held.dtype)
-    units = torch.ldexp(torch.tensor(kind.eps).double(), torch.frexp(exact).exponent - 1)
+    units = torch.ldexp(torch.full_like(exact, kind.eps), torch.frexp(exact).exponent - 1)
     units.clamp_(min=kind.smallest_normal * kind.eps)
     # Differences from the reference are taken, weighed and added up in float32 or float64.
     sizes = own.abs() @ (values.abs() + values[0].abs())
     step = torch.finfo(
         torch.float64 if torch.float64 in {held.dtype, stored.dtype} else torch.float32
     ).eps
-    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step * sizes
-    return within | (made == exact) | (made.isnan() & exact.isnan())
+    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step / 2 * sizes
+    return (within & exact.isfinite()) | (made == exact) | (made.isnan() & exact.isnan())
 
 
 def _check_digests(recipe: Recipe, hasher: Hasher | None) -> int:
