@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
 from phema_cli.synthesis import Request, plan
-from tests.builders import execute
 from phema_cli.synthesis.segments import segments
+from tests.builders import execute
 
 
 def planned(folder, names, **request):
