@@ -22,7 +22,6 @@ from phema_cli.profiles import Array
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import Hasher, source_digests
 from phema_cli.synthesis.headers import check_checksums, check_headers
-from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
 from phema_cli.synthesis.remaking import recorded_digest
@@ -79,7 +78,8 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
     with FileReader() as reader:
         try:
             check_headers(output, reader)
-            checker = _Checker(recipe, output, reader, progress or (lambda _: None))
+            hasher = Hasher() if recipe.digest and full else None
+            checker = _Checker(recipe, reader, hasher, progress or (lambda _: None))
             tiles = list(_tiles(recipe))
             chosen = tiles if full else _chosen(tiles)
             for kind in dict.fromkeys(tile.kind for tile in chosen):
@@ -87,7 +87,8 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
             digests = 0
             if full:
                 check_checksums(output, checker.sums, reader)
-                digests = _check_digests(recipe, checker.hasher)
+            if hasher is not None:
+                digests = _check_digests(recipe, hasher)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
@@ -157,17 +158,14 @@ def near(held: torch.Tensor, stored: torch.Tensor, weights: Array) -> torch.Tens
     units.clamp_(min=kind.smallest_normal * kind.eps)
     # Differences from the reference are taken, weighed and added up in float32 or float64.
     sizes = own.abs() @ (values.abs() + values[0].abs())
-    step = torch.finfo(
-        torch.float64 if torch.float64 in {held.dtype, stored.dtype} else torch.float32
-    ).eps
-    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step / 2 * sizes
+    wide = torch.float64 in {held.dtype, stored.dtype}
+    step = torch.finfo(torch.float64 if wide else torch.float32).eps / 2
+    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step * sizes
     return (within & exact.isfinite()) | (made == exact) | (made.isnan() & exact.isnan())
 
 
-def _check_digests(recipe: Recipe, hasher: Hasher | None) -> int:
+def _check_digests(recipe: Recipe, hasher: Hasher) -> int:
     """Compare digests of sources with what the output records of them; how many there are."""
-    if hasher is None:
-        return 0
     record = json.loads(recipe.origins[0])
     found = source_digests(recipe, hasher.leaves, 0)
     for source, now in zip(recipe.sources, found, strict=True):
@@ -183,22 +181,28 @@ def _check_digests(recipe: Recipe, hasher: Hasher | None) -> int:
 class _Checker:
     """Makes tiles again and compares them.
 
+    Args:
+        recipe: what makes them.
+        reader: what reads them, and the output.
+        hasher: what is told all values of the sources, where digests are wanted.
+        progress: called with bytes of the output that were looked at.
+
     Attributes:
         sums: CRC-32 of tensors that were checked from their first to their last element.
-        hasher: digests of the sources' values, where the output records such.
     """
 
     def __init__(
-        self, recipe: Recipe, output: Output, reader: FileReader, progress: Progress
+        self, recipe: Recipe, reader: FileReader, hasher: Hasher | None, progress: Progress
     ) -> None:
         self._recipe = recipe
-        self._output = output
+        (self._output,) = recipe.outputs
         self._reader = reader
+        self._hasher = hasher
         self._progress = progress
-        self._exact = json.loads(recipe.origins[0])["device"] == DEFAULT_DEVICE
-        self._tiles = Tiles(recipe, reader)
+        exact = json.loads(recipe.origins[0])["device"] == DEFAULT_DEVICE
+        # What a GPU has summed is looked at more closely where its bits differ.
+        self._closely = None if exact else Tiles(recipe, reader)
         self.sums: dict[str, int] = {}
-        self.hasher = Hasher() if recipe.digest else None
 
     def check(self, kind: Kind | None, tiles: Sequence[_Range]) -> None:
         """Compare ranges of one kind with what one way of summing makes of all of them.
@@ -221,8 +225,8 @@ class _Checker:
         wanted = bytearray(tile.size_bytes)
         base = self._recipe.bases[0]
         self._reader.read_elements(tile.segment.sources[base], tile.start, memoryview(wanted))
-        if self.hasher is not None:
-            self.hasher.add(base, tile.segment.plan, tile.start, memoryview(wanted))
+        if self._hasher is not None:
+            self._hasher.add(base, tile.segment.plan, tile.start, memoryview(wanted))
         return wanted
 
     def _averaged(self, kind: Kind) -> Iterator[_Maker]:
@@ -231,7 +235,7 @@ class _Checker:
             tiles = Tiles(self._recipe, self._reader, way=way)
 
             def make(tile: _Range, tiles: Tiles = tiles) -> memoryview:
-                read = tiles.read(tile.segment, tile.start, tile.count, self.hasher)
+                read = tiles.read(tile.segment, tile.start, tile.count, self._hasher)
                 return read.averages(tile.count)[0]
 
             yield make
@@ -246,8 +250,8 @@ class _Checker:
             wanted = make(tile)
             if found != wanted:
                 places = _differing(found, wanted, plan.out_dtype.bits)
-                if plan.average and not self._exact:
-                    places = self._far(tile, places, found)
+                if plan.average and self._closely is not None:
+                    places = self._far(self._closely, tile, places, found)
                 if len(places):
                     return number, int(places[0])
             self._progress(tile.size_bytes)
@@ -261,15 +265,15 @@ class _Checker:
         self._reader.read_bytes(file.path, at, memoryview(found))
         return found
 
-    def _far(self, tile: _Range, places: Positions, found: bytearray) -> Positions:
+    def _far(self, tiles: Tiles, tile: _Range, places: Positions, found: bytearray) -> Positions:
         """Those of the elements that are not within rounding of the sums in float64."""
         import torch
 
         plan = tile.segment.plan
         held = torch.frombuffer(found, dtype=getattr(torch, plan.out_dtype.label))
         # Averages may have taken the place of the values that they were made of.
-        stored, _ = self._tiles.read(tile.segment, tile.start, tile.count).values(tile.count)
-        weights = self._recipe.weights[self._tiles.used, 0]
+        stored, _ = tiles.read(tile.segment, tile.start, tile.count).values(tile.count)
+        weights = self._recipe.weights[tiles.used, 0]
         pieces = [places[i : i + _PIECE] for i in range(0, len(places), _PIECE)]
         far = [piece[~near(held[piece], stored[:, piece], weights).numpy()] for piece in pieces]
         return np.concatenate(far)
