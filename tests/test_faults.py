@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan, staging
-from tests.builders import PHEMA
+from phema_cli.synthesis import Request, plan, staging
+from tests.builders import PHEMA, execute
+from tests.verified import verify_output
 
 #: `make faults` sets it to a hundred.
 KILLS = int(os.environ.get("PHEMA_KILLS", "6"))
@@ -84,6 +85,8 @@ def test_kills_at_any_moment_lose_nothing(large, tmp_path):
     assert ended(process) == (0, "")
     lasts = time.monotonic() - began
     whole = digests(tmp_path / "whole")
+    for out in (tmp_path / "whole").iterdir():
+        verify_output(out, scan([large]))
     moments = random.Random(0)  # noqa: S311 - no secret
     went_on = 0
     for number in range(KILLS):

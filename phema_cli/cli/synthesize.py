@@ -81,6 +81,14 @@ AllowNonfinite = Annotated[
     bool,
     options.flag("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
 ]
+Digest = Annotated[
+    bool,
+    options.flag(
+        "--digest",
+        help="Record digests of the values read from the sources, for phema verify --full.",
+        panel=_OUTPUT,
+    ),
+]
 Device = Annotated[
     str,
     options.option("--device", help="What averages: cpu, cuda or cuda:N.", metavar="NAME"),
@@ -107,6 +115,7 @@ def synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
+    digest: Digest = False,
     sources: options.Sources,
     copy: options.Copy = None,
     jobs: Jobs = None,
@@ -141,6 +150,7 @@ def synthesize(
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
+        digest=digest,
         skip_existing=skip_existing,
     )
     config = sources.config(copy)

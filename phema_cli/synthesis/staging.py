@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats._crc import join
@@ -67,9 +68,9 @@ class Notes:
     def __init__(self, recipe: Recipe, rank: int) -> None:
         self._recipe = recipe
         self._rank = rank
-        # Checksums of a tensor are known only to who has written all of it.
+        # Checksums and digests are known only to who has written all of a tensor.
         images = [file.image for output in recipe.outputs for file in output.files]
-        self._wanted = not any(image.checksums for image in images)
+        self._wanted = not (recipe.digest or any(image.checksums for image in images))
         self._pending: list[int] = []
         self._pending_bytes = 0
 
@@ -147,9 +148,14 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
         with _writing(output):
             for file in output.files if not lead.done else ():
                 _create(output.staged(file.path), file.image.size_bytes, file.image.segments)
-            if output.index is not None:
-                output.staged(output.index[0]).write_bytes(output.index[1])
+            _write_index(output)
             _sync(output.staging)
+
+
+def _write_index(output: Output) -> None:
+    """Write the index of shards, where there are some."""
+    if output.index is not None:
+        output.staged(output.index[0]).write_bytes(output.index[1])
 
 
 def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
@@ -214,9 +220,23 @@ def _create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
                 raise
             os.ftruncate(stream.fileno(), size)
-        for offset, data in parts:
-            stream.seek(offset)
-            stream.write(data)
+        _write_parts(stream, parts)
+
+
+def _write_parts(stream: IO[bytes], parts: Sequence[tuple[int, bytes]]) -> None:
+    """Put bytes at some places of a file."""
+    for offset, data in parts:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def rewrite_headers(output: Output) -> None:
+    """Put the headers and the index of an output of the same sizes in the place of others."""
+    with _writing(output):
+        for file in output.files:
+            with output.staged(file.path).open("r+b") as stream:
+                _write_parts(stream, file.image.segments)
+        _write_index(output)
 
 
 def make_durable(output: Output) -> None:
@@ -230,10 +250,9 @@ def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
     with _writing(output):
         waiting = [p for p in output.finals if output.staged(p).exists()]
-        stale = [p for p in output.present() if p != output.path and p not in output.finals]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if p not in {f.path for f in output.files}]
-        for path in [*index, *stale]:
+        for path in [*index, *output.stale()]:
             path.unlink(missing_ok=True)
         for path in waiting:
             output.staged(path).replace(path)
