@@ -62,7 +62,7 @@ class StorageError(PhemaError):
     @classmethod
     def wrap(cls, error: OSError, where: object, doing: str) -> StorageError:
         """Turn an ``OSError`` met while ``doing`` something to ``where`` into a StorageError."""
-        remedy = _REMEDIES.get(error.errno or 0)
+        remedy = _REMEDIES.get(error.errno or 0, "the system's log may say more")
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
 
 

@@ -1,7 +1,8 @@
 /* Faults for a process under test: loaded before libc, it meddles with calls on chosen files.
  *
  * FAULTS      rules "call path nth times action", one a line. The rule holds for the calls whose
- *             file has `path` in its path, from the nth on (1 is the first), `times` of them. The
+ *             file has `path` in its path (at its end where it ends in $), from the nth on (1 is the
+ *             first), `times` of them. The
  *             action is a number of errno; or "short" (half of what was asked for), "zero" (nothing,
  *             as at the end of a file), "pause" (until a file FAULT_LOG.go is there).
  * FAULT_LOG   gets a line "call path" for each call on a file that has FAULT_TRACE in its path, and
@@ -63,6 +64,14 @@ static void note(const char *kind, const char *call, const char *path)
         abort();
 }
 
+static int matches(const char *path, const char *wanted)
+{
+    size_t length = strlen(path), size = strlen(wanted);
+    if (size && wanted[size - 1] == '$')
+        return length >= size - 1 && !strncmp(path + length - (size - 1), wanted, size - 1);
+    return strstr(path, wanted) != NULL;
+}
+
 /* The action that a rule has for this call, or NULL. */
 static const char *meddle(const char *call, const char *path)
 {
@@ -72,7 +81,7 @@ static const char *meddle(const char *call, const char *path)
         note("", call, path);
     for (int i = 0; i < count; i++) {
         struct rule *r = &rules[i];
-        if (strcmp(r->call, call) || !strstr(path, r->path))
+        if (strcmp(r->call, call) || !matches(path, r->path))
             continue;
         long now = __atomic_add_fetch(&seen[i], 1, __ATOMIC_SEQ_CST);
         if (now < r->nth || now >= r->nth + r->times)
@@ -106,8 +115,9 @@ static const char *meddle_fd(const char *call, int fd)
 /* For calls that return 0 or -1. */
 #define FAIL(action)                   \
     do {                               \
-        if (action) {                  \
-            errno = atoi(action);      \
+        const char *done = action;     \
+        if (done) {                    \
+            errno = atoi(done);        \
             return -1;                 \
         }                              \
     } while (0)

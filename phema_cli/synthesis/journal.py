@@ -87,7 +87,7 @@ class Journal:
         self.complete = True
 
     def remove(self) -> None:
-        """Remove the directory, where nothing else is left in it; what says whose it is goes last."""
+        """Remove the directory where nothing else is left in it, the plan's name last."""
         for path in reversed(_notes(self.folder)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)

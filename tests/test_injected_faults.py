@@ -1,0 +1,213 @@
+"""Failing and lying system calls, full and read-only disks: under the real console script."""
+
+import os
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.injection import ALWAYS, Fault, Injected, compiled, digests
+
+#: how many faults the sweep injects; `make faults` sets it to a hundred.
+FAULTS = int(os.environ.get("PHEMA_FAULTS", "2"))
+
+#: a staged shard, a snapshot, and the journal.
+SHARD, SNAPSHOT, JOURNAL = ".partial/model-00003", "/in/s2-10.0", ".partial/journal$"
+
+
+@pytest.fixture(scope="module")
+def ckpts(tmp_path_factory):
+    """Four snapshots of 800 kB each."""
+    folder = tmp_path_factory.mktemp("faults") / "in"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for step in (1, 2):
+        for gamma in ("5.0", "10.0"):
+            tensors = {f"layer{i}": torch.randn(50_000, generator=generator) for i in range(4)}
+            tensors["count"] = torch.arange(10)
+            metadata = {"gamma": gamma, "step": str(step)}
+            save_file(tensors, folder / f"s{step}-{gamma}.safetensors", metadata)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory):
+    """The layer of faults, compiled."""
+    return compiled(tmp_path_factory.mktemp("layer"))
+
+
+def arguments(ckpts, out, form="safetensors"):
+    """A synthesis in four shards or one file, by small tiles of one worker."""
+    shards = ["--max-shard-size", "250kB", "-o", f"{out}/"]
+    end = shards if form == "safetensors" else ["-o", out / f"o.{form}"]
+    return ["synthesize", ckpts, "-g", 7, "-q", "-j", 1, "--max-memory", "600KB", *end]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ckpts, layer, tmp_path_factory):
+    """By format: digests of what an undisturbed run writes, and the calls that it makes."""
+    found = {}
+    for form in ("safetensors", "pt"):
+        folder = tmp_path_factory.mktemp(f"whole-{form}")
+        run = Injected(
+            *(layer, folder / "log", arguments(ckpts, folder / "out", form)),
+            trace=str(ckpts.parent)[:-1],
+        )
+        done = run.end()
+        assert (done.code, done.err) == (0, "")
+        calls = [(call, path.replace(f"{folder}/out", "")) for call, path in run.lines()]
+        found[form] = digests(folder / "out"), calls
+    return found
+
+
+@pytest.fixture
+def start(ckpts, layer, tmp_path):
+    """Starts the synthesis into ``out`` under faults."""
+    number = iter(range(100))
+
+    def begin(*faults, out=tmp_path / "out", form="safetensors", more=()):
+        log = tmp_path / f"log{next(number)}"
+        return Injected(layer, log, [*arguments(ckpts, out, form), *more], *faults)
+
+    return begin
+
+
+def complete(out):
+    """What lies under a name that says it is complete."""
+    return [*out.glob("*/*.index.json"), *out.glob("*.pt")] if out.exists() else []
+
+
+def check_failed(run, out, code, words):
+    """The run said in one line what, where and the remedy, and left no output."""
+    assert run.code == code, run.err
+    assert run.err.startswith("phema: ")
+    assert run.err.count("\n") == 1
+    assert words in run.err
+    assert "; " in run.err
+    assert [p for p in complete(out) if ".partial" not in str(p)] == []
+
+
+def check_recovers(start, out, expected, form="safetensors"):
+    """The same command, undisturbed, gives what an undisturbed run gives, and nothing else."""
+    run = start(out=out, form=form).end()
+    assert (run.code, run.err) == (0, "")
+    assert digests(out) == expected
+    assert not list(out.glob("*.partial"))
+
+
+FAILURES = [
+    (Fault("preadv", SNAPSHOT, "EIO", nth=20), 5, "s2-10.0.safetensors: cannot read: Input"),
+    (Fault("preadv", SNAPSHOT, "zero", nth=20), 3, "s2-10.0.safetensors: ends at byte"),
+    (Fault("pwrite", SHARD, "ENOSPC", nth=2), 5, "cannot write: No space left"),
+    (Fault("fsync", SHARD, "EIO"), 5, "cannot write: Input/output error"),
+    (Fault("rename", "model-00002", "EIO"), 5, "cannot write: Input/output error"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "words"), FAILURES, ids=lambda v: str(v)[:30])
+def test_a_call_that_fails(start, ckpts, tmp_path, undisturbed, fault, code, words):
+    """One line and an exit code, no output, inputs as they were; then the same command goes on."""
+    before = digests(ckpts)
+    run = start(fault)
+    done = run.end()
+    assert run.fired
+    check_failed(done, tmp_path / "out", code, words)
+    check_recovers(start, tmp_path / "out", undisturbed["safetensors"][0])
+    assert digests(ckpts) == before
+
+
+#: what the system may do by its own rules, or a file system lack.
+TOLERATED = [
+    Fault("preadv", "/in/", "short"),
+    Fault("read", "/in/", "short"),
+    Fault("pwrite", ".partial/", "short"),
+    Fault("write", ".partial/", "short"),
+    Fault("posix_fallocate", ".partial/", "EOPNOTSUPP"),
+    Fault("fsync", "gamma7$", "EINVAL"),
+    Fault("fsync", ".partial$", "EINVAL"),
+    Fault("unlink", JOURNAL, "EIO"),
+]
+
+
+def test_what_a_system_may_do_changes_nothing(start, tmp_path, undisturbed):
+    """Calls that do half of what they could, or that a file system lacks: the same bytes."""
+    run = start(*TOLERATED[:-1])
+    done = run.end()
+    assert {call for call, _ in run.fired} == {fault.call for fault in TOLERATED[:-1]}
+    assert (done.code, done.err) == (0, "")
+    assert digests(tmp_path / "out") == undisturbed["safetensors"][0]
+
+
+def test_one_failed_read_is_tried_again(start, tmp_path, undisturbed):
+    """A read that fails once and then not is no failure."""
+    run = start(Fault("preadv", SNAPSHOT, "EIO", nth=20, times=1))
+    assert run.end().code == 0
+    assert len(run.fired) == 1
+    assert digests(tmp_path / "out") == undisturbed["safetensors"][0]
+
+
+ACTIONS = {
+    "open": ("EIO", "EMFILE"),
+    "read": ("EIO", "zero", "short"),
+    "preadv": ("EIO", "zero", "short"),
+    "write": ("EIO", "ENOSPC", "short"),
+    "pwrite": ("EIO", "ENOSPC", "EDQUOT", "short"),
+    "fsync": ("EIO", "ENOSPC"),
+    "posix_fallocate": ("ENOSPC", "EIO", "EOPNOTSUPP"),
+    "ftruncate": ("EIO",),
+    "rename": ("EIO", "ENOSPC", "EROFS"),
+    "unlink": ("EIO", "EROFS"),
+    "mkdir": ("EROFS", "ENOSPC"),
+}
+
+
+def faults_of(calls):
+    """All faults at the first, the middle and the last call of each kind on each file."""
+    counts = {}
+    for call, path in calls:
+        counts[call, path] = counts.get((call, path), 0) + 1
+    return [
+        Fault(call, f"{path}$", action, nth, times)
+        for (call, path), count in counts.items()
+        for nth in sorted({1, (count + 1) // 2, count})
+        for action in ACTIONS[call]
+        for times in (1, ALWAYS)
+    ]
+
+
+def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
+    """Whatever fails, once or for good: the whole output or none, and the same command goes on."""
+    choice = random.Random(0)  # noqa: S311 - no secret
+    before = digests(ckpts)
+    wanted = [
+        (form, fault) for form, (_, calls) in undisturbed.items() for fault in faults_of(calls)
+    ]
+    choice.shuffle(wanted)
+    injected = failed = recovered = 0
+    for form, fault in wanted:
+        if injected == FAULTS:
+            break
+        expected, _ = undisturbed[form]
+        out = tmp_path / f"{recovered}-{injected}-{form}"
+        run = start(fault, out=out, form=form)
+        done = run.end()
+        if not run.fired:
+            continue
+        injected += 1
+        if done.code:
+            failed += 1
+            assert done.code in {3, 5}, (fault, done)
+            check_failed(done, out, done.code, "")
+            check_recovers(start, out, expected, form)
+        else:
+            assert digests(out) == expected, fault
+        recovered += 1
+        shutil.rmtree(out)
+    assert digests(ckpts) == before
+    told = (
+        f"{injected} faults injected of {len(wanted)}, {failed} ended a run, {recovered} recovered"
+    )
+    print(f"\n{told}")  # noqa: T201 - `make faults` shows it
+    assert injected == recovered == FAULTS
