@@ -1,8 +1,11 @@
 """Failing and lying system calls, full and read-only disks: under the real console script."""
 
+import itertools
 import os
 import random
 import shutil
+import subprocess
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -65,9 +68,9 @@ def undisturbed(ckpts, layer, tmp_path_factory):
 @pytest.fixture
 def start(ckpts, layer, tmp_path):
     """Starts the synthesis into ``out`` under faults."""
-    number = iter(range(100))
+    number = itertools.count()
 
-    def begin(*faults, out=tmp_path / "out", form="safetensors", more=()):
+    def begin(*faults, out=tmp_path / "out", form="safetensors", ckpts=ckpts, more=()):
         log = tmp_path / f"log{next(number)}"
         return Injected(layer, log, [*arguments(ckpts, out, form), *more], *faults)
 
@@ -76,7 +79,8 @@ def start(ckpts, layer, tmp_path):
 
 def complete(out):
     """What lies under a name that says it is complete."""
-    return [*out.glob("*/*.index.json"), *out.glob("*.pt")] if out.exists() else []
+    found = [*out.glob("*/*.index.json"), *out.glob("*.pt")] if out.exists() else []
+    return [path for path in found if path.parent.suffix != ".partial"]
 
 
 def check_failed(run, out, code, words):
@@ -86,12 +90,12 @@ def check_failed(run, out, code, words):
     assert run.err.count("\n") == 1
     assert words in run.err
     assert "; " in run.err
-    assert [p for p in complete(out) if ".partial" not in str(p)] == []
+    assert not complete(out)
 
 
-def check_recovers(start, out, expected, form="safetensors"):
+def check_recovers(start, out, expected, **options):
     """The same command, undisturbed, gives what an undisturbed run gives, and nothing else."""
-    run = start(out=out, form=form).end()
+    run = start(out=out, **options).end()
     assert (run.code, run.err) == (0, "")
     assert digests(out) == expected
     assert not list(out.glob("*.partial"))
@@ -200,7 +204,7 @@ def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
             failed += 1
             assert done.code in {3, 5}, (fault, done)
             check_failed(done, out, done.code, "")
-            check_recovers(start, out, expected, form)
+            check_recovers(start, out, expected, form=form)
         else:
             assert digests(out) == expected, fault
         recovered += 1
@@ -211,3 +215,136 @@ def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
     )
     print(f"\n{told}")  # noqa: T201 - `make faults` shows it
     assert injected == recovered == FAULTS
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs", folder):
+        yield folder
+
+
+@contextmanager
+def mounted(*what):
+    """A mount that ends with the test; skips it where mounting is not permitted."""
+    done = subprocess.run(["mount", *map(str, what)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(what[-1])], check=True)
+
+
+def fill(disk, left):
+    """Take all of a disk's space but so many bytes."""
+    space = os.statvfs(disk)
+    with (disk / "filler").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, space.f_bavail * space.f_frsize - left)
+
+
+def test_a_disk_without_room_is_noticed_before_the_work(start, small_disk):
+    """What is needed and what is free are named, nothing is read or left."""
+    fill(small_disk, 300_000)
+    run = start(Fault("pwrite", ".partial/", "EIO"), out=small_disk / "out")
+    check_failed(run.end(), small_disk / "out", 5, "bytes more, and 2")
+    assert not run.fired
+    assert list(small_disk.iterdir()) == [small_disk / "filler"]
+
+
+def test_a_disk_that_fills_up_during_the_work(start, small_disk, undisturbed):
+    """Where space can't be reserved the disk fills up later: what is done is kept and goes on."""
+    out = small_disk / "out"
+    run = start(
+        Fault("posix_fallocate", ".partial/", "EOPNOTSUPP"),
+        Fault("pwrite", SHARD, "pause", nth=2, times=1),
+        out=out,
+    )
+    run.wait_for(lambda: noted(out))
+    fill(small_disk, 0)
+    run.go_on()
+    done = run.end()
+    check_failed(done, out, 5, "cannot write: No space left on device; free space there")
+    assert "the same command goes on from" in done.err
+    (small_disk / "filler").unlink()
+    check_goes_on(start, out, undisturbed)
+
+
+def noted(out):
+    """Whether a journal says that something is done."""
+    return any('"done"' in p.read_text() for p in out.glob("*.partial/journal"))
+
+
+def check_goes_on(start, out, undisturbed, **options):
+    """As ``check_recovers``, and the first shard, which was done, is not written again."""
+    (staging,) = out.glob("*.partial")
+    first = (staging / "model-00001-of-00004.safetensors").stat()
+    check_recovers(start, out, undisturbed["safetensors"][0], **options)
+    (made,) = out.glob("*/model-00001-of-00004.safetensors")
+    assert (made.stat().st_ino, made.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_kill_loses_one_shard_at_most(start, tmp_path, undisturbed, jobs):
+    """After kill -9 in the third shard the first is not made again; no lock is left behind."""
+    out = tmp_path / "out"
+    run = start(Fault("pwrite", SHARD, "pause", nth=2, times=1), more=("-j", jobs))
+    run.wait_for(lambda: noted(out))
+    run.process.kill()
+    run.go_on()
+    run.end()
+    assert not complete(out)
+    check_goes_on(start, out, undisturbed, more=("-j", jobs))
+
+
+def test_read_only_disks(start, tmp_path, undisturbed):
+    """Neither the directory of the outputs nor what is left there is harmed, and both are named."""
+    out = tmp_path / "out"
+    run = start(Fault("pwrite", SHARD, "pause", nth=2, times=1))
+    run.wait_for(lambda: noted(out))
+    run.process.kill()
+    run.end()
+    left = digests(out)
+    with mounted("--bind", out, out):
+        subprocess.run(["mount", "-o", "remount,bind,ro", out], check=True)
+        check_failed(start().end(), out, 5, "cannot write: Read-only file system; ")
+        assert digests(out) == left
+    (staging,) = out.glob("*.partial")
+    with mounted("--bind", staging, staging):
+        subprocess.run(["mount", "-o", "remount,bind,ro", staging], check=True)
+        check_failed(start().end(), out, 5, "cannot write: Read-only file system; ")
+        assert digests(out) == left
+    check_recovers(start, out, undisturbed["safetensors"][0])
+
+
+def test_an_output_directory_that_vanishes(start, tmp_path, undisturbed):
+    """Somebody removes the directory while it is written to: exit code 5, and it can be redone."""
+    out = tmp_path / "out"
+    run = start(Fault("pwrite", SHARD, "pause", nth=2, times=1))
+    run.wait_for(lambda: noted(out))
+    shutil.rmtree(out)
+    run.go_on()
+    check_failed(run.end(), out, 5, "cannot write: No such file or directory")
+    check_recovers(start, out, undisturbed["safetensors"][0])
+
+
+@pytest.mark.parametrize("change", ["replace", "truncate", "touch"])
+def test_a_snapshot_that_changes_while_it_is_read(start, ckpts, tmp_path, change):
+    """Half of it read before and half after: exit code 3, the file named, no output."""
+    mine = tmp_path / "in"
+    shutil.copytree(ckpts, mine)
+    victim = mine / "s2-10.0.safetensors"
+    out = tmp_path / "out"
+    run = start(Fault("preadv", SNAPSHOT, "pause", nth=20, times=1), ckpts=mine)
+    run.wait_for(lambda: run.fired)
+    if change == "replace":
+        shutil.copy(mine / "s1-10.0.safetensors", mine / "new")
+        (mine / "new").replace(victim)
+    elif change == "truncate":
+        os.truncate(victim, 100_000)
+    else:
+        victim.touch()
+    run.go_on()
+    check_failed(run.end(), out, 3, "s2-10.0.safetensors: ")
