@@ -101,6 +101,30 @@ def check_recovers(start, out, expected, **options):
     assert not list(out.glob("*.partial"))
 
 
+def test_flushes_come_between_names(undisturbed):
+    """A file system may keep names in any order; a flush of the directory keeps them apart."""
+    _, calls = undisturbed["safetensors"]
+    made = "/phema-step0000002-gamma7"
+    shards = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+    order = [
+        ("write", f"{made}.partial/journal"),
+        ("fsync", f"{made}.partial/journal"),
+        ("fsync", f"{made}.partial"),
+        *[("posix_fallocate", f"{made}.partial/{shard}") for shard in shards],
+        ("fsync", f"{made}.partial"),
+        *[("fsync", f"{made}.partial/{shard}") for shard in shards],
+        ("write", f"{made}.partial/journal"),
+        ("fsync", f"{made}.partial/journal"),
+        *[("rename", f"{made}.partial/{shard}") for shard in shards],
+        ("fsync", made),
+        ("rename", f"{made}.partial/model.safetensors.index.json"),
+        ("fsync", made),
+        ("unlink", f"{made}.partial/journal"),
+    ]
+    left = iter(calls)
+    assert [call for call in order if call not in left] == []
+
+
 FAILURES = [
     (Fault("preadv", SNAPSHOT, "EIO", nth=20), 5, "s2-10.0.safetensors: cannot read: Input"),
     (Fault("preadv", SNAPSHOT, "zero", nth=20), 3, "s2-10.0.safetensors: ends at byte"),

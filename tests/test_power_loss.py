@@ -125,6 +125,8 @@ def test_the_same_command_goes_on(make, tmp_path, monkeypatch, form, overwrite, 
     disk.power_loss()
     new = content(root)
     assert len(disk.states) > 8
+    # What has returned is there for good.
+    assert {path: disk.states[-1].get(path) for path in new} == new
     for number, state in enumerate(disk.states):
         restore(root, state)
         check_names(root, recipe, old, new)
