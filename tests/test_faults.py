@@ -215,11 +215,9 @@ def test_what_has_the_partial_name_is_not_touched(recipe, tmp_path, kind):
         other.write_text("")
         (folder / "journal").symlink_to(other)
     before = digests(tmp_path), sorted(tmp_path.rglob("*"))
-    with pytest.raises(
-        (UsageError, StorageError), match=r"way of the output|links are not"
-    ) as caught:
+    said = r"way of the output; move it|links are not followed"
+    with pytest.raises((UsageError, StorageError), match=said):
         execute(recipe)
-    assert "; " in str(caught.value)
     assert (digests(tmp_path), sorted(tmp_path.rglob("*"))) == before
 
 
@@ -240,6 +238,7 @@ def damaged(text):
 
 def test_a_damaged_journal_does_no_harm(recipe, tmp_path, monkeypatch):
     """Whatever is damaged in it counts for nothing: the right bytes, or one line and no harm."""
+    recipe = replace(recipe, tile_elements=64)
     execute(recipe)
     (out,) = (tmp_path / "o").iterdir()
     expected = out.read_bytes()
@@ -249,18 +248,19 @@ def test_a_damaged_journal_does_no_harm(recipe, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "o").iterdir()
     left = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert left["journal"].count(b"\n") > 2
+    first = left["journal"].splitlines(keepends=True)[0]
     went_on = 0
     for text in damaged(left["journal"]):
         folder.mkdir(exist_ok=True)
         for name, data in (left | {"journal": text}).items():
             (folder / name).write_bytes(data)
         before = digests(tmp_path)
-        try:
-            execute(recipe)
-        except UsageError as error:
-            assert "in the way of the output; move it" in str(error)
+        if not text.startswith(first):
+            with pytest.raises(UsageError, match="in the way of the output; move it"):
+                execute(recipe)
             assert digests(tmp_path) == before
             continue
+        execute(recipe)
         went_on += 1
         assert out.read_bytes() == expected
         assert list((tmp_path / "o").iterdir()) == [out]
@@ -305,7 +305,8 @@ def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
         execute(recipe)
 
 
-def test_a_snapshot_replaced_between_header_and_values(recipe, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("recipe")
+def test_a_snapshot_replaced_between_header_and_values(tmp_path, monkeypatch):
     """The file that the values come from is the one that the header was read from."""
     source = tmp_path / "in" / "s1.safetensors"
     read = safetensors.read_header
