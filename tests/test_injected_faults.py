@@ -54,13 +54,13 @@ def undisturbed(ckpts, layer, tmp_path_factory):
     found = {}
     for form in ("safetensors", "pt"):
         folder = tmp_path_factory.mktemp(f"whole-{form}")
-        run = Injected(
-            *(layer, folder / "log", arguments(ckpts, folder / "out", form)),
-            trace=str(ckpts.parent)[:-1],
-        )
+        command = arguments(ckpts, folder / "out", form)
+        # Snapshots and outputs lie in different directories of one run of the tests.
+        run = Injected(layer, folder / "log", command, trace=f"{ckpts.parent.parent}/")
         done = run.end()
         assert (done.code, done.err) == (0, "")
-        calls = [(call, path.replace(f"{folder}/out", "")) for call, path in run.lines()]
+        calls = [(call, path.replace(str(folder), "")) for call, path in run.lines()]
+        assert {"preadv", "pwrite", "fsync", "rename", "mkdir"} < {call for call, _ in calls}
         found[form] = digests(folder / "out"), calls
     return found
 
@@ -104,7 +104,7 @@ def check_recovers(start, out, expected, **options):
 def test_flushes_come_between_names(undisturbed):
     """A file system may keep names in any order; a flush of the directory keeps them apart."""
     _, calls = undisturbed["safetensors"]
-    made = "/phema-step0000002-gamma7"
+    made = "/out/phema-step0000002-gamma7"
     shards = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
     order = [
         ("write", f"{made}.partial/journal"),
@@ -218,7 +218,8 @@ def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
         if injected == FAULTS:
             break
         expected, _ = undisturbed[form]
-        out = tmp_path / f"{recovered}-{injected}-{form}"
+        out = tmp_path / str(injected) / "out"
+        out.parent.mkdir(exist_ok=True)
         run = start(fault, out=out, form=form)
         done = run.end()
         if not run.fired:
@@ -232,7 +233,7 @@ def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
         else:
             assert digests(out) == expected, fault
         recovered += 1
-        shutil.rmtree(out)
+        shutil.rmtree(out.parent)
     assert digests(ckpts) == before
     told = (
         f"{injected} faults injected of {len(wanted)}, {failed} ended a run, {recovered} recovered"

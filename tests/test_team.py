@@ -88,7 +88,7 @@ def test_a_failed_rank_fails_the_job_and_leaves_nothing(large, tmp_path):
 
 
 def test_a_killed_rank_fails_the_job_and_leaves_no_output(tmp_path):
-    """Rank 1 is killed while it writes: rank 0 ends too; partial files stay to go on from, or go."""
+    """Rank 1 is killed while it writes: rank 0 ends too, and no file has the output's name."""
     folder, out = tmp_path / "in", tmp_path / "out.safetensors"
     folder.mkdir()
     tensor = torch.zeros(96 << 20, dtype=torch.float16)
