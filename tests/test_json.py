@@ -109,9 +109,12 @@ def test_examples_of_the_page_fit_their_schemas():
     assert {e["schema"].split("/")[1] for e in examples} == set(SCHEMAS) - {"common"}
 
 
-def test_records_of_outputs_fit_their_schema(place):
+@pytest.mark.parametrize("option", ["--no-sample", "--digest"])
+def test_records_of_outputs_fit_their_schema(option, place):
     """What an output records of its making is a document as well."""
-    with safe_open(place / "out.safetensors", "pt") as file:
+    name = f"out{option}.safetensors"
+    assert phema("synthesize", "ckpts", "-g", 7, "-o", name, option, cwd=place).code == 0
+    with safe_open(place / name, "pt") as file:
         assert_fits(json.loads(file.metadata()["phema"]))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phema_cli.cli import completing, options, render
-from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
@@ -31,7 +31,7 @@ Sources = Annotated[
     ),
 ]
 Full = Annotated[
-    bool, options.option("--full", help="Make all values again, not a random 64 MiB of them.")
+    bool, options.flag("--full", help="Make all values again, not a random 64 MiB of them.")
 ]
 
 
@@ -62,7 +62,7 @@ def verify(
         $ phema verify ema.safetensors --json
     """
     from phema_cli.snapshots import scan
-    from phema_cli.synthesis.verifying import provenance_of, remake
+    from phema_cli.synthesis.remaking import provenance_of, remake
     from phema_cli.synthesis.verifying import verify as check
 
     checkpoint = _read(out)
@@ -87,7 +87,7 @@ def _read(out: Path) -> Checkpoint:
         raise InputError("no such file or directory", where=out)
     try:
         return read_checkpoint(out)
-    except InputError as error:
+    except (InputError, UnsafePickleError) as error:
         raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
 
 
