@@ -89,19 +89,19 @@ def run(page: Path, place: Path) -> None:
                 _session(block.text, place)
 
 
+def environment(place: Path) -> dict[str, str]:
+    """What a shell in a directory knows: that, phema, and a narrow terminal."""
+    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    path = f"{PHEMA.parent}:/usr/bin:/bin"
+    return {"PATH": path, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "HOME": str(place)} | kept
+
+
 def shell(command: str, place: Path) -> str:
     """What a command prints, stderr first; it has to succeed."""
-    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     done = subprocess.run(
-        ["bash", "-c", command],
+        ["bash", "-euc", command],
         cwd=place,
-        env={
-            "PATH": f"{PHEMA.parent}:/usr/bin:/bin",
-            "COLUMNS": "80",
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(place),
-        }
-        | kept,
+        env=environment(place),
         capture_output=True,
         text=True,
         check=False,
@@ -115,7 +115,8 @@ def _session(text: str, place: Path) -> None:
     """Run a console block's commands; each prints what is shown, but for measured digits."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, shown = part.partition("\n")
-        assert without_measured(shell(command, place)) == without_measured(shown), command
+        printed = shell(command, place)
+        assert without_measured(printed) == without_measured(shown), f"$ {command}\n{printed}"
 
 
 def without_measured(text: str) -> str:

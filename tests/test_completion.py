@@ -14,7 +14,7 @@ import pytest
 
 from phema_cli.cli import completing
 from phema_cli.profiles import PROFILES, parse_profile
-from tests.builders import PHEMA
+from tests.pages import environment
 
 LINES = [
     ("phema insp", ["inspect"]),
@@ -53,12 +53,6 @@ def place(tmp_path_factory):
     return place
 
 
-def environment(place):
-    """That of a shell, in which phema is found."""
-    kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    return {"PATH": f"{PHEMA.parent}:/usr/bin:/bin", "HOME": str(place), "TERM": "dumb"} | kept
-
-
 def script(shell):
     """A shell's command that turns completion on."""
     return {
@@ -76,7 +70,7 @@ def ask(shell, code, place):
     return subprocess.run(
         [shell, *bare, "-c", f"{script(shell)}\n{code}"],
         cwd=place,
-        env=environment(place),
+        env=environment(place) | {"TERM": "dumb"},
         capture_output=True,
         text=True,
         check=True,
@@ -113,7 +107,7 @@ def typed(shell, keys, place):
     with subprocess.Popen(
         [shell, *bare, "-i"],
         cwd=place,
-        env=environment(place),
+        env=environment(place) | {"TERM": "dumb"},
         stdin=slave,
         stdout=slave,
         stderr=slave,
