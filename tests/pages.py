@@ -113,7 +113,9 @@ def shell(command: str, place: Path) -> str:
 
 def _session(text: str, place: Path) -> None:
     """Run a console block's commands; each prints what is shown, but for measured digits."""
-    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+    before, *parts = re.split(r"^\$ ", text, flags=re.MULTILINE)
+    assert not before
+    for part in parts:
         command, _, shown = part.partition("\n")
         printed = shell(command, place)
         assert without_measured(printed) == without_measured(shown), f"$ {command}\n{printed}"

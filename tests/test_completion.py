@@ -24,7 +24,7 @@ LINES = [
     ("phema synthesize --dtype b", ["bfloat16"]),
     ("phema synthesize --device c", ["cpu", "cuda"]),
     ("phema synthesize --profile r", ["raw"]),
-    ("phema inspect ", ["ckpts/", "docs/", "run/", "runs/", "top.ckpt"]),
+    ("phema inspect ", ["ckpts/", "docs/", "run/", "runs/", "sharded/", "top.ckpt"]),
     ("phema inspect ckpts/ ru", ["run/", "runs/"]),
     ("phema inspect runs/", ["runs/first/tries/"]),
     ("phema inspect ckpts/ckpts/../x", ["ckpts/ckpts/../x-step1.pt"]),
@@ -45,6 +45,7 @@ def place(tmp_path_factory):
         "docs/page.md",
         "with blank/x.pt",
         ".hidden/x.pt",
+        "sharded/step-1/__0_0.distcp",
         "top.ckpt",
         "note.txt",
     ):
@@ -96,6 +97,12 @@ def test_fish_gets_candidates(place):
     found = [sorted(row.partition("\t")[0] for row in a.splitlines()) for a in answers]
     assert found == [sorted(expected) for _, expected in LINES]
     assert "ckpts/\tsnapshots\n" in "".join(answers)
+
+
+def test_completion_installs_itself(place):
+    """``--install-completion`` knows the shell that it is called from, for which it stays."""
+    code = "phema --install-completion\nbash --rcfile ~/.bashrc -ic 'complete -p phema'"
+    assert "-F _phema_completion phema" in ask("bash", code, place).splitlines()[-1]
 
 
 def typed(shell, keys, place):
@@ -168,6 +175,19 @@ def test_profiles_that_are_offered_are_profiles():
     assert kinds == {*PROFILES, "csv"}
     for text in completing.averages(""):
         parse_profile(text)
+
+
+def test_snapshots_come_first(place, monkeypatch):
+    """Directories that hold snapshots come before checkpoints, and these before other ones."""
+    monkeypatch.chdir(place)
+    assert completing.paths("") == [
+        ("ckpts/", "snapshots"),
+        ("run/", "snapshots"),
+        ("sharded/", "snapshots"),
+        ("top.ckpt", "checkpoint"),
+        ("docs/", "directory"),
+        ("runs/", "directory"),
+    ]
 
 
 def test_huge_and_forbidden_directories_are_no_trouble(place, monkeypatch):

@@ -24,8 +24,8 @@ PROFILES = (
 )
 #: names that shells take as they are, wherever they stand; others are left to the shell's quoting.
 _PLAIN = re.compile(r"[\w./~+@%,-]*")
-# Of huge directories only so much is looked at.
-_MOST_ENTRIES = 2000
+# Of huge directories only so much is looked at: of what is listed, and of what is only looked into.
+_LISTED, _LOOKED_AT = 2000, 200
 
 
 def paths(incomplete: str) -> list[tuple[str, str]]:
@@ -35,7 +35,7 @@ def paths(incomplete: str) -> list[tuple[str, str]]:
     """
     folder = incomplete[: incomplete.rfind("/") + 1]
     kinds: dict[str, list[str]] = {"snapshots": [], "checkpoint": [], "directory": []}
-    for entry in sorted(_entries(folder), key=lambda e: e.name):
+    for entry in sorted(_entries(folder, _LISTED), key=lambda e: e.name):
         path = folder + entry.name
         hidden = entry.name.startswith(".") and not incomplete[len(folder) :].startswith(".")
         if path.startswith(incomplete) and not hidden and _PLAIN.fullmatch(path):
@@ -48,11 +48,11 @@ def paths(incomplete: str) -> list[tuple[str, str]]:
     return (paths(only[0]) if only else []) or found
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: str, most: int) -> Iterator[os.DirEntry[str]]:
     """What a directory has; nothing where it can't be listed."""
     try:
         with os.scandir(Path(folder).expanduser()) as entries:
-            yield from islice(entries, _MOST_ENTRIES)
+            yield from islice(entries, most)
     except (OSError, RuntimeError):
         return
 
@@ -62,8 +62,8 @@ def _holds(folder: str, *, deeper: bool = True) -> bool:
     return any(
         (deeper and re.search(r"\d", entry.name) and _holds(f"{folder}/{entry.name}", deeper=False))
         if entry.is_dir()
-        else _is_checkpoint(entry.name)
-        for entry in _entries(folder)
+        else _is_checkpoint(entry.name) or entry.name.endswith(".distcp")
+        for entry in _entries(folder, _LOOKED_AT)
     )
 
 
