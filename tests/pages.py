@@ -32,10 +32,12 @@ ELSEWHERE = {
     ("pipelines.md", "yaml"): "test_pipelines.py::test_the_action_does_what_it_says",
 }
 #: figures that depend on the machine's arithmetic: those of trained weights, and what is drawn of
-#: them.
+#: them, by bars or in a chart.
 _NUMBER = r"(?<![\w.-])(\d+\.\d+(e[+-]\d+)?|\d+e[+-]\d+)(?![\w.])"
 _MEASURED = re.compile(
-    rf"[█▒░]{{9,}}|\d+ identical|{_NUMBER}( to {_NUMBER})?(, {_NUMBER}( to {_NUMBER})?)*"
+    r"^.*[│┤].*$|[└─┴]{9,}|"
+    rf"[█▒░]{{9,}}|\d+ identical|{_NUMBER}( to {_NUMBER})?(, {_NUMBER}( to {_NUMBER})?)*",
+    re.MULTILINE,
 )
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: the first line of a block that is a file, after the line that names its interpreter.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from phema_cli.cli.app import app
 from tests.builders import phema
 
-COMMANDS = ("inspect", "weights", "synthesize", "verify", "diff", "demo")
+COMMANDS = [command.name for command in app.registered_commands if command.name]
 
 
 def reference() -> str:
