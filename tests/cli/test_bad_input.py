@@ -96,7 +96,7 @@ BROKEN = [
     (contradiction, "its step is 25 by its metadata and 26 by its name"),
     (duplicate, "the same gamma 5 and step 25 as again.safetensors"),
     (only_step_zero, "step 0 holds no average yet"),
-    (missing_shard, "shard model-00001-of-00001.safetensors is missing"),
+    (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
     (missing_tensor, "lacks tensor"),
     (truncated, "truncated?"),
