@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from phema_cli.profiles import ProfileSpec
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
+#: of a table of weights.
+_MOST_BYTES = 4 << 20
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
@@ -46,11 +48,15 @@ def _table(text: str) -> ProfileSpec:
 
     path = Path(text.removeprefix("csv:"))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        lines = raw.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     except UnicodeDecodeError as error:
         raise InputError("not a text file", where=path) from error
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"larger than {_MOST_BYTES >> 20} MiB", where=path, remedy=_TABLE)
     rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
     # A first line of names is no row.
     rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
