@@ -15,7 +15,7 @@ REMEDY = "copy it again, or leave it out with --exclude"
 def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
     """JSON that must be an object, else an InputError."""
     try:
-        value = json.loads(raw, object_pairs_hook=_unique)
+        value = json.loads(raw.decode(), object_pairs_hook=_unique)
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     except (ValueError, RecursionError) as error:

@@ -48,7 +48,7 @@ class Machine:
         most: bytes that may be opcodes, and not strings that are passed over.
 
     Attributes:
-        window: bytes of the file; behind an opcode a number's bytes are in it, unless it is the end.
+        window: bytes of the file; behind an opcode a number's bytes are in it, but at the end.
         at: the place in the window.
         stack: values that wait for what takes them.
         memo: values that were remembered, in that order.

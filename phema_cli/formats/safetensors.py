@@ -10,7 +10,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ SUFFIXES = (".safetensors", INDEX_SUFFIX)
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INDEX_BYTES = 1 << 30
+_MAX_NUMBER = 1 << 63
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -85,12 +86,17 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     return {extent.name: extent for extent, _ in entries}, metadata
 
 
+def _natural(numbers: Sequence[int]) -> bool:
+    """Whether numbers are sizes that 64 bits hold."""
+    return min(numbers) >= 0 and max(numbers) < _MAX_NUMBER
+
+
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:
     """One tensor's extent and the file offset at which its data end."""
     match entry:
         case {"dtype": str(code), "shape": [*shape], "data_offsets": [low, high]} if {
             int
-        }.issuperset(map(type, numbers := (low, high, *shape))) and min(numbers) >= 0:
+        }.issuperset(map(type, numbers := (low, high, *shape))) and _natural(numbers):
             pass
         case _:
             raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)

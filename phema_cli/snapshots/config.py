@@ -89,7 +89,7 @@ def read_config(directory: Path) -> Config:
         if not path.exists():
             return Config(origin="phema.toml")
         # A pipe would wait for a writer, a device never end.
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_BYTES:
             raise InputError(f"not a file of at most {_MOST_BYTES >> 10} KiB", where=path)
         raw = path.read_bytes()
     except OSError as error:
