@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 #: bytes of the densest pickles and headers: what is small.
-_SMALL = 1_000_000
+_SMALL = 300_000
 _STEM = "step1-gamma5"
 _NEVER = "touch was-here"
 
