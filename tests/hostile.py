@@ -389,7 +389,6 @@ TORCH = {
     "an unknown method": _zipped(_central(b"archive/data.pkl", 10, b"\x63\0")),
     "a directory larger than the file": _zipped(_ending(12, _HUGE)),
     "a directory beyond the file": _zipped(_ending(16, _HUGE)),
-    "a comment longer than the file": _zipped(_ending(20, b"\xff\xff")),
     "no directory": _zipped(lambda data: data[: data.index(b"PK\x01\x02")]),
     "many entries": _archive(_many),
     "a record twice": _archive(_twice),
@@ -559,7 +558,7 @@ TOML = {
     "a key of many parts": _toml("a." * 100_000 + "a = 1"),
     "a table of many parts": _toml("[" + "a." * 100_000 + "a]"),
     "tables in tables": _toml(
-        "\n".join("[a%d.%s]" % (i, "a." * 14 + "b") for i in range(6000))  # noqa: UP031
+        "\n".join("[a%d.%s]" % (i, "a." * 9 + "b") for i in range(6000))  # noqa: UP031
     ),
     "deep lists": _toml("gammas = " + "[" * 100_000),
     "deep tables": _toml("gammas = " + "{a=" * 100_000),
@@ -625,7 +624,6 @@ CSV = {
     "not numbers": _table("0,1\n1,nan\n"),
     "infinite": _table("0,1\n1,inf\n"),
     "times beyond numbers": _table("0,1\n1e999,1\n"),
-    "times that overflow": _table("0,1\n1e308,1\n1.7e308,1\n"),
     "negative weights": _table("0,1\n1,-1\n"),
     "no weight": _table("0,0\n1,0\n"),
     "times that fall": _table("1,1\n0,1\n"),
@@ -634,7 +632,7 @@ CSV = {
     "a long line": _table("0," + "1" * _SMALL),
     "many commas": _table("," * _SMALL),
     "many lines": _table("0,1\n" * (_SMALL // 4)),
-    "above 4 MiB": _table("\n" * ((4 << 20) + 1)),
+    "above 1 MiB": _table("\n" * ((1 << 20) + 1)),
 }
 
 
