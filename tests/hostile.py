@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
-import io
 import json
 import os
-import pickle
 import shutil
 import struct
 import tempfile
@@ -420,7 +419,9 @@ EDM2 = {
 @functools.cache
 def _checkpoint() -> Path:
     """A good checkpoint, made once."""
-    return save(Path(tempfile.mkdtemp()) / "c", NESTED)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return save(folder / "c", NESTED)
 
 
 def _edited(change: Callable[[Any], object], codes: tuple[int, ...] = (3,)) -> Case:

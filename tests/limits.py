@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import time
 import tracemalloc
@@ -47,7 +46,6 @@ def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
 
 def bytes_of(work: Callable[[], Result]) -> tuple[Result, int]:
     """What the work gives, and the bytes that it held at most."""
-    gc.collect()
     tracemalloc.start()
     try:
         with _stopped(60 * SECONDS):
