@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tests.builders import write_run
 from tests.hostile_pickles import bombs, get, hostile_pickles, plain, put, text
 from tests.test_dcp import EDITS, HOSTILE, NESTED, TRICKS, edit, save
-from tests.test_safetensors import MALFORMED, entry, write_index, write_raw
+from tests.test_safetensors import ENTRY, MALFORMED, entry, write_index, write_raw
 from tests.test_torch_zip import BROKEN_PICKLES, craft, hostile, tensor_pickle
 
 
@@ -79,7 +79,6 @@ def _raw(content: bytes) -> Case:
     return _bytes(f"{_STEM}.safetensors", content)
 
 
-_ENTRY = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 SAFETENSORS = {
     **{case: _header(header, data) for case, (header, data, _) in MALFORMED.items()},
     "empty": _raw(b""),
@@ -91,8 +90,12 @@ SAFETENSORS = {
     "header above 100 MB": _sparse(
         f"{_STEM}.safetensors", struct.pack("<Q", 100_000_001), 100_000_009
     ),
-    "metadata twice": _header(b'{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"}}'),
-    "an entry of metadata twice": _header(b'{"__metadata__":{"a":"1","a":"2"}}'),
+    "metadata twice": _header(
+        b'{"__metadata__":{"a":"1"},"__metadata__":{"a":"2"},"a":%b}' % ENTRY, bytes(4)
+    ),
+    "an entry of metadata twice": _header(
+        b'{"__metadata__":{"a":"1","a":"2"},"a":%b}' % ENTRY, bytes(4)
+    ),
     "offset beyond the file": _header({"a": entry(0, 1 << 40, shape=(1 << 38,))}, bytes(4)),
     "offset beyond 64 bits": _header({"a": entry(1 << 64, 1 << 64, shape=(0,))}),
     "no elements along 2^70": _header({"a": entry(0, 0, shape=(0, 2**70))}),
@@ -107,14 +110,18 @@ SAFETENSORS = {
     "a type of a megabyte": _header({"a": entry(dtype="F" * _SMALL)}, bytes(4)),
     "not a number": _header(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,Infinity]}}'),
     "another encoding": _header(json.dumps({"a": entry()}).encode("utf-16"), bytes(4)),
-    "lines in a name": _header(b'{"a\\n\\u2028\\u0085\\u001b[2J":' + _ENTRY + b"}", bytes(3)),
+    "lines in a name": _header(b'{"a\\n\\u2028\\u0085\\u001b[2J":' + ENTRY + b"}", bytes(3)),
 }
 
 
 # --- indexes --------------------------------------------------------------------------------------
 
 
-def _shard(folder: Path, name: str = "x.safetensors") -> Path:
+# Shards by their names, so that they are no snapshots of their own.
+_X, _Y = (f"{_STEM}-0000{i}-of-00002.safetensors" for i in (1, 2))
+
+
+def _shard(folder: Path, name: str = _X) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"w": torch.ones(2)}, folder / name, {"gamma": "5", "step": "1"})
     return folder / name
@@ -136,12 +143,12 @@ def _names(shard: Any, prepare: Callable[[Path], object] = _shard) -> Case:
 
 
 def _linked(folder: Path) -> None:
-    (folder / "x.safetensors").symlink_to(folder.parent / "x.safetensors")
+    (folder / _X).symlink_to(folder.parent / _X)
 
 
 def _linked_twice(folder: Path) -> None:
     _linked(folder)
-    (folder / "y.safetensors").symlink_to("x.safetensors")
+    (folder / _Y).symlink_to(_X)
 
 
 def _index(text_of_it: bytes) -> Case:
@@ -153,35 +160,31 @@ def _index(text_of_it: bytes) -> Case:
 
 
 INDEX = {
-    "above": _names("../x.safetensors"),
-    "absolute": _names("{here}/x.safetensors"),
-    "below": _names("sub/x.safetensors", lambda run: _shard(run / "sub")),
-    "here": _names("./x.safetensors"),
-    "other separators": _names("..\\x.safetensors"),
+    "above": _names(f"../{_X}"),
+    "absolute": _names("{here}/" + _X),
+    "below": _names(f"sub/{_X}", lambda run: _shard(run / "sub")),
+    "here": _names(f"./{_X}"),
+    "other separators": _names(f"..\\{_X}"),
     "a drive": _names("C:\\x.safetensors"),
     "dots": _names(".."),
     "nothing": _names(""),
     "a number": _names(5),
-    "a list": _names(["x.safetensors"]),
+    "a list": _names([_X]),
     "a zero": _names("x\0.safetensors"),
     "a long name": _names("x" * 5000 + ".safetensors"),
     "a megabyte": _names("x" * _SMALL),
-    "a link out of the directory": _names("x.safetensors", _linked),
-    "a link to a link out of it": _names("y.safetensors", _linked_twice),
-    "a named pipe": _names("x.safetensors", lambda run: os.mkfifo(run / "x.safetensors")),
-    "a directory": _names("x.safetensors", lambda run: (run / "x.safetensors").mkdir()),
-    "a device": _names(
-        "x.safetensors", lambda run: (run / "x.safetensors").symlink_to("/dev/zero")
-    ),
-    "a broken shard": _names(
-        "x.safetensors", lambda run: (run / "x.safetensors").write_bytes(b"{}")
-    ),
-    "not there": _names("y.safetensors"),
-    "an entry twice": _index(b'{"weight_map":{"w":"x.safetensors","w":"y.safetensors"}}'),
-    "two maps": _index(b'{"weight_map":{"w":"x.safetensors"},"weight_map":{"w":"y.safetensors"}}'),
+    "a link out of the directory": _names(_X, _linked),
+    "a link to a link out of it": _names(_Y, _linked_twice),
+    "a named pipe": _names(_X, lambda run: os.mkfifo(run / _X)),
+    "a directory": _names(_X, lambda run: (run / _X).mkdir()),
+    "a device": _names(_X, lambda run: (run / _X).symlink_to("/dev/zero")),
+    "a broken shard": _names(_X, lambda run: (run / _X).write_bytes(b"{}")),
+    "not there": _names(_Y),
+    "an entry twice": _index(b'{"weight_map":{"w":"y","w":"%b"}}' % _X.encode()),
+    "two maps": _index(b'{"weight_map":{},"weight_map":{"w":"%b"}}' % _X.encode()),
     "no map": _index(b"{}"),
     "an empty map": _index(b'{"weight_map":{}}'),
-    "a tensor that is not there": _index(b'{"weight_map":{"v":"x.safetensors"}}'),
+    "a tensor that is not there": _index(b'{"weight_map":{"v":"%b"}}' % _X.encode()),
     "deep": _index(b'{"weight_map":' + b"[" * 100_000),
     "many empty lists": _index(b'{"weight_map":[' + b"[]," * (_SMALL // 3) + b"1]}"),
     "above 1 GiB": _sparse(f"{_STEM}.safetensors.index.json", b"{", (1 << 30) + 1),
@@ -563,7 +566,7 @@ TOML = {
     "a key of many parts": _toml("a." * 100_000 + "a = 1"),
     "a table of many parts": _toml("[" + "a." * 100_000 + "a]"),
     "tables in tables": _toml(
-        "\n".join("[a%d.%s]" % (i, "a." * 9 + "b") for i in range(6000))  # noqa: UP031
+        "\n".join("[a%d.%s]" % (i, "a." * 7 + "b") for i in range(6000))  # noqa: UP031
     ),
     "deep lists": _toml("gammas = " + "[" * 100_000),
     "deep tables": _toml("gammas = " + "{a=" * 100_000),

@@ -16,8 +16,12 @@ SECONDS = 1.0
 BYTES = 64 << 20
 
 
-class LimitError(BaseException):
-    """Too much time or memory; nothing that catches exceptions may hide it."""
+class LimitError(AssertionError):
+    """Too much time or memory."""
+
+
+class _StopError(BaseException):
+    """The end of what would not end; nothing that catches exceptions may hide it."""
 
 
 @contextmanager
@@ -25,12 +29,14 @@ def _stopped(seconds: float) -> Iterator[None]:
     """End what would not end."""
 
     def stop(_number: int, _frame: object) -> None:
-        raise LimitError(f"not done after {seconds} s")
+        raise _StopError
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
+    except _StopError:
+        raise LimitError(f"not done after {seconds} s") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)

@@ -15,7 +15,7 @@ from phema_cli.snapshots.tags import Origin, compile_pattern
 
 FILE_NAME = "phema.toml"
 _MOST_BYTES = 256 << 10
-_MOST_DOTS = 10
+_MOST_DOTS = 8
 _SEPARATORS = re.compile(r"[\n,=\[\]{}]")
 #: of steps; what counts more has no number that is exact.
 _MOST_STEPS = 1 << 53
