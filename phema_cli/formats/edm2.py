@@ -30,7 +30,7 @@ _TRAILER = b"\n# phema "
 _MAX_TRAILER_BYTES = 256 << 20
 #: of the number of a storage's elements.
 _COUNT_BYTES = 8
-#: opcodes, source code and small values of a network's pickle; the largest of EDM2's has 4 MB.
+#: bytes of opcodes, source code and names in a network's pickle.
 _MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MODULES = "torch.nn.modules."

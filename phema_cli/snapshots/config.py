@@ -16,7 +16,7 @@ from phema_cli.snapshots.tags import Origin, compile_pattern
 FILE_NAME = "phema.toml"
 _MOST_BYTES = 256 << 10
 _MOST_DOTS = 8
-_SEPARATORS = re.compile(r"[\n,=\[\]{}]")
+_SEPARATORS = re.compile(r"([\n,=\[\]{}])")
 #: of steps; what counts more has no number that is exact.
 _MOST_STEPS = 1 << 53
 _ENTRIES = {
@@ -107,8 +107,10 @@ def read_config(directory: Path) -> Config:
 
 def _check_dots(text: str) -> None:
     """Refuse keys of many parts, for which tomllib takes memory with the square of their number."""
-    if any(part.count(".") > _MOST_DOTS for part in _SEPARATORS.split(text)):
-        raise InputError(f"a key or text with more than {_MOST_DOTS} dots")
+    parts = _SEPARATORS.split(text)
+    for part, end in zip(parts[::2], parts[1::2], strict=False):
+        if end in "=]" and part.count(".") > _MOST_DOTS:
+            raise InputError(f"a key or a name of a table with more than {_MOST_DOTS} dots")
 
 
 def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
