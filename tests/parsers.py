@@ -86,9 +86,8 @@ def _toml_seed() -> bytes:
 
 @functools.cache
 def parsers() -> Mapping[str, Parser]:
-    """All of them, by name; their files lie in memory where there is a place for such."""
-    shared = Path("/dev/shm")  # noqa: S108 - the directory within it has a name of its own
-    folder = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None, prefix="phema-"))
+    """All of them, by name."""
+    folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     sharded = folder / "sharded"
     sharded.mkdir()
