@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
+#: characters of a message; what it quotes may come from files that hold anything.
+_LONGEST = 1000
+
 
 class PhemaError(Exception):
     """Base of every error that phema raises on purpose.
@@ -18,7 +21,7 @@ class PhemaError(Exception):
     exit_code: ClassVar[int] = 3
 
     def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
-        self.what = what
+        self.what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}…"
         self.where = None if where is None else str(where)
         self.remedy = remedy
         super().__init__(what)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from phema_cli.profiles import ProfileSpec
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
+#: of a table of weights.
+_MOST_BYTES = 1 << 20
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
@@ -46,16 +48,20 @@ def _table(text: str) -> ProfileSpec:
 
     path = Path(text.removeprefix("csv:"))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        lines = raw.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     except UnicodeDecodeError as error:
         raise InputError("not a text file", where=path) from error
-    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"larger than {_MOST_BYTES >> 20} MiB", where=path, remedy=_TABLE)
+    lines = [line for line in lines if line.strip()]
     # A first line of names is no row.
-    rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
+    lines = lines[1:] if lines and not any(c.isdigit() for c in lines[0]) else lines
     try:
-        points = [(float(time), float(weight)) for time, weight in rows]
+        points = [(float(time), float(weight)) for time, weight in (s.split(",") for s in lines)]
     except ValueError as error:
         raise InputError("not lines of time,weight", where=path, remedy=_TABLE) from error
     times, weights = [p[0] for p in points], tuple(p[1] for p in points)
