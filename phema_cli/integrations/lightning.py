@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import UsageError
-from phema_cli.integrations._recorder import Recorder
+from phema_cli.integrations.recorder import Recorder
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class PowerEMACallback(Recorder, Callback):
     batch, that is one update. Their state is in Lightning's checkpoints, so that a resumed run
     stores what an unbroken one does. Rank 0 alone writes. Names are those of the LightningModule.
 
-    Arguments are those of :class:`phema_cli.integrations._recorder.Recorder`::
+    Arguments are those of :class:`phema_cli.integrations.recorder.Recorder`::
 
         import lightning, torch
         from phema_cli.integrations.lightning import PowerEMACallback
@@ -58,8 +58,8 @@ class PowerEMACallback(Recorder, Callback):
                 return torch.optim.AdamW(self.parameters())
 
         keep = PowerEMACallback("ckpts", gammas=(5, 10), snapshots=20, dtype=torch.float16)
-        trainer = lightning.Trainer(max_steps=1000, callbacks=[keep])
-        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(32000, 8), 32))
+        trainer = lightning.Trainer(max_steps=200, callbacks=[keep])
+        trainer.fit(Module(), torch.utils.data.DataLoader(torch.randn(6400, 8), 32))
     """
 
     _state: dict[str, Any] | None = None

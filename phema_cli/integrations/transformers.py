@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import PARTIAL
-from phema_cli.integrations._recorder import Recorder
+from phema_cli.integrations.recorder import Recorder
 
 try:
     from transformers import TrainerCallback
@@ -18,7 +18,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 #: the averages' state in a directory checkpoint-N.
@@ -36,7 +35,7 @@ class PowerEMACallback(Recorder, TrainerCallback):
     A run that goes on from a checkpoint outside its ``output_dir`` has to name it in its arguments:
     ``TrainingArguments(resume_from_checkpoint=...)``, as the library's own scripts do.
 
-    Arguments are those of :class:`phema_cli.integrations._recorder.Recorder`::
+    Arguments are those of :class:`phema_cli.integrations.recorder.Recorder`::
 
         import torch
         from phema_cli.integrations.transformers import PowerEMACallback
@@ -67,9 +66,16 @@ class PowerEMACallback(Recorder, TrainerCallback):
             found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         self._begin(kwargs["model"], state.max_steps, state.global_step, found)
 
-    def on_step_end(self, *_: object, optimizer: torch.optim.Optimizer, **__: object) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - the library's own
+    ) -> None:
         """Update after an optimizer step, which accelerate may have skipped."""
-        if not getattr(optimizer, "step_was_skipped", False):
+        del args, state, control
+        if not getattr(kwargs["optimizer"], "step_was_skipped", False):
             self._update()
 
     def on_save(
