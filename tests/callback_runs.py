@@ -54,7 +54,7 @@ class Model(nn.Module):
 
         class Noting(torch.optim.Adam):
             def step(self, closure: Any = None) -> Any:
-                before = [p.clone() for p in model.parameters()]
+                before = nn.utils.parameters_to_vector(model.parameters())
                 result = super().step(closure)
                 # A fused optimizer is told of an overflow, and leaves the weights alone.
                 if any(

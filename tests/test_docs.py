@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import phema_cli
 from tests.builders import PHEMA, phema, write_run
 from tests.reference import COMMANDS, reference
 
@@ -83,7 +82,9 @@ def test_console_sessions_show_what_the_tool_prints(page, workplace):
 
 
 @pytest.mark.parametrize(
-    "code", blocks(ROOT / "docs" / "training.md", "python"), ids=lambda code: code.split()[1]
+    "code",
+    blocks(ROOT / "docs" / "training.md", "python"),
+    ids=["loop", "lightning", "transformers", "accelerate", "shards"],
 )
 def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
     """Each is run as it stands, by torchrun where it says so, and stores 20 of each gamma."""
@@ -96,7 +97,8 @@ def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
         check=True,
         timeout=200,
     )
-    found = Counter((s.gamma, s.dtype) for s in phema_cli.scan(tmp_path / "ckpts").snapshots)
+    snapshots = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
+    found = Counter((s["gamma"], s["dtype"]) for s in snapshots)
     assert found == {(5, "float16"): 20, (10, "float16"): 20}
 
 
