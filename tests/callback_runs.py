@@ -57,9 +57,7 @@ class Model(nn.Module):
                 before = nn.utils.parameters_to_vector(model.parameters())
                 result = super().step(closure)
                 # A fused optimizer is told of an overflow, and leaves the weights alone.
-                if any(
-                    not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)
-                ):
+                if not torch.equal(before, nn.utils.parameters_to_vector(model.parameters())):
                     model.path.append({k: v.clone() for k, v in model.state_dict().items()})
                 return result
 

@@ -46,6 +46,7 @@ class PowerEMACallback(Recorder, Callback):
         import lightning, torch
         from phema_cli.integrations.lightning import PowerEMACallback
 
+
         class Module(lightning.LightningModule):
             def __init__(self):
                 super().__init__()
@@ -56,6 +57,7 @@ class PowerEMACallback(Recorder, Callback):
 
             def configure_optimizers(self):
                 return torch.optim.AdamW(self.parameters())
+
 
         keep = PowerEMACallback("ckpts", gammas=(5, 10), snapshots=20, dtype=torch.float16)
         trainer = lightning.Trainer(max_steps=200, callbacks=[keep])
