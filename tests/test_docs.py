@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,27 @@ def test_console_sessions_show_what_the_tool_prints(page, workplace):
             line.rstrip() for line in (run.stderr + run.stdout).strip().splitlines()
         )
         assert without_measured(printed) == without_measured(shown)
+
+
+@pytest.mark.parametrize(
+    "code",
+    blocks(ROOT / "docs" / "training.md", "python"),
+    ids=["loop", "lightning", "transformers", "accelerate", "shards"],
+)
+def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
+    """Each is run as it stands, by torchrun where it says so, and stores 20 of each gamma."""
+    (tmp_path / "train.py").write_text(code)
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *(ranks if "init_process_group" in code else []), "train.py"],
+        cwd=tmp_path,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    snapshots = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
+    found = Counter((s["gamma"], s["dtype"]) for s in snapshots)
+    assert found == {(5, "float16"): 20, (10, "float16"): 20}
 
 
 def test_training_loop_stores_snapshots(workplace):
