@@ -49,7 +49,7 @@ def show(figures: Sequence[Figures], step: float, method: str) -> None:
         ("fair", "by at most 10 %"),
         ("poor", "by more"),
     ):
-        style, shown = render.STYLES[verdict], spans(figures, (verdict,))
+        style, shown = render.STYLES[verdict], written(spans(figures, (verdict,)))
         out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {shown}  [dim]{meaning}[/]")
     out.print()
 
@@ -63,14 +63,19 @@ def _scale(labels: dict[int, str]) -> str:
     return text
 
 
-def spans(figures: Sequence[Figures], verdicts: Sequence[str]) -> str:
-    """Ranges of neighbouring targets of the grid that have one of the verdicts, or ``none``."""
+def spans(figures: Sequence[Figures], verdicts: Sequence[str]) -> list[tuple[float, float]]:
+    """Ranges of neighbouring targets of the grid that have one of the verdicts: first and last."""
     found, start = [], None
     for i, yes in enumerate([*(f.verdict in verdicts for f in figures), False]):
         if yes and start is None:
             start = i
         elif not yes and start is not None:
-            first, last = GRID[start], GRID[i - 1]
-            found.append(f"{first:.3f}" if first == last else f"{first:.3f} to {last:.3f}")
+            found.append((GRID[start], GRID[i - 1]))
             start = None
-    return ", ".join(found) or "none"
+    return found
+
+
+def written(ranges: Sequence[tuple[float, float]]) -> str:
+    """Ranges as text."""
+    parts = (f"{a:.3f}" if a == b else f"{a:.3f} to {b:.3f}" for a, b in ranges)
+    return ", ".join(parts) or "none"
