@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from benchmarks.training import RUNS, STEPS
 from phema_cli.solver import Movement
-from phema_cli.solver.assumptions import Assumption, earlier, parse_schedule, scheduled
+from phema_cli.solver.assumptions import (
+    DEFAULT_SCHEDULE,
+    Assumption,
+    earlier,
+    parse_schedule,
+    scheduled,
+)
 from phema_cli.solver.planning import evenly, figures
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ The same errors, foretold before the run by `phema plan`. With `--like` it knows
 the same kind: here one half as long, begun with another seed, of which 32 snapshots each of gamma 5
 and 10 are left in float32, whatever is planned. With `--schedule` it knows the schedule of the
 learning rate and no weights at all; its constants were fitted on two runs of three, the others were
-held out. Without either it assumes a constant learning rate.
+held out. Without either it assumes `rsqrt`.
 
 `expected_rms` is compared with the true RMS error; it takes an earlier run or the snapshots
 themselves. `expected_error`, a fraction of the distance by which averaging moves the final weights,
@@ -66,7 +72,7 @@ def foretold(
     """
     found = {
         "schedule": _by_schedule(schedule, gammas, count, mantissa_bits, sigma_rels),
-        "nothing": _by_schedule("constant", gammas, count, mantissa_bits, sigma_rels),
+        "nothing": _by_schedule(DEFAULT_SCHEDULE, gammas, count, mantissa_bits, sigma_rels),
     }
     if before is not None:
         movement = earlier(before, STEPS / 2, STEPS, 2.0 ** (23 - mantissa_bits))

@@ -118,7 +118,7 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff", "plan"])
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
@@ -127,6 +127,7 @@ def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
         "weights": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
         "verify": (tmp_path / "out.safetensors", ckpts),
+        "plan": ("--steps", 1000, "--parameters", "1M", "--schedule", "wsd", "--compare"),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
     }[command]
     if command == "verify":
@@ -199,6 +200,8 @@ def test_the_fidelity_benchmark_runs(tmp_path):
     assert over_normalized < 0.6
     assert worst < 1.05
     assert over_projection < 0.3
+    (planned,) = re.findall(r"^\| an earlier run, `--like` \| all \| 48 \| (.*) \|$", printed, re.M)
+    assert float(planned.split(" | ")[0]) >= 90
     assert len(json.loads((tmp_path / "cases.json").read_text())) == 48 + 8
 
 

@@ -18,7 +18,6 @@ _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
 #: snapshots of each gamma where nothing is said, and gammas that are chosen then.
 _SNAPSHOTS, _NUMBER = 64, 2
 _MOST = 1024
-_SCHEDULE = "constant"
 #: what plans are compared with: the tracker's own gammas and EDM2's sigma_rel.
 _USUAL_GAMMAS, _USUAL_SIGMA_RELS = (5.0, 10.0), (0.05, 0.10)
 _COMPARED = (8, 16, 32, 64, 128)
@@ -37,8 +36,8 @@ Schedule = Annotated[
     str | None,
     options.option(
         "--schedule",
-        help="Of the learning rate: constant (the default), cosine, cosine:end=0.1, linear, "
-        "wsd:last=0.2, rsqrt:start=0.06; or walk, what --no-sample assumes.",
+        help="Of the learning rate: constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, "
+        "rsqrt:start=0.06 (the default); or walk, what --no-sample assumes.",
         panel=_RUN,
         metavar="NAME",
     ),
@@ -151,6 +150,7 @@ def plan(
 
     Example: [bold]phema plan --steps 400k --parameters 280M --budget 50GB --schedule cosine[/]
     """
+    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
     from phema_cli.solver.planning import figures
     from phema_cli.synthesis import find_dtype
 
@@ -165,7 +165,10 @@ def plan(
     others = _others(aim, chosen, most) if compare else []
     entry, *compared = [planned.entry(p, aim, sizes) for p in [chosen, *others]]
     if json:
-        known = {"schedule": None if run.like else run.schedule or _SCHEDULE, "like": run.like}
+        known = {
+            "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
+            "like": run.like,
+        }
         render.document("plan", planned.document(aim, sizes, known, entry, made, compared))
         return
     if not (run.schedule or run.like):
@@ -182,7 +185,9 @@ def _assumed_notice() -> Finding:
     from phema_cli.snapshots import Finding
 
     remedy = "pass --schedule, or better --like and an earlier run's snapshots"
-    return Finding("notice", InputError("assumes a constant learning rate", remedy=remedy))
+    return Finding(
+        "notice", InputError("assumes that the learning rate falls by rsqrt", remedy=remedy)
+    )
 
 
 def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]:
@@ -193,11 +198,11 @@ def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]
         InputError: the earlier run's snapshots say nothing.
     """
     from phema_cli.solver import storage_noise
-    from phema_cli.solver.assumptions import Assumption, parse_schedule, scheduled
+    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE, Assumption, parse_schedule, scheduled
 
     parameters = None if run.parameters is None else parsing.count(run.parameters)
     if run.like is None:
-        rate = parse_schedule(run.schedule or _SCHEDULE)
+        rate = parse_schedule(run.schedule or DEFAULT_SCHEDULE)
         if rate is None:
             return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters
         return Assumption(scheduled(rate, steps, dtype.mantissa_bits)), parameters

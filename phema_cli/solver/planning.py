@@ -51,6 +51,11 @@ class Plan:
         return (*range(self.every, self.steps + 1, self.every), *last)
 
     @property
+    def profiles(self) -> list[PowerProfile]:
+        """Of the snapshots, in the order in which ``scan`` has them."""
+        return [PowerProfile(g, float(t)) for t in self.times for g in self.gammas]
+
+    @property
     def files(self) -> int:
         """Snapshots of all gammas."""
         return len(self.times) * len(self.gammas)
@@ -77,7 +82,7 @@ def figures(plan: Plan, sigma_rels: Sequence[float], assumed: Assumption) -> tup
         UsageError: a sigma_rel or gamma that does not exist.
     """
     return solve(
-        [PowerProfile(g, float(t)) for g in plan.gammas for t in plan.times],
+        plan.profiles,
         [PowerProfile(gamma_from_sigma_rel(s), float(plan.steps)) for s in sigma_rels],
         movement=assumed.movement,
         storage_noise=assumed.storage_noise,
