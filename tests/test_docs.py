@@ -226,6 +226,19 @@ def test_readme_and_fidelity_page_tell_the_same():
     assert f"in {float(within):.0f} % of them" in readme
 
 
+def test_plan_and_fidelity_page_tell_the_same():
+    """What plans are worth is said with the figures that were measured; --like meets its bar."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    cells = [
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in page.split("foretold before the run")[1].splitlines()
+        if line.startswith(("| an earlier run", "| the schedule", "| nothing"))
+    ]
+    assert float(cells[0][3]) >= 90
+    told = re.findall(r"(\d+\.\d) %", (ROOT / "docs" / "plan.md").read_text().split("## ")[1])
+    assert told == [cells[0][3], *(row[6] for row in cells[1:])]
+
+
 def test_toy_format_of_the_page_works(tmp_path):
     """The format that the page adds is read, compared and written by the real commands."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from phema_cli.cli import options, parsing, planned, reach, render
@@ -194,7 +194,7 @@ def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]
     """How the weights will move, and how many there are.
 
     Raises:
-        UsageError: both or neither of schedule and earlier run make sense.
+        UsageError: no such schedule, or a schedule beside an earlier run.
         InputError: the earlier run's snapshots say nothing.
     """
     from phema_cli.solver import storage_noise
@@ -252,7 +252,7 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
     """The plan that was asked for; what is left open is chosen.
 
     Raises:
-        UsageError: two options say the same thing, or the plan costs more than the budget.
+        UsageError: two options say the same thing, or too few or too many snapshots are left.
     """
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Plan, best_gammas, best_plan, evenly
@@ -272,14 +272,10 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
         count = min(stored.snapshots or _SNAPSHOTS, aim.steps)
         return evenly(aim.steps, gammas or best_gammas(aim, _NUMBER, count), count)
     every = parsing.count(stored.every)
-    if every > aim.steps or aim.steps > _MOST * every:
-        raise UsageError(
-            f"--every {every} gives {aim.steps // every} snapshots", remedy=f"1 to {_MOST} will do"
-        )
-    chosen = Plan(aim.steps, tuple(sorted(gammas)), every)
-    return (
-        chosen if gammas else replace(chosen, gammas=best_gammas(aim, _NUMBER, len(chosen.times)))
-    )
+    count = aim.steps // every
+    if not 1 <= count <= _MOST:
+        raise UsageError(f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} will do")
+    return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), every)
 
 
 def _others(aim: Aim, chosen: Plan, most: int | None) -> list[Plan]:

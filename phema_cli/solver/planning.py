@@ -38,11 +38,18 @@ class Plan:
         steps: length of the run.
         gammas: exponents, ascending.
         every: steps between snapshots.
+
+    Raises:
+        UsageError: a gamma is given twice.
     """
 
     steps: int
     gammas: tuple[float, ...]
     every: int
+
+    def __post_init__(self) -> None:
+        if len(set(self.gammas)) < len(self.gammas):
+            raise UsageError("a gamma is given twice")
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -65,14 +72,9 @@ def evenly(steps: int, gammas: Iterable[float], count: int) -> Plan:
     """The plan of at most ``count`` snapshots of each gamma, as far apart as whole steps allow.
 
     Raises:
-        UsageError: ``count`` is below 1, or a gamma is out of range or given twice.
+        UsageError: a gamma is given twice.
     """
-    ordered = tuple(sorted(gammas))
-    if count < 1 or steps < 1:
-        raise UsageError(f"{count} snapshots in {steps} steps are no plan")
-    if len(set(ordered)) < len(ordered):
-        raise UsageError("a gamma is given twice")
-    return Plan(steps, ordered, -(-steps // count))
+    return Plan(steps, tuple(sorted(gammas)), -(-steps // count))
 
 
 def figures(plan: Plan, sigma_rels: Sequence[float], assumed: Assumption) -> tuple[Figures, ...]:

@@ -112,6 +112,7 @@ def test_what_is_assumed_is_said_unless_it_was_chosen():
         ("--steps 9 --snapshots 3 --every 5", "pass one of them"),
         ("--steps 9 --gammas 5 --sigma-rels 0.1", "pass one of them"),
         ("--steps 9 --gammas 5,5", "given twice"),
+        ("--steps 9 --gammas 5,5 --every 3", "given twice"),
         ("--steps 9 --gammas=-3", "gamma -3"),
         ("--steps 9 --range 0.1", "not a range"),
         ("--steps 9 --range 0.2,0.1", "not a range"),
