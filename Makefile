@@ -51,8 +51,9 @@ format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(STAMP) ## write docs/cli.md from the commands' own help
+docs: $(STAMP) ## write docs/cli.md from the commands' own help, build the pages into site/
 	$(BIN)/python -m tests.reference > docs/cli.md
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs site
 
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
@@ -60,8 +61,8 @@ bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write do
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
 	$(BIN)/python -m benchmarks.speed
 
-faults: $(STAMP) ## kill a synthesis at 100 random moments and go on (10 minutes)
-	PHEMA_KILLS=100 $(BIN)/python -m pytest -s tests/test_faults.py -k kills
+faults: $(STAMP) ## kill a synthesis at 100 moments, fail 100 of its system calls, and go on (20 minutes)
+	PHEMA_KILLS=100 PHEMA_FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_injected_faults.py tests/test_power_loss.py
 
 clean: ## remove .venv and what the demo and the tests left
-	rm -rf $(VENV) demo .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

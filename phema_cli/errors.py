@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -61,4 +62,19 @@ class StorageError(PhemaError):
     @classmethod
     def wrap(cls, error: OSError, where: object, doing: str) -> StorageError:
         """Turn an ``OSError`` met while ``doing`` something to ``where`` into a StorageError."""
-        return cls(f"cannot {doing}: {error.strerror or error}", where=where)
+        remedy = _REMEDIES.get(error.errno or 0, "the system's log may say more")
+        return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
+
+
+_REMEDIES = {
+    errno.EACCES: "see its permissions and its owner",
+    errno.EDQUOT: "free some of your quota, and run again",
+    errno.EFBIG: "see ulimit -f, and how large a file may be there",
+    errno.EIO: "the disk or its connection fails, see the system's log",
+    errno.ELOOP: "links are not followed there",
+    errno.EMFILE: "see ulimit -n",
+    errno.ENOENT: "see whether it was moved or removed",
+    errno.ENOSPC: "free space there, and run again",
+    errno.EPERM: "see its permissions and its owner",
+    errno.EROFS: "it is mounted read-only: choose another place",
+}

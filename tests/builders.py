@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import phema_cli
 from phema_cli.profiles import PowerProfile
+from phema_cli.snapshots import scan
+from phema_cli.snapshots.scan import Scan
+from phema_cli.synthesis import engine
+from phema_cli.synthesis.recipe import Recipe
+from tests.verified import verify_output, verify_run
 
 PHEMA = Path(sys.executable).with_name("phema")
 
@@ -33,10 +40,16 @@ class Run:
         return json.loads(self.out)
 
 
-def phema(*arguments: object, cwd: Path | None = None, **environment: str) -> Run:
-    """Run the console script as a user does, without a terminal."""
+def phema(
+    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+) -> Run:
+    """Run the console script as a user does, without a terminal.
+
+    What a synthesis writes is verified in full, but where ``verified`` is false.
+    """
+    given = [str(a) for a in arguments]
     done = subprocess.run(
-        [str(PHEMA), *map(str, arguments)],
+        [str(PHEMA), *given],
         cwd=cwd,
         env={k: v for k, v in os.environ.items() if k != "COLUMNS"}
         | {"OMP_NUM_THREADS": "1"}
@@ -46,7 +59,37 @@ def phema(*arguments: object, cwd: Path | None = None, **environment: str) -> Ru
         check=False,
         timeout=300,
     )
+    if verified and done.returncode == 0:
+        verify_run(given, done.stdout, cwd, environment)
     return Run(done.returncode, done.stdout, done.stderr)
+
+
+def run(
+    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+) -> Run:
+    """Run phema, which must end well."""
+    done = phema(*arguments, cwd=cwd, verified=verified, **environment)
+    assert done.code == 0, done.err
+    return done
+
+
+def synthesize(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **options: Any
+) -> list[Path]:
+    """``phema_cli.synthesize``, and what it writes is verified in full."""
+    outputs = phema_cli.synthesize(paths, **options)
+    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
+    found = scan(roots, options.get("config"))
+    for path in outputs:
+        verify_output(path, found)
+    return outputs
+
+
+def execute(recipe: Recipe, **options: Any) -> None:
+    """``phema_cli.synthesis.execute``, and what it writes is verified in full."""
+    engine.execute(recipe, **options)
+    for output in recipe.outputs:
+        verify_output(output.path, Scan(recipe.sources, ()))
 
 
 def ema_weights(gamma: float, step: int, at: np.ndarray) -> np.ndarray:

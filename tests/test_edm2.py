@@ -14,16 +14,9 @@ from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleE
 from phema_cli.formats import edm2, read_index
 from phema_cli.formats.base import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
-from tests.builders import phema
+from tests.builders import phema, run
 from tests.edm2_files import load_edm2, network, write_edm2
 from tests.test_torch_zip import HOSTILE_NAMES, hostile, raw_bytes, stored_bytes
-
-
-def run(*arguments, cwd=None):
-    """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd)
-    assert done.code == 0, done.err
-    return done
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Kills, full disks, changed inputs and second runs: no half output, and no work lost."""
 
-import hashlib
+import errno
 import itertools
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -15,9 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.formats import safetensors
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan, staging
-from tests.builders import PHEMA
+from phema_cli.synthesis import Request, journal, plan, staging
+from tests.builders import PHEMA, execute
+from tests.injection import digests
+from tests.verified import verify_output
 
 #: `make faults` sets it to a hundred.
 KILLS = int(os.environ.get("PHEMA_KILLS", "6"))
@@ -34,15 +38,6 @@ def large(tmp_path_factory):
         halves = {name: values.half() for name, values in tensors.items()}
         save_file(halves, folder / f"s{step}-{gamma}.safetensors", metadata)
     return folder
-
-
-def digests(folder):
-    """What is in every file below a directory."""
-    return {
-        str(p.relative_to(folder)): hashlib.blake2b(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
 
 
 def start(folder, out, *more, **options):
@@ -84,6 +79,8 @@ def test_kills_at_any_moment_lose_nothing(large, tmp_path):
     assert ended(process) == (0, "")
     lasts = time.monotonic() - began
     whole = digests(tmp_path / "whole")
+    for out in (tmp_path / "whole").iterdir():
+        verify_output(out, scan([large]))
     moments = random.Random(0)  # noqa: S311 - no secret
     went_on = 0
     for number in range(KILLS):
@@ -106,6 +103,8 @@ def test_kills_at_any_moment_lose_nothing(large, tmp_path):
         for path in out.rglob("*.safetensors"):
             path.unlink()
     assert digests(large) == before
+    told = f"{KILLS} kills, {went_on} with work left to go on from, {KILLS} recovered"
+    print(f"\n{told}")  # noqa: T201 - `make faults` shows it
     assert went_on >= KILLS // 4
 
 
@@ -196,6 +195,136 @@ def test_what_is_in_the_way_stays(recipe):
     with pytest.raises(UsageError, match="in the way"):
         execute(recipe)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "own journal", "linked journal"])
+def test_what_has_the_partial_name_is_not_touched(recipe, tmp_path, kind):
+    """A file, a link or a file called journal in the place of ours stays as it is."""
+    folder = recipe.outputs[0].staging
+    folder.parent.mkdir()
+    other = tmp_path / "other"
+    if kind == "file":
+        folder.write_text("mine")
+    elif kind == "link":
+        other.mkdir()
+        folder.symlink_to(other)
+    elif kind == "dangling":
+        folder.symlink_to(other)
+    elif kind == "own journal":
+        folder.mkdir()
+        (folder / "journal").write_text("mine")
+    else:
+        folder.mkdir()
+        other.write_text("")
+        (folder / "journal").symlink_to(other)
+    before = digests(tmp_path), sorted(tmp_path.rglob("*"))
+    said = r"way of the output; move it|links are not followed"
+    with pytest.raises((UsageError, StorageError), match=said):
+        execute(recipe)
+    assert (digests(tmp_path), sorted(tmp_path.rglob("*"))) == before
+
+
+def cuts(text):
+    """Sizes at and around each end of a line, and some in between."""
+    ends = [i + 1 for i, byte in enumerate(text) if byte == ord("\n")]
+    sizes = {0, 1, *ends, *(e - 1 for e in ends), *(e - 2 for e in ends), *(e + 1 for e in ends)}
+    return sorted(size for size in {*sizes, len(text) // 2} if 0 <= size < len(text))
+
+
+def damaged(text):
+    """A journal cut at every kind of place, with a byte changed, and with zeros at its end."""
+    for size in cuts(text):
+        yield text[:size]
+        yield text[:size] + bytes(len(text) - size)
+        yield text[:size] + bytes([text[size] ^ 1]) + text[size + 1 :]
+
+
+def test_a_damaged_journal_does_no_harm(recipe, tmp_path, monkeypatch):
+    """Whatever is damaged in it counts for nothing: the right bytes, or one line and no harm."""
+    recipe = replace(recipe, tile_elements=64)
+    execute(recipe)
+    (out,) = (tmp_path / "o").iterdir()
+    expected = out.read_bytes()
+    out.unlink()
+    interrupted(recipe, monkeypatch, after=300_000)
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "o").iterdir()
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert left["journal"].count(b"\n") > 2
+    first = left["journal"].splitlines(keepends=True)[0]
+    went_on = 0
+    for text in damaged(left["journal"]):
+        folder.mkdir(exist_ok=True)
+        for name, data in (left | {"journal": text}).items():
+            (folder / name).write_bytes(data)
+        before = digests(tmp_path)
+        if not text.startswith(first):
+            with pytest.raises(UsageError, match="in the way of the output; move it"):
+                execute(recipe)
+            assert digests(tmp_path) == before
+            continue
+        execute(recipe)
+        went_on += 1
+        assert out.read_bytes() == expected
+        assert list((tmp_path / "o").iterdir()) == [out]
+        out.unlink()
+    assert went_on > len(list(damaged(left["journal"]))) // 2
+
+
+def test_a_run_goes_on_behind_a_torn_line(recipe, tmp_path, monkeypatch):
+    """What is noted after a tear counts: a second interruption loses no more than a first."""
+    interrupted(recipe, monkeypatch, after=200_000)
+    (folder,) = (tmp_path / "o").glob("*.partial")
+    with (folder / "journal").open("ab") as stream:
+        stream.write(b'{"done": [[')
+    first = journal.noted(folder)
+    interrupted(recipe, monkeypatch, after=200_000)
+    assert len(journal.noted(folder)) > len(first) > 0
+
+
+def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypatch):
+    """A failing read of the journal says so, and is no reason to remove what is done."""
+    interrupted(recipe, monkeypatch, after=300_000)
+    left = digests(tmp_path)
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("phema_cli.synthesis.journal._whole", fail)
+    with pytest.raises(StorageError, match="cannot write: Input/output error"):
+        execute(recipe)
+    assert digests(tmp_path) == left
+
+
+def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
+    """When only names were left to give and somebody took the files, that is no success."""
+    monkeypatch.setattr("phema_cli.synthesis.engine.publish", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        execute(recipe)
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "o").glob("*.partial")
+    (folder / recipe.outputs[0].path.name).unlink()
+    with pytest.raises(StorageError, match=r"was complete, and is gone; rm -r"):
+        execute(recipe)
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_snapshot_replaced_between_header_and_values(tmp_path, monkeypatch):
+    """The file that the values come from is the one that the header was read from."""
+    source = tmp_path / "in" / "s1.safetensors"
+    read = safetensors.read_header
+
+    def read_and_replace(path):
+        found = read(path)
+        if path == source:
+            shutil.copy(path, tmp_path / "new")
+            (tmp_path / "new").replace(path)
+        return found
+
+    monkeypatch.setattr("phema_cli.formats.safetensors.read_header", read_and_replace)
+    made, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(tmp_path / "o")))
+    with pytest.raises(InputError, match=r"s1.safetensors: changed while it was read"):
+        execute(made)
 
 
 @pytest.mark.usefixtures("recipe")

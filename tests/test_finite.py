@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError
-from phema_cli.synthesis import synthesize
-from tests.builders import phema
+from tests.builders import phema, synthesize
 
 F8 = torch.float8_e5m2
 

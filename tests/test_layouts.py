@@ -21,7 +21,7 @@ from phema_cli.profiles import (
 from phema_cli.snapshots import Config, scan
 from phema_cli.snapshots.layouts import sparse_profile
 from tests import trainers
-from tests.builders import phema
+from tests.builders import phema, run
 
 EMA_PYTORCH_NAME = r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$"
 
@@ -34,13 +34,6 @@ pytestmark = [
         "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
     ),
 ]
-
-
-def run(*arguments, cwd=None):
-    """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd)
-    assert done.code == 0, done.err
-    return done
 
 
 def synthesized(folder, tmp_path, *options):

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from phema_cli.snapshots import scan
 from tests.builders import PHEMA
+from tests.verified import verify_output
 
 MIB = 1 << 20
 LIMIT = 256 * MIB
@@ -75,6 +77,9 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
     peak, _ = run(*arguments, limit=data + LIMIT)
     assert peak < rss + LIMIT
     outputs = sorted((tmp_path / "out").iterdir())
+    verified, _ = run(PHEMA, "verify", outputs[1], tmp_path / "in", "--full", limit=data + LIMIT)
+    assert verified < rss + LIMIT
+    verify_output(outputs[0], scan([tmp_path / "in"]))
     assert [p.stat().st_size > SNAPSHOT for p in outputs] == [True, True]
     # The walk 1, 2 of the gammas' snapshots: an element is its place plus the weighted step.
     with safe_open(outputs[0], "np") as file:
@@ -84,11 +89,12 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
     np.testing.assert_allclose(tail_of(outputs[0]).astype(float), expected, rtol=2.0**-11)
 
 
-def synthesize_within(arguments):
+def synthesize_within(folder, out, *options):
     """Run phema with a hard limit of 256 MiB above what torch takes; its peak must be below too."""
     rss, data = run()
-    peak, _ = run(PHEMA, "synthesize", *arguments, limit=data + LIMIT)
+    peak, _ = run(PHEMA, "synthesize", folder, "-o", out, "-q", *options, limit=data + LIMIT)
     assert peak < rss + LIMIT
+    verify_output(out, scan([folder]))
 
 
 def tail_of(path):
@@ -105,7 +111,7 @@ def test_large_pickles_are_streamed(tmp_path):
             with (tmp_path / f"in/net-{kimg:07d}-{std}.pkl").open("wb") as file:
                 pickle.dump({"ema": {"w": values + kimg // 8000}}, file, 4)
     out = tmp_path / "out.pkl"
-    synthesize_within((tmp_path / "in", "-s", "0.07", "-o", out, "-q"))
+    synthesize_within(tmp_path / "in", out, "-s", "0.07")
     with out.open("rb") as file:
         made = pickle.load(file)["ema"]["w"]
     assert made.shape == values.shape
@@ -146,7 +152,6 @@ def test_large_distributed_checkpoints_are_streamed(tmp_path):
         for file in first.glob("*.distcp"):
             os.link(file, folder / file.name)
     out = tmp_path / "out.safetensors"
-    arguments = (tmp_path / "in", "-g", "7", "--no-sample", "-o", out, "-q")
-    synthesize_within(arguments)
+    synthesize_within(tmp_path / "in", out, "-g", "7", "--no-sample")
     row = np.concatenate([np.arange(8192) % 512, np.arange(8192) % 512 + 512])
     np.testing.assert_array_equal(tail_of(out).reshape(-1, 16384), np.tile(row, (32, 1)))

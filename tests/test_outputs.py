@@ -19,14 +19,7 @@ from phema_cli.formats._crc import join
 from phema_cli.formats._torch_write import encode
 from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
 from phema_cli.snapshots import scan
-from tests.builders import phema, write_run
-
-
-def run(*arguments, cwd=None, **environment):
-    """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd, **environment)
-    assert done.code == 0, done.err
-    return done
+from tests.builders import phema, run, write_run
 
 
 def snapshots_of(folder, states, save=torch.save, ending="pt"):

@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 from upath import UPath
 
-from phema_cli import scan, synthesize
+from phema_cli import scan
 from phema_cli.errors import InputError, StorageError, UsageError
-from tests.builders import phema, write_run
+from tests.builders import phema, run, synthesize, write_run
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -82,9 +82,10 @@ def test_http_gives_the_bytes_of_local_files(serve, tmp_path):
     local = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
     assert [s["name"] for s in shown.json["snapshots"]] == [s["name"] for s in local]
     asked.clear()
-    for source, name in ((f"{url}/ckpts/", "far"), (tmp_path / "ckpts", "near")):
-        done = phema("synthesize", source, "-g", "7", "-o", tmp_path / f"{name}.safetensors", "-q")
-        assert done.code == 0, done.err
+    options = ("-g", "7", "-q", "--digest", "-o")
+    # The verification of what came from far would ask for all of it once more, from this process.
+    run("synthesize", f"{url}/ckpts/", *options, tmp_path / "far.safetensors", verified=False)
+    run("synthesize", tmp_path / "ckpts", *options, tmp_path / "near.safetensors")
     far, near = (load_file(tmp_path / f"{n}.safetensors") for n in ("far", "near"))
     assert all((far[n] == near[n]).all() for n in near)
     assert (tmp_path / "far.safetensors").read_bytes() == (
@@ -92,6 +93,7 @@ def test_http_gives_the_bytes_of_local_files(serve, tmp_path):
     ).read_bytes()
     # Eight snapshots: a header, the sample and the tensors of each, in few requests.
     assert 8 * 3 <= len(asked) < 8 * 12
+    run("verify", tmp_path / "near.safetensors", f"{url}/ckpts/", "--full")
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

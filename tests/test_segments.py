@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
 from phema_cli.synthesis.segments import segments
+from tests.builders import execute
 
 
 def planned(folder, names, **request):

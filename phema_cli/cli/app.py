@@ -49,12 +49,19 @@ def _version(wanted: bool) -> None:
 def phema(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, metavar="", help="Show the version."
+        ),
     ] = False,
     debug: Annotated[
         bool,
         typer.Option(
-            "--debug", envvar="PHEMA_DEBUG", show_envvar=False, help="Show tracebacks of errors."
+            "--debug",
+            envvar="PHEMA_DEBUG",
+            show_envvar=False,
+            metavar="",
+            help="Show tracebacks of errors.",
         ),
     ] = False,
 ) -> None:

@@ -30,6 +30,11 @@ def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  
     )
 
 
+def flag(*names: str, help: str, panel: str = _GENERAL) -> Any:  # noqa: A002, ANN401 - as above
+    """An option without a value; nothing stands for one in the help."""
+    return option(*names, help=help, panel=panel, metavar="")
+
+
 Paths = Annotated[
     list[str],
     typer.Argument(help="Snapshots, or directories that hold them; URLs too.", metavar="PATH"),
@@ -136,7 +141,7 @@ Average = Annotated[
 ]
 Raw = Annotated[
     bool,
-    option(
+    flag(
         "--raw",
         help="Snapshots that say no average are the weights themselves.",
         panel=_SOURCES,
@@ -179,15 +184,15 @@ Copy = Annotated[
 ]
 NoSample = Annotated[
     bool,
-    option(
+    flag(
         "--no-sample",
         help="Read no tensors to learn how they move and round; assume a random walk in log time.",
         panel=_TARGETS,
     ),
 ]
-Json = Annotated[bool, option("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or notices on stderr.")]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
+Json = Annotated[bool, flag("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress, tables or notices on stderr.")]
+Verbose = Annotated[bool, flag("--verbose", "-v", help="Show every snapshot or tensor.")]
 
 
 @dataclass(frozen=True, slots=True)

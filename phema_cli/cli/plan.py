@@ -107,7 +107,12 @@ Range = Annotated[
     ),
 ]
 Compare = Annotated[
-    bool, options.option("--compare", help="Compare gammas and numbers of snapshots in a table.")
+    bool,
+    options.flag(
+        "--compare",
+        help="Compare gammas and numbers of snapshots in a table.",
+        panel=_STORED,
+    ),
 ]
 
 

@@ -63,13 +63,13 @@ MaxError = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, options.option("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
+    bool, options.flag("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
 ]
 Overwrite = Annotated[
-    bool, options.option("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
+    bool, options.flag("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
 ]
 SkipExisting = Annotated[
-    bool, options.option("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
+    bool, options.flag("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
 ]
 Jobs = Annotated[
     int | None,
@@ -79,7 +79,15 @@ Jobs = Annotated[
 ]
 AllowNonfinite = Annotated[
     bool,
-    options.option("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
+    options.flag("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
+]
+Digest = Annotated[
+    bool,
+    options.flag(
+        "--digest",
+        help="Record digests of the values read from the sources, for phema verify --full.",
+        panel=_OUTPUT,
+    ),
 ]
 Device = Annotated[
     str,
@@ -107,6 +115,7 @@ def synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
+    digest: Digest = False,
     sources: options.Sources,
     copy: options.Copy = None,
     jobs: Jobs = None,
@@ -141,6 +150,7 @@ def synthesize(
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
+        digest=digest,
         skip_existing=skip_existing,
     )
     config = sources.config(copy)

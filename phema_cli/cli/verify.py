@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phema_cli.cli import options, render
-from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
@@ -20,7 +20,7 @@ Sources = Annotated[
     typer.Argument(help="The snapshots it was made of, as they were given.", metavar="[PATH...]"),
 ]
 Full = Annotated[
-    bool, options.option("--full", help="Make all values again, not a random 64 MiB of them.")
+    bool, options.flag("--full", help="Make all values again, not a random 64 MiB of them.")
 ]
 
 
@@ -41,7 +41,7 @@ def verify(
     Example: [bold]phema verify phema-step0001000-gamma7.safetensors ckpts/ --full[/]
     """
     from phema_cli.snapshots import scan
-    from phema_cli.synthesis.verifying import provenance_of, remake
+    from phema_cli.synthesis.remaking import provenance_of, remake
     from phema_cli.synthesis.verifying import verify as check
 
     checkpoint = _read(out)
@@ -66,7 +66,7 @@ def _read(out: Path) -> Checkpoint:
         raise InputError("no such file or directory", where=out)
     try:
         return read_checkpoint(out)
-    except InputError as error:
+    except (InputError, UnsafePickleError) as error:
         raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Checkpoint, Format, Writer, stamp
+from phema_cli.formats.base import Checkpoint, Format, Stamp, Writer, stamp
 from phema_cli.formats.locations import is_remote, reading
 
 
@@ -94,5 +95,26 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             raise InputError(
                 "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
             )
+        before = _stamps(path)
         found = reader.read_index(path, key)
-        return replace(found, stamps={p: stamp(p) for p in found.files if not is_remote(p)})
+        local = [p for p in found.files if not is_remote(p)]
+        try:
+            return replace(found, stamps={p: before.get(p) or stamp(p) for p in local})
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
+
+
+def _stamps(path: Path) -> dict[Path, Stamp]:
+    """Stamps of the files that a checkpoint may have, from before any of them is read.
+
+    Were they taken after, a file that is replaced in between would pass for what its header says.
+    """
+    shared = path.name.endswith((".safetensors.index.json", ".metadata"))
+    found: dict[Path, Stamp] = {}
+    if is_remote(path):
+        return found
+    # What can't be looked at is reported by what reads it.
+    with suppress(OSError):
+        for file in path.parent.iterdir() if shared else [path]:
+            found[file] = stamp(file)
+    return found

@@ -351,7 +351,9 @@ class FileReader(OpenFiles):
                 got = os.preadv(descriptor, [out[done:]], offset + done)
                 if got == 0:
                     raise InputError(
-                        f"ends at byte {offset + done}, before its tensors do", where=path
+                        f"ends at byte {offset + done}, before its tensors do",
+                        where=path,
+                        remedy="copy it again, or leave it out with --exclude",
                     )
                 done += got
         except OSError as error:

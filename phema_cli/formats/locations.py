@@ -95,6 +95,8 @@ def read_ranges(wanted: Sequence[tuple[Path, int, memoryview]]) -> None:
                 )
             if len(data) < len(out):
                 raise InputError(
-                    f"ends at byte {offset + len(data)}, before its tensors do", where=path
+                    f"ends at byte {offset + len(data)}, before its tensors do",
+                    where=path,
+                    remedy="copy it again, or leave it out with --exclude",
                 )
             out[:] = data

@@ -15,6 +15,7 @@ from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
 from phema_cli.synthesis.devices import find_device
+from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.engine import execute
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
@@ -58,6 +59,7 @@ class Request:
         jobs: workers; one per processor by default.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN, which averages then do too.
+        digest: whether outputs record digests of what is read of the sources.
         skip_existing: leave out targets whose output exists.
     """
 
@@ -76,6 +78,7 @@ class Request:
     jobs: int | None = None
     device: str = DEFAULT_DEVICE
     allow_nonfinite: bool = False
+    digest: bool = False
     skip_existing: bool = False
 
 
@@ -133,7 +136,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         device=request.device,
         allow_nonfinite=request.allow_nonfinite,
     )
-    return recipe, paths
+    return prepared(recipe) if request.digest else recipe, paths
 
 
 def _shard_limit(
@@ -192,6 +195,7 @@ def synthesize(
     jobs: int | None = None,
     device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
+    digest: bool = False,
     overwrite: bool = False,
     config: Config | None = None,
 ) -> list[Path]:
@@ -213,6 +217,7 @@ def synthesize(
         jobs: workers, which are threads.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
+        digest: whether outputs record digests of what is read of the sources.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
 
@@ -240,6 +245,7 @@ def synthesize(
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
+        digest=digest,
     )
     recipe, outputs = plan(scan(roots, config), request)
     if recipe is not None:

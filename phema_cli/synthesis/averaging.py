@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from phema_cli.profiles import Array
 from phema_cli.synthesis.summing import Bags, Sums, split
@@ -24,6 +24,9 @@ _DOUBLE = 8
 #: types that no average of numbers that float32 holds is too large for.
 _WIDE_RANGE = {"F64", "F32", "BF16"}
 
+#: how a tile is summed: as it stands, for few targets or for many, or as differences.
+Way = Literal["few", "many", "differences"]
+
 
 class Averager:
     """A worker's buffers.
@@ -34,6 +37,7 @@ class Averager:
         totals: (k,) what the weights sum to; exactly 1 where they were meant to.
         elements: the most elements of a tile.
         device: where tiles are averaged, ``cpu`` or ``cuda:N``.
+        way: how tiles are summed, if that is not for the weights to say.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Averager:
         totals: Array,
         elements: int,
         device: str = "cpu",
+        way: Way | None = None,
     ) -> None:
         import torch
 
@@ -68,15 +73,39 @@ class Averager:
             for width in {need.block, need.sums}
         }
         self.stream = torch.cuda.Stream(device) if self.apart else None  # type: ignore[no-untyped-call]
+        self._way = way
         self._tiles: dict[Kind, Tile] = {}
 
     def tile(self, kind: Kind) -> Tile:
         """The buffers as a tile of that kind."""
         if kind not in self._tiles:
-            direct = kind.is_direct(self.weights)
-            make = DistantTile if self.apart else DirectTile if direct else Tile
-            self._tiles[kind] = make(self, kind)
+            self._tiles[kind] = self._make_tile(kind)
         return self._tiles[kind]
+
+    def _make_tile(self, kind: Kind) -> Tile:
+        """A tile, summed in the way asked for, else in the fastest one."""
+        way = self._way or _fastest(kind, self.weights)
+        if self.apart:
+            return DistantTile(self, kind)
+        return Tile(self, kind) if way == "differences" else DirectTile(self, kind, way)
+
+
+def _fastest(kind: Kind, weights: Array) -> Way:
+    """The way in which targets that are made together are summed."""
+    if not kind.is_direct(weights):
+        return "differences"
+    return "few" if weights.shape[1] <= _FEW else "many"
+
+
+def ways(kind: Kind, weights: Array) -> list[Way]:
+    """The ways in which one target may have been summed, alone or along with others.
+
+    Args:
+        kind: what it was summed of.
+        weights: (n, 1) its own weights.
+    """
+    # What is not summed directly for one target is not so for it and more.
+    return ["few", "many", "differences"] if kind.is_direct(weights) else ["differences"]
 
 
 def _alone(weights: Array) -> int | None:
@@ -190,10 +219,9 @@ class DirectTile(Tile):
     Few targets are summed by a function that reads stored values and writes stored values.
     """
 
-    def __init__(self, own: Averager, kind: Kind) -> None:
+    def __init__(self, own: Averager, kind: Kind, way: Way) -> None:
         super().__init__(own, kind)
-        few = len(own.totals) <= _FEW
-        parts = split(own.weights, self._stored.dtype) if few else None
+        parts = split(own.weights, self._stored.dtype) if way == "few" else None
         self._bags = None if parts is None else Bags(parts, own.need.width)
 
     def _average(self, count: int, *, signed: bool) -> None:

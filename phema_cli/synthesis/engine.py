@@ -5,22 +5,23 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from phema_cli.errors import StorageError
+from phema_cli.synthesis.digests import sealed
 from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
-    Checks,
     Notes,
     check_inputs,
     check_outputs,
     make_durable,
     publish,
+    rewrite_headers,
     staged,
     write_checksums,
 )
 from phema_cli.synthesis.team import Team
-from phema_cli.synthesis.workers import Share, fill, merged
+from phema_cli.synthesis.workers import Share, Written, fill, merged
 
 
 def execute(
@@ -59,7 +60,7 @@ def execute(
         done, complete = team.share(
             (set(), False) if journal is None else (journal.done, journal.complete)
         )
-        own: list[Checks] = []
+        own = merged(recipe, [])
         if not complete:
             own = _fill(recipe, team, frozenset(done), progress, processes=processes)
             if team.size > 1:
@@ -79,7 +80,7 @@ def _fill(
     progress: Progress | None,
     *,
     processes: bool,
-) -> list[Checks]:
+) -> Written:
     """Do this process's share."""
     try:
         return fill(
@@ -93,11 +94,15 @@ def _fill(
         raise counted(recipe) from error
 
 
-def _complete(recipe: Recipe, checks: list[Checks]) -> None:
+def _complete(recipe: Recipe, written: Written) -> None:
     """See that sources are still what they were, and that all of the outputs is on disk."""
     check_inputs(recipe)
-    for number, output in enumerate(recipe.outputs):
-        write_checksums(output, checks[number])
+    if recipe.digest:
+        recipe = sealed(recipe, written.leaves)
+        for output in recipe.outputs:
+            rewrite_headers(output)
+    for output, checks in zip(recipe.outputs, written.checks, strict=True):
+        write_checksums(output, checks)
     for output in recipe.outputs:
         make_durable(output)
 

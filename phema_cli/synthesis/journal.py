@@ -1,7 +1,8 @@
 """Journals: what of an output is on the disk, for a run that goes on where this one ended.
 
 A staging directory has one. Its first line names the plan, further ones say which runs' bytes have
-been flushed, and that all have. A line that a power loss cut short counts for nothing.
+been flushed, and that all have. Each line ends with its CRC-32: one that a power loss cut short, or
+that was damaged, counts for nothing, nor does what follows it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,8 @@ from phema_cli.synthesis.recipe import Recipe
 
 NAME = "journal"
 _SCHEMA = "phema/partial/1"
+#: how the first line of every journal begins.
+_HEAD = f'{{"schema": "{_SCHEMA}", "plan": "'.encode()
 #: seconds that a worker of a killed run may go on.
 _PATIENCE = 5.0
 _PAUSE = 0.05
@@ -46,29 +50,35 @@ class Journal:
 
     def __init__(self, folder: Path, plan: str) -> None:
         self.folder = folder
-        self._plan = plan
         self._descriptor = _locked(folder / NAME)
         try:
             found = read(folder)
             _check(folder, plan, found)
+            for path in _notes(folder):
+                # What is added behind a torn line would be lost with it.
+                _cut(path, sum(map(len, _whole(path))))
             self.done = noted(folder)
             self.complete = any(entry.get("complete", False) for entry in found)
             if not found:
-                self.restart()
+                _append(folder / NAME, {"schema": _SCHEMA, "plan": plan})
         except BaseException:
             self.close()
             raise
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing is noted, before or now."""
-        return not self.complete and not noted(self.folder)
+        """Whether nothing is noted, before or now; what can't be read may say anything."""
+        try:
+            return not self.complete and not noted(self.folder)
+        except OSError:
+            return False
 
     def restart(self) -> None:
-        """Forget what is noted."""
-        for path in _notes(self.folder):
-            os.truncate(path, 0)
-        _append(self.folder / NAME, {"schema": _SCHEMA, "plan": self._plan})
+        """Forget what is noted: of all lines the first one stays."""
+        lead, *others = _notes(self.folder)
+        for path in others:
+            _cut(path, 0)
+        _cut(lead, len(_whole(lead)[0]))
         self.done, self.complete = set(), False
 
     def finish(self) -> None:
@@ -77,8 +87,8 @@ class Journal:
         self.complete = True
 
     def remove(self) -> None:
-        """Remove the directory, where nothing else is left in it."""
-        for path in _notes(self.folder):
+        """Remove the directory where nothing else is left in it, the plan's name last."""
+        for path in reversed(_notes(self.folder)):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -114,7 +124,9 @@ def _check(folder: Path, plan: str, found: list[dict[str, Any]]) -> None:
             where=folder,
             remedy=f"run that one again to finish it, or rm -r '{folder}'",
         )
-    if not found and any(p.name != NAME for p in folder.iterdir()):
+    text = (folder / NAME).read_bytes()
+    begun = _HEAD.startswith(text[: len(_HEAD)]) or not text.strip(b"\0")
+    if not found and (not begun or any(p.name != NAME for p in folder.iterdir())):
         raise UsageError(
             "is in the way of the output", where=folder, remedy="move it, or pass another -o"
         )
@@ -127,30 +139,51 @@ def _notes(folder: Path) -> list[Path]:
 
 def _append(path: Path, entry: dict[str, Any]) -> None:
     """Add a line and flush it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    text = json.dumps(entry).encode()
+    line = b"%s %08x\n" % (text, zlib.crc32(text))
+    descriptor = _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        os.write(descriptor, json.dumps(entry).encode() + b"\n")
+        while line:
+            line = line[os.write(descriptor, line) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, up to one that is none of a journal's."""
+def _cut(path: Path, size: int) -> None:
+    """Keep a file's first bytes, and see to it that no power loss brings back the others."""
+    descriptor = _opened(path, os.O_WRONLY)
+    try:
+        if os.fstat(descriptor).st_size > size:
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """The descriptor of a file that is no link to somewhere else."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+
+def _whole(path: Path) -> list[bytes]:
+    """The lines of a file, up to one that is none of a journal's."""
     try:
         text = path.read_bytes()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    entries = []
-    for line in text.split(b"\n")[:-1]:
-        try:
-            entry = json.loads(line)
-        except ValueError:
+    lines = []
+    for line in text.splitlines(keepends=True):
+        entry, _, check = line.rpartition(b" ")
+        if check != b"%08x\n" % zlib.crc32(entry):
             break
-        if not isinstance(entry, dict):
-            break
-        entries.append(entry)
-    return entries
+        lines.append(line)
+    return lines
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What the lines of a file say."""
+    return [json.loads(line.rpartition(b" ")[0]) for line in _whole(path)]
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -187,11 +220,11 @@ def _locked(path: Path) -> int:
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        descriptor = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever held it may have removed the file, and others may have made it anew.
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
             pass

@@ -70,6 +70,10 @@ class Output:
         """What one of ``finals`` is called until it is complete."""
         return self.staging / final.name
 
+    def stale(self) -> list[Path]:
+        """Files of an earlier checkpoint of that name, in other shards."""
+        return [p for p in self.present() if p != self.path and p not in self.finals]
+
     def present(self) -> list[Path]:
         """Files that exist and belong to a checkpoint of that name, in whatever shards."""
         if self.path == self.files[0].path:

@@ -35,7 +35,6 @@ class Pool:
         count: pieces of work.
         memory: the pool's, of ``Pool.size_bytes(count)`` zeros.
         lock: held while a number is taken.
-        parent: the process without which nobody waits for a result, where workers are others.
     """
 
     def __init__(
@@ -43,11 +42,9 @@ class Pool:
         count: int,
         memory: bytearray | mmap.mmap,
         lock: AbstractContextManager[bool],
-        parent: int | None = None,
     ) -> None:
         self._count = count
         self._lock = lock
-        self._parent = parent
         # The next number, the bytes reported, and whether to stop; then a flag for each number.
         self._shared = np.frombuffer(memory, np.int64, 3)
         self._ended = np.frombuffer(memory, np.uint8, count, 3 * 8)
@@ -80,8 +77,8 @@ class Pool:
         self._shared[2] = 1
 
     def stopped(self) -> bool:
-        """Whether another worker has failed, or nobody waits for the result."""
-        return bool(self._shared[2]) or self._parent not in {None, os.getppid()}
+        """Whether another worker has failed, or the program is interrupted."""
+        return bool(self._shared[2])
 
     def reported(self) -> int:
         """Bytes reported since the last call."""
@@ -138,10 +135,16 @@ def forked(
     fork = multiprocessing.get_context("fork")
     # Anonymous memory is the same for a process and those forked from it.
     memory = mmap.mmap(-1, Pool.size_bytes(count))
-    pool = Pool(count, memory, fork.Lock(), os.getpid())
-    with ProcessPoolExecutor(jobs, fork, _inherit, (pool, work)) as executor:
-        futures = [executor.submit(_forked_work) for _ in range(jobs)]
-        return cast("list[Result]", _results(futures, pool, progress, finished))
+    pool = Pool(count, memory, fork.Lock())
+    # What this process holds of the pipe is closed when it ends, in whatever way.
+    ends = os.pipe()
+    try:
+        with ProcessPoolExecutor(jobs, fork, _inherit, (pool, work, *ends)) as executor:
+            futures = [executor.submit(_forked_work) for _ in range(jobs)]
+            return cast("list[Result]", _results(futures, pool, progress, finished))
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def _results(
@@ -176,9 +179,17 @@ def _result(future: Future[Result]) -> Result:
 _inherited: list[tuple[Pool, Work[object]]] = []
 
 
-def _inherit(pool: Pool, work: Work[object]) -> None:
-    """Keep what a forked process starts with."""
+def _inherit(pool: Pool, work: Work[object], parent: int, held: int) -> None:
+    """Keep what a forked process starts with, and have it end with the one that forked it."""
     _inherited[:] = [(pool, work)]
+    os.close(held)
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """End this process, and what it has locked, once there is nobody at the pipe's other end."""
+    os.read(parent, 1)
+    os._exit(1)
 
 
 def _forked_work() -> object:

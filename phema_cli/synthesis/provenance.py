@@ -17,6 +17,7 @@ from phema_cli.snapshots.scan import PROVENANCE_KEY
 from phema_cli.snapshots.tags import METADATA_FIELDS
 from phema_cli.solver.diagnostics import Figures
 
+SCHEMA = "phema/synthesis/1"
 #: entries that phema writes or reads itself: no tensor's name may replace them.
 RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
 #: hashes of the tensors that trainers of LoRAs record; those of the sources would be false.
@@ -31,6 +32,7 @@ def provenance(
     figures: Figures,
     method: str,
     copy: Sequence[str],
+    device: str,
 ) -> str:
     """How an output was made: JSON with sorted keys, no time, no path.
 
@@ -42,12 +44,14 @@ def provenance(
         figures: how good it is expected to be.
         method: the method that solved the weights.
         copy: globs of tensors that were copied.
+        device: what averages, ``cpu`` or ``cuda``, of whatever number.
     """
     found: dict[str, float | None] = asdict(figures)
     record = {
-        "schema": "phema/synthesis/1",
+        "schema": SCHEMA,
         "version": __version__,
         "method": method,
+        "device": device.partition(":")[0],
         "target": describe(target, step),
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
@@ -55,6 +59,19 @@ def provenance(
         "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
         "copy": sorted(copy),
     }
+    return _dumps(record | {"digest": _digest(record)})
+
+
+def with_digests(origin: str, digests: Sequence[str | None]) -> str:
+    """The provenance with a digest of each source's values, in hexadecimal, but where it is None.
+
+    Digests of one length give texts of one length.
+    """
+    record = json.loads(origin)
+    del record["digest"]
+    for source, digest in zip(record["sources"], digests, strict=True):
+        if digest is not None:
+            source["digest"] = digest
     return _dumps(record | {"digest": _digest(record)})
 
 

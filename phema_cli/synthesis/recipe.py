@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -73,13 +73,17 @@ class Recipe:
         bases: for each target, the index of the source that integers, booleans and metadata are
             taken from: the newest at or before the target's step, else the oldest.
         tensors: in the order in which they lie in the outputs.
+        ties: further names of tensors, by that further name.
         outputs: one per target.
+        origins: (k,) the provenance that each output records.
+        max_shard_bytes: the most bytes of tensors in a file of an output, if that is limited.
         solution: all weights and figures, as solved.
         method: the method that solved them.
         form: the outputs' format.
         jobs: workers.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
+        digest: whether the outputs record digests of what is read.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -94,13 +98,17 @@ class Recipe:
     sums: Array
     bases: tuple[int, ...]
     tensors: tuple[TensorPlan, ...]
+    ties: Mapping[str, str]
     outputs: tuple[Output, ...]
+    origins: tuple[str, ...]
+    max_shard_bytes: int | None
     solution: Solution
     method: str
     form: str
     jobs: int
     device: str
     allow_nonfinite: bool
+    digest: bool
     tile_elements: int
     read_bytes: int
     write_bytes: int
@@ -163,26 +171,13 @@ def make_recipe(
     kept = sorted({*used, *bases_all})
     sources = tuple(snapshots[i] for i in kept)
     tensors, ties = plan_tensors(snapshots, dtype, copy)
-    outputs = []
-    for k, (target, path) in enumerate(zip(targets, paths, strict=True)):
-        weights, figures = solution.weights[kept, k], solution.figures[k]
-        origin = (
-            origins[k]
-            if origins
-            else provenance(sources, weights, target, step, figures, method, copy)
-        )
-        carried = snapshots[bases_all[k]].checkpoint
-        outputs.append(
-            lay_out(
-                path,
-                form,
-                {t.name: (t.out_dtype, t.shape) for t in tensors},
-                ties,
-                carried,
-                output_metadata(carried, origin),
-                max_shard_bytes,
+    if origins is None:
+        origins = [
+            provenance(sources, weights, target, step, figures, method, copy, device)
+            for weights, target, figures in zip(
+                solution.weights[kept].T, targets, solution.figures, strict=True
             )
-        )
+        ]
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
     tile, peak = tile_elements(
@@ -198,7 +193,7 @@ def make_recipe(
     averaged = sum(_bytes(t) for t in tensors if t.average)
     copied = sum(_bytes(t) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
-    return Recipe(
+    recipe = Recipe(
         sources=sources,
         targets=tuple(targets),
         step=step,
@@ -206,19 +201,49 @@ def make_recipe(
         sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=tuple(kept.index(b) for b in bases_all),
         tensors=tensors,
-        outputs=tuple(outputs),
+        ties=ties,
+        outputs=(),
+        origins=(),
+        max_shard_bytes=max_shard_bytes,
         solution=solution,
         method=method,
         form=form,
         jobs=workers,
         device=device,
         allow_nonfinite=allow_nonfinite,
+        digest=False,
         tile_elements=tile,
         read_bytes=averaged * len(used) + copied * len(targets),
-        write_bytes=sum(o.size_bytes for o in outputs),
+        write_bytes=0,
         peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
     )
+    return with_origins(recipe, origins, paths)
+
+
+def with_origins(
+    recipe: Recipe, origins: Sequence[str], paths: Sequence[Path] | None = None
+) -> Recipe:
+    """The recipe whose outputs record that they were made so.
+
+    Args:
+        recipe: what to do.
+        origins: (k,) the provenance of each output.
+        paths: (k,) the outputs, where the recipe has none yet.
+
+    Raises:
+        InputError: the format can't hold the tensors.
+    """
+    specs = {t.name: (t.out_dtype, t.shape) for t in recipe.tensors}
+    outputs = []
+    places = [o.path for o in recipe.outputs] if paths is None else paths
+    for path, base, origin in zip(places, recipe.bases, origins, strict=True):
+        carried = recipe.sources[base].checkpoint
+        metadata = output_metadata(carried, origin)
+        limit = recipe.max_shard_bytes
+        outputs.append(lay_out(path, recipe.form, specs, recipe.ties, carried, metadata, limit))
+    size = sum(o.size_bytes for o in outputs)
+    return replace(recipe, outputs=tuple(outputs), origins=tuple(origins), write_bytes=size)
 
 
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:

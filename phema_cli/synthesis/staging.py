@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,13 +12,14 @@ from phema_cli.formats._crc import join
 from phema_cli.formats.base import stamp
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis import journal
+from phema_cli.synthesis.disk import allocated_bytes, create, rewrite, size_of, sync, sync_folder
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe
 
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
-#: bytes of outputs after which what is done is flushed and noted.
+#: the most bytes of outputs after which what is done is flushed and noted.
 _NOTED_BYTES = 64 << 20
 
 
@@ -31,7 +31,8 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
         StorageError: the operating system can't look there.
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
-    ours = _is_complete(recipe)
+    with _writing(recipe.outputs[0]):
+        ours = _is_complete(recipe)
     for output in recipe.outputs:
         try:
             present = output.present()
@@ -67,9 +68,11 @@ class Notes:
     def __init__(self, recipe: Recipe, rank: int) -> None:
         self._recipe = recipe
         self._rank = rank
-        # Checksums of a tensor are known only to who has written all of it.
+        # Checksums and digests are known only to who has written all of a tensor.
         images = [file.image for output in recipe.outputs for file in output.files]
-        self._wanted = not any(image.checksums for image in images)
+        self._wanted = not (recipe.digest or any(image.checksums for image in images))
+        # Small shards are noted one by one: a run that goes on makes none anew but the last.
+        self._limit = min(_NOTED_BYTES, max(image.size_bytes for image in images))
         self._pending: list[int] = []
         self._pending_bytes = 0
 
@@ -77,7 +80,7 @@ class Notes:
         """Take note of runs that are written, and of how many bytes those are."""
         self._pending += numbers
         self._pending_bytes += written
-        if self._wanted and self._pending_bytes > _NOTED_BYTES:
+        if self._wanted and self._pending_bytes > self._limit:
             for output in self._recipe.outputs:
                 make_durable(output)
             with _writing(self._recipe.outputs[0]):
@@ -105,7 +108,7 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
     try:
         for output in recipe.outputs:
             with _writing(output):
-                made += _make_folders(output)
+                _make_folders(output, made)
                 journals.append(Journal(output.staging, plan))
         _prepare(recipe, journals[0])
         yield journals[0]
@@ -125,31 +128,84 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
                 path.rmdir()
 
 
-def _make_folders(output: Output) -> list[Path]:
-    """Make the directory of the files, and the one they are made in; those that are new."""
-    made = []
-    for wanted in (output.finals[0].parent, output.staging):
-        made += [p for p in (wanted, *wanted.parents) if not p.exists()]
+def _make_folders(output: Output, made: list[Path]) -> None:
+    """Make the directory of the files, and the one they are made in; adds those that are new."""
+    staging = output.staging
+    if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+        raise UsageError(
+            "is in the way of the output", where=staging, remedy="move it, or pass another -o"
+        )
+    for wanted in (output.finals[0].parent, staging):
+        new = [p for p in (wanted, *wanted.parents) if not p.exists()]
+        made += new
         wanted.mkdir(parents=True, exist_ok=True)
-    return made
+        for path in {wanted, *new}:
+            sync_folder(path.parent)
 
 
 def _prepare(recipe: Recipe, lead: Journal) -> None:
     """Create the files, full size and with headers, or keep those that are there."""
-    if lead.complete:
-        return
     files = [(output, file) for output in recipe.outputs for file in output.files]
-    whole = all(_size(o.staged(f.path)) == f.image.size_bytes for o, f in files)
-    if lead.done and not whole:
-        with _writing(recipe.outputs[0]):
+    if lead.complete:
+        _check_complete(recipe)
+        return
+    with _writing(recipe.outputs[0]):
+        # No file may be on the disk without the journal that says whose it is.
+        sync_folder(lead.folder)
+        whole = all(size_of(o.staged(f.path)) == f.image.size_bytes for o, f in files)
+        if lead.done and not whole:
             lead.restart()
+    _check_space(recipe)
     for output in recipe.outputs:
         with _writing(output):
             for file in output.files if not lead.done else ():
-                _create(output.staged(file.path), file.image.size_bytes, file.image.segments)
-            if output.index is not None:
-                output.staged(output.index[0]).write_bytes(output.index[1])
-            _sync(output.staging)
+                create(output.staged(file.path), file.image.size_bytes, file.image.segments)
+            _write_index(output)
+            sync_folder(output.staging)
+
+
+def _check_complete(recipe: Recipe) -> None:
+    """Refuse to give names to files that somebody has taken away since they were complete."""
+    for output in recipe.outputs:
+        lost = [p for p in output.finals if not p.exists() and not output.staged(p).exists()]
+        if lost:
+            staging = recipe.outputs[0].staging
+            raise StorageError(
+                "was complete, and is gone", where=lost[0], remedy=f"rm -r '{staging}', run again"
+            )
+
+
+def _check_space(recipe: Recipe) -> None:
+    """Refuse to begin what the disks have no room for; what is there already counts.
+
+    Raises:
+        StorageError: a file system has less free space than its outputs need.
+    """
+    needed: dict[int, int] = {}
+    for output in recipe.outputs:
+        with _writing(output):
+            device = output.staging.stat().st_dev
+            needed[device] = needed.get(device, 0) + sum(
+                max(0, file.image.size_bytes - allocated_bytes(output.staged(file.path)))
+                for file in output.files
+            )
+            disk = os.statvfs(output.staging)
+        # What is kept back for the superuser is free to that one alone.
+        free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
+        # A file system without a size does not say.
+        if disk.f_blocks and needed[device] > free:
+            raise StorageError(
+                f"needs {needed[device]:,} bytes more, and {free:,} are free",
+                where=output.path,
+                remedy="free space there, or pass another -o",
+            )
+
+
+def _write_index(output: Output) -> None:
+    """Write the index of shards, where there are some."""
+    if output.index is not None:
+        path, data = output.index
+        create(output.staged(path), len(data), [(0, data)])
 
 
 def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
@@ -194,59 +250,37 @@ def _writing(output: Output) -> Iterator[None]:
         raise StorageError.wrap(error, output.path, "write") from error
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file, None where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
-    """Make a file of that size, with bytes at some places.
-
-    The space is reserved now, so that a full disk shows before the work and not after it.
-    """
-    with path.open("wb") as stream:
-        try:
-            os.posix_fallocate(stream.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
-                raise
-            os.ftruncate(stream.fileno(), size)
-        for offset, data in parts:
-            stream.seek(offset)
-            stream.write(data)
+def rewrite_headers(output: Output) -> None:
+    """Put the headers and the index of an output of the same sizes in the place of others."""
+    with _writing(output):
+        for file in output.files:
+            rewrite(output.staged(file.path), file.image.segments)
+        _write_index(output)
 
 
 def make_durable(output: Output) -> None:
     """Flush all that is to get a name."""
     with _writing(output):
         for path in output.finals:
-            _sync(output.staged(path))
+            sync(output.staged(path))
 
 
 def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
     with _writing(output):
         waiting = [p for p in output.finals if output.staged(p).exists()]
-        stale = [p for p in output.present() if p != output.path and p not in output.finals]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if p not in {f.path for f in output.files}]
+        stale = output.stale()
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)
+        if index or stale:
+            sync_folder(output.finals[0].parent)
         for path in waiting:
+            if path in index:
+                sync_folder(path.parent)
             output.staged(path).replace(path)
-        _sync(output.finals[0].parent)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(output.finals[0].parent)
 
 
 def write_checksums(output: Output, checks: Checks) -> None:

@@ -1,8 +1,7 @@
 """Verification: whether an output is what its provenance and its sources make it.
 
-The recipe is made again from what the output records. Its headers are compared byte by byte, and
-values are averaged again: bytes are the same, or, where other ways of summing round otherwise, the
-nearest numbers to the sum in float64.
+Headers are compared byte by byte, and values are averaged again. Values of 16 bits are summed in
+ways that depend on the other targets of the call: all of an output has to be what one way makes.
 """
 
 from __future__ import annotations
@@ -10,39 +9,37 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError
-from phema_cli.formats.base import Checkpoint, DType, FileReader
-from phema_cli.profiles import Array, PowerProfile
-from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.scan import PROVENANCE_KEY, Scan
-from phema_cli.solver import Solution
-from phema_cli.solver.diagnostics import Figures
-from phema_cli.solver.movement import nominal
-from phema_cli.solver.system import evaluate
-from phema_cli.synthesis.averaging import Tile
-from phema_cli.synthesis.layout import Output
+from phema_cli.formats.base import FileReader
+from phema_cli.profiles import Array
+from phema_cli.synthesis.averaging import ways
+from phema_cli.synthesis.digests import Hasher, source_digests
+from phema_cli.synthesis.headers import check_checksums, check_headers
 from phema_cli.synthesis.pools import Progress
-from phema_cli.synthesis.provenance import is_whole, source_entry
-from phema_cli.synthesis.recipe import Recipe, make_recipe
+from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
+from phema_cli.synthesis.remaking import recorded_digest
 from phema_cli.synthesis.segments import Segment, segments
-from phema_cli.synthesis.solving import time_of
+from phema_cli.synthesis.tiling import Kind
 from phema_cli.synthesis.workers import Tiles
 
 if TYPE_CHECKING:
     import torch
 
+Bytes = bytearray | memoryview
+_Maker = Callable[["_Range"], Bytes]
+Positions = NDArray[np.int64]
+
 #: bytes of an output that are looked at without ``full``.
 SAMPLE_BYTES = 64 << 20
-#: how far from half a unit in the last place a number of 16 bits may be off its sum.
-_SLACK = 2.0**-4
-_CRC_BYTES = 4
+#: elements that are summed in float64 at a time.
+_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,101 +51,23 @@ class Verification:
         files: files of the output.
         checked_bytes: bytes of tensors that were made again.
         total_bytes: bytes of tensors in the output.
+        digests: digests of sources that were compared.
     """
 
     sources: int
     files: int
     checked_bytes: int
     total_bytes: int
-
-
-def provenance_of(out: Checkpoint) -> dict[str, Any]:
-    """What an output records of how it was made.
-
-    Raises:
-        CheckFailedError: nothing, or nothing that phema writes.
-    """
-    try:
-        record = json.loads(out.metadata[PROVENANCE_KEY])
-        sources = [(s["name"], float(s["weight"])) for s in record["sources"]]
-        float(record["target"]["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckFailedError(
-            "records no provenance that phema wrote", where=out.path, remedy="synthesize it again"
-        ) from error
-    if record.get("schema") != "phema/synthesis/1" or not sources:
-        raise CheckFailedError("records a provenance of another schema", where=out.path)
-    if not is_whole(record):
-        raise CheckFailedError("its provenance was changed after it was written", where=out.path)
-    return record  # type: ignore[no-any-return]
-
-
-def remake(out: Checkpoint, found: Scan) -> Recipe:
-    """The recipe that an output says it was made by, for what a scan found.
-
-    Raises:
-        CheckFailedError: a source is missing or another one, or the output can't come of them.
-        PhemaError: the scan is of no use.
-    """
-    record = provenance_of(out)
-    snapshots = found.require()
-    step = float(record["target"]["step"])
-    target = PowerProfile(1.0, time_of(snapshots, step))
-    system = evaluate([s.tag.profile for s in snapshots], [target])
-    nothing = Figures(0.0, None, None, None, 1.0, 1.0)
-    recipe = make_recipe(
-        snapshots,
-        [target],
-        Solution(_weights(out, record, snapshots), (nothing,), nominal(system, 0.0)),
-        [out.path if len(out.files) == 1 else out.files[0].parent],
-        step=step,
-        method=str(record["method"]),
-        form=out.format,
-        dtype=_stored_as(out, found),
-        copy=record.get("copy", ()),
-        max_shard_bytes=_shard_bytes(out),
-        origins=[out.metadata[PROVENANCE_KEY]],
-        allow_nonfinite=True,
-    )
-    if recipe.outputs[0].finals[: len(out.files)] != list(out.files):
-        made = ", ".join(p.name for p in recipe.outputs[0].finals)
-        raise CheckFailedError(f"its files should be {made}", where=out.path)
-    return replace(recipe, jobs=1)
-
-
-def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapshot]) -> Array:
-    """The recorded weights, (n, 1), each at its snapshot.
-
-    Raises:
-        CheckFailedError: a source is missing, or is not what it was.
-    """
-    weights = np.zeros((len(snapshots), 1))
-    places = {s.name: i for i, s in enumerate(snapshots)}
-    for entry in record["sources"]:
-        name = entry["name"]
-        if name not in places:
-            raise CheckFailedError(
-                f"its source {name} is not among the snapshots",
-                where=out.path,
-                remedy="pass the directory that it was made from",
-            )
-        now = source_entry(snapshots[places[name]])
-        changed = next((k for k, v in now.items() if k in entry and entry[k] != v), None)
-        if changed is not None:
-            raise CheckFailedError(
-                f"its source {name} had {changed} {entry[changed]}, not {now[changed]}",
-                where=out.path,
-            )
-        weights[places[name]] = entry["weight"]
-    return weights
+    digests: int
 
 
 def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = None) -> Verification:
     """Compare an output with what a recipe makes.
 
     Args:
-        recipe: as :func:`remake` gives it; its one output exists.
-        full: whether all tensors are made again, and not a random choice of tiles.
+        recipe: as :func:`phema_cli.synthesis.remaking.remake` gives it; its one output exists.
+        full: whether all tensors are made again, and digests of sources compared, and not a random
+            choice of tiles.
         progress: called with bytes of the output that were looked at.
 
     Raises:
@@ -158,77 +77,22 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
     (output,) = recipe.outputs
     with FileReader() as reader:
         try:
-            _check_headers(output, reader)
-            checker = _Checker(recipe, output, reader)
-            tiles = list(checker.tiles())
+            check_headers(output, reader)
+            hasher = Hasher() if recipe.digest and full else None
+            checker = _Checker(recipe, reader, hasher, progress or (lambda _: None))
+            tiles = list(_tiles(recipe))
             chosen = tiles if full else _chosen(tiles)
-            for tile in chosen:
-                checker.check(tile)
-                if progress is not None:
-                    progress(tile.size_bytes)
+            for kind in dict.fromkeys(tile.kind for tile in chosen):
+                checker.check(kind, [tile for tile in chosen if tile.kind == kind])
+            digests = 0
             if full:
-                _check_checksums(output, checker.sums, reader)
+                check_checksums(output, checker.sums, reader)
+            if hasher is not None:
+                digests = _check_digests(recipe, hasher)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
-    return Verification(len(recipe.sources), len(output.finals), checked, total)
-
-
-def _stored_as(out: Checkpoint, found: Scan) -> DType | None:
-    """The type that averaged tensors were converted to, None where they are as in the sources."""
-    newest = found.require()[-1].checkpoint.tensors
-    for name, extent in out.tensors.items():
-        if name in newest and newest[name].dtype != extent.dtype:
-            return extent.dtype
-    return None
-
-
-def _shard_bytes(out: Checkpoint) -> int | None:
-    """A limit that splits tensors into the shards that are there."""
-    if len(out.files) == 1:
-        return None
-    by_file: dict[Path, list[int]] = {}
-    for extent in out.stored:
-        by_file.setdefault(extent.file, []).append(extent.length)
-    return max((sum(sizes) for sizes in by_file.values() if len(sizes) > 1), default=1)
-
-
-def _check_headers(output: Output, reader: FileReader) -> None:
-    """Compare all bytes of the files but those of tensors."""
-    for file in output.files:
-        size = file.path.stat().st_size if file.path.exists() else 0
-        if size != file.image.size_bytes:
-            raise CheckFailedError(
-                f"has {size:,} bytes instead of {file.image.size_bytes:,}", where=file.path
-            )
-        places = (p for found in file.image.checksums.values() for p in found)
-        later = {place + i for place in places for i in range(_CRC_BYTES)}
-        for offset, data in file.image.segments:
-            found = bytearray(len(data))
-            reader.read_bytes(file.path, offset, memoryview(found))
-            if found != data:
-                _check_bytes(file.path, offset, found, data, later)
-    index = output.index
-    if index is not None and (not index[0].exists() or index[0].read_bytes() != index[1]):
-        raise CheckFailedError("is not the index of these shards", where=index[0])
-
-
-def _check_bytes(path: Path, offset: int, found: bytearray, wanted: bytes, later: set[int]) -> None:
-    """Refuse bytes that differ, but where checksums go."""
-    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        if a != b and offset + i not in later:
-            raise CheckFailedError(f"byte {offset + i:,}, of no tensor, differs", where=path)
-
-
-def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
-    """Compare each CRC-32 that the files hold with that of the tensor's bytes."""
-    for file in output.files:
-        for name, places in file.image.checksums.items():
-            for place in places:
-                found = bytearray(_CRC_BYTES)
-                reader.read_bytes(file.path, place, memoryview(found))
-                if found != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
-                    raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)
+    return Verification(len(recipe.sources), len(output.finals), checked, total, digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,81 +104,179 @@ class _Range:
     count: int
 
     @property
+    def kind(self) -> Kind | None:
+        """What it has in common with others that are averaged alike, None where it is copied."""
+        return self.segment.plan.kind if self.segment.plan.average else None
+
+    @property
     def size_bytes(self) -> int:
         """Bytes in the output."""
         return self.segment.plan.out_dtype.size_bytes(self.count)
 
 
+def _tiles(recipe: Recipe) -> Iterator[_Range]:
+    """All ranges, in the order of the output."""
+    size = recipe.tile_elements
+    for segment in segments(recipe):
+        for start in range(0, segment.elements, size):
+            yield _Range(segment, start, min(size, segment.elements - start))
+
+
 def _chosen(tiles: list[_Range]) -> list[_Range]:
     """Tiles at random, other ones each time."""
-    random.shuffle(tiles)
     left, chosen = SAMPLE_BYTES, []
-    for tile in tiles:
+    for tile in random.sample(tiles, len(tiles)):
         if left > 0:
             chosen.append(tile)
             left -= tile.size_bytes
     return chosen
 
 
-class _Checker:
-    """Makes tiles again and compares them."""
+def _differing(found: bytearray, wanted: Bytes, bits: int) -> Positions:
+    """Indices of elements of so many bits that differ, ascending."""
+    places = np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(wanted, np.uint8))
+    return np.unique(places * 8 // bits)
 
-    def __init__(self, recipe: Recipe, output: Output, reader: FileReader) -> None:
+
+def near(held: torch.Tensor, stored: torch.Tensor, weights: Array) -> torch.Tensor:
+    """Whether averages are the sums in float64 within the rounding of whatever made them.
+
+    Args:
+        held: (m,) averages.
+        stored: (n, m) what they were made of, the reference of differences first.
+        weights: (n,) float64.
+
+    Returns:
+        (m,) of bool.
+    """
+    import torch
+
+    made, values, own = held.double(), stored.double(), torch.from_numpy(weights)
+    exact = own @ values
+    kind = torch.finfo(held.dtype)
+    units = torch.ldexp(torch.full_like(exact, kind.eps), torch.frexp(exact).exponent - 1)
+    units.clamp_(min=kind.smallest_normal * kind.eps)
+    # Differences from the reference are taken, weighed and added up in float32 or float64.
+    sizes = own.abs() @ (values.abs() + values[0].abs())
+    wide = torch.float64 in {held.dtype, stored.dtype}
+    step = torch.finfo(torch.float64 if wide else torch.float32).eps / 2
+    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step * sizes
+    return (within & exact.isfinite()) | (made == exact) | (made.isnan() & exact.isnan())
+
+
+def _check_digests(recipe: Recipe, hasher: Hasher) -> int:
+    """Compare digests of sources with what the output records of them; how many there are."""
+    record = json.loads(recipe.origins[0])
+    found = source_digests(recipe, hasher.leaves, 0)
+    for source, now in zip(recipe.sources, found, strict=True):
+        before = recorded_digest(record, source)
+        if before != now:
+            raise CheckFailedError(
+                f"the values of its source {source.name} have the digest {now}, not {before}",
+                where=recipe.outputs[0].path,
+            )
+    return len(found) - found.count(None)
+
+
+class _Checker:
+    """Makes tiles again and compares them.
+
+    Args:
+        recipe: what makes them.
+        reader: what reads them, and the output.
+        hasher: what is told all values of the sources, where digests are wanted.
+        progress: called with bytes of the output that were looked at.
+
+    Attributes:
+        sums: CRC-32 of tensors that were checked from their first to their last element.
+    """
+
+    def __init__(
+        self, recipe: Recipe, reader: FileReader, hasher: Hasher | None, progress: Progress
+    ) -> None:
         self._recipe = recipe
-        self._output = output
+        (self._output,) = recipe.outputs
         self._reader = reader
-        self._tiles = Tiles(recipe, reader)
-        self._weights: Array = recipe.weights[self._tiles.used]
-        #: CRC-32 of tensors that are checked from their first to their last element.
+        self._hasher = hasher
+        self._progress = progress
+        exact = json.loads(recipe.origins[0])["device"] == DEFAULT_DEVICE
+        # What a GPU has summed is looked at more closely where its bits differ.
+        self._closely = None if exact else Tiles(recipe, reader)
         self.sums: dict[str, int] = {}
 
-    def tiles(self) -> Iterator[_Range]:
-        """All ranges, in the order of the output."""
-        size = self._recipe.tile_elements
-        for segment in segments(self._recipe):
-            for start in range(0, segment.elements, size):
-                yield _Range(segment, start, min(size, segment.elements - start))
+    def check(self, kind: Kind | None, tiles: Sequence[_Range]) -> None:
+        """Compare ranges of one kind with what one way of summing makes of all of them.
 
-    def check(self, tile: _Range) -> None:
-        """Compare a range."""
-        plan = tile.segment.plan
-        found = bytearray(tile.size_bytes)
-        file = self._output.files[self._output.homes[plan.name]]
-        at = tile.segment.places[0].offset + plan.out_dtype.size_bytes(tile.start)
-        self._reader.read_bytes(file.path, at, memoryview(found))
-        self.sums[plan.name] = zlib.crc32(found, self.sums.get(plan.name, 0))
-        if not plan.average:
-            wanted = bytearray(tile.size_bytes)
-            source = tile.segment.sources[self._recipe.bases[0]]
-            self._reader.read_elements(source, tile.start, memoryview(wanted))
+        Raises:
+            CheckFailedError: no way does; the way that gets furthest names the element.
+        """
+        makers = [self._copied] if kind is None else self._averaged(kind)
+        furthest = (0, 0)
+        for make in makers:
+            found = self._first_difference(tiles, make)
+            if found is None:
+                return
+            furthest = max(furthest, found)
+        number, element = furthest
+        self._refuse(tiles[number], element)
+
+    def _copied(self, tile: _Range) -> Bytes:
+        """The values of a range that is copied."""
+        wanted = bytearray(tile.size_bytes)
+        base = self._recipe.bases[0]
+        self._reader.read_elements(tile.segment.sources[base], tile.start, memoryview(wanted))
+        if self._hasher is not None:
+            self._hasher.add(base, tile.segment.plan, tile.start, memoryview(wanted))
+        return wanted
+
+    def _averaged(self, kind: Kind) -> Iterator[_Maker]:
+        """What makes a range's averages, one after the other in each way."""
+        for way in ways(kind, self._recipe.weights):
+            tiles = Tiles(self._recipe, self._reader, way=way)
+
+            def make(tile: _Range, tiles: Tiles = tiles) -> memoryview:
+                read = tiles.read(tile.segment, tile.start, tile.count, self._hasher)
+                return read.averages(tile.count)[0]
+
+            yield make
+
+    def _first_difference(self, tiles: Sequence[_Range], make: _Maker) -> tuple[int, int] | None:
+        """The first range and its first element that are not as they are made."""
+        for number, tile in enumerate(tiles):
+            plan = tile.segment.plan
+            found = self._written(tile)
+            before = self.sums.get(plan.name, 0) if tile.start else 0
+            self.sums[plan.name] = zlib.crc32(found, before)
+            wanted = make(tile)
             if found != wanted:
-                self._refuse(tile, _first(found, wanted) * 8 // plan.dtype.bits)
-            return
-        own = self._tiles.read(tile.segment, tile.start, tile.count)
-        (made,) = own.averages(tile.count)
-        if made != found:
-            self._compare(tile, own, found)
+                places = _differing(found, wanted, plan.out_dtype.bits)
+                if plan.average and self._closely is not None:
+                    places = self._far(self._closely, tile, places, found)
+                if len(places):
+                    return number, int(places[0])
+            self._progress(tile.size_bytes)
+        return None
 
-    def _compare(self, tile: _Range, own: Tile, found: bytearray) -> None:
-        """See whether what differs is within rounding."""
+    def _written(self, tile: _Range) -> bytearray:
+        """What the output holds."""
+        found = bytearray(tile.size_bytes)
+        file = self._output.files[self._output.homes[tile.segment.plan.name]]
+        at = tile.segment.places[0].offset + tile.segment.plan.out_dtype.size_bytes(tile.start)
+        self._reader.read_bytes(file.path, at, memoryview(found))
+        return found
+
+    def _far(self, tiles: Tiles, tile: _Range, places: Positions, found: bytearray) -> Positions:
+        """Those of the elements that are not within rounding of the sums in float64."""
         import torch
 
-        stored, made = own.values(tile.count)
-        dtype = tile.segment.plan.out_dtype
-        held = torch.frombuffer(found, dtype=getattr(torch, dtype.label))
-        raw = (x.contiguous().view(torch.uint8).view(-1, dtype.bits // 8) for x in (held, made[0]))
-        different = torch.ne(*raw).any(dim=1).nonzero()[:, 0]
-        for element in different.tolist():
-            # Wider averages have the same bits whatever else was made with them.
-            narrow = dtype.name in {"F16", "BF16"}
-            if not (narrow and self._is_nearest(stored[:, element], held[element], dtype)):
-                self._refuse(tile, element)
-
-    def _is_nearest(self, stored: torch.Tensor, held: torch.Tensor, dtype: DType) -> bool:
-        """Whether a stored average is the sum in float64, rounded once."""
-        exact = float(self._weights[:, 0] @ stored.double().numpy())
-        unit = 2.0 ** (np.frexp(exact)[1] - 1 - dtype.mantissa_bits)
-        return bool(abs(float(held) - exact) <= (0.5 + _SLACK) * unit)
+        plan = tile.segment.plan
+        held = torch.frombuffer(found, dtype=getattr(torch, plan.out_dtype.label))
+        # Averages may have taken the place of the values that they were made of.
+        stored, _ = tiles.read(tile.segment, tile.start, tile.count).values(tile.count)
+        weights = self._recipe.weights[tiles.used, 0]
+        pieces = [places[i : i + _PIECE] for i in range(0, len(places), _PIECE)]
+        far = [piece[~near(held[piece], stored[:, piece], weights).numpy()] for piece in pieces]
+        return np.concatenate(far)
 
     def _refuse(self, tile: _Range, element: int) -> None:
         """Say which tensor and element differ."""
@@ -323,13 +285,8 @@ class _Checker:
             for part in tile.segment.parts(tile.start, tile.start + tile.count)
             if part[1] <= element < part[2]
         )
-        within = first + element - low
         raise CheckFailedError(
-            f"tensor {plan.name} differs from what its sources make, first in element {within:,}",
+            f"tensor {plan.name} differs from what its sources make, "
+            f"first in element {first + element - low:,}",
             where=self._output.path,
         )
-
-
-def _first(a: bytearray, b: bytearray) -> int:
-    """The first byte that differs."""
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)

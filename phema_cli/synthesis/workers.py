@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
-from phema_cli.synthesis.averaging import Averager, Tile
+from phema_cli.synthesis.averaging import Averager, Tile, Way
 from phema_cli.synthesis.devices import find_device, room_on
+from phema_cli.synthesis.digests import BLOCK_ELEMENTS, Hasher, Leaves
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
@@ -57,6 +58,19 @@ class Share:
     done: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is known of values only when they have been read and written.
+
+    Attributes:
+        checks: checksums, by output.
+        leaves: digests of blocks of the sources, where the recipe wants them.
+    """
+
+    checks: list[Checks]
+    leaves: Leaves
+
+
 def fill(
     recipe: Recipe,
     progress: Progress,
@@ -64,8 +78,8 @@ def fill(
     *,
     share: Share,
     processes: bool = False,
-) -> list[Checks]:
-    """Let workers take runs until none is left or one has failed; checksums by output.
+) -> Written:
+    """Let workers take runs until none is left or one has failed.
 
     Args:
         recipe: what to do; its outputs are staged.
@@ -109,14 +123,16 @@ def _can_fork(recipe: Recipe) -> bool:
     return recipe.device == DEFAULT_DEVICE and not any(is_remote(path) for path in recipe.inputs)
 
 
-def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
-    """Checksums by output of what several workers have written."""
-    checks: list[Checks] = [{} for _ in recipe.outputs]
+def merged(recipe: Recipe, parts: Sequence[Written]) -> Written:
+    """What is known of what several workers have written."""
+    whole = Written([{} for _ in recipe.outputs], {})
     for part in parts:
-        for own, more in zip(checks, part, strict=True):
+        for own, more in zip(whole.checks, part.checks, strict=True):
             for name, found in more.items():
                 own.setdefault(name, {}).update(found)
-    return checks
+        for tensor, leaves in part.leaves.items():
+            whole.leaves.setdefault(tensor, {}).update(leaves)
+    return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +143,8 @@ class _Work:
     runs: list[_Run]
     device: str
 
-    def __call__(self, pool: Pool) -> list[Checks]:
-        """One worker: take runs until none is left; the checksums of what it wrote."""
+    def __call__(self, pool: Pool) -> Written:
+        """One worker: take runs until none is left; what is known of what it wrote."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         open_files = max(4, (soft - 64) // (2 * self.recipe.jobs))
         with (
@@ -141,14 +157,17 @@ class _Work:
                 for done in worker.do(self.runs[number]):
                     pool.report(done)
                     if pool.stopped():
-                        return worker.checks
+                        return worker.written
                 pool.finish(number)
-        return worker.checks
+        return worker.written
 
 
 def _runs(recipe: Recipe) -> Iterator[_Run]:
     """All work, in the order of the outputs' data."""
     size = recipe.tile_elements * _RUN_TILES
+    if recipe.digest:
+        # A block is hashed by one worker.
+        size = -(-size // BLOCK_ELEMENTS) * BLOCK_ELEMENTS
     numbers = itertools.count()
     for segment in segments(recipe):
         for start in range(0, segment.elements, size):
@@ -182,9 +201,16 @@ class Tiles:
         recipe: what is read.
         reader: what reads it.
         device: where they are averaged, ``cpu`` or ``cuda:N``.
+        way: how they are summed, if that is not for the recipe to say.
     """
 
-    def __init__(self, recipe: Recipe, reader: FileReader, device: str = DEFAULT_DEVICE) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        reader: FileReader,
+        device: str = DEFAULT_DEVICE,
+        way: Way | None = None,
+    ) -> None:
         self._reader = reader
         # Newest first: the reference that differences are taken from leads.
         self.used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
@@ -194,13 +220,18 @@ class Tiles:
             recipe.sums,
             recipe.tile_elements,
             device,
+            way,
         )
 
-    def read(self, segment: Segment, start: int, count: int) -> Tile:
-        """The tile of these elements, with every source's values in its rows."""
+    def read(self, segment: Segment, start: int, count: int, hasher: Hasher | None = None) -> Tile:
+        """The tile of these elements, with every source's values, hashed or not, in its rows."""
         tile = self._averager.tile(segment.plan.kind)
         extents = [segment.sources[source] for source in self.used]
-        self._reader.read_rows(extents, start, tile.rows(count))
+        rows = tile.rows(count)
+        self._reader.read_rows(extents, start, rows)
+        if hasher is not None:
+            for source, row in zip(self.used, rows, strict=True):
+                hasher.add(source, segment.plan, start, row)
         return tile
 
 
@@ -211,8 +242,10 @@ class _Worker:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
+        hasher = Hasher() if recipe.digest else None
+        self._hasher = hasher
         self._tiles = Tiles(recipe, reader, device)
-        self.checks: list[Checks] = [{} for _ in recipe.outputs]
+        self.written = Written([{} for _ in recipe.outputs], hasher.leaves if hasher else {})
 
     def do(self, run: _Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
@@ -232,13 +265,15 @@ class _Worker:
         data = memoryview(bytearray(dtype.size_bytes(count)))
         for k, base in enumerate(self._recipe.bases):
             self._reader.read_elements(segment.sources[base], start, data)
+            if self._hasher is not None and base not in self._recipe.bases[:k]:
+                self._hasher.add(base, segment.plan, start, data)
             self._write(k, segment, dtype.size_bytes(start), data)
         return 2 * len(data) * len(self._recipe.bases)
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
         plan = segment.plan
-        tile = self._tiles.read(segment, start, count)
+        tile = self._tiles.read(segment, start, count, self._hasher)
         for k, data in enumerate(tile.averages(count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
         if not (tile.sound or self._recipe.allow_nonfinite):
@@ -270,7 +305,7 @@ class _Worker:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
         place = segment.places[target]
         if place.checksum is not None:
-            parts = self.checks[target].setdefault(place.checksum, {})
+            parts = self.written.checks[target].setdefault(place.checksum, {})
             parts[start] = (zlib.crc32(data), len(data))
         done = 0
         try:

@@ -1,0 +1,184 @@
+"""The recipe of an output that is there, made again from what the output records of itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.profiles import Array, PowerProfile
+from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.scan import PROVENANCE_KEY, Scan
+from phema_cli.solver import Solution
+from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.system import evaluate
+from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
+from phema_cli.synthesis.recipe import Recipe, make_recipe
+from phema_cli.synthesis.solving import time_of
+
+_ENTRIES = ("version", "method", "device", "target", "sources", "figures", "copy")
+_SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "weight")
+
+
+def provenance_of(out: Checkpoint) -> dict[str, Any]:
+    """What an output records of how it was made, complete.
+
+    Raises:
+        CheckFailedError: nothing, or nothing that phema writes.
+    """
+    try:
+        record = json.loads(out.metadata[PROVENANCE_KEY])
+        schema = record["schema"]
+        whole = is_whole(record)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckFailedError(
+            "records no provenance that phema wrote", where=out.path, remedy="synthesize it again"
+        ) from error
+    if schema != SCHEMA:
+        raise CheckFailedError("records a provenance of another schema", where=out.path)
+    if not whole:
+        raise CheckFailedError("its provenance was changed after it was written", where=out.path)
+    flaw = _flaw(record)
+    if flaw is not None:
+        raise CheckFailedError(f"its provenance {flaw}", where=out.path)
+    return record  # type: ignore[no-any-return]
+
+
+def _flaw(record: dict[str, Any]) -> str | None:
+    """What is missing in a record, or is not what phema writes there."""
+    missing = next((name for name in _ENTRIES if name not in record), None)
+    if missing is not None:
+        return f"lacks its {missing}"
+    match record:
+        case {
+            "method": str(),
+            "device": str(),
+            "target": {"step": float() | int() as step},
+            "sources": [_, *_] as sources,
+            "copy": [*copy],
+        } if math.isfinite(step) and all(isinstance(glob, str) for glob in copy):
+            return next((flaw for flaw in map(_source_flaw, sources) if flaw is not None), None)
+    return "has entries that phema does not write"
+
+
+def _source_flaw(entry: object) -> str | None:
+    """What is wrong with the record of a source."""
+    if not isinstance(entry, dict):
+        return "has a source that phema does not write"
+    missing = next((name for name in _SOURCE_ENTRIES if name not in entry), None)
+    if missing is not None:
+        return f"lacks the {missing} of a source"
+    weight = entry["weight"]
+    if not isinstance(weight, float | int) or not math.isfinite(weight):
+        return "has a weight that is no number"
+    return None
+
+
+def remake(out: Checkpoint, found: Scan) -> Recipe:
+    """The recipe that an output says it was made by, for what a scan found.
+
+    Raises:
+        CheckFailedError: a source is missing or another one, or the output can't come of them.
+        PhemaError: the scan is of no use.
+    """
+    record = provenance_of(out)
+    try:
+        recipe = _remade(out, record, found)
+    except InputError as error:
+        # Snapshots that could be averaged, and can't any more, are not what they were.
+        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+    if recipe.outputs[0].finals[: len(out.files)] != list(out.files):
+        made = ", ".join(p.name for p in recipe.outputs[0].finals)
+        raise CheckFailedError(f"its files should be {made}", where=out.path)
+    digest = any("digest" in entry for entry in record["sources"])
+    return replace(recipe, jobs=1, digest=digest)
+
+
+def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
+    """The recipe of a complete record; InputError where the snapshots have none."""
+    snapshots = found.require()
+    step = float(record["target"]["step"])
+    target = PowerProfile(1.0, time_of(snapshots, step))
+    system = evaluate([s.tag.profile for s in snapshots], [target])
+    nothing = Figures(0.0, None, None, None, 1.0, 1.0)
+    return make_recipe(
+        snapshots,
+        [target],
+        Solution(_weights(out, record, snapshots), (nothing,), nominal(system, 0.0)),
+        [out.path if len(out.files) == 1 else out.files[0].parent],
+        step=step,
+        method=record["method"],
+        form=out.format,
+        dtype=_stored_as(out, snapshots[-1].checkpoint),
+        copy=record["copy"],
+        max_shard_bytes=_shard_bytes(out),
+        origins=[out.metadata[PROVENANCE_KEY]],
+        allow_nonfinite=True,
+    )
+
+
+def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapshot]) -> Array:
+    """The recorded weights, (n, 1), each at its snapshot.
+
+    Raises:
+        CheckFailedError: a source is missing, or is not what it was.
+    """
+    weights = np.zeros((len(snapshots), 1))
+    now = [source_entry(s) for s in snapshots]
+    for entry in record["sources"]:
+        # Snapshots of several directories may have one name.
+        named = [i for i, known in enumerate(now) if known["name"] == entry["name"]]
+        if not named:
+            raise CheckFailedError(
+                f"its source {entry['name']} is not among the snapshots",
+                where=out.path,
+                remedy="pass the paths that it was made from",
+            )
+        place = next((i for i in named if _change(entry, now[i]) is None), None)
+        if place is None:
+            changed = _change(entry, now[named[0]])
+            raise CheckFailedError(
+                f"its source {entry['name']} had {changed} {entry[changed]}, "
+                f"not {now[named[0]][str(changed)]}",
+                where=out.path,
+            )
+        weights[place] = entry["weight"]
+    return weights
+
+
+def _change(entry: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """What a source has that is not as it was recorded."""
+    return next((name for name, value in now.items() if entry[name] != value), None)
+
+
+def recorded_digest(record: dict[str, Any], snapshot: Snapshot) -> str | None:
+    """The digest of a source's values that an output records, if it records one."""
+    now = source_entry(snapshot)
+    digests = (e.get("digest") for e in record["sources"] if _change(e, now) is None)
+    return next(digests, None)
+
+
+def _stored_as(out: Checkpoint, newest: Checkpoint) -> DType | None:
+    """The type that averaged tensors were converted to, None where they are as in the sources."""
+    for name, extent in out.tensors.items():
+        if name in newest.tensors and newest.tensors[name].dtype != extent.dtype:
+            return extent.dtype
+    return None
+
+
+def _shard_bytes(out: Checkpoint) -> int | None:
+    """A limit that splits tensors into the shards that are there."""
+    if len(out.files) == 1:
+        return None
+    by_file: dict[Path, list[int]] = {}
+    for extent in out.stored:
+        by_file.setdefault(extent.file, []).append(extent.length)
+    return max((sum(sizes) for sizes in by_file.values() if len(sizes) > 1), default=1)
