@@ -166,21 +166,21 @@ def plan(
     budget = parsing.size(stored.budget)
     most = None if budget is None else sizes.affordable(budget)
     chosen = _choose(aim, stored, most)
-    made = figures(chosen, reach.GRID, assumed)
-    others = _others(aim, chosen, most) if compare else []
-    entry, *compared = [planned.entry(p, aim, sizes) for p in [chosen, *others]]
+    plans = [chosen, *(_others(aim, chosen, most) if compare else [])]
+    made = [figures(p, reach.GRID, assumed) for p in plans]
+    entry, *compared = [planned.entry(p, m, aim, sizes) for p, m in zip(plans, made, strict=True)]
     if json:
         known = {
             "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
             "like": run.like,
         }
-        render.document("plan", planned.document(aim, sizes, known, entry, made, compared))
+        render.document("plan", planned.document(aim, sizes, known, entry, made[0], compared))
         return
     if not (run.schedule or run.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
     planned.show(entry, sizes, chosen, aim)
-    reach.show(made, aim.steps, "blue")
-    planned.show_figures(made, measured=run.like is not None)
+    reach.show(made[0], aim.steps, "blue")
+    planned.show_figures(made[0], measured=run.like is not None)
     planned.show_compared(compared)
     planned.show_loop(chosen, dtype)
 

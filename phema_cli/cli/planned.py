@@ -49,12 +49,11 @@ class Sizes:
         return int(budget_bytes / (self.file_bytes * (1 + _HEADER)))
 
 
-def entry(plan: Plan, aim: Aim, sizes: Sizes) -> dict[str, Any]:
-    """A plan and its costs in a JSON document."""
+def entry(plan: Plan, made: Sequence[Figures], aim: Aim, sizes: Sizes) -> dict[str, Any]:
+    """A plan, what it reaches and costs, in a JSON document."""
     from phema_cli.profiles import sigma_rel_from_gamma
-    from phema_cli.solver.planning import figures, worst_error
+    from phema_cli.solver.planning import worst_error
 
-    made = figures(plan, reach.GRID, aim.assumed)
     one = sizes.file_bytes
     return {
         "gammas": plan.gammas,
