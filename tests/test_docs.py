@@ -140,7 +140,7 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff", "plan"])
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
@@ -149,6 +149,7 @@ def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
         "weights": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
         "verify": (tmp_path / "out.safetensors", ckpts),
+        "plan": ("--steps", 1000, "--parameters", "1M", "--schedule", "constant", "--compare"),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
     }[command]
     if command == "verify":
@@ -221,6 +222,8 @@ def test_the_fidelity_benchmark_runs(tmp_path):
     assert over_normalized < 0.6
     assert worst < 1.05
     assert over_projection < 0.3
+    (planned,) = re.findall(r"^\| an earlier run, `--like` \| all \| 48 \| (.*) \|$", printed, re.M)
+    assert float(planned.split(" | ")[0]) >= 90
     assert len(json.loads((tmp_path / "cases.json").read_text())) == 48 + 8
 
 
@@ -243,6 +246,19 @@ def test_readme_and_fidelity_page_tell_the_same():
     assert f"was {float(mean):.2f} of that" in readme
     assert f"{worst} at worst" in readme
     assert f"in {float(within):.0f} % of them" in readme
+
+
+def test_plan_and_fidelity_page_tell_the_same():
+    """What plans are worth is said with the figures that were measured; --like meets its bar."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    cells = [
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in page.split("## What was foretold before the run")[1].splitlines()
+        if line.startswith(("| an earlier run", "| the schedule", "| nothing"))
+    ]
+    assert float(cells[0][3]) >= 90
+    told = re.findall(r"(\d+\.\d) %", (ROOT / "docs" / "plan.md").read_text().split("## ")[1])
+    assert told == [cells[0][3], *(row[6] for row in cells[1:])]
 
 
 def test_toy_format_of_the_page_works(tmp_path):

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phema_cli._version import __version__
-from phema_cli.cli import demo, diff, inspect, render, synthesize, verify, weights
+from phema_cli.cli import demo, diff, inspect, plan, render, synthesize, verify, weights
 from phema_cli.errors import PhemaError, StorageError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("weights")(weights.weights)
 app.command("synthesize")(synthesize.synthesize)
 app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 
 # typer gives only the leaf of its family of command-line errors a public name.

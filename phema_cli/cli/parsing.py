@@ -130,3 +130,16 @@ def size(text: str | None) -> int | None:
     if value <= 0:
         raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
     return value
+
+
+def count(text: str) -> int:
+    """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``.
+
+    Raises:
+        UsageError: not a whole number above 0.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?)\s*([kKMBT]?)\s*", text)
+    value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
+    if value <= 0 or value != int(value):
+        raise UsageError(f"{text!r} is not a number above 0", remedy="write 400000, 400k or 1.2B")
+    return int(value)

@@ -95,12 +95,20 @@ def solve_snapshots(
     Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
     """
     profiles = [s.tag.profile for s in snapshots]
-    movement: Movement | None = None
-    if sample:
-        found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
-        movement = None if found is None else calibrate(profiles, found)
+    movement = measure(snapshots, copy, allow_nonfinite=allow_nonfinite) if sample else None
     noise = stored_noise(snapshots[-1].checkpoint)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
+
+
+def measure(
+    snapshots: Sequence[Snapshot], copy: Sequence[str] = (), *, allow_nonfinite: bool = False
+) -> Movement | None:
+    """How the weights moved, from a sample of the snapshots; None where there is nothing to fit.
+
+    Arguments and errors as :func:`solve_snapshots`.
+    """
+    found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
+    return None if found is None else calibrate([s.tag.profile for s in snapshots], found)
 
 
 def stored_noise(checkpoint: Checkpoint) -> float:
