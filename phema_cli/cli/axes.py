@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 _MANTISSAS = ((1.5, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 3.0)))
 #: numbers from here up are written with an exponent, and so are those below its counterpart.
 _LARGE, _SMALL = 1e6, 1e-4
+#: the part of a range that may lie beyond the outer ticks.
+_BEYOND = 0.01
 #: steps between ticks that are no distance.
 _SAME = 1e-9
 
@@ -58,7 +60,8 @@ def fit(values: Array, *, log: bool, most: int, whole: bool) -> Axis:
         values: (n,) what must be on it; NaN and infinities don't count.
         log: whether it is logarithmic; values up to 0 don't count then.
         most: ticks that there is room for.
-        whole: whether it begins and ends at ticks, where it has a few.
+        whole: whether it begins and ends at ticks; of values, at most a hundredth of their range
+            is beyond.
     """
     counted = values[np.isfinite(values) & ((values > 0) | (not log))]
     low, high = (float(counted.min()), float(counted.max())) if len(counted) else (1.0, 1.0)
@@ -68,7 +71,9 @@ def fit(values: Array, *, log: bool, most: int, whole: bool) -> Axis:
     if log:
         return _logarithmic(low, high, most, whole)
     ticks = _even(low, high, most, whole)
-    return Axis(min(low, ticks[0]), max(high, ticks[-1]), log=False, ticks=ticks)
+    if whole:
+        low, high = ticks[0], ticks[-1]
+    return Axis(low, high, log=False, ticks=ticks)
 
 
 def _even(low: float, high: float, most: int, whole: bool) -> tuple[float, ...]:
@@ -84,9 +89,10 @@ def _even(low: float, high: float, most: int, whole: bool) -> tuple[float, ...]:
 
 def _multiples(low: float, high: float, step: float, whole: bool) -> tuple[int, int]:
     """First and last multiple of a step in a range, or around it."""
-    # Next to a multiple is on it: 0.3 is no multiple of 0.1 in binary.
     if whole:
-        return math.floor(low / step + _SAME), math.ceil(high / step - _SAME)
+        beyond = _BEYOND * (high - low) / step
+        return math.floor(low / step + beyond), math.ceil(high / step - beyond)
+    # Next to a multiple is on it: 0.3 is no multiple of 0.1 in binary.
     return math.ceil(low / step - _SAME), math.floor(high / step + _SAME)
 
 

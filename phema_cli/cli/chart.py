@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -16,36 +15,14 @@ from numpy.typing import NDArray
 
 from phema_cli.cli import axes, render
 from phema_cli.cli.axes import Array, Axis
+from phema_cli.cli.canvas import ASCII, UNICODE, Plane, Signs, colour, nearest
 
-#: a cell of the terminal holds two by four dots.
-_ACROSS, _DOWN = 2, 4
-_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
-_BRAILLE = 0x2800
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
 _FAINT = "bright_black"
 #: columns from one symbol on a line to the next.
 _APART = 12
 _LEAST_WIDTH, _LEAST_HEIGHT = 24, 3
 #: columns of a tick and its label on the horizontal axis; rows on the vertical one.
 _TICK_COLUMNS, _TICK_ROWS = 10, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Signs:
-    """The characters of a drawing."""
-
-    curves: str
-    mark: str
-    rule: str
-    side: str
-    tick: str
-    corner: str
-    base: str
-    base_tick: str
-
-
-_UNICODE = Signs("●○◆◇▲△■□", "★", "┈", "│", "┤", "└", "─", "┴")
-_ASCII = Signs("ox+#%@&=", "*", ".", "|", "+", "+", "-", "+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +34,7 @@ class Curve:
         x: (n,) float64; not finite values interrupt a line.
         y: (n,) float64.
         kind: a line through the points, the points alone, or each with a stem from 0 (from the
-            lower edge where the axis is logarithmic).
+            lower edge where the axis is logarithmic); many small stems have no symbol.
     """
 
     label: str
@@ -113,7 +90,7 @@ def chart(
     Returns:
         Lines with rich's markup, none longer than ``width``.
     """
-    signs = _UNICODE if unicode else _ASCII
+    signs = UNICODE if unicode else ASCII
     rows = max(height, _LEAST_HEIGHT)
     y_axis = _vertical(curves, mark, rules, log_y, rows)
     numbers = axes.written(y_axis.ticks)
@@ -121,7 +98,7 @@ def chart(
     columns = max(width, _LEAST_WIDTH) - gutter - 1
     xs = [*(v for c in curves for v in c.x[_drawn(c, log_x, log_y)]), *([mark.x] if mark else [])]
     x_axis = axes.fit(np.array(xs), log=log_x, most=columns // _TICK_COLUMNS, whole=False)
-    plane = _Plane(x_axis, y_axis, columns, rows, signs, unicode)
+    plane = Plane(x_axis, y_axis, columns, rows, signs, unicode)
     _draw(plane, curves, mark, rules)
     lines = [render.plain(y_label[: gutter + 1 + columns])] if y_label else []
     lines += _with_side(plane.lines(), plane, numbers, gutter)
@@ -144,77 +121,10 @@ def _vertical(
     heights = [*(v for c in curves for v in c.y), *(r.y for r in rules)]
     heights += [mark.y] if mark else []
     heights += [0.0] if any(c.kind == "stems" for c in curves) and not log else []
-    return axes.fit(np.array(heights), log=log, most=max(2, rows // _TICK_ROWS + 1), whole=True)
+    return axes.fit(np.array(heights), log=log, most=max(3, rows // _TICK_ROWS + 1), whole=True)
 
 
-class _Plane:
-    """Cells with dots and characters in them, and whose they are."""
-
-    def __init__(
-        self, x: Axis, y: Axis, columns: int, rows: int, signs: Signs, unicode: bool
-    ) -> None:
-        self.x, self.y, self.signs = x, y, signs
-        self.across, self.down = (_ACROSS, _DOWN) if unicode else (1, 1)
-        self.columns, self.rows = columns, rows
-        self.dots = np.zeros((rows, columns), dtype=np.uint8)
-        self.owner = np.full((rows, columns), -1)
-        self.text: dict[tuple[int, int], tuple[str, str]] = {}
-
-    def place(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Dots of points, not yet rounded, from the upper left corner."""
-        right = self.x.dots(x, self.columns * self.across)
-        down = self.rows * self.down - 1 - self.y.dots(y, self.rows * self.down)
-        return right, down
-
-    def cell(self, right: float, down: float) -> tuple[int, int]:
-        """Row and column of a dot."""
-        return _nearest(down) // self.down, _nearest(right) // self.across
-
-    def line(self, start: tuple[float, float], end: tuple[float, float], owner: int) -> None:
-        """Set the dots from one place to another."""
-        count = int(max(abs(end[0] - start[0]), abs(end[1] - start[1]))) + 2
-        right = np.floor(np.linspace(start[0], end[0], count) + 0.5).astype(int)
-        down = np.floor(np.linspace(start[1], end[1], count) + 0.5).astype(int)
-        cells = down // self.down, right // self.across
-        bits = _BITS[down % self.down, right % self.across]
-        np.bitwise_or.at(self.dots, cells, bits)
-        self.owner[cells] = owner
-
-    def lines(self) -> list[str]:
-        """The rows as text with markup."""
-        return [self._line(row) for row in range(self.rows)]
-
-    def _line(self, row: int) -> str:
-        cells = [self._character(row, column) for column in range(self.columns)]
-        while cells and cells[-1][0] == " ":
-            cells.pop()
-        parts = []
-        for style, run in groupby(cells, key=lambda c: c[1]):
-            text = "".join(c[0] for c in run)
-            parts.append(f"[{style}]{render.plain(text)}[/]" if style else text)
-        return "".join(parts)
-
-    def _character(self, row: int, column: int) -> tuple[str, str]:
-        """What a cell shows, and in which colour."""
-        if (row, column) in self.text:
-            return self.text[row, column]
-        owner, dots = int(self.owner[row, column]), int(self.dots[row, column])
-        if not dots:
-            return " ", ""
-        sign = chr(_BRAILLE + dots) if self.across > 1 else self.signs.curves[owner % 8]
-        return sign, _colour(owner)
-
-
-def _nearest(value: float) -> int:
-    """Halves go up, unlike round's."""
-    return int(np.floor(value + 0.5))
-
-
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
-
-
-def _draw(plane: _Plane, curves: Sequence[Curve], mark: Mark | None, rules: Sequence[Rule]) -> None:
+def _draw(plane: Plane, curves: Sequence[Curve], mark: Mark | None, rules: Sequence[Rule]) -> None:
     """Fill the plane: rules below, then curves, then what stands out."""
     if not plane.y.log and plane.y.low < 0 < plane.y.high:
         rules = [*rules, Rule(0.0, "")]
@@ -228,11 +138,11 @@ def _draw(plane: _Plane, curves: Sequence[Curve], mark: Mark | None, rules: Sequ
             plane.text[plane.cell(right[0], down[0])] = (plane.signs.mark, "bold")
 
 
-def _draw_curve(plane: _Plane, curve: Curve, index: int, *, alone: bool) -> None:
+def _draw_curve(plane: Plane, curve: Curve, index: int, *, alone: bool) -> None:
     """Dots of a line or of stems, and the symbols."""
     shown = _drawn(curve, plane.x.log, plane.y.log)
     right, down = plane.place(curve.x, curve.y)
-    symbol = (plane.signs.curves[index % 8], _colour(index))
+    symbol = (plane.signs.curves[index % 8], colour(index))
     if curve.kind == "line":
         for i in np.flatnonzero(shown):
             # A point between two gaps is a line of its own.
@@ -241,43 +151,51 @@ def _draw_curve(plane: _Plane, curve: Curve, index: int, *, alone: bool) -> None
         if not alone:
             _along(plane, right[shown], down[shown], index, symbol)
         return
+    which = np.flatnonzero(shown)
     if curve.kind == "stems":
         foot = plane.rows * plane.down - 1.0
         if not plane.y.log:
             foot = float(plane.place(np.zeros(1), np.zeros(1))[1][0])
-        for i in np.flatnonzero(shown):
+        for i in which:
             plane.line((right[i], foot), (right[i], down[i]), index)
-    for i in np.flatnonzero(shown):
+        if len(which) > plane.columns // 2:
+            # Side by side the symbols of small ones would hide everything else.
+            which = which[np.abs(down[which] - foot) >= plane.down]
+    for i in which:
         plane.text[plane.cell(right[i], down[i])] = symbol
 
 
-def _along(plane: _Plane, right: Array, down: Array, index: int, symbol: tuple[str, str]) -> None:
+def _along(plane: Plane, right: Array, down: Array, index: int, symbol: tuple[str, str]) -> None:
     """Put a line's symbol on it here and there; each curve at other places."""
     if plane.across == 1 or not len(right):
         return
     for column in range(_APART // 2 + 3 * index, plane.columns, _APART):
         at = column * plane.across
         if right.min() <= at <= right.max():
-            nearest = float(np.interp(at, right, down))
-            plane.text.setdefault(plane.cell(at, nearest), symbol)
+            there = float(np.interp(at, right, down))
+            plane.text.setdefault(plane.cell(at, there), symbol)
 
 
-def _draw_rule(plane: _Plane, rule: Rule) -> None:
-    """A faint line through the empty cells, its label at the right."""
+def _draw_rule(plane: Plane, rule: Rule) -> None:
+    """A faint line through the empty cells; its label is where there is room, rather right."""
     _, down = plane.place(np.array([plane.x.high]), np.array([rule.y]))
     row = plane.cell(0.0, down[0])[0]
-    for column in range(plane.columns):
-        if not plane.dots[row, column]:
-            plane.text.setdefault((row, column), (plane.signs.rule, _FAINT))
-    first = plane.columns - len(rule.label)
-    taken = plane.dots[row, max(first, 0) :].any()
-    if not taken and first > 0:
-        for i, character in enumerate(rule.label):
-            plane.text[row, first + i] = (character, _FAINT)
+    empty = [
+        not plane.dots[row, column] and (row, column) not in plane.text
+        for column in range(plane.columns)
+    ]
+    for column in np.flatnonzero(empty):
+        plane.text[row, int(column)] = (plane.signs.rule, _FAINT)
+    length = len(rule.label)
+    for first in range(plane.columns - length, -1, -1):
+        if all(empty[first : first + length]):
+            for i, character in enumerate(rule.label):
+                plane.text[row, first + i] = (character, _FAINT)
+            return
 
 
 def _with_side(
-    lines: Sequence[str], plane: _Plane, numbers: Sequence[str], gutter: int
+    lines: Sequence[str], plane: Plane, numbers: Sequence[str], gutter: int
 ) -> list[str]:
     """Rows with the vertical axis before them."""
     _, down = plane.place(np.full(len(plane.y.ticks), plane.x.high), np.array(plane.y.ticks))
@@ -288,13 +206,13 @@ def _with_side(
     ]
 
 
-def _base(plane: _Plane, gutter: int) -> list[str]:
+def _base(plane: Plane, gutter: int) -> list[str]:
     """The horizontal axis and its numbers; one that would touch its neighbour is left out."""
     right, _ = plane.place(np.array(plane.x.ticks), np.full(len(plane.x.ticks), plane.y.high))
     rule = [plane.signs.base] * plane.columns
     text = ""
     for dot, number in zip(right, axes.written(plane.x.ticks), strict=True):
-        column = _nearest(dot) // plane.across
+        column = nearest(dot) // plane.across
         rule[column] = plane.signs.base_tick
         first = min(column - len(number) // 2 + gutter + 1, gutter + 1 + plane.columns)
         first = min(first, gutter + 1 + plane.columns - len(number))
@@ -308,7 +226,7 @@ def _legend(
 ) -> list[str]:
     """Symbols and labels, as many a line as fit; nothing where there is one curve alone."""
     several = len(curves) > 1
-    entries = [(signs.curves[i % 8], _colour(i), c.label) for i, c in enumerate(curves) if several]
+    entries = [(signs.curves[i % 8], colour(i), c.label) for i, c in enumerate(curves) if several]
     entries += [(signs.mark, "bold", mark.label)] if mark else []
     lines: list[str] = []
     used = width

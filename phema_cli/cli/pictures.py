@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,7 +132,10 @@ def _save(figure: Figure, path: Path) -> None:
     ending = path.suffix.lower()
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(unfinished, format=ending[1:], metadata=ENDINGS[ending])
+        with warnings.catch_warnings():
+            # Names may have letters that the font lacks; it shows boxes for them.
+            warnings.filterwarnings("ignore", message="Glyph ")
+            figure.savefig(unfinished, format=ending[1:], metadata=ENDINGS[ending])
         os.replace(unfinished, path)  # noqa: PTH105 - as everywhere: replaces on every system
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
