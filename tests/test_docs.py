@@ -22,7 +22,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 #: them.
 NUMBER = r"(?<![\w.-])(\d+\.\d+(e[+-]\d+)?|\d+e[+-]\d+)(?![\w.])"
 MEASURED = re.compile(
-    rf"[█▒░]{{9,}}|\d+ identical|{NUMBER}( to {NUMBER})?(, {NUMBER}( to {NUMBER})?)*"
+    r"^ *\S*[│┤].*$|[└─┴]{9,}|"
+    rf"[█▒░]{{9,}}|\d+ identical|{NUMBER}( to {NUMBER})?(, {NUMBER}( to {NUMBER})?)*",
+    re.MULTILINE,
 )
 
 
@@ -118,13 +120,14 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff"])
+@pytest.mark.parametrize("command", ["inspect", "weights", "plot", "synthesize", "verify", "diff"])
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
     arguments = {
         "inspect": (ckpts,),
         "weights": (ckpts, "-g", 7),
+        "plot": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
         "verify": (tmp_path / "out.safetensors", ckpts),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],

@@ -142,27 +142,35 @@ def _draw_curve(plane: Plane, curve: Curve, index: int, *, alone: bool) -> None:
     """Dots of a line or of stems, and the symbols."""
     shown = _drawn(curve, plane.x.log, plane.y.log)
     right, down = plane.place(curve.x, curve.y)
+    which = np.flatnonzero(shown)
     symbol = (plane.signs.curves[index % 8], colour(index))
     if curve.kind == "line":
-        for i in np.flatnonzero(shown):
+        for i in which:
             # A point between two gaps is a line of its own.
             j = i + 1 if i + 1 < len(shown) and shown[i + 1] else i
             plane.line((right[i], down[i]), (right[j], down[j]), index)
         if not alone:
-            _along(plane, right[shown], down[shown], index, symbol)
+            _along(plane, right[which], down[which], index, symbol)
         return
-    which = np.flatnonzero(shown)
     if curve.kind == "stems":
-        foot = plane.rows * plane.down - 1.0
-        if not plane.y.log:
-            foot = float(plane.place(np.zeros(1), np.zeros(1))[1][0])
-        for i in which:
-            plane.line((right[i], foot), (right[i], down[i]), index)
-        if len(which) > plane.columns // 2:
-            # Side by side the symbols of small ones would hide everything else.
-            which = which[np.abs(down[which] - foot) >= plane.down]
+        which = _stand(plane, right, down, which, index)
     for i in which:
         plane.text[plane.cell(right[i], down[i])] = symbol
+
+
+def _stand(
+    plane: Plane, right: Array, down: Array, which: NDArray[np.intp], index: int
+) -> NDArray[np.intp]:
+    """Draw stems under points; returns the points that have room for a symbol."""
+    foot = plane.rows * plane.down - 1.0
+    if not plane.y.log:
+        foot = float(plane.place(np.zeros(1), np.zeros(1))[1][0])
+    for i in which:
+        plane.line((right[i], foot), (right[i], down[i]), index)
+    if len(which) <= plane.columns // 2:
+        return which
+    # Side by side the symbols of small ones would hide everything else.
+    return which[np.abs(down[which] - foot) >= plane.down]
 
 
 def _along(plane: Plane, right: Array, down: Array, index: int, symbol: tuple[str, str]) -> None:

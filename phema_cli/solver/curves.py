@@ -15,7 +15,7 @@ from phema_cli.profiles import Array, Profile
 #: a source that weighs less than this part of the heaviest one makes no curve longer.
 _NEGLIGIBLE = 1e-3
 #: points to a piece between breaks, and to the time in which the steepest profile falls e-fold.
-_LEAST_POINTS, _MOST_POINTS, _PER_FALL = 4, 64, 4
+_LEAST_POINTS, _MOST_POINTS, _PER_FALL = 4, 64, 8
 #: points of a curve in all, where it has few breaks.
 _POINTS = 240
 
