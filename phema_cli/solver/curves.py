@@ -12,6 +12,8 @@ import numpy as np
 
 from phema_cli.profiles import Array, Profile
 
+#: relative differences: of breaks that are one, and of a point beside a break from it.
+_ROUNDING, _BESIDE = 1e-9, 1e-8
 #: a source that weighs less than this part of the heaviest one makes no curve longer.
 _NEGLIGIBLE = 1e-3
 #: points to a piece between breaks, and to the time in which the steepest profile falls e-fold.
@@ -60,8 +62,8 @@ def curves(
     least = _NEGLIGIBLE * float(np.abs(weights).max())
     shown = [target, *(s for x, s in weighing if abs(x) > least)]
     until = max(p.end for p in shown)
-    breaks = {b for p in (target, *(s for _, s in weighing)) for b in p.breaks if b < until}
-    times = _times([*sorted(breaks), until], max(p.exponent for p in shown))
+    breaks = [b for p in (target, *(s for _, s in weighing)) for b in p.breaks]
+    times = _times([*_distinct(breaks, until), until], max(p.exponent for p in shown))
 
     def along(profile: Profile) -> Array:
         return profile.density(times) if dense else profile.cdf(times)
@@ -70,6 +72,15 @@ def curves(
     for x, source in weighing:
         achieved += x * along(source)
     return Curves("density" if dense else "cumulative", times, along(target), achieved)
+
+
+def _distinct(breaks: Sequence[float], until: float) -> list[float]:
+    """Breaks before ``until``, ascending; those that differ by rounding alone are one."""
+    found: list[float] = []
+    for time in sorted(breaks):
+        if (not found or time > found[-1] * (1 + _ROUNDING)) and time * (1 + _ROUNDING) < until:
+            found.append(time)
+    return found
 
 
 def _times(breaks: Sequence[float], steepest: float) -> Array:
@@ -85,6 +96,5 @@ def _times(breaks: Sequence[float], steepest: float) -> Array:
         falls = (high - low) * (steepest + 1) / high
         wanted = max(_PER_FALL * falls, _POINTS * (high - low) / end)
         count = min(max(math.ceil(wanted), _LEAST_POINTS), _MOST_POINTS if low else _POINTS)
-        first, last = np.nextafter(low, high), np.nextafter(high, low)
-        pieces.append(np.linspace(first, last, count))
+        pieces.append(np.linspace(low * (1 + _BESIDE), high * (1 - _BESIDE), count))
     return np.concatenate(pieces)
