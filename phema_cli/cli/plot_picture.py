@@ -120,8 +120,7 @@ def _legend_above(axes: Axes) -> None:
 
 def _title(panel: Panel, letter: str, room: int) -> str:
     """The target, and below it how well it is met."""
-    label = "".join(c if c.isprintable() else "?" for c in panel.target.label)
-    name = f"{letter} {label}"
+    name = f"{letter} {panel.target.label}"
     name = name if len(name) <= room else name[: room - 1] + "…"
     error = panel.figures.sigma_error
     met = (
@@ -129,7 +128,12 @@ def _title(panel: Panel, letter: str, room: int) -> str:
         if error is None
         else f"sigma_error {render.per_cent(error)}"
     )
-    return f"{name}\n{met}".replace("$", r"\$")
+    return f"{_plain(name)}\n{met}"
+
+
+def _plain(label: str) -> str:
+    """A label from outside: no control characters, no formulas."""
+    return "".join(c if c.isprintable() else "?" for c in label).replace("$", r"\$")
 
 
 def _draw_profiles(
@@ -154,7 +158,7 @@ def _draw_profiles(
     bottom.axhline(0, color=FAINT, linewidth=0.5)
     own = _factor(found.difference)
     bottom.plot(found.times, found.difference / own, color=COLOURS[0], linewidth=0.8)
-    bottom.set_title(f"achieved $-$ target{_times(own)}", fontsize=7)
+    bottom.set_title(f"achieved $-$ target{_power(own)}", fontsize=7)
     bottom.locator_params(axis="y", nbins=3)
     bottom.locator_params(axis="x", nbins=5)
     bottom.set_xlim(0, found.times[-1] * 1.02)
@@ -174,7 +178,7 @@ def _draw_weights(axes: Axes, panel: Panel, plotted: Plotted) -> None:
             color=colour,
             markersize=size,
             clip_on=False,
-            label=label,
+            label=_plain(label),
         )
     if np.abs(panel.weights).max() > _LARGE:
         axes.set_yscale("symlog", linthresh=1.0)
@@ -191,7 +195,7 @@ def _label(column: _Column, panel: Panel, unit: str, factor: float, *, first: bo
         return
     dense = panel.curves.quantity == "density"
     per = f"weight per {unit.removesuffix('s')}"
-    column.profile.set_ylabel((per if dense else "cumulative weight") + _times(factor))
+    column.profile.set_ylabel((per if dense else "cumulative weight") + _power(factor))
     column.weights.set_ylabel("weight")
 
 
@@ -207,20 +211,7 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     ceiling = floor * (float(shown.max()) / floor) ** (1 + _HEADROOM)
     axes.set_ylim(floor, ceiling)
     axes.set_xlim(0, SIGMA_REL_LIMIT)
-    low = floor
-    for verdict, end, colour in _BANDS:
-        high = min(max(end, floor), ceiling)
-        axes.axhspan(low, high, color=colour, linewidth=0, zorder=0)
-        if high > low:
-            axes.text(
-                1.01,
-                math.sqrt(low * high),
-                verdict,
-                fontsize=7,
-                va="center",
-                transform=axes.get_yaxis_transform(),
-            )
-        low = high
+    _draw_bands(axes, floor, ceiling)
     marks = [
         (p.sigma_rel, max(p.figures.sigma_error, floor))
         for p in plotted.panels
@@ -236,6 +227,17 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     pictures.sigma_axis(axes)
 
 
+def _draw_bands(axes: Axes, low: float, ceiling: float) -> None:
+    """The verdicts that fit between two errors, as bands named at the right."""
+    for verdict, end, colour in _BANDS:
+        high = min(max(end, low), ceiling)
+        axes.axhspan(low, high, color=colour, linewidth=0, zorder=0)
+        if high > low:
+            middle, beside = math.sqrt(low * high), axes.get_yaxis_transform()
+            axes.text(1.01, middle, verdict, fontsize=7, va="center", transform=beside)
+        low = high
+
+
 def _factor(*curves: NDArray[np.float64]) -> float:
     """A power of ten to divide curves by, so that their numbers are short."""
     largest = max(float(np.abs(c).max()) for c in curves)
@@ -243,6 +245,6 @@ def _factor(*curves: NDArray[np.float64]) -> float:
     return 1.0 if -2 < exponent < 4 else 10.0**exponent  # noqa: PLR2004 - short anyway
 
 
-def _times(factor: float) -> str:
+def _power(factor: float) -> str:
     """How a label says that numbers were divided by a power of ten."""
     return "" if factor == 1 else f" ($10^{{{round(math.log10(factor))}}}$)"

@@ -138,6 +138,19 @@ def test_curves_are_told_apart_without_colours():
     assert "a quarter" in drawing
 
 
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=8), st.integers(24, 60))
+def test_legends_are_broken_between_entries(lengths, width):
+    """However long the labels are, every symbol is in the legend once and no line too long."""
+    ends = np.array([0.0, 1.0])
+    curves = [Curve("a" * n, ends, ends, "points") for n in lengths]
+    lines = plain(chart(curves, width=width, height=3))
+    assert max(map(len, lines)) <= width
+    # Below three rows, the axis and its numbers.
+    symbols = [c for line in lines[5:] for c in line if c in "●○◆◇▲△■□"]
+    assert symbols == list("●○◆◇▲△■□"[: len(lengths)])
+
+
 def test_equal_points_and_none_at_all_are_drawn():
     """One value, none, or nothing finite: axes all the same."""
     for y in ([3.0, 3.0], [np.nan, np.inf], []):
