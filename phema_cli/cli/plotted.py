@@ -72,7 +72,9 @@ class Plotted:
         """Snapshots by what the average is, as indices."""
         found: dict[str, list[int]] = {}
         for i, snapshot in enumerate(self.snapshots):
-            found.setdefault(snapshot.tag.label, []).append(i)
+            gamma = snapshot.tag.gamma
+            label = snapshot.tag.label if gamma is None else f"gamma {gamma:.6g}"
+            found.setdefault(label, []).append(i)
         return found
 
     @property
@@ -81,10 +83,13 @@ class Plotted:
         return np.array([s.tag.profile.end for s in self.snapshots])
 
     def reached(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """sigma_rel, sigma_error and expected_error of the range, the errors in per cent."""
-        shift = [np.nan if f.sigma_error is None else f.sigma_error for f in self.reach]
-        error = [100 * f.expected_error for f in self.reach]
-        return np.array(REACH), np.array(shift), np.array(error)
+        """sigma_rel, sigma_error and expected_error of range and targets, errors in per cent."""
+        points = dict(zip(REACH, self.reach, strict=True))
+        points |= {p.sigma_rel: p.figures for p in self.panels if p.sigma_rel is not None}
+        sigma = sorted(points)
+        shift = [points[s].sigma_error for s in sigma]
+        error = [100 * points[s].expected_error for s in sigma]
+        return np.array(sigma), np.array(shift, dtype=float), np.array(error)
 
     def document(self) -> dict[str, Any]:
         """The content of ``--json``."""
