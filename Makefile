@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs bench speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit cover format docs figures bench speed faults fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,12 @@ format: $(STAMP) ## rewrite the code in the house format
 docs: $(STAMP) ## write docs/cli.md from the commands' own help, build the pages into site/
 	$(BIN)/python -m tests.reference > docs/cli.md
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs site
+
+figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
+	$(BIN)/python docs/toy.py
+	$(BIN)/phema demo demo --force
+	$(BIN)/phema plot --gamma 7 demo/ckpts -o docs/plot.svg --overwrite
+	$(BIN)/phema plot --gamma 4,30 demo/ckpts -o docs/plot-targets.svg --overwrite
 
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity

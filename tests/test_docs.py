@@ -23,7 +23,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 #: them.
 NUMBER = r"(?<![\w.-])(\d+\.\d+(e[+-]\d+)?|\d+e[+-]\d+)(?![\w.])"
 MEASURED = re.compile(
-    rf"[█▒░]{{9,}}|\d+ identical|{NUMBER}( to {NUMBER})?(, {NUMBER}( to {NUMBER})?)*"
+    r"^ *\S*[│┤].*$|[└─┴]{9,}|"
+    rf"[█▒░]{{9,}}|\d+ identical|{NUMBER}( to {NUMBER})?(, {NUMBER}( to {NUMBER})?)*",
+    re.MULTILINE,
 )
 
 
@@ -140,13 +142,16 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff", "plan"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "weights", "plot", "synthesize", "verify", "diff", "plan"]
+)
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
     arguments = {
         "inspect": (ckpts,),
         "weights": (ckpts, "-g", 7),
+        "plot": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
         "verify": (tmp_path / "out.safetensors", ckpts),
         "plan": ("--steps", 1000, "--parameters", "1M", "--schedule", "constant", "--compare"),

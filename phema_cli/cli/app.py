@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phema_cli._version import __version__
-from phema_cli.cli import demo, diff, inspect, plan, render, synthesize, verify, weights
+from phema_cli.cli import demo, diff, inspect, plan, plot, render, synthesize, verify, weights
 from phema_cli.errors import PhemaError, StorageError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("weights")(weights.weights)
+app.command("plot")(plot.plot)
 app.command("synthesize")(synthesize.synthesize)
 app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
