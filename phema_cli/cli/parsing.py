@@ -1,4 +1,4 @@
-"""Values of options: lists of numbers, profiles, tables of weights, sizes."""
+"""Values of options: lists of numbers, profiles, tables of weights, sizes, times."""
 
 from __future__ import annotations
 
@@ -123,4 +123,19 @@ def size(text: str | None) -> int | None:
     value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
     if value <= 0:
         raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
+    return value
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``30m`` or ``2h``.
+
+    Raises:
+        UsageError: not a time above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)\s*", text)
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a time", remedy="write 90s, 30m or 2h")
     return value
