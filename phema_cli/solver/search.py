@@ -86,7 +86,7 @@ def position(points: Sequence[Point], *, maximize: bool = False) -> Position:
 
 
 def spread_out(lowest: float, highest: float) -> tuple[float, ...]:
-    """A grid of sigma_rel over a range, even in its logarithm, rounded to three digits inwards."""
+    """A grid of sigma_rel over a range, even in its logarithm, in three digits where these don't leave it."""
     grid = [float(f"{s:.3g}") for s in np.geomspace(lowest, highest, GRID_POINTS)]
     return tuple(dict.fromkeys(min(max(s, lowest), highest) for s in grid))
 
