@@ -77,7 +77,7 @@ metrics = st.none() | st.floats(-1e308, 1e308) | st.sampled_from([0.0, 1.0])
     st.randoms(),
 )
 def test_any_points_have_a_next_one_inside_or_none(pairs, maximize, random):
-    """Noise, failures, equal values, clusters: the next point is new, inside, and needs no order."""
+    """Noise, failures, equals, clusters: the next point is new and inside, whatever the order."""
     points = [Point(*pair) for pair in pairs]
     found = next_sigma_rel(points, maximize=maximize)
     random.shuffle(points)
