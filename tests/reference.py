@@ -6,7 +6,7 @@ import sys
 
 from tests.builders import phema
 
-COMMANDS = ("inspect", "weights", "synthesize", "verify", "diff", "demo")
+COMMANDS = ("inspect", "weights", "synthesize", "sweep", "verify", "diff", "demo")
 
 
 def reference() -> str:

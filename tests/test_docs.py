@@ -118,7 +118,9 @@ def shape(value):
     )
 
 
-@pytest.mark.parametrize("command", ["inspect", "weights", "synthesize", "verify", "diff"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "weights", "synthesize", "sweep", "verify", "diff"]
+)
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
     examples = {e["schema"]: e for e in map(json.loads, blocks(ROOT / "docs" / "json.md", "json"))}
@@ -126,6 +128,7 @@ def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
         "inspect": (ckpts,),
         "weights": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
+        "sweep": (ckpts, "-g", "6,7,8", "-q", "--eval", "echo 0{gamma} {path}", "--no-sample"),
         "verify": (tmp_path / "out.safetensors", ckpts),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
     }[command]
@@ -166,7 +169,7 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_make_demo_tells_the_truth(tmp_path):
-    """Make demo runs to its end and prints the error against the directly tracked EMA last."""
+    """Make demo compares with the directly tracked EMA, and ends with a sweep and its picture."""
     for name in ("Makefile", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     stamp = ROOT / ".venv" / ".installed"
@@ -180,7 +183,12 @@ def test_make_demo_tells_the_truth(tmp_path):
         text=True,
         check=True,
     )
-    assert "relative difference" in run.stdout.splitlines()[-1]
+    *shown, compared, _, swept, best = run.stdout.splitlines()
+    assert "relative difference" in compared
+    assert swept.startswith("$ phema sweep demo/ckpts")
+    assert (tmp_path / best).parent == tmp_path / "demo" / "sweep"
+    assert is_finite_table(run.stderr)
+    assert (tmp_path / "demo" / "sweep.svg").read_text().startswith("<?xml")
 
 
 def test_the_fidelity_benchmark_runs(tmp_path):

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import options, parsing, render
+from phema_cli.cli import options, parsing, pictures, render
 from phema_cli.cli.inspect import GRID
 from phema_cli.cli.synthesize import Device, Dtype, Format, Jobs, MaxMemory
 from phema_cli.errors import CheckFailedError, SignalError
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _EVALUATION, _OUTPUT = "Evaluation", "Output"
 _LOG = "eval.log"
+#: the chart's size; tables of this width fit beside it.
+_MOST_COLUMNS, _ROWS = 80, 12
+#: sigma_rel above which there is nothing more to evaluate.
+_NEAR_LIMIT = 0.28
 
 
 class Keep(StrEnum):
@@ -200,12 +204,16 @@ def sweep(
         candidates=GRID,
         log=Path(output) / _LOG if quiet else None,
     )
+    if plot is not None:
+        pictures.check(plot, overwrite=True)
     found = scan(paths, sources.config(copy))
     render.findings(found.findings, stderr=True, quiet=quiet)
     with _resumable(output):
         outcome = run(found, asked, _Shown(quiet=quiet))
     if not quiet:
-        _show(outcome, asked)
+        _show(outcome)
+    if plot is not None and outcome.best is not None:
+        _draw(outcome, plot, asked)
     if json:
         render.document("sweep", _document(outcome, asked))
     if outcome.best is None:
@@ -248,7 +256,7 @@ class _Shown:
     def evaluated(self, record: Record) -> None:
         """A line."""
         if not self._quiet:
-            said = f"[red]{record.failure}[/]" if record.metric is None else f"{record.metric:.6g}"
+            said = f"[red]{record.failure}[/]" if record.metric is None else f"{record.metric:.7g}"
             at = "" if record.sigma_rel is None else f"sigma_rel {record.sigma_rel:.4g}, "
             render.console(stderr=True).print(f"{at}{render.plain(record.profile)}: {said}")
 
@@ -258,11 +266,77 @@ def _reference(record: Record) -> str:
     return record.profile if record.gamma is None else repr(record.gamma)
 
 
-def _show(outcome: Outcome, asked: Sweep) -> None:
+def _show(outcome: Outcome) -> None:
     """The table, the curve, and what to do about an optimum that may lie elsewhere."""
     out = render.console(stderr=True)
     out.print()
     out.print(_table(outcome))
+    out.print()
+    if outcome.position != "alone":
+        for line in _chart(outcome, min(out.width, _MOST_COLUMNS), out.encoding):
+            out.print(line)
+    advice = _advice(outcome)
+    if advice is not None:
+        out.print(f"[yellow]warning:[/] {advice}", soft_wrap=True)
+
+
+def _chart(outcome: Outcome, width: int, encoding: str) -> list[str]:
+    """Metric against sigma_rel, with the best marked."""
+    import numpy as np
+
+    from phema_cli.cli.chart import Curve, Mark, chart, prints
+
+    points = _points(outcome)
+    best = min(points, key=lambda p: outcome.best is None or p[1] != outcome.best.metric)
+    return chart(
+        [Curve("metric", *np.array(points).T)],
+        width=width,
+        height=_ROWS,
+        log_x=True,
+        x_label="sigma_rel",
+        y_label="metric",
+        mark=Mark(*best, f"best: sigma_rel {best[0]:.4g}, metric {best[1]:.7g}"),
+        unicode=prints(encoding),
+    )
+
+
+def _points(outcome: Outcome) -> list[tuple[float, float]]:
+    """Metric at each sigma_rel, ascending."""
+    return [
+        (r.sigma_rel, r.metric)
+        for r in outcome.records
+        if r.sigma_rel is not None and r.metric is not None
+    ]
+
+
+def _draw(outcome: Outcome, path: Path, asked: Sweep) -> None:
+    """The same as a picture."""
+    best = outcome.best
+    pictures.metric_picture(
+        path,
+        _points(outcome),
+        None if best is None or best.sigma_rel is None else (best.sigma_rel, best.metric),
+        metric_label=asked.evaluator.key or "metric",
+        overwrite=True,
+    )
+
+
+def _advice(outcome: Outcome) -> str | None:
+    """What the best one's place says, where that is at an end or nowhere."""
+    evaluated = [sigma_rel for sigma_rel, _ in _points(outcome)]
+    if outcome.position == "flat":
+        return "all metrics are equal: is {path} what --eval evaluates?"
+    if outcome.position == "lowest":
+        return (
+            f"the best sigma_rel is the lowest that was evaluated, {evaluated[0]:.4g}: the optimum "
+            "may lie below; the same command with lower --sigma-rel goes on"
+        )
+    if outcome.position == "highest" and evaluated[-1] < _NEAR_LIMIT:
+        return (
+            f"the best sigma_rel is the highest that was evaluated, {evaluated[-1]:.4g}: the "
+            "optimum may lie above; the same command with higher --sigma-rel goes on"
+        )
+    return None
 
 
 def _table(outcome: Outcome) -> Table:
@@ -276,7 +350,7 @@ def _table(outcome: Outcome) -> Table:
         table.add_row(
             render.plain(r.profile),
             "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
-            "" if r.metric is None else f"{r.metric:.6g}",
+            "" if r.metric is None else f"{r.metric:.7g}",
             f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
             "" if r.sigma_error is None else render.per_cent(r.sigma_error),
             f"{r.seconds:.1f}",

@@ -21,7 +21,7 @@ _GOLDEN = (3 - math.sqrt(5)) / 2
 #: a parabola is taken where the intervals beside the best are no more unequal than this,
 _UNEQUAL = 3.0
 #: where it foretells the next points with at most this error, relative to their height,
-_TRUSTED = 1.0
+_TRUSTED = 0.5
 #: and no nearer to the best than this part of the wider interval, so that this one shrinks too.
 _STEP = 0.2
 
@@ -86,7 +86,7 @@ def position(points: Sequence[Point], *, maximize: bool = False) -> Position:
 
 
 def spread_out(lowest: float, highest: float) -> tuple[float, ...]:
-    """A grid of sigma_rel over a range, even in its logarithm, in three digits where these don't leave it."""
+    """A grid of sigma_rel over a range, even in its logarithm; in three digits but for its ends."""
     grid = [float(f"{s:.3g}") for s in np.geomspace(lowest, highest, GRID_POINTS)]
     return tuple(dict.fromkeys(min(max(s, lowest), highest) for s in grid))
 
