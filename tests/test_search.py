@@ -38,7 +38,7 @@ def search(metric, lowest, highest, *, maximize=False):
         if sigma_rel is None:
             break
         assert min(p.sigma_rel for p in points) < sigma_rel < max(p.sigma_rel for p in points)
-        assert all(abs(math.log(sigma_rel / p.sigma_rel)) > 0.009 for p in points)
+        assert all(abs(math.log(sigma_rel / p.sigma_rel)) > 0.019 for p in points)
         points.append(Point(sigma_rel, sign * metric(sigma_rel)))
     return points, min(points, key=lambda p: sign * p.metric)
 
@@ -85,7 +85,7 @@ def test_any_points_have_a_next_one_inside_or_none(pairs, maximize, random):
     if found is not None:
         known = [p.sigma_rel for p in points if p.metric is not None]
         assert min(known) <= found <= max(known)
-        assert all(abs(math.log(found / p.sigma_rel)) > 0.009 for p in points)
+        assert all(abs(math.log(found / p.sigma_rel)) > 0.019 for p in points)
     if not ties:
         assert next_sigma_rel(points, maximize=maximize) == found
 
@@ -118,11 +118,11 @@ def test_nothing_to_be_gained_ends_the_search(metrics):
 
 
 def test_an_optimum_at_the_end_of_the_range_is_closed_in_on():
-    """The last points come within 3 % of the end, so that the end is known to be the best."""
+    """The last points come within 5 % of the end, so that the end is known to be the best."""
     points, best = search(lambda s: s, 0.05, 0.2)
     assert best.sigma_rel == 0.05
     others = sorted(p.sigma_rel for p in points)
-    assert others[1] < 0.05 * 1.03
+    assert others[1] < 0.05 * 1.05
     assert next_sigma_rel(points) is None
     assert position(points) == "lowest"
 

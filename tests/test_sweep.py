@@ -69,6 +69,11 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def whole_lines(path):
+    """Lines that have an end."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
 def ended(pid):
     """Whether a process is gone, or gone but for its parent's asking."""
     try:
@@ -112,16 +117,17 @@ def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
     whole = swept(ckpts, tmp_path / "whole" / "sweep", curve("u*u", 0.1), refine=4)
     sweep_once = [str(PHEMA), "sweep", str(ckpts), "--eval", command, "--no-sample", "-q"]
     sweep_once += ["-s", ",".join(map(str, GRID)), "--refine", "4"]
-    file = tmp_path / "sweep" / NAME
-    for after in (1, 3, 6):
+    done = {}
+    for after in (1, 4, 8):
         process = subprocess.Popen(sweep_once, cwd=tmp_path)
         wait_for(lambda after=after: len(lines(tmp_path / "calls")) >= after, process)
         process.kill()
         process.wait()
-        finished = [json.loads(x)["gamma"] for x in lines(file) if x.endswith("}") and "gamma" in x]
         calls = lines(tmp_path / "calls")
-        assert all(calls.count(f"{g:.12g}") == 1 for g in finished if g)
-        assert len(calls) - len(set(calls)) <= 3
+        assert all(calls.count(gamma) == times for gamma, times in done.items())
+        finished = map(json.loads, whole_lines(tmp_path / "sweep" / NAME))
+        gammas = [f"{x['gamma']:.12g}" for x in finished if "target" in x]
+        done = {gamma: calls.count(gamma) for gamma in gammas}
     run = subprocess.run(
         [*sweep_once, "--json"], cwd=tmp_path, check=True, capture_output=True, text=True
     )
@@ -131,8 +137,10 @@ def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
         (r.sigma_rel, r.metric) for r in whole.records
     }
     calls = lines(tmp_path / "calls")
+    assert all(calls.count(gamma) == times for gamma, times in done.items())
+    # What a kill has cut short runs again.
     assert len(set(calls)) == 8
-    # What a kill has cut short runs again, once a kill.
+    assert 5 <= len(done) < 8
     assert len(calls) <= 8 + 3
     assert outputs(tmp_path / "sweep") == [found["best"]["file"]]
 

@@ -211,7 +211,7 @@ def sweep(
     with _resumable(output):
         outcome = run(found, asked, _Shown(quiet=quiet))
     if not quiet:
-        _show(outcome)
+        _show(outcome, maximize=maximize)
     if plot is not None and outcome.best is not None:
         _draw(outcome, plot, asked)
     if json:
@@ -266,28 +266,28 @@ def _reference(record: Record) -> str:
     return record.profile if record.gamma is None else repr(record.gamma)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: Outcome, *, maximize: bool) -> None:
     """The table, the curve, and what to do about an optimum that may lie elsewhere."""
     out = render.console(stderr=True)
     out.print()
     out.print(_table(outcome))
     out.print()
     if outcome.position != "alone":
-        for line in _chart(outcome, min(out.width, _MOST_COLUMNS), out.encoding):
+        for line in _chart(outcome, min(out.width, _MOST_COLUMNS), maximize=maximize):
             out.print(line)
     advice = _advice(outcome)
     if advice is not None:
         out.print(f"[yellow]warning:[/] {advice}", soft_wrap=True)
 
 
-def _chart(outcome: Outcome, width: int, encoding: str) -> list[str]:
+def _chart(outcome: Outcome, width: int, *, maximize: bool) -> list[str]:
     """Metric against sigma_rel, with the best marked."""
     import numpy as np
 
-    from phema_cli.cli.chart import Curve, Mark, chart, prints
+    from phema_cli.cli.chart import Curve, Mark, chart
 
     points = _points(outcome)
-    best = min(points, key=lambda p: outcome.best is None or p[1] != outcome.best.metric)
+    sigma_rel, metric = _highlight(points, maximize=maximize)
     return chart(
         [Curve("metric", *np.array(points).T)],
         width=width,
@@ -295,8 +295,8 @@ def _chart(outcome: Outcome, width: int, encoding: str) -> list[str]:
         log_x=True,
         x_label="sigma_rel",
         y_label="metric",
-        mark=Mark(*best, f"best: sigma_rel {best[0]:.4g}, metric {best[1]:.7g}"),
-        unicode=prints(encoding),
+        mark=Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}"),
+        unicode=render.unicode(),
     )
 
 
@@ -309,13 +309,18 @@ def _points(outcome: Outcome) -> list[tuple[float, float]]:
     ]
 
 
+def _highlight(points: list[tuple[float, float]], *, maximize: bool) -> tuple[float, float]:
+    """The best of the points, which other profiles may surpass."""
+    return min(points, key=lambda p: -p[1] if maximize else p[1])
+
+
 def _draw(outcome: Outcome, path: Path, asked: Sweep) -> None:
     """The same as a picture."""
-    best = outcome.best
+    points = _points(outcome)
     pictures.metric_picture(
         path,
-        _points(outcome),
-        None if best is None or best.sigma_rel is None else (best.sigma_rel, best.metric),
+        points,
+        _highlight(points, maximize=asked.maximize) if points else None,
         metric_label=asked.evaluator.key or "metric",
         overwrite=True,
     )

@@ -14,8 +14,8 @@ from phema_cli.profiles import Array
 #: points of a grid, and further ones around its best, where nobody says otherwise: with these any
 #: curve that falls and then rises is known to 5 % of sigma_rel over a range of 1 to 14.
 GRID_POINTS, FURTHER_POINTS = 6, 6
-#: in log sigma_rel: no two points lie nearer to each other than 1 %.
-_APART = 0.01
+#: in log sigma_rel: no two points lie nearer to each other than 2 %.
+_APART = 0.02
 #: golden section: the part of an interval at which it is divided.
 _GOLDEN = (3 - math.sqrt(5)) / 2
 #: a parabola is taken where the intervals beside the best are no more unequal than this,
@@ -58,7 +58,7 @@ def next_sigma_rel(points: Sequence[Point], *, maximize: bool = False) -> float 
 
     Returns:
         It in four digits; None where nothing is to be gained: fewer than two metrics, all of them
-        equal, or the neighbours of the best within 2 % of it.
+        equal, or the neighbours of the best within 4 % of it.
     """
     x, y = _curve(points, maximize=maximize)
     if _position(y) in {"flat", "alone"}:
