@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -18,11 +18,12 @@ from phema_cli.snapshots import scan
 from phema_cli.snapshots.scan import PROVENANCE_KEY
 from phema_cli.synthesis import Request
 from phema_cli.synthesis.evaluating import Evaluator
-from phema_cli.synthesis.results import NAME, Results
+from phema_cli.synthesis.results import NAME, Record, Results
 from phema_cli.synthesis.sweeping import sweep
 from phema_cli.synthesis.workshop import Sweep
 from tests.builders import PHEMA, phema, write_run
 
+RECORD = [f.name for f in fields(Record)]
 GRID = (0.05, 0.08, 0.13, 0.2)
 
 
@@ -50,9 +51,9 @@ class Listener:
 
 def swept(ckpts, out, command, *, evaluator=None, listener=None, **options):
     """A sweep in this process, over GRID unless the options say otherwise."""
-    fields = {"sigma_rels": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
+    request = {"sigma_rels": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
     asked = Sweep(
-        request=Request(output=str(out), **fields),
+        request=Request(output=str(out), **request),
         evaluator=evaluator or Evaluator(command),
         **options,
     )
@@ -214,9 +215,10 @@ def test_what_a_kill_left_on_the_disk_is_used_and_tidied(ckpts, tmp_path):
     file = tmp_path / "o" / NAME
     file.write_text("\n".join(lines(file)[:-2]) + "\n")
     listener = Listener()
-    outcome = swept(ckpts, tmp_path / "o", command, listener=listener)
-    assert listener.passes == []
-    assert len(listener.evaluated_names) == 2
+    more = {"sigma_rels": (0.25, *GRID)}
+    outcome = swept(ckpts, tmp_path / "o", command, listener=listener, request=more)
+    assert listener.passes == [1]
+    assert len(listener.evaluated_names) == 3
     assert outcome.best.file == whole.best.file
     assert outputs(tmp_path / "o") == [outcome.best.file]
 
@@ -240,6 +242,7 @@ def test_a_torn_line_counts_for_nothing(ckpts, tmp_path):
         ("[1]\n", "line 2 is no result"),
         ('{"target": "gamma 1"}\n', "a line has no"),
         ('{"batch": ["../ckpts"]}\n', "no name of an output"),
+        (json.dumps(dict.fromkeys(RECORD, "x") | {"file": "../ckpts"}) + "\n", "no name of an out"),
     ],
 )
 def test_a_file_that_is_no_results_is_refused(ckpts, tmp_path, text, message):
@@ -331,7 +334,8 @@ def test_failures_are_recorded_and_skipped(ckpts, tmp_path):
 
 def test_a_timeout_ends_all_that_was_started(ckpts, tmp_path):
     """Also what ignores the request to end; it is a failure, and the next one runs."""
-    command = f"(trap '' TERM; echo $$ >> {tmp_path}/pids; sleep 30) | sleep 30 # {{path}}"
+    stubborn = f'trap "" TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 0.1; done'
+    command = f"sh -c '{stubborn}' | sleep 30 # {{path}}"
     evaluator = Evaluator(command, timeout=0.2)
     outcome = swept(
         ckpts, tmp_path / "o", "", evaluator=evaluator, request={"sigma_rels": (0.1, 0.2)}

@@ -160,7 +160,7 @@ class _Run:
         are there but not evaluated come next.
         """
         begun = [t for t in left if t.path.name in self._results.batch]
-        if begun and any(self._workshop.folder.glob("*" + PARTIAL)):
+        if _is_begun(begun):
             return begun
         ready = [t for t in left if t.path.name in self._known() and is_complete(t.path)]
         return ready or list(left[: self._room(max(t.size_bytes for t in left))])
@@ -179,14 +179,14 @@ class _Run:
 
     def _make(self, batch: Sequence[Target]) -> None:
         """Synthesize what is not there yet, in one pass."""
-        folder, known = self._workshop.folder, self._known()
+        known = self._known()
         there = [t for t in batch if is_complete(t.path)]
         foreign = [t.path for t in there if t.path.name not in known]
         if foreign and not self._asked.overwrite:
             raise UsageError(
                 "exists already", where=foreign[0], remedy="choose another -o or pass --overwrite"
             )
-        if len(there) == len(batch) and not foreign and not any(folder.glob("*" + PARTIAL)):
+        if len(there) == len(batch) and not foreign and not _is_begun(batch):
             return
         recipe = self._workshop.plan(self._workshop.request(batch))
         self._results.begin([t.path.name for t in batch])
@@ -251,6 +251,11 @@ class _Run:
         )
         standing = position(self._points(), maximize=self._asked.maximize)
         return Outcome(tuple(records), best, standing, path)
+
+
+def _is_begun(targets: Sequence[Target]) -> bool:
+    """Whether a pass that makes these was interrupted."""
+    return any(t.path.with_name(t.path.name + PARTIAL).exists() for t in targets)
 
 
 def _record(target: Target, result: Result) -> Record:

@@ -181,8 +181,13 @@ class Workshop:
     def identity(self) -> dict[str, object]:
         """What results depend on, beside the targets."""
         request, evaluator = self.asked.request, self.asked.evaluator
+        # Copies of the snapshots have other inodes, and are the same.
         sources = [
-            (source_entry(s), [stamp[1:] for _, stamp in sorted(s.checkpoint.stamps.items())])
+            (
+                source_entry(s),
+                s.checkpoint.key,
+                [t[1:] for _, t in sorted(s.checkpoint.stamps.items())],
+            )
             for s in self.snapshots
         ]
         return {
