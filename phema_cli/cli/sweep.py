@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import options, parsing, pictures, render
+from phema_cli.cli import options, parsing, render
 from phema_cli.cli.inspect import GRID
 from phema_cli.cli.synthesize import Device, Dtype, Format, Jobs, MaxMemory
 from phema_cli.errors import CheckFailedError, SignalError
@@ -205,6 +205,8 @@ def sweep(
         log=Path(output) / _LOG if quiet else None,
     )
     if plot is not None:
+        from phema_cli.cli import pictures
+
         pictures.check(plot, overwrite=True)
     found = scan(paths, sources.config(copy))
     render.findings(found.findings, stderr=True, quiet=quiet)
@@ -316,6 +318,8 @@ def _highlight(points: list[tuple[float, float]], *, maximize: bool) -> tuple[fl
 
 def _draw(outcome: Outcome, path: Path, asked: Sweep) -> None:
     """The same as a picture."""
+    from phema_cli.cli import pictures
+
     points = _points(outcome)
     pictures.metric_picture(
         path,
