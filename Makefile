@@ -21,13 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## set up .venv
 
-demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the EMA tracked directly
+demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the truth, sweep the EMA length
 	@$(BIN)/phema demo demo --force
 	@echo; echo '$$ phema inspect demo/ckpts'; $(BIN)/phema inspect demo/ckpts
 	@echo; echo '$$ phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite'
 	@$(BIN)/phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite
 	@echo; echo '$$ phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3'
 	@$(BIN)/phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3
+	@echo; echo "\$$ phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg"
+	@$(BIN)/phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg
 
 test: lint types layers cover ## lint, types, layers and the whole test suite with coverage
 

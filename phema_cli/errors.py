@@ -33,6 +33,22 @@ class PhemaError(Exception):
         return " ".join(line.split())
 
 
+class SignalError(BaseException):
+    """A signal that asks for an end; typer would turn a KeyboardInterrupt into a mere number.
+
+    Args:
+        number: the signal's.
+
+    Attributes:
+        outcome: what became of the command's work.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.outcome = "no output was written"
+        super().__init__(number)
+
+
 class CheckFailedError(PhemaError):
     """A check that the user asked for failed (``--max-error``, ``diff``)."""
 

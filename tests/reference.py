@@ -6,7 +6,9 @@ import sys
 
 from tests.builders import phema
 
-COMMANDS = ("inspect", "weights", "plot", "synthesize", "verify", "diff", "plan", "demo")
+COMMANDS = (
+    *("inspect", "weights", "plot", "synthesize", "sweep", "verify", "diff", "plan", "demo"),
+)
 
 
 def reference() -> str:

@@ -29,9 +29,13 @@ MEASURED = re.compile(
 )
 
 
+#: a row of a chart; where the curve runs is measured, and so are the numbers beside it.
+CHART = re.compile(r"^.*[│┤].*\n", re.MULTILINE)
+
+
 def without_measured(text):
-    """Text with measured figures as # and single blanks."""
-    return re.sub(r"\s+", " ", MEASURED.sub("#", text))
+    """Text with measured figures as #, without the inside of charts, and with single blanks."""
+    return re.sub(r"\s+", " ", MEASURED.sub("#", CHART.sub("", text)))
 
 
 def blocks(path, language):
@@ -143,7 +147,7 @@ def shape(value):
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "weights", "plot", "synthesize", "verify", "diff", "plan"]
+    "command", ["inspect", "weights", "plot", "synthesize", "sweep", "verify", "diff", "plan"]
 )
 def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
     """The examples of docs/json.md have the keys and types that the tool prints."""
@@ -153,6 +157,7 @@ def test_json_documents_have_the_documented_fields(command, ckpts, tmp_path):
         "weights": (ckpts, "-g", 7),
         "plot": (ckpts, "-g", 7),
         "synthesize": (ckpts, "-g", 7, "-q"),
+        "sweep": (ckpts, "-g", "6,7,8", "-q", "--eval", "echo 0{gamma} {path}", "--no-sample"),
         "verify": (tmp_path / "out.safetensors", ckpts),
         "plan": ("--steps", 1000, "--parameters", "1M", "--schedule", "constant", "--compare"),
         "diff": [p for p in sorted(ckpts.iterdir()) if "0100" in p.name],
@@ -194,7 +199,7 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_make_demo_tells_the_truth(tmp_path):
-    """Make demo runs to its end and prints the error against the directly tracked EMA last."""
+    """Make demo compares with the directly tracked EMA, and ends with a sweep and its picture."""
     for name in ("Makefile", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     stamp = ROOT / ".venv" / ".installed"
@@ -208,7 +213,13 @@ def test_make_demo_tells_the_truth(tmp_path):
         text=True,
         check=True,
     )
-    assert "relative difference" in run.stdout.splitlines()[-1]
+    *_, compared, _, swept, best = run.stdout.splitlines()
+    assert "relative difference" in compared
+    assert swept.startswith("$ phema sweep demo/ckpts")
+    assert (tmp_path / best).parent == tmp_path / "demo" / "sweep"
+    assert re.search(r"^gamma .* best$", run.stderr, re.MULTILINE)
+    assert "★ best: 0." in run.stderr
+    assert (tmp_path / "demo" / "sweep.svg").read_text().startswith("<?xml")
 
 
 def test_the_fidelity_benchmark_runs(tmp_path):

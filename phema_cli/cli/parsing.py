@@ -1,4 +1,4 @@
-"""Values of options: lists of numbers, profiles, tables of weights, sizes."""
+"""Values of options: lists of numbers, profiles, tables of weights, sizes, times."""
 
 from __future__ import annotations
 
@@ -143,3 +143,18 @@ def count(text: str) -> int:
     if value <= 0 or value != int(value):
         raise UsageError(f"{text!r} is not a number above 0", remedy="write 400000, 400k or 1.2B")
     return int(value)
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``30m`` or ``2h``.
+
+    Raises:
+        UsageError: not a time above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)\s*", text)
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a time", remedy="write 90s, 30m or 2h")
+    return value

@@ -223,11 +223,11 @@ def _like(
     from phema_cli.snapshots import Config, scan
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
-    from phema_cli.synthesis.solving import measure, stored_noise
+    from phema_cli.synthesis.solving import measure_movement, stored_noise
 
     found = scan([path], Config())
     snapshots = found.require()
-    movement = measure(snapshots, found.copy)
+    movement = measure_movement(snapshots, copy=found.copy)
     if movement is None:
         raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
     newest = snapshots[-1]
