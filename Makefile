@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs bench speed faults clean
+.PHONY: help install demo test lint types layers unit cover format docs figures bench speed faults fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,13 +21,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## set up .venv
 
-demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the EMA tracked directly
+demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the truth, sweep the EMA length
 	@$(BIN)/phema demo demo --force
 	@echo; echo '$$ phema inspect demo/ckpts'; $(BIN)/phema inspect demo/ckpts
 	@echo; echo '$$ phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite'
 	@$(BIN)/phema synthesize --gamma 7 demo/ckpts -o demo/gamma7.safetensors --overwrite
 	@echo; echo '$$ phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3'
 	@$(BIN)/phema diff demo/truth/demo-step*-gamma7.safetensors demo/gamma7.safetensors --tolerance 1e-3
+	@echo; echo "\$$ phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg"
+	@$(BIN)/phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg
 
 test: lint types layers cover ## lint, types, layers and the whole test suite with coverage
 
@@ -55,6 +57,12 @@ docs: $(STAMP) ## write docs/cli.md from the commands' own help, build the pages
 	$(BIN)/python -m tests.reference > docs/cli.md
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs site
 
+figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
+	$(BIN)/python docs/toy.py
+	$(BIN)/phema demo demo --force
+	$(BIN)/phema plot --gamma 7 demo/ckpts -o docs/plot.svg --overwrite
+	$(BIN)/phema plot --gamma 4,30 demo/ckpts -o docs/plot-targets.svg --overwrite
+
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
 
@@ -64,5 +72,9 @@ speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write
 faults: $(STAMP) ## kill a synthesis at 100 moments, fail 100 of its system calls, and go on (20 minutes)
 	PHEMA_KILLS=100 PHEMA_FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_injected_faults.py tests/test_power_loss.py
 
+fuzz: $(STAMP) ## a million inputs made up for every parser, guided by coverage (5 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz
+
 clean: ## remove .venv and what the demo and the tests left
-	rm -rf $(VENV) demo site .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis fuzz-*

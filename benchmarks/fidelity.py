@@ -14,16 +14,17 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import planning
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
-from phema_cli.solver import Movement, Sample, calibrate, solve, storage_noise
+from phema_cli.solver import Figures, Movement, Sample, calibrate, solve, storage_noise
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIGMA_RELS = (0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.20, 0.25)
@@ -52,6 +53,9 @@ class Case:
         sigma_rel: of the target.
         errors: RMS error per parameter by method.
         expected: what ``blue`` foretold.
+        distance: RMS distance from the final weights to the target.
+        planned: expected errors as a fraction of that distance, by what was known, and
+            ``like rms`` and ``inspect rms`` per parameter; empty for ``RAW``.
     """
 
     run: str
@@ -61,6 +65,8 @@ class Case:
     sigma_rel: float
     errors: dict[str, float]
     expected: float
+    distance: float = 0.0
+    planned: dict[str, float] = field(default_factory=dict)
 
 
 def _rounded(values: NDArray[np.float64], stored: str) -> NDArray[np.float32]:
@@ -82,13 +88,29 @@ def cases(run: Run, counts: Sequence[int] = COUNTS) -> list[Case]:
     torch.set_num_threads(1)
     gammas = [gamma_from_sigma_rel(s) for s in SIGMA_RELS]
     tracked = train(run, [(STEPS, g) for g in gammas])
-    return [*_of_run(run, tracked, counts, gammas), *_raw(run, tracked, counts, gammas)]
+    before = _earlier(run)
+    return [*_of_run(run, tracked, before, counts, gammas), *_raw(run, tracked, counts, gammas)]
+
+
+def _earlier(run: Run) -> Movement | None:
+    """The movement of an earlier run of the same kind: half as long, another seed."""
+    tracked = train(run, [], seed=1, steps=STEPS // 2)
+    chosen = np.arange(7, MOST_SNAPSHOTS, 8)
+    sources = [PowerProfile(g, float(tracked.steps[i])) for g in PAIRS[0] for i in chosen]
+    values = np.concatenate([tracked.snapshots[g][chosen] for g in PAIRS[0]])
+    rounded = _rounded(values, "fp32")
+    return calibrate(sources, Sample(rounded, _units(rounded[-1], "fp32")))
 
 
 def _of_run(
-    run: Run, tracked: Tracked, counts: Sequence[int], gammas: Sequence[float]
+    run: Run,
+    tracked: Tracked,
+    before: Movement | None,
+    counts: Sequence[int],
+    gammas: Sequence[float],
 ) -> Iterator[Case]:
     """The cases of what a run left."""
+    distance = np.array([_rms(tracked.raw[-1] - tracked.truth[STEPS, g]) for g in gammas])
     truth = np.stack([tracked.truth[STEPS, g] for g in gammas])
     targets = [PowerProfile(g, float(STEPS)) for g in gammas]
     for pair, stored_gammas in enumerate(PAIRS):
@@ -105,7 +127,14 @@ def _of_run(
                 sampled = values[:, ::skip]
                 units = _units(sampled[count - 1], stored)
                 movement = calibrate(sources, Sample(sampled, units))
-                errors, expected = _errors(sources, targets, values, truth, movement, stored)
+                errors, told = _errors(sources, targets, values, truth, movement, stored)
+                planned = planning.foretold(
+                    run.schedule, stored_gammas, count, STORED[stored][1], SIGMA_RELS, before
+                )
+                planned |= {
+                    "inspect": np.array([f.expected_error for f in told]),
+                    "inspect rms": np.array([f.expected_rms or 0.0 for f in told]),
+                }
                 for k, sigma_rel in enumerate(SIGMA_RELS):
                     yield Case(
                         run.name,
@@ -114,8 +143,14 @@ def _of_run(
                         count,
                         sigma_rel,
                         {m: float(e[k]) for m, e in errors.items()},
-                        expected[k],
+                        told[k].expected_rms or 0.0,
+                        float(distance[k]),
+                        {known: float(e[k]) for known, e in planned.items()},
                     )
+
+
+def _rms(values: NDArray[np.float64]) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def _raw(
@@ -168,9 +203,10 @@ def _errors(
     truth: NDArray[np.float64],
     movement: Movement | None,
     stored: str,
-) -> tuple[dict[str, NDArray[np.float64]], list[float]]:
-    """RMS errors of each method, and those that ``blue`` expects."""
-    errors, expected = {}, []
+) -> tuple[dict[str, NDArray[np.float64]], Sequence[Figures]]:
+    """RMS errors of each method, and the figures of ``blue``."""
+    errors: dict[str, NDArray[np.float64]] = {}
+    figures: Sequence[Figures] = ()
     for name in METHODS:
         method, _, blind = name.partition(",")
         solution = solve(
@@ -183,8 +219,8 @@ def _errors(
         made = solution.weights.T @ values.astype(np.float64)
         errors[name] = np.sqrt(((made - truth) ** 2).mean(axis=1))
         if name == "blue":
-            expected = [f.expected_rms or 0.0 for f in solution.figures]
-    return errors, expected
+            figures = solution.figures
+    return errors, figures
 
 
 def _ratios(found: Sequence[Case], over: str, method: str = "blue") -> NDArray[np.float64]:
@@ -297,6 +333,8 @@ def report(found: Sequence[Case], command: str) -> str:
         _listing(lost, "blue / normalized", "normalized"),
         "## Where the error is foretold worst",
         _listing(missed, "expected / true", None),
+        "## What was foretold before the run",
+        planning.section(usual),
     ]
     if raw:
         lines = [_raw_row(str(n), [c for c in raw if c.count == n]) for n in _counts(raw)]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
+#: characters of a message; what it quotes may come from files that hold anything.
+_LONGEST = 1000
+
 
 class PhemaError(Exception):
     """Base of every error that phema raises on purpose.
@@ -18,7 +21,7 @@ class PhemaError(Exception):
     exit_code: ClassVar[int] = 3
 
     def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
-        self.what = what
+        self.what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}…"
         self.where = None if where is None else str(where)
         self.remedy = remedy
         super().__init__(what)
@@ -28,6 +31,22 @@ class PhemaError(Exception):
         head = self.what if self.where is None else f"{self.where}: {self.what}"
         line = head if self.remedy is None else f"{head}; {self.remedy}"
         return " ".join(line.split())
+
+
+class SignalError(BaseException):
+    """A signal that asks for an end; typer would turn a KeyboardInterrupt into a mere number.
+
+    Args:
+        number: the signal's.
+
+    Attributes:
+        outcome: what became of the command's work.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.outcome = "no output was written"
+        super().__init__(number)
 
 
 class CheckFailedError(PhemaError):

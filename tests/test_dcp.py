@@ -500,7 +500,7 @@ EDITS = {
     "dots": (put(info, relative_path=".."), "missing"),
     "no name": (put(info, relative_path=""), "missing"),
     "zero": (put(info, relative_path="a\0b"), "missing"),
-    "long": (put(info, relative_path="a" * 5000), "File name too long"),
+    "long": (put(info, relative_path="a" * 5000), "is missing"),
     "half a pair": (put(info, relative_path="\ud800"), "missing"),
     "itself": (
         put(info, relative_path=".metadata", offset=0, length=500),
@@ -508,10 +508,10 @@ EDITS = {
     ),
     "missing": (put(info, relative_path="__9_0.distcp"), "'__9_0.distcp' is missing"),
     "a list for a name": (put(info, relative_path=["x"]), "doesn't say where"),
-    "beyond the file": (put(info, length=1 << 40), "goes beyond"),
+    "beyond the file": (put(info, length=1 << 40), "overlaps that of another"),
     "far away": (put(info, offset=(1 << 62) - 1), "goes beyond"),
     "too far": (put(info, offset=1 << 70), "doesn't say where"),
-    "huge": (put(info, offset=10**5000), "doesn't say where"),
+    "huge": (put(info, offset=10**5000), "a number of 16610 bits"),
     "before the file": (put(info, offset=-4), "doesn't say where"),
     "no length": (put(info, length=0), "not stored by torch.save"),
     "short length": (put(info, length=100), "its chunk is broken"),
@@ -552,7 +552,7 @@ EDITS = {
     ),
     "split along 300 dimensions": (
         put(entry, size=(2,) * 300, chunks=box((0,) * 300, (1,) * 300)),
-        "overlap",
+        "malformed entry",
     ),
     "an entry of text": (
         lambda m: m.state_dict_metadata.update({"ema.a.w": "x"}),
@@ -572,7 +572,10 @@ EDITS = {
     "a path of dicts": (lambda m: m.planner_data.update({"ema.a.w": ({},)}), "path"),
     "a path of text": (lambda m: m.planner_data.update({"ema.a.w": "ab"}), "path"),
     "a long path": (lambda m: m.planner_data.update({"ema.a.w": ("a",) * 100_000}), "path"),
-    "a path of huge numbers": (lambda m: m.planner_data.update({"ema.a.w": (10**5000,)}), "path"),
+    "a path of huge numbers": (
+        lambda m: m.planner_data.update({"ema.a.w": (10**5000,)}),
+        "16610 bits",
+    ),
     "half a pair in a path": (
         lambda m: m.planner_data.update({"ema.a.w": ("\ud800",)}),
         "not text",
@@ -745,7 +748,7 @@ def test_record_that_leaves_its_chunk(tmp_path):
         at = data.index(b"PK\x01\x02", at + 1)
     sizes = (1 << 20).to_bytes(4, "little") * 2
     path = replace_chunk(save(tmp_path / "c", {"w": W}), data[: at + 20] + sizes + data[at + 28 :])
-    with pytest.raises(InputError, match="outside their chunk"):
+    with pytest.raises(InputError, match="goes beyond the file"):
         read_index(path)
 
 

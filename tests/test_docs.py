@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -39,6 +40,27 @@ def test_no_block_is_left_unchecked(page):
             assert block.file in sessions or (block.file == "Makefile" and "$ make" in sessions)
         else:
             assert block.language in RUN, block
+
+
+@pytest.mark.parametrize(
+    "code",
+    [b.text for b in blocks(ROOT / "docs" / "training.md", "python")],
+    ids=["loop", "lightning", "transformers", "accelerate", "shards"],
+)
+def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
+    """Each is run as it stands, by torchrun where it says so, and stores 20 of each gamma."""
+    (tmp_path / "train.py").write_text(code)
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *(ranks if "init_process_group" in code else []), "train.py"],
+        cwd=tmp_path,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=200,
+    )
+    snapshots = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
+    found = Counter((s["gamma"], s["dtype"]) for s in snapshots)
+    assert found == {(5, "float16"): 20, (10, "float16"): 20}
 
 
 def test_training_loop_stores_snapshots(workplace):
@@ -91,7 +113,7 @@ def test_make_targets_of_the_readme_exist():
 
 
 def test_make_demo_tells_the_truth(tmp_path):
-    """Make demo runs to its end and prints the error against the directly tracked EMA last."""
+    """Make demo compares with the directly tracked EMA, and ends with a sweep and its picture."""
     for name in ("Makefile", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     stamp = ROOT / ".venv" / ".installed"
@@ -105,7 +127,13 @@ def test_make_demo_tells_the_truth(tmp_path):
         text=True,
         check=True,
     )
-    assert "relative difference" in run.stdout.splitlines()[-1]
+    *_, compared, _, swept, best = run.stdout.splitlines()
+    assert "relative difference" in compared
+    assert swept.startswith("$ phema sweep demo/ckpts")
+    assert (tmp_path / best).parent == tmp_path / "demo" / "sweep"
+    assert re.search(r"^gamma .* best$", run.stderr, re.MULTILINE)
+    assert "★ best: 0." in run.stderr
+    assert (tmp_path / "demo" / "sweep.svg").read_text().startswith("<?xml")
 
 
 def test_the_fidelity_benchmark_runs(tmp_path):
@@ -124,6 +152,8 @@ def test_the_fidelity_benchmark_runs(tmp_path):
     assert over_normalized < 0.6
     assert worst < 1.05
     assert over_projection < 0.3
+    (planned,) = re.findall(r"^\| an earlier run, `--like` \| all \| 48 \| (.*) \|$", printed, re.M)
+    assert float(planned.split(" | ")[0]) >= 90
     assert len(json.loads((tmp_path / "cases.json").read_text())) == 48 + 8
 
 
@@ -146,6 +176,19 @@ def test_readme_and_fidelity_page_tell_the_same():
     assert f"was {float(mean):.2f} of that" in readme
     assert f"{worst} at worst" in readme
     assert f"in {float(within):.0f} % of them" in readme
+
+
+def test_plan_and_fidelity_page_tell_the_same():
+    """What plans are worth is said with the figures that were measured; --like meets its bar."""
+    page = (ROOT / "docs" / "fidelity.md").read_text()
+    cells = [
+        [c.strip() for c in line.strip("|").split("|")]
+        for line in page.split("## What was foretold before the run")[1].splitlines()
+        if line.startswith(("| an earlier run", "| the schedule", "| nothing"))
+    ]
+    assert float(cells[0][3]) >= 90
+    told = re.findall(r"(\d+\.\d) %", (ROOT / "docs" / "plan.md").read_text().split("## ")[1])
+    assert told == [cells[0][3], *(row[6] for row in cells[1:])]
 
 
 def test_toy_format_of_the_page_works(tmp_path):

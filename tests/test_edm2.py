@@ -281,7 +281,7 @@ def test_storages_that_make_no_sense(tmp_path, data, message):
         (b"\x80\x04X\xff\xff\xff\x7f.", "a text or number of 2147483647 bytes"),
         (b"\x80\x04B\xff\xff\xff\x7f.", "goes beyond its end"),
         (b"\x80\x04" + b"K\x01" + b"\x85" * 100_000 + b".", "not an EDM2 network pickle"),
-        (b"\x80\x04}r\xff\xff\xff\x7f.", "holds no dict of tensors"),
+        (b"\x80\x04}r\xff\xff\xff\x7f.", "more of its bytes than they are"),
         (b"\x80\x04K\x01}b.", "state for what has none|broken"),
         (b"\x80\x04K\x01)R.", "a call of what is no function"),
         (b"\x80\x04P1\n.", "opcode PERSID"),

@@ -1,10 +1,7 @@
-"""The EDM2 reader and hostile pickles: nothing is run, hung or filled; what is harmless is read."""
+"""The EDM2 reader and hostile pickles: nothing is run; what is harmless is read."""
 
 import argparse
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import torch
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats import edm2
 from phema_cli.formats.base import DTYPES
-from tests.hostile_pickles import BOMB_CASES, HOSTILE_CASES, bombs, hostile_pickles, plain, text
+from tests.hostile_pickles import HOSTILE_CASES, hostile_pickles, plain, text
 
 
 @pytest.mark.parametrize("case", HOSTILE_CASES)
@@ -48,35 +45,6 @@ def test_table_is_hostile(tmp_path, case):
     data, _ = hostile_pickles(f"touch {marker}")[case]
     pickle.loads(data)
     assert marker.exists()
-
-
-READ = """
-import resource, sys
-from pathlib import Path
-from phema_cli.errors import PhemaError
-from phema_cli.formats import edm2
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-try:
-    edm2.read_index(Path(sys.argv[1]))
-except PhemaError as error:
-    print(len(str(error)) < 1000, error.where)
-"""
-
-
-@pytest.mark.parametrize("case", BOMB_CASES)
-def test_bomb(tmp_path, case):
-    """A pickle that would hang, fill the memory or end the process is an error in one line."""
-    path = tmp_path / "a.pkl"
-    path.write_bytes(bombs()[case])
-    done = subprocess.run(
-        [sys.executable, "-c", READ, path],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"True {path}\n", "")
 
 
 BESIDE = {

@@ -16,8 +16,8 @@ from tests.injection import ALWAYS, Fault, Injected, compiled, digests
 #: how many faults the sweep injects; `make faults` sets it to a hundred.
 FAULTS = int(os.environ.get("PHEMA_FAULTS", "2"))
 
-#: a staged shard, a snapshot, and the journal.
-SHARD, SNAPSHOT, JOURNAL = ".partial/model-00003", "/in/s2-10.0", ".partial/journal$"
+#: a staged shard, and a snapshot.
+SHARD, SNAPSHOT = ".partial/model-00003", "/in/s2-10.0"
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,22 @@ def complete(out):
     return [path for path in found if path.parent.suffix != ".partial"]
 
 
-def check_failed(run, out, code, words):
-    """The run said in one line what, where and the remedy, and left no output."""
+def named(out):
+    """Digests of what has its final name."""
+    return {name: found for name, found in digests(out).items() if ".partial/" not in name}
+
+
+def check_failed(run, out, code, words, whole=None):
+    """One line says what, where and the remedy; no output is there, or a ``whole`` one."""
     assert run.code == code, run.err
     assert run.err.startswith("phema: ")
     assert run.err.count("\n") == 1
     assert words in run.err
     assert "; " in run.err
-    assert not complete(out)
+    if complete(out) and whole is not None:
+        assert named(out) == whole
+    else:
+        assert not complete(out)
 
 
 def check_recovers(start, out, expected, **options):
@@ -155,15 +163,14 @@ TOLERATED = [
     Fault("posix_fallocate", ".partial/", "EOPNOTSUPP"),
     Fault("fsync", "gamma7$", "EINVAL"),
     Fault("fsync", ".partial$", "EINVAL"),
-    Fault("unlink", JOURNAL, "EIO"),
 ]
 
 
 def test_what_a_system_may_do_changes_nothing(start, tmp_path, undisturbed):
     """Calls that do half of what they could, or that a file system lacks: the same bytes."""
-    run = start(*TOLERATED[:-1])
+    run = start(*TOLERATED)
     done = run.end()
-    assert {call for call, _ in run.fired} == {fault.call for fault in TOLERATED[:-1]}
+    assert {call for call, _ in run.fired} == {fault.call for fault in TOLERATED}
     assert (done.code, done.err) == (0, "")
     assert digests(tmp_path / "out") == undisturbed["safetensors"][0]
 
@@ -225,13 +232,15 @@ def test_any_call_may_fail_at_any_moment(start, ckpts, tmp_path, undisturbed):
         if not run.fired:
             continue
         injected += 1
+        failed += bool(done.code)
         if done.code:
-            failed += 1
             assert done.code in {3, 5}, (fault, done)
-            check_failed(done, out, done.code, "")
+            # What fails last may be what makes names durable.
+            check_failed(done, out, done.code, "", whole=expected)
             check_recovers(start, out, expected, form=form)
         else:
-            assert digests(out) == expected, fault
+            # A journal that can't be removed is no reason to call a whole output a failure.
+            assert named(out) == expected, fault
         recovered += 1
         shutil.rmtree(out.parent)
     assert digests(ckpts) == before

@@ -129,6 +129,7 @@ def test_header_without_metadata_or_tensors(tmp_path):
     assert (dict(found.tensors), found.metadata) == ({}, {})
 
 
+ENTRY = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 MALFORMED = {
     "no text in metadata": ({"__metadata__": {"step": 5}}, b"", "metadata"),
     "metadata is a list": ({"__metadata__": []}, b"", "metadata"),
@@ -159,6 +160,13 @@ MALFORMED = {
     "unknown dtype": ({"a": entry(dtype="F31")}, bytes(4), "unknown dtype F31"),
     "truncated": ({"a": entry(0, 8, shape=(2,))}, bytes(7), "truncated"),
     "bytes behind the data": ({"a": entry()}, bytes(5), "5 bytes|has .* bytes"),
+    "a name twice": (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), bytes(4), "'a' is there twice"),
+    "a field twice": (
+        b'{"a":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}',
+        bytes(4),
+        "'shape' is there twice",
+    ),
+    "65 dimensions": ({"a": entry(shape=(1,) * 65)}, bytes(4), "65 dimensions"),
     "a name that is no text": (
         b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
         b"",
@@ -345,16 +353,25 @@ def test_index_that_leads_elsewhere(tmp_path, shard):
         save_file({"a": torch.ones(1)}, tmp_path / folder / "x.safetensors")
     shard = shard.replace("{tmp}", str(tmp_path)) if isinstance(shard, str) else shard
     index = write_index(tmp_path / "run", {"a": shard})
-    with pytest.raises(InputError, match="outside its directory") as caught:
+    with pytest.raises(InputError, match="outside the directory") as caught:
         read_index(index)
     assert caught.value.where == str(index)
+
+
+def test_links_of_a_cache(sharded, tmp_path):
+    """Where index and shards are links into one directory, as in caches, they are read."""
+    index, tensors = sharded
+    (tmp_path / "cache").mkdir()
+    for file in (index, *index.parent.glob("*.safetensors")):
+        (tmp_path / "cache" / file.name).symlink_to(file)
+    assert set(read_index(tmp_path / "cache" / index.name).tensors) == set(tensors)
 
 
 def test_missing_shard(sharded):
     """A shard that is not there is named, with the index that wants it."""
     index, _ = sharded
     index.with_name("model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(InputError, match=r"shard model-00002-of-00002.* is missing") as caught:
+    with pytest.raises(InputError, match=r"shard 'model-00002-of-00002.*' is missing") as caught:
         read_index(index)
     assert caught.value.where == str(index)
 

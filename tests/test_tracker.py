@@ -1,6 +1,9 @@
 """PowerEMA: the closed form, what is averaged, wrappers, ties, resuming and storing."""
 
+import os
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from phema_cli import PowerEMA
 from phema_cli.errors import StorageError, UsageError
@@ -241,3 +245,114 @@ def test_buffers_that_share_storage_can_be_stored(tmp_path):
     stored = load_file(ema.save(tmp_path)[0])
     assert stored["head"].tolist() == [0, 1]
     assert stored["tail"].tolist() == [2, 3, 4, 5]
+
+
+def test_shards_are_averaged_as_the_whole(tmp_path):
+    """Two ranks of FSDP2 store what one process stores, bit for bit, and resume either state."""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.sharded_training", tmp_path]
+    subprocess.run(command, env=environment, check=True, timeout=100)
+    pairs = {
+        "sharded": "unsharded",
+        "from one process": "unsharded",
+        "from whole": "at half time",
+        "from dcp": "at half time",
+        "in one process": "at half time",
+    }
+    for ours, truth in pairs.items():
+        for path in (tmp_path / truth).iterdir():
+            stored, expected = load_file(tmp_path / ours / path.name), load_file(path)
+            assert stored.keys() == expected.keys()
+            # What is not averaged is as the model has it when it is stored.
+            averaged = stored.keys() - {"norm.num_batches_tracked"}
+            assert all(torch.equal(stored[n], expected[n]) for n in averaged)
+    half = load_file(tmp_path / "half" / "ema-step0000006-gamma5.safetensors")
+    whole = load_file(tmp_path / "unsharded" / "ema-step0000006-gamma5.safetensors")
+    assert torch.equal(half["inner.weight"], whole["inner.weight"].bfloat16())
+    assert torch.equal(half["frozen"], whole["frozen"])
+
+
+def marked(name):
+    """A layer whose weight has the mark that a sharding library leaves on parameters."""
+    layer = nn.Linear(2, 2)
+    setattr(layer.weight, name, 0)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: marked("ds_id"), "weight is sharded by DeepSpeed ZeRO-3"),
+        (lambda: marked("_fsdp_flattened"), "weight is flattened by FSDP1"),
+        (lambda: nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
+        (lambda: nn.LazyLinear(2), "weight has no shape yet"),
+    ],
+)
+def test_tensors_that_are_not_there_are_refused(make, words):
+    """What a rank doesn't hold can't be averaged on it, and the error says whose doing it is."""
+    with pytest.raises(UsageError, match=words):
+        PowerEMA(make())
+
+
+def test_a_changed_model_is_refused(tmp_path):
+    """Added, removed, replaced, resized, tied and offloaded parameters are errors, not old news."""
+
+    def after(change):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        ema = PowerEMA(model, (5,))
+        ema.update()
+        change(model)
+        return ema
+
+    def put(index, module):
+        return lambda model: model.__setitem__(index, module)
+
+    added = after(lambda model: model.append(nn.Linear(2, 2)))
+    replaced = after(put(1, nn.Linear(2, 2)))
+    tied = after(lambda model: setattr(model[1], "weight", model[0].weight))
+    for ema, name in ((added, "2.bias"), (replaced, "1.bias"), (tied, "1.weight")):
+        with pytest.raises(UsageError, match=f"{name} is not the one"):
+            ema.save(tmp_path)
+    removed = after(lambda model: delattr(model[0], "bias"))
+    resized = after(lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones(3, 2))))
+    offloaded = after(lambda model: model.to("meta"))
+    for ema, words in (
+        (removed, "no bias any more"),
+        (resized, r"\[3, 2\]"),
+        (offloaded, "on meta"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            ema.update()
+        assert ema.step == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_activation_checkpointing_leaves_no_trace_in_the_names():
+    """A wrapped part's names are those of the model's state dict."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0] = checkpoint_wrapper(model[0])
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    assert set(ema.average(5)) == set(model.state_dict()) == {
+        "0.weight", "0.bias", "1.weight", "1.bias"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.complex64, torch.bool, torch.float8_e4m3fn, torch.int16]
+)
+def test_stored_tensors_are_those_of_the_model(dtype, tmp_path):
+    """Whatever is not averaged comes back bit for bit: of any type, size and order in memory."""
+    model = nn.Linear(2, 2)
+    values = torch.arange(12).remainder(5).reshape(3, 4)
+    for name, tensor in (("t", values.t()), ("scalar", values[1, 2]), ("none", values[:0])):
+        parameter = nn.Parameter(tensor.to(dtype), requires_grad=False)
+        model.register_parameter(name, parameter)
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    stored = load_file(ema.save(tmp_path)[0])
+    for name in ("t", "scalar", "none"):
+        held = getattr(model, name)
+        assert stored[name].dtype == dtype
+        assert stored[name].tolist() == held.tolist()

@@ -10,8 +10,20 @@ from typing import Annotated
 import typer
 
 from phema_cli._version import __version__
-from phema_cli.cli import demo, diff, inspect, manual, render, synthesize, verify, weights
-from phema_cli.errors import PhemaError, StorageError
+from phema_cli.cli import (
+    demo,
+    diff,
+    inspect,
+    manual,
+    plan,
+    plot,
+    render,
+    sweep,
+    synthesize,
+    verify,
+    weights,
+)
+from phema_cli.errors import PhemaError, SignalError, StorageError
 
 app = typer.Typer(
     name="phema",
@@ -22,9 +34,12 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("weights")(weights.weights)
+app.command("plot")(plot.plot)
 app.command("synthesize")(synthesize.synthesize)
+app.command("sweep")(sweep.sweep)
 app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
+app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 
 # typer gives only the leaf of its family of command-line errors a public name.
@@ -32,10 +47,6 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 #: what a shell adds to a signal's number.
 _SIGNALLED = 128
-
-
-class _SignalError(BaseException):
-    """A signal that asks for an end; typer would turn a KeyboardInterrupt into a mere number."""
 
 
 def _version(wanted: bool) -> None:
@@ -112,10 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except _CommandLineError as error:
         code = _usage(error)
-    except _SignalError as error:
-        (number,) = error.args
-        render.fail(_with_notes(f"{_ENDINGS[number]}; no output was written", error))
-        code = _SIGNALLED + number
+    except SignalError as error:
+        render.fail(_with_notes(f"{_ENDINGS[error.number]}; {error.outcome}", error))
+        code = _SIGNALLED + error.number
     except OSError as error:
         if debug:
             raise
@@ -128,7 +138,7 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
-_ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_ENDINGS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def _heed_signals() -> None:
@@ -140,7 +150,7 @@ def _heed_signals() -> None:
 
 def _signalled(number: int, _frame: object) -> None:
     """End as a shell reports it."""
-    raise _SignalError(number)
+    raise SignalError(number)
 
 
 def _output_lost(error: OSError) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from phema_cli.cli import listing, options, render
+from phema_cli.cli import listing, options, reach, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding, Snapshot
     from phema_cli.solver import Figures, Movement
 
-#: sigma_rel of the targets shown: 0.010, 0.015, ..., 0.285.
-GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
 _MOVEMENT_ROWS = 12
-_BARS = {"good": "█", "fair": "▒", "poor": "░"}
 
 
 @options.spread
@@ -55,7 +51,6 @@ def inspect(
         $ phema inspect ckpts/ --step 500 --json
     """
     from phema_cli.errors import InputError
-    from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.snapshots import Finding, scan
     from phema_cli.synthesis.solving import make_targets, solve_snapshots
 
@@ -64,10 +59,10 @@ def inspect(
         sources.config(),
     )
     findings = list(found.findings)
-    reach: list[tuple[float, float, Figures]] = []
+    figures: tuple[Figures, ...] = ()
     movement = None
     if found.snapshots and not any(f.level == "error" for f in findings):
-        targets = make_targets(found.snapshots, sigma_rels=GRID, step=solving.step)
+        targets = make_targets(found.snapshots, sigma_rels=reach.GRID, step=solving.step)
         try:
             solution = solve_snapshots(
                 found.snapshots,
@@ -79,18 +74,16 @@ def inspect(
         except InputError as error:
             findings.append(Finding("error", error))
         else:
-            grid = [gamma_from_sigma_rel(sigma) for sigma in GRID]
-            reach = list(zip(GRID, grid, solution.figures, strict=True))
-            movement = solution.movement
+            figures, movement = solution.figures, solution.movement
     errors = [f for f in findings if f.level == "error"]
     if json:
-        document = _document(found.snapshots, findings, reach, solving.method)
+        document = _document(found.snapshots, findings, figures, solving.method)
         render.document("inspect", document | {"movement": _movement(movement)})
     else:
         listing.show(found.snapshots, verbose)
-        if reach:
+        if figures:
             at = found.snapshots[-1].tag.step if solving.step is None else solving.step
-            _show_reach(reach, f"{at:.10g}", solving.method)
+            reach.show(figures, at, solving.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
@@ -101,7 +94,7 @@ def inspect(
 def _document(
     snapshots: Sequence[Snapshot],
     findings: Sequence[Finding],
-    reach: Sequence[tuple[float, float, Figures]],
+    figures: Sequence[Figures],
     method: str,
 ) -> dict[str, Any]:
     """The content of ``--json``."""
@@ -117,32 +110,8 @@ def _document(
             for f in findings
         ],
         "method": method,
-        "targets": [
-            {"sigma_rel": sigma, "gamma": gamma, **asdict(f), "verdict": f.verdict}
-            for sigma, gamma, f in reach
-        ],
+        "targets": reach.entries(figures) if figures else [],
     }
-
-
-def _show_reach(reach: Sequence[tuple[float, float, Figures]], step: str, method: str) -> None:
-    """The reachable range of sigma_rel, drawn: one cell a target."""
-    out = render.console()
-    out.print(f"[bold]Targets at step {step}[/] by method {method}")
-    bar = "".join(f"[{render.STYLES[f.verdict]}]{_BARS[f.verdict]}[/]" for _, _, f in reach)
-    ticks = [i for i, (sigma, _, _) in enumerate(reach) if round(sigma * 1000) % 50 == 0]
-    ticks = [0, *ticks]
-    out.print("  sigma_rel  " + _scale({i: f"{reach[i][0]:.2f}" for i in ticks}))
-    out.print("             " + bar)
-    out.print("  gamma      " + _scale({i: f"{reach[i][1]:.2g}" for i in ticks}))
-    for verdict, meaning in (
-        ("good", "expected error as if sigma_rel were off by at most 1 %"),
-        ("fair", "by at most 10 %"),
-        ("poor", "by more"),
-    ):
-        spans = _spans([f.verdict == verdict for _, _, f in reach], [s for s, _, _ in reach])
-        style = render.STYLES[verdict]
-        out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {spans or 'none'}  [dim]{meaning}[/]")
-    out.print()
 
 
 def _movement(movement: Movement | None) -> dict[str, Any] | None:
@@ -186,25 +155,3 @@ def _show_movement(movement: Movement) -> None:
     out.print(table)
     out.print(f"rounding of stored values: {movement.rounding.variance**0.5:.2e} RMS")
     out.print()
-
-
-def _scale(labels: dict[int, str]) -> str:
-    """Labels, each beginning at its cell; one that would touch its neighbour is left out."""
-    text = ""
-    for at, label in sorted(labels.items()):
-        if len(text) < at or at == 0:
-            text += " " * (at - len(text)) + label
-    return text
-
-
-def _spans(chosen: list[bool], values: list[float]) -> str:
-    """Ranges of neighbouring values that are chosen."""
-    spans, start = [], None
-    for i, yes in enumerate([*chosen, False]):
-        if yes and start is None:
-            start = i
-        elif not yes and start is not None:
-            first, last = values[start], values[i - 1]
-            spans.append(f"{first:.3f}" if first == last else f"{first:.3f} to {last:.3f}")
-            start = None
-    return ", ".join(spans)

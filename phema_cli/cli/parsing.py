@@ -1,4 +1,4 @@
-"""Values of options: lists of numbers, profiles, tables of weights, sizes."""
+"""Values of options: lists of numbers, profiles, tables of weights, sizes, times."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from phema_cli.profiles import ProfileSpec
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
+#: of a table of weights.
+_MOST_BYTES = 1 << 20
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
@@ -46,16 +48,20 @@ def _table(text: str) -> ProfileSpec:
 
     path = Path(text.removeprefix("csv:"))
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        lines = raw.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     except UnicodeDecodeError as error:
         raise InputError("not a text file", where=path) from error
-    rows = [[part.strip() for part in line.split(",")] for line in lines if line.strip()]
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"larger than {_MOST_BYTES >> 20} MiB", where=path, remedy=_TABLE)
+    lines = [line for line in lines if line.strip()]
     # A first line of names is no row.
-    rows = rows[1:] if rows and not any(c.isdigit() for c in "".join(rows[0])) else rows
+    lines = lines[1:] if lines and not any(c.isdigit() for c in lines[0]) else lines
     try:
-        points = [(float(time), float(weight)) for time, weight in rows]
+        points = [(float(time), float(weight)) for time, weight in (s.split(",") for s in lines)]
     except ValueError as error:
         raise InputError("not lines of time,weight", where=path, remedy=_TABLE) from error
     times, weights = [p[0] for p in points], tuple(p[1] for p in points)
@@ -123,4 +129,32 @@ def size(text: str | None) -> int | None:
     value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
     if value <= 0:
         raise UsageError(f"{text!r} is not a size", remedy="write 500MB, 5GB or 2GiB")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``.
+
+    Raises:
+        UsageError: not a whole number above 0.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?)\s*([kKMBT]?)\s*", text)
+    value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
+    if value <= 0 or value != int(value):
+        raise UsageError(f"{text!r} is not a number above 0", remedy="write 400000, 400k or 1.2B")
+    return int(value)
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds of ``90``, ``90s``, ``30m`` or ``2h``.
+
+    Raises:
+        UsageError: not a time above 0.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)\s*", text)
+    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if value <= 0:
+        raise UsageError(f"{text!r} is not a time", remedy="write 90s, 30m or 2h")
     return value

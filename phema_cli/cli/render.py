@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
-_PIPE_WIDTH = 10_000
+_PIPE_WIDTH, _DRAWN_WIDTH = 10_000, 80
 # columns of text, which may be folded where there is no room
 _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 # findings that differ in their file alone and are more than this are one line
@@ -36,6 +36,21 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
+
+
+def columns() -> int:
+    """Columns of a drawing on stdout: the terminal's, 80 in a pipe."""
+    width = console().width
+    return _DRAWN_WIDTH if width == _PIPE_WIDTH else width
+
+
+def unicode() -> bool:
+    """Whether stdout carries more than ASCII drawings."""
+    try:
+        "⣿●┤".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def document(command: str, content: Mapping[str, Any]) -> None:

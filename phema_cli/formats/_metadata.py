@@ -15,12 +15,24 @@ REMEDY = "copy it again, or leave it out with --exclude"
 def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
     """JSON that must be an object, else an InputError."""
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode(), object_pairs_hook=_unique)
+    except InputError as error:
+        raise InputError(error.what, where=path, remedy=REMEDY) from error
     except (ValueError, RecursionError) as error:
         raise InputError("not a JSON header", where=path, remedy=REMEDY) from error
     if not isinstance(value, dict):
         raise InputError("its JSON is not an object", where=path, remedy=REMEDY)
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; readers disagree on which of two equal names counts."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{twice!r:.200} is there twice in its JSON")
+    return made
 
 
 def text_to_text(value: object, path: Path) -> dict[str, str]:

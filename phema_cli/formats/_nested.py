@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,8 +19,10 @@ _LIGHTNING = ("averaging_state", "state_dict")
 #: dicts whose names begin so are a trainer's state, never weights.
 _TRAINER = ("optim", "opt.", "opt_", "scheduler", "lr_scheduler", "scaler", "averaging_state")
 _OFFERED = 8
-# Dicts nested deeper are nobody's.
+# Dicts nested deeper are nobody's, nor are longer names of dicts.
 _DEEPEST = 50
+_LONGEST = 1000
+_DIGITS = 9
 
 
 class Weights(NamedTuple, Generic[Leaf]):
@@ -75,19 +77,27 @@ def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf])
 
 def inside(content: object, key: str) -> object:
     """What lies under a dotted key, None where nothing does; names may themselves have dots."""
-    for k, v in _entries(content):
-        if key == str(k):
-            return v
-        if key.startswith(f"{k}.") and (found := inside(v, key.removeprefix(f"{k}."))) is not None:
+    waiting: list[tuple[object, str]] = [(content, key)]
+    # What holds itself has more dotted keys than can be tried.
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        node, rest = waiting.pop()
+        if (id(node), len(rest)) in seen:
+            continue
+        seen.add((id(node), len(rest)))
+        if (found := _entry(node, rest)) is not None:
             return found
+        dots = [i for i, character in enumerate(rest) if character == "."]
+        waiting += [(_entry(node, rest[:i]), rest[i + 1 :]) for i in reversed(dots)]
     return None
 
 
-def _entries(content: object) -> Iterable[tuple[object, object]]:
-    """What a dict or a list holds, by name or number."""
-    if isinstance(content, dict):
-        return content.items()
-    return enumerate(content) if isinstance(content, list) else ()
+def _entry(node: object, name: str) -> object:
+    """What a dict or a list holds by that name or number, None where it holds nothing."""
+    number = int(name) if name.isdecimal() and len(name) <= _DIGITS else -1
+    if isinstance(node, dict):
+        return node.get(name, node.get(number))
+    return node[number] if isinstance(node, list) and 0 <= number < len(node) else None
 
 
 def _known(content: object) -> tuple[str, ...]:
@@ -138,7 +148,9 @@ def _groups(
     """Dotted names of what ``take`` finds: at the top level and, below it, the outermost."""
     if top := take(content, leaf):
         yield TOP, top
+    # What is there again and again is looked at once.
     seen: set[int] = set()
+    taken: dict[int, dict[str, Leaf]] = {}
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     while waiting:
         prefix, value, depth = waiting.pop()
@@ -147,11 +159,20 @@ def _groups(
         seen.add(id(value))
         below = []
         for k, v in value.items():
-            if state := take(v, leaf):
+            if not isinstance(v, dict | list) or len(prefix) + len(_name(k)) > _LONGEST:
+                continue
+            if id(v) not in taken:
+                taken[id(v)] = take(v, leaf)
+            if state := taken[id(v)]:
                 yield f"{prefix}{k}", state
             else:
                 below.append((f"{prefix}{k}.", v, depth + 1))
         waiting += below[::-1]
+
+
+def _name(key: object) -> str:
+    """A key of a dict as text."""
+    return key if isinstance(key, str) else str(key)
 
 
 def _listed(candidates: Mapping[str, object]) -> str:

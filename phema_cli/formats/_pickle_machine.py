@@ -1,56 +1,29 @@
 """A pickle machine that imports nothing, calls only stand-ins and skips over long strings of bytes.
 
 It walks the opcodes of a file, so that each string of bytes, such as the values of a tensor, is
-known by its place and never read.
+known by its place and never read. Time and memory grow with the bytes of the pickle and with
+nothing else, whatever the pickle says: the interpreter's own unpickler, written in C, allocates
+what a pickle announces, and hashes tuples nested deep enough to end the process.
 """
 
 from __future__ import annotations
 
-import pickletools
-from collections.abc import Callable, Iterable, Mapping
-from typing import IO, Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import IO, Any
 
 from phema_cli.errors import InputError, UnsafePickleError
+from phema_cli.formats._pickle_opcodes import ACTIONS
+from phema_cli.formats._pickle_values import Span
 
-#: the longest text or number that is read.
-_MOST_BYTES = 64 << 20
-#: bits of the largest number, which must be short enough to be written out.
-_MOST_BITS = 4096
-_LENGTHS = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
-_OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
-
-
-class Span(NamedTuple):
-    """A string of bytes in the file."""
-
-    offset: int
-    length: int
-
-
-class Inert:
-    """Stands for an object whose class is not known: what it was made from, and its state."""
-
-    __slots__ = ("arguments", "kind", "state")
-
-    def __init__(self, kind: str, arguments: tuple[object, ...] = ()) -> None:
-        self.kind = kind
-        self.arguments = arguments
-        self.state: dict[object, object] = {}
-
-
-class Kind:
-    """Answers a class: makes inert objects, or what ``make`` gives."""
-
-    __slots__ = ("make", "name")
-
-    def __init__(self, name: str, make: Callable[..., object] | None = None) -> None:
-        self.name = name
-        self.make = make
-
-    def __call__(self, *arguments: object) -> object:
-        """An object of the class."""
-        return Inert(self.name, arguments) if self.make is None else self.make(*arguments)
-
+#: bytes that are read at once.
+_WINDOW = 1 << 14
+#: the longest number of a fixed length.
+_NUMBER = 8
+#: the longest text or number, and the longest line of an opcode that is one.
+_MOST_BYTES, _MOST_LINE = 16 << 20, 1 << 16
+#: values that wait on the stack, and collections that are begun; pickles nest no deeper.
+_MOST_WAITING, _MOST_MARKS = 100_000, 10_000
+_SIZED = (list, tuple, dict, set, frozenset)
 
 #: gives the stand-in of a global, None where it is not allowed.
 Find = Callable[[str, str], object]
@@ -62,92 +35,151 @@ class Machine:
     """Reads pickles from a file, one after the other.
 
     Args:
-        file: open for reading bytes, at the beginning of a pickle.
-        end: where its last pickle must have ended.
+        file: where they are.
+        start: where the first begins.
+        end: where the last must have ended.
         find: answers globals.
         persistent: answers persistent ids; without it there are none.
+        most: bytes that may be opcodes, and not strings that are passed over.
+
+    Attributes:
+        window: bytes of the file; behind an opcode a number's bytes are in it, but at the end.
+        at: the place in the window.
+        stack: values that wait for what takes them.
+        memo: values that were remembered, in that order.
     """
 
     def __init__(
-        self, file: IO[bytes], end: int, find: Find, persistent: Persistent | None = None
+        self,
+        file: IO[bytes],
+        start: int,
+        end: int,
+        find: Find,
+        persistent: Persistent | None = None,
+        most: int = 256 << 20,
     ) -> None:
         self._file = file
         self._end = end
+        self._left = end - start
+        self._most = most
         self._find = find
         self._persistent = persistent
-        self._reset()
-
-    def _reset(self) -> None:
-        self._stack: list[Any] = []
-        self._marks: list[list[Any]] = []
-        self._memo: dict[int, object] = {}
+        # Where the window begins in the file, and from where on in it more is read.
+        self._base, self._soft = start, 0
+        self.window, self.at = b"", 0
+        self.stack: list[Any] = []
+        self.memo: list[Any] = []
+        self._marks: list[int] = []
 
     def load(self) -> object:
-        """The content of the pickle that begins here; the file is left behind its end.
+        """The content of the next pickle.
 
         Raises:
             UnsafePickleError: it asks for a global that is not allowed; names it.
             InputError: it does what such a pickle never does, or ends too early.
         """
-        self._reset()
+        self.stack, self.memo, self._marks = [], [], []
         while True:
-            name, argument = self._next()
-            if self._file.tell() > self._end:
-                raise InputError("goes beyond its end")
-            if name == "STOP":
-                return self._stack.pop()
-            action = _ACTIONS.get(name)
-            if action is None:
-                raise InputError(f"opcode {name}")
-            action(self, argument)
+            if self.at >= self._soft:
+                self._refill(1)
+            code = self.window[self.at]
+            self.at += 1
+            if ACTIONS[code](self):
+                return self.stack.pop()
 
-    def _next(self) -> tuple[str, Any]:
-        """The next opcode and its argument."""
-        op = _OPCODES.get(self._file.read(1))
-        if op is None:
-            raise InputError("not an opcode, or the end")
-        if op.name in _LENGTHS:
-            length = int.from_bytes(self._file.read(_LENGTHS[op.name]), "little")
-            span = Span(self._file.tell(), length)
-            self._file.seek(min(span.offset + length, self._end + 1))
-            return op.name, span
-        return op.name, None if op.arg is None else op.arg.reader(
-            cast("IO[bytes]", _Bounded(self._file))
-        )
+    def tell(self) -> int:
+        """The place in the file."""
+        return self._base + self.at
 
-    def push(self, value: object) -> None:
-        """Put a value on the stack."""
-        self._stack.append(value)
+    def _refill(self, length: int) -> None:
+        """Have at least so many bytes in the window, from the place on."""
+        self._base += self.at
+        self._most -= self.at
+        self.at = 0
+        if length > self._end - self._base:
+            raise InputError("goes beyond its end")
+        if self._most < 0:
+            raise InputError("more opcodes than such a pickle has")
+        if len(self.stack) > _MOST_WAITING:
+            raise InputError("more values than belong together")
+        self._file.seek(self._base)
+        self.window = self._file.read(min(max(length, _WINDOW), self._end - self._base))
+        if len(self.window) < length:
+            raise InputError("goes beyond its end")
+        more = self._base + len(self.window) < self._end
+        self._soft = max(1, len(self.window) - _NUMBER) if more else len(self.window)
 
-    def pop(self) -> Any:  # noqa: ANN401 - whatever the pickle has there
-        """Take the value on top."""
-        return self._stack.pop()
+    def take(self, length: int) -> bytes:
+        """The next bytes."""
+        at = self.at
+        if at + length > len(self.window):
+            if length > _MOST_BYTES:
+                raise InputError(f"a text or number of {length} bytes")
+            self._refill(length)
+            at = 0
+        self.at = at + length
+        return self.window[at : at + length]
 
-    def top(self) -> Any:  # noqa: ANN401 - whatever the pickle has there
-        """The value on top."""
-        return self._stack[-1]
+    def take_number(self, length: int) -> int:
+        """The next bytes as a natural number."""
+        return int.from_bytes(self.take(length), "little")
+
+    def take_line(self) -> str:
+        """The text up to the end of the line."""
+        at = self.window.find(b"\n", self.at)
+        if at < 0:
+            self._refill(min(_MOST_LINE, self._end - self.tell()))
+            at = self.window.find(b"\n")
+            if at < 0:
+                raise InputError("a line without an end")
+        return self.take(at + 1 - self.at)[:-1].decode()
+
+    def skip(self, length: int) -> Span:
+        """Pass over the next bytes."""
+        span = Span(self.tell(), length)
+        if length > self._end - span.offset:
+            raise InputError("goes beyond its end")
+        self._left -= length
+        self.at += length
+        if self.at > len(self.window):
+            self._base, self.window, self.at, self._soft = span.offset + length, b"", 0, 0
+        return span
+
+    def spend(self, count: int) -> None:
+        """Account for items that a few opcodes have copied: in all not more than the bytes."""
+        self._left -= count
+        if self._left < 0:
+            raise InputError("makes more of its bytes than they are")
 
     def mark(self) -> None:
         """Begin to collect."""
-        self._marks.append(self._stack)
-        self._stack = []
+        if len(self._marks) >= _MOST_MARKS:
+            raise InputError("is nested too deeply")
+        self._marks.append(len(self.stack))
 
     def collected(self) -> list[Any]:
         """What was collected since the last mark."""
-        items, self._stack = self._stack, self._marks.pop()
+        at = self._marks.pop()
+        items = self.stack[at:]
+        del self.stack[at:]
         return items
 
     def store(self, index: int) -> None:
-        """Remember the value on top."""
-        self._memo[index] = self._stack[-1]
-
-    def memoize(self) -> None:
-        """Remember the value on top under the next number."""
-        self._memo[len(self._memo)] = self._stack[-1]
+        """Remember the value on top; picklers count what they remember."""
+        gap = index - len(self.memo)
+        if gap > 0:
+            self.spend(gap)
+            self.memo += [None] * gap
+        if gap >= 0:
+            self.memo.append(self.stack[-1])
+        else:
+            self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
         """Put a remembered value on the stack."""
-        self._stack.append(self._memo[index])
+        if not 0 <= index < len(self.memo):
+            raise InputError("recalls what it has not seen")
+        self.stack.append(self.memo[index])
 
     def ask(self, module: object, name: object) -> None:
         """Put the stand-in of a global on the stack."""
@@ -156,211 +188,22 @@ class Machine:
         found = self._find(module, name)
         if found is None:
             raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}")
-        self._stack.append(found)
+        self.stack.append(found)
 
-    def name_storage(self, pid: object) -> None:
+    def call(self, function: object, arguments: object) -> None:
+        """Call a stand-in."""
+        if not callable(function) or not isinstance(arguments, tuple):
+            raise InputError("a call of what is no function")
+        # The same arguments may be given again and again, by a pickle of four bytes each time.
+        cost = len(arguments)
+        for argument in arguments:
+            if argument.__class__ in _SIZED:
+                cost += len(argument)
+        self.spend(cost)
+        self.stack.append(function(*arguments))
+
+    def name_storage(self) -> None:
         """Put what a persistent id names on the stack."""
         if self._persistent is None:
             raise InputError("unknown persistent id")
-        self._stack.append(self._persistent(pid))
-
-
-class _Bounded:
-    """A file of which texts and numbers of a sane length are read."""
-
-    __slots__ = ("_file",)
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def read(self, length: int) -> bytes:
-        """Read on."""
-        if length > _MOST_BYTES:
-            raise InputError(f"a text or number of {length} bytes")
-        return self._file.read(length)
-
-    def readline(self) -> bytes:
-        """Read on to the end of a line."""
-        return self._file.readline(_MOST_BYTES)
-
-
-def _call(machine: Machine, function: object, arguments: object) -> None:
-    """Call a stand-in."""
-    if not callable(function) or not isinstance(arguments, tuple):
-        raise InputError("a call of what is no function")
-    machine.push(function(*arguments))
-
-
-def _reduce(machine: Machine, _: object) -> None:
-    arguments = machine.pop()
-    _call(machine, machine.pop(), arguments)
-
-
-def _newobj_ex(machine: Machine, _: object) -> None:
-    if machine.pop():
-        raise InputError("a class called with keywords")
-    _reduce(machine, None)
-
-
-def _obj(machine: Machine, _: object) -> None:
-    function, *arguments = machine.collected()
-    _call(machine, function, tuple(arguments))
-
-
-def _inst(machine: Machine, argument: str) -> None:
-    arguments = tuple(machine.collected())
-    machine.ask(*argument.split(" ", 1))
-    _call(machine, machine.pop(), arguments)
-
-
-def _stack_global(machine: Machine, _: object) -> None:
-    name = machine.pop()
-    machine.ask(machine.pop(), name)
-
-
-def _build(machine: Machine, _: object) -> None:
-    """State: of objects that stand for others; what a dict has besides its items is dropped."""
-    state = machine.pop()
-    target = machine.top()
-    if isinstance(target, Inert):
-        # A dict, or one beside that of the slots; numpy's states are tuples of their own kind.
-        for part in state if isinstance(state, tuple) else (state,):
-            target.state.update(part if isinstance(part, dict) else {})
-    elif not isinstance(target, dict):
-        raise InputError("state for what has none")
-
-
-def _keys(items: Iterable[Any]) -> list[Any]:
-    """The items, if none is a container: hashing these deep enough ends the process."""
-    keys = list(items)
-    if any(isinstance(key, tuple | frozenset) and not isinstance(key, Span) for key in keys):
-        raise InputError("a key that holds others")
-    return keys
-
-
-def dict_of(*arguments: object) -> dict[object, object]:
-    """An empty dict: pickles fill dicts after they have made them."""
-    if arguments:
-        raise InputError("a dict made of something")
-    return {}
-
-
-def set_of(items: object = ()) -> set[object]:
-    """The set of a list's items."""
-    if not isinstance(items, list | tuple):
-        raise InputError("a set of what is no list")
-    return set(_keys(items))
-
-
-def _set_items(machine: Machine, items: list[Any]) -> None:
-    target = machine.top()
-    if not isinstance(target, dict):
-        raise InputError("items for what is no dict")
-    _keys(items[::2])
-    target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _append(machine: Machine, items: list[Any]) -> None:
-    if not isinstance(machine.top(), list):
-        raise InputError("items for what is no list")
-    machine.top().extend(items)
-
-
-def _add(machine: Machine, _: object) -> None:
-    items = machine.collected()
-    if not isinstance(machine.top(), set):
-        raise InputError("items for what is no set")
-    machine.top().update(_keys(items))
-
-
-def _set_item(machine: Machine, _: object) -> None:
-    value = machine.pop()
-    _set_items(machine, [machine.pop(), value])
-
-
-def _tuple_of(count: int) -> Callable[[Machine, object], None]:
-    def action(machine: Machine, _: object) -> None:
-        machine.push(tuple(machine.pop() for _ in range(count))[::-1])
-
-    return action
-
-
-def _push(make: Callable[[], object]) -> Callable[[Machine, object], None]:
-    return lambda machine, _: machine.push(make())
-
-
-def _drop(machine: Machine, _: object) -> None:
-    machine.pop()
-
-
-def _drop_collected(machine: Machine, _: object) -> None:
-    machine.collected()
-
-
-def _value(machine: Machine, argument: object) -> None:
-    machine.push(argument)
-
-
-def _number(machine: Machine, argument: int) -> None:
-    if argument.bit_length() > _MOST_BITS:
-        raise InputError(f"a number of {argument.bit_length()} bits")
-    machine.push(argument)
-
-
-_VALUES = (
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"),
-    *("BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"),
-    *_LENGTHS,
-)
-_ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
-    **dict.fromkeys(_VALUES, _value),
-    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), _number),
-    "PROTO": lambda *_: None,
-    "FRAME": lambda *_: None,
-    "NONE": _push(lambda: None),
-    "NEWTRUE": _push(lambda: True),
-    "NEWFALSE": _push(lambda: False),
-    "EMPTY_LIST": _push(list),
-    "EMPTY_TUPLE": _push(tuple),
-    "EMPTY_DICT": _push(dict),
-    "EMPTY_SET": _push(set),
-    "MARK": lambda machine, _: machine.mark(),
-    "POP": _drop,
-    "POP_MARK": _drop_collected,
-    "DUP": lambda machine, _: machine.push(machine.top()),
-    "LIST": lambda machine, _: machine.push(machine.collected()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.collected())),
-    "TUPLE1": _tuple_of(1),
-    "TUPLE2": _tuple_of(2),
-    "TUPLE3": _tuple_of(3),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(_keys(machine.collected()))),
-    "DICT": lambda machine, _: _dict(machine),
-    "SETITEM": _set_item,
-    "SETITEMS": lambda machine, _: _set_items(machine, machine.collected()),
-    "APPEND": lambda machine, _: _append(machine, [machine.pop()]),
-    "APPENDS": lambda machine, _: _append(machine, machine.collected()),
-    "ADDITEMS": _add,
-    "PUT": lambda machine, index: machine.store(int(index)),
-    "BINPUT": lambda machine, index: machine.store(index),
-    "LONG_BINPUT": lambda machine, index: machine.store(index),
-    "MEMOIZE": lambda machine, _: machine.memoize(),
-    "GET": lambda machine, index: machine.recall(int(index)),
-    "BINGET": lambda machine, index: machine.recall(index),
-    "LONG_BINGET": lambda machine, index: machine.recall(index),
-    "GLOBAL": lambda machine, argument: machine.ask(*argument.split(" ", 1)),
-    "STACK_GLOBAL": _stack_global,
-    "REDUCE": _reduce,
-    "NEWOBJ": _reduce,
-    "NEWOBJ_EX": _newobj_ex,
-    "OBJ": _obj,
-    "INST": _inst,
-    "BUILD": _build,
-    "BINPERSID": lambda machine, _: machine.name_storage(machine.pop()),
-}
-
-
-def _dict(machine: Machine) -> None:
-    """A dict of what was collected."""
-    items = machine.collected()
-    machine.push({})
-    _set_items(machine, items)
+        self.stack.append(self._persistent(self.stack.pop()))

@@ -1,20 +1,21 @@
-"""A restricted unpickler: builds tensors' descriptions and plain containers, and runs nothing else.
+"""What torch's pickles may ask for: stand-ins that describe tensors, and plain containers.
 
-It imports neither torch nor anything that a pickle asks for: each allowed global is answered by a
-stand-in of this module, every other one is refused by name.
+Neither torch nor anything that a pickle asks for is imported: each allowed global is answered by a
+stand-in, every other one is refused by name.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats.base import DTYPES, DType
+from phema_cli.formats._metadata import REMEDY
+from phema_cli.formats._pickle_machine import Machine
+from phema_cli.formats._pickle_values import Kind, dict_of, set_of
+from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -32,7 +33,6 @@ STORAGE_DTYPES = {
     # Storages without a dtype of their own: the tensor says it.
     "UntypedStorage": "U8",
 }
-
 
 #: characters of a path.
 _MOST_PATH = 4096
@@ -72,30 +72,13 @@ class StandIn:
             raise InputError("the pickle calls a type")
         return self.call(*arguments)
 
-    def __setstate__(self, state: object) -> None:
-        """Refuse: one file must not change what the next one is given."""
-        raise InputError("the pickle changes what it is given")
-
-
-class Namespace:
-    """Answers a class that only holds values, as ``argparse.Namespace``; made without arguments."""
-
-    __slots__ = ("values",)
-
-    def __init__(self) -> None:
-        self.values: dict[object, object] = {}
-
-    def __setstate__(self, state: object) -> None:
-        """Take the values."""
-        if not isinstance(state, dict):
-            raise InputError("arguments that are no dict")
-        self.values = state
-
 
 def _whole(numbers: object) -> tuple[int, ...]:
     """A tuple of whole numbers, else an InputError."""
     if not isinstance(numbers, tuple) or not all(type(n) is int for n in numbers):
         raise InputError("a tensor's shape or strides are not whole numbers")
+    if len(numbers) > MOST_DIMENSIONS:
+        raise InputError(f"a tensor of {len(numbers)} dimensions")
     return numbers
 
 
@@ -140,8 +123,10 @@ def _first(tensor: object, *_: object) -> object:
     return tensor
 
 
-def _size(values: Iterable[object] = ()) -> tuple[object, ...]:
+def _size(values: object = ()) -> tuple[object, ...]:
     """A ``torch.Size`` is a tuple."""
+    if not isinstance(values, list | tuple):
+        raise InputError("a size of what is no list")
     return tuple(values)
 
 
@@ -156,10 +141,10 @@ def _path(*parts: object) -> str:
     return "/".join(map(str, parts))
 
 
-ALLOWED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+ALLOWED: Mapping[tuple[str, str], object] = {
+    ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
+    ("builtins", "set"): Kind("set", set_of),
+    ("__builtin__", "set"): Kind("set", set_of),
     ("torch._utils", "_rebuild_tensor"): StandIn(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): StandIn(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): StandIn(_rebuild_typed),
@@ -167,7 +152,7 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): StandIn(_first),
     ("torch", "Size"): StandIn(_size),
     ("torch", "device"): StandIn(_nothing),
-    ("argparse", "Namespace"): Namespace,
+    ("argparse", "Namespace"): Kind("Namespace"),
     ("pathlib", "PosixPath"): StandIn(_path),
     ("pathlib", "PurePosixPath"): StandIn(_path),
     ("pathlib", "WindowsPath"): StandIn(_path),
@@ -179,42 +164,44 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
     **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},
 }
 
-
-class _Unpickler(pickle.Unpickler):
-    """Answers every global from ``ALLOWED``."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the base class has it
-        """Return the stand-in of an allowed global; refuse others before anything is built."""
-        try:
-            return ALLOWED[module, name]
-        except KeyError:
-            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}") from None
-
-    def persistent_load(self, pid: object) -> Storage:
-        """Describe the storage that a persistent id names."""
-        match pid:
-            case ("storage", StandIn(dtype=DType() as dtype), str(key), str(), int()):
-                return Storage(key, dtype)
-            case _:
-                raise InputError("unknown persistent id")
+_REMEDY = "phema runs no code from files; re-save only the state dict with torch.save"
 
 
-def load(data: bytes, path: Path) -> object:
-    """Unpickle ``data`` to plain containers and :class:`TensorStub`.
+def _described(pid: object) -> Storage:
+    """The storage that a persistent id names."""
+    match pid:
+        case ("storage", StandIn(dtype=DType() as dtype), str(key), str(), int()):
+            return Storage(key, dtype)
+        case _:
+            raise InputError("unknown persistent id")
+
+
+def load(
+    data: bytes,
+    path: Path,
+    allowed: Mapping[tuple[str, str], object] = ALLOWED,
+    remedy: str = _REMEDY,
+) -> object:
+    """What a pickle holds: plain containers, :class:`TensorStub`, and inert objects.
+
+    Args:
+        data: the pickle.
+        path: the file, for messages.
+        allowed: stand-ins by module and name.
+        remedy: what to do about a pickle that asks for others.
 
     Raises:
         UnsafePickleError: it asks for a global that is not allowed; names it.
         InputError: it is not a pickle of that kind.
     """
-    unpickle: Callable[[], object] = _Unpickler(BytesIO(data)).load
+
+    def find(module: str, name: str) -> object:
+        return allowed.get((module, name))
+
     try:
-        return unpickle()
+        return Machine(BytesIO(data), 0, len(data), find, _described).load()
     except UnsafePickleError as error:
-        raise UnsafePickleError(
-            error.what,
-            where=path,
-            remedy="phema runs no code from files; re-save only the state dict with torch.save",
-        ) from None
+        raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
     except Exception as error:
         # A broken pickle can raise anything at all.
-        raise InputError(f"broken pickle ({error!s:.80})", where=path) from error
+        raise InputError(f"broken pickle ({error!s:.80})", where=path, remedy=REMEDY) from error

@@ -19,6 +19,8 @@ from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.locations import is_remote, read_ranges
 
 Kind = Literal["float", "exact", "other"]
+#: of a tensor; torch and numpy have no more.
+MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from io import BytesIO, RawIOBase
-from itertools import product
+from io import RawIOBase
+from itertools import pairwise, product
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats import _unpickle
+from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._unpickle import StandIn, TensorStub, load
-from phema_cli.formats.base import Checkpoint, DType, Extent, OpenFiles, Piece
+from phema_cli.formats._pickle_values import Inert, Kind
+from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
+from phema_cli.formats.base import MOST_DIMENSIONS, Checkpoint, DType, Extent, OpenFiles, Piece
+from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
 
 NAME = "dcp"
@@ -32,36 +32,18 @@ SUFFIXES = (".metadata",)
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_NUMBER = 1 << 62
-# How deep dicts are nested, and along how many dimensions a tensor is split.
-_MAX_DEPTH = 100
-_MAX_SPLIT = 8
+# How deep dicts are nested, how long their names are, along how many dimensions a tensor is split.
+_MAX_DEPTH = 50
+_MAX_NAME = 1000
+_MAX_SPLIT = 4
+# No chunk is described in fewer bytes.
+_CHUNK_BYTES = 16
 _BYTE = 8
 _MAGIC = b"PK\x03\x04"
 _CONVERT = (
     "re-save it with torch's default serialization, or convert it with "
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
 )
-
-
-class _Record:
-    """Answers a dataclass of torch's: holds what the pickle says that it holds."""
-
-    __slots__ = ("state",)
-
-    def __setstate__(self, state: object) -> None:
-        """Take the fields; what they are is looked at later."""
-        self.state = state
-
-    def field(self, name: str) -> object:
-        """A field by its name, None where there is none."""
-        state = getattr(self, "state", None)
-        return state.get(name) if isinstance(state, dict) else None
-
-
-class _Bytes(_Record):
-    """Answers the entry of something that is no tensor."""
-
-    __slots__ = ()
 
 
 def _nothing(*_: object) -> None:
@@ -71,34 +53,24 @@ def _nothing(*_: object) -> None:
 _METADATA = "torch.distributed.checkpoint.metadata"
 #: where torch up to 2.2 had the properties of tensors.
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
-_RECORDS = ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-    **_unpickle.ALLOWED,
+_RECORDS = (
+    *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+    *("BytesStorageMetadata", "TensorStorageMetadata", "ChunkStorageMetadata"),
+)
+#: the entry of something that is no tensor.
+_BYTES = "BytesStorageMetadata"
+_ALLOWED: Mapping[tuple[str, str], object] = {
+    **ALLOWED,
     ("torch.serialization", "_get_layout"): StandIn(_nothing),
     (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn(_nothing),
-    (_METADATA, "BytesStorageMetadata"): _Bytes,
-    (_SHARDED, "TensorProperties"): _Record,
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Record,
-    (_METADATA, "TensorStorageMetadata"): _Record,
-    (_METADATA, "ChunkStorageMetadata"): _Record,
-    **{(_METADATA, name): _Record for name in _RECORDS},
+    (_SHARDED, "TensorProperties"): Kind("TensorProperties"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): Kind("_StorageInfo"),
+    **{(_METADATA, name): Kind(name) for name in _RECORDS},
 }
-
-
-class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - see the docstring
-    """Answers every global from ``_ALLOWED``.
-
-    The unpickler in C allocates what a pickle announces: one flipped bit that makes a
-    ``LONG_BINPUT`` fills tens of GB, and no checksum guards this pickle. That in Python does not.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the base class has it
-        """Return the stand-in of an allowed global; refuse others before anything is built."""
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}") from None
+#: stands for a place that is not listed.
+_NOWHERE = Inert("_StorageInfo")
+_REMEDY = "phema runs no code from files; save it with torch's own planner and writer"
 
 
 class _Box(NamedTuple):
@@ -161,9 +133,12 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     directory = path if path.is_dir() else path.parent
     index = directory / ".metadata"
     try:
-        metadata = _load(_read(index), index)
-        weights = find_weights(_nested(metadata, index), key, directory, _Tensor)
+        data = _read(index)
+        metadata = _load(data, index)
+        nested = _nested(metadata, index, len(data) // _CHUNK_BYTES)
+        weights = find_weights(nested, key, directory, _Tensor)
         chunks = sorted(_chunks(weights.tensors.values(), metadata, index), key=lambda c: c[:3])
+        _check_apart(chunks)
         with OpenFiles() as files:
             found = {(chunk.tensor.name, chunk.box): _read_chunk(files, chunk) for chunk in chunks}
     except OSError as error:
@@ -191,17 +166,10 @@ def _read(index: Path) -> bytes:
     raise _broken(index.parent, f"{what}: no .metadata", "leave it out with --exclude")
 
 
-def _load(data: bytes, index: Path) -> _Record:
-    """Unpickle ``.metadata``."""
-    try:
-        content: object = _Unpickler(BytesIO(data)).load()
-    except UnsafePickleError as error:
-        remedy = "phema runs no code from files; save it with torch's own planner and writer"
-        raise UnsafePickleError(error.what, where=index, remedy=remedy) from None
-    except Exception as error:
-        # A broken pickle can raise anything at all.
-        raise _broken(index, f"broken pickle ({error!s:.80})") from error
-    if not isinstance(content, _Record):
+def _load(data: bytes, index: Path) -> Inert:
+    """What ``.metadata`` holds."""
+    content = load(data, index, _ALLOWED, _REMEDY)
+    if not isinstance(content, Inert):
         raise _broken(index, "is something else")
     return content
 
@@ -213,17 +181,23 @@ def _broken(where: Path, what: str, remedy: str = REMEDY) -> InputError:
 
 def _whole(value: object) -> tuple[int, ...] | None:
     """A tuple of natural numbers, else None."""
-    if isinstance(value, tuple) and all(type(n) is int and 0 <= n < _MAX_NUMBER for n in value):
+    if not isinstance(value, tuple) or len(value) > MOST_DIMENSIONS:
+        return None
+    if all(type(n) is int and 0 <= n < _MAX_NUMBER for n in value):
         return value
     return None
 
 
-def _nested(metadata: _Record, index: Path) -> object:
+def _nested(metadata: Inert, index: Path, most: int) -> object:
     """What was saved, as it was nested; what is no tensor is None."""
-    flat, paths = metadata.field("state_dict_metadata"), metadata.field("planner_data")
+    flat, paths = metadata.state.get("state_dict_metadata"), metadata.state.get("planner_data")
     if not isinstance(flat, dict) or not all(isinstance(name, str) for name in flat):
         raise _broken(index, "lists no tensors")
     check_text(flat, index)
+    listed = [entry.state.get("chunks") for entry in flat.values() if isinstance(entry, Inert)]
+    # A list may be there again and again, in two bytes each time.
+    if sum(len(chunks) for chunks in listed if isinstance(chunks, list)) > most:
+        raise _broken(index, "lists more chunks than it describes")
     root: dict[object, object] = {}
     for name, entry in flat.items():
         # A planner that doesn't flatten has no paths: nothing is nested then.
@@ -233,7 +207,7 @@ def _nested(metadata: _Record, index: Path) -> object:
             inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
         if not isinstance(inside, dict) or path[-1] in inside:
             raise _broken(index, f"{name:.80}: lies inside another entry, or is there twice")
-        inside[path[-1]] = None if isinstance(entry, _Bytes) else _tensor(name, entry, index)
+        inside[path[-1]] = _tensor(name, entry, index)
     return _with_lists(root)
 
 
@@ -241,9 +215,10 @@ def _path(path: object, index: Path) -> tuple[str | int, ...]:
     """A path of names, and of places in lists."""
     if isinstance(path, tuple) and 0 < len(path) <= _MAX_DEPTH:
         names = [step for step in path if isinstance(step, str)]
-        check_text(names, index)
-        if _whole(tuple(step for step in path if not isinstance(step, str))) is not None:
-            return path
+        if all(len(name) <= _MAX_NAME for name in names):
+            check_text(names, index)
+            if _whole(tuple(step for step in path if not isinstance(step, str))) is not None:
+                return path
     raise _broken(index, "a path that is none")
 
 
@@ -256,11 +231,13 @@ def _with_lists(node: object) -> object:
     return [inside[i] for i in range(len(inside))] if numbered else inside
 
 
-def _tensor(name: str, entry: object, index: Path) -> _Tensor:
+def _tensor(name: str, entry: object, index: Path) -> _Tensor | None:
     """What ``.metadata`` says of a tensor; parts of it without elements are left out."""
-    if isinstance(entry, _Record):
-        chunks, shape = entry.field("chunks"), _whole(entry.field("size"))
-        match getattr(entry.field("properties"), "state", None), chunks:
+    if isinstance(entry, Inert):
+        if entry.kind == _BYTES:
+            return None
+        chunks, shape = entry.state.get("chunks"), _whole(entry.state.get("size"))
+        match getattr(entry.state.get("properties"), "raw", None), chunks:
             case (StandIn(dtype=DType() as dtype), *_), [*_] if shape is not None:
                 boxes = [_box(chunk, len(shape), name, index) for chunk in chunks]
                 full = [box for box in boxes if 0 not in box.shape]
@@ -271,8 +248,8 @@ def _tensor(name: str, entry: object, index: Path) -> _Tensor:
 
 def _box(chunk: object, dimensions: int, name: str, index: Path) -> _Box:
     """What ``.metadata`` says of a part of a tensor."""
-    if isinstance(chunk, _Record):
-        origin, shape = _whole(chunk.field("offsets")), _whole(chunk.field("sizes"))
+    if isinstance(chunk, Inert):
+        origin, shape = _whole(chunk.state.get("offsets")), _whole(chunk.state.get("sizes"))
         if origin is not None and shape is not None and len(origin) == len(shape) == dimensions:
             return _Box(origin, shape)
     raise _broken(index, f"tensor {name:.80}: malformed chunk")
@@ -300,46 +277,43 @@ def _covers(boxes: tuple[_Box, ...], shape: tuple[int, ...]) -> bool:
     return bool(boxes) and not any(corners.values())
 
 
-def _chunks(tensors: Iterable[_Tensor], metadata: _Record, index: Path) -> Iterator[_Chunk]:
+def _chunks(tensors: Iterable[_Tensor], metadata: Inert, index: Path) -> Iterator[_Chunk]:
     """Where the parts of tensors lie."""
-    listed = metadata.field("storage_data")
+    listed = metadata.state.get("storage_data")
     places = {
-        (key.field("fqn"), _whole(key.field("offset"))): info
+        (key.state.get("fqn"), _whole(key.state.get("offset"))): info
         for key, info in (listed.items() if isinstance(listed, dict) else ())
-        if isinstance(key, _Record) and isinstance(key.field("fqn"), str)
-        if isinstance(info, _Record)
+        if isinstance(key, Inert) and isinstance(key.state.get("fqn"), str)
+        if isinstance(info, Inert)
     }
     files: dict[str, Path] = {}
     for tensor in tensors:
         if not _covers(tensor.boxes, tensor.shape):
             raise _broken(index, f"tensor {tensor.name}: its chunks overlap, or don't cover it")
+        if tensor.dtype.bits < _BYTE and len(tensor.boxes) > 1:
+            what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
+            raise _broken(index, what, "save it unsharded")
         for box in tensor.boxes:
-            info = places.get((tensor.name, box.origin), _Record())
-            place = _whole((info.field("offset"), info.field("length")))
-            name = info.field("relative_path")
+            info = places.get((tensor.name, box.origin), _NOWHERE)
+            place = _whole((info.state.get("offset"), info.state.get("length")))
+            name = info.state.get("relative_path")
             if place is None or not isinstance(name, str):
                 what = f"tensor {tensor.name}: doesn't say where its chunk at {box.origin} lies"
                 raise _broken(index, what)
-            if info.field("transform_descriptors"):
+            if info.state.get("transform_descriptors"):
                 raise _broken(index, f"tensor {tensor.name}: is compressed", _CONVERT)
             if name not in files:
-                files[name] = _file(index, name, tensor)
+                files[name] = beside(index, name, f"tensor {tensor.name:.200}: its file")
             offset, length = place
             yield _Chunk(files[name], offset, length, tensor, box)
 
 
-def _file(index: Path, name: str, tensor: _Tensor) -> Path:
-    """The file beside ``.metadata``; a name that leads elsewhere is refused."""
-    file = index.parent / name
-    plain = Path(name).name == name and "\\" not in name
-    if plain and not file.is_file():
-        raise _broken(index, f"tensor {tensor.name}: its file {name!r} is missing")
-    # Where links stand in for the files, as in caches, all of them lead to one place.
-    beside = (index.parent.resolve(), index.resolve().parent)
-    if not plain or file.resolve().parent not in beside:
-        what = f"tensor {tensor.name}: its file {name!r} is outside the directory"
-        raise _broken(index, what, "files must lie beside .metadata")
-    return file
+def _check_apart(chunks: list[_Chunk]) -> None:
+    """Refuse chunks, sorted by their places, that share bytes: each would be looked up anew."""
+    for one, other in pairwise(chunks):
+        if one.file == other.file and one.offset + one.length > other.offset:
+            what = f"tensor {other.tensor.name:.200}: its chunk overlaps that of another"
+            raise _broken(one.file, what)
 
 
 def _read_chunk(files: OpenFiles, chunk: _Chunk) -> Extent:
@@ -373,11 +347,9 @@ def _stored_tensor(descriptor: int, chunk: _Chunk) -> tuple[TensorStub, int, int
             raise _broken(chunk.file, "its chunk holds no tensor")
         key = stub.storage.key
         records = {key: archive.getinfo(f"{root}/data/{key}")}
-        start, length = data_offset(window, records, stub, chunk.file)
+        start, length = data_offset(window, records, stub, archive.start_dir, chunk.file)
     if stub.dtype is not chunk.tensor.dtype or stub.shape != chunk.box.shape:
         raise _broken(chunk.file, "its chunk has another type or shape than .metadata says")
-    if start + length > chunk.length:
-        raise _broken(chunk.file, "its values lie outside their chunk")
     return stub, start, length
 
 
@@ -389,7 +361,4 @@ def _whole_tensor(name: str, tensor: _Tensor, found: Mapping[tuple[str, _Box], E
         return replace(first, name=name, shape=tensor.shape)
     if len(pieces) == 1:
         return replace(first, name=name)
-    if tensor.dtype.bits < _BYTE:
-        what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
-        raise _broken(first.file, what, "save it unsharded")
     return Extent(name, tensor.dtype, tensor.shape, first.file, first.offset, None, tuple(pieces))

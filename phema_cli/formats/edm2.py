@@ -7,7 +7,6 @@ addressed where they lie.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -17,7 +16,8 @@ from typing import IO
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_machine import Inert, Kind, Machine, Span, dict_of, set_of
+from phema_cli.formats._pickle_machine import Machine
+from phema_cli.formats._pickle_values import Inert, Kind, Span, dict_of
 from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
 from phema_cli.formats.base import Checkpoint, DType, Extent, FileImage, Specs
 from phema_cli.formats.torch_zip import tensor_extent
@@ -28,7 +28,10 @@ SUFFIXES = (".pkl",)
 #: what precedes the provenance, behind the end of the pickle.
 _TRAILER = b"\n# phema "
 _MAX_TRAILER_BYTES = 256 << 20
-_COUNT = struct.Struct("<Q")
+#: of the number of a storage's elements.
+_COUNT_BYTES = 8
+#: bytes of opcodes, source code and names in a network's pickle.
+_MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MODULES = "torch.nn.modules."
 # A module may be there twice, so that a short pickle can hold more of them, and of tensors, than
@@ -65,9 +68,8 @@ class _Reader:
 
     def _read_storage(self, span: Span) -> Storage:
         """The storage, where its span is met for the first time."""
-        back = self.file.tell()
-        self.file.seek(span.offset)
-        machine = Machine(self.file, span.offset + span.length, _find_storage, _described)
+        end = span.offset + span.length
+        machine = Machine(self.file, span.offset, end, _find_storage, _described)
         magic, protocol, system = machine.load(), machine.load(), machine.load()
         little = isinstance(system, dict) and system.get("little_endian") is True
         storage, keys = machine.load(), machine.load()
@@ -76,11 +78,10 @@ class _Reader:
             raise InputError("a storage in an unknown format")
         if keys != [storage.key]:
             raise InputError("a storage of several parts")
-        count = int.from_bytes(self.file.read(_COUNT.size), "little")
-        start, length = self.file.tell(), count * storage.dtype.bits // 8
-        if start + length != span.offset + span.length:
+        count = machine.take_number(_COUNT_BYTES)
+        start, length = machine.tell(), count * storage.dtype.bits // 8
+        if start + length != end:
             raise InputError(f"a storage of {length} bytes in {span.length}")
-        self.file.seek(back)
         # Storages of several objects may have one key; their place is theirs alone.
         placed = storage._replace(key=str(start))
         self.places[placed.key] = (start, length)
@@ -115,13 +116,10 @@ def _old_bytes(*_: object) -> object:
     raise InputError("tensors in a pickle of protocol 2 or older", remedy=remedy)
 
 
-#: stand-ins by global. Types are not among them: a pickle may call what it asks for.
+#: stand-ins by global.
 _FOUND: Mapping[tuple[str, str], object] = {
-    **{place: found for place, found in ALLOWED.items() if isinstance(found, StandIn)},
-    ("argparse", "Namespace"): Kind("Namespace"),
+    **ALLOWED,
     ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
-    ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
-    **{(place, "set"): Kind("set", set_of) for place in ("builtins", "__builtin__")},
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
     ("_codecs", "encode"): StandIn(_old_bytes),
     ("numpy", "dtype"): Kind("dtype"),
@@ -168,8 +166,9 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
     try:
         with path.open("rb") as file:
             reader = _Reader(file)
-            content = Machine(file, path.stat().st_size, reader.find).load()
-            return content, reader.places, file.tell()
+            size = path.stat().st_size
+            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES)
+            return machine.load(), reader.places, machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None

@@ -13,8 +13,10 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.formats._metadata import REMEDY
 
 _SCHEME = "://"
+_BESIDE = "what an index names must lie beside it"
 
 
 def locate(given: str | os.PathLike[str]) -> Path:
@@ -38,6 +40,37 @@ def locate(given: str | os.PathLike[str]) -> Path:
         path = UPath(given)
         _ = path.fs
         return cast("Path", path)
+
+
+def beside(index: Path, name: str, label: str) -> Path:
+    """The file of that name in the directory of an index that names it.
+
+    Args:
+        index: the file that names it.
+        name: what stands there; a path or a link that leads elsewhere is refused.
+        label: what the file is to the index, for messages.
+
+    Raises:
+        InputError: it leads out of the directory, or is not there.
+    """
+    shown = f"{label} {name[:200]!r}"
+    if Path(name).name != name or "\\" in name:
+        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+    file = index.parent / name
+    try:
+        there = file.is_file()
+    except OSError:
+        # A name that no file system takes.
+        there = False
+    if not there:
+        raise InputError(f"{shown} is missing", where=index, remedy=REMEDY)
+    # Where links stand in for the files, as in caches, all of them lead to one place.
+    if not is_remote(index) and file.resolve().parent not in (
+        index.parent.resolve(),
+        index.resolve().parent,
+    ):
+        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+    return file
 
 
 def is_remote(path: Path) -> bool:

@@ -10,13 +10,14 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text, parse_object, text_to_text
-from phema_cli.formats.base import DTYPES, Checkpoint, Extent, FileImage, Specs
+from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Extent, FileImage, Specs
+from phema_cli.formats.locations import beside
 
 NAME = "safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -25,6 +26,7 @@ SUFFIXES = (".safetensors", INDEX_SUFFIX)
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_INDEX_BYTES = 1 << 30
+_MAX_NUMBER = 1 << 63
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -84,12 +86,17 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     return {extent.name: extent for extent, _ in entries}, metadata
 
 
+def _natural(numbers: Sequence[int]) -> bool:
+    """Whether numbers are sizes that 64 bits hold."""
+    return min(numbers) >= 0 and max(numbers) < _MAX_NUMBER
+
+
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:
     """One tensor's extent and the file offset at which its data end."""
     match entry:
         case {"dtype": str(code), "shape": [*shape], "data_offsets": [low, high]} if {
             int
-        }.issuperset(map(type, numbers := (low, high, *shape))) and min(numbers) >= 0:
+        }.issuperset(map(type, numbers := (low, high, *shape))) and _natural(numbers):
             pass
         case _:
             raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
@@ -97,6 +104,9 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
         raise InputError(
             f"tensor {name}: unknown dtype {code}", where=path, remedy="is phema out of date?"
         )
+    if len(shape) > MOST_DIMENSIONS:
+        what = f"tensor {name}: {len(shape)} dimensions are too many"
+        raise InputError(what, where=path, remedy=REMEDY)
     dtype = DTYPES[code]
     if low > high or dtype.size_bytes(math.prod(shape)) != high - low:
         raise InputError(
@@ -139,16 +149,10 @@ def _read_sharded(path: Path) -> Checkpoint:
 
 def _shard_path(index: Path, shard: str) -> Path:
     """The shard beside the index; a name that leads elsewhere is refused."""
-    if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-        raise InputError(
-            f"names a shard outside its directory: {shard!r}",
-            where=index,
-            remedy="shards must be plain .safetensors names",
-        )
-    file = index.with_name(shard)
-    if not file.is_file():
-        raise InputError(f"shard {shard} is missing", where=index, remedy=REMEDY)
-    return file
+    if not shard.endswith(".safetensors"):
+        what = f"its shard {shard[:200]!r} is outside the directory"
+        raise InputError(what, where=index, remedy="shards are plain .safetensors names")
+    return beside(index, shard, "its shard")
 
 
 def encode(

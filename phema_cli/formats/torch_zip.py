@@ -6,16 +6,18 @@ import errno
 import math
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
-from phema_cli.formats._metadata import parse_object, text_to_text
+from phema_cli.formats._metadata import check_text, parse_object, text_to_text
 from phema_cli.formats._nested import find_weights
+from phema_cli.formats._pickle_values import Inert
 from phema_cli.formats._torch_write import METADATA_RECORD, encode
-from phema_cli.formats._unpickle import Namespace, TensorStub
+from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
 
 __all__ = ["NAME", "SUFFIXES", "encode", "read_index"]
@@ -24,6 +26,8 @@ NAME = "torch"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl")
 
 _MAX_PICKLE_BYTES = 256 << 20
+# Views may show what is stored again and again; of a few bytes up to so many.
+_MOST_REPEATED = 1 << 30
 _BYTE = 8
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _REMEDY = "copy it again, or leave it out with --exclude"
@@ -54,10 +58,13 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
             }
             weights = find_weights(content, key, path, TensorStub)
             state = weights.tensors
+            check_text(state, path)
             metadata = _scalars(content) | _stored_metadata(archive, root, path)
             starts = {
-                stub.storage.key: data_offset(file, records, stub, path) for stub in state.values()
+                stub.storage.key: data_offset(file, records, stub, archive.start_dir, path)
+                for stub in state.values()
             }
+            _check_apart(starts.values(), path)
     except PhemaError:
         raise
     except OSError as error:
@@ -77,6 +84,13 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     )
 
 
+def _check_apart(places: Iterable[tuple[int, int]], path: Path) -> None:
+    """Refuse records that share bytes."""
+    for (start, length), (other, _) in pairwise(sorted(places)):
+        if start + length > other:
+            raise InputError("records overlap", where=path, remedy=_REMEDY)
+
+
 def _not_a_zip(path: Path) -> InputError:
     """The error for a file that is no zip: legacy, or not a checkpoint at all."""
     with path.open("rb") as file:
@@ -89,6 +103,8 @@ def _not_a_zip(path: Path) -> InputError:
 def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     """The archive's root name and its ``data.pkl``, after checks of kind, size and byte order."""
     names = archive.namelist()
+    if len(archive.NameToInfo) < len(names):
+        raise InputError("an archive with two entries of one name", where=path, remedy=_REMEDY)
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise InputError("a zip, but not one of torch.save", where=path, remedy=_REMEDY)
@@ -100,28 +116,57 @@ def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     order = f"{root}/byteorder"
     if order in names and archive.getinfo(order).file_size == len(b"big"):
         raise InputError("big-endian data", where=path, remedy="re-save it on this machine")
-    if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE_BYTES:
-        raise InputError("its data.pkl is larger than 256 MiB", where=path, remedy=_REMEDY)
-    return root, archive.read(pickles[0])
+    return root, _read_record(archive, pickles[0], path)
+
+
+def _read_record(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """A record that is read as a whole, and stored as torch stores it: nothing is unpacked."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise _compressed(name, path)
+    # Sizes are what the archive says.
+    if info.file_size > min(_MAX_PICKLE_BYTES, archive.start_dir - info.header_offset):
+        what = f"its {name:.80} is larger than 256 MiB, or than the file"
+        raise InputError(what, where=path, remedy=_REMEDY)
+    return archive.read(name)
+
+
+def _compressed(record: str, path: Path) -> InputError:
+    """The error for a record that torch would have stored."""
+    what = f"record {record:.80} is compressed"
+    return InputError(what, where=path, remedy="re-save it with torch")
 
 
 def data_offset(
-    file: IO[bytes], records: Mapping[str, zipfile.ZipInfo], stub: TensorStub, path: Path
+    file: IO[bytes],
+    records: Mapping[str, zipfile.ZipInfo],
+    stub: TensorStub,
+    end: int,
+    path: Path,
 ) -> tuple[int, int]:
-    """Where a stored record's bytes begin in the file, and how many they are."""
+    """Where a stored record's bytes begin in the file, and how many they are.
+
+    Args:
+        file: the archive.
+        records: its records by key.
+        stub: a tensor.
+        end: where the archive's records end.
+        path: the file, for messages.
+    """
     info = records.get(stub.storage.key)
     if info is None:
-        raise InputError(f"record {stub.storage.key} is missing", where=path, remedy=_REMEDY)
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise InputError(
-            f"record {stub.storage.key} is compressed", where=path, remedy="re-save it with torch"
-        )
+        raise InputError(f"record {stub.storage.key:.80} is missing", where=path, remedy=_REMEDY)
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise _compressed(stub.storage.key, path)
     file.seek(info.header_offset)
     head = file.read(_LOCAL_HEADER.size)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(head)
     if magic != b"PK\x03\x04":
         raise InputError("a record's header is broken", where=path, remedy=_REMEDY)
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+    if start + info.file_size > end:
+        what = f"record {stub.storage.key} goes beyond the file"
+        raise InputError(what, where=path, remedy=_REMEDY)
     return start, info.file_size
 
 
@@ -138,6 +183,9 @@ def tensor_extent(name: str, stub: TensorStub, path: Path, start: int, length: i
         raise InputError(
             f"tensor {name}: lies outside its record of {length} bytes", where=path, remedy=_REMEDY
         )
+    if math.prod(shape) * itemsize > max(length, _MOST_REPEATED):
+        what = f"tensor {name}: repeats a record of {length} bytes beyond all measure"
+        raise InputError(what, where=path, remedy=_REMEDY)
     return Extent(
         name,
         stub.dtype,
@@ -175,9 +223,7 @@ def _stored_metadata(archive: zipfile.ZipFile, root: str, path: Path) -> dict[st
     name = f"{root}/{METADATA_RECORD}"
     if name not in archive.NameToInfo:
         return {}
-    if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:
-        raise InputError(f"its {METADATA_RECORD} is larger than 256 MiB", where=path)
-    return text_to_text(parse_object(archive.read(name), path), path)
+    return text_to_text(parse_object(_read_record(archive, name, path), path), path)
 
 
 def _scalars(content: object) -> dict[str, str]:
@@ -185,7 +231,7 @@ def _scalars(content: object) -> dict[str, str]:
     if not isinstance(content, dict):
         return {}
     arguments = content.get("args")
-    inner = arguments.values if isinstance(arguments, Namespace) else {}
+    inner = arguments.state if isinstance(arguments, Inert) else {}
     entries = [*content.items(), *((f"args.{k}", v) for k, v in inner.items())]
     plain = (str, int, float)
     return {k: str(v) for k, v in entries if isinstance(k, str) and isinstance(v, plain)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +14,11 @@ from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots.tags import Origin, compile_pattern
 
 FILE_NAME = "phema.toml"
+_MOST_BYTES = 256 << 10
+_MOST_DOTS = 8
+_SEPARATORS = re.compile(r"([\n,=\[\]{}])")
+#: of steps; what counts more has no number that is exact.
+_MOST_STEPS = 1 << 53
 _ENTRIES = {
     "pattern",
     "gammas",
@@ -80,18 +86,31 @@ def read_config(directory: Path) -> Config:
     """
     path = directory / FILE_NAME
     try:
+        if not path.exists():
+            return Config(origin="phema.toml")
+        # A pipe would wait for a writer, a device never end.
+        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"not a file of at most {_MOST_BYTES >> 10} KiB", where=path)
         raw = path.read_bytes()
-    except FileNotFoundError:
-        return Config(origin="phema.toml")
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     try:
-        table = tomllib.loads(raw.decode())
-        return _from_table(table, directory)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not TOML: {error}", where=path) from error
+        text = raw.decode()
+        _check_dots(text)
+        return _from_table(tomllib.loads(text), directory)
     except (InputError, UsageError) as error:
         raise InputError(error.what, where=path, remedy=error.remedy) from error
+    except (ValueError, OverflowError, RuntimeError) as error:
+        # Numbers of any length, tables nested too deeply, links that lead in circles.
+        raise InputError(f"not TOML: {error}", where=path) from error
+
+
+def _check_dots(text: str) -> None:
+    """Refuse keys of many parts, for which tomllib takes memory with the square of their number."""
+    parts = _SEPARATORS.split(text)
+    for part, end in zip(parts[::2], parts[1::2], strict=False):
+        if end in "=]" and part.count(".") > _MOST_DOTS:
+            raise InputError(f"a key or a name of a table with more than {_MOST_DOTS} dots")
 
 
 def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
@@ -140,6 +159,8 @@ def _inside(directory: Path, name: str | None) -> Path | None:
     if name is None:
         return None
     path = directory / name
+    if "\0" in name:
+        raise InputError("names_from is no name of a file")
     if not path.resolve().is_relative_to(directory.resolve()):
         raise InputError(
             f"names_from leads out of the directory: {name!r}",
@@ -165,7 +186,7 @@ def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 def _count(table: Mapping[str, Any], name: str) -> int | None:
     value = table.get(name)
-    if value is not None and (type(value) is not int or value < 1):
+    if value is not None and (type(value) is not int or not 1 <= value <= _MOST_STEPS):
         raise InputError(f"{name} must be a whole number from 1")
     return value
 

@@ -123,9 +123,12 @@ def _named_here(
 
 
 def _may_be_read(path: Path) -> bool:
-    """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes."""
+    """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes.
+
+    A link that leads nowhere is one: that it can't be read is to be said.
+    """
     named = path.name.endswith(ENDINGS) and not path.name.endswith(_METADATA)
-    return named and not path.name.startswith(".") and (path.is_file() or path.is_symlink())
+    return named and not path.name.startswith(".") and (path.is_file() or not path.exists())
 
 
 def is_folder(path: Path) -> bool:

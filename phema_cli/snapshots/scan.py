@@ -19,7 +19,7 @@ from phema_cli.snapshots.files import ENDINGS, Candidate, candidates, is_folder
 from phema_cli.snapshots.layouts import recognise, without_bookkeeping
 from phema_cli.snapshots.naming import give_names
 from phema_cli.snapshots.tagging import read_tag
-from phema_cli.snapshots.tags import compile_pattern
+from phema_cli.snapshots.tags import SlowPatternError, compile_pattern
 
 #: metadata entry that says a checkpoint was synthesized, by phema, from others.
 PROVENANCE_KEY = "phema"
@@ -173,6 +173,8 @@ def _read(candidate: Candidate, said: Config, local: Config) -> Snapshot | Findi
         return None
     try:
         return _tagged(candidate, said, local)
+    except SlowPatternError:
+        raise
     except PhemaError as error:
         where = error.where or candidate.name
         return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
@@ -45,6 +48,8 @@ WORDS: Mapping[str, re.Pattern[str]] = {
 }
 
 _AVERAGE_OPTIONS = "--gammas (or --average, --raw)"
+#: of the processor's time, for the search of a pattern in a path.
+_MOST_SECONDS = 0.5
 #: named groups that a --pattern may have.
 FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
 #: entries of a checkpoint's metadata that say its average, and its step, the most exact first.
@@ -237,9 +242,33 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
+class SlowPatternError(InputError):
+    """A pattern that takes too long, as it may on all other paths too."""
+
+
+@contextmanager
+def _limited(path: PurePosixPath) -> Iterator[None]:
+    """End a search that tries out more than it can: what a phema.toml says may come from anyone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        raise SlowPatternError("the pattern takes too long", where=path)
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
     """Named groups of ``pattern`` in the path, None where it does not match."""
-    match = compile_pattern(pattern).search(path.as_posix())
+    with _limited(path):
+        match = compile_pattern(pattern).search(path.as_posix())
     if match is None:
         return None
     return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}

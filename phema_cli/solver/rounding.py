@@ -61,6 +61,11 @@ class Rounding:
         shared: Array = np.interp(at, self.log_distance, self.shared, left=self.variance, right=0.0)
         return shared
 
+    def scaled(self, factor: float) -> Rounding:
+        """The rounding of the same values in a type whose units are ``factor`` times as large."""
+        log_distance = self.log_distance + math.log(factor)
+        return Rounding(self.variance * factor**2, log_distance, self.shared * factor**2)
+
 
 def independent(variance: float) -> Rounding:
     """Rounding errors that no two snapshots share."""

@@ -13,7 +13,7 @@ from phema_cli.formats.base import DTYPES, DType
 from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
-from phema_cli.solver import DEFAULT_METHOD, Solution
+from phema_cli.solver import DEFAULT_METHOD, Movement, Solution
 from phema_cli.synthesis.devices import find_device
 from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.engine import execute
@@ -82,8 +82,15 @@ class Request:
     skip_existing: bool = False
 
 
-def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
+def plan(
+    found: Scan, request: Request, movement: Movement | None = None
+) -> tuple[Recipe | None, list[Path]]:
     """Decide a synthesis of what a scan found.
+
+    Args:
+        found: the snapshots.
+        request: what to make of them.
+        movement: how the weights moved, where that is known.
 
     Returns:
         The recipe, None where every output exists and is skipped, and all outputs' paths in the
@@ -117,6 +124,7 @@ def plan(found: Scan, request: Request) -> tuple[Recipe | None, list[Path]]:
         sample=request.sample,
         copy=found.copy,
         allow_nonfinite=request.allow_nonfinite,
+        movement=movement,
     )
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)

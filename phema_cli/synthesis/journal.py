@@ -50,7 +50,7 @@ class Journal:
 
     def __init__(self, folder: Path, plan: str) -> None:
         self.folder = folder
-        self._descriptor = _locked(folder / NAME)
+        self._descriptor = locked(folder / NAME)
         try:
             found = read(folder)
             _check(folder, plan, found)
@@ -213,7 +213,7 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
     """The descriptor of a file that this process alone has locked.
 
     The lock is the kernel's: it ends with the process that holds it and those forked from it.

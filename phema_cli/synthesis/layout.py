@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +194,25 @@ def is_complete(path: Path) -> bool:
         return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove the checkpoint that a path of ``output_paths`` holds, if there is one.
+
+    Raises:
+        StorageError: the operating system failed.
+    """
+    try:
+        if not path.is_dir() or path.is_symlink():
+            path.unlink(missing_ok=True)
+            return
+        for file in _checkpoint_files(path):
+            file.unlink(missing_ok=True)
+        # What else lies there is not phema's, and stays.
+        with suppress(OSError):
+            path.rmdir()
+    except OSError as error:
+        raise StorageError.wrap(error, path, "remove") from error
 
 
 def lay_out(

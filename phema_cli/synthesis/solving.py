@@ -81,6 +81,7 @@ def solve_snapshots(
     sample: bool = True,
     copy: Sequence[str] = (),
     allow_nonfinite: bool = False,
+    movement: Movement | None = None,
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
@@ -91,16 +92,27 @@ def solve_snapshots(
         sample: whether a sample of the tensors is read, to learn how they move and round.
         copy: globs of tensor names that are not averaged.
         allow_nonfinite: whether values that are not finite are left out of the sample.
+        movement: what :func:`measure_movement` found before, so that it need not be looked for.
 
     Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
     """
+    if sample and movement is None:
+        movement = measure_movement(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)
     profiles = [s.tag.profile for s in snapshots]
-    movement: Movement | None = None
-    if sample:
-        found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
-        movement = None if found is None else calibrate(profiles, found)
     noise = stored_noise(snapshots[-1].checkpoint)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
+
+
+def measure_movement(
+    snapshots: Sequence[Snapshot], *, copy: Sequence[str] = (), allow_nonfinite: bool = False
+) -> Movement | None:
+    """How the weights moved during training, by a sample of the tensors; the same for any target.
+
+    Returns:
+        None where there is nothing to measure.
+    """
+    found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
+    return None if found is None else calibrate([s.tag.profile for s in snapshots], found)
 
 
 def stored_noise(checkpoint: Checkpoint) -> float:

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from tests.builders import phema, write_run
-from tests.test_torch_zip import craft, hostile
 
 FIRST = "ema-step0000025-gamma5.safetensors"
 
@@ -96,7 +95,7 @@ BROKEN = [
     (contradiction, "its step is 25 by its metadata and 26 by its name"),
     (duplicate, "the same gamma 5 and step 25 as again.safetensors"),
     (only_step_zero, "step 0 holds no average yet"),
-    (missing_shard, "shard model-00001-of-00001.safetensors is missing"),
+    (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
     (missing_tensor, "lacks tensor"),
     (truncated, "truncated?"),
@@ -208,30 +207,6 @@ def test_a_pickle_that_runs_code_is_refused(ckpts, tmp_path):
     assert "posix.system" in run.err
     assert run.err.count("\n") == 1
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("ending", ["pt", "pkl"])
-def test_hostile_files_run_nothing(tmp_path, ending):
-    """Each of many files that ask for code ends the command with 4, names the global, runs none."""
-    marker = tmp_path / "was-here"
-    made = hostile(f"touch {marker}")
-    assert len(made) > 15
-    for number, (name, pickled) in enumerate(made.items()):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        path = folder / f"net-0000001-0.050.{ending}"
-        if ending == "pt":
-            craft(path, pickled)
-        else:
-            path.write_bytes(b"\x80\x04" + pickled)
-        run = phema("inspect", path)
-        asked = name.split(" ")[0]
-        # Storages of EDM2's pickles come as such calls; what is inside is looked at instead.
-        inside = ending == "pkl" and asked == "torch.storage._load_from_bytes"
-        assert run.code == (3 if inside else 4), run.out
-        assert run.out.count("\n") == 1
-        assert inside or f"the pickle asks for {asked}" in run.out
-        assert not marker.exists()
 
 
 def test_inspect_lists_every_problem(ckpts):

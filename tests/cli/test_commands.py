@@ -263,7 +263,9 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
     """The synthesis of the demo's snapshots is the tracked EMA, within bounds."""
     run = phema("demo", tmp_path / "d", "--steps", 200)
     assert run.code == 0
-    assert run.out.split() == [str(tmp_path / "d" / "ckpts"), str(tmp_path / "d" / "truth")]
+    left = [tmp_path / "d" / name for name in ("ckpts", "truth", "validate.py")]
+    assert run.out.split() == [str(path) for path in left]
+    assert all(path.exists() for path in left)
     assert len(list((tmp_path / "d" / "ckpts").iterdir())) == 40
     out = phema(
         "synthesize", "-g", 7, tmp_path / "d" / "ckpts", "-q", "-o", tmp_path / "g7.safetensors"
@@ -279,7 +281,7 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
 def test_help_version_and_module():
     """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
     assert phema("--version").out == f"phema {__version__}\n"
-    for command in ("inspect", "weights", "synthesize", "diff", "demo"):
+    for command in ("inspect", "weights", "synthesize", "sweep", "diff", "demo"):
         run = phema(command, "--help")
         assert run.code == 0
         assert f"phema {command}" in run.out
@@ -311,6 +313,7 @@ finally:
         (["synthesize", "--help"], "False False"),
         (["inspect", "{ckpts}"], "False True"),
         (["weights", "{ckpts}", "--gamma", "7"], "False True"),
+        (["plan", "--steps", "100"], "False True"),
         (["synthesize", "{ckpts}", "--gamma", "7", "--dry-run"], "False True"),
     ],
 )

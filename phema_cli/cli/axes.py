@@ -1,0 +1,136 @@
+"""Axes of drawings in text: ranges, round numbers to put ticks at, and how those are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+#: mantissas of ticks of a logarithmic axis by the decades that it spans, at most.
+_MANTISSAS = ((1.5, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 3.0)))
+#: numbers from here up are written with an exponent, and so are those below its counterpart.
+_LARGE, _SMALL = 1e6, 1e-4
+#: the part of a range that may lie beyond the outer ticks.
+_BEYOND = 0.01
+#: steps between ticks that are no distance.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A range of numbers and the ticks in it.
+
+    Attributes:
+        low: the number at its beginning, above 0 where ``log`` is true.
+        high: the number at its end, above ``low``.
+        log: whether equal ratios are equal distances, instead of equal differences.
+        ticks: ascending, from ``low`` to ``high``.
+    """
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def dots(self, values: Array, count: int) -> Array:
+        """Where values lie on ``count`` dots from ``low`` to ``high``, not yet rounded.
+
+        Args:
+            values: any shape; what a logarithmic axis has no place for becomes NaN.
+            count: dots, at least 2.
+        """
+        if self.log:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                logs = np.log(np.where(values > 0, values, np.nan))
+            low, high = math.log(self.low), math.log(self.high)
+            return (logs - low) / (high - low) * (count - 1)
+        return (values - self.low) / (self.high - self.low) * (count - 1)
+
+
+def fit(values: Array, *, log: bool, most: int, whole: bool) -> Axis:
+    """The axis that holds values.
+
+    Args:
+        values: (n,) what must be on it; NaN and infinities don't count.
+        log: whether it is logarithmic; values up to 0 don't count then.
+        most: ticks that there is room for.
+        whole: whether it begins and ends at ticks; of values, at most a hundredth of their range
+            is beyond.
+    """
+    counted = values[np.isfinite(values) & ((values > 0) | (not log))]
+    low, high = (float(counted.min()), float(counted.max())) if len(counted) else (1.0, 1.0)
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
+        beside = abs(low) / 10 or 1.0
+        low, high = low - beside, high + beside
+    if log:
+        return _logarithmic(low, high, most, whole)
+    ticks = _even(low, high, most, whole)
+    if whole:
+        low, high = ticks[0], ticks[-1]
+    return Axis(low, high, log=False, ticks=ticks)
+
+
+def _even(low: float, high: float, most: int, whole: bool) -> tuple[float, ...]:
+    """Multiples of 1, 2 or 5 times a power of ten; those around the range where ``whole``."""
+    exponent = math.floor(math.log10((high - low) / max(most, 2)))
+    steps = [m * 10.0 ** (exponent + e) for e in (0, 1) for m in (1, 2, 5)]
+    step = next((s for s in steps if np.ptp(_multiples(low, high, s, whole)) < max(most, 2)), 0.0)
+    step = step or 10 * steps[-1] / 5
+    first, last = _multiples(low, high, step, whole)
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    return tuple(round(i * step, digits) for i in range(first, max(last, first) + 1))
+
+
+def _multiples(low: float, high: float, step: float, whole: bool) -> tuple[int, int]:
+    """First and last multiple of a step in a range, or around it."""
+    if whole:
+        beyond = _BEYOND * (high - low) / step
+        return math.floor(low / step + beyond), math.ceil(high / step - beyond)
+    # Next to a multiple is on it: 0.3 is no multiple of 0.1 in binary.
+    return math.ceil(low / step - _SAME), math.floor(high / step + _SAME)
+
+
+def _logarithmic(low: float, high: float, most: int, whole: bool) -> Axis:
+    """Powers of ten, and a few multiples of them on a short axis."""
+    decades = math.log10(high / low)
+    mantissas = next((m for span, m in _MANTISSAS if decades <= span), (1.0,))
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    every = max(1, math.ceil((last - first) / max(most - 1, 1))) if len(mantissas) == 1 else 1
+    found = [m * 10.0**e for e in range(first, last + 1, every) for m in mantissas]
+    if whole:
+        low = max((t for t in found if t <= low * (1 + 1e-9)), default=low)
+        high = min((t for t in found if t >= high * (1 - 1e-9)), default=high)
+    ticks = tuple(t for t in found if low * (1 - 1e-9) <= t <= high * (1 + 1e-9))
+    if len(ticks) < 2:  # noqa: PLR2004 - one number doesn't say how long an axis is
+        ticks = tuple(t for t in _even(low, high, most, whole=False) if t > 0)
+    return Axis(low, high, log=True, ticks=ticks)
+
+
+def written(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text, with as many digits as tell them apart."""
+    largest = max((abs(t) for t in ticks), default=0.0)
+    smallest = min((abs(t) for t in ticks if t), default=0.0)
+    if largest >= _LARGE or largest < _SMALL:
+        return [_exponential(t) for t in ticks]
+    gaps = [b - a for a, b in pairwise(ticks)] or [1.0]
+    even = max(gaps) < 1.001 * min(gaps)
+    if not even and smallest < _SMALL:
+        return [_exponential(t) if abs(t) < _SMALL else f"{t:.4g}" for t in ticks]
+    if not even:
+        return [f"{t:.4g}" for t in ticks]
+    digits = max(0, -math.floor(math.log10(min(gaps)) + 1e-9))
+    return [f"{t:.{digits}f}" for t in ticks]
+
+
+def _exponential(value: float) -> str:
+    """``2e6``, ``1.5e-7``."""
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

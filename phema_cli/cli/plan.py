@@ -1,0 +1,294 @@
+"""``phema plan``: before training, which snapshots to store, what they will reach and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from phema_cli.cli import options, parsing, planned, reach, render
+from phema_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from phema_cli.formats.base import DType
+    from phema_cli.snapshots import Finding
+    from phema_cli.solver.assumptions import Assumption
+    from phema_cli.solver.planning import Aim, Plan
+
+_RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
+#: snapshots of each gamma where nothing is said, and gammas that are chosen then.
+_SNAPSHOTS, _NUMBER = 64, 2
+_MOST = 1024
+#: what plans are compared with: the tracker's own gammas and EDM2's sigma_rel.
+_USUAL_GAMMAS, _USUAL_SIGMA_RELS = (5.0, 10.0), (0.05, 0.10)
+_COMPARED = (8, 16, 32, 64, 128)
+
+Steps = Annotated[
+    str,
+    options.option("--steps", help="Length of the run: 400000 or 400k.", panel=_RUN, metavar="N"),
+]
+Parameters = Annotated[
+    str | None,
+    options.option(
+        "--parameters", help="Of the model: 280M, 1.2B. Gives sizes.", panel=_RUN, metavar="N"
+    ),
+]
+Schedule = Annotated[
+    str | None,
+    options.option(
+        "--schedule",
+        help="Of the learning rate: constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, "
+        "rsqrt:start=0.06 (the default); or walk, what --no-sample assumes.",
+        panel=_RUN,
+        metavar="NAME",
+    ),
+]
+Like = Annotated[
+    str | None,
+    options.option(
+        "--like",
+        help="Snapshots of an earlier run of the same kind, to measure how weights move.",
+        panel=_RUN,
+        metavar="PATH",
+    ),
+]
+Gammas = Annotated[
+    list[str] | None,
+    options.option(
+        "--gammas",
+        help="Gammas to store: 5,10. By default the best are found.",
+        panel=_STORED,
+        metavar="LIST",
+    ),
+]
+SigmaRels = Annotated[
+    list[str] | None,
+    options.option("--sigma-rels", help="The same by sigma_rel.", panel=_STORED, metavar="LIST"),
+]
+Snapshots = Annotated[
+    int | None,
+    options.option(
+        "--snapshots",
+        help="Snapshots of each gamma; 64 by default.",
+        panel=_STORED,
+        min=1,
+        max=_MOST,
+        metavar="N",
+    ),
+]
+Every = Annotated[
+    str | None,
+    options.option("--every", help="Steps between snapshots.", panel=_STORED, metavar="N"),
+]
+Dtype = Annotated[
+    str,
+    options.option(
+        "--dtype",
+        help="In which snapshots are stored: float16, bf16, ...",
+        panel=_STORED,
+        metavar="NAME",
+    ),
+]
+Budget = Annotated[
+    str | None,
+    options.option(
+        "--budget",
+        help="Disk that snapshots may take, 200GB: the best gammas and number are found.",
+        panel=_STORED,
+        metavar="SIZE",
+    ),
+]
+Range = Annotated[
+    str,
+    options.option(
+        "--range",
+        help="Targets that must be served, by sigma_rel: least and largest.",
+        panel=_SERVED,
+        metavar="LOW,HIGH",
+    ),
+]
+Compare = Annotated[
+    bool,
+    options.flag(
+        "--compare",
+        help="Compare gammas and numbers of snapshots in a table.",
+        panel=_STORED,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is to be stored, as far as it is said."""
+
+    gammas: Gammas = None
+    sigma_rels: SigmaRels = None
+    snapshots: Snapshots = None
+    every: Every = None
+    dtype: Dtype = "float16"
+    budget: Budget = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The run that is planned."""
+
+    parameters: Parameters = None
+    schedule: Schedule = None
+    like: Like = None
+
+
+@options.spread
+def plan(
+    *,
+    steps: Steps,
+    run: Run,
+    stored: Stored,
+    served: Range = "0.03,0.20",
+    compare: Compare = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Plan a run: which snapshots to store, which targets they will reach, what they cost.
+
+    What is left open is chosen, so that the worst target of --range is met best. Figures are those
+    that inspect will show, as far as the run moves as assumed.
+
+    Example: [bold]phema plan --steps 400k --parameters 280M --budget 50GB --schedule cosine[/]
+    """
+    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
+    from phema_cli.solver.planning import figures
+    from phema_cli.synthesis import find_dtype
+
+    dtype = find_dtype(stored.dtype)
+    assumed, parameters = _assume(run, parsing.count(steps), dtype)
+    aim = _aim(parsing.count(steps), served, assumed)
+    sizes = planned.Sizes(dtype, parameters)
+    budget = parsing.size(stored.budget)
+    most = None if budget is None else sizes.affordable(budget)
+    chosen = _choose(aim, stored, most)
+    plans = [chosen, *(_others(aim, chosen, most) if compare else [])]
+    made = [figures(p, reach.GRID, assumed) for p in plans]
+    entry, *compared = [planned.entry(p, m, aim, sizes) for p, m in zip(plans, made, strict=True)]
+    if json:
+        known = {
+            "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
+            "like": run.like,
+        }
+        render.document("plan", planned.document(aim, sizes, known, entry, made[0], compared))
+        return
+    if not (run.schedule or run.like):
+        render.findings([_assumed_notice()], stderr=True, quiet=quiet)
+    planned.show(entry, sizes, chosen, aim)
+    reach.show(made[0], aim.steps, "blue")
+    planned.show_figures(made[0], measured=run.like is not None)
+    planned.show_compared(compared)
+    planned.show_loop(chosen, dtype)
+
+
+def _assumed_notice() -> Finding:
+    """What is said where nothing is known of the run."""
+    from phema_cli.snapshots import Finding
+
+    remedy = "pass --schedule, or better --like and an earlier run's snapshots"
+    return Finding(
+        "notice", InputError("assumes that the learning rate falls by rsqrt", remedy=remedy)
+    )
+
+
+def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]:
+    """How the weights will move, and how many there are.
+
+    Raises:
+        UsageError: no such schedule, or a schedule beside an earlier run.
+        InputError: the earlier run's snapshots say nothing.
+    """
+    from phema_cli.solver import storage_noise
+    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE, Assumption, parse_schedule, scheduled
+
+    parameters = None if run.parameters is None else parsing.count(run.parameters)
+    if run.like is None:
+        rate = parse_schedule(run.schedule or DEFAULT_SCHEDULE)
+        if rate is None:
+            return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters
+        return Assumption(scheduled(rate, steps, dtype.mantissa_bits)), parameters
+    if run.schedule is not None:
+        raise UsageError("--schedule and --like say two things", remedy="pass one of them")
+    return _like(run.like, steps, dtype, parameters)
+
+
+def _like(
+    path: str, steps: int, dtype: DType, parameters: int | None
+) -> tuple[Assumption, int | None]:
+    """The same by the snapshots of an earlier run."""
+    from phema_cli.snapshots import Config, scan
+    from phema_cli.solver import storage_noise
+    from phema_cli.solver.assumptions import Assumption, earlier
+    from phema_cli.synthesis.solving import measure_movement, stored_noise
+
+    found = scan([path], Config())
+    snapshots = found.require()
+    movement = measure_movement(snapshots, copy=found.copy)
+    if movement is None:
+        raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
+    newest = snapshots[-1]
+    coarser = storage_noise(dtype.mantissa_bits) / stored_noise(newest.checkpoint)
+    moved = earlier(movement, newest.tag.profile.end, steps, coarser)
+    return Assumption(moved), parameters or newest.checkpoint.parameters
+
+
+def _aim(steps: int, served: str, assumed: Assumption) -> Aim:
+    """What is to be served.
+
+    Raises:
+        UsageError: not a range of sigma_rel.
+    """
+    from phema_cli.profiles import gamma_from_sigma_rel
+    from phema_cli.solver.planning import Aim
+
+    ends = parsing.numbers([served])
+    if len(ends) != 2 or not ends[0] < ends[1]:  # noqa: PLR2004 - a range has two ends
+        raise UsageError(f"{served!r} is not a range of sigma_rel", remedy="write 0.03,0.20")
+    for end in ends:
+        gamma_from_sigma_rel(end)
+    return Aim(steps, ends[0], ends[1], assumed)
+
+
+def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
+    """The plan that was asked for; what is left open is chosen.
+
+    Raises:
+        UsageError: two options say the same thing, or too few or too many snapshots are left.
+    """
+    from phema_cli.profiles import gamma_from_sigma_rel
+    from phema_cli.solver.planning import Plan, best_gammas, best_plan, evenly
+
+    if stored.gammas and stored.sigma_rels:
+        raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
+    if (stored.snapshots, stored.every, most).count(None) < 2:  # noqa: PLR2004 - all but one
+        raise UsageError(
+            "--snapshots, --every and --budget each say how many", remedy="pass one of them"
+        )
+    gammas = parsing.numbers(stored.gammas) or tuple(
+        gamma_from_sigma_rel(s) for s in parsing.numbers(stored.sigma_rels)
+    )
+    if most is not None:
+        return best_plan(aim, most, gammas)
+    if stored.every is None:
+        count = min(stored.snapshots or _SNAPSHOTS, aim.steps)
+        return evenly(aim.steps, gammas or best_gammas(aim, _NUMBER, count), count)
+    every = parsing.count(stored.every)
+    count = aim.steps // every
+    if not 1 <= count <= _MOST:
+        raise UsageError(f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} will do")
+    return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), every)
+
+
+def _others(aim: Aim, chosen: Plan, most: int | None) -> list[Plan]:
+    """Plans to compare: the chosen gammas and usual ones, some numbers of snapshots."""
+    from phema_cli.profiles import gamma_from_sigma_rel
+    from phema_cli.solver.planning import evenly
+
+    edm2 = tuple(gamma_from_sigma_rel(s) for s in _USUAL_SIGMA_RELS)
+    gammas = dict.fromkeys(tuple(sorted(g)) for g in (chosen.gammas, _USUAL_GAMMAS, edm2))
+    plans = [evenly(aim.steps, g, n) for g in gammas for n in _COMPARED if n <= aim.steps]
+    return [p for p in plans if most is None or p.files <= most]

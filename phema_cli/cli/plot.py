@@ -1,0 +1,80 @@
+"""``phema plot``: profiles, weights and the reachable range, as a picture or in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from phema_cli.cli import options, render
+from phema_cli.errors import UsageError
+
+_MOST_TARGETS = 8
+
+Output = Annotated[
+    Path | None,
+    options.option(
+        "--output",
+        "-o",
+        help="Picture to write: .png, .svg or .pdf; drawn in the terminal without.",
+        metavar="FILE",
+    ),
+]
+Width = Annotated[
+    float,
+    options.option(
+        "--width", help="Width of the picture in inches.", min=3, max=20, metavar="INCHES"
+    ),
+]
+Overwrite = Annotated[bool, options.option("--overwrite", help="Replace a picture that exists.")]
+
+
+@options.spread
+def plot(
+    paths: options.Paths,
+    *,
+    wanted: options.Targets,
+    solving: options.Solving,
+    sources: options.Sources,
+    output: Output = None,
+    width: Width = 7.0,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    r"""Draw target and achieved profiles, the weights, and the errors of the reachable range.
+
+    Pictures need matplotlib: [bold]pip install 'phema\[plot]'[/]
+
+    Example: [bold]phema plot ckpts/ --gamma 7 -o gamma7.pdf[/]
+    """
+    from phema_cli.cli import pictures, plot_picture, plot_text
+    from phema_cli.cli.plotted import solve_plotted
+    from phema_cli.snapshots import scan
+
+    if output is not None:
+        pictures.check(output, overwrite=overwrite)
+    found = scan(paths, sources.config())
+    plotted = solve_plotted(found, wanted, solving)
+    if len(plotted.panels) > _MOST_TARGETS and not (json and output is None):
+        raise UsageError(
+            f"{len(plotted.panels)} targets are more than a picture holds",
+            remedy=f"pass at most {_MOST_TARGETS}",
+        )
+    if not json:
+        render.findings(found.findings, stderr=True, quiet=quiet)
+    if output is not None:
+        plot_picture.draw(plotted, output, width=width, overwrite=overwrite)
+    if json:
+        render.document("plot", plotted.document() | {"output": output and str(output)})
+    elif output is not None:
+        render.line(output)
+    else:
+        out = render.console()
+        out.print(
+            render.figures_table(
+                [p.target for p in plotted.panels], [p.figures for p in plotted.panels]
+            )
+        )
+        out.print()
+        for line in plot_text.drawing(plotted, render.columns(), unicode=render.unicode()):
+            out.print(line, soft_wrap=True)

@@ -1,0 +1,250 @@
+"""The picture of ``phema plot``: profiles, weights and the reachable range as panels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phema_cli.cli import pictures, render
+from phema_cli.cli.pictures import COLOURS, FAINT
+from phema_cli.profiles import SIGMA_REL_LIMIT
+from phema_cli.solver.diagnostics import FAIR, GOOD
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from phema_cli.cli.plotted import Panel, Plotted
+
+#: inches: the narrowest column of panels, the heights of a block of them, of the range, of the
+#: figure of one target, and the width of a character of a title.
+_NARROWEST, _BLOCK, _REACH, _BESIDE, _CHARACTER = 1.65, 3.7, 2.3, 3.7, 0.064
+#: relative heights of a target's panels.
+_HEIGHTS = (1.5, 0.6, 1.2)
+#: snapshots of a series up to which each has a symbol of its own.
+_WITH_SYMBOLS = 60
+#: weights above this are drawn on a scale that is logarithmic outside of -1 to 1.
+_LARGE = 5.0
+#: verdicts: upper end in per cent of sigma_error, and colour of the band.
+_BANDS = (("good", GOOD, "#e2f3e6"), ("fair", FAIR, "#fdf3d6"), ("poor", math.inf, "#fbe3dc"))
+_LEAST_ERROR = 1e-6
+#: part of the decades of the range that stays free for its legend.
+_HEADROOM = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """The axes of one target."""
+
+    profile: Axes
+    difference: Axes
+    weights: Axes
+
+
+def draw(plotted: Plotted, path: Path, *, width: float, overwrite: bool) -> None:
+    """Draw a column of panels for each target, and the reachable range.
+
+    Args:
+        plotted: what is drawn.
+        path: where to; its ending says the format.
+        width: inches.
+        overwrite: whether a file of that name is replaced.
+
+    Errors as :func:`phema_cli.cli.pictures.picture`.
+    """
+    number = len(plotted.panels)
+    beside = number == 1 and width >= 3 * _NARROWEST
+    across = 2 if beside else min(number, max(1, int(width / _NARROWEST)))
+    height = _BESIDE if beside else _BLOCK * math.ceil(number / across) + _REACH
+    letters = (f"({chr(ord('a') + i)})" for i in count())
+    with pictures.picture(path, (width, height), overwrite=overwrite) as figure:
+        columns, reach = _beside(figure) if beside else _grid(figure, number, across)
+        factor = _factor(*(c for p in plotted.panels for c in (p.curves.target, p.curves.achieved)))
+        room = int(width / across / _CHARACTER)
+        for i, (column, panel) in enumerate(zip(columns, plotted.panels, strict=True)):
+            column.profile.set_title(_title(panel, next(letters), room))
+            _draw_profiles(column, panel, plotted.times, factor)
+            _draw_weights(column.weights, panel, plotted)
+            _label(column, panel, plotted.unit, factor, first=i % across == 0)
+        columns[0].profile.legend(loc="best")
+        if beside:
+            columns[0].weights.legend(loc="best")
+            columns[0].difference.set_xlabel(columns[0].weights.get_xlabel())
+            columns[0].weights.set_title(f"{next(letters)} weights of the snapshots")
+        else:
+            _legend_above(columns[0].weights)
+        _draw_reach(reach, plotted, next(letters))
+
+
+def _beside(figure: Figure) -> tuple[list[_Column], Axes]:
+    """One target: its profile at the left, weights and range at the right."""
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.05))[0]
+    profile, difference = left.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    weights, reach = right.subplots(2, 1, height_ratios=(1, 1.15))
+    return [_Column(profile, difference, weights)], reach
+
+
+def _grid(figure: Figure, number: int, across: int) -> tuple[list[_Column], Axes]:
+    """Several targets: a column for each, in blocks of ``across``, the range below all."""
+    blocks = math.ceil(number / across)
+    heights = [*([_BLOCK] * blocks), _REACH]
+    parts = figure.subfigures(blocks + 1, 1, squeeze=False, height_ratios=heights)[:, 0]
+    rows = [
+        p.subplots(3, across, sharex="col", squeeze=False, height_ratios=_HEIGHTS)
+        for p in parts[:-1]
+    ]
+    columns = [_Column(*block[:, i]) for block in rows for i in range(across)]
+    for column in columns[number:]:
+        for axes in (column.profile, column.difference, column.weights):
+            axes.set_axis_off()
+    for column in columns[1:number]:
+        column.profile.sharey(columns[0].profile)
+        column.weights.sharey(columns[0].weights)
+    return columns[:number], parts[-1].subplots()
+
+
+def _legend_above(axes: Axes) -> None:
+    """The legend of a panel where a title would be: nothing is in its way, whatever the weights."""
+    axes.set_title(" ")
+    legend = axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1, handletextpad=0
+    )
+    legend.set_in_layout(False)
+
+
+def _title(panel: Panel, letter: str, room: int) -> str:
+    """The target, and below it how well it is met."""
+    name = f"{letter} {panel.target.label}"
+    name = name if len(name) <= room else name[: room - 1] + "…"
+    error = panel.figures.sigma_error
+    met = (
+        f"expected_error {panel.figures.expected_error:.2g}"
+        if error is None
+        else f"sigma_error {render.per_cent(error)}"
+    )
+    return f"{_plain(name)}\n{met}"
+
+
+def _plain(label: str) -> str:
+    """A label from outside: no control characters, no formulas."""
+    return "".join(c if c.isprintable() else "?" for c in label).replace("$", r"\$")
+
+
+def _draw_profiles(
+    column: _Column, panel: Panel, times: NDArray[np.float64], factor: float
+) -> None:
+    """Target and achieved profile, the snapshots' times below, and the difference on its own."""
+    found, top, bottom = panel.curves, column.profile, column.difference
+    top.plot(found.times, found.target / factor, color="0.78", linewidth=3, label="target")
+    top.plot(found.times, found.achieved / factor, color=COLOURS[0], label="achieved")
+    seen = np.unique(times[times <= found.times[-1] * (1 + 1e-9)])
+    top.plot(
+        seen,
+        np.full(len(seen), 0.025),
+        "|",
+        transform=top.get_xaxis_transform(),
+        color="0.4",
+        markeredgewidth=0.5,
+        label="snapshots",
+    )
+    top.margins(y=0.09)
+    top.locator_params(axis="y", nbins=5)
+    bottom.axhline(0, color=FAINT, linewidth=0.5)
+    own = _factor(found.difference)
+    bottom.plot(found.times, found.difference / own, color=COLOURS[0], linewidth=0.8)
+    bottom.set_title(f"achieved $-$ target{_power(own)}", fontsize=7)
+    bottom.locator_params(axis="y", nbins=3)
+    bottom.locator_params(axis="x", nbins=5)
+    bottom.set_xlim(0, found.times[-1] * 1.02)
+
+
+def _draw_weights(axes: Axes, panel: Panel, plotted: Plotted) -> None:
+    """A stem for each snapshot, a colour for each kind of average."""
+    axes.axhline(0, color=FAINT, linewidth=0.5)
+    for i, (label, which) in enumerate(plotted.series.items()):
+        colour, times = COLOURS[(i + 1) % len(COLOURS)], plotted.times[which]
+        axes.vlines(times, 0, panel.weights[which], color=colour, linewidth=0.8)
+        size = 2.5 if len(which) <= _WITH_SYMBOLS else 1.0
+        axes.plot(
+            times,
+            panel.weights[which],
+            "o",
+            color=colour,
+            markersize=size,
+            clip_on=False,
+            label=_plain(label),
+        )
+    if np.abs(panel.weights).max() > _LARGE:
+        axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_xlim(0, plotted.times[-1] * 1.02)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(f"training time, {plotted.unit}")
+
+
+def _label(column: _Column, panel: Panel, unit: str, factor: float, *, first: bool) -> None:
+    """Say what the vertical axes are, in the first column only, as the others share them."""
+    if not first:
+        column.profile.tick_params(labelleft=False)
+        column.weights.tick_params(labelleft=False)
+        return
+    dense = panel.curves.quantity == "density"
+    per = f"weight per {unit.removesuffix('s')}"
+    column.profile.set_ylabel((per if dense else "cumulative weight") + _power(factor))
+    column.weights.set_ylabel("weight")
+
+
+def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
+    """Errors against sigma_rel over bands of the verdicts, and where the targets lie."""
+    sigma, shift, error = plotted.reached()
+    axes.plot(sigma, shift, color=COLOURS[0], label="sigma_error")
+    axes.plot(sigma, error, color=COLOURS[3], linestyle=(0, (4, 1.5)), label="expected_error")
+    axes.set_yscale("log")
+    shown = np.array([*shift, *error, 3 * FAIR])
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    floor = max(_LEAST_ERROR, float(shown.min()) / 2)
+    ceiling = floor * (float(shown.max()) / floor) ** (1 + _HEADROOM)
+    axes.set_ylim(floor, ceiling)
+    axes.set_xlim(0, SIGMA_REL_LIMIT)
+    _draw_bands(axes, floor, ceiling)
+    marks = [
+        (p.sigma_rel, max(p.figures.sigma_error, floor))
+        for p in plotted.panels
+        if p.sigma_rel is not None and p.figures.sigma_error is not None
+    ]
+    if marks:
+        axes.plot(
+            *zip(*marks, strict=True), "o", color="black", clip_on=False, zorder=3, label="targets"
+        )
+    axes.set_ylabel("error, %")
+    axes.set_title(f"{letter} what can be reached")
+    axes.legend(loc="upper center", ncols=3, columnspacing=1, handletextpad=0.4)
+    pictures.sigma_axis(axes)
+
+
+def _draw_bands(axes: Axes, low: float, ceiling: float) -> None:
+    """The verdicts that fit between two errors, as bands named at the right."""
+    for verdict, end, colour in _BANDS:
+        high = min(max(end, low), ceiling)
+        axes.axhspan(low, high, color=colour, linewidth=0, zorder=0)
+        if high > low:
+            middle, beside = math.sqrt(low * high), axes.get_yaxis_transform()
+            axes.text(1.01, middle, verdict, fontsize=7, va="center", transform=beside)
+        low = high
+
+
+def _factor(*curves: NDArray[np.float64]) -> float:
+    """A power of ten to divide curves by, so that their numbers are short."""
+    largest = max(float(np.abs(c).max()) for c in curves)
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    return 1.0 if -2 < exponent < 4 else 10.0**exponent  # noqa: PLR2004 - short anyway
+
+
+def _power(factor: float) -> str:
+    """How a label says that numbers were divided by a power of ten."""
+    return "" if factor == 1 else f" ($10^{{{round(math.log10(factor))}}}$)"

@@ -1,0 +1,380 @@
+"""``phema sweep``: evaluates a grid of targets by a command, searches for the best and shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from phema_cli.cli import options, parsing, render
+from phema_cli.cli.reach import GRID
+from phema_cli.cli.synthesize import Device, Dtype, Format, Jobs, MaxMemory
+from phema_cli.errors import CheckFailedError, SignalError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from phema_cli.synthesis.pools import Progress
+    from phema_cli.synthesis.recipe import Recipe
+    from phema_cli.synthesis.results import Record
+    from phema_cli.synthesis.sweeping import Outcome
+    from phema_cli.synthesis.workshop import Sweep
+
+_EVALUATION, _OUTPUT = "Evaluation", "Output"
+_LOG = "eval.log"
+#: the chart's size; tables of this width fit beside it.
+_MOST_COLUMNS, _ROWS = 80, 12
+#: sigma_rel above which there is nothing more to evaluate.
+_NEAR_LIMIT = 0.28
+
+
+class Keep(StrEnum):
+    """Which outputs stay."""
+
+    best = "best"
+    all = "all"
+    none = "none"
+
+
+Eval = Annotated[
+    str,
+    options.option(
+        "--eval",
+        help="What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, "
+        "{target}.",
+        panel=_EVALUATION,
+        metavar="CMD",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    options.option(
+        "--metric",
+        help="Regular expression whose last match, or its group, is the metric; by default the "
+        "last number printed is.",
+        panel=_EVALUATION,
+        metavar="REGEX",
+    ),
+]
+MetricKey = Annotated[
+    str | None,
+    options.option(
+        "--metric-key",
+        help="Name of the metric in the JSON printed, dotted.",
+        panel=_EVALUATION,
+        metavar="KEY",
+    ),
+]
+Maximize = Annotated[
+    bool,
+    options.option(
+        "--maximize/--minimize", help="Which metric is the best; the lowest.", panel=_EVALUATION
+    ),
+]
+Refine = Annotated[
+    int | None,
+    options.option(
+        "--refine",
+        help="Further points searched around the best; 6 without targets given, else 0.",
+        panel=_EVALUATION,
+        min=0,
+        metavar="N",
+    ),
+]
+Timeout = Annotated[
+    str | None,
+    options.option(
+        "--timeout",
+        help="Time after which an evaluation has failed: 90s, 30m, 2h.",
+        panel=_EVALUATION,
+        metavar="TIME",
+    ),
+]
+RetryFailed = Annotated[
+    bool,
+    options.option(
+        "--retry-failed", help="Run again what failed in an earlier run.", panel=_EVALUATION
+    ),
+]
+Output = Annotated[
+    str,
+    options.option(
+        "--output",
+        "-o",
+        help="Directory for the outputs and sweep.jsonl.",
+        panel=_OUTPUT,
+        metavar="DIR",
+    ),
+]
+Keeping = Annotated[
+    Keep, options.option("--keep", help="Which outputs stay: best, all, none.", panel=_OUTPUT)
+]
+MaxDisk = Annotated[
+    str | None,
+    options.option(
+        "--max-disk",
+        help="Disk that outputs may take at a time; 90 % of what is free by default.",
+        panel=_OUTPUT,
+        metavar="SIZE",
+    ),
+]
+Overwrite = Annotated[
+    bool, options.option("--overwrite", help="Forget an earlier sweep's results.", panel=_OUTPUT)
+]
+Plot = Annotated[
+    Path | None,
+    options.option(
+        "--plot",
+        help="Draw metric against sigma_rel: png, svg, pdf.",
+        panel=_OUTPUT,
+        metavar="FILE",
+    ),
+]
+
+
+@options.spread
+def sweep(
+    paths: options.Paths,
+    *,
+    eval: Eval,  # noqa: A002 - the option's name
+    metric: Metric = None,
+    metric_key: MetricKey = None,
+    maximize: Maximize = False,
+    refine: Refine = None,
+    timeout: Timeout = None,
+    retry_failed: RetryFailed = False,
+    wanted: options.Targets,
+    solving: options.Solving,
+    output: Output = "sweep",
+    keep: Keeping = Keep.best,
+    max_disk: MaxDisk = None,
+    overwrite: Overwrite = False,
+    plot: Plot = None,
+    format: Format = None,  # noqa: A002 - the option's name
+    dtype: Dtype = None,
+    sources: options.Sources,
+    copy: options.Copy = None,
+    jobs: Jobs = None,
+    device: Device = "cpu",
+    max_memory: MaxMemory = "256MiB",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find the best EMA length by a metric of yours; prints the path of the best.
+
+    Targets are synthesized in one pass, CMD is run on each, and further ones are searched around
+    the best. Without --gamma, --sigma-rel or --profile that is a grid over what the snapshots
+    reach. The same command goes on from sweep.jsonl.
+
+    Example: [bold]phema sweep ckpts/ --eval 'python validate.py {path}'[/]
+    """
+    from phema_cli.snapshots import scan
+    from phema_cli.solver.search import FURTHER_POINTS
+    from phema_cli.synthesis import Request, find_dtype
+    from phema_cli.synthesis.evaluating import Evaluator
+    from phema_cli.synthesis.sweeping import sweep as run
+    from phema_cli.synthesis.workshop import Sweep
+
+    given = bool(wanted.gammas or wanted.sigma_rels or wanted.profiles)
+    asked = Sweep(
+        request=Request(
+            gammas=wanted.gammas,
+            sigma_rels=wanted.sigma_rels,
+            profiles=wanted.profiles,
+            step=solving.step,
+            method=solving.method,
+            sample=not solving.no_sample,
+            output=output,
+            form=format,
+            dtype=find_dtype(dtype) if dtype else None,
+            max_memory=parsing.size(max_memory) or 0,
+            jobs=jobs,
+            device=device,
+        ),
+        evaluator=Evaluator(eval, metric, metric_key, parsing.seconds(timeout)),
+        maximize=maximize,
+        refine=refine if refine is not None else 0 if given else FURTHER_POINTS,
+        keep=keep.value,
+        max_disk=parsing.size(max_disk),
+        retry_failed=retry_failed,
+        overwrite=overwrite,
+        candidates=GRID,
+        log=Path(output) / _LOG if quiet else None,
+    )
+    if plot is not None:
+        from phema_cli.cli import pictures
+
+        pictures.check(plot, overwrite=True)
+    found = scan(paths, sources.config(copy))
+    render.findings(found.findings, stderr=True, quiet=quiet)
+    with _resumable(output):
+        outcome = run(found, asked, _Shown(quiet=quiet))
+    if not quiet:
+        _show(outcome, maximize=maximize)
+    if plot is not None and outcome.best is not None:
+        _draw(outcome, plot, asked)
+    if json:
+        render.document("sweep", _document(outcome, asked))
+    if outcome.best is None:
+        raise CheckFailedError(
+            "no evaluation gave a metric",
+            where=output,
+            remedy=f"the first: {outcome.records[0].failure}; mend --eval, or pass --retry-failed",
+        )
+    if not json:
+        render.line(outcome.path or _reference(outcome.best))
+
+
+@contextmanager
+def _resumable(output: str) -> Iterator[None]:
+    """Say on a signal that what is finished stays."""
+    try:
+        yield
+    except SignalError as error:
+        error.outcome = f"finished evaluations stay in {output}"
+        if not getattr(error, "__notes__", []):
+            error.add_note("the same command goes on")
+        raise
+
+
+class _Shown:
+    """What is said on stderr while the work goes on.
+
+    Args:
+        quiet: nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def synthesizing(self, recipe: Recipe) -> AbstractContextManager[Progress | None]:
+        """A bar."""
+        total = recipe.read_bytes + recipe.write_bytes
+        return render.progress("synthesizing", total, quiet=self._quiet)
+
+    def evaluated(self, record: Record) -> None:
+        """A line."""
+        if not self._quiet:
+            said = f"[red]{record.failure}[/]" if record.metric is None else f"{record.metric:.7g}"
+            at = "" if record.sigma_rel is None else f"sigma_rel {record.sigma_rel:.4g}, "
+            render.console(stderr=True).print(f"{at}{render.plain(record.profile)}: {said}")
+
+
+def _reference(record: Record) -> str:
+    """What the option of its kind takes: a gamma, or a profile."""
+    return record.profile if record.gamma is None else repr(record.gamma)
+
+
+def _show(outcome: Outcome, *, maximize: bool) -> None:
+    """The table, the curve, and what to do about an optimum that may lie elsewhere."""
+    out = render.console(stderr=True)
+    out.print()
+    out.print(_table(outcome))
+    out.print()
+    if outcome.position != "alone":
+        for line in _chart(outcome, min(out.width, _MOST_COLUMNS), maximize=maximize):
+            out.print(line)
+    advice = _advice(outcome)
+    if advice is not None:
+        out.print(f"[yellow]warning:[/] {advice}", soft_wrap=True)
+
+
+def _chart(outcome: Outcome, width: int, *, maximize: bool) -> list[str]:
+    """Metric against sigma_rel, with the best marked."""
+    import numpy as np
+
+    from phema_cli.cli.chart import Curve, Mark, chart
+
+    points = _points(outcome)
+    sigma_rel, metric = _highlight(points, maximize=maximize)
+    return chart(
+        [Curve("metric", *np.array(points).T)],
+        width=width,
+        height=_ROWS,
+        log_x=True,
+        x_label="sigma_rel",
+        y_label="metric",
+        mark=Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}"),
+        unicode=render.unicode(),
+    )
+
+
+def _points(outcome: Outcome) -> list[tuple[float, float]]:
+    """Metric at each sigma_rel, ascending."""
+    return [
+        (r.sigma_rel, r.metric)
+        for r in outcome.records
+        if r.sigma_rel is not None and r.metric is not None
+    ]
+
+
+def _highlight(points: list[tuple[float, float]], *, maximize: bool) -> tuple[float, float]:
+    """The best of the points, which other profiles may surpass."""
+    return min(points, key=lambda p: -p[1] if maximize else p[1])
+
+
+def _draw(outcome: Outcome, path: Path, asked: Sweep) -> None:
+    """The same as a picture."""
+    from phema_cli.cli import pictures
+
+    points = _points(outcome)
+    pictures.metric_picture(
+        path,
+        points,
+        _highlight(points, maximize=asked.maximize) if points else None,
+        metric_label=asked.evaluator.key or "metric",
+        overwrite=True,
+    )
+
+
+def _advice(outcome: Outcome) -> str | None:
+    """What the best one's place says, where that is at an end or nowhere."""
+    evaluated = [sigma_rel for sigma_rel, _ in _points(outcome)]
+    if outcome.position == "flat":
+        return "all metrics are equal: is {path} what --eval evaluates?"
+    if outcome.position == "lowest":
+        return (
+            f"the best sigma_rel is the lowest that was evaluated, {evaluated[0]:.4g}: the optimum "
+            "may lie below; the same command with lower --sigma-rel goes on"
+        )
+    if outcome.position == "highest" and evaluated[-1] < _NEAR_LIMIT:
+        return (
+            f"the best sigma_rel is the highest that was evaluated, {evaluated[-1]:.4g}: the "
+            "optimum may lie above; the same command with higher --sigma-rel goes on"
+        )
+    return None
+
+
+def _table(outcome: Outcome) -> Table:
+    """A row for each evaluation."""
+    right = ("sigma_rel", "metric", "sigma_error", "seconds")
+    table = render.table(
+        "target", "sigma_rel", "metric", "verdict", "sigma_error", "seconds", "", right=right, gap=2
+    )
+    for r in outcome.records:
+        note = "[bold green]best[/]" if r is outcome.best else ""
+        table.add_row(
+            render.plain(r.profile),
+            "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
+            "" if r.metric is None else f"{r.metric:.7g}",
+            f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
+            "" if r.sigma_error is None else render.per_cent(r.sigma_error),
+            f"{r.seconds:.1f}",
+            note if r.failure is None else f"[red]{render.plain(r.failure)}[/]",
+        )
+    return table
+
+
+def _document(outcome: Outcome, asked: Sweep) -> dict[str, Any]:
+    """The content of ``--json``."""
+    return {
+        "eval": asked.evaluator.command,
+        "direction": "maximize" if asked.maximize else "minimize",
+        "best": None if outcome.best is None else asdict(outcome.best),
+        "position": outcome.position,
+        "path": None if outcome.path is None else str(outcome.path),
+        "evaluations": [asdict(r) for r in outcome.records],
+    }

@@ -1,0 +1,298 @@
+"""What each opcode of a pickle does to the machine; those that are not here are refused by name."""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from phema_cli.errors import InputError
+from phema_cli.formats._pickle_values import Inert, keys_of
+
+if TYPE_CHECKING:
+    from phema_cli.formats._pickle_machine import Machine
+
+#: bits of the largest number, which must be short enough to be written out.
+_MOST_BITS = 4096
+#: what an empty set costs, in units of ``spend``: it takes more memory than other containers.
+_SET = 16
+
+#: does what an opcode says; True at the end.
+_Action = Callable[["Machine"], Any]
+
+
+def _unpacked(form: str) -> _Action:
+    """Push a number."""
+    packed = struct.Struct(form)
+
+    def action(machine: Machine) -> None:
+        machine.stack.append(packed.unpack_from(machine.window, machine.at)[0])
+        machine.at += packed.size
+
+    return action
+
+
+def _byte(machine: Machine) -> None:
+    """Push a number of one byte."""
+    machine.stack.append(machine.window[machine.at])
+    machine.at += 1
+
+
+def _put(machine: Machine) -> None:
+    """Remember the value on top, by a number of one byte."""
+    index = machine.window[machine.at]
+    machine.at += 1
+    if index == len(machine.memo):
+        machine.memo.append(machine.stack[-1])
+    else:
+        machine.store(index)
+
+
+def _long_put(machine: Machine) -> None:
+    """Remember the value on top, by a number of four bytes."""
+    index = int.from_bytes(machine.window[machine.at : machine.at + 4], "little")
+    machine.at += 4
+    if index == len(machine.memo):
+        machine.memo.append(machine.stack[-1])
+    else:
+        machine.store(index)
+
+
+def _get(machine: Machine) -> None:
+    """Recall a value, by a number of one byte."""
+    machine.stack.append(machine.memo[machine.window[machine.at]])
+    machine.at += 1
+
+
+def _text(digits: int) -> _Action:
+    """Push a text whose length has so many bytes."""
+
+    def action(machine: Machine) -> None:
+        raw = machine.take(machine.take_number(digits))
+        machine.stack.append(raw.decode("utf-8", "surrogatepass"))
+
+    return action
+
+
+def _short_text(machine: Machine) -> None:
+    """Push a text whose length has four bytes, as nearly all have it."""
+    window, at = machine.window, machine.at + 4
+    stop = at + int.from_bytes(window[at - 4 : at], "little")
+    if stop > len(window):
+        _long_text(machine)
+        return
+    machine.stack.append(window[at:stop].decode("utf-8", "surrogatepass"))
+    machine.at = stop
+
+
+_long_text = _text(4)
+
+
+def _number(machine: Machine, value: int) -> None:
+    """Push a number of any length."""
+    if value.bit_length() > _MOST_BITS:
+        raise InputError(f"a number of {value.bit_length()} bits")
+    machine.stack.append(value)
+
+
+def _long(digits: int) -> _Action:
+    """Push a number whose length has so many bytes."""
+    return lambda machine: _number(
+        machine, int.from_bytes(machine.take(machine.take_number(digits)), "little", signed=True)
+    )
+
+
+def _int(machine: Machine) -> None:
+    """Push a number that is written out; 00 and 01 are truths."""
+    line = machine.take_line().removesuffix("L")
+    _number(machine, {"00": False, "01": True}[line] if line in {"00", "01"} else int(line))
+
+
+def _span(digits: int) -> _Action:
+    """Push the place of a string of bytes whose length has so many bytes."""
+    return lambda machine: machine.stack.append(machine.skip(machine.take_number(digits)))
+
+
+def _tuple(count: int) -> _Action:
+    """Push the tuple of the last values."""
+
+    def action(machine: Machine) -> None:
+        stack = machine.stack
+        if len(stack) < count:
+            raise InputError("a tuple of nothing")
+        stack[-count:] = [tuple(stack[-count:])]
+
+    return action
+
+
+def _reduce(machine: Machine) -> None:
+    arguments = machine.stack.pop()
+    machine.call(machine.stack.pop(), arguments)
+
+
+def _newobj_ex(machine: Machine) -> None:
+    if machine.stack.pop():
+        raise InputError("a class called with keywords")
+    _reduce(machine)
+
+
+def _obj(machine: Machine) -> None:
+    function, *arguments = machine.collected()
+    machine.call(function, tuple(arguments))
+
+
+def _global(machine: Machine) -> None:
+    machine.ask(machine.take_line(), machine.take_line())
+
+
+def _inst(machine: Machine) -> None:
+    _global(machine)
+    function = machine.stack.pop()
+    machine.call(function, tuple(machine.collected()))
+
+
+def _stack_global(machine: Machine) -> None:
+    name = machine.stack.pop()
+    machine.ask(machine.stack.pop(), name)
+
+
+def _build(machine: Machine) -> None:
+    """State: of objects that stand for others; what a dict has besides its items is dropped."""
+    state = machine.stack.pop()
+    target = machine.stack[-1]
+    if isinstance(target, Inert):
+        target.raw = state
+        if isinstance(state, dict) and not target.state:
+            target.state = state
+            return
+        # A dict, or one beside that of the slots; numpy's states are tuples of their own kind.
+        parts = state if isinstance(state, tuple) else (state,)
+        machine.spend(len(parts))
+        for part in parts:
+            if isinstance(part, dict):
+                machine.spend(len(part))
+                target.state = target.state | part
+    elif not isinstance(target, dict):
+        raise InputError("state for what has none")
+
+
+def _set_items(machine: Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
+    if not isinstance(target, dict):
+        raise InputError("items for what is no dict")
+    target.update(zip(keys_of(items[::2]), items[1::2], strict=True))
+
+
+def _set_item(machine: Machine) -> None:
+    value = machine.stack.pop()
+    _set_items(machine, [machine.stack.pop(), value])
+
+
+def _dict(machine: Machine) -> None:
+    items = machine.collected()
+    machine.stack.append({})
+    _set_items(machine, items)
+
+
+def _append(machine: Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
+    if not isinstance(target, list):
+        raise InputError("items for what is no list")
+    target.extend(items)
+
+
+def _empty_set(machine: Machine) -> None:
+    machine.spend(_SET)
+    machine.stack.append(set())
+
+
+def _add(machine: Machine) -> None:
+    items = machine.collected()
+    if not isinstance(machine.stack[-1], set):
+        raise InputError("items for what is no set")
+    machine.stack[-1].update(keys_of(items))
+
+
+def _frozen_set(machine: Machine) -> None:
+    machine.spend(_SET)
+    machine.stack.append(frozenset(keys_of(machine.collected())))
+
+
+def _push(make: Callable[[], object]) -> _Action:
+    return lambda machine: machine.stack.append(make())
+
+
+def _unknown(name: str) -> _Action:
+    def action(machine: Machine) -> None:
+        raise InputError(f"opcode {name} at byte {machine.tell() - 1}")
+
+    return action
+
+
+_BY_NAME: Mapping[str, _Action] = {
+    "PROTO": lambda machine: machine.take(1) and None,
+    "FRAME": lambda machine: machine.take(8) and None,
+    "STOP": lambda _: True,
+    "NONE": _push(lambda: None),
+    "NEWTRUE": _push(lambda: True),
+    "NEWFALSE": _push(lambda: False),
+    "BININT": _unpacked("<i"),
+    "BININT1": _byte,
+    "BININT2": _unpacked("<H"),
+    "BINFLOAT": _unpacked(">d"),
+    "LONG1": _long(1),
+    "LONG4": _long(4),
+    "INT": _int,
+    "LONG": _int,
+    "FLOAT": lambda machine: machine.stack.append(float(machine.take_line())),
+    "SHORT_BINUNICODE": _text(1),
+    "BINUNICODE": _short_text,
+    "BINUNICODE8": _text(8),
+    "SHORT_BINBYTES": _span(1),
+    "BINBYTES": _span(4),
+    "BINBYTES8": _span(8),
+    "BYTEARRAY8": _span(8),
+    "EMPTY_LIST": _push(list),
+    "EMPTY_TUPLE": _push(tuple),
+    "EMPTY_DICT": _push(dict),
+    "EMPTY_SET": _empty_set,
+    "MARK": lambda machine: machine.mark(),
+    "POP": lambda machine: machine.stack.pop() and None,
+    "POP_MARK": lambda machine: machine.collected() and None,
+    "DUP": lambda machine: machine.stack.append(machine.stack[-1]),
+    "LIST": lambda machine: machine.stack.append(machine.collected()),
+    "TUPLE": lambda machine: machine.stack.append(tuple(machine.collected())),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "FROZENSET": _frozen_set,
+    "DICT": _dict,
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine: _set_items(machine, machine.collected()),
+    "APPEND": lambda machine: _append(machine, [machine.stack.pop()]),
+    "APPENDS": lambda machine: _append(machine, machine.collected()),
+    "ADDITEMS": _add,
+    "PUT": lambda machine: machine.store(int(machine.take_line())),
+    "BINPUT": _put,
+    "LONG_BINPUT": _long_put,
+    "MEMOIZE": lambda machine: machine.memo.append(machine.stack[-1]),
+    "GET": lambda machine: machine.recall(int(machine.take_line())),
+    "BINGET": _get,
+    "LONG_BINGET": lambda machine: machine.recall(machine.take_number(4)),
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "NEWOBJ": _reduce,
+    "NEWOBJ_EX": _newobj_ex,
+    "OBJ": _obj,
+    "INST": _inst,
+    "BUILD": _build,
+    "BINPERSID": lambda machine: machine.name_storage(),
+}
+_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
+#: by opcode.
+ACTIONS = [
+    _BY_NAME.get(name, _unknown(name))
+    for name in (_NAMES.get(code, f"{code:#04x}") for code in range(256))
+]

@@ -1,0 +1,132 @@
+"""What all callbacks share: the averages of the run, and when snapshots of them are stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phema_cli.errors import UsageError
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.tracker import PowerEMA
+
+if TYPE_CHECKING:
+    import torch
+
+_DEFAULT_GAMMAS = (5.0, 10.0)
+_DEFAULT_SNAPSHOTS = 20
+
+
+class Recorder:
+    """A PowerEMA that is made when training starts, and stored at even intervals and at the end.
+
+    Args:
+        directory: where the snapshots go; made if need be.
+        gammas: exponents of the averages; 5 and 10 by default.
+        sigma_rels: the averages by their relative widths, instead of ``gammas``.
+        every: store snapshots after so many updates.
+        snapshots: store so many of each gamma over the whole training, whose length must be known;
+            20 by default.
+        dtype: element type in which averages are stored; float32 by default.
+        name: what the snapshots' names begin with.
+        device: where the averages live; by default beside the parameters.
+        fresh: begin the averages anew where training goes on from a checkpoint that has none.
+
+    Attributes:
+        ema: the averages, once training has started.
+
+    Raises:
+        UsageError: gammas that PowerEMA refuses, or two arguments that exclude each other.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        gammas: Sequence[float] | None = None,
+        sigma_rels: Sequence[float] | None = None,
+        every: int | None = None,
+        snapshots: int | None = None,
+        dtype: torch.dtype | None = None,
+        name: str = "ema",
+        device: torch.device | str | None = None,
+        fresh: bool = False,
+    ) -> None:
+        if gammas is not None and sigma_rels is not None:
+            raise UsageError("gammas and sigma_rels say the same", remedy="pass one of them")
+        if every is not None and snapshots is not None:
+            raise UsageError("every and snapshots exclude each other", remedy="pass one of them")
+        if min(every or 1, snapshots or 1) < 1 or 0 in (every, snapshots):
+            raise UsageError("every and snapshots must be at least 1")
+        if sigma_rels is not None:
+            gammas = [gamma_from_sigma_rel(s) for s in sigma_rels]
+        self.gammas = tuple(_DEFAULT_GAMMAS if gammas is None else gammas)
+        for gamma in self.gammas:
+            PowerProfile(gamma, 1.0)
+        self.directory = Path(directory)
+        self.every = every
+        self.snapshots = snapshots or _DEFAULT_SNAPSHOTS
+        self.dtype = dtype
+        self.name = name
+        self.device = device
+        self.fresh = fresh
+        self.ema: PowerEMA | None = None
+        self._model: torch.nn.Module | None = None
+        self._total: float = 0
+        self._stored_at = 0
+
+    def _begin(
+        self,
+        model: torch.nn.Module,
+        total: float,
+        resumed_at: int,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        """Make the averages, or go on with those of a checkpoint or of the training just before.
+
+        Args:
+            model: the model on its devices.
+            total: optimizer steps of the whole training; infinite or negative if unknown.
+            resumed_at: optimizer steps that lie behind the model.
+            state: the averages' state in the checkpoint that training goes on from.
+        """
+        if self.every is None and not 0 < total < float("inf"):
+            raise UsageError("the length of the training is not known", remedy="pass every=N")
+        self._total = total
+        if resumed_at and state is None:
+            if self.ema is not None and self._model is model:
+                return
+            if not self.fresh:
+                raise UsageError(
+                    f"training goes on at step {resumed_at} from a checkpoint without averages",
+                    remedy="pass fresh=True to begin them there",
+                )
+        self.ema, self._model = PowerEMA(model, self.gammas, device=self.device), model
+        self._stored_at = 0
+        if state is not None:
+            self.ema.load_state_dict(state)
+
+    def _update(self) -> None:
+        """Take in an optimizer step, and store snapshots if they are due."""
+        if self.ema is None:
+            return
+        self.ema.update()
+        step = self.ema.step
+        if self.every is not None:
+            due = step % self.every == 0
+        else:
+            before, now = ((s * self.snapshots) // self._total for s in (step - 1, step))
+            due = now > before
+        if due:
+            self._store()
+
+    def _end(self) -> None:
+        """Store snapshots of the end, unless that was done."""
+        if self.ema is not None and self.ema.step > self._stored_at:
+            self._store()
+
+    def _store(self) -> None:
+        if self.ema is not None:
+            self.ema.save(self.directory, name=self.name, dtype=self.dtype)
+            self._stored_at = self.ema.step

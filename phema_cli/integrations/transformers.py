@@ -1,0 +1,112 @@
+"""A callback for the Hugging Face Trainer: ``pip install 'phema[transformers]'``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phema_cli.errors import StorageError
+from phema_cli.formats.base import PARTIAL
+from phema_cli.integrations.recorder import Recorder
+
+try:
+    from transformers import TrainerCallback
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "phema_cli.integrations.transformers needs transformers and accelerate; "
+        "pip install 'phema[transformers]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+#: the averages' state in a directory checkpoint-N.
+STATE_NAME = "power_ema.pt"
+
+
+class PowerEMACallback(Recorder, TrainerCallback):
+    """Keeps power-function averages of a Trainer's model and stores snapshots of them.
+
+    The averages take in each optimizer step that was made: once for several batches of accumulated
+    gradients, and not where a gradient scaler skipped it. Their state is stored in each directory
+    ``checkpoint-N`` of the Trainer, as ``power_ema.pt``, so that a resumed run stores what an
+    unbroken one does. Rank 0 alone writes.
+
+    A run that goes on from a checkpoint outside its ``output_dir`` has to name it in its arguments:
+    ``TrainingArguments(resume_from_checkpoint=...)``, as the library's own scripts do.
+
+    Arguments are those of :class:`phema_cli.integrations.recorder.Recorder`::
+
+        import torch
+        from phema_cli.integrations.transformers import PowerEMACallback
+        from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2))
+        rows = torch.randint(64, (256, 8))
+        data = [{"input_ids": row, "labels": row} for row in rows]
+        keep = PowerEMACallback("ckpts", gammas=(5, 10), snapshots=20, dtype=torch.float16)
+        Trainer(model, TrainingArguments("out"), train_dataset=data, callbacks=[keep]).train()
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - the library's own
+    ) -> None:
+        """Make or restore the averages, when the model is on its devices and sharded."""
+        import torch
+
+        del control
+        place = args.resume_from_checkpoint or _checkpoint(args, state)
+        path = Path(place) / STATE_NAME
+        found = None
+        if state.global_step and path.is_file():
+            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self._begin(kwargs["model"], state.max_steps, state.global_step, found)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ANN401 - the library's own
+    ) -> None:
+        """Update after an optimizer step, which accelerate may have skipped."""
+        del args, state, control
+        if not getattr(kwargs["optimizer"], "step_was_skipped", False):
+            self._update()
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Put the averages' state into the checkpoint that was just stored."""
+        import torch
+
+        del control, kwargs
+        if self.ema is None or state.is_hyper_param_search:
+            return
+        held = self.ema.state_dict()
+        if args.should_save:
+            path = _checkpoint(args, state) / STATE_NAME
+            partial = path.with_name(path.name + PARTIAL)
+            try:
+                with partial.open("wb") as stream:
+                    torch.save(held, stream)
+                partial.replace(path)
+            except OSError as error:
+                raise StorageError.wrap(error, path, "write") from error
+
+    def on_train_end(self, *_: object, **__: object) -> None:
+        """Store the last snapshots."""
+        self._end()
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer stores, or has stored, the checkpoint of this step."""
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

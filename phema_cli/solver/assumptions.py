@@ -1,0 +1,185 @@
+"""Movement before there is a run to measure: by the learning rate's schedule, or an earlier run's.
+
+Under a constant learning rate r the weights of small networks move about as far in every unit of
+log time, and the square of that falls a little more slowly than r^2 where r falls, so
+
+    q(t) = r(t)^1.8 / t
+
+in units of the movement per unit of log time. ``benchmarks/planning.py`` measures what that is
+worth; the constants here were fitted on two thirds of the runs of ``benchmarks/training.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+
+from phema_cli.errors import UsageError
+from phema_cli.profiles import Array
+from phema_cli.solver.movement import Movement
+from phema_cli.solver.rounding import measured
+
+#: movement per unit of log time over the RMS value of the weights, at the full learning rate.
+SCHEDULED_RATIO = 0.3
+_POWER = 1.8
+#: before this fraction of the run the weights move less (warm-up, and weights still small), ...
+_SLOW = 0.15
+#: ... and before this one they glide: roughness before and after.
+_GLIDE, _ROUGHNESS = 0.3, (0.3, 0.7)
+#: steps for which an optimizer with momentum 0.9 remembers a gradient, about.
+_JITTER_STEPS = 8.0
+#: least rate: a schedule that ends at zero still leaves the noise of its last steps.
+_LEAST_RATE = 1e-4
+#: spread of the logarithm of the elements' movement.
+_SPREAD = 0.4
+_VALUES, _PACES, _KNOTS, _EARLY = 32, 9, 60, 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Assumption:
+    """What a plan assumes of a run.
+
+    Attributes:
+        movement: of the weights; None for a random walk in log time, as ``--no-sample`` assumes.
+        storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
+            size.
+    """
+
+    movement: Movement | None
+    storage_noise: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    """A kind of schedule.
+
+    Attributes:
+        rate: from time as a fraction of the run, and the parameter, to the learning rate over its
+            peak.
+        parameter: its name, empty where there is none.
+        default: its value where nothing is said.
+    """
+
+    rate: Callable[[Array, float], Array]
+    parameter: str = ""
+    default: float = 0.0
+
+
+def _cosine(u: Array, end: float) -> Array:
+    return end + (1 - end) * (1 + np.cos(np.pi * u)) / 2
+
+
+def _linear(u: Array, end: float) -> Array:
+    return end + (1 - end) * (1 - u)
+
+
+def _wsd(u: Array, last: float) -> Array:
+    return np.minimum(1.0, (1 - u) / last)
+
+
+def _rsqrt(u: Array, start: float) -> Array:
+    return np.sqrt(start / np.maximum(u, start))
+
+
+SCHEDULES: Mapping[str, _Schedule] = {
+    "constant": _Schedule(lambda u, _: np.ones_like(u)),
+    "cosine": _Schedule(_cosine, "end"),
+    "linear": _Schedule(_linear, "end"),
+    "wsd": _Schedule(_wsd, "last", 0.2),
+    "rsqrt": _Schedule(_rsqrt, "start", 0.0625),
+}
+#: what is assumed where nothing is said: between a constant rate and one that falls to zero, and
+#: nearest of all to the errors of the runs of ``benchmarks/training.py`` taken together.
+DEFAULT_SCHEDULE = "rsqrt"
+#: a random walk in log time.
+WALK = "walk"
+#: how schedules are written.
+HELP = "write constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, rsqrt:start=0.06 or walk"
+
+
+def parse_schedule(text: str) -> Callable[[Array], Array] | None:
+    """The learning rate over its peak as a function of the fraction of the run that has passed.
+
+    Returns:
+        That function of an array, or None for ``walk``.
+
+    Raises:
+        UsageError: an unknown name or parameter, or a value that is not between 0 and 1.
+    """
+    name, _, rest = text.partition(":")
+    if text == WALK:
+        return None
+    if name not in SCHEDULES:
+        raise UsageError(f"no schedule {text!r}", remedy=HELP)
+    schedule = SCHEDULES[name]
+    value = schedule.default
+    if rest:
+        key, _, number = rest.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        # A rate may end at 0; a window or a beginning of no length is none.
+        least = 0.0 if schedule.parameter == "end" else _EARLY
+        if not schedule.parameter or key.strip() != schedule.parameter or not least <= value <= 1:
+            raise UsageError(f"{text!r} is not a schedule", remedy=HELP)
+    return lambda u: schedule.rate(u, value)
+
+
+def scheduled(rate: Callable[[Array], Array], steps: float, mantissa_bits: int) -> Movement:
+    """Movement under a schedule, in units of that per unit of log time at the full rate.
+
+    Args:
+        rate: what :func:`parse_schedule` gives.
+        steps: length of the run.
+        mantissa_bits: of the type that snapshots are stored in.
+    """
+    # Close to both ends, where the schedule or 1/t changes.
+    u = np.geomspace(_EARLY, 1.0, _KNOTS)
+    u = np.unique(np.concatenate([u, 1 - np.geomspace(_LEAST_RATE, 0.5, _KNOTS)]))
+    power = np.maximum(rate(u), _LEAST_RATE) ** _POWER
+    values, paces = _elements()
+    units = np.exp2(np.floor(np.log2(values)) - mantissa_bits)
+    return Movement(
+        times=u * steps,
+        drift=power * np.minimum(1.0, u / _SLOW) / (u * steps),
+        blocks=np.array([_GLIDE * steps, steps]),
+        roughness=np.array(_ROUGHNESS),
+        jitter=np.full(2, _JITTER_STEPS),
+        rounding=measured(units, paces),
+        mean_square=SCHEDULED_RATIO**-2,
+        measured=False,
+    )
+
+
+def _elements() -> tuple[Array, Array]:
+    """Typical elements: normal values, each with all of some log-normal relative movements."""
+    normal = NormalDist()
+    values = [normal.inv_cdf(0.5 + (i + 0.5) / _VALUES / 2) for i in range(_VALUES)]
+    paces = np.exp(_SPREAD * np.array([normal.inv_cdf((i + 0.5) / _PACES) for i in range(_PACES)]))
+    paces /= np.sqrt((paces**2).mean())
+    return np.repeat(values, _PACES) / SCHEDULED_RATIO, np.tile(paces, _VALUES)
+
+
+def earlier(movement: Movement, end: float, steps: float, coarser: float) -> Movement:
+    """The movement of an earlier run, of another length and stored in another type.
+
+    Weights move as far in the same fraction of the run; jitter and parameters keep their units.
+
+    Args:
+        movement: what :func:`phema_cli.solver.calibrate` found.
+        end: time of the earlier run's last snapshot.
+        steps: length of the run that is planned.
+        coarser: unit in the last place of the planned type over that of the earlier one.
+    """
+    longer = steps / end
+    return replace(
+        movement,
+        times=movement.times * longer,
+        drift=movement.drift / longer,
+        blocks=movement.blocks * longer,
+        rounding=movement.rounding.scaled(coarser),
+    )

@@ -1,0 +1,159 @@
+"""``phema plan`` through the real console script."""
+
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from phema_cli.cli import parsing
+from phema_cli.errors import UsageError
+from tests.builders import phema, write_run
+
+
+def test_a_plan_agrees_with_inspect_of_the_snapshots(tmp_path):
+    """Without a look at data, inspect says of the planned snapshots what the plan said, exactly."""
+    plan = phema(
+        "plan", "--steps", 50, "--snapshots", 8, "--gammas", "4,9", "--schedule", "walk", "--json"
+    ).json
+    times = (7, 14, 21, 28, 35, 42, 49, 50)
+    assert (plan["plan"]["every"], plan["plan"]["snapshots"], plan["plan"]["files"]) == (7, 8, 16)
+    write_run(tmp_path / "ckpts", gammas=(4.0, 9.0), steps=times, dtype=torch.float16)
+    inspected = phema("inspect", tmp_path / "ckpts", "--no-sample", "--json").json
+    assert plan["targets"] == inspected["targets"]
+
+
+def test_a_plan_like_a_run_agrees_with_inspect_of_it(ckpts):
+    """Planned as an earlier run was stored, a run has the figures that inspect measured there."""
+    plan = phema(
+        *("plan", "--steps", 100, "--gammas", "5,10", "--snapshots", 4, "--dtype", "float32"),
+        *("--like", ckpts, "--json"),
+    ).json
+    inspected = phema("inspect", ckpts, "--json").json
+    assert plan["assumed"] == {"schedule": None, "like": str(ckpts)}
+    assert plan["parameters"] == inspected["snapshots"][0]["parameters"]
+    assert plan["targets"] == inspected["targets"]
+    assert plan["targets"][0]["expected_rms"] > 0
+
+
+def test_a_plan_like_an_earlier_run_shows_its_errors(ckpts):
+    """The table has expected_rms with --like only; a coarser type has larger errors."""
+    arguments = ("plan", "--steps", 400, "--gammas", "5,10", "--snapshots", 4, "--like", ckpts)
+    assert "expected_rms" in phema(*arguments).out
+    assert "expected_rms" not in phema("plan", "--steps", 400, "-q").out
+    fine, coarse = (
+        phema(*arguments, "--dtype", d, "--json").json["targets"][0] for d in ("fp32", "bf16")
+    )
+    assert coarse["expected_rms"] > fine["expected_rms"]
+
+
+def test_the_training_loop_stores_what_was_planned(tmp_path):
+    """The shown code runs, and leaves the snapshots, in the type, that the plan counts."""
+    run = phema("plan", "--steps", 10, "--snapshots", 4, "--gammas", "4,9", "-q")
+    code = textwrap.dedent(run.out.partition("In the training loop\n")[2])
+    head = "import torch\nfrom phema_cli import PowerEMA\nmodel = torch.nn.Linear(2, 1)\n"
+    subprocess.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
+    found = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
+    assert {(s["gamma"], s["step"]) for s in found} == {
+        (g, t) for g in (4, 9) for t in (3, 6, 9, 10)
+    }
+    assert {s["dtype"] for s in found} == {"float16"}
+
+
+def test_a_plan_of_one_gamma_is_a_tuple_too():
+    """One gamma is written as PowerEMA takes it."""
+    run = phema("plan", "--steps", "1k", "--gammas", 7, "--dtype", "float32", "-q")
+    assert "PowerEMA(model, gammas=(7,))" in run.out
+    assert 'ema.save("ckpts")' in run.out
+
+
+def test_budgets_are_kept():
+    """A larger budget gives no worse plan, and none costs more than it may."""
+    worst = float("inf")
+    for budget in (10, 30):
+        plan = phema(
+            *("plan", "--steps", "100k", "--parameters", "280M", "--schedule", "wsd", "--json"),
+            *("--budget", f"{budget}GB"),
+        ).json["plan"]
+        assert plan["disk_bytes"] == plan["files"] * 560_000_000 <= budget * 10**9
+        assert plan["worst_sigma_error"] < worst
+        worst = plan["worst_sigma_error"]
+
+
+def test_plans_side_by_side():
+    """--compare shows other gammas and numbers, with what they cost; in JSON as well."""
+    arguments = ("plan", "--steps", 100, "--parameters", "1M", "--gammas", "8,24")
+    run = phema(*arguments, "--compare", COLUMNS="80")
+    rows = re.findall(r"^(\S+, \S+) +(\d+) +(\d+) +(\S+ MB) ", run.out, re.MULTILINE)
+    assert [r[:2] for r in rows[:4]] == [("8, 24", n) for n in ("8", "15", "25", "50")]
+    assert len(rows) == 12
+    assert rows[0][2:] == ("16", "32 MB")
+    assert all(len(line) <= 80 for line in run.out.splitlines())
+    compared = phema(*arguments, "--compare", "--json").json["compared"]
+    assert [p["files"] for p in compared] == [int(r[2]) for r in rows]
+
+
+def test_what_is_assumed_is_said_unless_it_was_chosen():
+    """Without --schedule and --like a notice says so; -q and --schedule leave stderr empty."""
+    assert "falls by rsqrt" in phema("plan", "--steps", 64).err
+    assert phema("plan", "--steps", 64, "-q").err == ""
+    assert phema("plan", "--steps", 64, "--schedule", "rsqrt").err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "--steps"),
+        ("--steps 0", "not a number above 0"),
+        ("--steps 1.5", "not a number above 0"),
+        ("--steps 9 --parameters many", "not a number above 0"),
+        ("--steps 9 --snapshots 3 --every 5", "pass one of them"),
+        ("--steps 9 --gammas 5 --sigma-rels 0.1", "pass one of them"),
+        ("--steps 9 --gammas 5,5", "given twice"),
+        ("--steps 9 --gammas 5,5 --every 3", "given twice"),
+        ("--steps 9 --gammas=-3", "gamma -3"),
+        ("--steps 9 --range 0.1", "not a range"),
+        ("--steps 9 --range 0.2,0.1", "not a range"),
+        ("--steps 9 --range 0.1,0.4", "sigma_rel 0.4"),
+        ("--steps 9 --every 10", "gives 0 snapshots"),
+        ("--steps 1M --every 10", "gives 100000 snapshots"),
+        ("--steps 9 --budget 5GB", "pass --parameters"),
+        ("--steps 9 --budget 5MB --parameters 1M", "too few"),
+        ("--steps 9 --dtype int8", "no float type"),
+        ("--steps 9 --schedule cos", "no schedule"),
+        ("--steps 9 --schedule cosine --like ckpts", "pass one of them"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, message):
+    """Each is one line on stderr, with exit code 2."""
+    run = phema("plan", *arguments.split())
+    assert run.code == 2
+    assert message in run.err
+    assert len(run.err.splitlines()) == 1
+
+
+def test_snapshots_that_say_nothing_are_refused(tmp_path):
+    """--like of snapshots that never move is an error with a remedy, like one of no snapshots."""
+    write_run(tmp_path / "one", gammas=(5.0,), steps=(10,))
+    run = phema("plan", "--steps", 9, "--like", tmp_path / "one")
+    assert run.code == 3
+    assert "pass --schedule" in run.err
+    assert phema("plan", "--steps", 9, "--like", tmp_path / "none").code == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("400000", 400_000), ("400k", 400_000), ("1.2B", 1_200_000_000), ("2 M", 2e6)],
+)
+def test_counts_are_read(text, value):
+    """Steps and parameters may be written with k, M, B and T."""
+    assert parsing.count(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "0.5", "-3", "1e5", "0", "3Q"])
+def test_what_is_no_count_is_refused(text):
+    """What is no whole number above 0 is an error."""
+    with pytest.raises(UsageError, match="not a number"):
+        parsing.count(text)

@@ -1,0 +1,192 @@
+"""``phema plot``: pictures, terminal drawings and the data of the curves."""
+
+import re
+import subprocess
+import sys
+from xml.dom import minidom
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.cells import cell_len
+
+from tests.builders import phema, write_run
+
+
+def plot(*arguments, **environment):
+    """A run that reads no tensors, so that it need not load torch."""
+    return phema("plot", *arguments, "--no-sample", **environment)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_pictures_are_valid_and_the_same_every_time(ending, ckpts, tmp_path):
+    """The file is what its ending says; a second run makes the same bytes, and leaves no others."""
+    paths = [tmp_path / name / f"p.{ending}" for name in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        run = plot(ckpts, "-g", 7, "-o", path)
+        assert (run.code, run.out, run.err) == (0, f"{path}\n", "")
+        assert list(path.parent.iterdir()) == [path]
+    content = paths[0].read_bytes()
+    assert content == paths[1].read_bytes()
+    if ending == "png":
+        with Image.open(paths[0]) as image:
+            image.load()
+            assert image.width == 7 * 300
+            assert image.convert("RGBA").getpixel((2, 2)) == (255, 255, 255, 255)
+    elif ending == "svg":
+        parsed = minidom.parseString(content)  # noqa: S318 - made a moment ago
+        assert parsed.documentElement.tagName == "svg"
+        assert b"<dc:date>" not in content
+    else:
+        assert content.startswith(b"%PDF-")
+        assert b"CreationDate" not in content
+
+
+def test_an_existing_picture_is_kept(ckpts, tmp_path):
+    """Without --overwrite the file stays as it is, and the message says what to do."""
+    path = tmp_path / "p.svg"
+    path.write_text("mine")
+    run = plot(ckpts, "-g", 7, "-o", path)
+    assert (run.code, run.err) == (2, f"phema: {path}: exists already; pass --overwrite\n")
+    assert path.read_text() == "mine"
+    assert plot(ckpts, "-g", 7, "-o", path, "--overwrite").code == 0
+    assert path.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("p.jpg", 2, "no picture ends in '.jpg'; end it in .pdf, .png, .svg"),
+        ("p", 2, "has no ending; end it in .pdf, .png, .svg"),
+        ("none/p.png", 5, "no such directory"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused_first(name, code, message, tmp_path):
+    """Ending and directory are looked at before any snapshot is."""
+    run = plot(tmp_path / "nowhere", "-g", 7, "-o", tmp_path / name)
+    assert run.code == code
+    assert message in run.err
+
+
+def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
+    """A picture needs the extra; the terminal's drawing does without."""
+    stub = tmp_path / "stub" / "matplotlib"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise ImportError('no matplotlib here')")
+    where = ":".join(p for p in (str(stub.parent), *sys.path) if p)
+    run = plot(ckpts, "-g", 7, "-o", tmp_path / "p.png", PYTHONPATH=where)
+    assert run.code == 2
+    assert run.err.endswith("pictures need matplotlib; pip install 'phema[plot]'\n")
+    assert not (tmp_path / "p.png").exists()
+    assert plot(ckpts, "-g", 7, PYTHONPATH=where).code == 0
+
+
+@pytest.mark.parametrize("columns", [None, 40, 80, 200])
+def test_terminal_drawings_fit_their_width(columns, ckpts):
+    """80 columns in a pipe, otherwise the terminal's; no line is longer, all three are there."""
+    run = plot(ckpts, "-g", "7,40", **({} if columns is None else {"COLUMNS": str(columns)}))
+    assert run.code == 0, run.err
+    drawings = run.out.partition("gamma 7: target and achieved profile")[2]
+    assert max(map(cell_len, drawings.splitlines())) <= (columns or 80)
+    for title in ("weights of the snapshots", "gamma 40: target", "sigma_rel", "achieved - target"):
+        assert title in drawings
+    assert not re.search(r"\x1b", run.out)
+
+
+def test_streams_without_braille_get_ascii(ckpts):
+    """Where stdout can't carry braille cells, nothing but ASCII is printed."""
+    run = plot(ckpts, "-g", 7, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert run.code == 0, run.err
+    assert run.out.isascii()
+    assert "+---" in run.out
+
+
+@pytest.mark.parametrize(
+    ("target", "step"),
+    [
+        ("raw", 100),
+        ("raw", 60),
+        ("uniform:last=0.2", 60),
+        ("exponential:halflife=20", 100),
+        ("csv:shape$_.csv", 60),
+    ],
+)
+def test_every_kind_of_target_is_drawn(target, step, ckpts, tmp_path):
+    """Targets without a density, with edges, from a table, and between two snapshots."""
+    (tmp_path / "shape$_.csv").write_text("0,0\n50,1\n100,0.2\n")
+    arguments = ("plot", ckpts, "--profile", target, "--step", step, "--no-sample")
+    run = phema(*arguments, "--json", "-o", "p.svg", cwd=tmp_path)
+    assert run.code == 0, run.err
+    (found,) = run.json["targets"]
+    assert found["curves"]["quantity"] == ("cumulative" if target == "raw" else "density")
+    assert run.json["output"] == "p.svg"
+    assert (tmp_path / "p.svg").stat().st_size > 10_000
+
+
+def test_raw_snapshots_are_drawn_by_their_cumulative_weight(tmp_path):
+    """Sources that are single points have no density: the achieved profile is a staircase."""
+    write_run(tmp_path / "raw", gammas=(5.0,))
+    for path in sorted((tmp_path / "raw").iterdir()):
+        step = re.search(r"step(\d+)", path.name)[1]
+        torch.save({"w": torch.ones(3) * int(step)}, tmp_path / "raw" / f"model-step{step}.pt")
+        path.unlink()
+    run = plot(tmp_path / "raw", "--raw", "-g", 7, "--json")
+    assert run.code == 0, run.err
+    (found,) = run.json["targets"]
+    assert found["curves"]["quantity"] == "cumulative"
+    weights = [s["weight"] for s in found["sources"]]
+    achieved = np.array(found["curves"]["achieved"])
+    np.testing.assert_allclose(np.unique(achieved.round(12)), [0, *np.cumsum(weights)[:-1]])
+
+
+def test_json_has_the_curves_and_the_range(ckpts):
+    """Curves of one length, their difference, the range; figures and weights are those solved."""
+    run = plot(ckpts, "-g", "7,40", "--json")
+    solved = phema("weights", ckpts, "-g", "7,40", "--no-sample", "--json").json["targets"]
+    for found, same in zip(run.json["targets"], solved, strict=True):
+        curves = {k: np.array(v) for k, v in found["curves"].items() if k != "quantity"}
+        assert {len(v) for v in curves.values()} == {len(curves["times"])}
+        np.testing.assert_array_equal(curves["difference"], curves["achieved"] - curves["target"])
+        assert found["sigma_error"] == pytest.approx(same["sigma_error"])
+        assert [s["weight"] for s in found["sources"]] == pytest.approx(
+            [s["weight"] for s in same["sources"]]
+        )
+    reach = run.json["reach"]
+    assert (reach[0]["sigma_rel"], reach[-1]["sigma_rel"]) == (0.01, 0.2875)
+
+
+def test_more_targets_than_a_picture_holds_are_refused(ckpts):
+    """Nine are too many to see, not too many for a document."""
+    run = plot(ckpts, "-g", "1,2,...,9")
+    assert run.code == 2
+    assert "9 targets are more than a picture holds; pass at most 8" in run.err
+    assert len(plot(ckpts, "-g", "1,2,...,9", "--json").json["targets"]) == 9
+
+
+def test_eight_targets_and_many_gammas_fit_a_narrow_picture(tmp_path):
+    """The smallest picture of the most targets is drawn without a warning."""
+    write_run(tmp_path / "ckpts", gammas=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0))
+    path = tmp_path / "p.pdf"
+    run = plot(tmp_path / "ckpts", "-g", "3,5,...,17", "--width", 3, "-o", path)
+    assert (run.code, run.err) == (0, "")
+    assert path.read_bytes().startswith(b"%PDF-")
+
+
+def test_the_picture_of_a_metric_marks_the_best(tmp_path):
+    """Every evaluation is a point, whatever their order; one without a number is left out."""
+    points = [(0.1, 3.0), (0.05, 4.0), (0.2, float("nan")), (0.15, 3.5)]
+    for name, order in (("one.svg", points), ("two.svg", points[::-1])):
+        # matplotlib keeps its fonts open; here it does so in a process that ends.
+        code = (
+            "from pathlib import Path; from phema_cli.cli.pictures import metric_picture; "
+            f"nan = float('nan'); metric_picture(Path({name!r}), {order}, (0.1, 3.0), "
+            "metric_label='FID', overwrite=False)"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert drawn == (tmp_path / "two.svg").read_text()
+    assert "best: 3 at sigma_rel 0.1, gamma 6.94" in drawn
+    (line,) = re.findall(r'<path d="(M [^"]*)" clip-path[^>]*stroke: #0072b2', drawn, re.DOTALL)
+    assert len(re.findall(r"[ML]", line)) == 3

@@ -1,0 +1,61 @@
+"""What a hostile file may take: time of the processor and memory, measured in this process."""
+
+from __future__ import annotations
+
+import signal
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+#: of the processor's time, not of the clock's: others may be at work.
+SECONDS = 1.0
+BYTES = 64 << 20
+
+
+class LimitError(AssertionError):
+    """Too much time or memory."""
+
+
+class _StopError(BaseException):
+    """The end of what would not end; nothing that catches exceptions may hide it."""
+
+
+@contextmanager
+def _stopped(seconds: float) -> Iterator[None]:
+    """End what would not end."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise _StopError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    except _StopError:
+        raise LimitError(f"not done after {seconds} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What the work gives, and the processor's seconds that it took, up to ten times the limit."""
+    with _stopped(10 * SECONDS):
+        start = time.process_time()
+        result = work()
+        return result, time.process_time() - start
+
+
+def bytes_of(work: Callable[[], Result]) -> tuple[Result, int]:
+    """What the work gives, and the bytes that it held at most."""
+    tracemalloc.start()
+    try:
+        with _stopped(60 * SECONDS):
+            result = work()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,174 @@
+"""The parsers of what files hold, each as a function of bytes, for tests that make up the bytes."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import io
+import json
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from phema_cli.cli.parsing import profiles
+from phema_cli.errors import PhemaError
+from phema_cli.formats import read_index
+from phema_cli.formats.base import Checkpoint
+from phema_cli.snapshots.config import read_config
+from tests.edm2_files import network, write_edm2
+from tests.limits import BYTES, SECONDS, LimitError, bytes_of, seconds_of
+from tests.test_dcp import save
+from tests.test_torch_zip import craft, tensor_pickle
+
+#: characters of a message.
+_LONGEST = 4000
+
+
+class Parser(NamedTuple):
+    """A parser.
+
+    Attributes:
+        parse: reads bytes that stand where a file of its kind stands.
+        seeds: valid files.
+    """
+
+    parse: Callable[[bytes], object]
+    seeds: list[bytes]
+
+
+_STATE = {"model": {"w": torch.rand(2, 3).t(), "n": torch.tensor(3)}, "step": 5, "ema": [1, "a"]}
+
+
+def _file(folder: Path, name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """Writes the bytes into a file and reads that."""
+    path = folder / name
+
+    def parse(data: bytes) -> object:
+        path.write_bytes(data)
+        return read(path)
+
+    return parse
+
+
+def _pickled(folder: Path) -> Callable[[bytes], object]:
+    """Reads the bytes as the pickle of a .pt file."""
+
+    def parse(data: bytes) -> object:
+        path = craft(folder / "p.pt", data, bytes(24))
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("archive/data/1", bytes(24))
+        return read_index(path)
+
+    return parse
+
+
+def _saved() -> bytes:
+    """A .pt file."""
+    stored = io.BytesIO()
+    torch.save(_STATE, stored)
+    return stored.getvalue()
+
+
+def _toml_seed() -> bytes:
+    return (
+        b'pattern = "(?P<step>.)"\ngammas = [5, 1e1]\naverage = "exponential:beta=0.9"\n'
+        b'update_every = 2\nkey = "a.b"\nselect = ["*"]\nnames_from = "x.pt"\n'
+        b'[snapshots."a.pt"]\ngamma = 5\nstep = 0x10\n'
+    )
+
+
+@functools.cache
+def parsers() -> Mapping[str, Parser]:
+    """All of them, by name."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    sharded = folder / "sharded"
+    sharded.mkdir()
+    save_file({"w": torch.ones(2), "v": torch.ones(1)}, sharded / "x.safetensors", {"gamma": "5"})
+    one = (sharded / "x.safetensors").read_bytes()
+    index = {"metadata": {"total_size": 8}, "weight_map": dict.fromkeys("wv", "x.safetensors")}
+    dcp = save(folder / "dcp", {"ema": {"w": torch.ones(3), "v": torch.rand(4, 3).t()}, "step": 3})
+    chunks = shutil.copytree(dcp, folder / "chunks")
+    write_edm2(folder / "seed.pkl", network(2))
+    saved = _saved()
+    with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    return {
+        "safetensors": Parser(_file(folder, "a.safetensors", read_index), [one]),
+        "index": Parser(
+            _file(sharded, "m.safetensors.index.json", read_index), [json.dumps(index).encode()]
+        ),
+        "torch": Parser(_file(folder, "a.pt", read_index), [saved]),
+        "torch-pickle": Parser(_pickled(folder), [pickled, tensor_pickle(0, (2,), (1,))]),
+        "edm2": Parser(
+            _file(folder, "a.pkl", read_index),
+            [
+                (folder / "seed.pkl").read_bytes(),
+                pickle.dumps({"ema": {"w": torch.ones(2)}, "a": {1, 2.5}}, 4),
+            ],
+        ),
+        "dcp-metadata": Parser(
+            _file(dcp, ".metadata", read_index), [(dcp / ".metadata").read_bytes()]
+        ),
+        "dcp-chunk": Parser(
+            _file(chunks, "__0_0.distcp", lambda path: read_index(path.parent / ".metadata")),
+            [(chunks / "__0_0.distcp").read_bytes()],
+        ),
+        "toml": Parser(
+            _file(folder, "phema.toml", lambda path: read_config(path.parent)), [_toml_seed()]
+        ),
+        "csv": Parser(
+            _file(folder, "p.csv", lambda path: profiles([f"csv:{path}"])),
+            [b"time,weight\n0,1\n10,2.5e-1\n"],
+        ),
+    }
+
+
+def outcome(name: str, data: bytes) -> object:
+    """What a parser makes of bytes, or the error that it is to raise; any other is raised."""
+    found: object
+    try:
+        found = parsers()[name].parse(data)
+    except PhemaError as error:
+        found = error
+    if isinstance(found, PhemaError):
+        line = str(found)
+        assert "\n" not in line
+        assert len(line) < _LONGEST
+    if isinstance(found, Checkpoint):
+        _check_places(found)
+    return found
+
+
+def _check_places(found: Checkpoint) -> None:
+    """All values lie in their files."""
+    for extent in found.tensors.values():
+        parts: list[Any] = [p.extent for p in extent.pieces] or [extent]
+        for part in parts:
+            steps = zip(part.shape, part.strides or (), strict=bool(part.strides))
+            last = 1 + sum((n - 1) * s for n, s in steps) if part.strides else part.elements
+            length = part.dtype.size_bytes(last) if part.elements else 0
+            assert 0 <= part.offset <= part.offset + length <= part.file.stat().st_size
+
+
+def check(name: str, data: bytes, *, memory: bool = True) -> object:
+    """The outcome, in little time, and memory where that is measured too.
+
+    Raises:
+        LimitError: it takes more.
+    """
+    found, seconds = seconds_of(lambda: outcome(name, data))
+    if seconds > SECONDS:
+        raise LimitError(f"{seconds} s")
+    if memory:
+        _, held = bytes_of(lambda: outcome(name, data))
+        if held > BYTES:
+            raise LimitError(f"{held} bytes")
+    return found

@@ -1,0 +1,119 @@
+"""A program of two ranks: trains a model sharded by FSDP2, stores its averages and resumes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
+
+from phema_cli import PowerEMA
+from phema_cli.errors import StorageError, UsageError
+
+STEPS = 6
+
+
+class Net(nn.Module):
+    """Odd sizes, so that shards differ; tied, frozen and integer tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.inner = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.frozen = nn.Parameter(torch.arange(3.0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        result: torch.Tensor = self.head(self.norm(self.inner(self.embed(x))) + self.frozen)
+        return result
+
+
+def train(model: nn.Module, ema: PowerEMA, start: int, stop: int) -> None:
+    """Take steps on batches that are the same on every rank."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for step in range(start, stop):
+        x = torch.arange(8).mul(step + 3).remainder(5)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), x).backward()
+        optimizer.step()
+        # An evaluation leaves the gathered parameters in the place of the shards.
+        model.eval()(x)
+        model.train()
+        ema.update()
+
+
+def made(*, sharded: bool) -> tuple[nn.Module, PowerEMA]:
+    """The model of every run here, and its averages."""
+    torch.manual_seed(0)
+    model = Net()
+    if sharded:
+        fully_shard(model.inner)
+        fully_shard(model)
+    return model, PowerEMA(model)
+
+
+def refusals(out: Path) -> None:
+    """What a sharded run can't do is refused on every rank alike."""
+    model = Net()
+    late = PowerEMA(model)
+    fully_shard(model)
+    with pytest.raises(UsageError, match="after resizing, sharding"):
+        late.update()
+    _, ema = made(sharded=True)
+    with pytest.raises(UsageError, match="rank 0"):
+        ema.load_state_dict({"gammas": [5, 10], "averages": [{}, {}]})
+    ema.update()
+    # What one rank's disk refuses is an error on all, and none is left waiting.
+    with pytest.raises(StorageError, match="cannot write"):
+        ema.save(out / "store" / "below a file")
+
+
+def run(rank: int, out: Path) -> None:
+    """Train sharded, and go on from each kind of state."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
+    model, ema = made(sharded=True)
+    train(model, ema, 0, STEPS // 2)
+    whole, shards = ema.state_dict(), ema.state_dict(sharded=True)
+    state_dict_saver.save(shards, checkpoint_id=out / "dcp")
+    if rank == 0:
+        torch.save(whole, out / "whole.pt")
+    dist.barrier()
+    train(model, ema, STEPS // 2, STEPS)
+    ema.save(out / "sharded")
+    ema.save(out / "half", dtype=torch.bfloat16)
+
+    resumed = PowerEMA(model)
+    resumed.load_state_dict(torch.load(out / "whole.pt", weights_only=True))
+    again = PowerEMA(model)
+    blank = again.state_dict(sharded=True)
+    state_dict_loader.load(blank, checkpoint_id=out / "dcp")
+    again.load_state_dict(blank)
+    resumed.save(out / "from whole")
+    resumed.load_state_dict(torch.load(out / "unsharded.pt", weights_only=True))
+    resumed.save(out / "from one process")
+    again.save(out / "from dcp")
+    refusals(out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    model, ema = made(sharded=False)
+    train(model, ema, 0, STEPS // 2)
+    ema.save(folder / "at half time")
+    train(model, ema, STEPS // 2, STEPS)
+    ema.save(folder / "unsharded")
+    torch.save(ema.state_dict(), folder / "unsharded.pt")
+    start_processes(run, (folder,), 2, start_method="fork")
+    ema.load_state_dict(torch.load(folder / "whole.pt", weights_only=True))
+    ema.save(folder / "in one process")

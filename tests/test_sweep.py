@@ -1,0 +1,518 @@
+"""Sweeps: the known optimum of a cheap metric, kills, failures, and what is left on the disk."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from contextlib import nullcontext
+from dataclasses import fields, replace
+
+import pytest
+
+from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.formats.safetensors import read_index
+from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
+from phema_cli.snapshots import scan
+from phema_cli.snapshots.scan import PROVENANCE_KEY
+from phema_cli.synthesis import Request
+from phema_cli.synthesis.evaluating import Evaluator
+from phema_cli.synthesis.results import NAME, Record, Results
+from phema_cli.synthesis.sweeping import sweep
+from phema_cli.synthesis.workshop import Sweep
+from tests.builders import PHEMA, phema, write_run
+
+RECORD = [f.name for f in fields(Record)]
+GRID = (0.05, 0.08, 0.13, 0.2)
+
+
+def curve(formula, optimum):
+    """A command that prints a formula of u, the log of sigma_rel over that of the optimum."""
+    return (
+        f"awk -v s={{sigma_rel}} 'BEGIN {{{{u = log(s/{optimum}); printf \"%.15g\", {formula}}}}}'"
+    )
+
+
+class Listener:
+    """Counts passes and evaluations."""
+
+    def __init__(self):
+        self.passes = []
+        self.evaluated_names = []
+
+    def synthesizing(self, recipe):
+        self.passes.append(len(recipe.targets))
+        return nullcontext()
+
+    def evaluated(self, record):
+        self.evaluated_names.append(record.profile)
+
+
+def swept(ckpts, out, command, *, evaluator=None, listener=None, **options):
+    """A sweep in this process, over GRID unless the options say otherwise."""
+    request = {"sigma_rels": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
+    asked = Sweep(
+        request=Request(output=str(out), **request),
+        evaluator=evaluator or Evaluator(command),
+        **options,
+    )
+    return sweep(scan([ckpts]), asked, listener or Listener())
+
+
+def outputs(out):
+    """Names of the checkpoints in the directory of a sweep."""
+    return sorted(p.name for p in out.glob("*.safetensors"))
+
+
+def lines(path):
+    """Lines of a file, none where there is none."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def whole_lines(path):
+    """Lines that have an end."""
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def ended(pid):
+    """Whether a process is gone, or gone but for its parent's asking."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123 - as it vanishes
+            return stream.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(found, process):
+    """Wait until something is so, or the process is over."""
+    while process.poll() is None and not found():
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("optimum", "formula", "options"),
+    [
+        (0.07, "u*u", ()),
+        (0.11, "-(exp(4*u) - 4*u)", ("--maximize",)),
+        (0.19, "u < 0 ? -u : 5*u", ("-s", "0.05,0.08,0.13,0.2,0.28", "--refine", 7)),
+    ],
+)
+def test_a_known_optimum_is_found(ckpts, tmp_path, optimum, formula, options):
+    """Within 5 % of sigma_rel in at most 12 evaluations; its output alone stays, and is named."""
+    command = f"echo {{sigma_rel}} >> calls; {curve(formula, optimum)}"
+    run = phema("sweep", ckpts, "--eval", command, "--no-sample", *options, cwd=tmp_path)
+    assert run.code == 0, run.err
+    assert len(lines(tmp_path / "calls")) <= 12
+    path = tmp_path / run.out.strip()
+    assert outputs(tmp_path / "sweep") == [path.name]
+    made = json.loads(read_index(path).metadata[PROVENANCE_KEY])["target"]
+    assert abs(made["sigma_rel"] / optimum - 1) <= 0.05
+    assert f"{made['sigma_rel']:.4g}" in next(x for x in run.err.splitlines() if "best" in x)
+
+
+def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
+    """After kill -9 at several moments nothing finished runs again, and the result is the same."""
+    command = f"echo {{gamma}} >> calls; sleep 0.03; {curve('u*u', 0.1)}"
+    (tmp_path / "whole").mkdir()
+    whole = swept(ckpts, tmp_path / "whole" / "sweep", curve("u*u", 0.1), refine=4)
+    sweep_once = [str(PHEMA), "sweep", str(ckpts), "--eval", command, "--no-sample", "-q"]
+    sweep_once += ["-s", ",".join(map(str, GRID)), "--refine", "4"]
+    done = {}
+    for after in (1, 4, 8):
+        process = subprocess.Popen(sweep_once, cwd=tmp_path)
+        wait_for(lambda after=after: len(lines(tmp_path / "calls")) >= after, process)
+        process.kill()
+        process.wait()
+        calls = lines(tmp_path / "calls")
+        assert all(calls.count(gamma) == times for gamma, times in done.items())
+        finished = map(json.loads, whole_lines(tmp_path / "sweep" / NAME))
+        gammas = [f"{x['gamma']:.12g}" for x in finished if "target" in x]
+        done = {gamma: calls.count(gamma) for gamma in gammas}
+    run = subprocess.run(
+        [*sweep_once, "--json"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    found = json.loads(run.stdout)
+    assert found["best"]["sigma_rel"] == whole.best.sigma_rel
+    assert {(e["sigma_rel"], e["metric"]) for e in found["evaluations"]} == {
+        (r.sigma_rel, r.metric) for r in whole.records
+    }
+    calls = lines(tmp_path / "calls")
+    assert all(calls.count(gamma) == times for gamma, times in done.items())
+    # What a kill has cut short runs again.
+    assert len(set(calls)) == 8
+    assert 5 <= len(done) < 8
+    assert len(calls) <= 8 + 3
+    assert outputs(tmp_path / "sweep") == [found["best"]["file"]]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_evaluation_too(ckpts, tmp_path, sent, code):
+    """Nothing that the command has started goes on; the message says that the sweep can."""
+    command = "sleep 60 & echo $! $$ > pids.new; mv pids.new pids; wait # {path}"
+    before = signal.signal(sent, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [PHEMA, "sweep", ckpts, "--eval", command, "--no-sample", "-s", "0.1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    signal.signal(sent, before)
+    wait_for((tmp_path / "pids").exists, process)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "finished evaluations stay in sweep; the same command goes on" in err
+    assert all(ended(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_a_killed_batch_goes_on(ckpts, tmp_path, monkeypatch):
+    """Of four outputs two had their names when the kill came: the others get theirs, unmade."""
+    from phema_cli.synthesis import staging
+
+    names = []
+
+    def fail(output):
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        names.append(output.path.name)
+        staging.publish(output)
+
+    monkeypatch.setattr("phema_cli.synthesis.engine.publish", fail)
+    with pytest.raises(KeyboardInterrupt):
+        swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
+    monkeypatch.undo()
+    # The free disk may have changed since; the batch has not.
+    monkeypatch.setattr("phema_cli.synthesis.sweeping._FREE_PART", 1e-12)
+    listener = Listener()
+    swept(ckpts, tmp_path / "o", curve("u*u", 0.1), listener=listener, keep="all")
+    assert listener.passes == [4]
+    assert len(outputs(tmp_path / "o")) == 4
+    assert not list((tmp_path / "o").glob("*.partial"))
+
+
+def test_a_rerun_evaluates_what_is_new(ckpts, tmp_path):
+    """Finished points are skipped; more of them, or a finer search, go on from there."""
+    command = curve("u*u", 0.1)
+    for options, expected in (
+        ({}, 4),
+        ({}, 0),
+        ({"refine": 2}, 2),
+        ({"refine": 2}, 0),
+        ({"refine": 2, "request": {"sigma_rels": (*GRID, 0.25)}}, 1),
+    ):
+        listener = Listener()
+        outcome = swept(ckpts, tmp_path / "o", command, listener=listener, **options)
+        assert len(listener.evaluated_names) == expected
+    assert len(outcome.records) == 7
+    assert outputs(tmp_path / "o") == [outcome.best.file]
+
+
+def test_what_a_kill_left_on_the_disk_is_used_and_tidied(ckpts, tmp_path):
+    """Outputs that wait are evaluated without another pass; those that are beaten go."""
+    command = curve("u*u", 0.1)
+    whole = swept(ckpts, tmp_path / "o", command, keep="all")
+    file = tmp_path / "o" / NAME
+    file.write_text("\n".join(lines(file)[:-2]) + "\n")
+    listener = Listener()
+    more = {"sigma_rels": (0.25, *GRID)}
+    outcome = swept(ckpts, tmp_path / "o", command, listener=listener, request=more)
+    assert listener.passes == [1]
+    assert len(listener.evaluated_names) == 3
+    assert outcome.best.file == whole.best.file
+    assert outputs(tmp_path / "o") == [outcome.best.file]
+
+
+def test_a_torn_line_counts_for_nothing(ckpts, tmp_path):
+    """What a kill has left of a line is cut off, and that evaluation runs again."""
+    command = curve("u*u", 0.1)
+    swept(ckpts, tmp_path / "o", command)
+    file = tmp_path / "o" / NAME
+    os.truncate(file, file.stat().st_size - 9)
+    listener = Listener()
+    swept(ckpts, tmp_path / "o", command, listener=listener)
+    assert listener.evaluated_names == ["gamma 1.82621"]
+    assert all(json.loads(line) for line in lines(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json\n", "line 2 is no result"),
+        ("[1]\n", "line 2 is no result"),
+        ('{"target": "gamma 1"}\n', "a line has no"),
+        ('{"batch": ["../ckpts"]}\n', "no name of an output"),
+        (json.dumps(dict.fromkeys(RECORD, "x") | {"file": "../ckpts"}) + "\n", "no name of an out"),
+    ],
+)
+def test_a_file_that_is_no_results_is_refused(ckpts, tmp_path, text, message):
+    """Nothing is guessed, and no name leads out of the directory."""
+    swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
+    file = tmp_path / "o" / NAME
+    file.write_text(lines(file)[0] + "\n" + text)
+    with pytest.raises(InputError, match=message):
+        swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("eval", "eval"), ("metric", "metric"), ("sources", "sources"), ("step", "step")],
+)
+def test_another_sweep_is_refused(ckpts, tmp_path, change, named):
+    """Results of another command, or of snapshots that are not the same, are never mixed."""
+    swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
+    evaluator = Evaluator(curve("u*u", 0.1))
+    request = {}
+    if change == "eval":
+        evaluator = Evaluator(curve("u*u", 0.11))
+    elif change == "metric":
+        evaluator = replace(evaluator, pattern=r"(\S+)")
+    elif change == "step":
+        request = {"step": 75}
+    else:
+        write_run(ckpts, seed=1)
+    with pytest.raises(
+        UsageError, match=f"not the same {named}; choose another -o, or pass --over"
+    ):
+        swept(ckpts, tmp_path / "o", "", evaluator=evaluator, request=request)
+    outcome = swept(ckpts, tmp_path / "o", "", evaluator=evaluator, request=request, overwrite=True)
+    assert len(outcome.records) == 4
+    assert outputs(tmp_path / "o") == [outcome.best.file]
+
+
+def test_overwrite_removes_what_it_forgets(ckpts, tmp_path):
+    """Outputs of the earlier sweep go, whichever they are; other files stay."""
+    swept(ckpts, tmp_path / "o", curve("u*u", 0.1), keep="all")
+    (tmp_path / "o" / "mine.safetensors").write_bytes(b"mine")
+    outcome = swept(
+        *(ckpts, tmp_path / "o", curve("u*u", 0.1)),
+        request={"sigma_rels": (0.1,)},
+        overwrite=True,
+    )
+    assert outputs(tmp_path / "o") == ["mine.safetensors", outcome.best.file]
+
+
+def test_a_file_of_somebody_else_is_not_taken_for_an_output(ckpts, tmp_path):
+    """It is neither evaluated nor replaced, now or the next time."""
+    name = f"phema-step0000100-gamma{gamma_from_sigma_rel(0.1):.6g}.safetensors"
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / name).write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="exists already"):
+            swept(ckpts, tmp_path / "o", "cat {path}", request={"sigma_rels": (0.1,)})
+    assert (tmp_path / "o" / name).read_text() == "mine"
+
+
+def test_two_sweeps_do_not_share_a_directory(ckpts, tmp_path, monkeypatch):
+    """The second gives up without evaluating anything."""
+    monkeypatch.setattr("phema_cli.synthesis.journal._PATIENCE", 0.05)
+    held = Results(tmp_path / "o", {})
+    try:
+        with pytest.raises(StorageError, match="another process is writing"):
+            swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
+    finally:
+        held.close()
+
+
+def test_failures_are_recorded_and_skipped(ckpts, tmp_path):
+    """An exit code, a signal, no number, a number that is none: the sweep goes on past them."""
+    command = (
+        "case {sigma_rel} in 0.05) exit 3;; 0.08) echo loss nan;; 0.13) echo nothing;; "
+        "0.2) kill -9 $$;; *) echo 1;; esac"
+    )
+    outcome = swept(ckpts, tmp_path / "o", command, request={"sigma_rels": (*GRID, 0.25)})
+    assert [r.failure for r in outcome.records] == [
+        "exit code 3",
+        "its metric is nan",
+        "no metric on its stdout",
+        "ended by signal 9",
+        None,
+    ]
+    assert outcome.best.metric == 1
+    assert outputs(tmp_path / "o") == [outcome.best.file]
+
+
+def test_a_timeout_ends_all_that_was_started(ckpts, tmp_path):
+    """Also what ignores the request to end; it is a failure, and the next one runs."""
+    stubborn = f'trap "" TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 0.1; done'
+    command = f"sh -c '{stubborn}' | sleep 30 # {{path}}"
+    evaluator = Evaluator(command, timeout=0.2)
+    outcome = swept(
+        ckpts, tmp_path / "o", "", evaluator=evaluator, request={"sigma_rels": (0.1, 0.2)}
+    )
+    assert [r.failure for r in outcome.records] == ["no end after 0.2 s"] * 2
+    assert outcome.best is None
+    pids = [int(pid) for pid in lines(tmp_path / "pids")]
+    assert len(pids) == 2
+    assert all(ended(pid) for pid in pids)
+
+
+def test_all_failing_is_a_failed_check(ckpts, tmp_path):
+    """Exit code 1 and the remedy; failures run again when asked to, and only then."""
+    command = "echo >> calls; test -e mended && echo {sigma_rel}"
+    arguments = ("sweep", ckpts, "-s", "0.1,0.2", "--no-sample", "--eval", command)
+    run = phema(*arguments, "-q", cwd=tmp_path)
+    assert run.code == 1
+    assert run.out == ""
+    assert "no evaluation gave a metric" in run.err
+    assert "exit code 1" in run.err
+    assert "--retry-failed" in run.err
+    assert outputs(tmp_path / "sweep") == []
+    (tmp_path / "mended").touch()
+    assert phema(*arguments, "-q", cwd=tmp_path).code == 1
+    assert len(lines(tmp_path / "calls")) == 2
+    again = phema(*arguments, "--retry-failed", "--json", cwd=tmp_path)
+    assert [e["metric"] for e in again.json["evaluations"]] == pytest.approx([0.1, 0.2])
+    assert len(lines(tmp_path / "calls")) == 4
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best", 1), ("all", 6), ("none", 0)])
+def test_what_is_kept(ckpts, tmp_path, keep, left):
+    """The best, all, or none; the best is made again where it is wanted and gone."""
+    outcome = swept(ckpts, tmp_path / "o", curve("u*u", 0.1), keep=keep, refine=2)
+    assert len(outputs(tmp_path / "o")) == left
+    assert (outcome.path is None) == (keep == "none")
+    listener = Listener()
+    again = swept(ckpts, tmp_path / "o", curve("u*u", 0.1), refine=2, listener=listener)
+    assert again.path.is_file()
+    assert listener.passes == [1] * (keep == "none")
+    assert listener.evaluated_names == []
+    assert outputs(tmp_path / "o") == [again.best.file]
+
+
+@pytest.mark.parametrize(
+    ("keep", "room", "passes"), [("best", 3, [3, 2, 1]), ("none", 2, [2, 2, 2]), ("best", 2, None)]
+)
+def test_batches_keep_to_max_disk(ckpts, tmp_path, keep, room, passes):
+    """At no evaluation is there more on the disk than allowed; each batch is one pass."""
+    out = tmp_path / "o"
+    (size,) = {
+        p.stat().st_size
+        for p in swept(ckpts, tmp_path / "one", "echo 1 {path}").path.parent.glob("*.safetensors")
+    }
+    command = (
+        f"du -cb {out}/*.safetensors* | tail -n 1 | cut -f 1 >> {tmp_path}/used; echo {{gamma}}"
+    )
+    listener = Listener()
+    sigma_rels = (0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
+    limit = room * (size + 200)
+    swept(
+        *(ckpts, out, command),
+        request={"sigma_rels": sigma_rels},
+        max_disk=limit,
+        keep=keep,
+        listener=listener,
+    )
+    used = [int(x) for x in lines(tmp_path / "used")]
+    assert len(used) == 6
+    assert max(used) <= limit
+    assert max(used) > limit - size
+    assert sum(listener.passes) == 6
+    assert listener.passes == (passes or [2, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("keep", "needed"), [("best", 2), ("none", 1), ("all", 4)])
+def test_a_limit_without_room_is_refused(ckpts, tmp_path, keep, needed):
+    """Before anything is written; the message says how much is needed."""
+    with pytest.raises(UsageError, match=f"no room for {needed} outputs .* --keep {keep}"):
+        swept(ckpts, tmp_path / "o", "echo {path}", keep=keep, max_disk=100)
+    assert not (tmp_path / "o").exists()
+
+
+def test_other_profiles_are_evaluated_and_not_searched(ckpts, tmp_path):
+    """They have no sigma_rel for the search, but may be the best."""
+    command = "case {target} in uniform*) echo {gamma} {sigma_rel} 0;; *) echo {sigma_rel};; esac"
+    request = {"sigma_rels": (0.1, 0.2), "profiles": (parse_profile("uniform:last=0.2"),)}
+    outcome = swept(ckpts, tmp_path / "o", command, request=request, refine=1)
+    assert outcome.best.profile == "uniform:last=0.2"
+    assert outcome.position == "lowest"
+    assert [r.refined for r in outcome.records] == [False, True, False, False]
+    # Made again from its gamma or from what the command line says of it; else it is not known.
+    outcome.path.unlink()
+    assert swept(ckpts, tmp_path / "o", command, request=request, refine=1).path == outcome.path
+    outcome.path.unlink()
+    assert swept(ckpts, tmp_path / "o", command, request={"sigma_rels": (0.1, 0.2)}).path is None
+
+
+def test_the_default_grid_is_what_can_be_reached(ckpts, tmp_path):
+    """Six points over the range that inspect calls good or fair."""
+    inspected = phema("inspect", ckpts, "--json").json["targets"]
+    reached = [t["sigma_rel"] for t in inspected if t["verdict"] != "poor"]
+    run = phema("sweep", ckpts, "--eval", "echo {path} 1", "--refine", 0, "--json", cwd=tmp_path)
+    found = [e["sigma_rel"] for e in run.json["evaluations"]]
+    assert len(found) == 6
+    assert (found[0], found[-1]) == pytest.approx((reached[0], reached[-1]))
+    assert "all metrics are equal" in run.err
+
+
+def test_values_are_quoted_for_the_shell(ckpts, tmp_path):
+    """A directory's name with blanks and worse is one word, and nothing in it is run."""
+    out = tmp_path / "a b'; touch hacked; '$(touch hacked)"
+    outcome = swept(
+        *(ckpts, out, "test -s {path} && echo '{{\"n\": 1}}'"), request={"sigma_rels": (0.1,)}
+    )
+    assert outcome.best.metric == 1
+    assert not list(tmp_path.rglob("hacked"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--eval", "run {paht}"), "{paht}"),
+        (("--eval", "awk '{print $1}' {path}"), "{{ and }} for braces"),
+        (("--eval", "run {path!r}"), "unknown placeholder"),
+        (("--eval", "run {path:>9}"), "unknown placeholder"),
+        (("--eval", "run {path"), "--eval"),
+        (("--eval", "run it"), "put {path}"),
+        (("--eval", "run {path}", "--metric", "("), "--metric"),
+        (("--eval", "run {path}", "--metric", "x", "--metric-key", "x"), "say two things"),
+        (("--eval", "run {path}", "--timeout", "5 minutes"), "write 90s"),
+        (("--eval", "run {path}", "-o", "{gamma}"), "no directory"),
+        (("--eval", "run {path}", "--plot", "x.txt"), "x.txt"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_writes_nothing(ckpts, tmp_path, options, message):
+    """Exit code 2 and a remedy, before the first pass."""
+    run = phema("sweep", ckpts, "-s", "0.1", "--no-sample", *options, cwd=tmp_path)
+    assert run.code == 2
+    assert message in run.err
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "pattern", "key", "expected"),
+    [
+        ("step 5 loss 0.25\n", None, None, 0.25),
+        ("loss=-1.5e-3.", None, None, -1.5e-3),
+        ("FID: .5\nmodel-v2 done\n", None, None, 0.5),
+        ("1e400", None, None, "its metric is inf"),
+        ("0.3\nNaN", None, None, "its metric is nan"),
+        ("no numbers", None, None, "no metric on its stdout"),
+        ("", None, None, "no metric on its stdout"),
+        ("fid 3.5 is 2.9\nprec 0.7", r"fid (\S+)", None, 3.5),
+        ("fid 3\nfid 4\n7", r"(?<=fid )\d+", None, 4.0),
+        ("fid x", r"fid (\S+)", None, "its metric is 'x', no number"),
+        ("fid", r"fid( \d)?", None, "its metric is 'None', no number"),
+        ('{"a": {"fid": 3.5}, "b": 1}', None, "a.fid", 3.5),
+        ('log\n{"fid": 3}\n{"fid": 2}\n{"other": 1}\n', None, "fid", 2.0),
+        ('{"fid": NaN}', None, "fid", "its metric is nan"),
+        ('{"fid": true}', None, "fid", "no metric on its stdout"),
+        ('{"fid": [1]}', None, "fid.0", "no metric on its stdout"),
+        ("3.5", None, "fid", "no metric on its stdout"),
+        ("[" * 10_000, None, "fid", "no metric on its stdout"),
+    ],
+)
+def test_how_the_metric_is_read(printed, pattern, key, expected):
+    """The last number, the last match or a key; what is no finite number is a failure."""
+    assert Evaluator("{path}", pattern, key).read(printed) == expected
+
+
+def test_stderr_passes_through_or_into_a_log(ckpts, tmp_path):
+    """What an evaluation complains of is seen; with -q it is in eval.log."""
+    arguments = ("sweep", ckpts, "-s", "0.1", "--no-sample", "--eval", "echo hm >&2; echo 1 {path}")
+    run = phema(*arguments, "--metric", "1", "--keep", "none", cwd=tmp_path)
+    assert "hm\n" in run.err
+    assert math.isclose(float(run.out), gamma_from_sigma_rel(0.1))
+    run = phema(*arguments, "-q", "-o", "other", cwd=tmp_path)
+    assert run.err == ""
+    assert (tmp_path / "other" / "eval.log").read_text() == "hm\n"
