@@ -81,11 +81,19 @@ def place(tmp_path_factory):
         ("diff zeros.safetensors ones.safetensors", 1),
         ("verify out.safetensors", 0),
         ("verify out.safetensors ckpts", 0),
+        ("plot ckpts -g 7 --no-sample", 0),
+        ("plot ckpts -s 0.1 --profile uniform:last=0.2 -o plot.svg", 0),
+        ("plot ckpts -g 7 --profile raw", 0),
+        ("plan --steps 1000 --parameters 1M --schedule constant --compare", 0),
+        ("plan --steps 200 --like ckpts --gammas 5,10 --snapshots 4", 0),
+        ("sweep ckpts -g 5,7 --profile raw -o swept --no-sample --eval", 0),
+        ("sweep ckpts -g 5,7 --keep none --refine 0 --maximize -o none --eval", 0),
     ],
 )
 def test_documents_fit_their_schemas(line, code, place):
     """What is printed fits the schema, also with errors found, without a sample, without work."""
-    run = phema(*line.split(), "--json", cwd=place)
+    evaluated = ["test {target} != 'gamma 7' && echo 1"] if line.endswith("--eval") else []
+    run = phema(*line.split(), *evaluated, "--json", cwd=place)
     assert run.code == code, run.err
     assert_fits(run.json)
     assert run.json["schema"] == f"phema/{line.split()[0]}/1"

@@ -22,6 +22,7 @@ from phema_cli.synthesis.results import NAME, Record, Results
 from phema_cli.synthesis.sweeping import sweep
 from phema_cli.synthesis.workshop import Sweep
 from tests.builders import PHEMA, phema, write_run
+from tests.pages import ROOT, blocks
 
 RECORD = [f.name for f in fields(Record)]
 GRID = (0.05, 0.08, 0.13, 0.2)
@@ -516,3 +517,14 @@ def test_stderr_passes_through_or_into_a_log(ckpts, tmp_path):
     run = phema(*arguments, "-q", "-o", "other", cwd=tmp_path)
     assert run.err == ""
     assert (tmp_path / "other" / "eval.log").read_text() == "hm\n"
+
+
+def test_the_page_shows_the_first_line_of_the_results(ckpts, tmp_path):
+    """The line that docs/sweep.md shows has the fields and types of the one that is written."""
+    (block,) = blocks(ROOT / "docs" / "sweep.md", "json")
+    shown = json.loads(block.text)
+    given = ("-g", 7, "--refine", 0, "--no-sample", "--eval", "echo 1")
+    assert phema("sweep", ckpts, *given, cwd=tmp_path).code == 0
+    with (tmp_path / "sweep" / "sweep.jsonl").open() as lines:
+        written = json.loads(next(lines))
+    assert {k: type(v) for k, v in written.items()} == {k: type(v) for k, v in shown.items()}

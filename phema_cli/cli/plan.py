@@ -153,7 +153,15 @@ def plan(
     What is left open is chosen, so that the worst target of --range is met best. Figures are those
     that inspect will show, as far as the run moves as assumed.
 
-    Example: [bold]phema plan --steps 400k --parameters 280M --budget 50GB --schedule cosine[/]
+    Examples:
+      What is best within a budget, for a learning rate that falls as a cosine:
+        $ phema plan --steps 400k --parameters 280M --budget 50GB --schedule cosine
+
+      What gammas 5 and 10 reach, stored every 10,000 steps:
+        $ phema plan --steps 400k --parameters 280M --gammas 5,10 --every 10k
+
+      A run that moves as an earlier one did, beside other pairs and counts:
+        $ phema plan --steps 4000 --like ckpts/ --compare
     """
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
     from phema_cli.solver.planning import figures

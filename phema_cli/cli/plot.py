@@ -45,7 +45,15 @@ def plot(
 
     Pictures need matplotlib: [bold]pip install 'phema\[plot]'[/]
 
-    Example: [bold]phema plot ckpts/ --gamma 7 -o gamma7.pdf[/]
+    Examples:
+      In the terminal, the EMA of gamma 7:
+        $ phema plot ckpts/ --gamma 7
+
+      As a picture of two targets, seven inches wide:
+        $ phema plot ckpts/ --gamma 4,30 -o targets.pdf --width 7
+
+      The curves as numbers:
+        $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture, plot_text
     from phema_cli.cli.plotted import solve_plotted

@@ -169,7 +169,12 @@ def sweep(
     the best. Without --gamma, --sigma-rel or --profile that is a grid over what the snapshots
     reach. The same command goes on from sweep.jsonl.
 
-    Example: [bold]phema sweep ckpts/ --eval 'python validate.py {path}'[/]
+    Examples:
+      The length at which the demo's validation loss is least, of three:
+        $ phema sweep demo/ckpts -s 0.05,0.1,0.2 --eval 'python demo/validate.py {path}'
+
+      Gammas 5 to 15, eight evaluations around the best, larger is better:
+        $ phema sweep ckpts/ -g 5,10,15 --refine 8 --maximize -o best --eval 'echo {gamma}'
     """
     from phema_cli.snapshots import scan
     from phema_cli.solver.search import FURTHER_POINTS
