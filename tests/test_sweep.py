@@ -523,7 +523,7 @@ def test_the_page_shows_the_first_line_of_the_results(ckpts, tmp_path):
     """The line that docs/sweep.md shows has the fields and types of the one that is written."""
     (block,) = blocks(ROOT / "docs" / "sweep.md", "json")
     shown = json.loads(block.text)
-    given = ("-g", 7, "--refine", 0, "--no-sample", "--eval", "echo 1")
+    given = ("-g", 7, "--refine", 0, "--no-sample", "--eval", "echo {gamma}")
     assert phema("sweep", ckpts, *given, cwd=tmp_path).code == 0
     with (tmp_path / "sweep" / "sweep.jsonl").open() as lines:
         written = json.loads(next(lines))

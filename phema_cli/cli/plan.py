@@ -154,8 +154,8 @@ def plan(
     that inspect will show, as far as the run moves as assumed.
 
     Examples:
-      What is best within a budget, for a learning rate that falls as a cosine:
-        $ phema plan --steps 400k --parameters 280M --budget 50GB --schedule cosine
+      What is best within a budget:
+        $ phema plan --steps 400k --parameters 280M --budget 50GB
 
       What gammas 5 and 10 reach, stored every 10,000 steps:
         $ phema plan --steps 400k --parameters 280M --gammas 5,10 --every 10k

@@ -170,11 +170,11 @@ def sweep(
     reach. The same command goes on from sweep.jsonl.
 
     Examples:
-      The length at which the demo's validation loss is least, of three:
-        $ phema sweep demo/ckpts -s 0.05,0.1,0.2 --eval 'python demo/validate.py {path}'
+      Where the demo's validation loss is least:
+        $ phema sweep demo/ckpts -g 7,9 --eval 'python demo/validate.py {path}'
 
-      Gammas 5 to 15, eight evaluations around the best, larger is better:
-        $ phema sweep ckpts/ -g 5,10,15 --refine 8 --maximize -o best --eval 'echo {gamma}'
+      Three gammas and what lies around the best; larger is better:
+        $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
     from phema_cli.snapshots import scan
     from phema_cli.solver.search import FURTHER_POINTS
