@@ -70,7 +70,7 @@ MetricKey = Annotated[
 ]
 Maximize = Annotated[
     bool,
-    options.option(
+    options.flag(
         "--maximize/--minimize", help="Which metric is the best; the lowest.", panel=_EVALUATION
     ),
 ]
@@ -95,7 +95,7 @@ Timeout = Annotated[
 ]
 RetryFailed = Annotated[
     bool,
-    options.option(
+    options.flag(
         "--retry-failed", help="Run again what failed in an earlier run.", panel=_EVALUATION
     ),
 ]
@@ -122,7 +122,7 @@ MaxDisk = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, options.option("--overwrite", help="Forget an earlier sweep's results.", panel=_OUTPUT)
+    bool, options.flag("--overwrite", help="Forget an earlier sweep's results.", panel=_OUTPUT)
 ]
 Plot = Annotated[
     Path | None,
