@@ -21,8 +21,8 @@ _WINDOW = 1 << 14
 _NUMBER = 8
 #: the longest text or number, and the longest line of an opcode that is one.
 _MOST_BYTES, _MOST_LINE = 16 << 20, 1 << 16
-#: values that wait on the stack, and collections that are begun; pickles nest no deeper.
-_MOST_WAITING, _MOST_MARKS = 300_000, 10_000
+#: values that wait on the stack, of which picklers leave 2,000 for a dict, and collections begun.
+_MOST_WAITING, _MOST_MARKS = 100_000, 10_000
 _SIZED = (list, tuple, dict, set, frozenset)
 
 #: gives the stand-in of a global, None where it is not allowed.

@@ -20,6 +20,8 @@ METADATA_RECORD = "phema.json"
 
 #: storages are aligned to this, as torch does since 2.6, so that they can be mapped.
 _ALIGNMENT = 64
+#: items that a pickle puts into a dict at a time, as Python's own does: readers bound what waits.
+_BATCH = 1000
 _BYTE_BITS = 8
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
@@ -148,11 +150,14 @@ def _pickle(
     order: list[str], specs: Specs, ties: Mapping[str, str], keys: Mapping[str, str]
 ) -> bytes:
     """The pickle of a dict of tensors, in the calls that torch makes itself."""
-    parts = [b"\x80\x02}("]
-    for name in order:
-        stored = ties.get(name, name)
-        parts += [_plain(name), *_tensor(stored, *specs[stored], keys[stored])]
-    return b"".join([*parts, b"u."])
+    parts = [b"\x80\x02}"]
+    for at in range(0, len(order), _BATCH):
+        parts.append(b"(")
+        for name in order[at : at + _BATCH]:
+            stored = ties.get(name, name)
+            parts += [_plain(name), *_tensor(stored, *specs[stored], keys[stored])]
+        parts.append(b"u")
+    return b"".join([*parts, b"."])
 
 
 def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterator[bytes]:
