@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -365,6 +366,38 @@ def test_all_failing_is_a_failed_check(ckpts, tmp_path):
     again = phema(*arguments, "--retry-failed", "--json", cwd=tmp_path)
     assert [e["metric"] for e in again.json["evaluations"]] == pytest.approx([0.1, 0.2])
     assert len(lines(tmp_path / "calls")) == 4
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_of_equals_the_shortest_is_the_best(ckpts, tmp_path, maximize):
+    """Where metrics are rounded, the table, the drawing and the path agree on which is best."""
+    formula = "int(sigma_rel < 0.09 or sigma_rel > 0.21)"
+    command = f"python3 -c 'sigma_rel = {{sigma_rel}}; print(%s{formula})'" % ("-" * maximize)
+    run = phema(
+        *("sweep", ckpts, "--no-sample", "-s", "0.25,0.2,0.15,0.1,0.05", "--eval", command),
+        *("--maximize" if maximize else "--minimize", "--json"),
+        cwd=tmp_path,
+    )
+    assert run.json["best"]["sigma_rel"] == 0.1
+    assert run.json["path"].endswith(run.json["best"]["file"])
+    assert re.search(r"^gamma 6.9372 .* best$", run.err, re.MULTILINE)
+    assert "best: 0 at sigma_rel 0.1\n" in run.err
+
+
+def test_a_high_flank_leaves_the_picture(ckpts, tmp_path):
+    """What towers over the valley is counted in the drawing, and beyond the picture's edges."""
+    command = "awk 'BEGIN {{print (100 * {sigma_rel} - 4) ^ 2}}'"
+    run = phema(
+        *("sweep", ckpts, "--no-sample", "-s", "0.02,0.03,0.04,0.06,0.1,0.28", "--eval", command),
+        *("--plot", "p.svg"),
+        cwd=tmp_path,
+    )
+    assert "best: 0 at sigma_rel 0.04; 2 further points are not shown" in run.err
+    numbers = [
+        float(n) for n in re.findall(r">(\d+(?:\.\d+)?)</text>", (tmp_path / "p.svg").read_text())
+    ]
+    assert 12 in numbers
+    assert not {0.1, 0.15, 0.2, 0.25, 100, 200, 500} & set(numbers)
 
 
 @pytest.mark.parametrize(("keep", "left"), [("best", 1), ("all", 6), ("none", 0)])

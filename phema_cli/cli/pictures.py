@@ -151,6 +151,7 @@ def metric_picture(
     *,
     metric_label: str,
     overwrite: bool,
+    part: tuple[float, float, float] | None = None,
 ) -> None:
     """A metric against sigma_rel, with the best marked.
 
@@ -160,6 +161,7 @@ def metric_picture(
         best: the point to mark; it need not be one of ``points``.
         metric_label: what the metric is called, with its unit.
         overwrite: whether a file of that name is replaced.
+        part: the least and the largest sigma_rel and the worst metric to show; all by default.
 
     Errors as :func:`picture`.
     """
@@ -174,6 +176,11 @@ def metric_picture(
             axes.set_title(f"best: {best[1]:.4g} at {found}", color=COLOURS[1])
         axes.set_ylabel(metric_label)
         axes.margins(x=0.04, y=0.08)
+        if best is not None and part is not None:
+            low, high, edge = part
+            room = 0.04 * (high - low)
+            axes.set_xlim(low - room, high + room)
+            axes.set_ylim(*sorted((best[1] + 0.08 * (best[1] - edge), edge)))
         sigma_axis(axes)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _EVALUATION, _OUTPUT = "Evaluation", "Output"
 _LOG = "eval.log"
-#: the chart's size; tables of this width fit beside it.
-_MOST_COLUMNS, _ROWS = 80, 12
+#: the chart's width; tables of this width fit beside it.
+_MOST_COLUMNS = 80
 #: sigma_rel above which there is nothing more to evaluate.
 _NEAR_LIMIT = 0.28
 
@@ -220,7 +220,10 @@ def sweep(
     if not quiet:
         _show(outcome, maximize=maximize)
     if plot is not None and outcome.best is not None:
-        _draw(outcome, plot, asked)
+        from phema_cli.cli import sweep_curve
+
+        curve = sweep_curve.valley(outcome, maximize=maximize)
+        sweep_curve.draw(curve, plot, metric_key or "metric")
     if json:
         render.document("sweep", _document(outcome, asked))
     if outcome.best is None:
@@ -275,69 +278,24 @@ def _reference(record: Record) -> str:
 
 def _show(outcome: Outcome, *, maximize: bool) -> None:
     """The table, the curve, and what to do about an optimum that may lie elsewhere."""
+    from phema_cli.cli import sweep_curve
+
     out = render.console(stderr=True)
     out.print()
     out.print(_table(outcome))
     out.print()
-    if outcome.position != "alone":
-        for line in _chart(outcome, min(out.width, _MOST_COLUMNS), maximize=maximize):
+    curve = sweep_curve.valley(outcome, maximize=maximize)
+    if curve is not None and outcome.position != "alone":
+        for line in sweep_curve.lines(curve, min(out.width, _MOST_COLUMNS)):
             out.print(line)
     advice = _advice(outcome)
     if advice is not None:
         out.print(f"[yellow]warning:[/] {advice}", soft_wrap=True)
 
 
-def _chart(outcome: Outcome, width: int, *, maximize: bool) -> list[str]:
-    """Metric against sigma_rel, with the best marked."""
-    import numpy as np
-
-    from phema_cli.cli.chart import Curve, Mark, chart
-
-    points = _points(outcome)
-    sigma_rel, metric = _highlight(points, maximize=maximize)
-    return chart(
-        [Curve("metric", *np.array(points).T)],
-        width=width,
-        height=_ROWS,
-        log_x=True,
-        x_label="sigma_rel",
-        y_label="metric",
-        mark=Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}"),
-        unicode=render.unicode(),
-    )
-
-
-def _points(outcome: Outcome) -> list[tuple[float, float]]:
-    """Metric at each sigma_rel, ascending."""
-    return [
-        (r.sigma_rel, r.metric)
-        for r in outcome.records
-        if r.sigma_rel is not None and r.metric is not None
-    ]
-
-
-def _highlight(points: list[tuple[float, float]], *, maximize: bool) -> tuple[float, float]:
-    """The best of the points, which other profiles may surpass."""
-    return min(points, key=lambda p: -p[1] if maximize else p[1])
-
-
-def _draw(outcome: Outcome, path: Path, asked: Sweep) -> None:
-    """The same as a picture."""
-    from phema_cli.cli import pictures
-
-    points = _points(outcome)
-    pictures.metric_picture(
-        path,
-        points,
-        _highlight(points, maximize=asked.maximize) if points else None,
-        metric_label=asked.evaluator.key or "metric",
-        overwrite=True,
-    )
-
-
 def _advice(outcome: Outcome) -> str | None:
     """What the best one's place says, where that is at an end or nowhere."""
-    evaluated = [sigma_rel for sigma_rel, _ in _points(outcome)]
+    evaluated = [r.sigma_rel for r in outcome.records if r.sigma_rel and r.metric is not None]
     if outcome.position == "flat":
         return "all metrics are equal: is {path} what --eval evaluates?"
     if outcome.position == "lowest":

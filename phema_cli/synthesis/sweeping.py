@@ -221,12 +221,14 @@ class _Run:
                 remove_checkpoint(self._workshop.folder / record.file)
 
     def _best(self) -> Record | None:
-        """The evaluation with the best metric; of several, the first."""
+        """The evaluation with the best metric; of several, the one of the least sigma_rel."""
         sign = -1.0 if self._asked.maximize else 1.0
         metrics = [
-            (sign * r.metric, r) for r in self._results.records.values() if r.metric is not None
+            (sign * r.metric, *_order(r), r)
+            for r in self._results.records.values()
+            if r.metric is not None
         ]
-        return min(metrics, key=lambda pair: pair[0])[1] if metrics else None
+        return min(metrics, key=lambda entry: entry[:-1])[-1] if metrics else None
 
     def _made_again(self, best: Record, targets: Sequence[Target]) -> Path | None:
         """The output of an evaluation whose own is gone; None where its profile is not known."""
@@ -245,12 +247,14 @@ class _Run:
             path = self._workshop.folder / best.file
             if not is_complete(path):
                 path = self._made_again(best, targets)
-        records = sorted(
-            self._results.records.values(),
-            key=lambda r: (math.inf if r.sigma_rel is None else r.sigma_rel, r.profile),
-        )
+        records = sorted(self._results.records.values(), key=_order)
         standing = position(self._points(), maximize=self._asked.maximize)
         return Outcome(tuple(records), best, standing, path)
+
+
+def _order(record: Record) -> tuple[float, str]:
+    """What evaluations are sorted by."""
+    return math.inf if record.sigma_rel is None else record.sigma_rel, record.profile
 
 
 def _is_begun(targets: Sequence[Target]) -> bool:
