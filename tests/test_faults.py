@@ -24,7 +24,7 @@ from tests.injection import digests
 from tests.verified import verify_output
 
 #: `make faults` sets it to a hundred.
-KILLS = int(os.environ.get("PHEMA_KILLS", "6"))
+KILLS = int(os.environ.get("PHEMA_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")

@@ -320,15 +320,28 @@ class OpenFiles:
     ) -> None:
         """Close what is open."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._close(*self._open.popitem())
+
+    def _close(self, path: Path, descriptor: int) -> None:
+        """Close a file; where it was written to, a failure may mean that bytes are lost."""
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            if self._flags & os.O_ACCMODE != os.O_RDONLY:
+                raise StorageError.wrap(error, path, "write") from error
 
     def descriptor(self, path: Path) -> int:
-        """The file's descriptor, opened now if need be; raises ``OSError``."""
+        """The file's descriptor, opened now if need be.
+
+        Raises:
+            OSError: it can't be opened.
+            StorageError: one that had to be closed for it has lost what was written to it.
+        """
         if path in self._open:
             self._open.move_to_end(path)
         else:
             if len(self._open) >= self._limit:
-                os.close(self._open.popitem(last=False)[1])
+                self._close(*self._open.popitem(last=False))
             self._open[path] = os.open(path, self._flags)
         return self._open[path]
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -59,6 +60,19 @@ def _write(stream: IO[bytes], parts: Sequence[tuple[int, bytes]]) -> None:
     for offset, data in parts:
         stream.seek(offset)
         stream.write(data)
+
+
+def append(descriptor: int, line: bytes) -> None:
+    """Write all of a line and flush it."""
+    while line:
+        line = line[os.write(descriptor, line) :]
+    os.fsync(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Close a file that was held; all that was written to it has been flushed before."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from phema_cli._version import __version__
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.synthesis.disk import append, unlock
 from phema_cli.synthesis.recipe import Recipe
 
 NAME = "journal"
@@ -96,7 +97,7 @@ class Journal:
 
     def close(self) -> None:
         """Let others write there."""
-        os.close(self._descriptor)
+        unlock(self._descriptor)
 
 
 def note(folder: Path, rank: int, numbers: Iterable[int]) -> None:
@@ -143,9 +144,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     line = b"%s %08x\n" % (text, zlib.crc32(text))
     descriptor = _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        while line:
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+        append(descriptor, line)
     finally:
         os.close(descriptor)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.synthesis.disk import append, sync_folder, unlock
 from phema_cli.synthesis.journal import locked
 
 NAME = "sweep.jsonl"
@@ -101,11 +102,7 @@ class Results:
             self.records, self.batch = {}, []
             os.ftruncate(self._descriptor, 0)
         self._append(first)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def _lines(self) -> list[dict[str, Any]]:
         """The whole lines; what a kill has left of one is cut off."""
@@ -164,14 +161,13 @@ class Results:
     def _append(self, entry: Mapping[str, Any]) -> None:
         """Add a line and flush it."""
         try:
-            os.write(self._descriptor, json.dumps(entry, allow_nan=False).encode() + b"\n")
-            os.fsync(self._descriptor)
+            append(self._descriptor, json.dumps(entry, allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise StorageError.wrap(error, self.path, "write") from error
 
     def close(self) -> None:
         """Let others write there."""
-        os.close(self._descriptor)
+        unlock(self._descriptor)
 
 
 def _plain(name: object, where: Path) -> str:
