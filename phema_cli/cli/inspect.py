@@ -52,25 +52,16 @@ def inspect(
     """
     from phema_cli.errors import InputError
     from phema_cli.snapshots import Finding, scan
-    from phema_cli.synthesis.solving import make_targets, solve_snapshots
+    from phema_cli.synthesis.solving import make_targets
 
-    found = scan(
-        paths,
-        sources.config(),
-    )
+    found = scan(paths, sources.config())
     findings = list(found.findings)
     figures: tuple[Figures, ...] = ()
     movement = None
     if found.snapshots and not any(f.level == "error" for f in findings):
         targets = make_targets(found.snapshots, sigma_rels=reach.GRID, step=solving.step)
         try:
-            solution = solve_snapshots(
-                found.snapshots,
-                targets,
-                method=solving.method,
-                sample=not solving.no_sample,
-                copy=found.copy,
-            )
+            solution = solving.solve(found, targets)
         except InputError as error:
             findings.append(Finding("error", error))
         else:

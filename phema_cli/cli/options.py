@@ -15,8 +15,10 @@ from phema_cli.cli import completing, parsing
 from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from phema_cli.profiles import Profile as TargetProfile
     from phema_cli.profiles import ProfileSpec
-    from phema_cli.snapshots import Config
+    from phema_cli.snapshots import Config, Scan, Snapshot
+    from phema_cli.solver import Solution
 
 _TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
 
@@ -273,6 +275,18 @@ class Targets:
         """Other weightings."""
         return parsing.profiles(self.profile)
 
+    def at(self, step: float | None, snapshots: Sequence[Snapshot]) -> list[TargetProfile]:
+        """The targets at a step of these snapshots; errors as ``make_targets`` has them."""
+        from phema_cli.synthesis.solving import make_targets
+
+        return make_targets(
+            snapshots,
+            gammas=self.gammas,
+            sigma_rels=self.sigma_rels,
+            profiles=self.profiles,
+            step=step,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Solving:
@@ -281,6 +295,18 @@ class Solving:
     step: Step = None
     method: Method = "blue"
     no_sample: NoSample = False
+
+    def solve(self, found: Scan, targets: Sequence[TargetProfile]) -> Solution:
+        """The weights of targets; errors as ``solve_snapshots`` has them."""
+        from phema_cli.synthesis.solving import solve_snapshots
+
+        return solve_snapshots(
+            found.snapshots,
+            targets,
+            method=self.method,
+            sample=not self.no_sample,
+            copy=found.copy,
+        )
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -135,25 +135,12 @@ def solve_plotted(found: Scan, wanted: Targets, solving: Solving) -> Plotted:
     Errors as :func:`phema_cli.synthesis.solving.make_targets` and
     :func:`phema_cli.synthesis.solving.solve_snapshots`.
     """
-    from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
+    from phema_cli.synthesis.solving import make_targets, target_step
 
     snapshots = found.require()
-    targets = make_targets(
-        snapshots,
-        gammas=wanted.gammas,
-        sigma_rels=wanted.sigma_rels,
-        profiles=wanted.profiles,
-        step=solving.step,
-    )
-    solution = solve_snapshots(
-        snapshots,
-        [*targets, *make_targets(snapshots, sigma_rels=REACH, step=solving.step)]
-        if targets
-        else [],
-        method=solving.method,
-        sample=not solving.no_sample,
-        copy=found.copy,
-    )
+    targets = wanted.at(solving.step, snapshots)
+    reach = make_targets(snapshots, sigma_rels=REACH, step=solving.step)
+    solution = solving.solve(found, [*targets, *reach] if targets else [])
     profiles = [s.tag.profile for s in snapshots]
     # All alike, so that they can be compared.
     dense = all(p.square_integrable for p in [*profiles, *targets])

@@ -40,24 +40,13 @@ def weights(
     from phema_cli.profiles import describe
     from phema_cli.snapshots import scan
     from phema_cli.synthesis.provenance import source_entry
-    from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
+    from phema_cli.synthesis.solving import target_step
 
-    found = scan(
-        paths,
-        sources.config(),
-    )
+    found = scan(paths, sources.config())
     snapshots = found.require()
-    targets = make_targets(
-        snapshots,
-        gammas=wanted.gammas,
-        sigma_rels=wanted.sigma_rels,
-        profiles=wanted.profiles,
-        step=solving.step,
-    )
+    targets = wanted.at(solving.step, snapshots)
     end = target_step(snapshots, solving.step)
-    solution = solve_snapshots(
-        snapshots, targets, method=solving.method, sample=not solving.no_sample, copy=found.copy
-    )
+    solution = solving.solve(found, targets)
     if json:
         content = [
             {
