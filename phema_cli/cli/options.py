@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Config, Scan, Snapshot
     from phema_cli.solver import Solution
 
-_TARGETS, _SOURCES, _GENERAL = "Targets", "Sources", "General"
+_TARGETS, _SOURCES, _GENERAL, OUTPUT = "Targets", "Sources", "General", "Output"
 
 
 def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
@@ -198,6 +198,45 @@ NoSample = Annotated[
         help="Read no tensors to learn how they move and round; assume a random walk in log time.",
         panel=_TARGETS,
     ),
+]
+Format = Annotated[
+    str | None,
+    option(
+        "--format",
+        help="safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
+        panel=OUTPUT,
+        metavar="NAME",
+        autocompletion=completing.formats,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    option(
+        "--dtype",
+        help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
+        panel=OUTPUT,
+        metavar="TYPE",
+        autocompletion=completing.dtypes,
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    option(
+        "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
+    ),
+]
+Device = Annotated[
+    str,
+    option(
+        "--device",
+        help="What averages: cpu, cuda or cuda:N.",
+        metavar="NAME",
+        autocompletion=completing.devices,
+    ),
+]
+MaxMemory = Annotated[
+    str,
+    option("--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE"),
 ]
 Json = Annotated[bool, flag("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress, tables or notices on stderr.")]

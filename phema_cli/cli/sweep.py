@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from phema_cli.cli import options, parsing, render
 from phema_cli.cli.reach import GRID
-from phema_cli.cli.synthesize import Device, Dtype, Format, Jobs, MaxMemory
 from phema_cli.errors import CheckFailedError, SignalError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from phema_cli.synthesis.sweeping import Outcome
     from phema_cli.synthesis.workshop import Sweep
 
-_EVALUATION, _OUTPUT = "Evaluation", "Output"
+_EVALUATION = "Evaluation"
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
@@ -105,31 +104,33 @@ Output = Annotated[
         "--output",
         "-o",
         help="Directory for the outputs and sweep.jsonl.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="DIR",
     ),
 ]
 Keeping = Annotated[
-    Keep, options.option("--keep", help="Which outputs stay: best, all, none.", panel=_OUTPUT)
+    Keep,
+    options.option("--keep", help="Which outputs stay: best, all, none.", panel=options.OUTPUT),
 ]
 MaxDisk = Annotated[
     str | None,
     options.option(
         "--max-disk",
         help="Disk that outputs may take at a time; 90 % of what is free by default.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="SIZE",
     ),
 ]
 Overwrite = Annotated[
-    bool, options.flag("--overwrite", help="Forget an earlier sweep's results.", panel=_OUTPUT)
+    bool,
+    options.flag("--overwrite", help="Forget an earlier sweep's results.", panel=options.OUTPUT),
 ]
 Plot = Annotated[
     Path | None,
     options.option(
         "--plot",
         help="Draw metric against sigma_rel: png, svg, pdf.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="FILE",
     ),
 ]
@@ -153,13 +154,13 @@ def sweep(
     max_disk: MaxDisk = None,
     overwrite: Overwrite = False,
     plot: Plot = None,
-    format: Format = None,  # noqa: A002 - the option's name
-    dtype: Dtype = None,
+    format: options.Format = None,  # noqa: A002 - the option's name
+    dtype: options.Dtype = None,
     sources: options.Sources,
     copy: options.Copy = None,
-    jobs: Jobs = None,
-    device: Device = "cpu",
-    max_memory: MaxMemory = "256MiB",
+    jobs: options.Jobs = None,
+    device: options.Device = "cpu",
+    max_memory: options.MaxMemory = "256MiB",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

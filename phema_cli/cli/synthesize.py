@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import completing, listing, options, parsing, render
+from phema_cli.cli import listing, options, parsing, render
 
 if TYPE_CHECKING:
     from phema_cli.snapshots import Config
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from phema_cli.synthesis.recipe import Recipe
     from phema_cli.synthesis.team import Team
 
-_OUTPUT = "Output"
 
 Output = Annotated[
     str | None,
@@ -22,28 +21,8 @@ Output = Annotated[
         "--output",
         "-o",
         help="A file, a directory, or a name with {gamma}, {sigma_rel}, {profile}, {step}.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="PATH",
-    ),
-]
-Format = Annotated[
-    str | None,
-    options.option(
-        "--format",
-        help="safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
-        panel=_OUTPUT,
-        metavar="NAME",
-        autocompletion=completing.formats,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    options.option(
-        "--dtype",
-        help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
-        panel=_OUTPUT,
-        metavar="TYPE",
-        autocompletion=completing.dtypes,
     ),
 ]
 MaxShardSize = Annotated[
@@ -51,7 +30,7 @@ MaxShardSize = Annotated[
     options.option(
         "--max-shard-size",
         help="Split outputs into shards of at most this size; 5GB by default.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="SIZE",
     ),
 ]
@@ -60,24 +39,20 @@ MaxError = Annotated[
     options.option(
         "--max-error",
         help="Exit with 1 before writing when expected_error is above this.",
-        panel=_OUTPUT,
+        panel=options.OUTPUT,
         metavar="X",
     ),
 ]
 DryRun = Annotated[
-    bool, options.flag("--dry-run", help="Show what would be done, write nothing.", panel=_OUTPUT)
+    bool,
+    options.flag("--dry-run", help="Show what would be done, write nothing.", panel=options.OUTPUT),
 ]
 Overwrite = Annotated[
-    bool, options.flag("--overwrite", help="Replace outputs that exist.", panel=_OUTPUT)
+    bool, options.flag("--overwrite", help="Replace outputs that exist.", panel=options.OUTPUT)
 ]
 SkipExisting = Annotated[
-    bool, options.flag("--skip-existing", help="Leave outputs that exist alone.", panel=_OUTPUT)
-]
-Jobs = Annotated[
-    int | None,
-    options.option(
-        "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
-    ),
+    bool,
+    options.flag("--skip-existing", help="Leave outputs that exist alone.", panel=options.OUTPUT),
 ]
 AllowNonfinite = Annotated[
     bool,
@@ -88,22 +63,7 @@ Digest = Annotated[
     options.flag(
         "--digest",
         help="Record digests of the values read from the sources, for phema verify --full.",
-        panel=_OUTPUT,
-    ),
-]
-Device = Annotated[
-    str,
-    options.option(
-        "--device",
-        help="What averages: cpu, cuda or cuda:N.",
-        metavar="NAME",
-        autocompletion=completing.devices,
-    ),
-]
-MaxMemory = Annotated[
-    str,
-    options.option(
-        "--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE"
+        panel=options.OUTPUT,
     ),
 ]
 
@@ -115,8 +75,8 @@ def synthesize(
     wanted: options.Targets,
     solving: options.Solving,
     output: Output = None,
-    format: Format = None,  # noqa: A002 - the option's name
-    dtype: Dtype = None,
+    format: options.Format = None,  # noqa: A002 - the option's name
+    dtype: options.Dtype = None,
     max_shard_size: MaxShardSize = None,
     max_error: MaxError = None,
     dry_run: DryRun = False,
@@ -125,10 +85,10 @@ def synthesize(
     digest: Digest = False,
     sources: options.Sources,
     copy: options.Copy = None,
-    jobs: Jobs = None,
-    device: Device = "cpu",
+    jobs: options.Jobs = None,
+    device: options.Device = "cpu",
     allow_nonfinite: AllowNonfinite = False,
-    max_memory: MaxMemory = "256MiB",
+    max_memory: options.MaxMemory = "256MiB",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
