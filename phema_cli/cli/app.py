@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 from typing import Annotated
 
-import typer
+import typer.main
 
 from phema_cli._version import __version__
 from phema_cli.cli import (
@@ -108,13 +109,17 @@ def phema(
 manual.write(app)
 
 
+#: all commands with their options, put together when they are first needed.
+_command = functools.cache(functools.partial(typer.main.get_command, app))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
     _heed_signals()
     try:
-        code = app([a for a in given if a != "--debug"], standalone_mode=False)
+        code = _command()([a for a in given if a != "--debug"], standalone_mode=False)
         sys.stdout.flush()
     except PhemaError as error:
         if debug:
