@@ -6,8 +6,10 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
+import typer.core
 import typer.main
 
 from phema_cli._version import __version__
@@ -26,11 +28,13 @@ from phema_cli.cli import (
 )
 from phema_cli.errors import PhemaError, SignalError, StorageError
 
+_HELP = ["-h", "--help"]
+
 app = typer.Typer(
     name="phema",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
     pretty_exceptions_enable=False,
 )
 app.command("inspect")(inspect.inspect)
@@ -109,8 +113,17 @@ def phema(
 manual.write(app)
 
 
-#: all commands with their options, put together when they are first needed.
-_command = functools.cache(functools.partial(typer.main.get_command, app))
+@functools.cache
+def _command() -> Callable[..., object]:
+    """All commands with their options, put together when they are first needed."""
+    command = typer.main.get_command(app)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        context = typer.Context(each, help_option_names=_HELP)
+        for option in (*each.params, each.get_help_option(context)):
+            # Behind the flags that typer adds the help would have a type, as if they took a value.
+            if isinstance(option, typer.core.TyperOption) and option.is_flag:
+                option.metavar = ""
+    return command
 
 
 def main(arguments: list[str] | None = None) -> None:
