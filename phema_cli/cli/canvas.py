@@ -14,7 +14,7 @@ from phema_cli.cli.axes import Array, Axis
 _ACROSS, _DOWN = 2, 4
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _BRAILLE = 0x2800
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white", "bright_black")
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "default", "bright_black")
 
 
 @dataclass(frozen=True, slots=True)
