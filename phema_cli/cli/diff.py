@@ -98,7 +98,7 @@ def _show(found: Comparison, most: int | None) -> None:
                 f"{t.max_abs:.2e}",
                 f"{t.elements:,}",
             )
-        out.print(table)
+        render.show(table, out)
     for names, what in (
         (found.only_a, "only in A"),
         (found.only_b, "only in B"),

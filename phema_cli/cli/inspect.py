@@ -143,6 +143,6 @@ def _show_movement(movement: Movement) -> None:
             f"{movement.roughness[block]:.2f}",
             f"{movement.jitter[block]:.3g} steps",
         )
-    out.print(table)
+    render.show(table, out)
     out.print(f"rounding of stored values: {movement.rounding.variance**0.5:.2e} RMS")
     out.print()

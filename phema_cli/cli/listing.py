@@ -82,7 +82,8 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
         f"{' and '.join(formats)}{' and'.join(layouts)}{shards}{key}"
     )
     out.print()
-    out.print(_list(snapshots) if verbose or len(snapshots) <= _LISTED else _groups(snapshots))
+    listed = verbose or len(snapshots) <= _LISTED
+    render.show(_list(snapshots) if listed else _groups(snapshots), out)
     out.print()
 
 
@@ -102,7 +103,7 @@ def show_weights(
         name = render.plain(snapshot.name)
         body.add_row(name, f"{snapshot.tag.step:.10g}", average(snapshot), *cells)
     out = render.console()
-    out.print(body)
+    render.show(body, out)
     if hidden:
         out.print(f"and {render.counted(hidden, 'snapshot')} with weights of 0 to six digits")
 

@@ -112,7 +112,8 @@ def _decimal(part: str, text: str) -> Decimal:
     except InvalidOperation:
         value = Decimal("nan")
     if not value.is_finite() or abs(value.adjusted()) > _DIGITS:
-        raise UsageError(f"{text!r}: {part!r} is not a number", remedy="write 7 or 5,7,9")
+        of = "" if part == text else f" of {text!r}"
+        raise UsageError(f"{part!r}{of} is not a number", remedy="write 7 or 5,7,9")
     return value
 
 

@@ -140,7 +140,7 @@ def show_figures(made: Sequence[Figures], *, measured: bool) -> None:
             f"{f.profile_error or 0.0:.2g}",
         )
     out = render.console()
-    out.print(table)
+    render.show(table, out)
     out.print()
 
 
@@ -164,7 +164,7 @@ def show_compared(compared: Sequence[Mapping[str, Any]]) -> None:
             ),
         )
     out = render.console()
-    out.print(table)
+    render.show(table, out)
     out.print()
 
 

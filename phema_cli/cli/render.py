@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PIPE_WIDTH, _DRAWN_WIDTH = 10_000, 80
 # columns of text, which may be folded where there is no room
 _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
+# of which no less than so many columns is left
+_LEAST_NAME = 16
 # findings that differ in their file alone and are more than this are one line
 _ALIKE = 3
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
@@ -115,6 +117,24 @@ def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
         side: Literal["left", "right"] = "right" if column in right else "left"
         made.add_column(column, justify=side, no_wrap=column not in _NAMES, overflow="fold")
     return made
+
+
+def show(made: Table, out: Console) -> None:
+    """Print a table; where there is no room for its numbers it goes beyond the edge.
+
+    Cut off they would be other numbers.
+    """
+    from rich.text import Text
+
+    gap = made.padding[1]
+    needed = -gap
+    for column in made.columns:
+        cells = [Text.from_markup(str(cell)) for cell in (column.header, *column.cells)]
+        widest = max(line.cell_len for cell in cells for line in cell.split("\n", allow_blank=True))
+        needed += gap + (widest if column.no_wrap else min(widest, _LEAST_NAME))
+    if needed > out.width:
+        made.width = needed
+    out.print(made, crop=False)
 
 
 def figures_table(targets: Sequence[Profile], figures: Sequence[Figures]) -> Table:

@@ -283,7 +283,7 @@ def _show(outcome: Outcome, *, maximize: bool) -> None:
 
     out = render.console(stderr=True)
     out.print()
-    out.print(_table(outcome))
+    render.show(_table(outcome), out)
     out.print()
     curve = sweep_curve.valley(outcome, maximize=maximize)
     if curve is not None and outcome.position != "alone":

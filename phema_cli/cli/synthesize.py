@@ -214,7 +214,7 @@ def _follow(team: Team) -> None:
 def _show_figures(recipe: Recipe) -> None:
     """How good each target will be, on stderr."""
     table = render.figures_table(recipe.targets, recipe.solution.figures)
-    render.console(stderr=True).print(table)
+    render.show(table, render.console(stderr=True))
 
 
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:

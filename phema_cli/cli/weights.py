@@ -64,6 +64,6 @@ def weights(
         return
     render.findings(found.findings, stderr=True, quiet=quiet)
     out = render.console()
-    out.print(render.figures_table(targets, solution.figures))
+    render.show(render.figures_table(targets, solution.figures), out)
     out.print()
     listing.show_weights(snapshots, solution.weights, targets, verbose=verbose)

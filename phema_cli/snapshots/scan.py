@@ -123,7 +123,9 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     root = locate(path)
     found = [c.path for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
     if len(found) != 1:
-        raise InputError(f"holds {len(found)} checkpoints, not one", where=root)
+        raise InputError(
+            f"holds {len(found)} checkpoints, not one", where=root, remedy="name one of its files"
+        )
     return read_index(found[0], key)
 
 

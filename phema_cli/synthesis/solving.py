@@ -35,7 +35,9 @@ def make_targets(
     wanted = [*gammas, *(gamma_from_sigma_rel(s) for s in sigma_rels)]
     for gamma in wanted:
         if gamma < 0:
-            raise UsageError(f"target gamma {gamma:g} is below 0")
+            raise UsageError(
+                f"target gamma {gamma:g} is below 0", remedy="pass 0, the longest average, or more"
+            )
     targets: list[Profile] = [PowerProfile(gamma, end) for gamma in wanted]
     targets += [spec.ending_at(end) for spec in profiles]
     for target in targets:

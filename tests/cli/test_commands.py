@@ -218,6 +218,9 @@ def test_weights_that_look_like_zero_are_counted_not_listed(tmp_path):
         "ema-step0000040-gamma5.safetensors    40      5  +1.000000"
     ]
     assert run.out.endswith("and 3 snapshots with weights of 0 to six digits\n")
+    # Names are folded to some width, numbers never.
+    narrow = phema("weights", tmp_path, "-g", 5, COLUMNS="30").out
+    assert re.search(r"^ema-step\S{8} +40 +5 +\+1\.000000$", narrow, re.MULTILINE)
     run = phema("weights", tmp_path, "-g", 5, "-v")
     assert len(re.findall(r"^ema-.*[+-]0\.000000$", run.out, re.MULTILINE)) == 3
 

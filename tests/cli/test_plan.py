@@ -91,6 +91,11 @@ def test_plans_side_by_side():
     assert len(rows) == 12
     assert rows[0][2:] == ("16", "32 MB")
     assert all(len(line) <= 80 for line in run.out.splitlines())
+    # Where there is no room for a number it goes beyond the edge: cut off it would be another one.
+    narrow = phema(*arguments, "--compare", COLUMNS="40").out.splitlines()
+    figures = re.findall(r"^ +0\.\d\d .*|^\S+, \S+ .* [MG]B .*", run.out, re.MULTILINE)
+    assert len(figures) == 8 + 12
+    assert set(figures) <= set(narrow)
     compared = phema(*arguments, "--compare", "--json").json["compared"]
     assert [p["files"] for p in compared] == [int(r[2]) for r in rows]
 
