@@ -395,7 +395,7 @@ def test_a_high_flank_leaves_the_picture(ckpts, tmp_path):
     assert "best: 0 at sigma_rel 0.04; 2 further points are not shown" in run.err
     drawn = re.findall(r"<!-- [^\n]*?(\d+(?:\.\d+)?)\W* -->", (tmp_path / "p.svg").read_text())
     numbers = {float(number) for number in drawn}
-    assert 12 in numbers
+    assert {0.05, 10} <= numbers
     assert not {0.1, 0.15, 0.2, 0.25, 100, 200, 500} & numbers
 
 

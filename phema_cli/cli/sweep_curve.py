@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROWS = 12
 #: a flank is shown up to this many times the height of the lower one.
-_HIGHEST = 3.0
+_HIGHEST = 5.0
 
 
 @dataclass(frozen=True, slots=True)
