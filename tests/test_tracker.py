@@ -284,7 +284,6 @@ def marked(name):
     ("make", "words"),
     [
         (lambda: marked("ds_id"), "weight is sharded by DeepSpeed ZeRO-3"),
-        (lambda: marked("_fsdp_flattened"), "weight is flattened by FSDP1"),
         (lambda: nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
         (lambda: nn.LazyLinear(2), "weight has no shape yet"),
     ],
@@ -293,6 +292,35 @@ def test_tensors_that_are_not_there_are_refused(make, words):
     """What a rank doesn't hold can't be averaged on it, and the error says whose doing it is."""
     with pytest.raises(UsageError, match=words):
         PowerEMA(make())
+
+
+FSDP1 = """
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+from phema_cli import PowerEMA
+from phema_cli.errors import UsageError
+dist.init_process_group("gloo", init_method="file://{store}", rank=0, world_size=1)
+for names in (False, True):
+    model = FullyShardedDataParallel(
+        torch.nn.Linear(3, 4), use_orig_params=names, device_id=torch.device("cpu")
+    )
+    try:
+        PowerEMA(model)
+    except UsageError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+
+
+def test_parameters_that_fsdp1_has_flattened_are_refused(tmp_path):
+    """By FSDP1 itself, whether it shows its flat parameters or views by the model's names."""
+    code = FSDP1.replace("{store}", str(tmp_path / "store"))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    told = done.stdout.splitlines()
+    assert ["_flat_param" in told[0], "weight" in told[1]] == [True, True]
+    assert all("is flattened by FSDP1, which is not averaged; use FSDP2" in line for line in told)
 
 
 def test_a_changed_model_is_refused(tmp_path):
