@@ -344,7 +344,7 @@ def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
     [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"")],
 )
 def test_signals_leave_no_output(tmp_path, sent, code, message):
-    """SIGINT and SIGTERM end a synthesis with 130 and 143; work that was done stays, and is told."""
+    """SIGINT and SIGTERM end a synthesis with 130 and 143; what work stays is told."""
     count = 1 << 29
     entry = {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}
     header = json.dumps({"w": entry}).encode()
