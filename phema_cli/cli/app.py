@@ -56,7 +56,7 @@ _SIGNALLED = 128
 
 def _version(wanted: bool) -> None:
     if wanted:
-        render.line(f"phema {__version__}")
+        render.line(f"phema {__version__} (phema-cli)")
         raise typer.Exit
 
 

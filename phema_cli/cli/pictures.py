@@ -96,7 +96,7 @@ def check(path: Path, *, overwrite: bool) -> None:
         import matplotlib.figure  # noqa: F401 - whether it can be
     except ImportError as error:
         raise UsageError(
-            "pictures need matplotlib", where=path, remedy="pip install 'phema[plot]'"
+            "pictures need matplotlib", where=path, remedy="pip install 'phema-cli[plot]'"
         ) from error
     if path.is_dir():
         raise UsageError("is a directory", where=path, remedy="name a file in it")

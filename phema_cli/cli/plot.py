@@ -43,7 +43,7 @@ def plot(
 ) -> None:
     r"""Draw target and achieved profiles, the weights, and the errors of the reachable range.
 
-    Pictures need matplotlib: [bold]pip install 'phema\[plot]'[/]
+    Pictures need matplotlib: [bold]pip install 'phema-cli\[plot]'[/]
 
     Examples:
       In the terminal, the EMA of gamma 7:

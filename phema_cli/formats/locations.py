@@ -1,4 +1,4 @@
-"""Where files lie: on this machine, or behind a URL that fsspec opens (``phema[remote]``).
+"""Where files lie: on this machine, or behind a URL that fsspec opens (``phema-cli[remote]``).
 
 Remote files have paths of universal_pathlib, which have pathlib's methods and are no ``Path``.
 """
@@ -34,7 +34,7 @@ def locate(given: str | os.PathLike[str]) -> Path:
         from upath import UPath
     except ImportError as error:
         raise UsageError(
-            "needs fsspec", where=given, remedy="pip install 'phema[remote]'"
+            "needs fsspec", where=given, remedy="pip install 'phema-cli[remote]'"
         ) from error
     with _told(given, UsageError):
         path = UPath(given)

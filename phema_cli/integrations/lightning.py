@@ -1,4 +1,4 @@
-"""A callback for PyTorch Lightning: ``pip install 'phema[lightning]'``."""
+"""A callback for PyTorch Lightning: ``pip install 'phema-cli[lightning]'``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _callback() -> type:
             continue
         return found
     raise ModuleNotFoundError(
-        "phema_cli.integrations.lightning needs Lightning; pip install 'phema[lightning]'"
+        "phema_cli.integrations.lightning needs Lightning; pip install 'phema-cli[lightning]'"
     )
 
 

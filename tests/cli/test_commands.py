@@ -283,7 +283,7 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
 
 def test_help_version_and_module():
     """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
-    assert phema("--version").out == f"phema {__version__}\n"
+    assert phema("--version").out == f"phema {__version__} (phema-cli)\n"
     for command in ("inspect", "weights", "synthesize", "sweep", "diff", "demo"):
         run = phema(command, "--help")
         assert run.code == 0
@@ -295,7 +295,7 @@ def test_help_version_and_module():
     module = subprocess.run(
         [sys.executable, "-m", "phema_cli", "--version"], capture_output=True, check=True
     )
-    assert module.stdout.decode() == f"phema {__version__}\n"
+    assert module.stdout.decode() == f"phema {__version__} (phema-cli)\n"
 
 
 IMPORTS = """
