@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from phema_cli import PowerEMA
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.tracker.model import local as shard
 
 STEPS = 6
 
@@ -72,6 +73,15 @@ def refusals(out: Path) -> None:
     with pytest.raises(UsageError, match="rank 0"):
         ema.load_state_dict({"gammas": [5, 10], "averages": [{}, {}]})
     ema.update()
+    # One rank alone holds the value that float16 can't.
+    with torch.no_grad():
+        large, ema = made(sharded=True)
+        if dist.get_rank() == 1:
+            shard(large.get_parameter("inner.weight")).fill_(7e4)
+    ema.update()
+    with pytest.raises(UsageError, match=r"inner\.weight holds 70000"):
+        ema.save(out / "beyond", dtype=torch.float16)
+    assert not (out / "beyond").exists()
     # What one rank's disk refuses is an error on all, and none is left waiting.
     with pytest.raises(StorageError, match="cannot write"):
         ema.save(out / "store" / "below a file")

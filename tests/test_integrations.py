@@ -128,6 +128,7 @@ def test_a_callback_with_senseless_arguments_is_refused(module, tmp_path):
         ({"every": 0}, "at least 1"),
         ({"snapshots": -1}, "at least 1"),
         ({"gammas": (-1,)}, r"above -0\.5"),
+        ({"dtype": torch.int8}, "can't be stored as int8"),
     ):
         with pytest.raises(UsageError, match=words):
             make(tmp_path, **how)

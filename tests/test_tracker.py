@@ -144,6 +144,58 @@ def test_storage_dtype_holds_for_averages_only(tmp_path):
     assert stored["norm.num_batches_tracked"].dtype == torch.int64
 
 
+def normed(*variances):
+    """Averages of a model whose BatchNorm has these variances."""
+    model = nn.Sequential(nn.Linear(2, len(variances)), nn.BatchNorm1d(len(variances)))
+    model[1].running_var.copy_(torch.tensor(variances))
+    ema = PowerEMA(model, (5, 10))
+    ema.update()
+    return ema
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "remedy"),
+    [
+        (torch.float16, 65504, "torch.bfloat16 or torch.float32"),
+        (torch.float8_e4m3fn, 448, "torch.bfloat16 or torch.float32"),
+        (torch.float8_e5m2, 57344, "torch.bfloat16 or torch.float32"),
+        (torch.bfloat16, float(torch.finfo(torch.bfloat16).max), "torch.float32"),
+    ],
+)
+def test_values_beyond_the_storage_dtype_are_refused(dtype, largest, remedy, tmp_path):
+    """The tensor is named, with its magnitude and a type that holds it."""
+    normed(1.0, largest).save(tmp_path / "fits", dtype=dtype)
+    above = 1.08 * largest if dtype is not torch.bfloat16 else 3.4e38
+    ema = normed(1.0, above)
+    with pytest.raises(UsageError) as caught:
+        ema.save(tmp_path / "beyond", dtype=dtype)
+    what = f"1.running_var holds {above:.6g}, above {str(dtype)[6:]}'s {largest:.6g}"
+    assert str(caught.value) == f"{what}; save with dtype={remedy}"
+    assert not (tmp_path / "beyond").exists()
+    stored = load_file(ema.save(tmp_path / "wide", dtype=torch.float32)[1])
+    assert stored["1.running_var"].tolist() == pytest.approx([1.0, above])
+
+
+def test_every_tensor_beyond_the_storage_dtype_is_counted(tmp_path):
+    """The largest is named; values that are not finite are stored as they are."""
+    ema = normed(1.0, 7e4)
+    ema._model[0].weight.data.fill_(-2e5)  # noqa: SLF001
+    ema.update()
+    with pytest.raises(UsageError, match=r"0\.weight holds .*as 1 more tensor\)"):
+        ema.save(tmp_path, dtype=torch.float16)
+    odd = normed(float("inf"), float("nan"), 1.0)
+    stored = load_file(odd.save(tmp_path, dtype=torch.float16)[0])["1.running_var"]
+    assert stored.tolist() == pytest.approx([float("inf"), float("nan"), 1.0], nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e8m0fnu])
+def test_storage_dtypes_that_hold_no_average_are_refused(dtype, tmp_path):
+    """Integers have no fractions and a bare exponent no sign: nothing is written."""
+    with pytest.raises(UsageError, match=f"can't be stored as {str(dtype)[6:]}; pass dtype="):
+        normed(1.0).save(tmp_path / "out", dtype=dtype)
+    assert not (tmp_path / "out").exists()
+
+
 def test_resuming_gives_what_an_unbroken_run_gives(tmp_path):
     """state_dict through torch.save with weights_only restores the averages bit for bit."""
     torch.manual_seed(0)

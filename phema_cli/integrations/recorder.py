@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.tracker import PowerEMA
+from phema_cli.tracker.storing import check_type
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class Recorder:
         every: store snapshots after so many updates.
         snapshots: store so many of each gamma over the whole training, whose length must be known;
             20 by default.
-        dtype: element type in which averages are stored; float32 by default.
+        dtype: floating-point type in which averages are stored; float32 by default.
         name: what the snapshots' names begin with.
         device: where the averages live; by default beside the parameters.
         fresh: begin the averages anew where training goes on from a checkpoint that has none.
@@ -37,7 +38,8 @@ class Recorder:
         ema: the averages, once training has started.
 
     Raises:
-        UsageError: gammas that PowerEMA refuses, or two arguments that exclude each other.
+        UsageError: gammas or a dtype that PowerEMA refuses, or two arguments that exclude each
+            other.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Recorder:
         self.gammas = tuple(_DEFAULT_GAMMAS if gammas is None else gammas)
         for gamma in self.gammas:
             PowerProfile(gamma, 1.0)
+        if dtype is not None:
+            check_type(dtype)
         self.directory = Path(directory)
         self.every = every
         self.snapshots = snapshots or _DEFAULT_SNAPSHOTS

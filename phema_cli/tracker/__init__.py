@@ -215,17 +215,19 @@ class PowerEMA:
         Args:
             directory: made if need be.
             name: what the files' names begin with.
-            dtype: element type in which averages are stored; float32 by default.
+            dtype: floating-point type in which averages are stored; float32 by default.
 
         Returns:
             The files, in the order of the gammas, on every rank.
 
         Raises:
             StorageError: the operating system failed to write.
-            UsageError: nothing was averaged yet, or the model has other tensors than when PowerEMA
-                was made.
+            UsageError: nothing was averaged yet, the model has other tensors than when PowerEMA was
+                made, or ``dtype`` can't hold an average; no file is written.
         """
         self._check_names()
+        if dtype is not None:
+            self._check_range(dtype)
         folder = Path(directory)
         paths = []
         for gamma in self.gammas:
@@ -245,6 +247,23 @@ class PowerEMA:
                     f"the model's {name} is not the one that PowerEMA was made for",
                     remedy="make PowerEMA after changing the model",
                 )
+
+    def _check_range(self, dtype: torch.dtype) -> None:
+        """Refuse a type that can't hold the averages, on every rank if the model is sharded."""
+        import torch.distributed
+
+        storing.check_type(dtype)
+        sharded = any(map(is_sharded, self._fetch().values()))
+        if _rank() and not sharded:
+            return
+        large = [
+            storing.beyond(dict(zip(self._averaged, a, strict=True)), dtype) for a in self._averages
+        ]
+        if sharded:
+            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, large)
+            large = [found for of_rank in everywhere for found in of_rank]
+        storing.refuse_range(large, dtype)
 
     def _write(self, path: Path, gamma: float, dtype: torch.dtype | None) -> None:
         """Write one snapshot on rank 0; the other ranks give their shards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,68 @@ def element_type(dtype: torch.dtype) -> DType:
     if found is None or found.bits != 8 * dtype.itemsize:
         raise UsageError(f"{label} can't be stored in safetensors files")
     return found
+
+
+def check_type(dtype: torch.dtype) -> None:
+    """Refuse an element type in which no average can be stored.
+
+    Raises:
+        UsageError: it is not a floating-point type, has no sign, or safetensors has none like it.
+    """
+    import torch
+
+    label = element_type(dtype).label
+    if not dtype.is_floating_point or float(torch.tensor(-1.0).to(dtype)) != -1:
+        raise UsageError(
+            f"averages can't be stored as {label}",
+            remedy="pass dtype=torch.float16, torch.bfloat16 or torch.float32",
+        )
+
+
+def beyond(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, float]:
+    """The largest finite magnitude of each tensor in which one is out of the range of ``dtype``."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            # What is not finite stays what it is, whatever the type.
+            largest = float(tensor.nan_to_num(0.0, 0.0, 0.0).abs_().amax())
+            if largest >= _limit(dtype):
+                found[name] = largest
+    return found
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """Where rounding leaves the range of a type: half a unit of the last place above its largest.
+
+    Conversion itself does not tell it: some types turn to infinity there, others stay the largest.
+    """
+    import torch
+
+    info = torch.finfo(dtype)
+    return info.max + info.eps / 2 * 2.0 ** (math.frexp(info.max)[1] - 1)
+
+
+def refuse_range(found: Iterable[Mapping[str, float]], dtype: torch.dtype) -> None:
+    """Say which tensor has the largest value that ``dtype`` can't hold, if any has.
+
+    Raises:
+        UsageError: one has.
+    """
+    import torch
+
+    large = [(value, name) for part in found for name, value in part.items()]
+    if not large:
+        return
+    value, name = max(large)
+    more = len({n for _, n in large}) - 1
+    others = f" (as {more} more tensor{'s' if more > 1 else ''})" if more else ""
+    fits = value < _limit(torch.bfloat16)
+    types = "torch.bfloat16 or torch.float32" if fits else "torch.float32"
+    most = f"{element_type(dtype).label}'s {torch.finfo(dtype).max:.6g}"
+    raise UsageError(
+        f"{name} holds {value:.6g}, above {most}{others}",
+        remedy=f"save with dtype={types}",
+    )
 
 
 def write(
