@@ -10,6 +10,7 @@ from phema_cli.profiles.base import (
     gamma_from_sigma_rel,
     sigma_rel_from_gamma,
 )
+from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
 from phema_cli.profiles.shapes import (
     ExponentialProfile,
     RawProfile,
@@ -23,10 +24,13 @@ __all__ = [
     "GAMMA_LIMIT",
     "GAMMA_MOST",
     "HELP",
+    "LAWS",
     "PROFILES",
     "SIGMA_REL_LIMIT",
     "Array",
     "ExponentialProfile",
+    "Law",
+    "LawForm",
     "PowerProfile",
     "Profile",
     "ProfileSpec",
@@ -37,6 +41,7 @@ __all__ = [
     "WindowProfile",
     "describe",
     "gamma_from_sigma_rel",
+    "parse_law",
     "parse_profile",
     "sigma_rel_from_gamma",
 ]

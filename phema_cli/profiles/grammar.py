@@ -1,0 +1,313 @@
+"""How a decay law is written, ``NAME:key=value,...``, and what it then is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from phema_cli.errors import UsageError
+from phema_cli.profiles.base import Array, PowerProfile, Profile, gamma_from_sigma_rel
+from phema_cli.profiles.schedules import Schedule, ScheduleProfile
+
+Numbers = Mapping[str, float]
+#: points of time at which two laws are compared, in each of several spacings.
+_POINTS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which numbers a key may have.
+
+    Attributes:
+        words: says them, after "must be".
+        low: the smallest.
+        high: the largest.
+        inner: the smallest and the largest don't belong to it, where this holds ``low``, ``high``.
+        whole: whether only whole numbers do.
+    """
+
+    words: str
+    low: float
+    high: float = math.inf
+    inner: tuple[bool, bool] = (False, False)
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the number is one of them."""
+        above = value > self.low if self.inner[0] else value >= self.low
+        below = value < self.high if self.inner[1] else value <= self.high
+        return above and below and (not self.whole or float(value).is_integer())
+
+
+_MOST = float(1 << 53)
+BETA = Range("between 0 and 1", 0, 1, inner=(True, True))
+CAP = Range("above 0 and at most 1", 0, 1, inner=(True, False))
+FLOOR = Range("at least 0 and below 1", 0, 1, inner=(False, True))
+POSITIVE = Range("above 0 and finite", 0, inner=(True, True))
+GAMMA = Range("above -0.5 and at most 10000", -0.5, 1e4, inner=(True, False))
+SIGMA_REL = Range("between 0.0001 and 12^-1/2 = 0.2887", 1e-4, 12**-0.5, inner=(True, True))
+COUNT = Range("a whole number from 1 on", 1, _MOST, whole=True)
+STEPS = Range("a whole number from 0 on", 0, _MOST, whole=True)
+CALLS = Range("a whole number from -1 on", -1, _MOST, whole=True)
+FLAG = Range("0 or 1", 0, 1, whole=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A number of a law.
+
+    Attributes:
+        name: what stands before ``=``.
+        meaning: what it is, in a few words.
+        range: what it may be.
+        default: what it is where it is not said; None where it must be said, or need not be.
+    """
+
+    name: str
+    meaning: str
+    range: Range
+    default: float | None = None
+
+
+EVERY = Key("every", "steps between two updates", COUNT, 1)
+START = Key("start", "steps before averaging begins; up to then the weights are copied", STEPS, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LawForm:
+    """A kind of decay law: its keys, and what their numbers make.
+
+    Attributes:
+        name: what it is called.
+        formula: how the average comes about, in a line.
+        source: whose it is: a library's file, or a paper.
+        example: one that makes sense.
+        keys: its numbers, in the order in which they are written.
+        schedule: the updates and their decays; None for what has no updates of its own.
+        one_of: keys of which exactly one must be said.
+        closed: the profile where it has a closed form; None where it has none for these numbers.
+    """
+
+    name: str
+    formula: str
+    source: str
+    example: str
+    keys: tuple[Key, ...]
+    schedule: Callable[[Numbers], Schedule] | None = None
+    one_of: tuple[str, ...] = ()
+    closed: Callable[[Numbers, float, str], Profile | None] | None = None
+
+    def law(self, **numbers: float) -> Law:
+        """The law of these numbers; what is not said has its default.
+
+        Raises:
+            UsageError: an unknown or a missing key, or a number out of its range.
+        """
+        known = {key.name: key for key in self.keys}
+        for name, value in numbers.items():
+            if name not in known:
+                raise self._error(f"has no key {name!r}")
+            if not known[name].range.holds(value):
+                raise self._error(f"{name} must be {known[name].range.words}, not {value:.10g}")
+        said = [name for name in self.one_of if name in numbers]
+        if self.one_of and len(said) != 1:
+            needed = " or ".join(self.one_of)
+            what = f"{' and '.join(said)} exclude each other" if said else f"needs {needed}"
+            raise self._error(what)
+        values = ((k.name, float(numbers[k.name])) for k in self.keys if k.name in numbers)
+        law = Law(self.name, tuple((n, v) for n, v in values if v != known[n].default), self)
+        # What is wrong with the numbers together is told now, not at the first snapshot.
+        law.profile(1e6)
+        return law
+
+    def read(self, text: str) -> Law:
+        """The law that ``key=value,...`` means, what stands after the name.
+
+        Raises:
+            UsageError: as :meth:`law` does, or a key said twice or without a number.
+        """
+        numbers: dict[str, float] = {}
+        for part in text.split(",") if text else ():
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            number = _number(value)
+            if number is None:
+                raise self._error(f"{part!r} is not key=number")
+            if name in numbers:
+                raise self._error(f"{name} is given twice")
+            numbers[name] = number
+        return self.law(**numbers)
+
+    @property
+    def usage(self) -> str:
+        """All its keys: ``exponential:beta=|halflife=,every=1,start=0``."""
+        one = "|".join(f"{name}=" for name in self.one_of)
+        rest = [f"{k.name}={_written(k)}" for k in self.keys if k.name not in self.one_of]
+        return ":".join(filter(None, [self.name, ",".join(filter(None, [one, *rest]))]))
+
+    def _error(self, what: str) -> UsageError:
+        return UsageError(f"{self.name}: {what}", remedy=f"write {self.usage}, as {self.example}")
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """How a stored average weighs the steps of training: a name and its numbers.
+
+    Attributes:
+        name: the form's.
+        values: the numbers that are not the form's defaults, in its order.
+        form: what they mean.
+    """
+
+    name: str
+    values: tuple[tuple[str, float], ...]
+    form: LawForm = field(compare=False, repr=False)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """All its numbers by key, with the defaults."""
+        defaults = {k.name: k.default for k in self.form.keys if k.default is not None}
+        return defaults | dict(self.values)
+
+    @property
+    def text(self) -> str:
+        """What ``--average`` takes: ``exponential:beta=0.999,every=10``."""
+        said = ",".join(f"{name}={_text(value)}" for name, value in self.values)
+        return f"{self.name}:{said}" if said else self.name
+
+    @property
+    def label(self) -> str:
+        """What tables show: ``gamma 5``, else the text."""
+        said = {"gamma", "sigma_rel"} & dict(self.values).keys()
+        if self.gamma is None or not said or "start" in dict(self.values):
+            return self.text
+        return f"gamma {self.gamma:.10g}"
+
+    @property
+    def gamma(self) -> float | None:
+        """The exponent of a power function, as the trainer was told; None of other laws."""
+        return power_of(self.parameters) if "gamma" in self.form.one_of else None
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """Its updates; None where it has none of its own."""
+        return None if self.form.schedule is None else self.form.schedule(self.parameters)
+
+    def profile(self, step: float) -> Profile:
+        """The profile after ``step`` steps of the trainer.
+
+        Raises:
+            UsageError: the step is not above 0 and finite.
+        """
+        numbers, form = self.parameters, self.form
+        found = form.closed(numbers, step, self.text) if form.closed is not None else None
+        if found is not None:
+            return found
+        if form.schedule is None:
+            raise TypeError(f"the form {self.name} has neither updates nor a closed profile")
+        return ScheduleProfile(form.schedule(numbers), step, self.label)
+
+    def updates(self, step: float) -> tuple[Array, Array]:
+        """The times whose weights the average is made of, and how much each weighs, exactly.
+
+        0 stands for the initial weights.
+        """
+        schedule = self.schedule
+        if schedule is not None:
+            return schedule.updates(step)
+        times = np.arange(math.floor(step) + 1.0)
+        return times, np.diff(self.profile(step).cdf(times), prepend=0.0)
+
+    def replace(self, **numbers: float) -> Law:
+        """The law with other numbers: ``law.replace(every=10)``.
+
+        Raises:
+            UsageError: as :meth:`LawForm.law` does.
+        """
+        instead = set(numbers) & set(self.form.one_of)
+        kept = {n: v for n, v in self.values if not (instead and n in self.form.one_of)}
+        return self.form.law(**(kept | numbers))
+
+    def distance(self, other: Law, step: float) -> float:
+        """The largest difference of the two cumulative weights over time, after ``step`` steps."""
+        one, two = self.profile(step), other.profile(step)
+        end = max(one.end, two.end)
+        spread = np.geomspace(1e-12, 1.0, _POINTS) * end
+        marks = np.array([0.0, *one.breaks, *two.breaks])
+        around = (marks[:, None] + np.concatenate([-spread, [0.0], spread])).ravel()
+        times = np.concatenate([np.linspace(0.0, end, _POINTS), around])
+        times = times[(times >= 0) & (times <= end)]
+        return float(np.abs(one.cdf(times) - two.cdf(times)).max())
+
+
+_POWERS: Mapping[str, Callable[[float], float]] = {
+    "gamma": lambda gamma: gamma,
+    "sigma_rel": gamma_from_sigma_rel,
+    "halflife": lambda fraction: math.log(2) / fraction - 1,
+}
+
+
+def power_of(numbers: Numbers) -> float | None:
+    """Gamma of a power function that is given by one of several numbers; None where none is."""
+    return next((exponent(numbers[n]) for n, exponent in _POWERS.items() if n in numbers), None)
+
+
+def parse(text: str, forms: Mapping[str, LawForm]) -> Law:
+    """The law that ``NAME:key=value,...`` means.
+
+    Raises:
+        UsageError: an unknown name or key, a key twice or missing, or a number out of its range.
+    """
+    name, _, rest = text.partition(":")
+    form = forms.get(name.strip())
+    if form is None:
+        raise UsageError(f"no average {name.strip()!r}", remedy=f"write {examples(forms.values())}")
+    return form.read(rest)
+
+
+def examples(forms: Iterable[LawForm]) -> str:
+    """``power:gamma=5, exponential:beta=0.999 or raw``: how laws are written, in a line."""
+    *most, last = (form.example for form in forms)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def effective(gamma: float, end: float, every: int) -> PowerProfile:
+    """The profile of a power function whose decay of one step is applied at every N-th only.
+
+    The product of ``(1 - 1/t)^(gamma+1)`` over every N-th t falls as one of ``(gamma+1)/N``.
+
+    Raises:
+        UsageError: that is too small.
+    """
+    found = (gamma + 1) / every - 1
+    if found <= GAMMA.low:
+        raise UsageError(
+            f"gamma {gamma:.6g} averaged at every {every}th step is gamma {found:.4g} in effect, "
+            f"not above {GAMMA.low}: too long an average to be of use",
+            remedy="check every",
+        )
+    return PowerProfile(found, end)
+
+
+def _number(text: str) -> float | None:
+    """A number, or a fraction of two; None where it is neither."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def _text(value: float) -> str:
+    """The shortest text that means the number: ``2/3`` and not its sixteen digits."""
+    if value.is_integer() and abs(value) < _MOST:
+        return str(int(value))
+    thirds = round(3 * value)
+    return f"{thirds}/3" if thirds / 3 == value else repr(value)
+
+
+def _written(key: Key) -> str:
+    """A key's default, nothing where it has none."""
+    return "" if key.default is None else _text(float(key.default))

@@ -1,0 +1,41 @@
+"""k-diffusion: ``EMAWarmup``."""
+
+from __future__ import annotations
+
+import math
+
+from phema_cli.profiles.grammar import CAP, EVERY, FLOOR, POSITIVE, STEPS, Numbers
+from phema_cli.profiles.laws import Key, LawForm
+from phema_cli.profiles.rates import Rates, inverse
+from phema_cli.profiles.schedules import Schedule
+
+
+def _schedule(numbers: Numbers) -> Schedule:
+    """The first ``start + 1`` updates have the floor for a decay: they copy where that is 0."""
+    every, before = int(numbers["every"]), int(numbers["start"]) + 1
+    growth, least = (numbers["inv_gamma"], numbers["power"]), -math.log(numbers["beta"])
+    if not numbers["min"]:
+        return Schedule(Rates(inverse, growth, least=least), every, every * before, wide=True)
+    # The cap wins over the floor.
+    most = max(-math.log(numbers["min"]), least)
+    return Schedule(Rates(inverse, growth, least=least, most=most, lag=before), every)
+
+
+LAWS = {
+    "k-diffusion": LawForm(
+        "k-diffusion",
+        "decay 1 - (1 + s/inv_gamma)^-power between min and beta at update n, with "
+        "s = max(0, n - start - 1)",
+        "k_diffusion, utils.py, EMAWarmup",
+        "k-diffusion:power=2/3,beta=0.9999",
+        (
+            Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
+            Key("power", "exponent of the warm-up", POSITIVE, 1),
+            Key("min", "the smallest decay (min_value)", FLOOR, 0),
+            Key("beta", "the greatest decay (max_value)", CAP, 1),
+            Key("start", "updates before the decay grows (start_at)", STEPS, 0),
+            EVERY,
+        ),
+        _schedule,
+    )
+}
