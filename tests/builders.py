@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,22 @@ import torch
 from safetensors.torch import save_file
 
 import phema_cli
+from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots import scan
+from phema_cli.snapshots.files import Candidate
+from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.synthesis import engine
 from phema_cli.synthesis.recipe import Recipe
 from tests.verified import verify_output, verify_run
 
 PHEMA = Path(sys.executable).with_name("phema")
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """The one checkpoint that a file holds, whatever its format."""
+    return open_checkpoint(Candidate(path, PurePosixPath(path.name), path.parent.name), key)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from phema_cli.cli.parsing import profiles
 from phema_cli.errors import PhemaError
-from phema_cli.formats import read_index
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import read_config
+from tests.builders import read_index
 from tests.edm2_files import network, write_edm2
 from tests.limits import BYTES, SECONDS, LimitError, bytes_of, seconds_of
 from tests.test_dcp import save

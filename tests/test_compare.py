@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.errors import InputError
-from phema_cli.formats import read_index
-from phema_cli.snapshots.scan import read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.synthesis.compare import compare
+from tests.builders import read_index
 
 
 def difference(tmp_path, a, b):

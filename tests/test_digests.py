@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.scan import read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.synthesis import Request, engine, plan
 from phema_cli.synthesis.remaking import provenance_of, remake
 from phema_cli.synthesis.verifying import verify

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats import edm2, read_index
+from phema_cli.formats import edm2
 from phema_cli.formats.base import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
-from tests.builders import phema, run
+from tests.builders import phema, read_index, run
 from tests.edm2_files import load_edm2, network, write_edm2
 from tests.test_torch_zip import HOSTILE_NAMES, hostile, raw_bytes, stored_bytes
 
@@ -297,7 +297,7 @@ def test_pickles_that_are_something_else(tmp_path, data, message):
     (tmp_path / "a.pkl").write_bytes(data)
     tracemalloc.start()
     with pytest.raises(InputError, match=message):
-        edm2.read_index(tmp_path / "a.pkl")
+        read_index(tmp_path / "a.pkl")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20
@@ -310,12 +310,12 @@ def test_damaged_files_are_refused_or_read(snapshot):
     for cut in range(0, len(data), 97):
         path.write_bytes(data[:cut])
         with pytest.raises(InputError):
-            edm2.read_index(path)
+            read_index(path)
     outcomes = set()
     for at in range(0, len(data), 13):
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
         try:
-            found = edm2.read_index(path)
+            found = read_index(path)
             with FileReader() as reader:
                 for e in found.stored:
                     reader.read_elements(e, 0, memoryview(bytearray(e.length)))
@@ -329,4 +329,4 @@ def test_damaged_files_are_refused_or_read(snapshot):
 def test_missing_file(tmp_path):
     """A file that can't be opened is a storage error."""
     with pytest.raises(StorageError):
-        edm2.read_index(tmp_path / "a.pkl")
+        read_index(tmp_path / "a.pkl")

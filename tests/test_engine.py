@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
 from phema_cli.errors import CheckFailedError, InputError, StorageError, UsageError
-from phema_cli.formats import read_index
 from phema_cli.formats.base import DTYPES
 from phema_cli.profiles import PowerProfile
 from phema_cli.solver import Solution, storage_noise
@@ -26,7 +25,7 @@ from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis import Request, find_dtype, plan
 from phema_cli.synthesis.recipe import make_recipe
-from tests.builders import ema_weights, execute, synthesize, write_run
+from tests.builders import ema_weights, execute, read_index, synthesize, write_run
 
 FLOATS = {name: getattr(torch, d.label) for name, d in DTYPES.items() if d.kind == "float"}
 #: distance between 1 and the next number, in which rounding is counted.

@@ -11,6 +11,7 @@ import torch
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats import edm2
 from phema_cli.formats.base import DTYPES
+from tests.builders import read_index
 from tests.hostile_pickles import HOSTILE_CASES, hostile_pickles, plain, text
 
 
@@ -22,7 +23,7 @@ def test_nothing_is_run(tmp_path, case):
     path = tmp_path / "a.pkl"
     path.write_bytes(data)
     with pytest.raises(UnsafePickleError if asked else InputError) as caught:
-        edm2.read_index(path)
+        read_index(path)
     assert caught.value.where == str(path)
     assert asked is None or caught.value.what == f"the pickle asks for {asked}"
     assert not marker.exists()
@@ -66,7 +67,7 @@ def test_values_beside_the_network(tmp_path, kind, protocol):
     path = tmp_path / "a.pkl"
     content = {"ema": {"w": torch.ones(3)}, "encoder": BESIDE[kind]}
     path.write_bytes(pickle.dumps(content, protocol))
-    assert list(edm2.read_index(path).tensors) == ["w"]
+    assert list(read_index(path).tensors) == ["w"]
 
 
 def test_old_protocol_has_a_remedy(tmp_path):
@@ -74,7 +75,7 @@ def test_old_protocol_has_a_remedy(tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"ema": {"w": torch.ones(3)}}, 2))
     with pytest.raises(InputError, match="protocol 2") as caught:
-        edm2.read_index(path)
+        read_index(path)
     assert caught.value.remedy == "load it and pickle it again with protocol=4"
     assert str(caught.value).count(str(path)) == 1
 
@@ -89,7 +90,7 @@ def test_tensors_are_those_of_the_pickle(tmp_path, names, message):
     path.write_bytes(pickle.dumps({"ema": {"a": torch.ones(2), "b": torch.zeros(2)}}))
     specs = dict.fromkeys(names, (DTYPES["F32"], (2,)))
     with pytest.raises(InputError, match=message) as caught:
-        edm2.encode(specs, {}, {}, edm2.read_index(path))
+        edm2.encode(specs, {}, {}, read_index(path))
     assert caught.value.where == str(path)
 
 
@@ -102,5 +103,5 @@ def test_layer_in_two_places(tmp_path):
     data = b"}" + text("ema") + layer + b"}" + text("_modules") + both + b"sbs."
     path = tmp_path / "a.pkl"
     path.write_bytes(b"\x80\x04" + data)
-    found = edm2.read_index(path)
+    found = read_index(path)
     assert (list(found.tensors), found.ties) == (["a.w", "b.w"], {"b.w": "a.w"})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from phema_cli.snapshots.layouts import sparse_profile
 from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError
@@ -19,7 +20,6 @@ from phema_cli.profiles import (
     gamma_from_sigma_rel,
 )
 from phema_cli.snapshots import Config, scan
-from phema_cli.snapshots.layouts import sparse_profile
 from tests import trainers
 from tests.builders import phema, run
 

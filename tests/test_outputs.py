@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from phema_cli.formats import read_index
 from phema_cli.formats._crc import join
 from phema_cli.formats._torch_write import encode
 from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
 from phema_cli.snapshots import scan
-from tests.builders import phema, run, write_run
+from tests.builders import phema, read_index, run, write_run
 
 
 def snapshots_of(folder, states, save=torch.save, ending="pt"):

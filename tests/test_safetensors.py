@@ -15,8 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError
-from phema_cli.formats import read_index, safetensors
+from phema_cli.formats import safetensors
 from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from tests.builders import read_index
 
 TORCH_DTYPES = [
     torch.float64,

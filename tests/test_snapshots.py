@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError, UsageError
-from phema_cli.formats import read_index
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots import Config, Finding, Scan, Snapshot, Tag, scan
 from phema_cli.snapshots.consistency import check, strip_prefixes
-from phema_cli.snapshots.scan import read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.tags import snapshot_name
+from tests.builders import read_index
 
 
 def put(root, name, metadata=None, tensors=None):

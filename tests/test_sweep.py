@@ -16,7 +16,7 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.safetensors import read_index
 from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.scan import PROVENANCE_KEY
+from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.synthesis import Request
 from phema_cli.synthesis.evaluating import Evaluator
 from phema_cli.synthesis.results import NAME, Record, Results

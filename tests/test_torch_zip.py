@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UnsafePickleError
-from phema_cli.formats import read_index
 from phema_cli.formats.base import FileReader
+from tests.builders import read_index
 
 TORCH_DTYPES = [
     torch.float64,
@@ -759,7 +759,8 @@ def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
     script = f"""if True:
         from pathlib import Path
         from phema_cli.errors import PhemaError
-        from phema_cli.formats import _unpickle, base, read_index
+        from phema_cli.formats import _unpickle, base
+from tests.builders import read_index
 
         def facts():
             shown = [
@@ -788,7 +789,7 @@ def test_huge_persistent_id_is_not_shown(tmp_path):
     script = f"""if True:
         from pathlib import Path
         from phema_cli.errors import InputError
-        from phema_cli.formats import read_index
+        from tests.builders import read_index
         try:
             read_index(Path({str(path)!r}))
         except InputError as error:
@@ -808,7 +809,7 @@ def test_torch_is_not_imported(tmp_path):
         from pathlib import Path
         from phema_cli.formats import torch_zip
         from phema_cli.formats.base import FileReader
-        found = torch_zip.read_index(Path({str(path)!r}))
+        found = read_index(Path({str(path)!r}))
         with FileReader() as reader:
             for extent in found.tensors.values():
                 reader.read_elements(extent, 0, memoryview(bytearray(extent.length)))

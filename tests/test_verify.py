@@ -14,7 +14,8 @@ from phema_cli.errors import PhemaError
 from phema_cli.formats.safetensors import encode, read_header
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import Config, scan
-from phema_cli.snapshots.scan import Scan, read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
+from phema_cli.snapshots.scan import Scan
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.remaking import provenance_of, remake

@@ -15,7 +15,8 @@ import typer
 from phema_cli.cli.app import app
 from phema_cli.cli.options import Sources
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.scan import Scan, read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
+from phema_cli.snapshots.scan import Scan
 from phema_cli.synthesis.remaking import remake
 from phema_cli.synthesis.verifying import verify
 

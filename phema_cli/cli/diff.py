@@ -60,7 +60,7 @@ def diff(
       Every tensor, for a script:
         $ phema diff demo/truth/*-gamma7.safetensors ema.pt --tolerance 1 --json
     """
-    from phema_cli.snapshots.scan import read_checkpoint
+    from phema_cli.snapshots.reading import read_checkpoint
     from phema_cli.synthesis.compare import compare
 
     first, second = read_checkpoint(a, key), read_checkpoint(b, key)

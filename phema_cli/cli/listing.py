@@ -27,7 +27,7 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
     works = describe(tag.profile)
     return {
         "name": snapshot.name,
-        "layout": None if snapshot.layout is None else snapshot.layout.name,
+        "layout": snapshot.trainers[0] if snapshot.trainers else None,
         "step": tag.step,
         "step_origin": tag.step_origin,
         "unit": tag.unit,
@@ -73,7 +73,7 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
         f"{render.counted(len(averages), kind)}, {render.size(total)} in all"
     )
     shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
-    layouts = sorted({f" of {s.layout.name}" for s in snapshots if s.layout is not None})
+    layouts = sorted({f" of {name}" for s in snapshots for name in s.trainers})
     key = "" if newest.key is None else f", key {render.plain(newest.key)}"
     out.print(
         f"each {render.counted(len(newest.tensors), 'tensor')}, "

@@ -139,12 +139,12 @@ StepsPerEpoch = Annotated[
     ),
 ]
 Average = Annotated[
-    str | None,
+    list[str] | None,
     option(
         "--average",
-        help="What the average is of snapshots that say none: exponential:beta=0.999, ...",
+        help="What the average is, where the files don't say: exponential:beta=0.999, ...",
         panel=_SOURCES,
-        metavar="PROFILE",
+        metavar="LAW",
         autocompletion=completing.averages,
     ),
 ]
@@ -152,7 +152,15 @@ Raw = Annotated[
     bool,
     flag(
         "--raw",
-        help="Snapshots that say no average are the weights themselves.",
+        help="The snapshots are raw weights; averages beside them are left out.",
+        panel=_SOURCES,
+    ),
+]
+TrustTags = Annotated[
+    bool,
+    flag(
+        "--trust-tags",
+        help="What you say of the snapshots holds, whatever the files say.",
         panel=_SOURCES,
     ),
 ]
@@ -252,6 +260,7 @@ class Sources:
     sigma_rels: SigmaRels = None
     average: Average = None
     raw: Raw = False
+    trust_tags: TrustTags = False
     update_every: UpdateEvery = None
     steps_per_epoch: StepsPerEpoch = None
     key: Key = None
@@ -265,8 +274,9 @@ class Sources:
         Raises:
             UsageError: two of them say the same thing.
         """
-        from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
+        from phema_cli.profiles import gamma_from_sigma_rel
         from phema_cli.snapshots import Config
+        from phema_cli.trainers.registry import parse_law
 
         if self.gammas and self.sigma_rels:
             raise UsageError(
@@ -274,13 +284,15 @@ class Sources:
             )
         if self.average and self.raw:
             raise UsageError("--average and --raw say two things", remedy="pass one of them")
-        if self.average:
-            parse_profile(self.average)
+        for law in self.average or ():
+            parse_law(law)
         return Config(
             pattern=self.pattern,
             gammas=parsing.numbers(self.gammas)
             or tuple(gamma_from_sigma_rel(s) for s in parsing.numbers(self.sigma_rels)),
-            average="raw" if self.raw else self.average,
+            average=tuple(self.average or ()) or None,
+            raw=self.raw,
+            trust_tags=self.trust_tags,
             update_every=self.update_every,
             steps_per_epoch=self.steps_per_epoch,
             key=self.key,

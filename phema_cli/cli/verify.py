@@ -81,7 +81,7 @@ def verify(
 
 def _read(out: Path) -> Checkpoint:
     """The output as its headers describe it; what is wrong with these is what was asked."""
-    from phema_cli.snapshots.scan import read_checkpoint
+    from phema_cli.snapshots.reading import read_checkpoint
 
     if not out.exists():
         raise InputError("no such file or directory", where=out)

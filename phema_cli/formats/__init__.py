@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Checkpoint, Format, Stamp, Writer, stamp
+from phema_cli.formats.base import Contents, Format, Stamp, Writer, stamp
 from phema_cli.formats.locations import is_remote, reading
 
 
@@ -38,7 +38,7 @@ FORMATS: Mapping[str, Row] = MappingProxyType(
         "edm2": Row("phema_cli.formats.edm2", (".pkl",), b"\x80"),
         "torch": Row(
             "phema_cli.formats.torch_zip",
-            (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl"),
+            (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl", ".bin.index.json"),
             b"PK",
         ),
         "dcp": Row("phema_cli.formats.dcp", (".metadata",)),
@@ -83,11 +83,11 @@ def _head(path: Path) -> bytes:
         raise StorageError.wrap(error, path, "read") from error
 
 
-def read_index(path: Path, key: str | None = None) -> Checkpoint:
-    """Reduce the checkpoint at ``path`` to extents, whatever its format.
+def read(path: Path) -> Contents:
+    """What the checkpoint at ``path`` holds, whatever its format.
 
     Raises:
-        InputError, UnsafePickleError, StorageError: as the format's ``read_index`` says.
+        InputError, UnsafePickleError, StorageError: as the format's ``read`` says.
     """
     with reading(path):
         reader = format_of(path)
@@ -96,8 +96,8 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
                 "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
             )
         before = _stamps(path)
-        found = reader.read_index(path, key)
-        local = [p for p in found.files if not is_remote(p)]
+        found = reader.read(path)
+        local = [p for p in found.files or before if not is_remote(p)]
         try:
             return replace(found, stamps={p: before.get(p) or stamp(p) for p in local})
         except OSError as error:
@@ -109,7 +109,7 @@ def _stamps(path: Path) -> dict[Path, Stamp]:
 
     Were they taken after, a file that is replaced in between would pass for what its header says.
     """
-    shared = path.name.endswith((".safetensors.index.json", ".metadata"))
+    shared = path.name.endswith((".index.json", ".metadata"))
     found: dict[Path, Stamp] = {}
     if is_remote(path):
         return found

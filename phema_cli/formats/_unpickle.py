@@ -7,6 +7,7 @@ stand-in, every other one is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY
 from phema_cli.formats._pickle_machine import Machine
 from phema_cli.formats._pickle_values import Kind, dict_of, set_of
-from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType
+from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType, StoredTensor
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -45,7 +46,8 @@ class Storage(NamedTuple):
     dtype: DType
 
 
-class TensorStub(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TensorStub(StoredTensor):
     """A tensor as the pickle describes it; offset and strides in elements."""
 
     storage: Storage
@@ -115,7 +117,7 @@ def _rebuild_typed(
     if not isinstance(dtype, StandIn) or dtype.dtype is None:
         raise InputError("a tensor has no element type")
     stub = _rebuild_tensor(storage, offset, shape, strides, metadata=metadata)
-    return stub._replace(dtype=dtype.dtype)
+    return replace(stub, dtype=dtype.dtype)
 
 
 def _first(tensor: object, *_: object) -> object:

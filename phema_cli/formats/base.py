@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol, Self
@@ -79,8 +79,22 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
 )
 
 
+class StoredTensor:
+    """A tensor in what a format found, before its place in the file is looked up.
+
+    Attributes:
+        dtype: its element type.
+        shape: its shape.
+    """
+
+    __slots__ = ()
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(StoredTensor):
     """Where a tensor's elements lie.
 
     Attributes:
@@ -225,6 +239,98 @@ class Checkpoint:
         return sum(e.elements for e in self.stored if e.dtype.kind == "float")
 
 
+#: looks up where tensors lie, by any names.
+Locate = Callable[[Mapping[str, StoredTensor]], dict[str, Extent]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a checkpoint's files hold, nested as it was saved, but the tensors' values.
+
+    Attributes:
+        path: the file or directory that the user would name.
+        format: a key of the format registry.
+        content: nested dicts and lists of :class:`StoredTensor`, plain values, and inert objects.
+        locate: looks up where tensors of ``content`` lie.
+        files: the files that hold tensor data, sorted; where empty, those of the extents.
+        metadata: string metadata of the checkpoint.
+        base_name: what its files are called, without shard number and suffix.
+        stamps: what told each local file from another when the headers were read.
+    """
+
+    path: Path
+    format: str
+    content: object
+    locate: Locate
+    files: tuple[Path, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    base_name: str = "model"
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+
+    def checkpoint(
+        self, tensors: Mapping[str, StoredTensor], key: str | None = None, *, unnamed: bool = False
+    ) -> Checkpoint:
+        """The checkpoint that some of the tensors are, under the names given.
+
+        Args:
+            tensors: tensors of ``content``.
+            key: dotted name of the dict, or prefix of names, that they were taken from.
+            unnamed: whether their names are numbers.
+
+        Raises:
+            InputError, StorageError: as ``locate`` says.
+        """
+        extents = self.locate(tensors)
+        places = (e for extent in extents.values() for e in _places(extent))
+        files = self.files or tuple(sorted({e.file for e in places}))
+        metadata, stamps = self.metadata, {f: s for f, s in self.stamps.items() if f in files}
+        return Checkpoint(
+            self.path,
+            self.format,
+            files,
+            extents,
+            metadata,
+            self.base_name,
+            key,
+            unnamed,
+            stamps,
+        )
+
+    def value(self, tensor: StoredTensor) -> float | None:
+        """The number that a tensor of one element holds; None for other tensors and types.
+
+        Raises:
+            InputError, StorageError: it can't be read.
+        """
+        kind = _NUMPY.get(tensor.dtype.name)
+        if kind is None or math.prod(tensor.shape) != 1:
+            return None
+        out = bytearray(tensor.dtype.bits // 8)
+        with FileReader() as reader:
+            reader.read_elements(self.locate({"value": tensor})["value"], 0, memoryview(out))
+        return float(np.frombuffer(out, kind)[0])
+
+
+def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
+    """:data:`Locate` for formats whose headers say where tensors lie: only names may differ."""
+    extents = {name: e for name, e in tensors.items() if isinstance(e, Extent)}
+    return {name: e if e.name == name else replace(e, name=name) for name, e in extents.items()}
+
+
+def _places(extent: Extent) -> list[Extent]:
+    """Where the parts of a tensor lie."""
+    return [piece.extent for piece in extent.pieces] or [extent]
+
+
+#: numpy's names of types of which single values are read.
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BOOL": "?",
+    **{f"{kind.upper()}{bits}": f"<{kind}{bits // 8}" for kind in "iu" for bits in (8, 16, 32, 64)},
+}
+
 #: element type and shape of tensors to be written, by name.
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 
@@ -251,14 +357,12 @@ class Format(Protocol):
     """What a format's module provides to be read."""
 
     NAME: str
-    SUFFIXES: tuple[str, ...]
 
-    def read_index(self, path: Path, key: str | None) -> Checkpoint:
-        """Reduce the checkpoint at ``path`` to extents.
+    def read(self, path: Path) -> Contents:
+        """Find what the checkpoint at ``path`` holds; no tensor's values are read.
 
         Args:
-            path: a file with one of ``SUFFIXES``.
-            key: dotted name of the dict of weights inside a nested checkpoint.
+            path: a file with an ending of the format's.
 
         Raises:
             InputError: the file is not what its name says, or is broken.

@@ -12,7 +12,7 @@ import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import RawIOBase
 from itertools import pairwise, product
 from pathlib import Path
@@ -20,15 +20,21 @@ from typing import IO, Any, NamedTuple, cast
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text
-from phema_cli.formats._nested import find_weights
 from phema_cli.formats._pickle_values import Inert, Kind
 from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
-from phema_cli.formats.base import MOST_DIMENSIONS, Checkpoint, DType, Extent, OpenFiles, Piece
+from phema_cli.formats.base import (
+    MOST_DIMENSIONS,
+    Contents,
+    DType,
+    Extent,
+    OpenFiles,
+    Piece,
+    StoredTensor,
+)
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
 
 NAME = "dcp"
-SUFFIXES = (".metadata",)
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_NUMBER = 1 << 62
@@ -80,7 +86,8 @@ class _Box(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Tensor(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Tensor(StoredTensor):
     """A tensor as ``.metadata`` describes it, under the name that its chunks go by."""
 
     name: str
@@ -121,12 +128,11 @@ class _Window(RawIOBase):
         return got
 
 
-def read_index(path: Path, key: str | None = None) -> Checkpoint:
-    """Reduce a directory of ``torch.distributed.checkpoint`` to extents.
+def read(path: Path) -> Contents:
+    """What a directory of ``torch.distributed.checkpoint`` holds.
 
     Args:
         path: the directory, or the ``.metadata`` in it.
-        key: dotted name of the dict of weights; needed only when several could be meant.
 
     Errors as :class:`phema_cli.formats.base.Format` says.
     """
@@ -134,23 +140,36 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     index = directory / ".metadata"
     try:
         data = _read(index)
-        metadata = _load(data, index)
-        nested = _nested(metadata, index, len(data) // _CHUNK_BYTES)
-        weights = find_weights(nested, key, directory, _Tensor)
-        chunks = sorted(_chunks(weights.tensors.values(), metadata, index), key=lambda c: c[:3])
-        _check_apart(chunks)
-        with OpenFiles() as files:
-            found = {(chunk.tensor.name, chunk.box): _read_chunk(files, chunk) for chunk in chunks}
     except OSError as error:
         raise StorageError.wrap(error, error.filename or directory, "read") from error
-    return Checkpoint(
-        directory,
-        NAME,
-        tuple(dict.fromkeys(chunk.file for chunk in chunks)),
-        {name: _whole_tensor(name, t, found) for name, t in weights.tensors.items()},
-        key=weights.key,
-        unnamed=weights.unnamed,
-    )
+    metadata = _load(data, index)
+    nested = _nested(metadata, index, len(data) // _CHUNK_BYTES)
+    return Contents(directory, NAME, nested, _Places(metadata, index))
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Looks up where tensors of a directory lie: in their chunks' own headers."""
+
+    metadata: Inert
+    index: Path
+
+    def __call__(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
+        """Extents of tensors; errors as :func:`read` has them."""
+        check_text(tensors, self.index)
+        stored = {name: t for name, t in tensors.items() if isinstance(t, _Tensor)}
+        chunks = sorted(
+            _chunks({t.name: t for t in stored.values()}.values(), self.metadata, self.index),
+            key=lambda c: c[:3],
+        )
+        _check_apart(chunks)
+        try:
+            with OpenFiles() as files:
+                places = {(c.tensor.name, c.box): _read_chunk(files, c) for c in chunks}
+        except OSError as error:
+            where = error.filename or self.index.parent
+            raise StorageError.wrap(error, where, "read") from error
+        return {name: _whole_tensor(name, t, places) for name, t in stored.items()}
 
 
 def _read(index: Path) -> bytes:

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
-from phema_cli.formats._nested import find_weights
+from phema_cli.formats._modules import module_tensors
 from phema_cli.formats._pickle_machine import Machine
 from phema_cli.formats._pickle_values import Inert, Kind, Span, dict_of
 from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
-from phema_cli.formats.base import Checkpoint, DType, Extent, FileImage, Specs
+from phema_cli.formats.base import (
+    Checkpoint,
+    Contents,
+    DType,
+    Extent,
+    FileImage,
+    Specs,
+    StoredTensor,
+)
 from phema_cli.formats.torch_zip import tensor_extent
 
 NAME = "edm2"
-SUFFIXES = (".pkl",)
 
 #: what precedes the provenance, behind the end of the pickle.
 _TRAILER = b"\n# phema "
@@ -34,9 +41,6 @@ _COUNT_BYTES = 8
 _MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MODULES = "torch.nn.modules."
-# A module may be there twice, so that a short pickle can hold more of them, and of tensors, than
-# can be counted, and names longer than any memory.
-_MOST_ENTRIES, _LONGEST_NAME = 200_000, 1000
 #: what makes numpy's arrays and numbers, below ``numpy.core`` before its version 2.
 _NUMPY = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 
@@ -129,36 +133,30 @@ _FOUND: Mapping[tuple[str, str], object] = {
 }
 
 
-def read_index(path: Path, key: str | None = None) -> Checkpoint:
-    """Reduce a network pickle to extents.
+def read(path: Path) -> Contents:
+    """What a network pickle holds; networks are dicts of their tensors.
 
-    Args:
-        path: the file.
-        key: which entry holds the network; ``ema`` by default.
-
-    Raises:
-        InputError: not such a pickle, or broken.
-        UnsafePickleError: it asks for anything but tensors, modules and plain containers.
-        StorageError: the operating system failed.
+    Errors as :class:`phema_cli.formats.base.Format` says.
     """
     content, places, end = _load(path)
     if not isinstance(content, dict):
         raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}
-        nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in named.items()}
+        nested = {k: module_tensors(v) if isinstance(v, Inert) else v for k, v in named.items()}
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
-    weights = find_weights(nested, key, path, TensorStub)
-    check_text(weights.tensors, path)
-    tensors = {
-        name: tensor_extent(name, stub, path, *places[stub.storage.key])
-        for name, stub in weights.tensors.items()
-    }
     metadata = _read_trailer(path, end)
-    return Checkpoint(
-        path, NAME, (path,), tensors, metadata, path.stem, weights.key, weights.unnamed
-    )
+
+    def locate(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
+        check_text(tensors, path)
+        return {
+            name: tensor_extent(name, t, path, *places[t.storage.key])
+            for name, t in tensors.items()
+            if isinstance(t, TensorStub)
+        }
+
+    return Contents(path, NAME, nested, locate, (path,), metadata, path.stem)
 
 
 def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
@@ -180,37 +178,6 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
         advice = error.remedy if isinstance(error, PhemaError) else None
         what = f"not a network pickle, or broken ({reason:.80})"
         raise InputError(what, where=path, remedy=advice or REMEDY) from error
-
-
-def _state_dict(network: Inert) -> dict[str, object]:
-    """The tensors of a module and those below it, named as ``state_dict`` names them."""
-    tensors: dict[str, object] = {}
-    left = _MOST_ENTRIES
-    waiting = [("", network)]
-    while waiting:
-        prefix, module = waiting.pop()
-        # One more than is left is enough to know that there are too many.
-        entries = list(islice(_entries(module, prefix), left + 1))
-        left -= 1 + len(entries)
-        if left < 0:
-            raise InputError("more modules and tensors than a network has")
-        tensors |= {name: value for name, value in entries if isinstance(value, TensorStub)}
-        below = [(f"{name}.", value) for name, value in entries if isinstance(value, Inert)]
-        waiting += below[::-1]
-    return tensors
-
-
-def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, object]]:
-    """A module's own parameters and stored buffers, and the modules in it, with their names."""
-    passing = module.state.get("_non_persistent_buffers_set")
-    hidden = passing if isinstance(passing, set) else set()
-    for kind in ("_parameters", "_buffers", "_modules"):
-        entries = module.state.get(kind)
-        for name, value in entries.items() if isinstance(entries, dict) else ():
-            if not isinstance(name, str) or len(prefix) + len(name) > _LONGEST_NAME:
-                raise InputError("a tensor whose name is none, or too long")
-            # What is hidden is counted too.
-            yield prefix + name, None if kind == "_buffers" and name in hidden else value
 
 
 def _read_trailer(path: Path, end: int) -> dict[str, str]:

@@ -16,31 +16,39 @@ from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text, parse_object, text_to_text
-from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Extent, FileImage, Specs
-from phema_cli.formats.locations import beside
+from phema_cli.formats._sharded import read_sharded
+from phema_cli.formats.base import (
+    DTYPES,
+    MOST_DIMENSIONS,
+    Checkpoint,
+    Contents,
+    Extent,
+    FileImage,
+    Specs,
+    located,
+)
 
 NAME = "safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-SUFFIXES = (".safetensors", INDEX_SUFFIX)
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
-_MAX_INDEX_BYTES = 1 << 30
 _MAX_NUMBER = 1 << 63
 
 
-def read_index(path: Path, key: str | None = None) -> Checkpoint:
-    """Reduce a safetensors file, or an index with its shards, to extents.
+def read(path: Path) -> Contents:
+    """What a safetensors file holds, or an index with its shards.
 
-    ``key`` is not used: the format is flat. Errors as :class:`phema_cli.formats.base.Format` says.
+    Errors as :class:`phema_cli.formats.base.Format` says.
     """
-    del key
     if path.name.endswith(INDEX_SUFFIX):
-        return _read_sharded(path)
-    tensors, metadata = read_header(path)
+        tensors, metadata, files = read_sharded(path, ".safetensors", read_header)
+        base = path.name.removesuffix(INDEX_SUFFIX)
+    else:
+        tensors, metadata = read_header(path)
+        files, base = (path,), re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
     tensors |= _aliases(tensors, metadata)
-    base = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-    return Checkpoint(path, NAME, (path,), tensors, metadata, base)
+    return Contents(path, NAME, tensors, located, files, metadata, base)
 
 
 def _aliases(tensors: Mapping[str, Extent], metadata: Mapping[str, str]) -> dict[str, Extent]:
@@ -115,44 +123,6 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
             remedy=REMEDY,
         )
     return Extent(name, dtype, tuple(shape), path, start + low), start + high
-
-
-def _read_sharded(path: Path) -> Checkpoint:
-    """An index and the shards that it names, which must lie beside it."""
-    try:
-        if path.stat().st_size > _MAX_INDEX_BYTES:
-            raise InputError("too large for an index", where=path, remedy=REMEDY)
-        raw = path.read_bytes()
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
-    weight_map = parse_object(raw, path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("an index without a weight_map", where=path, remedy=REMEDY)
-    files = [_shard_path(path, shard) for shard in sorted({str(v) for v in weight_map.values()})]
-    tensors: dict[str, Extent] = {}
-    metadata: dict[str, str] = {}
-    for file in files:
-        header, file_metadata = read_header(file)
-        metadata = file_metadata | metadata
-        tensors |= {n: e for n, e in header.items() if weight_map.get(n) == file.name}
-    lost = sorted(set(weight_map) - set(tensors))
-    if lost:
-        raise InputError(
-            f"tensor {lost[0]} is not in its shard {weight_map[lost[0]]}",
-            where=path,
-            remedy=REMEDY,
-        )
-    tensors |= _aliases(tensors, metadata)
-    base = path.name.removesuffix(INDEX_SUFFIX)
-    return Checkpoint(path, NAME, tuple(files), tensors, metadata, base)
-
-
-def _shard_path(index: Path, shard: str) -> Path:
-    """The shard beside the index; a name that leads elsewhere is refused."""
-    if not shard.endswith(".safetensors"):
-        what = f"its shard {shard[:200]!r} is outside the directory"
-        raise InputError(what, where=index, remedy="shards are plain .safetensors names")
-    return beside(index, shard, "its shard")
 
 
 def encode(

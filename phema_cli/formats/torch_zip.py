@@ -6,7 +6,9 @@ import errno
 import math
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -14,16 +16,15 @@ from typing import IO
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
 from phema_cli.formats._metadata import check_text, parse_object, text_to_text
-from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_values import Inert
+from phema_cli.formats._sharded import read_sharded
 from phema_cli.formats._torch_write import METADATA_RECORD, encode
 from phema_cli.formats._unpickle import TensorStub
-from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.formats.base import Contents, Extent, StoredTensor, located
 
-__all__ = ["NAME", "SUFFIXES", "encode", "read_index"]
+__all__ = ["INDEX_SUFFIX", "NAME", "encode", "read"]
 
 NAME = "torch"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl")
+INDEX_SUFFIX = ".bin.index.json"
 
 _MAX_PICKLE_BYTES = 256 << 20
 # Views may show what is stored again and again; of a few bytes up to so many.
@@ -34,37 +35,42 @@ _REMEDY = "copy it again, or leave it out with --exclude"
 _LEGACY = "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
 
 
-def read_index(path: Path, key: str | None = None) -> Checkpoint:
-    """Reduce a ``.pt`` file with a flat or nested state dict to extents.
+def read(path: Path) -> Contents:
+    """What a file of ``torch.save`` holds, or an index with its shards.
 
-    Args:
-        path: the file.
-        key: dotted name of the dict of weights; needed only when several could be meant.
-
-    Raises:
-        InputError: not a zip of torch's, broken, or the dict of weights is not clear.
-        UnsafePickleError: the pickle asks for anything but tensors and plain containers.
-        StorageError: the operating system failed.
+    Errors as :class:`phema_cli.formats.base.Format` says.
     """
+    if path.name.endswith(INDEX_SUFFIX):
+        tensors, metadata, files = read_sharded(path, ".bin", _read_shard)
+        base = path.name.removesuffix(INDEX_SUFFIX)
+        return Contents(path, NAME, tensors, located, files, metadata, base)
+    with _telling(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        root, data = read_pickle(archive, path)
+        content = _unpickle.load(data, path)
+        prefix = f"{root}/data/"
+        records = {
+            info.filename.removeprefix(prefix): info
+            for info in archive.infolist()
+            if info.filename.startswith(prefix)
+        }
+        places = _Places(path, records, archive.start_dir)
+        metadata = _stored_metadata(archive, root, path)
+    return Contents(path, NAME, content, places, (path,), metadata, path.stem)
+
+
+def _read_shard(path: Path) -> tuple[Mapping[str, Extent], Mapping[str, str]]:
+    """The tensors of a shard, which is a flat dict."""
+    found = read(path)
+    content = found.content if isinstance(found.content, dict) else {}
+    named = {k: v for k, v in content.items() if isinstance(k, str)}
+    return found.locate({k: v for k, v in named.items() if isinstance(v, TensorStub)}), {}
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Errors of reading an archive, in phema's words."""
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            root, data = read_pickle(archive, path)
-            content = _unpickle.load(data, path)
-            prefix = f"{root}/data/"
-            records = {
-                info.filename.removeprefix(prefix): info
-                for info in archive.infolist()
-                if info.filename.startswith(prefix)
-            }
-            weights = find_weights(content, key, path, TensorStub)
-            state = weights.tensors
-            check_text(state, path)
-            metadata = _scalars(content) | _stored_metadata(archive, root, path)
-            starts = {
-                stub.storage.key: data_offset(file, records, stub, archive.start_dir, path)
-                for stub in state.values()
-            }
-            _check_apart(starts.values(), path)
+        yield
     except PhemaError:
         raise
     except OSError as error:
@@ -75,13 +81,36 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
     except Exception as error:
         # Nor does it raise BadZipFile alone: NotImplementedError, UnicodeDecodeError, struct.error.
         raise _not_a_zip(path) from error
-    tensors = {
-        name: tensor_extent(name, stub, path, *starts[stub.storage.key])
-        for name, stub in state.items()
-    }
-    return Checkpoint(
-        path, NAME, (path,), tensors, metadata, path.stem, weights.key, weights.unnamed
-    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Looks up where tensors of an archive lie.
+
+    Attributes:
+        path: the archive.
+        records: its records by key.
+        end: where they end.
+    """
+
+    path: Path
+    records: Mapping[str, zipfile.ZipInfo]
+    end: int
+
+    def __call__(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
+        """Extents of tensors; errors as :func:`read` has them."""
+        check_text(tensors, self.path)
+        stubs = {name: t for name, t in tensors.items() if isinstance(t, TensorStub)}
+        with _telling(self.path), self.path.open("rb") as file:
+            starts = {
+                stub.storage.key: data_offset(file, self.records, stub, self.end, self.path)
+                for stub in stubs.values()
+            }
+        _check_apart(starts.values(), self.path)
+        return {
+            name: tensor_extent(name, stub, self.path, *starts[stub.storage.key])
+            for name, stub in stubs.items()
+        }
 
 
 def _check_apart(places: Iterable[tuple[int, int]], path: Path) -> None:
@@ -224,14 +253,3 @@ def _stored_metadata(archive: zipfile.ZipFile, root: str, path: Path) -> dict[st
     if name not in archive.NameToInfo:
         return {}
     return text_to_text(parse_object(_read_record(archive, name, path), path), path)
-
-
-def _scalars(content: object) -> dict[str, str]:
-    """Top-level text, numbers and truths, and those of the trainer's arguments, as metadata."""
-    if not isinstance(content, dict):
-        return {}
-    arguments = content.get("args")
-    inner = arguments.state if isinstance(arguments, Inert) else {}
-    entries = [*content.items(), *((f"args.{k}", v) for k, v in inner.items())]
-    plain = (str, int, float)
-    return {k: str(v) for k, v in entries if isinstance(k, str) and isinstance(v, plain)}

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_profile
-from phema_cli.snapshots.tags import Origin, compile_pattern
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.snapshots.pattern import compile_pattern
+from phema_cli.snapshots.tags import Origin
+from phema_cli.trainers.registry import parse_law
 
 FILE_NAME = "phema.toml"
 _MOST_BYTES = 256 << 10
@@ -24,6 +26,8 @@ _ENTRIES = {
     "gammas",
     "sigma_rels",
     "average",
+    "raw",
+    "trust_tags",
     "update_every",
     "steps_per_epoch",
     "key",
@@ -43,10 +47,15 @@ class Config:
         pattern: regular expression with named groups, searched in a snapshot's relative path.
         gammas: what the ``index`` of a name counts; a single one holds for every snapshot that
             says none itself.
-        average: what the average is of snapshots that say none, as ``--profile`` writes it.
+        average: what averages are, as ``--average`` writes it: one for the only average whose law
+            is not known, or several in the order of ``keys``. ``raw`` is the same as ``raw=True``.
+        raw: whether the snapshots are raw weights; where files hold averages too, these are left
+            out.
+        trust_tags: whether what the user says holds, whatever the files say.
         update_every: N, where the trainer averaged at every N-th step only.
         steps_per_epoch: steps of an epoch, where snapshots count these.
-        key: dotted name of the dict of weights inside a nested checkpoint.
+        key: dotted name of the dict of weights inside a nested checkpoint, or a prefix of names;
+            several, with commas, are several series.
         names_from: checkpoint that names the tensors of snapshots that don't.
         select: globs of relative paths; others are left out.
         exclude: globs of relative paths to leave out.
@@ -57,7 +66,9 @@ class Config:
 
     pattern: str | None = None
     gammas: tuple[float, ...] = ()
-    average: str | None = None
+    average: str | tuple[str, ...] | None = None
+    raw: bool = False
+    trust_tags: bool = False
     update_every: int | None = None
     steps_per_epoch: float | None = None
     key: str | None = None
@@ -68,6 +79,27 @@ class Config:
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     origin: Origin = "command line"
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The series that the user names."""
+        return tuple(k.strip() for k in (self.key or "").split(",") if k.strip())
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """The laws that the user names."""
+        given = (self.average,) if isinstance(self.average, str) else self.average or ()
+        return tuple(law for law in given if law != "raw")
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the user says that snapshots are raw weights."""
+        return self.raw or self.average == "raw"
+
+    @property
+    def says_average(self) -> bool:
+        """Whether it says what the averages are."""
+        return bool(self.gammas or self.average or self.raw)
+
     def over(self, other: Config) -> Config:
         """This, with what it leaves open taken from ``other``."""
         said = {
@@ -75,6 +107,9 @@ class Config:
             for f in fields(self)
             if getattr(self, f.name) and f.name != "origin"
         }
+        if self.says_average:
+            # One statement of what the averages are takes the place of another.
+            other = replace(other, gammas=(), average=None, raw=False)
         return replace(other, **said)
 
 
@@ -126,15 +161,17 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
     )
     for gamma in gammas:
         PowerProfile(gamma, 1.0)
-    pattern, average = _text(table, "pattern"), _text(table, "average")
+    pattern, average = _text(table, "pattern"), _texts(table, "average")
     if pattern is not None:
         compile_pattern(pattern)
-    if average is not None:
-        parse_profile(average)
+    for law in average:
+        parse_law(law)
     return Config(
         pattern=pattern,
         gammas=gammas,
-        average=average,
+        average=average[0] if len(average) == 1 else average or None,
+        raw=_flag(table, "raw"),
+        trust_tags=_flag(table, "trust_tags"),
         update_every=_count(table, "update_every"),
         steps_per_epoch=_count(table, "steps_per_epoch"),
         key=_text(table, "key"),
@@ -184,6 +221,13 @@ def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(float(v) for v in value)
 
 
+def _flag(table: Mapping[str, Any], name: str) -> bool:
+    value = table.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false")
+    return value
+
+
 def _count(table: Mapping[str, Any], name: str) -> int | None:
     value = table.get(name)
     if value is not None and (type(value) is not int or not 1 <= value <= _MOST_STEPS):
@@ -203,7 +247,7 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             )
         result[name] = {k: v if isinstance(v, str) else repr(v) for k, v in row.items()}
         if "average" in result[name]:
-            parse_profile(result[name]["average"])
+            parse_law(result[name]["average"])
     return result
 
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
-from phema_cli.snapshots.layouts import Layout
 from phema_cli.snapshots.tags import Tag
 
 #: ratio of gamma + 1 below which two averages tell hardly more than one.
@@ -28,13 +27,17 @@ class Snapshot:
         name: path relative to the directory that was scanned, with ``/``.
         checkpoint: extents of its tensors.
         tag: average and step.
-        layout: the trainer's layout that it was recognised as.
+        trainers: names of the trainers whose files it is in.
+        series: what ``--key`` calls it.
+        partial: whether it is an average of a part of the model beside the whole raw model.
     """
 
     name: str
     checkpoint: Checkpoint
     tag: Tag
-    layout: Layout | None = None
+    trainers: tuple[str, ...] = ()
+    series: str = "."
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,14 @@ from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.locations import is_remote, locate
 
 ENDINGS = endings()
-_INDEX = ".safetensors.index.json"
-_SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}\.safetensors$")
+_INDEX = ".index.json"
+_SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}(?P<ending>\.safetensors|\.bin)$")
 _METADATA = ".metadata"
-_GENERIC = {"", "model", "pytorch_model", "diffusion_pytorch_model"}
+#: names of files that say nothing: the directory is the checkpoint.
+_GENERIC = {
+    *("", "model", "pytorch_model", "diffusion_pytorch_model", "adapter_model"),
+    *("pytorch_lora_weights", "lit_model", "consolidated"),
+}
 #: what trainers store beside the weights.
 _TRAINER_FILES = (
     "optimizer*",
@@ -28,7 +32,6 @@ _TRAINER_FILES = (
     "scaler*",
     "training_args*",
     "training-state-*",
-    "recovery-*",
 )
 _STATE = "a trainer's own state"
 _LINK = "links to directories are not followed"
@@ -62,6 +65,18 @@ class Candidate:
         return stem
 
     @property
+    def is_root(self) -> bool:
+        """Whether it is the checkpoint that the scanned directory itself is."""
+        return self.stem in _GENERIC and self.relative.parent == PurePosixPath()
+
+    @property
+    def own_name(self) -> str:
+        """What the checkpoint itself is called: the file, or the directory that is one."""
+        if self.stem not in _GENERIC:
+            return self.stem
+        return self.root if self.is_root else self.relative.parent.name
+
+    @property
     def name(self) -> str:
         """How the user knows it: by its directory where the file's own name says nothing."""
         name = self.relative.as_posix()
@@ -73,8 +88,12 @@ class Candidate:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Its directories below the root, innermost first."""
-        return self.relative.parent.parts[::-1]
+        """The directories above the checkpoint, innermost first, the root last."""
+        above = self.relative.parent.parts[::-1]
+        if self.stem in _GENERIC:
+            above = above[1:] if above else ()
+            return above if self.is_root else (*above, self.root)
+        return (*above, self.root)
 
     def matches(self, globs: Sequence[str]) -> bool:
         """Whether any glob matches the relative path, the name or the file's own name."""
@@ -118,7 +137,7 @@ def _named_here(
     for file in sorted(f for f in files if _may_be_read(folder / f)):
         shard = _SHARD.match(file)
         left_out = any(fnmatchcase(file, glob) for glob in _TRAINER_FILES)
-        if not (shard and shard["base"] in indexed):
+        if not (shard and f"{shard['base']}{shard['ending']}" in indexed):
             yield file, shard is not None, _STATE if left_out else None
 
 

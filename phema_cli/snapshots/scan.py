@@ -7,22 +7,27 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from phema_cli.errors import InputError, PhemaError
-from phema_cli.formats import read_index
+from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.base import Checkpoint
-from phema_cli.formats.locations import is_remote, locate
+from phema_cli.formats.locations import locate
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
-from phema_cli.snapshots.files import ENDINGS, Candidate, candidates, is_folder
-from phema_cli.snapshots.layouts import recognise, without_bookkeeping
+from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
 from phema_cli.snapshots.naming import give_names
-from phema_cli.snapshots.tagging import read_tag
-from phema_cli.snapshots.tags import SlowPatternError, compile_pattern
-
-#: metadata entry that says a checkpoint was synthesized, by phema, from others.
-PROVENANCE_KEY = "phema"
+from phema_cli.snapshots.pattern import compile_pattern
+from phema_cli.snapshots.reading import fault, left_out, notice, read_all, read_checkpoint
+from phema_cli.snapshots.resolve import (
+    Item,
+    LeftOutError,
+    Member,
+    members_of,
+    settle_laws,
+    settle_roles,
+)
+from phema_cli.snapshots.tags import Tag
+from phema_cli.snapshots.times import Time, settle_times
+from phema_cli.trainers.base import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
 
     Raises:
         InputError: a path does not exist, or there is no snapshot at all.
-        UsageError: ``config.pattern`` is no regular expression with a known group.
+        UsageError: what ``config`` says fits nothing that was found.
     """
     said = config or Config()
     if said.pattern is not None:
@@ -92,41 +97,63 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy = copy or local.copy
-        for candidate in candidates(root):
-            if _identity(candidate.path) in seen:
-                continue
-            found = _read(candidate, said, local)
-            if isinstance(found, Snapshot):
-                # Not before: the file's other name may be the one that is selected.
-                seen.add(_identity(candidate.path))
-                snapshots.append(found)
-                findings += _doubts(found, said.over(local))
-            elif found is not None:
-                findings.append(found)
+        items, met = read_all(candidates(root), said, local, seen)
+        findings += met
+        try:
+            found, met = _tagged(items, said, local)
+        except UsageError as error:
+            # What the user says may fit a file that can't be read.
+            if not any(f.level == "error" for f in met):
+                raise
+            found, met = [], [Finding("error", error)]
+        snapshots += found
+        findings += met
     if not snapshots and not any(f.level == "error" for f in findings):
         raise _nothing_found(paths, findings)
     # What holds for many snapshots, or for a file that was given twice, is said once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
     ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
     ordered, stripped = strip_prefixes(ordered)
-    findings += [_notice(f"prefix {p} removed from all tensor names") for p in stripped]
+    findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     findings += check(ordered, copy)
     return Scan(tuple(ordered), tuple(findings), copy)
 
 
-def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
-    """The one checkpoint that a file or directory is, tagged or not.
-
-    Raises:
-        InputError: there is none, there are several, or it is broken.
-    """
-    root = locate(path)
-    found = [c.path for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
-    if len(found) != 1:
-        raise InputError(
-            f"holds {len(found)} checkpoints, not one", where=root, remedy="name one of its files"
-        )
-    return read_index(found[0], key)
+def _tagged(
+    items: Sequence[Item], said: Config, local: Config
+) -> tuple[list[Snapshot], list[Finding]]:
+    """The snapshots in what was read, and what stands against others."""
+    config = said.over(local)
+    findings = [notice(note, item.candidate.name) for item in items for note in item.reading.notes]
+    members = list(members_of(items, config.keys))
+    if config.keys:
+        held = {id(m.item) for m in members}
+        findings += [
+            notice(f"left out: it holds no {', '.join(config.keys)}", item.candidate.name)
+            for item in items
+            if id(item) not in held
+        ]
+    settle_roles(members)
+    members = settle_laws(members, config, said)
+    try:
+        times = settle_times(items, config)
+    except InputError as error:
+        return [], [*findings, Finding("error", error)]
+    places = {id(item): place for place, item in enumerate(items)}
+    snapshots: list[Snapshot] = []
+    for member in members:
+        time = times[places[id(member.item)]]
+        try:
+            snapshots.append(_snapshot(member, time, config))
+        except LeftOutError as error:
+            findings.append(left_out(error, member.item.candidate))
+        except PhemaError as error:
+            findings.append(fault(error, member.item.candidate))
+    kept, doubles = _without_doubles(snapshots, members)
+    findings += doubles
+    if any(_is_sparse(m) for m in members) and config.update_every is None:
+        findings.append(_UPDATE_EVERY)
+    return kept, findings
 
 
 _UPDATE_EVERY = Finding(
@@ -138,21 +165,99 @@ _UPDATE_EVERY = Finding(
 )
 
 
-def _doubts(snapshot: Snapshot, config: Config) -> list[Finding]:
-    """What a layout leaves open."""
-    sparse = snapshot.layout is not None and snapshot.layout.sparse
-    return [_UPDATE_EVERY] if sparse and config.update_every is None else []
+def _is_sparse(member: Member) -> bool:
+    """Whether the trainer's averages are updated at every N-th step by default."""
+    return member.series.power != "power" and member.series.index is not None
 
 
-def _identity(path: Path) -> object:
-    """What is the same for two names of one file, be they links or hard links."""
+def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapshot:
+    """The snapshot that a series is.
+
+    Raises:
+        PhemaError: what stands against it.
+    """
+    if isinstance(time, LeftOutError):
+        raise time
+    if member.error is not None:
+        raise member.error
+    if isinstance(time, PhemaError):
+        raise time
+    if member.law is None:
+        raise AssertionError("a series without an error has a law")
+    candidate, one, clock = member.item.candidate, member.series, time.clock
+    counts_steps = member.law.name not in {"power", "raw", "uniform"}
+    if clock.unit in {"epochs", "saves"} and counts_steps:
+        raise InputError(
+            f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
+            remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
+        )
     try:
-        found = path.stat()
-    except OSError:
-        return path
-    if is_remote(path):
-        return str(path)
-    return found.st_dev, found.st_ino
+        profile = member.law.profile(clock.value)
+    except UsageError as error:
+        raise InputError(error.what, remedy=error.remedy) from error
+    _check_elements(one)
+    shown = None if one.key == "." else one.key
+    checkpoint = member.item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
+    if one.unnamed:
+        checkpoint = give_names(checkpoint, _reference(member, config))
+    tag = Tag(
+        profile,
+        clock.value,
+        member.law.gamma,
+        member.origin,
+        time.origin,
+        clock.unit,
+        member.law.label,
+        member.overrules,
+    )
+    trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)
+    return Snapshot(candidate.name, checkpoint, tag, trainers, one.key, partial)
+
+
+def _check_elements(series: Series) -> None:
+    """Refuse weights that lie elsewhere, cut up: most tensors have no elements then."""
+    floats = {n: t for n, t in series.tensors.items() if t.dtype.kind == "float"}
+    empty = [n for n, t in floats.items() if 0 in t.shape]
+    if empty and 2 * len(empty) >= len(floats):
+        raise InputError(
+            f"tensor {empty[0]:.200} has no elements: the weights are cut up among other files",
+            remedy="gather them with the tool of the trainer that wrote it",
+        )
+
+
+def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
+    """Whether an average lacks tensors of the raw weights beside it."""
+    if member.series.role != "average":
+        return False
+    whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
+    return any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
+
+
+def _reference(member: Member, config: Config) -> Checkpoint | None:
+    """The state dict that names a list: the user's, else the raw weights in the same file."""
+    if config.names_from is not None:
+        return read_checkpoint(config.names_from)
+    raw = next((s for s in member.item.reading.series if s.role == "raw"), None)
+    if raw is None or raw.unnamed:
+        return None
+    return member.item.file.contents.checkpoint(raw.tensors)
+
+
+def _without_doubles(
+    snapshots: Sequence[Snapshot], members: Sequence[Member]
+) -> tuple[list[Snapshot], list[Finding]]:
+    """Leave out files without a number that hold what a numbered one holds, as ``last`` does."""
+    numbered = {m.item.candidate.name: any(c.isdigit() for c in m.item.file.name) for m in members}
+    taken = {(s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
+    kept: list[Snapshot] = []
+    findings: list[Finding] = []
+    for snapshot in snapshots:
+        other = taken.get((snapshot.tag.label, snapshot.tag.step))
+        if numbered[snapshot.name] or other is None:
+            kept.append(snapshot)
+        else:
+            findings.append(notice(f"left out: of the same time as {other}", snapshot.name))
+    return kept, findings
 
 
 def _nothing_found(
@@ -165,53 +270,3 @@ def _nothing_found(
         where=", ".join(str(p) for p in paths),
         remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
     )
-
-
-def _read(candidate: Candidate, said: Config, local: Config) -> Snapshot | Finding | None:
-    """The snapshot at a candidate, a finding that says why there is none, or None: not meant."""
-    config = said.over(local)
-    selected = not config.select or candidate.matches(config.select)
-    if candidate.matches(config.exclude) or not selected:
-        return None
-    try:
-        return _tagged(candidate, said, local)
-    except SlowPatternError:
-        raise
-    except PhemaError as error:
-        where = error.where or candidate.name
-        return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
-
-
-def _tagged(candidate: Candidate, said: Config, local: Config) -> Snapshot | Finding:
-    """The snapshot, or the notice that it is left out; raises what stands against it."""
-    if candidate.unusable is not None:
-        return _left_out(candidate.unusable, candidate)
-    if candidate.orphan:
-        raise InputError(
-            "a shard without its index",
-            remedy="put the .safetensors.index.json beside it, or leave it out with --exclude",
-        )
-    config = said.over(local)
-    checkpoint = read_index(candidate.path, config.key)
-    if PROVENANCE_KEY in checkpoint.metadata:
-        return _left_out("it was synthesized by phema", candidate)
-    layout = recognise(candidate.stem, checkpoint)
-    tag = read_tag(candidate, checkpoint, layout, said, local)
-    if isinstance(tag, str):
-        return _left_out(tag, candidate)
-    checkpoint = without_bookkeeping(checkpoint)
-    if not checkpoint.tensors:
-        raise InputError("holds no tensors", remedy="leave it out with --exclude")
-    if checkpoint.unnamed:
-        reference = None if config.names_from is None else read_checkpoint(config.names_from)
-        checkpoint = give_names(checkpoint, reference)
-    return Snapshot(candidate.name, checkpoint, tag, layout)
-
-
-def _left_out(why: str, candidate: Candidate) -> Finding:
-    """The notice that a file is not used."""
-    return _notice(f"left out: {why}", candidate.name)
-
-
-def _notice(what: str, where: str | None = None) -> Finding:
-    return Finding("notice", InputError(what, where=where))

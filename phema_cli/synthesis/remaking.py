@@ -15,7 +15,8 @@ from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.scan import PROVENANCE_KEY, Scan
+from phema_cli.snapshots.reading import PROVENANCE_KEY
+from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal

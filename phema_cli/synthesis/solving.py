@@ -62,12 +62,31 @@ def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
             f"target step {step:.12g} is later than the last snapshot's, {last:.12g}",
             remedy=f"pass a --step of at most {last:.12g}",
         )
+    _check_begun(snapshots, step)
     return step
+
+
+def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
+    """Refuse a target from before the average that the user has described, where all is raw."""
+    said = [
+        s.tag.step
+        for s in snapshots
+        if s.tag.profile_origin in {"command line", "phema.toml"} and s.tag.label != "raw"
+    ]
+    if said and step < min(said) and min(s.tag.step for s in snapshots) < min(said):
+        raise UsageError(
+            f"target step {step:.12g} is before the first snapshot of the average that you "
+            f"describe, at step {min(said):.12g}",
+            remedy="pass --raw to use the raw weights of that time",
+        )
 
 
 def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
     """The time of a step, between the times of the snapshots' steps."""
-    times = {s.tag.step: s.tag.profile.end for s in snapshots}
+    times: dict[float, float] = {}
+    for s in snapshots:
+        # Averages that are updated now and then end before the raw weights beside them.
+        times[s.tag.step] = max(times.get(s.tag.step, 0.0), s.tag.profile.end)
     steps = sorted(times)
     ends = [times[s] for s in steps]
     if step >= steps[0]:

@@ -1,13 +1,88 @@
-"""diffusers: ``EMAModel``."""
+"""diffusers' ``EMAModel``: ``unet_ema`` beside ``unet``, or a list of tensors with its settings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from phema_cli.errors import InputError
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse, ratio
 from phema_cli.profiles.schedules import Schedule
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+
+NAME = "diffusers"
+FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
+CALL = "`phema inspect DIR`; `--names-from names.pt` for lists"
+SOURCE = "huggingface/diffusers, training_utils.py; bghira/SimpleTuner, training/ema.py"
+
+_MARKS = ("decay", "inv_gamma", "power", "update_after_step", "use_ema_warmup")
+_ENDING = "_ema"
+#: the names of EMAModel's settings, and of the law's.
+_SETTINGS = (
+    ("decay", "beta"),
+    ("min_decay", "min"),
+    ("inv_gamma", "inv_gamma"),
+    ("power", "power"),
+    ("update_after_step", "update_after"),
+)
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Settings lie in ``config.json``, or in the dict that holds the list."""
+    config = file.json("config.json")
+    if set(_MARKS) <= set(config) and "." in file.dicts:
+        series = Series(file.dicts["."], "average", law=law_of(config), label=file.name)
+        return Reading((series,), _clock(config.get("optimization_step"), "config.json"))
+    if "." in file.dicts and file.json("..", f"{file.name}{_ENDING}", "config.json"):
+        return Reading((Series(file.dicts["."], "raw", label=file.name),))
+    return _listed(file)
+
+
+def _listed(file: StoredFile) -> Reading | None:
+    """Lists of tensors beside the settings."""
+    found, clock = [], None
+    for key, tensors in file.lists.items():
+        parent, _, last = key.rpartition(".")
+        holder = file.get(*parent.split(".")) if parent else file.top
+        if last != "shadow_params" or not isinstance(holder, Mapping):
+            continue
+        if not set(_MARKS) <= set(holder):
+            continue
+        clock = _clock(holder.get("optimization_step"), "optimization_step")
+        law = law_of(holder)
+        found.append(
+            Series(tensors, "average", key, law=law, unnamed=True, label=parent or "shadow_params")
+        )
+    return Reading(tuple(found), clock) if found else None
+
+
+def law_of(settings: Mapping[Any, Any]) -> str:
+    """The law of an ``EMAModel`` by its settings.
+
+    Raises:
+        InputError: one of them is no number.
+    """
+    parts = []
+    for name, key in _SETTINGS:
+        given = settings.get(name)
+        if given is None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise InputError(f"its {name} is {given!r:.80}, not a number")
+        parts.append(f"{key}={text(float(given))}")
+    warmup = settings.get("use_ema_warmup")
+    parts += [f"warmup={int(bool(warmup))}"] if warmup is not None else []
+    return f"diffusers:{','.join(parts)}"
+
+
+def _clock(done: object, field: str) -> Clock | None:
+    """Updates done."""
+    if isinstance(done, bool) or not isinstance(done, int | float):
+        return None
+    return Clock(float(done), "steps", field)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -1,8 +1,10 @@
-"""ema-pytorch: ``EMA``, ``KarrasEMA`` and ``PostHocEMA``."""
+"""ema-pytorch and posthoc-ema: ``EMA``, ``KarrasEMA`` and ``PostHocEMA``, alone or in any dict."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from phema_cli.errors import UsageError
@@ -23,6 +25,77 @@ from phema_cli.profiles.grammar import (
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse, power_function
 from phema_cli.profiles.schedules import Schedule
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under, without
+
+NAME = "ema-pytorch"
+FILES = "`<index>.<step>.pt` of PostHocEMA; any dict with `initted`, `step` and `ema_model.`"
+CALL = (
+    "`--sigma-rels 0.05,0.28 --update-every 100` for PostHocEMA, "
+    "`--average ema-pytorch:beta=0.9999,every=10` for EMA"
+)
+SOURCE = "lucidrains/ema-pytorch, ema_pytorch.py, post_hoc_ema.py; nextml-code/pytorch-posthoc-ema"
+
+_NAME = re.compile(r"(?P<index>\d+)\.(?P<step>\d+)")
+_COUNTED = re.compile(r"(?P<many>(?:.*\.)?ema_models\.)(?P<index>\d+)\.initted")
+_MARKS = ("initted", "step")
+_AVERAGE, _ONLINE = "ema_model.", "online_model."
+_LAW = "ema-pytorch"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Each average in each dict, and the raw weights that lie beside it there."""
+    series: list[Series] = []
+    clock = None
+    for within, tensors in file.dicts.items():
+        for prefix in _prefixes(tensors):
+            clock = clock or _clock(file, tensors, prefix)
+            series += _series(file, within, tensors, prefix)
+    return Reading(tuple(series), clock) if series else None
+
+
+def _prefixes(tensors: Tensors) -> Iterator[str]:
+    """What precedes the names of each average: its counter and its flag lie there."""
+    for name, tensor in tensors.items():
+        if name.endswith("initted") and tensor.shape in {(), (1,)}:
+            prefix = name.removesuffix("initted")
+            if f"{prefix}step" in tensors and (not prefix or prefix.endswith(".")):
+                yield prefix
+
+
+def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Iterator[Series]:
+    """The average below a prefix, and the raw weights if nobody else has them."""
+    own = {n: t for n, t in under(tensors, prefix).items() if n not in _MARKS}
+    average = under(own, _AVERAGE) or without(own, _ONLINE)
+    named, counted = file.matches(_NAME), _COUNTED.fullmatch(f"{prefix}initted")
+    index = named["index"] if named else counted["index"] if counted else None
+    yield Series(
+        average,
+        "average",
+        within,
+        prefix,
+        grows=None if index else _LAW,
+        power=_LAW,
+        index=None if index is None else int(index),
+        first_index=None if index is None else 0,
+        hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",
+        label=None if index is None else f"average {index}",
+    )
+    rest = without(tensors, *_prefixes(tensors))
+    online = under(own, _ONLINE)
+    if prefix and rest and (counted is None or counted["index"] == "0"):
+        yield Series(rest, "raw", within)
+    elif online and len(file.dicts) == 1:
+        # Trainers keep the raw weights under a name of their own as well.
+        yield Series(online, "raw", within, f"{prefix}{_ONLINE}")
+
+
+def _clock(file: StoredFile, tensors: Tensors, prefix: str) -> Clock | None:
+    """Calls of ``update``: by the name of PostHocEMA's files, whose counter is rounded."""
+    if named := file.matches(_NAME):
+        return Clock(float(named["step"]), "steps", "step", "name")
+    counter = tensors[f"{prefix}step"]
+    done = file.value(counter) if counter.dtype.kind == "exact" else None
+    return None if done is None else Clock(done, "steps", f"{prefix}step", weak=True)
 
 
 def _schedule(numbers: Numbers) -> Schedule:
@@ -47,7 +120,7 @@ def _schedule(numbers: Numbers) -> Schedule:
 
 def _karras(numbers: Numbers, gamma: float, every: int) -> Schedule:
     """The decay after step n is that of t = n + 1; the first update copies before it averages."""
-    others = {k.name for k in _KEYS if k.default not in {None, numbers.get(k.name)}} - {"every"}
+    others = {k.name for k in _LAW_KEYS if k.default not in {None, numbers.get(k.name)}} - {"every"}
     if others:
         raise UsageError(
             f"ema-pytorch: an average of one gamma has no {', '.join(sorted(others))}",
@@ -57,7 +130,7 @@ def _karras(numbers: Numbers, gamma: float, every: int) -> Schedule:
     return Schedule(rates, every, 1, wide=True)
 
 
-def _profile(numbers: Numbers, step: float, _: str) -> Profile | None:
+def _law_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     """A power function of t = n + 1; each update stands for N steps, so the last one ends later."""
     gamma, every = power_of(numbers), int(numbers["every"])
     if gamma is None:
@@ -66,7 +139,7 @@ def _profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     return effective(gamma, every * ((step - 1) // every + 0.5) + 1.5, every)
 
 
-_KEYS = (
+_LAW_KEYS = (
     Key("beta", "the greatest decay, of class EMA", BETA),
     Key("gamma", "exponent of the power function, of KarrasEMA and PostHocEMA", GAMMA),
     Key("sigma_rel", "its width relative to the time so far", SIGMA_REL),
@@ -85,9 +158,9 @@ LAWS = {
         "t = n + 1; after steps 1, N + 1, 2N + 1, ...",
         "ema_pytorch, ema_pytorch.py and post_hoc_ema.py",
         "ema-pytorch:beta=0.995,every=10",
-        _KEYS,
+        _LAW_KEYS,
         _schedule,
         one_of=("beta", "gamma", "sigma_rel"),
-        closed=_profile,
+        closed=_law_profile,
     )
 }

@@ -1,4 +1,4 @@
-"""k-diffusion: ``EMAWarmup``."""
+"""k-diffusion: ``model_ema`` beside ``model``, the whole law in ``ema_sched``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,37 @@ from phema_cli.profiles.grammar import CAP, EVERY, FLOOR, POSITIVE, STEPS, Numbe
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse
 from phema_cli.profiles.schedules import Schedule
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+
+NAME = "k-diffusion"
+FILES = "`<name>_00010000.pth` of `model`, `model_ema`, `ema_sched`"
+CALL = "`phema inspect DIR`"
+SOURCE = "crowsonkb/k-diffusion, train.py, k_diffusion/utils.py"
+
+_SCHEDULE = "ema_sched"
+_SETTINGS = (
+    ("inv_gamma", "inv_gamma"),
+    ("power", "power"),
+    ("min_value", "min"),
+    ("max_value", "beta"),
+    ("start_at", "start"),
+)
+
+
+def read(file: StoredFile) -> Reading | None:
+    """``last_epoch`` counts the updates."""
+    updates = file.number(_SCHEDULE, "last_epoch")
+    if updates is None or "model_ema" not in file.dicts:
+        return None
+    numbers = [(key, file.number(_SCHEDULE, name)) for name, key in _SETTINGS]
+    law = ",".join(f"{key}={text(n)}" for key, n in numbers if n is not None)
+    step = file.number("step")
+    clock = Clock(updates if step is None else step, "steps", "step")
+    average = Series(
+        file.dicts["model_ema"], "average", "model_ema", law=f"k-diffusion:{law}", updates=updates
+    )
+    raw = [Series(file.dicts["model"], "raw", "model")] if "model" in file.dicts else []
+    return Reading((average, *raw), clock)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -1,13 +1,47 @@
-"""timm: ``ModelEmaV3`` as its training script calls it. V1 and V2 are ``exponential``."""
+"""timm's training script: ``state_dict_ema`` beside ``state_dict``, epochs in names."""
 
 from __future__ import annotations
 
 import math
+import re
 
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, constant, inverse
 from phema_cli.profiles.schedules import Schedule
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+
+NAME = "timm"
+FILES = "`checkpoint-7.pth.tar`, `last.pth.tar`, `model_best.pth.tar`"
+CALL = "`--steps-per-epoch 1250`"
+SOURCE = "huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py, model_ema.py, train.py"
+
+_MARKS = {"arch", "epoch", "version", "state_dict"}
+_AVERAGE, _RAW = "state_dict_ema", "state_dict"
+_RECOVERY = re.compile(r"recovery.*")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The epoch counts from 0 and is complete; what the average is stands in the arguments."""
+    if not file.top.keys() >= _MARKS or _RAW not in file.dicts:
+        return None
+    if file.matches(_RECOVERY) is not None:
+        return Reading(left_out="stored in the middle of an epoch")
+    epoch = file.number("epoch")
+    clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")
+    if _AVERAGE not in file.dicts:
+        return Reading((Series(file.dicts[_RAW], "unknown", _RAW),), clock)
+    average = Series(file.dicts[_AVERAGE], "average", _AVERAGE, law=_law(file))
+    return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)
+
+
+def _law(file: StoredFile) -> str | None:
+    """``ModelEmaV3`` as the script makes it from its arguments."""
+    decay = file.number("args", "model_ema_decay")
+    if decay is None:
+        return None
+    grows = bool(file.get("args", "model_ema_warmup"))
+    return f"timm:beta={text(decay)},warmup={int(grows)}"
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -1,0 +1,173 @@
+"""From files to what they hold: each is read once, and what stands against one stops no other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.formats import read
+from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.locations import is_remote, locate
+from phema_cli.snapshots.config import Config
+from phema_cli.snapshots.consistency import Finding
+from phema_cli.snapshots.files import Candidate, candidates
+from phema_cli.snapshots.pattern import SlowPatternError, match_pattern
+from phema_cli.snapshots.resolve import Item, LeftOutError, members_of
+from phema_cli.snapshots.tags import Origin
+from phema_cli.trainers.base import Series, StoredFile
+from phema_cli.trainers.registry import read_file
+
+#: metadata entry that says a checkpoint was synthesized, by phema, from others.
+PROVENANCE_KEY = "phema"
+
+
+def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+    """The one checkpoint that a file or directory is, tagged or not.
+
+    Of several series in it the only average counts, else the only network.
+
+    Raises:
+        InputError: there is none, there are several, or it is broken.
+    """
+    root = locate(path)
+    found = [c for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
+    if len(found) != 1:
+        raise InputError(
+            f"holds {len(found)} checkpoints, not one", where=root, remedy="name one of its files"
+        )
+    return open_checkpoint(found[0], key)
+
+
+def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
+    """The checkpoint at a candidate; errors as :func:`read_checkpoint` has them."""
+    try:
+        item = _item(candidate, keyed=key is not None)
+        series = [m.series for m in members_of([item], [key] if key else [])]
+    except (InputError, UsageError) as error:
+        where = error.where or candidate.path
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+    averages = [s for s in series if s.role == "average"]
+    chosen = averages or series or _anything(item)
+    if len(chosen) != 1:
+        keys = ", ".join(s.key for s in chosen)
+        raise InputError(
+            f"holds {len(chosen)} dicts of tensors" if chosen else "holds no dict of tensors",
+            where=candidate.path,
+            remedy=f"pass --key with one of {keys}" if chosen else "leave it out: --exclude",
+        )
+    one = chosen[0]
+    shown = None if one.key == "." else one.key
+    return item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
+
+
+def _anything(item: Item) -> list[Series]:
+    """The only tensors in a file, where none of them may be weights."""
+    found = [Series(t, within=k) for k, t in item.file.everything.items()]
+    if not found and isinstance(item.file.contents.content, dict):
+        return [Series({})]
+    return found
+
+
+def _item(candidate: Candidate, *, keyed: bool) -> Item:
+    """A file with what trainers know of it."""
+    contents = read(candidate.path)
+    stored = StoredFile(
+        contents,
+        contents.path,
+        candidate.own_name,
+        candidate.path.name,
+        candidate.folders,
+    )
+    return Item(candidate, stored, read_file(stored, keyed=keyed))
+
+
+def read_all(
+    found: Iterable[Candidate], said: Config, local: Config, seen: set[object]
+) -> tuple[list[Item], list[Finding]]:
+    """What the files hold that are meant, and what is to be said of the others."""
+    config = said.over(local)
+    items: list[Item] = []
+    findings: list[Finding] = []
+    for candidate in found:
+        if _identity(candidate.path) in seen:
+            continue
+        selected = not config.select or candidate.matches(config.select)
+        if candidate.matches(config.exclude) or not selected:
+            continue
+        try:
+            item = _read(candidate, said, local)
+        except SlowPatternError:
+            raise
+        except LeftOutError as error:
+            findings.append(left_out(error, candidate))
+        except PhemaError as error:
+            findings.append(fault(error, candidate))
+        else:
+            # Not before: the file's other name may be the one that is selected.
+            seen.add(_identity(candidate.path))
+            items.append(item)
+    return items, findings
+
+
+def _read(candidate: Candidate, said: Config, local: Config) -> Item:
+    """What one file holds; raises what stands against it."""
+    _check_usable(candidate)
+    config = said.over(local)
+    row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
+    fields = dict(row or {})
+    origin: Origin = "phema.toml"
+    if config.pattern:
+        matched = match_pattern(config.pattern, candidate.relative)
+        if matched is None and row is None:
+            raise LeftOutError("it does not match --pattern")
+        if matched and not row:
+            fields, origin = matched, (said if said.pattern else local).origin
+    item = _item(candidate, keyed=bool(config.keys))
+    if PROVENANCE_KEY in item.file.metadata:
+        raise LeftOutError("it was synthesized by phema")
+    if item.reading.left_out is not None:
+        raise LeftOutError(item.reading.left_out)
+    if not config.keys and not item.reading.series:
+        raise LeftOutError("it holds no weights")
+    return replace(item, said=fields, said_by=origin)
+
+
+def _check_usable(candidate: Candidate) -> None:
+    """Refuse what its name alone rules out."""
+    if candidate.unusable is not None:
+        raise LeftOutError(candidate.unusable)
+    if candidate.orphan:
+        raise InputError(
+            "a shard without its index",
+            remedy="put the .index.json of its checkpoint beside it",
+        )
+
+
+def _identity(path: Path) -> object:
+    """What is the same for two names of one file, be they links or hard links."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path
+    if is_remote(path):
+        return str(path)
+    return found.st_dev, found.st_ino
+
+
+def left_out(error: PhemaError, candidate: Candidate) -> Finding:
+    """The notice that a file is not used."""
+    return notice(f"left out: {error.what}", candidate.name)
+
+
+def fault(error: PhemaError, candidate: Candidate) -> Finding:
+    """What stands against a file."""
+    where = error.where or candidate.name
+    return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
+
+
+def notice(what: str, where: str | None = None) -> Finding:
+    """Something that the user should know."""
+    return Finding("notice", InputError(what, where=where))

@@ -1,0 +1,44 @@
+"""Composer: once its EMA has begun, ``state.model`` is the average, the raw weights beside it."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
+from phema_cli.trainers.nested import asked_for
+
+NAME = "Composer"
+FILES = "`ep1-ba1000-rank0.pt`"
+CALL = "`--raw`; with EMA `--average exponential:halflife=1000`"
+SOURCE = "mosaicml/composer, algorithms/ema/ema.py, utils/checkpoint.py"
+
+_WEIGHTS = "state.model"
+_PARTS = ("named_parameters_dict", "named_buffers_dict")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Batches done are the clock; ``ema_weights_active`` says that the two were swapped."""
+    if _WEIGHTS not in file.dicts or file.get("state", "timestamp") is None:
+        return None
+    done = file.number("state", "timestamp", "batch") or file.number(
+        "state", "timestamp", "Timestamp", "batch"
+    )
+    clock = None if done is None else Clock(done, "steps", "state.timestamp.batch")
+    weights = file.dicts[_WEIGHTS]
+    kept = _swapped(file)
+    if kept is None:
+        return Reading((Series(weights, "unknown", _WEIGHTS),), clock)
+    hint = "exponential:halflife=1000"
+    average = Series(weights, "average", _WEIGHTS, hint=hint)
+    return Reading((average, Series(kept, "raw", "state.algorithms")), clock)
+
+
+def _swapped(file: StoredFile) -> Tensors | None:
+    """The raw weights, where the algorithm has put its average in their place."""
+    algorithms = file.get("state", "algorithms")
+    for entry in algorithms if isinstance(algorithms, list) else ():
+        match entry:
+            case (str(), {"ema_weights_active": True, "ema_model": dict(kept)}):
+                parts = [found[0] for part in _PARTS if (found := asked_for(kept, part))]
+                return {n: t for part in parts for n, t in part.items()} or None
+            case _:
+                continue
+    return None

@@ -1,0 +1,36 @@
+"""DeepSpeed: the engine's own files, with ZeRO's beside them."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.errors import InputError
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+
+NAME = "DeepSpeed"
+FILES = "`global_step1000/mp_rank_00_model_states.pt` (ZeRO-1 and 2); ZeRO-3 is refused"
+CALL = "`phema inspect DIR`: the raw weights; after ZeRO-3 `python zero_to_fp32.py . DIR`"
+SOURCE = "deepspeedai/DeepSpeed, runtime/engine.py, utils/zero_to_fp32.py"
+
+_MODEL = re.compile(r"(?P<zero3>zero_pp_rank_\d+_)?mp_rank_(?P<rank>\d+)_model_states")
+_ZERO3 = "run DeepSpeed's own zero_to_fp32.py on it, and give phema what that writes"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The whole model is ``module``; ZeRO-3 leaves it empty and cuts the weights up."""
+    if "ds_version" not in file.top and "ds_config" not in file.top:
+        return None
+    named = file.matches(_MODEL) or {}
+    if "module" not in file.top:
+        return Reading(left_out="a trainer's own state")
+    module = file.dicts.get("module", {})
+    if named.get("zero3") or (module and all(0 in t.shape for t in module.values())):
+        raise InputError("weights cut up by ZeRO-3: its tensors are empty", remedy=_ZERO3)
+    if (file.number("mp_world_size") or 1) > 1 or int(named.get("rank", 0)) > 0:
+        raise InputError(
+            "weights of one rank of a parallel model",
+            remedy="gather them with DeepSpeed's ds_to_universal.py or its own exporter",
+        )
+    step = file.number("global_steps")
+    clock = None if step is None else Clock(step, "steps", "global_steps")
+    return Reading((Series(module, "raw", "module"),) if module else (), clock)

@@ -1,0 +1,20 @@
+"""denoising-diffusion-pytorch: ema_pytorch's average, raw weights twice, milestones in names."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Clock, Reading, StoredFile
+
+NAME = "denoising-diffusion-pytorch"
+FILES = "`model-<milestone>.pt` of `step`, `model`, `opt`, `ema`, `version`"
+CALL = "`--average ema-pytorch:beta=0.995,every=10`"
+SOURCE = "lucidrains/denoising-diffusion-pytorch, denoising_diffusion_pytorch.py"
+
+_KEYS = {"step", "model", "opt", "ema", "version"}
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The clock is ``step``; ema_pytorch's own module reads the average."""
+    step = file.number("step")
+    if step is None or not file.top.keys() >= _KEYS:
+        return None
+    return Reading(clock=Clock(step, "steps", "step"), hint="ema-pytorch:beta=0.995,every=10")

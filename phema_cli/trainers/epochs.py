@@ -1,0 +1,42 @@
+"""ConvNeXt, MAE, MAR, JiT and their kin: ``checkpoint-<epoch>.pth`` with the epoch inside."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+
+NAME = "ConvNeXt and its kin"
+FILES = "`checkpoint-<epoch>.pth` of `model`, `optimizer`, `epoch`, `args`, and their averages"
+CALL = "`--steps-per-epoch 1250`; without an average `--raw`"
+SOURCE = (
+    "facebookresearch/ConvNeXt, utils.py; facebookresearch/mae and LTH14/mar, util/misc.py; "
+    "a copy of LTH14/JiT, util/misc.py"
+)
+
+_KEYS = {"model", "optimizer", "epoch", "args"}
+_AVERAGE = re.compile(r"model_ema(?P<number>\d*)")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The epoch counts from 0 and is complete; constant decays stand in the arguments."""
+    if not file.top.keys() >= _KEYS or "model" not in file.dicts:
+        return None
+    epoch = file.number("epoch")
+    clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")
+    averages = [s for key in file.dicts if (s := _average(file, key)) is not None]
+    if not averages:
+        return Reading(clock=clock)
+    return Reading((*averages, Series(file.dicts["model"], "raw", "model")), clock)
+
+
+def _average(file: StoredFile, key: str) -> Series | None:
+    """An average, with its decay by the arguments."""
+    found = _AVERAGE.fullmatch(key)
+    if found is None:
+        return None
+    number = found["number"]
+    names = [f"ema_decay{number}"] if number else ["model_ema_decay", "ema_rate", "ema_decay"]
+    decay = next((d for name in names if (d := file.number("args", name)) is not None), None)
+    law = None if decay is None else f"exponential:beta={text(decay)}"
+    return Series(file.dicts[key], "average", key, law=law)

@@ -1,0 +1,30 @@
+"""fairseq: the average in ``extra_state.ema``, the number of updates in the optimizer's history."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+
+NAME = "fairseq"
+FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
+CALL = "`--average exponential:beta=0.9999`; without EMA `--raw`"
+SOURCE = "facebookresearch/fairseq, checkpoint_utils.py, trainer.py, models/ema/ema.py"
+
+_AVERAGE, _RAW = "extra_state.ema", "model"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """``optimizer_history`` and ``extra_state`` mark its files."""
+    if not {"optimizer_history", "extra_state"} <= file.top.keys() or _RAW not in file.dicts:
+        return None
+    history = file.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else {}
+    done = file.value(last.get("num_updates")) if isinstance(last, dict) else None
+    clock = None if done is None else Clock(done, "steps", "num_updates")
+    if _AVERAGE not in file.dicts:
+        return Reading((Series(file.dicts[_RAW], "unknown", _RAW),), clock)
+    decay = file.number("cfg", "ema", "ema_decay")
+    law = None if decay is None else f"exponential:beta={decay:.10g}"
+    average = Series(
+        file.dicts[_AVERAGE], "average", _AVERAGE, law=law, hint="exponential:beta=0.9999"
+    )
+    return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)

@@ -1,0 +1,34 @@
+"""guided-diffusion and its kin: files of averages, of raw weights and of an optimizer's state."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+
+NAME = "guided-diffusion"
+FILES = "`ema_0.9999_010000.pt`, `model010000.pt`, `opt010000.pt`"
+CALL = "`phema inspect DIR`"
+SOURCE = "openai/guided-diffusion, guided_diffusion/train_util.py"
+
+_AVERAGE = re.compile(r"ema_(?P<rate>0?\.\d+)_(?P<step>\d{6,})")
+_RAW = re.compile(r"model(?P<step>\d{6,})")
+_STATE = re.compile(r"opt\d{6,}")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Files are written before the step counts: that of step N holds N + 1 updates."""
+    if file.matches(_STATE) is not None and not file.dicts:
+        return Reading(left_out="a trainer's own state")
+    average, raw = file.matches(_AVERAGE), file.matches(_RAW)
+    found = average or raw
+    if found is None or set(file.dicts) != {"."}:
+        return None
+    clock = Clock(float(found["step"]) + 1, "steps", "step", "name")
+    tensors = file.dicts["."]
+    if average is None:
+        return Reading((Series(tensors, "raw", label="model"),), clock)
+    rate = average["rate"]
+    law = f"exponential:beta={rate}"
+    series = Series(tensors, "average", law=law, evidence="name", label=f"ema_{rate}")
+    return Reading((series,), clock)

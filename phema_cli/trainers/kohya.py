@@ -1,0 +1,31 @@
+"""kohya's sd-scripts and musubi-tuner: raw weights, their clock in the metadata."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, number
+
+NAME = "kohya"
+FILES = "`<name>-000001.safetensors`, `<name>-step00001000.safetensors`, `<name>.safetensors`"
+CALL = "`phema inspect DIR`: the raw weights"
+SOURCE = "kohya-ss/sd-scripts, library/train_util.py; kohya-ss/musubi-tuner, utils/train_utils.py"
+
+_EPOCH = re.compile(r".*-(?P<epoch>\d{6})")
+_STEP = re.compile(r".*-step(?P<step>\d{8})")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Steps done are ``ss_steps``; epochs in names count from 1."""
+    metadata = file.metadata
+    if not any(name.startswith("ss_") for name in metadata):
+        return None
+    clock = None
+    if "ss_steps" in metadata:
+        clock = Clock(number(metadata["ss_steps"]), "steps", "ss_steps")
+    elif found := file.matches(_STEP):
+        clock = Clock(float(found["step"]), "steps", "step", "name")
+    elif found := file.matches(_EPOCH):
+        clock = Clock(float(found["epoch"]), "epochs", "epoch", "name")
+    return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)
+

@@ -1,0 +1,69 @@
+"""nanoGPT, litgpt, OLMo and OLMo-core: raw weights, each with its own marks and clock."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, without
+
+NAME = "nanoGPT, litgpt, OLMo"
+FILES = (
+    "`ckpt.pt`; `step-00001000/lit_model.pth`; `step1000-unsharded/`, `step1000/model_and_optim/`"
+)
+CALL = "`phema inspect DIR`: the raw weights"
+SOURCE = (
+    "karpathy/nanoGPT, train.py; Lightning-AI/litgpt, litgpt/pretrain.py; allenai/OLMo, "
+    "olmo/checkpoint.py; allenai/OLMo-core, train/checkpoint.py"
+)
+
+_OLMO = re.compile(r"step(?P<step>\d+)(-unsharded)?")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """None of them keeps an average."""
+    return _nano_gpt(file) or _litgpt(file) or _olmo_core(file) or _olmo(file)
+
+
+def _nano_gpt(file: StoredFile) -> Reading | None:
+    """``iter_num`` is written before that iteration: it counts those done."""
+    if not {"model_args", "iter_num"} <= file.top.keys() or "model" not in file.dicts:
+        return None
+    done = file.number("iter_num")
+    clock = None if done is None else Clock(done, "steps", "iter_num")
+    return Reading((Series(file.dicts["model"], "raw", "model"),), clock)
+
+
+def _litgpt(file: StoredFile) -> Reading | None:
+    """``step_count`` counts updates, ``iter_num`` parts of batches."""
+    if file.file_name.partition(".")[0] != "lit_model" or "step_count" not in file.top:
+        return None
+    done = file.number("step_count")
+    clock = None if done is None else Clock(done, "steps", "step_count")
+    return Reading((Series(file.dicts.get("model", {}), "raw", "model"),), clock)
+
+
+def _olmo_core(file: StoredFile) -> Reading | None:
+    """A distributed checkpoint of ``model.`` and ``optim.`` in a directory of the step's."""
+    if file.contents.format != "dcp" or file.name != "model_and_optim":
+        return None
+    clock = _folder_clock(file)
+    if "model" in file.dicts:
+        return Reading((Series(file.dicts["model"], "raw", "model"),), clock)
+    return Reading((Series(without(file.dicts.get(".", {}), "optim."), "raw"),), clock)
+
+
+def _olmo(file: StoredFile) -> Reading | None:
+    """``model.pt`` in a directory of the step's, ``optim.pt`` and ``train.pt`` beside it."""
+    if not (file.has_beside("optim.pt") and file.has_beside("train.pt")):
+        return None
+    if file.file_name.startswith(("optim.", "train.")):
+        return Reading(left_out="a trainer's own state")
+    found = file.matches(_OLMO)
+    clock = None if found is None else Clock(float(found["step"]), "steps", "step", "name")
+    return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)
+
+
+def _folder_clock(file: StoredFile) -> Clock | None:
+    """The step of the directory above."""
+    found = _OLMO.fullmatch(file.folders[0]) if file.folders else None
+    return None if found is None else Clock(float(found["step"]), "steps", "step", "folder")

@@ -1,0 +1,42 @@
+"""MMEngine's EMAHook: it stores the average as ``state_dict``, the raw weights beside it."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
+
+NAME = "MMEngine"
+FILES = "`iter_100.pth`, `epoch_3.pth`; with `ema_state_dict` the average is `state_dict`"
+CALL = "`--average exponential:beta=0.9998` (1 - momentum); without EMAHook `--raw`"
+SOURCE = "open-mmlab/mmengine, hooks/ema_hook.py, runner/runner.py, model/averaged_model.py"
+
+_AVERAGE, _SWAPPED, _MODULE = "state_dict", "ema_state_dict", "module."
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The hook swaps the two when it saves; ``steps`` counts its updates."""
+    clock = _clock(file)
+    if _AVERAGE not in file.dicts or not _is_swapped(file):
+        return None if clock is None else Reading(clock=clock)
+    raw, updates = file.dicts[_SWAPPED], file.number(_SWAPPED, "steps")
+    average = Series(
+        file.dicts[_AVERAGE],
+        "average",
+        _AVERAGE,
+        updates=updates,
+        hint="exponential:beta=0.9998",
+    )
+    if clock is None and updates is not None:
+        clock = Clock(updates, "steps", f"{_SWAPPED}.steps", weak=True)
+    return Reading((average, Series(under(raw, _MODULE), "raw", _SWAPPED)), clock)
+
+
+def _is_swapped(file: StoredFile) -> bool:
+    """Whether ``ema_state_dict`` is of the hook: a counter, and all else below ``module.``."""
+    names = file.dicts.get(_SWAPPED, {})
+    return "steps" in names and all(n == "steps" or n.startswith(_MODULE) for n in names)
+
+
+def _clock(file: StoredFile) -> Clock | None:
+    """Iterations done, by ``meta``."""
+    done = file.number("meta", "iter")
+    return Clock(done, "steps", "meta.iter") if done else None

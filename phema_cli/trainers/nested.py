@@ -1,0 +1,162 @@
+"""Dicts and lists of tensors inside what a file holds, wherever they are nested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from phema_cli.formats._modules import module_tensors
+from phema_cli.formats._pickle_values import Inert
+from phema_cli.formats.base import StoredTensor
+
+#: the key that means the top level.
+TOP = "."
+# Dicts nested deeper are nobody's, nor are longer names of dicts.
+_DEEPEST = 50
+_LONGEST = 1000
+_DIGITS = 9
+#: words in a key that make what lies under it a trainer's own state, never weights.
+_STATE = re.compile(
+    r"(^|[._])(optim\w*|opt|opt_\w+|\w+_opt|(lr_)?sched\w*|scalers?\d*|grad_scaler|amp\w*|rng\w*|"
+    r"random\w*|callbacks|loops|message_hub|dataloader\w*|sampler\w*|averaging_state|"
+    r"train_state|criterion|loss_fn|metrics?)([._]|$)",
+    re.IGNORECASE,
+)
+#: what every optimizer's state has.
+_OPTIMIZER = {"state", "param_groups"}
+
+
+@dataclass(slots=True)
+class Groups:
+    """What a file holds of tensors.
+
+    Attributes:
+        dicts: models' tensors by the dotted key of their dict.
+        lists: tensors by number, by the dotted key of their list.
+        everything: all dicts and lists with tensors, a trainer's own state too.
+    """
+
+    dicts: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+    lists: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+    everything: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+
+
+def groups(content: object) -> Groups:
+    """The dicts and lists of tensors in what a file holds: the outermost, and those at the top."""
+    found = Groups()
+    for key, tensors, named in _groups(content):
+        found.everything[key] = tensors
+        state = key != TOP and _STATE.search(key)
+        if state or not any(_is_weight(t) for t in tensors.values()):
+            continue
+        if named:
+            found.dicts[key] = tensors
+        else:
+            found.lists[key] = tensors
+    return found
+
+
+def _is_weight(tensor: StoredTensor) -> bool:
+    """Whether it is more than a counter: a float tensor of at least one dimension."""
+    return tensor.dtype.kind != "exact" and bool(tensor.shape)
+
+
+def is_state(name: str) -> bool:
+    """Whether a tensor's name begins with the word of an optimizer or of another state."""
+    head = name.partition(".")[0]
+    return bool(_STATE.fullmatch(head))
+
+
+def inside(node: object, key: str) -> object:
+    """What a dict, a list or an object's fields hold by a key; else None."""
+    if isinstance(node, Inert):
+        node = node.state
+    if isinstance(node, dict):
+        number = int(key) if key.isdecimal() and len(key) <= _DIGITS else None
+        return node.get(key, None if number is None else node.get(number))
+    if isinstance(node, list) and key.isdecimal() and len(key) <= _DIGITS:
+        return node[int(key)] if int(key) < len(node) else None
+    return None
+
+
+def asked_for(content: object, key: str) -> tuple[Mapping[str, StoredTensor], bool] | None:
+    """The tensors under a dotted key, and whether they have names; None where there are none."""
+    node = _by_path(content, key)
+    if tensors := _tensors(node):
+        return tensors, True
+    if tensors := _numbered(node):
+        return tensors, False
+    return None
+
+
+def _by_path(content: object, key: str) -> object:
+    """What lies under a dotted key; keys may themselves have dots."""
+    if key == TOP:
+        return content
+    waiting: list[tuple[object, str]] = [(content, key)]
+    # What holds itself has more dotted keys than can be tried.
+    seen: set[tuple[int, int]] = set()
+    while waiting:
+        node, rest = waiting.pop()
+        if (id(node), len(rest)) in seen:
+            continue
+        seen.add((id(node), len(rest)))
+        if (found := inside(node, rest)) is not None:
+            return found
+        dots = [i for i, character in enumerate(rest) if character == "."]
+        waiting += [(inside(node, rest[:i]), rest[i + 1 :]) for i in reversed(dots)]
+    return None
+
+
+def _tensors(value: object) -> Mapping[str, StoredTensor]:
+    """The entries of a dict that are tensors under a text key; those of a pickled module."""
+    if isinstance(value, Inert):
+        return module_tensors(value)
+    if not isinstance(value, dict):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
+
+
+def _numbered(value: object) -> Mapping[str, StoredTensor]:
+    """The tensors of a list of nothing else, by their number."""
+    if not isinstance(value, list):
+        return {}
+    found = {str(k): v for k, v in enumerate(value) if isinstance(v, StoredTensor)}
+    return found if len(found) == len(value) else {}
+
+
+def _groups(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:
+    """Dotted keys of dicts (true) and lists (false) of tensors: the top's, and the outermost."""
+    yield from _group(TOP, content)
+    # What is there again and again is looked at once.
+    seen: set[int] = set()
+    waiting: list[tuple[str, object, int]] = [("", content, 0)]
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        entries = value.state if isinstance(value, Inert) else value
+        if not isinstance(entries, dict) or id(entries) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(entries))
+        state = entries.keys() >= _OPTIMIZER
+        below: list[tuple[str, object, int]] = []
+        for k, v in entries.items():
+            if not isinstance(v, dict | list | Inert):
+                continue
+            # Whatever an optimizer keeps, and whatever it is called.
+            name = f"{prefix}{'optimizer.' if state else ''}{k}"
+            if len(name) > _LONGEST:
+                continue
+            found = list(_group(name, v))
+            yield from found
+            if not found:
+                below.append((f"{name}.", v, depth + 1))
+        waiting += below[::-1]
+
+
+def _group(key: str, value: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:
+    """What holds tensors: a dict or a module (true), or a list (false)."""
+    if tensors := _tensors(value):
+        yield key, tensors, True
+    elif tensors := _numbered(value):
+        yield key, tensors, False

@@ -1,0 +1,19 @@
+"""stable-audio-tools: ema_pytorch's average below ``diffusion_ema.`` and the like."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Reading, StoredFile
+
+NAME = "stable-audio-tools"
+FILES = "`epoch=0-step=1000.ckpt` with `diffusion_ema.ema_model.` among its tensors"
+CALL = "`--average ema-pytorch:beta=0.9999,power=0.75,every=1,update_after=1`"
+SOURCE = "Stability-AI/stable-audio-tools, training/diffusion.py, training/autoencoders.py"
+
+_PREFIXES = ("diffusion_ema.", "autoencoder_ema.", "diffae_ema.")
+
+
+def read(file: StoredFile) -> Reading | None:
+    """What its wrappers tell ema_pytorch; that library's own module reads the average."""
+    if not any(n.startswith(_PREFIXES) for n in file.dicts.get("state_dict", {})):
+        return None
+    return Reading(hint="ema-pytorch:beta=0.9999,power=0.75,every=1,update_after=1")

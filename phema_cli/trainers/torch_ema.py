@@ -1,0 +1,39 @@
+"""torch_ema and score_sde: a list of tensors, its decay and how often it was updated."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Reading, Series, StoredFile, text
+
+NAME = "torch_ema"
+FILES = "a dict of `shadow_params`, `decay` and `num_updates` in any file"
+CALL = "`phema inspect DIR`; `--names-from names.pt` where no raw weights lie beside it"
+SOURCE = "fadel/pytorch_ema, torch_ema/ema.py; yang-song/score_sde_pytorch, models/ema.py"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """Lists in a dict that has a decay and a number of updates beside them."""
+    found = []
+    for key, tensors in file.lists.items():
+        parent, _, last = key.rpartition(".")
+        path = parent.split(".") if parent else []
+        decay = file.number(*path, "decay")
+        holder = file.get(*path)
+        known = isinstance(holder, dict) and "num_updates" in holder and "min_decay" not in holder
+        if last != "shadow_params" or decay is None or not known:
+            continue
+        updates = file.number(*path, "num_updates")
+        # Without a count the decay never grows.
+        name = "exponential" if updates is None else "warmup"
+        found.append(
+            Series(
+                tensors,
+                "average",
+                key,
+                law=f"{name}:beta={text(decay)}",
+                grows=None if updates is None else name,
+                updates=updates,
+                unnamed=True,
+                label=parent or None,
+            )
+        )
+    return Reading(tuple(found)) if found else None

@@ -1,0 +1,22 @@
+"""VAR: no average of weights, a frozen second model, and epochs counted from 1."""
+
+from __future__ import annotations
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+
+NAME = "VAR"
+FILES = "`ar-ckpt-last.pth` of `epoch`, `iter`, `trainer`"
+CALL = "`phema inspect DIR`: the raw weights"
+SOURCE = "FoundationVision/VAR, train.py, trainer.py"
+
+_WEIGHTS = "trainer.var_wo_ddp"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """``vae_local`` does not train: its ``ema_vocab_hit_SV`` counts uses, and averages nothing."""
+    if _WEIGHTS not in file.dicts or "trainer.vae_local" not in file.dicts:
+        return None
+    epoch = file.number("epoch")
+    clock = None if epoch is None else Clock(epoch, "epochs", "epoch")
+    notes = ("trainer.vae_local is a frozen model, and left out",)
+    return Reading((Series(file.dicts[_WEIGHTS], "raw", _WEIGHTS),), clock, notes=notes)
