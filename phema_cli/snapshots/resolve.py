@@ -20,6 +20,9 @@ from phema_cli.trainers.registry import FileReading, parse_law
 
 #: largest difference of cumulative weights up to which two laws are taken for one.
 _ALIKE = 0.01
+_DIGITS = 9
+#: what the user says of one file, and where.
+Said = tuple[str, Origin]
 _SAY = "pass --raw if these are the weights themselves, or --average LAW"
 
 
@@ -32,14 +35,12 @@ class Item:
         file: what it holds.
         reading: what trainers know of it.
         said: what the user says of this one file, in phema.toml or by the groups of a pattern.
-        said_by: where.
     """
 
     candidate: Candidate
     file: StoredFile
     reading: FileReading
-    said: Mapping[str, str] = field(default_factory=dict)
-    said_by: Origin = "command line"
+    said: Mapping[str, Said] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -156,21 +157,26 @@ def settle_laws(members: list[Member], config: Config, said: Config) -> list[Mem
 
 def _say_single(members: Sequence[Member], config: Config) -> None:
     """What the user says of single files, in phema.toml or by the groups of a pattern."""
-    counted = [
-        (m, int(m.item.said["index"]))
-        for m in members
-        if m.item.said.get("index", "").isdecimal() and len(m.item.said["index"]) < 9  # noqa: PLR2004
-    ]
-    for member, index in counted:
-        member.series = replace(member.series, index=index, first_index=None)
     for member in members:
-        texts = {k: v for k, v in member.item.said.items() if k in _LAWS}
-        for name, value in texts.items():
+        said = member.item.said
+        if "index" in said:
+            _say_index(member, said["index"][0])
+        for name, (value, origin) in said.items():
+            if name not in _LAWS:
+                continue
             try:
                 law = parse_law(_LAWS[name].format(value, power=member.series.power))
-                _give(member, law, member.item.said_by, config)
+                _give(member, law, origin, config)
             except PhemaError as error:
                 member.error = InputError(error.what, remedy=error.remedy)
+
+
+def _say_index(member: Member, text: str) -> None:
+    """The place that a pattern finds, among the averages that ``--gammas`` lists."""
+    if text.isdecimal() and len(text) <= _DIGITS:
+        member.series = replace(member.series, index=int(text), first_index=None)
+    else:
+        member.error = InputError(f"its index is {text!r:.80}, not a number")
 
 
 #: what a field of a pattern or of a row in phema.toml means, in the words of ``--average``.
