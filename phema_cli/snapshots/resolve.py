@@ -111,6 +111,10 @@ def _keyed(item: Item, key: str) -> Series | None:
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."
+    for one in item.reading.series:
+        # A part of an average is the same average.
+        if not one.prefix and (part := under(one.tensors, prefix)):
+            return replace(one, tensors=part, prefix=prefix, label=None)
     for within, tensors in file.dicts.items():
         if part := under(tensors, prefix):
             return Series(part, within=within, prefix=prefix)
@@ -210,21 +214,23 @@ def _say_laws(members: Sequence[Member], config: Config, origin: Origin) -> None
     """What the user says of all files: ``--average`` and ``--gammas``."""
     if config.averages:
         laws = [parse_law(text) for text in config.averages]
-        for member, law in _dealt(members, laws, config, "--average"):
+        for member, law in _dealt(members, laws, config, "--average", origin):
             _give(member, law, origin, config)
     if config.gammas:
         _say_gammas(members, config, origin)
 
 
 def _dealt(
-    members: Sequence[Member], laws: Sequence[Law], config: Config, option: str
+    members: Sequence[Member], laws: Sequence[Law], config: Config, option: str, origin: Origin
 ) -> Iterator[tuple[Member, Law]]:
-    """The laws for the series that they are meant for.
+    """The laws for the series that they are meant for; a line of phema.toml may be for none.
 
     Raises:
         UsageError: that is not clear.
     """
     free = [m for m in members if not m.settled]
+    if not free and origin == "phema.toml":
+        return
     if len(laws) > 1:
         if len(laws) != len(config.keys):
             raise UsageError(
@@ -262,11 +268,13 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
     if not counted:
         laws = [parse_law(f"power:gamma={gamma:.17g}") for gamma in config.gammas]
         if len(laws) > 1 and len(config.keys) != len(laws):
+            if origin == "phema.toml":
+                return
             raise UsageError(
                 f"--gammas gives {len(laws)} values, and nothing in the names counts them",
                 remedy="pass --pattern with a group index, or --key with as many names",
             )
-        for member, law in _dealt(members, laws, config, "--gammas"):
+        for member, law in _dealt(members, laws, config, "--gammas", origin):
             own = member.series.power
             _give(member, law if own == "power" else _renamed(law, own), origin, config)
         return
@@ -285,7 +293,7 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
         text = f"{member.series.power}:gamma={config.gammas[place]:.17g}"
         _give(member, parse_law(text), origin, config)
     unused = [g for place, g in enumerate(config.gammas) if place not in seen]
-    if unused and not any(m.error for m in counted):
+    if unused and origin == "command line" and not any(m.error for m in counted):
         raise UsageError(
             f"--gammas gives {len(config.gammas)} values, and the names count {len(seen)} averages:"
             f" gamma {unused[0]:.6g} is not used",
@@ -347,9 +355,17 @@ def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
         _check_growth(member, law)
         if member.error is not None:
             return
-    if one.law is not None and parse_law(one.law).text != law.text:
+    if one.law is not None and _text(one.law) != law.text:
         member.overrules = one.law
     member.law, member.origin = law, origin
+
+
+def _text(law: str) -> str:
+    """The law that a file says, as it is always written; unchanged where it is none."""
+    try:
+        return parse_law(law).text
+    except PhemaError:
+        return law
 
 
 def _check_growth(member: Member, law: Law) -> None:
@@ -361,7 +377,11 @@ def _check_growth(member: Member, law: Law) -> None:
         return
     every = law.parameters.get("every")
     spacing = "" if every is None else f",every={every:.10g}"
-    grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
+    try:
+        grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
+    except PhemaError:
+        # What the file says is no law.
+        return
     if law.distance(grown, done) > _ALIKE:
         member.error = InputError(
             f"its average {one.key} warms up: its decay grows to {beta:.10g}, and is not constant",
