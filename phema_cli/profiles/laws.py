@@ -27,7 +27,7 @@ from phema_cli.profiles.grammar import (
     power_of,
 )
 from phema_cli.profiles.rates import Rates, constant, power_function, ratio, share
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import SLACK, Schedule
 from phema_cli.profiles.shapes import ExponentialProfile, RawProfile, WindowProfile
 
 __all__ = ["LAWS", "Key", "Law", "LawForm", "parse_law"]
@@ -64,7 +64,7 @@ def _power(numbers: Numbers) -> Schedule:
 def _power_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     """A power function, which a half-life is too: up to 0.25/T where it is not too long."""
     every, gamma = int(numbers["every"]), _gamma(numbers)
-    end = step if every == 1 else step // every * every + (every - 1) / 2
+    end = step if every == 1 else (step + SLACK) // every * every + (every - 1) / 2
     profile = effective(gamma, end, every)
     exact = "halflife" not in numbers or gamma >= _SHORT
     return profile if exact and not numbers["start"] else None

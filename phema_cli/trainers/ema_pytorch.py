@@ -22,7 +22,7 @@ from phema_cli.profiles.grammar import (
 )
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse, power_function
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import SLACK, Schedule
 
 
 def _schedule(numbers: Numbers) -> Schedule:
@@ -63,7 +63,7 @@ def _profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     if gamma is None:
         return None
     _karras(numbers, gamma, every)
-    return effective(gamma, every * ((step - 1) // every + 0.5) + 1.5, every)
+    return effective(gamma, every * ((step - 1 + SLACK) // every + 0.5) + 1.5, every)
 
 
 _KEYS = (
