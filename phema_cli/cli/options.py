@@ -37,6 +37,18 @@ def flag(*names: str, help: str, panel: str = _GENERAL) -> Any:  # noqa: A002, A
     return option(*names, help=help, panel=panel, metavar="")
 
 
+class Typed(list[str]):
+    """Values of an option that were typed in this call, and not read from its variable."""
+
+
+def _typed(
+    context: typer.Context, parameter: typer.CallbackParam, values: list[str] | None
+) -> list[str] | None:
+    """An option's values, known as typed where they were."""
+    source = context.get_parameter_source(parameter.name or "")
+    return Typed(values) if values and source and source.name == "COMMANDLINE" else values
+
+
 Paths = Annotated[
     list[str],
     typer.Argument(
@@ -189,6 +201,17 @@ Copy = Annotated[
         help="Tensors to copy from the newest snapshot instead of averaging.",
         panel=_SOURCES,
         metavar="GLOB",
+        callback=_typed,
+    ),
+]
+Drop = Annotated[
+    list[str] | None,
+    option(
+        "--drop",
+        help="Tensors to leave out of outputs and of all checks.",
+        panel=_SOURCES,
+        metavar="GLOB",
+        callback=_typed,
     ),
 ]
 NoSample = Annotated[
@@ -259,8 +282,10 @@ class Sources:
     select: Select = None
     exclude: Exclude = None
 
-    def config(self, copy: Sequence[str] | None = None) -> Config:
-        """What the options say, and the tensors to copy.
+    def config(
+        self, copy: Sequence[str] | None = None, drop: Sequence[str] | None = None
+    ) -> Config:
+        """What the options say, and the tensors to copy and to leave out.
 
         Raises:
             UsageError: two of them say the same thing.
@@ -288,6 +313,13 @@ class Sources:
             select=tuple(self.select or ()),
             exclude=tuple(self.exclude or ()),
             copy=tuple(copy or ()),
+            drop=tuple(drop or ()),
+            typed=tuple(
+                (option, glob)
+                for option, globs in (("--copy", copy), ("--drop", drop))
+                if isinstance(globs, Typed)
+                for glob in globs
+            ),
         )
 
 

@@ -31,6 +31,7 @@ _ENTRIES = {
     "select",
     "exclude",
     "copy",
+    "drop",
     "snapshots",
 }
 
@@ -51,6 +52,8 @@ class Config:
         select: globs of relative paths; others are left out.
         exclude: globs of relative paths to leave out.
         copy: globs of tensor names to copy instead of average.
+        drop: globs of tensor names to leave out.
+        typed: options with a glob of tensor names each that has to match some.
         snapshots: tags by relative path (phema.toml only).
         origin: where it was said.
     """
@@ -65,6 +68,8 @@ class Config:
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     copy: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     origin: Origin = "command line"
 
@@ -142,6 +147,7 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
+        drop=_texts(table, "drop"),
         snapshots=_snapshots(table.get("snapshots", {})),
         origin="phema.toml",
     )

@@ -20,6 +20,7 @@ from phema_cli.snapshots.layouts import recognise, without_bookkeeping
 from phema_cli.snapshots.naming import give_names
 from phema_cli.snapshots.tagging import read_tag
 from phema_cli.snapshots.tags import SlowPatternError, compile_pattern
+from phema_cli.snapshots.tensors import require_matches, settle
 
 #: metadata entry that says a checkpoint was synthesized, by phema, from others.
 PROVENANCE_KEY = "phema"
@@ -33,11 +34,22 @@ class Scan:
         snapshots: sorted by step, then gamma.
         findings: errors, warnings and notices, in the order they were met.
         copy: globs of tensor names that are copied instead of averaged.
+        drop: globs of tensor names that are left out.
+        read: what was found before differences between tensors were settled.
     """
 
     snapshots: tuple[Snapshot, ...]
     findings: tuple[Finding, ...]
     copy: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    read: Scan | None = None
+
+    def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
+        """What was read, checked, with these tensors copied and left out."""
+        read = self.read or self
+        snapshots, told = settle(read.snapshots, copy, drop)
+        findings = (*read.findings, *told, *check(snapshots, copy))
+        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read)
 
     def require(self) -> tuple[Snapshot, ...]:
         """The snapshots, if nothing stands against using them.
@@ -62,7 +74,8 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
 
     Raises:
         InputError: a path does not exist, or there is no snapshot at all.
-        UsageError: ``config.pattern`` is no regular expression with a known group.
+        UsageError: ``config.pattern`` is no regular expression with a known group, or a glob that
+            was typed matches no tensor.
     """
     said = config or Config()
     if said.pattern is not None:
@@ -88,10 +101,10 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     snapshots: list[Snapshot] = []
     findings: list[Finding] = []
     seen: set[object] = set()
-    copy: tuple[str, ...] = said.copy
+    copy, drop = said.copy, said.drop
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
-        copy = copy or local.copy
+        copy, drop = copy or local.copy, drop or local.drop
         for candidate in candidates(root):
             if _identity(candidate.path) in seen:
                 continue
@@ -110,8 +123,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
     ordered, stripped = strip_prefixes(ordered)
     findings += [_notice(f"prefix {p} removed from all tensor names") for p in stripped]
-    findings += check(ordered, copy)
-    return Scan(tuple(ordered), tuple(findings), copy)
+    require_matches(ordered, said.typed)
+    return Scan(tuple(ordered), tuple(findings)).settled(copy, drop)
 
 
 def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
