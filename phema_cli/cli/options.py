@@ -41,14 +41,6 @@ class Typed(list[str]):
     """Values of an option that were typed in this call, and not read from its variable."""
 
 
-def _typed(
-    context: typer.Context, parameter: typer.CallbackParam, values: list[str] | None
-) -> list[str] | None:
-    """An option's values, known as typed where they were."""
-    source = context.get_parameter_source(parameter.name or "")
-    return Typed(values) if values and source and source.name == "COMMANDLINE" else values
-
-
 Paths = Annotated[
     list[str],
     typer.Argument(
@@ -201,7 +193,6 @@ Copy = Annotated[
         help="Tensors to copy from the newest snapshot instead of averaging.",
         panel=_SOURCES,
         metavar="GLOB",
-        callback=_typed,
     ),
 ]
 Drop = Annotated[
@@ -211,7 +202,6 @@ Drop = Annotated[
         help="Tensors to leave out of outputs and of all checks.",
         panel=_SOURCES,
         metavar="GLOB",
-        callback=_typed,
     ),
 ]
 NoSample = Annotated[
@@ -380,10 +370,20 @@ class Solving:
         )
 
 
+#: the parameter that typer gives its context by.
+_CONTEXT = "context"
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option's value was typed in this call."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are groups of options are taken apart into the options.
 
-    Typer knows options one by one only.
+    Typer knows options one by one only. Lists that were typed in this call are ``Typed``.
     """
     hints = get_type_hints(command, include_extras=True)
     taken: list[inspect.Parameter] = []
@@ -398,9 +398,15 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             taken.append(parameter.replace(annotation=hints[name]))
+    kind = inspect.Parameter.KEYWORD_ONLY
+    taken.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
 
     @wraps(command)
     def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
+        context = given.pop(_CONTEXT)
+        for name, value in given.items():
+            if isinstance(value, list) and _is_typed(context, name):
+                given[name] = Typed(value)
         for name, group in groups.items():
             given[name] = group(**{f.name: given.pop(f.name) for f in fields(group)})
         command(**given)
