@@ -60,11 +60,14 @@ def average(snapshot: Snapshot) -> str:
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """The summary and the table."""
+    from phema_cli.snapshots.consistency import reference
+
     if not snapshots:
         return
     out = render.console()
     formats = sorted({s.checkpoint.format for s in snapshots})
-    newest = snapshots[-1].checkpoint
+    whole = reference(snapshots)
+    newest = whole.checkpoint
     averages = {s.tag.label for s in snapshots}
     kind = average_heading(snapshots)
     total = sum(s.checkpoint.size_bytes for s in snapshots)
@@ -77,7 +80,7 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     key = "" if newest.key is None else f", key {render.plain(newest.key)}"
     out.print(
         f"each {render.counted(len(newest.tensors), 'tensor')}, "
-        f"{render.count(newest.parameters)} parameters, {_dtypes(snapshots[-1])}, "
+        f"{render.count(newest.parameters)} parameters, {_dtypes(whole)}, "
         f"{render.size(newest.size_bytes)}, "
         f"{' and '.join(formats)}{' and'.join(layouts)}{shards}{key}"
     )

@@ -35,6 +35,7 @@ _ENTRIES = {
     "select",
     "exclude",
     "copy",
+    "drop",
     "snapshots",
 }
 
@@ -60,6 +61,8 @@ class Config:
         select: globs of relative paths; others are left out.
         exclude: globs of relative paths to leave out.
         copy: globs of tensor names to copy instead of average.
+        drop: globs of tensor names to leave out.
+        typed: options with a glob of tensor names each that has to match some.
         snapshots: tags by relative path (phema.toml only).
         origin: where it was said.
     """
@@ -76,6 +79,8 @@ class Config:
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     copy: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     origin: Origin = "command line"
 
@@ -179,6 +184,7 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
+        drop=_texts(table, "drop"),
         snapshots=_snapshots(table.get("snapshots", {})),
         origin="phema.toml",
     )
