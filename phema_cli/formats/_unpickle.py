@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY
-from phema_cli.formats._pickle_machine import Machine
-from phema_cli.formats._pickle_values import Kind, dict_of, set_of
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType
+from phema_cli.pickles.machine import Machine
+from phema_cli.pickles.values import Kind, dict_of, set_of
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",

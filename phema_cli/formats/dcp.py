@@ -21,11 +21,11 @@ from typing import IO, Any, NamedTuple, cast
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_values import Inert, Kind
 from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
 from phema_cli.formats.base import MOST_DIMENSIONS, Checkpoint, DType, Extent, OpenFiles, Piece
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
+from phema_cli.pickles.values import Inert, Kind
 
 NAME = "dcp"
 SUFFIXES = (".metadata",)

@@ -16,11 +16,11 @@ from typing import IO
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_machine import Machine
-from phema_cli.formats._pickle_values import Inert, Kind, Span, dict_of
 from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
 from phema_cli.formats.base import Checkpoint, DType, Extent, FileImage, Specs
 from phema_cli.formats.torch_zip import tensor_extent
+from phema_cli.pickles.machine import Machine
+from phema_cli.pickles.values import Inert, Kind, Span, dict_of
 
 NAME = "edm2"
 SUFFIXES = (".pkl",)

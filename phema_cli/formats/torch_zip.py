@@ -15,10 +15,10 @@ from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import _unpickle
 from phema_cli.formats._metadata import check_text, parse_object, text_to_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._pickle_values import Inert
 from phema_cli.formats._torch_write import METADATA_RECORD, encode
 from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.pickles.values import Inert
 
 __all__ = ["NAME", "SUFFIXES", "encode", "read_index"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import InputError
-from phema_cli.formats._pickle_values import Inert, keys_of
+from phema_cli.pickles.values import Inert, keys_of
 
 if TYPE_CHECKING:
-    from phema_cli.formats._pickle_machine import Machine
+    from phema_cli.pickles.machine import Machine
 
 #: bits of the largest number, which must be short enough to be written out.
 _MOST_BITS = 4096

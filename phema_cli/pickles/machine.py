@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats._pickle_opcodes import ACTIONS
-from phema_cli.formats._pickle_values import Span
+from phema_cli.pickles.opcodes import ACTIONS
+from phema_cli.pickles.values import Span
 
 #: bytes that are read at once.
 _WINDOW = 1 << 14
