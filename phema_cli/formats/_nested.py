@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from phema_cli.errors import InputError
+from phema_cli.formats._hidden import refuse_beside, refuse_hidden
+from phema_cli.pickles import Inert
 
 Leaf = TypeVar("Leaf")
 
@@ -51,7 +53,22 @@ def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf])
 
     Raises:
         InputError: there is no such dict, or several could be meant.
+        UnsafePickleError: there may be, hidden behind unknown code.
     """
+    refuse_hidden(content if key is None else inside(content, key), path, _of_trainer)
+    weights = _chosen(content, key, path, leaf)
+    chosen = content if weights.key in {None, TOP} else inside(content, str(weights.key))
+    refuse_beside(chosen, path, leaf, _of_trainer)
+    return weights
+
+
+def _of_trainer(name: object) -> bool:
+    """Whether what goes by that name is a trainer's state."""
+    return isinstance(name, str) and name.startswith(_TRAINER)
+
+
+def _chosen(content: object, key: str | None, path: Path, leaf: type[Leaf]) -> Weights[Leaf]:
+    """The dict that is meant."""
     named = dict(_groups(content, leaf, _tensors))
     lists = dict(_groups(content, leaf, _numbered))
     both = lists | named
@@ -62,7 +79,7 @@ def find_weights(content: object, key: str | None, path: Path, leaf: type[Leaf])
         under = [name for name in both if name == known or name.startswith(f"{known}.")]
         if len(under) == 1:
             return Weights(both[under[0]], under[0], under[0] not in named)
-    weights = {n: state for n, state in (named or lists).items() if not n.startswith(_TRAINER)}
+    weights = {n: state for n, state in (named or lists).items() if not _of_trainer(n)}
     if len(weights) == 1:
         name, state = next(iter(weights.items()))
         return Weights(state, None if name == TOP else name, not named)
@@ -95,6 +112,8 @@ def inside(content: object, key: str) -> object:
 def _entry(node: object, name: str) -> object:
     """What a dict or a list holds by that name or number, None where it holds nothing."""
     number = int(name) if name.isdecimal() and len(name) <= _DIGITS else -1
+    if isinstance(node, Inert) and node.listed:
+        node = node.listed
     if isinstance(node, dict):
         return node.get(name, node.get(number))
     return node[number] if isinstance(node, list) and 0 <= number < len(node) else None
@@ -135,9 +154,10 @@ def _tensors(value: object, leaf: type[Leaf]) -> dict[str, Leaf]:
 
 def _numbered(value: object, leaf: type[Leaf]) -> dict[str, Leaf]:
     """The tensors of a list of nothing else, by their number."""
-    if not isinstance(value, list):
+    listed = value.listed if isinstance(value, Inert) else value
+    if not isinstance(listed, list):
         return {}
-    items = dict(enumerate(value))
+    items = dict(enumerate(listed))
     found = {str(k): v for k, v in items.items() if isinstance(v, leaf)}
     return found if len(found) == len(items) else {}
 

@@ -25,7 +25,7 @@ from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
 from phema_cli.formats.base import MOST_DIMENSIONS, Checkpoint, DType, Extent, OpenFiles, Piece
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
-from phema_cli.pickles.values import Inert, Kind
+from phema_cli.pickles import Inert, Kind
 
 NAME = "dcp"
 SUFFIXES = (".metadata",)
@@ -47,7 +47,7 @@ _CONVERT = (
 
 
 def _nothing(*_: object) -> None:
-    """Layouts, memory formats and former paths are of no use here."""
+    """Memory formats are of no use here."""
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -61,7 +61,6 @@ _RECORDS = (
 _BYTES = "BytesStorageMetadata"
 _ALLOWED: Mapping[tuple[str, str], object] = {
     **ALLOWED,
-    ("torch.serialization", "_get_layout"): StandIn(_nothing),
     (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "TensorProperties"): Kind("TensorProperties"),

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
+from phema_cli.formats._hidden import refuse_hidden
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._nested import find_weights
-from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
+from phema_cli.formats._unpickle import ALLOWED, TENSORS, StandIn, Storage, TensorStub, stand_in
 from phema_cli.formats.base import Checkpoint, DType, Extent, FileImage, Specs
 from phema_cli.formats.torch_zip import tensor_extent
-from phema_cli.pickles.machine import Machine
-from phema_cli.pickles.values import Inert, Kind, Span, dict_of
+from phema_cli.pickles import Inert, Kind, Machine, Span, dict_of
 
 NAME = "edm2"
 SUFFIXES = (".pkl",)
@@ -33,12 +33,9 @@ _COUNT_BYTES = 8
 #: bytes of opcodes, source code and names in a network's pickle.
 _MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_MODULES = "torch.nn.modules."
 # A module may be there twice, so that a short pickle can hold more of them, and of tensors, than
 # can be counted, and names longer than any memory.
 _MOST_ENTRIES, _LONGEST_NAME = 200_000, 1000
-#: what makes numpy's arrays and numbers, below ``numpy.core`` before its version 2.
-_NUMPY = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 
 
 @dataclass(slots=True)
@@ -53,9 +50,7 @@ class _Reader:
         """The stand-in of a global."""
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return StandIn(self.storage)
-        if module.startswith(_MODULES) and name.isidentifier():
-            return Kind(f"{module}.{name}")
-        return _FOUND.get((module, name))
+        return stand_in(module, name, _FOUND)
 
     def storage(self, span: object) -> Storage:
         """A storage that lies in ``span`` as a stream of torch's old format."""
@@ -122,10 +117,6 @@ _FOUND: Mapping[tuple[str, str], object] = {
     ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
     ("_codecs", "encode"): StandIn(_old_bytes),
-    ("numpy", "dtype"): Kind("dtype"),
-    ("numpy", "ndarray"): Kind("ndarray"),
-    **{(f"numpy.core.{module}", name): Kind(name) for module, name in _NUMPY},
-    **{(f"numpy._core.{module}", name): Kind(name) for module, name in _NUMPY},
 }
 
 
@@ -138,15 +129,19 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
 
     Raises:
         InputError: not such a pickle, or broken.
-        UnsafePickleError: it asks for anything but tensors, modules and plain containers.
+        UnsafePickleError: it asks for what could do harm, or hides tensors.
         StorageError: the operating system failed.
     """
     content, places, end = _load(path)
     if not isinstance(content, dict):
         raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
+    refuse_hidden(content, path)
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}
-        nested = {k: _state_dict(v) if isinstance(v, Inert) else v for k, v in named.items()}
+        # An inert object with items is a dict of a class of its own.
+        nested = {
+            k: _state_dict(v) if isinstance(v, Inert) and not v else v for k, v in named.items()
+        }
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     weights = find_weights(nested, key, path, TensorStub)
@@ -167,7 +162,7 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
         with path.open("rb") as file:
             reader = _Reader(file)
             size = path.stat().st_size
-            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES)
+            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES, guarded=TENSORS)
             return machine.load(), reader.places, machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"

@@ -18,7 +18,7 @@ from phema_cli.formats._nested import find_weights
 from phema_cli.formats._torch_write import METADATA_RECORD, encode
 from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Checkpoint, Extent
-from phema_cli.pickles.values import Inert
+from phema_cli.pickles import Inert
 
 __all__ = ["NAME", "SUFFIXES", "encode", "read_index"]
 
@@ -43,7 +43,7 @@ def read_index(path: Path, key: str | None = None) -> Checkpoint:
 
     Raises:
         InputError: not a zip of torch's, broken, or the dict of weights is not clear.
-        UnsafePickleError: the pickle asks for anything but tensors and plain containers.
+        UnsafePickleError: the pickle asks for what could do harm, or hides tensors.
         StorageError: the operating system failed.
     """
     try:
