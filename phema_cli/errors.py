@@ -68,7 +68,7 @@ class InputError(PhemaError):
 
 
 class UnsafePickleError(PhemaError):
-    """A pickle asks for something that is neither a tensor nor a plain container."""
+    """A pickle asks for what could do harm, or hides tensors behind unknown code."""
 
     exit_code = 4
 

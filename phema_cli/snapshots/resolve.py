@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import Series, StoredFile, under
-from phema_cli.trainers.nested import asked_for
+from phema_cli.trainers.nested import asked_for, by_path, is_state_key
 from phema_cli.trainers.registry import FileReading, parse_law
 
 #: largest difference of cumulative weights up to which two laws are taken for one.
@@ -107,6 +109,9 @@ def _keyed(item: Item, key: str) -> Series | None:
         if one.key == key:
             return one
     if (found := asked_for(file.contents.content, key)) is not None:
+        path, node = file.contents.path, by_path(file.contents.content, key)
+        refuse_hidden(node, path)
+        refuse_beside(node, path, StoredTensor, is_state_key)
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."

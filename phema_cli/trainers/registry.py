@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import cast
 
+from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law, LawForm
 from phema_cli.profiles import parse_law as parse
 from phema_cli.trainers import (
@@ -44,6 +46,7 @@ from phema_cli.trainers import (
     var,
 )
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, Trainer
+from phema_cli.trainers.nested import by_path, is_state_key
 
 #: each is asked about every file, in this order: of several that read one dict the first counts.
 _MODULES: tuple[ModuleType, ...] = (
@@ -125,6 +128,9 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     Raises:
         InputError: one of them refuses it, or several networks could be meant.
     """
+    content, path = file.contents.content, file.contents.path
+    if not keyed:
+        refuse_hidden(content, path, is_state_key)
     readings = [(t.NAME, r) for t in TRAINERS if (r := t.read(file)) is not None]
     names = tuple(name for name, _ in readings)
     left_out = next((r.left_out for _, r in readings if r.left_out is not None), None)
@@ -135,6 +141,8 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     series = _first_readers([r for _, r in readings])
     if not keyed:
         series += generic.series_of(file, series)
+    for one in series:
+        refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
     hint = next((r.hint for _, r in readings if r.hint is not None), None)
     if hint is not None:
         series = [replace(s, hint=hint) if s.role == "average" else s for s in series]
