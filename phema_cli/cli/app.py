@@ -132,7 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
     _heed_signals()
     try:
-        code = _command()([a for a in given if a != "--debug"], standalone_mode=False)
+        told = [a for a in given if a != "--debug"]
+        code = _command()(told, standalone_mode=False, obj=told)
         sys.stdout.flush()
     except PhemaError as error:
         if debug:

@@ -66,7 +66,9 @@ class Scan:
         if errors:
             first = errors[0]
             more = f" (and {len(errors) - 1} more: see phema inspect)" if len(errors) > 1 else ""
-            raise type(first)(first.what + more, where=first.where, remedy=first.remedy)
+            raise type(first)(
+                first.what + more, where=first.where, remedy=first.remedy, option=first.option
+            )
         return self.snapshots
 
 
@@ -146,7 +148,7 @@ def _tagged(
             if id(item) not in held
         ]
     settle_roles(members)
-    members = settle_laws(members, config, said)
+    settle_laws(members, config, said)
     try:
         times = settle_times(items, config)
     except InputError as error:
@@ -202,6 +204,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         raise InputError(
             f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
             remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
+            option="--steps-per-epoch N" if clock.unit == "epochs" else None,
         )
     try:
         profile = member.law.profile(clock.value)
@@ -219,7 +222,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         member.origin,
         time.origin,
         clock.unit,
-        member.law.label,
+        member.law.text,
         member.overrules,
     )
     trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)
