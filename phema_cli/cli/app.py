@@ -104,7 +104,7 @@ def phema(
       1         a check failed: --max-error, diff, verify
       2         the command line makes no sense, or the output exists
       3         an input is missing, broken or does not fit the others
-      4         a pickle asked to run code
+      4         a pickle asks for what could harm, or hides tensors
       5         disk or I/O error
       130, 143  interrupted, terminated
     """
