@@ -248,6 +248,7 @@ def dense() -> dict[str, bytes]:
         + b"}("
         + b"".join(text(f"k{i}") + get(0) for i in range(20_000))
         + b"u",
+        **dense_objects(),
         "long names in one another": text("a" * half)
         + put(0)
         + b"0}"
@@ -255,6 +256,37 @@ def dense() -> dict[str, bytes]:
         + b"s" * 200,
     }
     return {case: b"\x80\x04" + body + b"." for case, body in bodies.items()}
+
+
+def dense_objects() -> dict[str, bytes]:
+    """The same for objects of unknown classes, and for keys."""
+    thing = plain("some.library", "Thing") + put(1)
+    number = (2**61 - 1).bit_length() // 8 + 3
+    same_hash = b"".join(
+        b"\x8a" + bytes([number]) + (i * (2**61 - 1)).to_bytes(number, "little") + b"N"
+        for i in range(_SMALL // (number + 3))
+    )
+    return {
+        "objects": thing + b"0]" + b"h\x01)\x81a" * (_SMALL // 5),
+        "objects of items": thing + b"0]" + b"h\x01)\x81NNsa" * (_SMALL // 7),
+        "objects in objects": thing + b")R" + (put(3) + b"0h\x01" + get(3) + b"\x85R") * 20_000,
+        "lists in objects": (thing + b")R") * (_SMALL // 30) + b"a" * (_SMALL // 30 - 1),
+        "objects made from a growing list": thing
+        + b"]"
+        + put(0)
+        + b"0"
+        + b"h\x00Na0h\x01h\x00\x85\x85\x85R0" * (_SMALL // 13),
+        "keys of one hash": b"}(" + same_hash + b"u",
+        "tuples as keys": b"}" + b")" + put(0) + b"0" + b"h\x00Ns" * (_SMALL // 4),
+        "a long name again and again": text("a" * _SMALL)
+        + put(0)
+        + b"0"
+        + b"h\x00h\x00\x93" * (_SMALL // 5),
+        "long names of classes": text("a." * 25 + "a" * 900)
+        + put(0)
+        + b"0"
+        + b"".join(b"h\x00" + text(str(i)) + b"\x930" for i in range(_SMALL // 13)),
+    }
 
 
 @functools.cache

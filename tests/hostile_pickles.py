@@ -136,9 +136,9 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
             stacked("collections", "OrderedDict.__reduce__"),
             "collections.OrderedDict.__reduce__",
         ),
-        "phema's own modules": (
-            stacked("phema_cli.formats._unpickle", "pickle"),
-            "phema_cli.formats._unpickle.pickle",
+        "a module in another's": (
+            stacked("phema_cli.pickles.opcodes", "pickle"),
+            "phema_cli.pickles.opcodes.pickle",
         ),
         "as the state of a layer": (
             module + b"}" + text("__setstate__") + system + b"sb",

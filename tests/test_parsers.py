@@ -112,6 +112,10 @@ pieces = st.sampled_from(
         plain("torch.distributed.checkpoint.metadata", "Metadata"),
         plain("collections", "OrderedDict"),
         plain("argparse", "Namespace"),
+        plain("some.library", "Thing"),
+        plain("copyreg", "_reconstructor"),
+        plain("numpy._core.multiarray", "scalar"),
+        plain("builtins", "dict"),
     ]
 )
 

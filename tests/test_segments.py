@@ -34,8 +34,8 @@ def test_neighbours_of_one_type_are_one_segment(tmp_path):
     recipe = planned(tmp_path / "in", kinds)
     assert sorted(parts(recipe)) == [5, 5, 15]
     (segment,) = [s for s in segments(recipe) if s.elements == 15]
-    assert [e.shape for e in segment.sources] == [(15,), (15,)]
-    assert [e.offset for e in segment.sources] == [
+    assert [e.shape for e in segment.sources.values()] == [(15,), (15,)]
+    assert [e.offset for e in segment.sources.values()] == [
         s.checkpoint.tensors["a"].offset for s in recipe.sources
     ]
 

@@ -39,6 +39,6 @@ def verify_run(
         if given["dry_run"]:
             return
         sources = Sources(**{f.name: given[f.name] for f in fields(Sources)})
-        found = scan(given["paths"], sources.config(given["copy"]))
+        found = scan(given["paths"], sources.config(given["copy"], given["drop"]))
         for path in json.loads(out)["outputs"] if given["json"] else out.splitlines():
             verify_output(Path(path), found)

@@ -28,6 +28,10 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "name": snapshot.name,
         "layout": snapshot.trainers[0] if snapshot.trainers else None,
+        "trainers": list(snapshot.trainers),
+        "series": snapshot.series,
+        "law": tag.law,
+        "overrules": tag.overrules,
         "step": tag.step,
         "step_origin": tag.step_origin,
         "unit": tag.unit,
@@ -60,11 +64,14 @@ def average(snapshot: Snapshot) -> str:
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """The summary and the table."""
+    from phema_cli.snapshots.consistency import reference
+
     if not snapshots:
         return
     out = render.console()
     formats = sorted({s.checkpoint.format for s in snapshots})
-    newest = snapshots[-1].checkpoint
+    whole = reference(snapshots)
+    newest = whole.checkpoint
     averages = {s.tag.label for s in snapshots}
     kind = average_heading(snapshots)
     total = sum(s.checkpoint.size_bytes for s in snapshots)
@@ -77,7 +84,7 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     key = "" if newest.key is None else f", key {render.plain(newest.key)}"
     out.print(
         f"each {render.counted(len(newest.tensors), 'tensor')}, "
-        f"{render.count(newest.parameters)} parameters, {_dtypes(snapshots[-1])}, "
+        f"{render.count(newest.parameters)} parameters, {_dtypes(whole)}, "
         f"{render.size(newest.size_bytes)}, "
         f"{' and '.join(formats)}{' and'.join(layouts)}{shards}{key}"
     )
@@ -192,4 +199,6 @@ def _origin(snapshot: Snapshot) -> str:
     """Where the tag was read."""
     what, step = snapshot.tag.profile_origin, snapshot.tag.step_origin
     kind = "average" if snapshot.tag.gamma is None else "gamma"
-    return what if what == step else f"{kind} {what}, step {step}"
+    origin = what if what == step else f"{kind} {what}, step {step}"
+    overruled = snapshot.tag.overrules
+    return origin if overruled is None else f"{origin}; the file says {overruled}"

@@ -37,6 +37,10 @@ def flag(*names: str, help: str, panel: str = _GENERAL) -> Any:  # noqa: A002, A
     return option(*names, help=help, panel=panel, metavar="")
 
 
+class Typed(list[str]):
+    """Values of an option that were typed in this call, and not read from its variable."""
+
+
 Paths = Annotated[
     list[str],
     typer.Argument(
@@ -199,6 +203,15 @@ Copy = Annotated[
         metavar="GLOB",
     ),
 ]
+Drop = Annotated[
+    list[str] | None,
+    option(
+        "--drop",
+        help="Tensors to leave out of outputs and of all checks.",
+        panel=_SOURCES,
+        metavar="GLOB",
+    ),
+]
 NoSample = Annotated[
     bool,
     flag(
@@ -268,8 +281,10 @@ class Sources:
     select: Select = None
     exclude: Exclude = None
 
-    def config(self, copy: Sequence[str] | None = None) -> Config:
-        """What the options say, and the tensors to copy.
+    def config(
+        self, copy: Sequence[str] | None = None, drop: Sequence[str] | None = None
+    ) -> Config:
+        """What the options say, and the tensors to copy and to leave out.
 
         Raises:
             UsageError: two of them say the same thing.
@@ -293,6 +308,7 @@ class Sources:
             average=tuple(self.average or ()) or None,
             raw=self.raw,
             trust_tags=self.trust_tags,
+            insists=any(isinstance(g, Typed) for g in (self.average, self.gammas, self.sigma_rels)),
             update_every=self.update_every,
             steps_per_epoch=self.steps_per_epoch,
             key=self.key,
@@ -300,6 +316,13 @@ class Sources:
             select=tuple(self.select or ()),
             exclude=tuple(self.exclude or ()),
             copy=tuple(copy or ()),
+            drop=tuple(drop or ()),
+            typed=tuple(
+                (option, glob)
+                for option, globs in (("--copy", copy), ("--drop", drop))
+                if isinstance(globs, Typed)
+                for glob in globs
+            ),
         )
 
 
@@ -360,10 +383,20 @@ class Solving:
         )
 
 
+#: the parameter that typer gives its context by.
+_CONTEXT = "context"
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option's value was typed in this call."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are groups of options are taken apart into the options.
 
-    Typer knows options one by one only.
+    Typer knows options one by one only. Lists that were typed in this call are ``Typed``.
     """
     hints = get_type_hints(command, include_extras=True)
     taken: list[inspect.Parameter] = []
@@ -378,9 +411,17 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             taken.append(parameter.replace(annotation=hints[name]))
+    asked = any(parameter.name == _CONTEXT for parameter in taken)
+    if not asked:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        taken.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
 
     @wraps(command)
     def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
+        context = given[_CONTEXT] if asked else given.pop(_CONTEXT)
+        for name, value in given.items():
+            if isinstance(value, list) and _is_typed(context, name):
+                given[name] = Typed(value)
         for name, group in groups.items():
             given[name] = group(**{f.name: given.pop(f.name) for f in fields(group)})
         command(**given)

@@ -229,6 +229,7 @@ def _like(
 ) -> tuple[Assumption, int | None]:
     """The same by the snapshots of an earlier run."""
     from phema_cli.snapshots import Config, scan
+    from phema_cli.snapshots.consistency import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
     from phema_cli.synthesis.solving import measure_movement, stored_noise
@@ -239,9 +240,9 @@ def _like(
     if movement is None:
         raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
     newest = snapshots[-1]
-    coarser = storage_noise(dtype.mantissa_bits) / stored_noise(newest.checkpoint)
+    coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
     moved = earlier(movement, newest.tag.profile.end, steps, coarser)
-    return Assumption(moved), parameters or newest.checkpoint.parameters
+    return Assumption(moved), parameters or reference(snapshots).checkpoint.parameters
 
 
 def _aim(steps: int, served: str, assumed: Assumption) -> Aim:

@@ -158,6 +158,7 @@ def sweep(
     dtype: options.Dtype = None,
     sources: options.Sources,
     copy: options.Copy = None,
+    drop: options.Drop = None,
     jobs: options.Jobs = None,
     device: options.Device = "cpu",
     max_memory: options.MaxMemory = "256MiB",
@@ -214,7 +215,7 @@ def sweep(
         from phema_cli.cli import pictures
 
         pictures.check(plot, overwrite=True)
-    found = scan(paths, sources.config(copy))
+    found = scan(paths, sources.config(copy, drop))
     render.findings(found.findings, stderr=True, quiet=quiet)
     with _resumable(output):
         outcome = run(found, asked, _Shown(quiet=quiet))

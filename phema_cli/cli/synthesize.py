@@ -85,6 +85,7 @@ def synthesize(
     digest: Digest = False,
     sources: options.Sources,
     copy: options.Copy = None,
+    drop: options.Drop = None,
     jobs: options.Jobs = None,
     device: options.Device = "cpu",
     allow_nonfinite: AllowNonfinite = False,
@@ -140,7 +141,7 @@ def synthesize(
         digest=digest,
         skip_existing=skip_existing,
     )
-    config = sources.config(copy)
+    config = sources.config(copy, drop)
     with joined() as team:
         if not team.leads:
             _follow(team)

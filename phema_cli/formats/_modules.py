@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from phema_cli.errors import InputError
-from phema_cli.formats._pickle_values import Inert
 from phema_cli.formats.base import StoredTensor
+from phema_cli.pickles import Inert
 
 # A module may be there twice, so that a short pickle can hold more of them, and of tensors, than
 # can be counted, and names longer than any memory.

@@ -1,22 +1,21 @@
-"""What torch's pickles may ask for: stand-ins that describe tensors, and plain containers.
+"""Torch's pickles: stand-ins that describe tensors, beside what ``phema_cli.pickles`` answers.
 
-Neither torch nor anything that a pickle asks for is imported: each allowed global is answered by a
-stand-in, every other one is refused by name.
+Neither torch nor anything that a pickle asks for is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY
-from phema_cli.formats._pickle_machine import Machine
-from phema_cli.formats._pickle_values import Kind, dict_of, set_of
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType, StoredTensor
+from phema_cli.pickles import Inert, Kind, Machine
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -34,9 +33,6 @@ STORAGE_DTYPES = {
     # Storages without a dtype of their own: the tensor says it.
     "UntypedStorage": "U8",
 }
-
-#: characters of a path.
-_MOST_PATH = 4096
 
 
 class Storage(NamedTuple):
@@ -136,35 +132,58 @@ def _nothing(*_: object) -> None:
     """A device is of no use here."""
 
 
-def _path(*parts: object) -> str:
-    """A path is its text."""
-    if not all(isinstance(p, str) for p in parts) or sum(map(len, map(str, parts))) > _MOST_PATH:
-        raise InputError("a path that is none")
-    return "/".join(map(str, parts))
+def _rebuild_typed_object(
+    rebuild: object, kind: object, arguments: object, _state: object = None
+) -> object:
+    """A tensor of a class of its own, or one that has attributes.
 
+    Of torch's classes the values are those of the tensor; what those of others make of it is not
+    known.
+    """
+    if isinstance(rebuild, StandIn) and isinstance(kind, Kind) and kind.name in _TENSORS:
+        if not isinstance(arguments, tuple):
+            raise InputError("a tensor made of what are no arguments")
+        return rebuild(*arguments)
+    return _hidden(kind.name if isinstance(kind, Kind) else "a call", rebuild, kind, arguments)
+
+
+def _hidden(name: str, *arguments: object) -> Inert:
+    """A tensor whose values are not known."""
+    made = Inert(name, arguments)
+    made.hides = True
+    return made
+
+
+_REBUILD = "torch._utils", "_rebuild_"
+#: classes of tensors whose values are those of the tensor that they are made from.
+_TENSORS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
+#: what hides tensors if it is made from them.
+TENSORS = (Storage, TensorStub)
 
 ALLOWED: Mapping[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): Kind("OrderedDict", dict_of),
-    ("builtins", "set"): Kind("set", set_of),
-    ("__builtin__", "set"): Kind("set", set_of),
     ("torch._utils", "_rebuild_tensor"): StandIn(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): StandIn(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v3"): StandIn(_rebuild_typed),
     ("torch._utils", "_rebuild_parameter"): StandIn(_first),
     ("torch._utils", "_rebuild_parameter_with_state"): StandIn(_first),
+    ("torch._tensor", "_rebuild_from_type_v2"): StandIn(_rebuild_typed_object),
     ("torch", "Size"): StandIn(_size),
     ("torch", "device"): StandIn(_nothing),
-    ("argparse", "Namespace"): Kind("Namespace"),
-    ("pathlib", "PosixPath"): StandIn(_path),
-    ("pathlib", "PurePosixPath"): StandIn(_path),
-    ("pathlib", "WindowsPath"): StandIn(_path),
-    # Python 3.13 keeps paths in a module of their own.
-    ("pathlib._local", "PosixPath"): StandIn(_path),
-    ("pathlib._local", "WindowsPath"): StandIn(_path),
+    ("torch.serialization", "_get_layout"): StandIn(_nothing),
     ("torch.storage", "UntypedStorage"): StandIn(dtype=DTYPES["U8"]),
     **{("torch", name): StandIn(dtype=DTYPES[code]) for name, code in STORAGE_DTYPES.items()},
     **{("torch", d.label): StandIn(dtype=d) for d in DTYPES.values()},
 }
+
+
+def stand_in(module: str, name: str, allowed: Mapping[tuple[str, str], object] = ALLOWED) -> object:
+    """The stand-in of a global of torch's, None where it has none."""
+    known = allowed.get((module, name))
+    if known is None and (module, name[: len(_REBUILD[1])]) == _REBUILD:
+        # Sparse, quantized, on no device: tensors that are more than the values of a storage.
+        return Kind(name, partial(_hidden, f"{module}.{name}"))
+    return known
+
 
 _REMEDY = "phema runs no code from files; re-save only the state dict with torch.save"
 
@@ -189,19 +208,20 @@ def load(
     Args:
         data: the pickle.
         path: the file, for messages.
-        allowed: stand-ins by module and name.
-        remedy: what to do about a pickle that asks for others.
+        allowed: the format's stand-ins by module and name.
+        remedy: what to do about a pickle that asks for what could do harm.
 
     Raises:
-        UnsafePickleError: it asks for a global that is not allowed; names it.
+        UnsafePickleError: it asks for a global that could do harm; names it.
         InputError: it is not a pickle of that kind.
     """
 
     def find(module: str, name: str) -> object:
-        return allowed.get((module, name))
+        return stand_in(module, name, allowed)
 
     try:
-        return Machine(BytesIO(data), 0, len(data), find, _described).load()
+        machine = Machine(BytesIO(data), 0, len(data), find, _described, guarded=TENSORS)
+        return machine.load()
     except UnsafePickleError as error:
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
     except Exception as error:

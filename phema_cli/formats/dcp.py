@@ -20,7 +20,6 @@ from typing import IO, Any, NamedTuple, cast
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text
-from phema_cli.formats._pickle_values import Inert, Kind
 from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
 from phema_cli.formats.base import (
     MOST_DIMENSIONS,
@@ -33,6 +32,7 @@ from phema_cli.formats.base import (
 )
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
+from phema_cli.pickles import Inert, Kind
 
 NAME = "dcp"
 
@@ -53,7 +53,7 @@ _CONVERT = (
 
 
 def _nothing(*_: object) -> None:
-    """Layouts, memory formats and former paths are of no use here."""
+    """Memory formats are of no use here."""
 
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -67,7 +67,6 @@ _RECORDS = (
 _BYTES = "BytesStorageMetadata"
 _ALLOWED: Mapping[tuple[str, str], object] = {
     **ALLOWED,
-    ("torch.serialization", "_get_layout"): StandIn(_nothing),
     (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn(_nothing),
     (_SHARDED, "TensorProperties"): Kind("TensorProperties"),

@@ -16,9 +16,7 @@ from typing import IO
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._modules import module_tensors
-from phema_cli.formats._pickle_machine import Machine
-from phema_cli.formats._pickle_values import Inert, Kind, Span, dict_of
-from phema_cli.formats._unpickle import ALLOWED, StandIn, Storage, TensorStub
+from phema_cli.formats._unpickle import ALLOWED, TENSORS, StandIn, Storage, TensorStub, stand_in
 from phema_cli.formats.base import (
     Checkpoint,
     Contents,
@@ -28,7 +26,9 @@ from phema_cli.formats.base import (
     Specs,
     StoredTensor,
 )
+from phema_cli.formats.hidden import refuse_hidden
 from phema_cli.formats.torch_zip import tensor_extent
+from phema_cli.pickles import Inert, Kind, Machine, Span, dict_of
 
 NAME = "edm2"
 
@@ -40,9 +40,6 @@ _COUNT_BYTES = 8
 #: bytes of opcodes, source code and names in a network's pickle.
 _MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_MODULES = "torch.nn.modules."
-#: what makes numpy's arrays and numbers, below ``numpy.core`` before its version 2.
-_NUMPY = (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 
 
 @dataclass(slots=True)
@@ -57,9 +54,7 @@ class _Reader:
         """The stand-in of a global."""
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return StandIn(self.storage)
-        if module.startswith(_MODULES) and name.isidentifier():
-            return Kind(f"{module}.{name}")
-        return _FOUND.get((module, name))
+        return stand_in(module, name, _FOUND)
 
     def storage(self, span: object) -> Storage:
         """A storage that lies in ``span`` as a stream of torch's old format."""
@@ -126,10 +121,6 @@ _FOUND: Mapping[tuple[str, str], object] = {
     ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
     ("_codecs", "encode"): StandIn(_old_bytes),
-    ("numpy", "dtype"): Kind("dtype"),
-    ("numpy", "ndarray"): Kind("ndarray"),
-    **{(f"numpy.core.{module}", name): Kind(name) for module, name in _NUMPY},
-    **{(f"numpy._core.{module}", name): Kind(name) for module, name in _NUMPY},
 }
 
 
@@ -141,9 +132,13 @@ def read(path: Path) -> Contents:
     content, places, end = _load(path)
     if not isinstance(content, dict):
         raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
+    refuse_hidden(content, path)
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}
-        nested = {k: module_tensors(v) if isinstance(v, Inert) else v for k, v in named.items()}
+        # An inert object with items is a dict of a class of its own.
+        nested = {
+            k: module_tensors(v) if isinstance(v, Inert) and not v else v for k, v in named.items()
+        }
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     metadata = _read_trailer(path, end)
@@ -165,7 +160,7 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
         with path.open("rb") as file:
             reader = _Reader(file)
             size = path.stat().st_size
-            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES)
+            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES, guarded=TENSORS)
             return machine.load(), reader.places, machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"

@@ -27,10 +27,14 @@ from phema_cli.profiles.grammar import (
     power_of,
 )
 from phema_cli.profiles.rates import Rates, constant, power_function, ratio, share
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import SLACK, Schedule
 from phema_cli.profiles.shapes import ExponentialProfile, RawProfile, WindowProfile
 
 __all__ = ["LAWS", "Key", "Law", "LawForm", "parse_law"]
+
+
+#: gamma from which on an average by ``halflife`` has forgotten the weights it began with.
+_SHORT = 1.0
 
 
 def parse_law(text: str, extra: Mapping[str, LawForm] | None = None) -> Law:
@@ -58,10 +62,12 @@ def _power(numbers: Numbers) -> Schedule:
 
 
 def _power_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
-    every = int(numbers["every"])
-    end = step if every == 1 else step // every * every + (every - 1) / 2
-    profile = effective(_gamma(numbers), end, every)
-    return None if numbers["start"] else profile
+    """A power function, which a half-life is too: up to 0.25/T where it is not too long."""
+    every, gamma = int(numbers["every"]), _gamma(numbers)
+    end = step if every == 1 else (step + SLACK) // every * every + (every - 1) / 2
+    profile = effective(gamma, end, every)
+    exact = "halflife" not in numbers or gamma >= _SHORT
+    return profile if exact and not numbers["start"] else None
 
 
 def _gamma(numbers: Numbers) -> float:

@@ -11,7 +11,7 @@ from phema_cli.profiles.base import Array, check_end
 from phema_cli.profiles.rates import Rates
 
 #: by how much a time that was multiplied or divided may miss a whole step.
-_SLACK = 1e-6
+SLACK = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Schedule:
 
     def steps(self, time: float) -> int:
         """Whole steps that a time of the trainer means."""
-        return math.floor(time / self.unit + _SLACK)
+        return math.floor(time / self.unit + SLACK)
 
     def count(self, time: float) -> int:
         """Updates made by then."""

@@ -35,6 +35,7 @@ _ENTRIES = {
     "select",
     "exclude",
     "copy",
+    "drop",
     "snapshots",
 }
 
@@ -60,7 +61,11 @@ class Config:
         select: globs of relative paths; others are left out.
         exclude: globs of relative paths to leave out.
         copy: globs of tensor names to copy instead of average.
+        drop: globs of tensor names to leave out.
+        typed: options with a glob of tensor names each that has to match some.
         snapshots: tags by relative path (phema.toml only).
+        insists: whether it is an error where what it says of averages fits none; a variable or a
+            phema.toml may speak of other directories and files.
         origin: where it was said.
     """
 
@@ -76,7 +81,10 @@ class Config:
     select: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     copy: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    typed: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    insists: bool = True
     origin: Origin = "command line"
 
     @property
@@ -105,11 +113,11 @@ class Config:
         said = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if getattr(self, f.name) and f.name != "origin"
+            if getattr(self, f.name) and f.name not in {"origin", "insists"}
         }
         if self.says_average:
             # One statement of what the averages are takes the place of another.
-            other = replace(other, gammas=(), average=None, raw=False)
+            other = replace(other, gammas=(), average=None, raw=False, insists=self.insists)
         return replace(other, **said)
 
 
@@ -179,7 +187,9 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
+        drop=_texts(table, "drop"),
         snapshots=_snapshots(table.get("snapshots", {})),
+        insists=False,
         origin="phema.toml",
     )
 

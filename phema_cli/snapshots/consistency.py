@@ -1,4 +1,4 @@
-"""Whether snapshots fit together: no tag twice, the same names, shapes and dtypes everywhere."""
+"""Whether snapshots fit together: no tag twice, the same tensors wherever they are averaged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from phema_cli.snapshots.tags import Tag
 
 #: ratio of gamma + 1 below which two averages tell hardly more than one.
 _HARDLY_DIFFERENT = 1.01
+
+#: bits of the widest type that only quantized weights have.
+NARROW = 8
+UNQUANTIZED = "synthesize from checkpoints saved before quantization"
 
 #: wrappers' prefixes, stripped when every tensor of every snapshot has them.
 PREFIXES = ("module.", "_orig_mod.", "ema_model.")
@@ -53,18 +57,31 @@ class Finding:
     error: PhemaError
 
 
+def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """The newest snapshot of the whole model: outputs have its tensors and its types.
+
+    Where there is none it is the newest of all.
+    """
+    return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
+
+
+def is_chosen(name: str, globs: Sequence[str]) -> bool:
+    """Whether one of the globs means the tensor."""
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
 def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[Finding]:
     """Findings about snapshots, sorted by step and gamma, taken together.
 
     Args:
-        snapshots: oldest first.
+        snapshots: oldest first; small differences of their tensors are settled.
         copy: globs of tensor names that are copied, whatever their type.
     """
     yield from _duplicates(snapshots)
     yield from _times(snapshots)
     if snapshots:
-        yield from _differences(snapshots)
-        yield from _not_averaged(snapshots[-1], copy)
+        yield from _differences(snapshots, copy)
+        yield from _not_averaged(reference(snapshots), copy)
     labels = {s.tag.label for s in snapshots}
     gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
     for a, b in pairwise(gammas):
@@ -127,18 +144,23 @@ def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
             )
 
 
-def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """Where a snapshot's tensors are not those of the newest one."""
-    newest = snapshots[-1]
+def _differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
+    """Where what has to be averaged is not in a snapshot as it is in the newest one."""
+    newest = reference(snapshots)
     want = newest.checkpoint.tensors
-    for snapshot in snapshots[:-1]:
+    for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
-        lost, extra = [n for n in want if n not in have], [n for n in have if n not in want]
-        parts = [f"lacks tensor {n}" for n in lost] + [f"has tensor {n} in addition" for n in extra]
+        if snapshot is newest or have is want:
+            continue
+        lost = [] if snapshot.partial else [n for n in want if n not in have and is_float(want[n])]
+        extra = [n for n in have if n not in want]
+        others = [n for n in want if n in have and _differ(have[n], want[n])]
+        parts = [f"lacks tensor {n}" for n in lost if not is_chosen(n, copy)]
+        parts += [f"has tensor {n} in addition" for n in extra]
         parts += [
             f"tensor {n} is {_kind(have[n])} instead of {_kind(want[n])}"
-            for n in want
-            if n in have and _differ(have[n], want[n])
+            for n in others
+            if not is_chosen(n, copy)
         ]
         if parts:
             more = f" (and {len(parts) - 1} more differences)" if len(parts) > 1 else ""
@@ -155,19 +177,37 @@ def _differences(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
 def _not_averaged(newest: Snapshot, copy: Sequence[str]) -> Iterator[Finding]:
     """The first tensor of a type that can't be averaged."""
     for name, extent in newest.checkpoint.tensors.items():
-        if extent.dtype.kind == "other" and not any(fnmatchcase(name, glob) for glob in copy):
-            error = InputError(
-                f"tensor {name}: {extent.dtype.label} values can't be averaged",
-                where=newest.name,
-                remedy=f"--copy '{name}' takes them from the newest snapshot",
-            )
-            yield Finding("warning", error)
+        # What is narrower is quantized, and an error of its own.
+        if (
+            extent.dtype.kind == "other"
+            and extent.dtype.bits > NARROW
+            and not is_chosen(name, copy)
+        ):
+            yield Finding("warning", not_averaged(name, extent, newest.name))
             return
 
 
+def not_averaged(name: str, extent: Extent, where: str) -> InputError:
+    """The error that a tensor's type can't be averaged."""
+    narrow = extent.dtype.bits <= NARROW
+    return InputError(
+        f"tensor {name}: {extent.dtype.label} values can't be averaged",
+        where=where,
+        remedy=UNQUANTIZED if narrow else f"--copy '{name}' takes them from the newest snapshot",
+    )
+
+
+def is_float(extent: Extent) -> bool:
+    """Whether the tensor's type can be averaged."""
+    return extent.dtype.kind == "float"
+
+
 def _differ(first: Extent, second: Extent) -> bool:
-    """Whether both are of other kinds."""
-    return first.shape != second.shape or first.dtype.name != second.dtype.name
+    """Whether two tensors of a name are not of one model; what can't be averaged may differ."""
+    if is_float(first) and is_float(second):
+        return first.shape != second.shape
+    # Counters may have been averaged by a trainer; a matrix is a weight.
+    return is_float(first) != is_float(second) and max(len(first.shape), len(second.shape)) > 1
 
 
 def _kind(extent: Extent) -> str:

@@ -170,7 +170,8 @@ def left_out(error: PhemaError, candidate: Candidate) -> Finding:
 def fault(error: PhemaError, candidate: Candidate) -> Finding:
     """What stands against a file."""
     where = error.where or candidate.name
-    return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
+    made = type(error)(error.what, where=where, remedy=error.remedy, option=error.option)
+    return Finding("error", made)
 
 
 def notice(what: str, where: str | None = None) -> Finding:

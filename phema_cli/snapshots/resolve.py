@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import Series, StoredFile, under
-from phema_cli.trainers.nested import asked_for
+from phema_cli.trainers.nested import asked_for, by_path, is_state_key
 from phema_cli.trainers.registry import FileReading, parse_law
 
 #: largest difference of cumulative weights up to which two laws are taken for one.
@@ -23,7 +25,6 @@ _ALIKE = 0.01
 _DIGITS = 9
 #: what the user says of one file, and where.
 Said = tuple[str, Origin]
-_SAY = "pass --raw if these are the weights themselves, or --average LAW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ def _keyed(item: Item, key: str) -> Series | None:
         if one.key == key:
             return one
     if (found := asked_for(file.contents.content, key)) is not None:
+        path, node = file.contents.path, by_path(file.contents.content, key)
+        refuse_hidden(node, path)
+        refuse_beside(node, path, StoredTensor, is_state_key)
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."
@@ -134,29 +138,26 @@ def settle_roles(members: Sequence[Member]) -> None:
             member.series = replace(member.series, role=role)
 
 
-def settle_laws(members: list[Member], config: Config, said: Config) -> list[Member]:
-    """Say of each series what it is an average of; some are left out.
+def settle_laws(members: Sequence[Member], config: Config, said: Config) -> None:
+    """Say of each series what it is an average of, or why it is left out.
 
     Args:
         members: all series.
         config: what the user says, the command line over phema.toml.
         said: the command line alone.
 
-    Returns:
-        The members that count.
-
     Raises:
         UsageError: what the user says fits none of them, or more than one.
     """
     origin: Origin = "command line" if said.says_average else "phema.toml"
     _say_single(members, config)
-    kept = _only_raw(members, origin) if config.is_raw else members
-    _say_laws(kept, config, origin)
-    for member in kept:
+    _say_laws(members, config, origin)
+    if config.is_raw:
+        _only_raw(members, origin)
+    for member in members:
         if not member.settled:
             _say_known(member, config)
-    _check_spacing(kept, config)
-    return kept
+    _check_spacing(members, config)
 
 
 def _say_single(members: Sequence[Member], config: Config) -> None:
@@ -192,7 +193,7 @@ _LAWS = {
 }
 
 
-def _only_raw(members: list[Member], origin: Origin) -> list[Member]:
+def _only_raw(members: Sequence[Member], origin: Origin) -> None:
     """The raw weights; where every series is an average by its file, the user knows better."""
     free = [m for m in members if not m.settled]
     plain = [m for m in free if m.series.role != "average" and m.series.law is None]
@@ -200,10 +201,9 @@ def _only_raw(members: list[Member], origin: Origin) -> list[Member]:
     for member in chosen:
         member.overrules = member.series.law
         member.law, member.origin = parse_law("raw"), origin
-    left = [m for m in members if not m.settled]
-    for member in left:
-        member.error = LeftOutError("an average, and --raw takes the raw weights beside it")
-    return members
+    for member in free:
+        if not member.settled:
+            member.error = LeftOutError("an average, and --raw takes the raw weights beside it")
 
 
 class LeftOutError(InputError):
@@ -214,23 +214,21 @@ def _say_laws(members: Sequence[Member], config: Config, origin: Origin) -> None
     """What the user says of all files: ``--average`` and ``--gammas``."""
     if config.averages:
         laws = [parse_law(text) for text in config.averages]
-        for member, law in _dealt(members, laws, config, "--average", origin):
+        for member, law in _dealt(members, laws, config, "--average"):
             _give(member, law, origin, config)
     if config.gammas:
         _say_gammas(members, config, origin)
 
 
 def _dealt(
-    members: Sequence[Member], laws: Sequence[Law], config: Config, option: str, origin: Origin
+    members: Sequence[Member], laws: Sequence[Law], config: Config, option: str
 ) -> Iterator[tuple[Member, Law]]:
-    """The laws for the series that they are meant for; a line of phema.toml may be for none.
+    """The laws for the series that they are meant for.
 
     Raises:
         UsageError: that is not clear.
     """
     free = [m for m in members if not m.settled]
-    if not free and origin == "phema.toml":
-        return
     if len(laws) > 1:
         if len(laws) != len(config.keys):
             raise UsageError(
@@ -244,12 +242,15 @@ def _dealt(
     known = [m for m in free if m.series.role != "raw" and m.series.law is not None]
     meant = unknown or known or free
     groups = dict.fromkeys(m.group for m in meant)
+    if not unknown and not config.insists:
+        return
     if len(groups) > 1 or not meant:
         names = sorted({_called(m) for m in meant})
-        found = f"there are several averages: {', '.join(names)}" if meant else "nothing is open"
+        found = f"there are several: {', '.join(names)}" if meant else "there is none"
+        by_key = len({m.series.key for m in meant}) > 1
         raise UsageError(
             f"{option} says what one average is, and {found}",
-            remedy="pass --key with one of them" if meant else f"leave {option} out",
+            remedy="pass --key with one of them" if by_key else f"leave {option} out",
         )
     yield from ((m, laws[0]) for m in meant)
 
@@ -259,7 +260,9 @@ def _called(member: Member) -> str:
     one = member.series
     if one.index is not None:
         return f"index {one.index}"
-    return one.key if one.key != "." else one.law or "the files without a name for it"
+    if one.key != ".":
+        return one.key
+    return parse_law(one.law).label if one.law else "the files that say nothing"
 
 
 def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> None:
@@ -268,13 +271,13 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
     if not counted:
         laws = [parse_law(f"power:gamma={gamma:.17g}") for gamma in config.gammas]
         if len(laws) > 1 and len(config.keys) != len(laws):
-            if origin == "phema.toml":
+            if not config.insists:
                 return
             raise UsageError(
                 f"--gammas gives {len(laws)} values, and nothing in the names counts them",
                 remedy="pass --pattern with a group index, or --key with as many names",
             )
-        for member, law in _dealt(members, laws, config, "--gammas", origin):
+        for member, law in _dealt(members, laws, config, "--gammas"):
             own = member.series.power
             _give(member, law if own == "power" else _renamed(law, own), origin, config)
         return
@@ -293,7 +296,7 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
         text = f"{member.series.power}:gamma={config.gammas[place]:.17g}"
         _give(member, parse_law(text), origin, config)
     unused = [g for place, g in enumerate(config.gammas) if place not in seen]
-    if unused and origin == "command line" and not any(m.error for m in counted):
+    if unused and config.insists and not any(m.error for m in counted):
         raise UsageError(
             f"--gammas gives {len(config.gammas)} values, and the names count {len(seen)} averages:"
             f" gamma {unused[0]:.6g} is not used",
@@ -332,19 +335,31 @@ def _say_known(member: Member, config: Config) -> None:
         member.error = InputError(
             "its name counts gammas, but says none",
             remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
+            option="--gammas G1,G2",
         )
     elif one.role == "average":
-        default = f" (by default {one.hint})" if one.hint else ""
-        what = "its average" if one.key == "." else f"its average {one.key}"
-        member.error = InputError(
-            f"does not say what {what} is",
-            remedy=f"pass --average LAW{default}, or --raw to use the raw weights alone",
-        )
+        member.error = _unknown(member)
     else:
         member.error = InputError(
-            "says of no average, and not that it is raw", remedy=f"{_SAY}, or --gammas"
+            "does not say whether it is an average or the raw weights",
+            remedy="pass --raw if these are the weights themselves, --gammas or --average LAW if "
+            "they are averages",
+            option="--raw",
         )
     member.origin = "content" if one.evidence == "content" else "name"
+
+
+def _unknown(member: Member) -> InputError:
+    """The error for an average whose decay the file does not say."""
+    one = member.series
+    what = "its average" if one.key == "." else f"its average {one.key}"
+    law = f"--average LAW, by default {one.hint}" if one.hint else "--average LAW"
+    raw = any(s.role == "raw" for s in member.item.reading.series)
+    return InputError(
+        f"does not say how {what} decays",
+        remedy=f"pass {law}; or --raw to use the raw weights alone" if raw else f"pass {law}",
+        option="--raw" if raw else "--average LAW",
+    )
 
 
 def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:

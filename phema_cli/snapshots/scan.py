@@ -26,6 +26,7 @@ from phema_cli.snapshots.resolve import (
     settle_roles,
 )
 from phema_cli.snapshots.tags import Tag
+from phema_cli.snapshots.tensors import require_matches, settle
 from phema_cli.snapshots.times import Time, settle_times
 from phema_cli.trainers.base import Series
 
@@ -38,11 +39,22 @@ class Scan:
         snapshots: sorted by step, then gamma.
         findings: errors, warnings and notices, in the order they were met.
         copy: globs of tensor names that are copied instead of averaged.
+        drop: globs of tensor names that are left out.
+        read: what was found before differences between tensors were settled.
     """
 
     snapshots: tuple[Snapshot, ...]
     findings: tuple[Finding, ...]
     copy: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    read: Scan | None = None
+
+    def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
+        """What was read, checked, with these tensors copied and left out."""
+        read = self.read or self
+        snapshots, told = settle(read.snapshots, copy, drop)
+        findings = (*read.findings, *told, *check(snapshots, copy))
+        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read)
 
     def require(self) -> tuple[Snapshot, ...]:
         """The snapshots, if nothing stands against using them.
@@ -54,7 +66,9 @@ class Scan:
         if errors:
             first = errors[0]
             more = f" (and {len(errors) - 1} more: see phema inspect)" if len(errors) > 1 else ""
-            raise type(first)(first.what + more, where=first.where, remedy=first.remedy)
+            raise type(first)(
+                first.what + more, where=first.where, remedy=first.remedy, option=first.option
+            )
         return self.snapshots
 
 
@@ -93,10 +107,10 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     snapshots: list[Snapshot] = []
     findings: list[Finding] = []
     seen: set[object] = set()
-    copy: tuple[str, ...] = said.copy
+    copy, drop = said.copy, said.drop
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
-        copy = copy or local.copy
+        copy, drop = copy or local.copy, drop or local.drop
         items, met = read_all(candidates(root), said, local, seen)
         findings += met
         try:
@@ -115,8 +129,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
-    findings += check(ordered, copy)
-    return Scan(tuple(ordered), tuple(findings), copy)
+    require_matches(ordered, said.typed)
+    return Scan(tuple(ordered), tuple(findings)).settled(copy, drop)
 
 
 def _tagged(
@@ -134,7 +148,7 @@ def _tagged(
             if id(item) not in held
         ]
     settle_roles(members)
-    members = settle_laws(members, config, said)
+    settle_laws(members, config, said)
     try:
         times = settle_times(items, config)
     except InputError as error:
@@ -190,6 +204,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         raise InputError(
             f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
             remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
+            option="--steps-per-epoch N" if clock.unit == "epochs" else None,
         )
     try:
         profile = member.law.profile(clock.value)
@@ -207,7 +222,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         member.origin,
         time.origin,
         clock.unit,
-        member.law.label,
+        member.law.text,
         member.overrules,
     )
     trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)

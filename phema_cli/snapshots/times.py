@@ -59,7 +59,11 @@ def _told(item: Item) -> Time:
         return Time(*said)
     clock, named = item.reading.clock, item.reading.named
     if clock is None:
-        raise _NoTimeError("says no step", remedy="pass --pattern with a group step")
+        raise _NoTimeError(
+            "says no step",
+            remedy="pass --pattern with a group step, or say it in phema.toml",
+            option=r"--pattern '(?P<step>\d+)'",
+        )
     if not math.isfinite(clock.value):
         raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
@@ -159,6 +163,7 @@ def _within_epochs(
                 "where steps are counted from 0 in every epoch",
                 where=items[place].candidate.name,
                 remedy="pass --steps-per-epoch",
+                option="--steps-per-epoch N",
             )
         before = epoch.value - (first if epoch.open else 1)
         time = result[place]

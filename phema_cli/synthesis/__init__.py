@@ -30,10 +30,10 @@ from phema_cli.synthesis.recipe import (
     DEFAULT_MAX_MEMORY,
     Recipe,
     make_recipe,
-    plan_tensors,
 )
 from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
 from phema_cli.synthesis.staging import check_outputs
+from phema_cli.synthesis.tensors import plan_tensors
 
 __all__ = ["Request", "check_outputs", "execute", "find_dtype", "plan", "synthesize"]
 
@@ -138,6 +138,7 @@ def plan(
         method=request.method,
         dtype=request.dtype,
         copy=found.copy,
+        drop=found.drop,
         max_shard_bytes=limit,
         max_memory=request.max_memory,
         jobs=request.jobs,

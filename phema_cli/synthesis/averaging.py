@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from phema_cli.profiles import Array
 from phema_cli.synthesis.summing import Bags, Sums, split
@@ -23,6 +24,9 @@ _FEW = 8
 _DOUBLE = 8
 #: types that no average of numbers that float32 holds is too large for.
 _WIDE_RANGE = {"F64", "F32", "BF16"}
+
+#: stored values of n sources: (n, width), or a row each where their types differ.
+Rows: TypeAlias = "torch.Tensor | list[torch.Tensor]"
 
 #: how a tile is summed: as it stands, for few targets or for many, or as differences.
 Way = Literal["few", "many", "differences"]
@@ -138,7 +142,7 @@ class Tile:
 
     def values(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
-        return self._read[:, :count], self._written[:, :count]
+        return _stack(self._read, count, self._own.compute), self._written[:, :count]
 
     def rows(self, count: int) -> list[memoryview]:
         """Where ``count`` stored values of each source go."""
@@ -152,11 +156,11 @@ class Tile:
     def _make(self, count: int) -> None:
         """Put the targets into ``out``."""
         kept = {
-            k: self._stored[source, :count].to(self._out.dtype, copy=True)
+            k: self._stored[source][:count].to(self._out.dtype, copy=True)
             for k, source in enumerate(self._own.alone)
             if source is not None
         }
-        self._average(count, signed=_has_negative_zeros(self._stored[0, :count]))
+        self._average(count, signed=_has_negative_zeros(self._stored[0][:count]))
         for k, values in kept.items():
             self._out[k, :count].copy_(values)
 
@@ -182,7 +186,7 @@ class Tile:
     def _differences(self, start: int, stop: int, *, signed: bool) -> torch.Tensor:
         """The averages (k, elements) of one block."""
         reference = self._own.reference[: stop - start]
-        reference.copy_(self._stored[0, start:stop])
+        reference.copy_(self._stored[0][start:stop])
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
 
@@ -203,10 +207,13 @@ class Tile:
         for number, (group, add_up) in enumerate(
             zip(own.groups, own.add_up[self._size], strict=True)
         ):
-            values = (self._stored[group] if self._in_place else own.values)[
-                : group.stop - group.start
-            ]
-            widen(self._stored[group, start:stop], values[:, :count])
+            values = own.values[: group.stop - group.start]
+            if isinstance(self._stored, list):
+                for row, out in zip(self._stored[group], values, strict=True):
+                    widen(row[start:stop], out[:count])
+            else:
+                values = self._stored[group] if self._in_place else values
+                widen(self._stored[group, start:stop], values[:, :count])
             add_up(values, count, own.part if number else own.sums)
             if number:
                 sums.add_(own.part[:, :count])
@@ -221,19 +228,22 @@ class DirectTile(Tile):
 
     def __init__(self, own: Averager, kind: Kind, way: Way) -> None:
         super().__init__(own, kind)
+        if isinstance(self._stored, list):
+            raise AssertionError("several types are not summed directly")  # noqa: TRY004 - a bug, no input
+        self._together = self._stored
         parts = split(own.weights, self._stored.dtype) if way == "few" else None
         self._bags = None if parts is None else Bags(parts, own.need.width)
 
     def _average(self, count: int, *, signed: bool) -> None:
         """Put the averages into ``out``."""
         if self._bags is not None:
-            self._bags(self._stored, count, self._out)
+            self._bags(self._together, count, self._out)
         else:
             self._by_blocks(count, partial(self._sum_up, widen=_widen))
         self.sound = self._is_sound(count)
         if not self.sound:
             self._mend(count, signed=signed)
-        newest = self._stored[0, :count]
+        newest = self._stored[0][:count]
         for k, total in enumerate(self._own.totals):
             if signed and total == 1.0:
                 # Sums of zeros are +0.0, whatever the zeros' sign.
@@ -271,25 +281,40 @@ class DistantTile(Tile):
             stream.synchronize()
 
 
-def _views(raw: torch.Tensor, own: Averager, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes as stored values (n, width) and averages (k, width)."""
+def _views(raw: torch.Tensor, own: Averager, kind: Kind) -> tuple[Rows, torch.Tensor]:
+    """Bytes as stored values, n rows of the tile's width, and averages (k, width)."""
     import torch
 
     sources, targets = own.weights.shape
-    size, out_size = (own.need.width * d.bits // 8 for d in (kind.dtype, kind.out))
-    held = raw[: sources * size].view(sources, size)
-    made = raw[sources * size :][: targets * out_size].view(targets, out_size)
-    return held.view(getattr(torch, kind.dtype.label)), made.view(getattr(torch, kind.out.label))
+    width = own.need.width
+    sizes = [width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
+    out_size = width * kind.out.bits // 8
+    held, made = raw[: sum(sizes)], raw[sum(sizes) :][: targets * out_size]
+    averages = made.view(targets, out_size).view(getattr(torch, kind.out.label))
+    if not kind.stored:
+        return held.view(sources, sizes[0]).view(getattr(torch, kind.dtype.label)), averages
+    ends = accumulate(sizes)
+    rows = zip(ends, sizes, kind.stored, strict=True)
+    return [held[e - s : e].view(getattr(torch, d.label)) for e, s, d in rows], averages
 
 
-def _bytes(rows: torch.Tensor) -> list[memoryview]:
+def _stack(rows: Rows, count: int, wide: torch.dtype) -> torch.Tensor:
+    """The first elements of each row, (n, count); as wide numbers where their types differ."""
+    import torch
+
+    if isinstance(rows, list):
+        return torch.stack([row[:count].to(wide) for row in rows])
+    return rows[:, :count]
+
+
+def _bytes(rows: Rows) -> list[memoryview]:
     """The memory of each row."""
     import torch
 
-    return [row.numpy().data for row in rows.view(torch.uint8)]
+    return [row.view(torch.uint8).numpy().data for row in rows]
 
 
-def _copy_rows(source: torch.Tensor, target: torch.Tensor, count: int) -> None:
+def _copy_rows(source: Rows, target: Rows, count: int) -> None:
     """Begin to copy the first elements of each row; each is one run of bytes."""
     for here, there in zip(source, target, strict=True):
         there[:count].copy_(here[:count], non_blocking=True)

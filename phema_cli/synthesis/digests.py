@@ -12,8 +12,10 @@ import hashlib
 import json
 from dataclasses import replace
 
+from phema_cli.formats.base import DType
 from phema_cli.synthesis.provenance import with_digests
-from phema_cli.synthesis.recipe import Recipe, TensorPlan, with_origins
+from phema_cli.synthesis.recipe import Recipe, with_origins
+from phema_cli.synthesis.tensors import TensorPlan
 
 #: elements of a block.
 BLOCK_ELEMENTS = 1 << 20
@@ -39,17 +41,20 @@ class Hasher:
         self.leaves: Leaves = {}
         self._open: dict[int, hashlib.blake2b] = {}
 
-    def add(self, source: int, plan: TensorPlan, start: int, data: memoryview) -> None:
+    def add(
+        self, source: int, plan: TensorPlan, dtype: DType, start: int, data: memoryview
+    ) -> None:
         """Take values of a source's tensor, those of a block in order and without others between.
 
         Args:
             source: its index in the recipe.
             plan: the tensor.
+            dtype: its type there.
             start: index of the first element, which begins at a whole byte.
             data: a whole number of elements.
         """
-        size = plan.dtype.size_bytes(BLOCK_ELEMENTS)
-        at, end = plan.dtype.size_bytes(start), plan.dtype.size_bytes(plan.elements)
+        size = dtype.size_bytes(BLOCK_ELEMENTS)
+        at, end = dtype.size_bytes(start), dtype.size_bytes(plan.elements)
         while data:
             number, inside = divmod(at, size)
             if inside == 0:
@@ -100,7 +105,8 @@ def _source_digest(recipe: Recipe, leaves: Leaves, source: int, target: int) -> 
         told = _blake2b()
         for _, leaf in sorted(leaves.get((source, plan.name), {}).items()):
             told.update(leaf)
-        tensors.append([plan.name, plan.dtype.name, list(plan.shape), told.hexdigest()])
+        stored = recipe.extent(source, plan.name).dtype.name
+        tensors.append([plan.name, stored, list(plan.shape), told.hexdigest()])
     if not tensors:
         return None
     told = _blake2b()
@@ -110,6 +116,9 @@ def _source_digest(recipe: Recipe, leaves: Leaves, source: int, target: int) -> 
 
 def _read(recipe: Recipe, source: int, target: int) -> list[TensorPlan]:
     """Tensors of a source that a target is made of."""
-    weighs = recipe.weights[source, target] != 0
-    copied = recipe.bases[target] == source
-    return [plan for plan in recipe.tensors if (weighs if plan.average else copied)]
+    weighs = bool(recipe.weights[source, target] != 0)
+
+    def is_read(plan: TensorPlan) -> bool:
+        return weighs if plan.average else recipe.giver(target, plan.name) == source
+
+    return [plan for plan in recipe.tensors if is_read(plan)]

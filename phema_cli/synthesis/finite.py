@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import FileReader
-from phema_cli.synthesis.recipe import Recipe, TensorPlan
+from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.tensors import TensorPlan
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +84,15 @@ def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int
 
     size = recipe.tile_elements // 8 * 8 or plan.elements
     extents = [recipe.extent(i, plan.name) for i in range(len(recipe.sources))]
+    labels = [e.dtype.label for e in extents]
+    wide = torch.float64 if "float64" in labels else torch.float32
     counts = torch.zeros(len(extents), dtype=torch.int64)
     for start in range(0, plan.elements, size):
         count = min(size, plan.elements - start)
-        held = torch.empty(len(extents), plan.dtype.size_bytes(count), dtype=torch.uint8)
-        reader.read_rows(extents, start, [row.numpy().data for row in held])
-        counts += odd(held.view(getattr(torch, plan.dtype.label))).sum(dim=1)
+        held = torch.empty(len(extents), count, dtype=wide)
+        for extent, label, row in zip(extents, labels, held, strict=True):
+            stored = torch.empty(count, dtype=getattr(torch, label))
+            reader.read_elements(extent, start, stored.view(torch.uint8).numpy().data)
+            row.copy_(stored)
+        counts += odd(held).sum(dim=1)
     return counts.tolist()

@@ -22,6 +22,7 @@ from phema_cli._version import __version__
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.synthesis.disk import append, unlock
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.tensors import TensorPlan
 
 NAME = "journal"
 _SCHEMA = "phema/partial/1"
@@ -185,12 +186,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line.rpartition(b" ")[0]) for line in _whole(path)]
 
 
+def _treatment(plan: TensorPlan) -> tuple[object, ...]:
+    """What is done to a tensor."""
+    stored = [d.name for d in plan.stored]
+    return plan.name, plan.shape, plan.dtype.name, plan.out_dtype.name, plan.average, stored
+
+
 def fingerprint(recipe: Recipe) -> str:
     """What is the same for two runs that write the same bytes by the same steps, in hexadecimal."""
     told = hashlib.blake2b(digest_size=16)
     facts = (
-        (__version__, recipe.form, recipe.device, recipe.tile_elements, recipe.bases),
-        [(t.name, t.shape, t.dtype.name, t.out_dtype.name, t.average) for t in recipe.tensors],
+        (__version__, recipe.form, recipe.device, recipe.tile_elements, recipe.bases, recipe.spare),
+        [_treatment(t) for t in recipe.tensors],
         [(str(p), s) for c in recipe.sources for p, s in sorted(c.checkpoint.stamps.items())],
         [[str(p) for p in s.checkpoint.files] for s in recipe.sources],
         [(str(o.path), [str(p) for p in o.finals], o.index and o.index[1]) for o in recipe.outputs],

@@ -33,6 +33,7 @@ def provenance(
     method: str,
     copy: Sequence[str],
     device: str,
+    drop: Sequence[str] = (),
 ) -> str:
     """How an output was made: JSON with sorted keys, no time, no path.
 
@@ -45,9 +46,10 @@ def provenance(
         method: the method that solved the weights.
         copy: globs of tensors that were copied.
         device: what averages, ``cpu`` or ``cuda``, of whatever number.
+        drop: globs of tensors that were left out.
     """
     found: dict[str, float | None] = asdict(figures)
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
         "method": method,
@@ -59,6 +61,8 @@ def provenance(
         "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
         "copy": sorted(copy),
     }
+    if drop:
+        record["drop"] = sorted(drop)
     return _dumps(record | {"digest": _digest(record)})
 
 

@@ -6,58 +6,28 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
-from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.locations import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.consistency import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
-from phema_cli.synthesis.provenance import RESERVED, output_metadata, provenance
-from phema_cli.synthesis.tiling import Kind, tile_elements
+from phema_cli.synthesis.provenance import output_metadata, provenance
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
+from phema_cli.synthesis.tiling import tile_elements
 
 DEFAULT_MAX_MEMORY = 256 << 20
 #: the device that averages by default.
 DEFAULT_DEVICE = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """What happens to a tensor.
-
-    Attributes:
-        name: its name.
-        shape: its shape.
-        dtype: element type in the sources.
-        out_dtype: element type in the outputs.
-        average: averaged if true, else copied from each target's base source.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: DType
-    out_dtype: DType
-    average: bool
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def kind(self) -> Kind:
-        """What tensors that are averaged alike have in common."""
-        return Kind(self.dtype, self.out_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +41,9 @@ class Recipe:
         weights: (n, k) float64.
         sums: (k,) what the weights sum to; exactly 1 where they were meant to.
         bases: for each target, the index of the source that integers, booleans and metadata are
-            taken from: the newest at or before the target's step, else the oldest.
+            taken from: the newest of the whole model at or before the target's step, else the
+            oldest of it.
+        spare: the index of the source that tensors are copied from which a base lacks.
         tensors: in the order in which they lie in the outputs.
         ties: further names of tensors, by that further name.
         outputs: one per target.
@@ -97,6 +69,7 @@ class Recipe:
     weights: Array
     sums: Array
     bases: tuple[int, ...]
+    spare: int | None
     tensors: tuple[TensorPlan, ...]
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
@@ -119,6 +92,12 @@ class Recipe:
         """Where a source's tensor lies."""
         return self.sources[source].checkpoint.tensors[name]
 
+    def giver(self, target: int, name: str) -> int:
+        """The source that a target's copy of a tensor is taken from."""
+        base = self.bases[target]
+        has = name in self.sources[base].checkpoint.tensors
+        return base if has or self.spare is None else self.spare
+
 
 def default_jobs() -> int:
     """Workers by default: one per processor, at most 8; ranks on one machine share them."""
@@ -137,6 +116,7 @@ def make_recipe(
     form: str = DEFAULT_FORMAT,
     dtype: DType | None = None,
     copy: Sequence[str] = (),
+    drop: Sequence[str] = (),
     max_shard_bytes: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
@@ -156,6 +136,7 @@ def make_recipe(
         form: the outputs' format.
         dtype: element type of averaged tensors in the outputs; as stored by default.
         copy: globs of tensor names that are copied.
+        drop: globs of tensor names that were left out.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
         max_memory: bytes that phema may take above what torch itself takes.
         jobs: workers, one per processor by default.
@@ -168,12 +149,14 @@ def make_recipe(
     """
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [_base(snapshots, target) for target in targets]
-    kept = sorted({*used, *bases_all})
+    base = bases_all[0] if bases_all else None
+    tensors, ties = plan_tensors(snapshots, dtype, copy, base=base, used=used)
+    spare = _spare(snapshots, bases_all, tensors)
+    kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
-    tensors, ties = plan_tensors(snapshots, dtype, copy)
     if origins is None:
         origins = [
-            provenance(sources, weights, target, step, figures, method, copy, device)
+            provenance(sources, weights, target, step, figures, method, copy, device, drop)
             for weights, target, figures in zip(
                 solution.weights[kept].T, targets, solution.figures, strict=True
             )
@@ -190,8 +173,8 @@ def make_recipe(
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
         apart=device != DEFAULT_DEVICE,
     )
-    averaged = sum(_bytes(t) for t in tensors if t.average)
-    copied = sum(_bytes(t) for t in tensors if not t.average)
+    averaged = sum(t.read_bytes(t.elements, len(used)) for t in tensors if t.average)
+    copied = sum(t.read_bytes(t.elements, len(targets)) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
     recipe = Recipe(
         sources=sources,
@@ -200,6 +183,7 @@ def make_recipe(
         weights=solution.weights[kept],
         sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=tuple(kept.index(b) for b in bases_all),
+        spare=kept.index(spare[0]) if spare else None,
         tensors=tensors,
         ties=ties,
         outputs=(),
@@ -213,7 +197,7 @@ def make_recipe(
         allow_nonfinite=allow_nonfinite,
         digest=False,
         tile_elements=tile,
-        read_bytes=averaged * len(used) + copied * len(targets),
+        read_bytes=averaged + copied,
         write_bytes=0,
         peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
@@ -247,93 +231,23 @@ def with_origins(
 
 
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
-    """The newest snapshot at or before the target's step, else the oldest."""
-    before = [i for i, s in enumerate(snapshots) if s.tag.profile.end <= target.end]
-    return before[-1] if before else 0
+    """The newest snapshot of the whole model at or before the target's step, else the oldest."""
+    whole = [i for i, s in enumerate(snapshots) if not s.partial] or [0]
+    before = [i for i in whole if snapshots[i].tag.profile.end <= target.end]
+    return before[-1] if before else whole[0]
 
 
-def _bytes(plan: TensorPlan) -> int:
-    """Bytes of the tensor in one source."""
-    return plan.dtype.size_bytes(plan.elements)
-
-
-def plan_tensors(
-    snapshots: Sequence[Snapshot], dtype: DType | None, copy: Sequence[str]
-) -> tuple[tuple[TensorPlan, ...], dict[str, str]]:
-    """Each tensor's treatment, wide types first so that all data are aligned, then as they lie.
-
-    Returns:
-        The plans, and further names of their tensors where these are tied in every snapshot.
-
-    Raises:
-        InputError: a type can't be averaged, or a name can't be written.
-    """
-    newest = snapshots[-1]
-    ties = _ties(snapshots, copy)
-    plans = []
-    for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
-        if name in ties:
-            continue
-        if name == "__metadata__" or not _is_text(name):
-            raise InputError(
-                f"tensor {name!a}: safetensors has no place for that name",
-                where=newest.name,
-                remedy="rename it in the snapshots",
-            )
-        chosen = _is_copied(name, copy)
-        if extent.dtype.kind == "other" and not chosen:
-            raise InputError(
-                f"tensor {name}: {extent.dtype.label} values can't be averaged",
-                where=newest.name,
-                remedy=f"--copy '{name}' takes them from the newest snapshot",
-            )
-        average = extent.dtype.kind == "float" and not chosen
-        out = dtype if dtype is not None and average else extent.dtype
-        plans.append(TensorPlan(name, extent.shape, extent.dtype, out, average))
-    return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits)), ties
-
-
-def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
-    """Names whose tensor lies under another name in every snapshot: that other name, by name."""
-    checkpoint = snapshots[-1].checkpoint
-    known = checkpoint.ties
-    shared = {*known, *known.values()}
-    # Further names become entries of the metadata in safetensors: not ones that are taken there.
-    names = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
-    first: dict[object, str] = {}
-    ties: dict[str, str] = {}
-    for name in names:
-        places = [replace(s.checkpoint.tensors[name], name="") for s in snapshots]
-        kept = first.setdefault((_is_copied(name, copy), *places), name)
-        if kept != name and name not in RESERVED:
-            ties[name] = kept
-    return ties
-
-
-def _is_copied(name: str, copy: Sequence[str]) -> bool:
-    """Whether a glob has the tensor copied."""
-    return any(fnmatchcase(name, glob) for glob in copy)
-
-
-def _place(item: tuple[str, Extent]) -> tuple[Path, int]:
-    """Where a named tensor lies."""
-    return item[1].file, item[1].offset
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be encoded; half surrogate pairs can't."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _spare(
+    snapshots: Sequence[Snapshot], bases: Sequence[int], tensors: Sequence[TensorPlan]
+) -> list[int]:
+    """The newest snapshot of the whole model, if a base lacks what is copied."""
+    copied = [t.name for t in tensors if not t.average]
+    if all(n in snapshots[b].checkpoint.tensors for b in set(bases) for n in copied):
+        return []
+    newest = reference(snapshots)
+    return [next(i for i, s in enumerate(snapshots) if s is newest)]
 
 
 def _scattered(extent: Extent) -> bool:
     """Whether a range of the tensor's elements may lie in many places of the file."""
     return bool(extent.strides or extent.pieces)
-
-
-def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
-    """Each kind of averaged tensors once."""
-    return list(dict.fromkeys(t.kind for t in tensors if t.average))

@@ -15,8 +15,10 @@ from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.consistency import reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.snapshots.scan import Scan
+from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal
@@ -58,6 +60,9 @@ def _flaw(record: dict[str, Any]) -> str | None:
     missing = next((name for name in _ENTRIES if name not in record), None)
     if missing is not None:
         return f"lacks its {missing}"
+    drop = record.get("drop", [])
+    if not isinstance(drop, list):
+        return "has a drop that phema does not write"
     match record:
         case {
             "method": str(),
@@ -65,7 +70,7 @@ def _flaw(record: dict[str, Any]) -> str | None:
             "target": {"step": float() | int() as step},
             "sources": [_, *_] as sources,
             "copy": [*copy],
-        } if math.isfinite(step) and all(isinstance(glob, str) for glob in copy):
+        } if math.isfinite(step) and all(isinstance(glob, str) for glob in [*copy, *drop]):
             return next((flaw for flaw in map(_source_flaw, sources) if flaw is not None), None)
     return "has entries that phema does not write"
 
@@ -105,6 +110,7 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
 
 def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     """The recipe of a complete record; InputError where the snapshots have none."""
+    found = found.settled(record["copy"], record.get("drop", ()))
     snapshots = found.require()
     step = float(record["target"]["step"])
     target = PowerProfile(1.0, time_of(snapshots, step))
@@ -118,8 +124,9 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
         step=step,
         method=record["method"],
         form=out.format,
-        dtype=_stored_as(out, snapshots[-1].checkpoint),
+        dtype=_stored_as(out, snapshots, record["copy"]),
         copy=record["copy"],
+        drop=found.drop,
         max_shard_bytes=_shard_bytes(out),
         origins=[out.metadata[PROVENANCE_KEY]],
         allow_nonfinite=True,
@@ -167,12 +174,12 @@ def recorded_digest(record: dict[str, Any], snapshot: Snapshot) -> str | None:
     return next(digests, None)
 
 
-def _stored_as(out: Checkpoint, newest: Checkpoint) -> DType | None:
-    """The type that averaged tensors were converted to, None where they are as in the sources."""
-    for name, extent in out.tensors.items():
-        if name in newest.tensors and newest.tensors[name].dtype != extent.dtype:
-            return extent.dtype
-    return None
+def _stored_as(out: Checkpoint, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> DType | None:
+    """The type that averaged tensors were converted to, None where it is the newest snapshot's."""
+    newest = reference(snapshots).checkpoint.tensors
+    names = [n for n in averaged(snapshots, copy) if n in out.tensors]
+    found = [out.tensors[n].dtype for n in names]
+    return next((d for n, d in zip(names, found, strict=True) if d != newest[n].dtype), None)
 
 
 def _shard_bytes(out: Checkpoint) -> int | None:

@@ -7,16 +7,17 @@ are read: every parameter is as likely to be among them as any other, and two ru
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Extent, FileReader
+from phema_cli.formats.base import DType, Extent, FileReader
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.consistency import reference
+from phema_cli.snapshots.tensors import averaged, stored_types
 from phema_cli.solver import Sample
 
 #: bytes read of all snapshots together, bytes of a page, and the most values kept in memory.
@@ -56,15 +57,18 @@ def sample(
         InputError: an element is not a number, or infinite in some snapshots only.
         StorageError: the operating system failed to read.
     """
-    averaged = [
-        e
-        for e in snapshots[-1].checkpoint.stored
-        if e.dtype.kind == "float" and not any(fnmatchcase(e.name, glob) for glob in copy)
+    names = set(averaged(snapshots, copy))
+    floats = [e for e in reference(snapshots).checkpoint.stored if e.name in names]
+    types = {e.name: stored_types(snapshots, e.name) for e in floats}
+    # Where types differ the widest says how much is read.
+    extents = [
+        replace(e, dtype=max(types[e.name], key=lambda d: d.bits))
+        for e in floats
+        if all(d.name in _KINDS for d in types[e.name])
     ]
-    extents = [e for e in averaged if e.dtype.name in _KINDS]
     ranges = _ranges(extents, len(snapshots))
     # A few wide tensors say nothing of many narrow ones, which round thousands of times as much.
-    if 2 * sum(e.elements for e in extents) < sum(e.elements for e in averaged) or not ranges:
+    if 2 * sum(e.elements for e in extents) < sum(e.elements for e in floats) or not ranges:
         return None
     wide = any(e.dtype.name == "F64" for e in extents)
     count = sum(r.count for r in ranges)
@@ -77,7 +81,7 @@ def sample(
         _check_alike(snapshots, ranges, values)
     units = np.concatenate(
         [
-            _units(part, snapshots[-1].checkpoint.tensors[r.name])
+            _units(part, types[r.name])
             for r, part in zip(ranges, _split(values[-1], ranges), strict=True)
         ]
     )
@@ -139,13 +143,19 @@ def _decoded(name: str, raw: bytearray) -> NDArray[np.floating]:
     return stored
 
 
-def _units(values: NDArray[np.floating], extent: Extent) -> Array:
-    """Unit in the last place of each value as it is stored."""
-    smallest = _KINDS[extent.dtype.name][1]
+def _units(values: NDArray[np.floating], types: Sequence[DType]) -> Array:
+    """Unit in the last place of each value as it is stored, in the coarsest of the types."""
+    units: Array = np.max([_units_of(values, dtype) for dtype in types], axis=0)
+    return units
+
+
+def _units_of(values: NDArray[np.floating], dtype: DType) -> Array:
+    """Unit in the last place of each value in a type."""
+    smallest = _KINDS[dtype.name][1]
     _, exponent = np.frexp(values)
     # Next to 0 the numbers lie as near as they ever do.
     exponent = np.where(values == 0, smallest, exponent - 1.0)
-    units: Array = np.exp2(np.maximum(exponent, smallest) - extent.dtype.mantissa_bits)
+    units: Array = np.exp2(np.maximum(exponent, smallest) - dtype.mantissa_bits)
     return units
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.formats.base import Extent
-from phema_cli.synthesis.recipe import Recipe, TensorPlan
+from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.tensors import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,15 @@ class Segment:
         plan: the first tensor's treatment.
         plans: all of them.
         elements: number of elements of all.
-        sources: where the first element lies in each source, as an extent of all elements.
+        sources: where the first element lies in each source that is read, by the source's index,
+            as an extent of all elements.
         places: where they go in each output.
     """
 
     plan: TensorPlan
     plans: tuple[TensorPlan, ...]
     elements: int
-    sources: tuple[Extent, ...]
+    sources: Mapping[int, Extent]
     places: tuple[Place, ...]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
@@ -67,11 +69,10 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
 
 def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
     """Whether a tensor follows on another one in every source and output, and need not be told."""
-    if recipe.digest or (before.dtype, before.out_dtype, before.average) != (
-        plan.dtype,
-        plan.out_dtype,
-        plan.average,
-    ):
+    if recipe.digest or (before.kind, before.average) != (plan.kind, plan.average):
+        return False
+    sources = _read(recipe, plan)
+    if sources != _read(recipe, before):
         return False
     for output in recipe.outputs:
         image = output.files[output.homes[plan.name]].image
@@ -81,9 +82,16 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
         if image.offsets[plan.name] != end:
             return False
     return all(
-        _follows(s.checkpoint.tensors[before.name], s.checkpoint.tensors[plan.name])
-        for s in recipe.sources
+        _follows(recipe.extent(source, before.name), recipe.extent(source, plan.name))
+        for source in sources
     )
+
+
+def _read(recipe: Recipe, plan: TensorPlan) -> list[int]:
+    """The sources that a tensor is read of; whatever is averaged lies in all of them."""
+    if plan.average:
+        return list(range(len(recipe.sources)))
+    return sorted({recipe.giver(target, plan.name) for target in range(len(recipe.outputs))})
 
 
 def _follows(first: Extent, second: Extent) -> bool:
@@ -101,11 +109,12 @@ def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
     """Tensors that follow on one another as one segment."""
     first = run[0]
     elements = sum(plan.elements for plan in run)
-    extents = [s.checkpoint.tensors[first.name] for s in recipe.sources]
+    extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
     places = []
     for output in recipe.outputs:
         file = output.files[output.homes[first.name]]
         checksum = first.name if first.name in file.image.checksums else None
         places.append(Place(output.staged(file.path), file.image.offsets[first.name], checksum))
-    whole = [e if len(run) == 1 else replace(e, shape=(elements,)) for e in extents]
-    return Segment(first, tuple(run), elements, tuple(whole), tuple(places))
+    if len(run) > 1:
+        extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
+    return Segment(first, tuple(run), elements, extents, tuple(places))

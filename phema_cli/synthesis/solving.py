@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.consistency import is_float, reference
+from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
 from phema_cli.synthesis import sampling
 
@@ -120,7 +121,7 @@ def solve_snapshots(
     if sample and movement is None:
         movement = measure_movement(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)
     profiles = [s.tag.profile for s in snapshots]
-    noise = stored_noise(snapshots[-1].checkpoint)
+    noise = stored_noise(snapshots)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
 
 
@@ -136,9 +137,13 @@ def measure_movement(
     return None if found is None else calibrate([s.tag.profile for s in snapshots], found)
 
 
-def stored_noise(checkpoint: Checkpoint) -> float:
-    """RMS relative rounding error over all float elements of a checkpoint."""
-    floats = [e for e in checkpoint.stored if e.dtype.kind == "float"]
+def stored_noise(snapshots: Sequence[Snapshot]) -> float:
+    """RMS relative rounding error over all float elements, in the coarsest types they have."""
+    floats = [e for e in reference(snapshots).checkpoint.stored if is_float(e)]
+    bits = {
+        e.name: min(d.mantissa_bits for d in stored_types(snapshots, e.name) if d.kind == "float")
+        for e in floats
+    }
     elements = sum(e.elements for e in floats)
-    squares = sum(storage_noise(e.dtype.mantissa_bits) ** 2 * e.elements for e in floats)
+    squares = sum(storage_noise(bits[e.name]) ** 2 * e.elements for e in floats)
     return math.sqrt(squares / elements) if elements else 0.0

@@ -41,12 +41,14 @@ class Kind:
     """Tensors that are treated alike.
 
     Attributes:
-        dtype: type that is read.
+        dtype: type that is read, or one that holds all types that are.
         out: type that is written.
+        stored: type that is read of each source, newest first, where they differ.
     """
 
     dtype: DType
     out: DType
+    stored: tuple[DType, ...] = ()
 
     def is_direct(self, weights: Array) -> bool:
         """Whether ``sum_i x_i theta_i`` may be summed as it stands.
@@ -56,7 +58,8 @@ class Kind:
         number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
         rounded to float32, and each weight to two parts of the stored type.
         """
-        if self.dtype != self.out or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
+        alike = self.dtype == self.out and not self.stored
+        if not alike or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
             return False
         partial = float(np.abs(weights.cumsum(axis=0)).max(initial=0.0))
         size = float(np.abs(weights).sum(axis=0).max(initial=0.0))
@@ -103,13 +106,15 @@ class Buffers:
 
     def in_place(self, kind: Kind) -> bool:
         """Whether differences replace the stored values, and are summed tile by tile."""
-        return self.targets < MANY and kind.dtype.name == _WIDE[self.compute]
+        alike = kind.dtype.name == _WIDE[self.compute] and not kind.stored
+        return self.targets < MANY and alike
 
 
 def buffers(
     kinds: Sequence[Kind], sources: int, targets: int, elements: int, *, apart: bool = False
 ) -> Buffers:
     """What is needed for tensors of these kinds, in tiles of at most so many elements."""
+    # Of types that differ one may be narrower and none wider than the one that holds them.
     stored = max((k.dtype.bits // 8 for k in kinds), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)

@@ -223,10 +223,11 @@ class _Checker:
     def _copied(self, tile: _Range) -> Bytes:
         """The values of a range that is copied."""
         wanted = bytearray(tile.size_bytes)
-        base = self._recipe.bases[0]
-        self._reader.read_elements(tile.segment.sources[base], tile.start, memoryview(wanted))
+        plan = tile.segment.plan
+        giver = self._recipe.giver(0, plan.name)
+        self._reader.read_elements(tile.segment.sources[giver], tile.start, memoryview(wanted))
         if self._hasher is not None:
-            self._hasher.add(base, tile.segment.plan, tile.start, memoryview(wanted))
+            self._hasher.add(giver, plan, plan.dtype, tile.start, memoryview(wanted))
         return wanted
 
     def _averaged(self, kind: Kind) -> Iterator[_Maker]:

@@ -23,9 +23,10 @@ from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.digests import BLOCK_ELEMENTS, Hasher, Leaves
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
-from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe, averaged_kinds
+from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.staging import Checks, Notes
+from phema_cli.synthesis.tensors import averaged_kinds
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
@@ -228,10 +229,14 @@ class Tiles:
         tile = self._averager.tile(segment.plan.kind)
         extents = [segment.sources[source] for source in self.used]
         rows = tile.rows(count)
-        self._reader.read_rows(extents, start, rows)
+        if segment.plan.stored:
+            wanted = zip(extents, rows, strict=True)
+            self._reader.read_many([(extent, start, row) for extent, row in wanted])
+        else:
+            self._reader.read_rows(extents, start, rows)
         if hasher is not None:
-            for source, row in zip(self.used, rows, strict=True):
-                hasher.add(source, segment.plan, start, row)
+            for source, extent, row in zip(self.used, extents, rows, strict=True):
+                hasher.add(source, segment.plan, extent.dtype, start, row)
         return tile
 
 
@@ -263,12 +268,14 @@ class _Worker:
         """Take elements from each target's base source as they are."""
         dtype = segment.plan.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
-        for k, base in enumerate(self._recipe.bases):
-            self._reader.read_elements(segment.sources[base], start, data)
-            if self._hasher is not None and base not in self._recipe.bases[:k]:
-                self._hasher.add(base, segment.plan, start, data)
+        targets = range(len(self._recipe.bases))
+        givers = [self._recipe.giver(k, segment.plan.name) for k in targets]
+        for k, giver in enumerate(givers):
+            self._reader.read_elements(segment.sources[giver], start, data)
+            if self._hasher is not None and giver not in givers[:k]:
+                self._hasher.add(giver, segment.plan, dtype, start, data)
             self._write(k, segment, dtype.size_bytes(start), data)
-        return 2 * len(data) * len(self._recipe.bases)
+        return 2 * len(data) * len(givers)
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
@@ -278,7 +285,7 @@ class _Worker:
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
         if not (tile.sound or self._recipe.allow_nonfinite):
             self._look_into(segment, start, count)
-        read = plan.dtype.size_bytes(count) * len(self._tiles.used)
+        read = plan.read_bytes(count, len(self._tiles.used))
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
 
     def _look_into(self, segment: Segment, start: int, count: int) -> None:

@@ -199,6 +199,7 @@ class Workshop:
             "method": request.method,
             "sample": request.sample,
             "copy": list(self.found.copy),
+            **({"drop": list(self.found.drop)} if self.found.drop else {}),
             "dtype": None if request.dtype is None else request.dtype.label,
             "format": output_format(request.output, request.form),
         }

@@ -24,7 +24,7 @@ from phema_cli.profiles.grammar import (
 )
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse, power_function
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import SLACK, Schedule
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under, without
 
 NAME = "ema-pytorch"
@@ -136,7 +136,7 @@ def _law_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     if gamma is None:
         return None
     _karras(numbers, gamma, every)
-    return effective(gamma, every * ((step - 1) // every + 0.5) + 1.5, every)
+    return effective(gamma, every * ((step - 1 + SLACK) // every + 0.5) + 1.5, every)
 
 
 _LAW_KEYS = (

@@ -28,4 +28,3 @@ def read(file: StoredFile) -> Reading | None:
     elif found := file.matches(_EPOCH):
         clock = Clock(float(found["epoch"]), "epochs", "epoch", "name")
     return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)
-

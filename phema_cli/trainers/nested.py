@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from phema_cli.formats._modules import module_tensors
-from phema_cli.formats._pickle_values import Inert
 from phema_cli.formats.base import StoredTensor
+from phema_cli.pickles import Inert, opened
 
 #: the key that means the top level.
 TOP = "."
@@ -62,6 +62,11 @@ def _is_weight(tensor: StoredTensor) -> bool:
     return tensor.dtype.kind != "exact" and bool(tensor.shape)
 
 
+def is_state_key(key: object) -> bool:
+    """Whether what lies under a key is a trainer's own state."""
+    return isinstance(key, str) and _STATE.search(key) is not None
+
+
 def is_state(name: str) -> bool:
     """Whether a tensor's name begins with the word of an optimizer or of another state."""
     head = name.partition(".")[0]
@@ -70,8 +75,7 @@ def is_state(name: str) -> bool:
 
 def inside(node: object, key: str) -> object:
     """What a dict, a list or an object's fields hold by a key; else None."""
-    if isinstance(node, Inert):
-        node = node.state
+    node = opened(node)
     if isinstance(node, dict):
         number = int(key) if key.isdecimal() and len(key) <= _DIGITS else None
         return node.get(key, None if number is None else node.get(number))
@@ -82,7 +86,7 @@ def inside(node: object, key: str) -> object:
 
 def asked_for(content: object, key: str) -> tuple[Mapping[str, StoredTensor], bool] | None:
     """The tensors under a dotted key, and whether they have names; None where there are none."""
-    node = _by_path(content, key)
+    node = by_path(content, key)
     if tensors := _tensors(node):
         return tensors, True
     if tensors := _numbered(node):
@@ -90,7 +94,7 @@ def asked_for(content: object, key: str) -> tuple[Mapping[str, StoredTensor], bo
     return None
 
 
-def _by_path(content: object, key: str) -> object:
+def by_path(content: object, key: str) -> object:
     """What lies under a dotted key; keys may themselves have dots."""
     if key == TOP:
         return content
@@ -111,7 +115,7 @@ def _by_path(content: object, key: str) -> object:
 
 def _tensors(value: object) -> Mapping[str, StoredTensor]:
     """The entries of a dict that are tensors under a text key; those of a pickled module."""
-    if isinstance(value, Inert):
+    if isinstance(value, Inert) and not value and value.listed is None:
         return module_tensors(value)
     if not isinstance(value, dict):
         return {}
@@ -120,6 +124,7 @@ def _tensors(value: object) -> Mapping[str, StoredTensor]:
 
 def _numbered(value: object) -> Mapping[str, StoredTensor]:
     """The tensors of a list of nothing else, by their number."""
+    value = value.listed if isinstance(value, Inert) else value
     if not isinstance(value, list):
         return {}
     found = {str(k): v for k, v in enumerate(value) if isinstance(v, StoredTensor)}
@@ -134,7 +139,7 @@ def _groups(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], 
     waiting: list[tuple[str, object, int]] = [("", content, 0)]
     while waiting:
         prefix, value, depth = waiting.pop()
-        entries = value.state if isinstance(value, Inert) else value
+        entries = opened(value)
         if not isinstance(entries, dict) or id(entries) in seen or depth > _DEEPEST:
             continue
         seen.add(id(entries))

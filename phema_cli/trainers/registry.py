@@ -4,86 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType
+from importlib import import_module
 from typing import cast
 
+from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law, LawForm
 from phema_cli.profiles import parse_law as parse
-from phema_cli.trainers import (
-    composer,
-    cosmos,
-    deepspeed,
-    denoising_diffusion,
-    diffusers,
-    dit,
-    edm,
-    ema_pytorch,
-    epochs,
-    f5_tts,
-    fairseq,
-    generic,
-    guided_diffusion,
-    hugging_face,
-    k_diffusion,
-    kohya,
-    language_models,
-    lerobot,
-    lightning,
-    lit_ema,
-    megatron,
-    mmengine,
-    nemo,
-    onetrainer,
-    phema,
-    stable_audio,
-    swa_utils,
-    timm,
-    torch_ema,
-    torchtitan,
-    tutorial,
-    var,
-)
+from phema_cli.trainers import generic
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, Trainer
+from phema_cli.trainers.nested import by_path, is_state_key
 
-#: each is asked about every file, in this order: of several that read one dict the first counts.
-_MODULES: tuple[ModuleType, ...] = (
-    phema,
-    tutorial,
-    edm,
-    deepspeed,
-    megatron,
-    torchtitan,
-    ema_pytorch,
-    lit_ema,
-    torch_ema,
-    swa_utils,
-    diffusers,
-    timm,
-    k_diffusion,
-    cosmos,
-    composer,
-    mmengine,
-    fairseq,
-    var,
-    epochs,
-    dit,
-    guided_diffusion,
-    onetrainer,
-    kohya,
-    language_models,
-    lerobot,
-    nemo,
-    lightning,
-    stable_audio,
-    f5_tts,
-    denoising_diffusion,
-    hugging_face,
+#: modules of this package: each is asked about every file, in this order. Of several that read one
+#: dict the first counts.
+_MODULES = (
+    "phema",
+    "tutorial",
+    "edm",
+    "deepspeed",
+    "megatron",
+    "torchtitan",
+    "ema_pytorch",
+    "lit_ema",
+    "torch_ema",
+    "swa_utils",
+    "diffusers",
+    "timm",
+    "k_diffusion",
+    "cosmos",
+    "composer",
+    "mmengine",
+    "fairseq",
+    "var",
+    "epochs",
+    "dit",
+    "guided_diffusion",
+    "onetrainer",
+    "kohya",
+    "language_models",
+    "lerobot",
+    "nemo",
+    "lightning",
+    "stable_audio",
+    "f5_tts",
+    "denoising_diffusion",
+    "hugging_face",
 )
-TRAINERS: tuple[Trainer, ...] = tuple(cast("Trainer", module) for module in _MODULES)
+TRAINERS: tuple[Trainer, ...] = tuple(
+    cast("Trainer", import_module(f"phema_cli.trainers.{name}")) for name in _MODULES
+)
 
 #: the decay laws that trainers have, by the name that ``--average`` takes.
 LAWS: Mapping[str, LawForm] = {
-    name: form for module in _MODULES for name, form in getattr(module, "LAWS", {}).items()
+    name: form for trainer in TRAINERS for name, form in getattr(trainer, "LAWS", {}).items()
 }
 
 
@@ -125,6 +98,9 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     Raises:
         InputError: one of them refuses it, or several networks could be meant.
     """
+    content, path = file.contents.content, file.contents.path
+    if not keyed:
+        refuse_hidden(content, path, is_state_key)
     readings = [(t.NAME, r) for t in TRAINERS if (r := t.read(file)) is not None]
     names = tuple(name for name, _ in readings)
     left_out = next((r.left_out for _, r in readings if r.left_out is not None), None)
@@ -135,6 +111,8 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     series = _first_readers([r for _, r in readings])
     if not keyed:
         series += generic.series_of(file, series)
+    for one in series:
+        refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
     hint = next((r.hint for _, r in readings if r.hint is not None), None)
     if hint is not None:
         series = [replace(s, hint=hint) if s.role == "average" else s for s in series]

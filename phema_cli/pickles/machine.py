@@ -1,4 +1,4 @@
-"""A pickle machine that imports nothing, calls only stand-ins and skips over long strings of bytes.
+"""A pickle machine that imports nothing, calls only stand-ins and skips over strings of bytes.
 
 It walks the opcodes of a file, so that each string of bytes, such as the values of a tensor, is
 known by its place and never read. Time and memory grow with the bytes of the pickle and with
@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO, Any
 
-from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats._pickle_opcodes import ACTIONS
-from phema_cli.formats._pickle_values import Span
+from phema_cli.errors import InputError
+from phema_cli.pickles.guard import Guard
+from phema_cli.pickles.opcodes import ACTIONS
+from phema_cli.pickles.trust import answer
+from phema_cli.pickles.values import Inert, Span
 
 #: bytes that are read at once.
 _WINDOW = 1 << 14
@@ -23,9 +25,14 @@ _NUMBER = 8
 _MOST_BYTES, _MOST_LINE = 16 << 20, 1 << 16
 #: values that wait on the stack, of which picklers leave 2,000 for a dict, and collections begun.
 _MOST_WAITING, _MOST_MARKS = 100_000, 10_000
-_SIZED = (list, tuple, dict, set, frozenset)
+_SIZED = (list, tuple, dict, set, frozenset, Inert)
 
-#: gives the stand-in of a global, None where it is not allowed.
+#: the longest name of a global with its module, in characters and in parts.
+_MOST_NAME, _MOST_PARTS = 1000, 50
+#: the longest string of bytes that is kept: the longest number of numpy's.
+_KEPT = 16
+
+#: gives the format's own stand-in of a global, None where it has none.
 Find = Callable[[str, str], object]
 #: describes a storage that a persistent id names.
 Persistent = Callable[[object], object]
@@ -38,9 +45,11 @@ class Machine:
         file: where they are.
         start: where the first begins.
         end: where the last must have ended.
-        find: answers globals.
+        find: answers globals of the format; all others are answered by ``trust``.
         persistent: answers persistent ids; without it there are none.
         most: bytes that may be opcodes, and not strings that are passed over.
+        guarded: kinds of values that an object of an unknown class must not be made from without
+            being marked (:attr:`Inert.hides`).
 
     Attributes:
         window: bytes of the file; behind an opcode a number's bytes are in it, but at the end.
@@ -57,6 +66,7 @@ class Machine:
         find: Find,
         persistent: Persistent | None = None,
         most: int = 256 << 20,
+        guarded: tuple[type, ...] = (),
     ) -> None:
         self._file = file
         self._end = end
@@ -64,6 +74,7 @@ class Machine:
         self._most = most
         self._find = find
         self._persistent = persistent
+        self._guard = Guard(guarded, self.spend)
         # Where the window begins in the file, and from where on in it more is read.
         self._base, self._soft = start, 0
         self.window, self.at = b"", 0
@@ -75,7 +86,7 @@ class Machine:
         """The content of the next pickle.
 
         Raises:
-            UnsafePickleError: it asks for a global that is not allowed; names it.
+            UnsafePickleError: it asks for a global that could do harm; names it.
             InputError: it does what such a pickle never does, or ends too early.
         """
         self.stack, self.memo, self._marks = [], [], []
@@ -139,6 +150,8 @@ class Machine:
         span = Span(self.tell(), length)
         if length > self._end - span.offset:
             raise InputError("goes beyond its end")
+        if length <= _KEPT:
+            return span._replace(raw=self.take(length))
         self._left -= length
         self.at += length
         if self.at > len(self.window):
@@ -185,10 +198,14 @@ class Machine:
         """Put the stand-in of a global on the stack."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise InputError("a global whose name is no text")
-        found = self._find(module, name)
-        if found is None:
-            raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}")
-        self.stack.append(found)
+        # One text may be given again and again, by a pickle of two bytes each time.
+        if len(module) + len(name) > _MOST_NAME:
+            raise InputError("a global whose name is too long")
+        full = f"{module}.{name}"
+        if not full.isprintable() or full.count(".") > _MOST_PARTS:
+            raise InputError("a global whose name is none")
+        known = self._find(module, name)
+        self.stack.append(answer(module, name) if known is None else known)
 
     def call(self, function: object, arguments: object) -> None:
         """Call a stand-in."""
@@ -200,7 +217,10 @@ class Machine:
             if argument.__class__ in _SIZED:
                 cost += len(argument)
         self.spend(cost)
-        self.stack.append(function(*arguments))
+        made = function(*arguments)
+        if isinstance(made, Inert) and made.arguments:
+            made.hides = made.hides or self._guard.holds(made.arguments)
+        self.stack.append(made)
 
     def name_storage(self) -> None:
         """Put what a persistent id names on the stack."""

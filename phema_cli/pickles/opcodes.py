@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import InputError
-from phema_cli.formats._pickle_values import Inert, keys_of
+from phema_cli.pickles.values import Inert, keys_of
 
 if TYPE_CHECKING:
-    from phema_cli.formats._pickle_machine import Machine
+    from phema_cli.pickles.machine import Machine
 
 #: bits of the largest number, which must be short enough to be written out.
 _MOST_BITS = 4096
@@ -132,9 +132,11 @@ def _reduce(machine: Machine) -> None:
 
 
 def _newobj_ex(machine: Machine) -> None:
-    if machine.stack.pop():
-        raise InputError("a class called with keywords")
-    _reduce(machine)
+    """Keywords are one more argument: only classes that are not known are called with them."""
+    keywords, arguments = machine.stack.pop(), machine.stack.pop()
+    if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
+        raise InputError("a class called with what is no keywords")
+    machine.call(machine.stack.pop(), (*arguments, keywords) if keywords else arguments)
 
 
 def _obj(machine: Machine) -> None:
@@ -197,9 +199,12 @@ def _dict(machine: Machine) -> None:
 
 def _append(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
-    if not isinstance(target, list):
+    if isinstance(target, Inert):
+        target.append_all(items)
+    elif isinstance(target, list):
+        target.extend(items)
+    else:
         raise InputError("items for what is no list")
-    target.extend(items)
 
 
 def _empty_set(machine: Machine) -> None:
@@ -209,9 +214,13 @@ def _empty_set(machine: Machine) -> None:
 
 def _add(machine: Machine) -> None:
     items = machine.collected()
-    if not isinstance(machine.stack[-1], set):
+    target = machine.stack[-1]
+    if isinstance(target, Inert):
+        target.append_all(items)
+    elif isinstance(target, set):
+        target.update(keys_of(items))
+    else:
         raise InputError("items for what is no set")
-    machine.stack[-1].update(keys_of(items))
 
 
 def _frozen_set(machine: Machine) -> None:

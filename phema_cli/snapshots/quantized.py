@@ -1,0 +1,99 @@
+"""Quantized weights: integers, or narrow floats, with the scales beside them that they need.
+
+Integers are copied from the newest snapshot, and scales would be averaged: a model of neither. The
+names are those that libraries write: torchao, optimum-quanto, bitsandbytes, compressed-tensors,
+GPTQ and AWQ, HQQ, the float8 checkpoints of DeepSeek and ComfyUI, the blocks of gpt-oss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from phema_cli.errors import InputError
+from phema_cli.formats.base import Extent
+from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot, is_chosen
+
+#: what a scale's name has in the place of one of these endings of the values' name, or behind it.
+_ENDINGS = ("_packed", "_blocks", "_quantized", "int_data", "qdata", "_data._data", "data")
+_SCALES = (
+    "_scale",
+    "_scales",
+    "_scale_inv",
+    "scale",
+    "scales",
+    ".scale",
+    ".scales",
+    ":scale",
+    ".absmax",
+    "_absmax",
+)
+#: what a scale is called in the module of values that are called so.
+_VALUES = ("weight", "qweight", "W_q", "codes")
+_BESIDE = (
+    "scale",
+    "scales",
+    "SCB",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scales",
+    "scale_weight",
+    "qscales",
+    "codebooks",
+)
+_STATE = ".quant_state."
+
+
+def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
+    """The first quantized tensor of the first snapshot that has some.
+
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are copied, with their scales, if the user wants it so.
+    """
+    for snapshot in snapshots:
+        found = list(_found(snapshot.checkpoint.tensors.values(), copy))
+        if found:
+            extent, scale = found[0]
+            beside = f" with a scale beside them ({scale})" if scale else ""
+            more = f" (and {len(found) - 1} more tensors)" if len(found) > 1 else ""
+            error = InputError(
+                f"tensor {extent.name}: {extent.dtype.label} values{beside} are quantized "
+                f"weights, which can't be averaged{more}",
+                where=snapshot.name,
+                remedy=UNQUANTIZED,
+            )
+            yield Finding("error", error)
+            return
+
+
+def _found(extents: Collection[Extent], copy: Sequence[str]) -> Iterator[tuple[Extent, str | None]]:
+    """Quantized tensors, each with the name of its scale where it has one."""
+    suspects = [e for e in extents if _may_be(e)]
+    if not suspects:
+        return
+    names = {e.name for e in extents}
+    states = {n.partition(_STATE)[0]: n for n in names if _STATE in n}
+    for extent in suspects:
+        beside = (n for n in _companions(extent.name) if n in names and n != extent.name)
+        scale = next(beside, None) or states.get(extent.name)
+        if scale is None and extent.dtype.kind != "other":
+            continue
+        # Both as they are make a model; values of one snapshot and the mean of scales don't.
+        if not all(is_chosen(n, copy) for n in (extent.name, scale) if n is not None):
+            yield extent, scale
+
+
+def _may_be(extent: Extent) -> bool:
+    """Whether a tensor's type and shape are those of quantized weights."""
+    if extent.dtype.kind == "exact":
+        return len(extent.shape) > 1 and extent.dtype.name != "BOOL"
+    return extent.dtype.bits <= NARROW
+
+
+def _companions(name: str) -> Iterator[str]:
+    """What the scale of values of that name may be called."""
+    module, dot, own = name.rpartition(".")
+    for stem in (name, *(name.removesuffix(e) for e in _ENDINGS if name.endswith(e))):
+        yield from (stem + ending for ending in _SCALES)
+    if own in _VALUES:
+        yield from (module + dot + other for other in _BESIDE)
