@@ -244,6 +244,9 @@ def _dealt(
     groups = dict.fromkeys(m.group for m in meant)
     if not unknown and not config.insists:
         return
+    if not meant and any(m.error for m in members):
+        # What stands against the files says more.
+        return
     if len(groups) > 1 or not meant:
         names = sorted({_called(m) for m in meant})
         found = f"there are several: {', '.join(names)}" if meant else "there is none"
