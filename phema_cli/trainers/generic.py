@@ -44,8 +44,9 @@ def series_of(file: StoredFile, known: Sequence[Series]) -> tuple[Series, ...]:
     if not (plain or averages or known):
         return _alone([Series(t, within=k, unnamed=True) for k, t in lists.items()])
     if TOP in plain and len(plain) > 1 and not _is_whole(plain[TOP], averages):
-        # Single tensors beside dicts of them are counters and schedules.
-        del plain[TOP]
+        # Beside dicts of tensors these are counters and schedules; matrices are weights.
+        if all(len(t.shape) <= 1 for t in plain[TOP].values()):
+            del plain[TOP]
     split = [s for k, t in plain.items() for s in _split(k, t)]
     averages += [s for s in split if s.role == "average"]
     networks = [s for s in split if s.role != "average"]
