@@ -29,12 +29,18 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats.base import DTYPES, FileReader
-from phema_cli.formats.dcp import read_index
+from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from tests import builders
 from tests.test_torch_zip import raw_bytes, stored_bytes
 
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """The checkpoint that a directory, or the .metadata in it, is."""
+    return builders.read_index(path if path.name == ".metadata" else path / ".metadata", key)
+
 
 # Saves what a run of several ranks saves, and beside it what the tensors are as a whole.
 RANKS = """
