@@ -232,7 +232,7 @@ def test_unclear_dict_of_weights(tmp_path):
     path = save(tmp_path / "c", {"generator": {"w": W}, "critic": {"w": W}})
     with pytest.raises(InputError, match="2 dicts of tensors") as caught:
         read_index(path)
-    assert caught.value.where == str(path)
+    assert caught.value.where == str(path / ".metadata")
 
 
 def test_list_with_other_things(tmp_path):
@@ -243,7 +243,7 @@ def test_list_with_other_things(tmp_path):
 
 def test_planner_that_does_not_flatten(tmp_path):
     """Without paths of its planner a checkpoint's names are taken as they are."""
-    state = OrderedDict([("ema.w", W), ("ema.v", W + 1)])
+    state = OrderedDict([("net.w", W), ("net.v", W + 1)])
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
     dcp.save(state, storage_writer=FileSystemWriter(tmp_path / "c"), planner=planner, no_dist=True)
     found = read_index(tmp_path / "c")
