@@ -48,6 +48,7 @@ class Candidate:
         root: the name of the directory that was scanned.
         orphan: whether it is a shard and has no index beside it.
         unusable: why it is left out, where that is clear from its name.
+        beside: names of the files in its directory, where that was listed.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Candidate:
     root: str
     orphan: bool = False
     unusable: str | None = None
+    beside: frozenset[str] | None = None
 
     @property
     def stem(self) -> str:
@@ -119,9 +121,10 @@ def candidates(root: Path) -> Iterator[Candidate]:
     for folder, folders, files in found:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
         here = locate(folder)
+        beside = frozenset(files)
         for name, orphan, unusable in _named_here(here, folders, files):
-            relative = str(here / name).removeprefix(str(root)).lstrip("/")
-            yield Candidate(here / name, PurePosixPath(relative), outer, orphan, unusable)
+            relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
+            yield Candidate(here / name, relative, outer, orphan, unusable, beside)
 
 
 def _named_here(

@@ -79,6 +79,7 @@ def _item(candidate: Candidate, *, keyed: bool) -> Item:
         candidate.own_name,
         candidate.path.name,
         candidate.folders,
+        candidate.beside,
     )
     return Item(candidate, stored, read_file(stored, keyed=keyed))
 
