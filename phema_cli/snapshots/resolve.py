@@ -22,6 +22,9 @@ from phema_cli.trainers.registry import FileReading, parse_law
 
 #: largest difference of cumulative weights up to which two laws are taken for one.
 _ALIKE = 0.01
+_DIGITS = 9
+#: what the user says of one file, and where.
+Said = tuple[str, Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,12 @@ class Item:
         file: what it holds.
         reading: what trainers know of it.
         said: what the user says of this one file, in phema.toml or by the groups of a pattern.
-        said_by: where.
     """
 
     candidate: Candidate
     file: StoredFile
     reading: FileReading
-    said: Mapping[str, str] = field(default_factory=dict)
-    said_by: Origin = "command line"
+    said: Mapping[str, Said] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -114,6 +115,10 @@ def _keyed(item: Item, key: str) -> Series | None:
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."
+    for one in item.reading.series:
+        # A part of an average is the same average.
+        if not one.prefix and (part := under(one.tensors, prefix)):
+            return replace(one, tensors=part, prefix=prefix, label=None)
     for within, tensors in file.dicts.items():
         if part := under(tensors, prefix):
             return Series(part, within=within, prefix=prefix)
@@ -157,21 +162,26 @@ def settle_laws(members: Sequence[Member], config: Config, said: Config) -> None
 
 def _say_single(members: Sequence[Member], config: Config) -> None:
     """What the user says of single files, in phema.toml or by the groups of a pattern."""
-    counted = [
-        (m, int(m.item.said["index"]))
-        for m in members
-        if m.item.said.get("index", "").isdecimal() and len(m.item.said["index"]) < 9  # noqa: PLR2004
-    ]
-    for member, index in counted:
-        member.series = replace(member.series, index=index, first_index=None)
     for member in members:
-        texts = {k: v for k, v in member.item.said.items() if k in _LAWS}
-        for name, value in texts.items():
+        said = member.item.said
+        if "index" in said:
+            _say_index(member, said["index"][0])
+        for name, (value, origin) in said.items():
+            if name not in _LAWS:
+                continue
             try:
                 law = parse_law(_LAWS[name].format(value, power=member.series.power))
-                _give(member, law, member.item.said_by, config)
+                _give(member, law, origin, config)
             except PhemaError as error:
                 member.error = InputError(error.what, remedy=error.remedy)
+
+
+def _say_index(member: Member, text: str) -> None:
+    """The place that a pattern finds, among the averages that ``--gammas`` lists."""
+    if text.isdecimal() and len(text) <= _DIGITS:
+        member.series = replace(member.series, index=int(text), first_index=None)
+    else:
+        member.error = InputError(f"its index is {text!r:.80}, not a number")
 
 
 #: what a field of a pattern or of a row in phema.toml means, in the words of ``--average``.
@@ -234,6 +244,9 @@ def _dealt(
     groups = dict.fromkeys(m.group for m in meant)
     if not unknown and not config.insists:
         return
+    if not meant and any(m.error for m in members):
+        # What stands against the files says more.
+        return
     if len(groups) > 1 or not meant:
         names = sorted({_called(m) for m in meant})
         found = f"there are several: {', '.join(names)}" if meant else "there is none"
@@ -261,6 +274,8 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
     if not counted:
         laws = [parse_law(f"power:gamma={gamma:.17g}") for gamma in config.gammas]
         if len(laws) > 1 and len(config.keys) != len(laws):
+            if not config.insists:
+                return
             raise UsageError(
                 f"--gammas gives {len(laws)} values, and nothing in the names counts them",
                 remedy="pass --pattern with a group index, or --key with as many names",
@@ -358,9 +373,17 @@ def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
         _check_growth(member, law)
         if member.error is not None:
             return
-    if one.law is not None and parse_law(one.law).text != law.text:
+    if one.law is not None and _text(one.law) != law.text:
         member.overrules = one.law
     member.law, member.origin = law, origin
+
+
+def _text(law: str) -> str:
+    """The law that a file says, as it is always written; unchanged where it is none."""
+    try:
+        return parse_law(law).text
+    except PhemaError:
+        return law
 
 
 def _check_growth(member: Member, law: Law) -> None:
@@ -372,7 +395,11 @@ def _check_growth(member: Member, law: Law) -> None:
         return
     every = law.parameters.get("every")
     spacing = "" if every is None else f",every={every:.10g}"
-    grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
+    try:
+        grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
+    except PhemaError:
+        # What the file says is no law.
+        return
     if law.distance(grown, done) > _ALIKE:
         member.error = InputError(
             f"its average {one.key} warms up: its decay grows to {beta:.10g}, and is not constant",

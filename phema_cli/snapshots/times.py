@@ -10,9 +10,9 @@ from itertools import pairwise
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.pattern import TIMES
-from phema_cli.snapshots.resolve import Item, LeftOutError
+from phema_cli.snapshots.resolve import Item, LeftOutError, Said
 from phema_cli.snapshots.tags import Origin
-from phema_cli.trainers.base import Clock
+from phema_cli.trainers.base import Clock, number
 from phema_cli.trainers.names import has_number, images
 
 #: of steps; what counts more has no number that is exact.
@@ -55,8 +55,8 @@ def settle_times(items: Sequence[Item], config: Config) -> dict[int, Time | Phem
 
 def _told(item: Item) -> Time:
     """The time that the user says, else what the file or its name does."""
-    if (clock := _by_user(item.said)) is not None:
-        return Time(clock, item.said_by)
+    if (said := _by_user(item.said)) is not None:
+        return Time(*said)
     clock, named = item.reading.clock, item.reading.named
     if clock is None:
         raise _NoTimeError(
@@ -79,22 +79,20 @@ class _NoTimeError(InputError):
     """Nothing says when a file was stored."""
 
 
-def _by_user(said: Mapping[str, str]) -> Clock | None:
+def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
     """What a row of phema.toml or the groups of a pattern say; the most exact counts."""
     for name in TIMES:
         if name not in said:
             continue
-        try:
-            value = float(said[name])
-        except ValueError:
-            value = math.nan
+        text, origin = said[name]
+        value = number(text)
         if not math.isfinite(value):
-            raise InputError(f"its {name} is {said[name]!r:.80}, not a number")
+            raise InputError(f"its {name} is {text!r:.80}, not a number")
         if name == "kimg":
-            return Clock(images(int(value)), "images", name)
+            return Clock(images(int(value)), "images", name), origin
         if name == "epoch":
-            return Clock(value, "epochs", name, open=True)
-        return Clock(value, "steps", name)
+            return Clock(value, "epochs", name, open=True), origin
+        return Clock(value, "steps", name), origin
     return None
 
 
