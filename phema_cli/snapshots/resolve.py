@@ -369,7 +369,7 @@ def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
     """Take what the user says, unless the file's own kind of decay contradicts it."""
     one = member.series
     law = _spaced(law, one, config)
-    if one.grows is not None and law.name == "exponential" and not config.trust_tags:
+    if law.name == "exponential" and not config.trust_tags:
         _check_growth(member, law)
         if member.error is not None:
             return
@@ -386,24 +386,25 @@ def _text(law: str) -> str:
         return law
 
 
+#: laws whose decay is the same from the first update on, or that have none.
+_EVEN = {"exponential", "power", "uniform", "raw"}
+
+
 def _check_growth(member: Member, law: Law) -> None:
     """Refuse a constant decay where the library's grows, and that differs at the file's time."""
     one, clock = member.series, member.item.reading.clock
-    done = one.updates or (None if clock is None else clock.value) or 1000.0
     beta = law.parameters.get("beta")
-    if beta is None:
+    own = None if one.law is None else parse_law(one.law)
+    if beta is None or (one.grows is None and (own is None or own.name in _EVEN)):
         return
-    every = law.parameters.get("every")
-    spacing = "" if every is None else f",every={every:.10g}"
-    try:
-        grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
-    except PhemaError:
-        # What the file says is no law.
-        return
-    if law.distance(grown, done) > _ALIKE:
+    if own is None or own.name in _EVEN:
+        given = {} if law.parameters["every"] == 1 else {"every": law.parameters["every"]}
+        own = parse_law(one.hint or f"{one.grows}:beta={beta!r}").replace(beta=beta, **given)
+    done = one.updates or (None if clock is None else clock.value) or 1000.0
+    if law.distance(own, done) > _ALIKE:
         member.error = InputError(
             f"its average {one.key} warms up: its decay grows to {beta:.10g}, and is not constant",
-            remedy=f"pass --average {one.hint or grown.text}, or --trust-tags to insist",
+            remedy=f"pass --average {own.text}, or --trust-tags to insist",
         )
 
 

@@ -64,6 +64,8 @@ def _told(item: Item) -> Time:
             remedy="pass --pattern with a group step, or say it in phema.toml",
             option=r"--pattern '(?P<step>\d+)'",
         )
+    if clock.doubt is not None:
+        raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
     if not math.isfinite(clock.value):
         raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
@@ -103,25 +105,32 @@ def _contradicts(clock: Clock, named: Clock) -> bool:
     return abs(named.value - clock.value) > 1 and clock.unit == "steps"
 
 
+#: where trainers keep the number of epochs that they were asked for.
+_PLANS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
+_PLANNED = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
+
+
 def _first_epoch(items: Sequence[Item], told: Mapping[int, Time | PhemaError]) -> int:
     """Whether the first epoch is 0 or 1.
 
-    It is 1 where the last one is the number of epochs that the arguments asked for, and none is 0.
+    It is 1 where the last one is the number of epochs that the trainer was asked for; where files
+    don't say that number, if the first of evenly spaced ones is as far from 0 as from the second.
     """
-    numbers = [
-        t.clock.value
-        for t in told.values()
-        if isinstance(t, Time) and t.clock.unit == "epochs" and t.clock.open
-    ]
-    if not numbers or min(numbers) < 1:
+    clocks = [t.clock for t in told.values() if isinstance(t, Time)]
+    clocks += [item.reading.epoch for item in items if item.reading.epoch is not None]
+    numbers = sorted({c.value for c in clocks if c.unit == "epochs" and c.open})
+    if not numbers or numbers[0] < 1:
         return 0
     planned = {
         n
         for item in items
-        for n in (item.file.number("args", "epochs"), item.file.number("args", "num_epochs"))
+        for n in (item.file.number(place, name) for place in _PLANS for name in _PLANNED)
         if n is not None
     }
-    return 1 if planned == {max(numbers)} else 0
+    if planned:
+        return 1 if planned == {numbers[-1]} else 0
+    gaps = {b - a for a, b in pairwise(numbers)}
+    return 1 if gaps == {numbers[0]} else 0
 
 
 def _counted(time: Time, first: int) -> Time:
