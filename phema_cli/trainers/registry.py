@@ -190,6 +190,9 @@ def _clocks(
     named = generic.named_clock(file)
     strong = next((c for c in told if not c.weak and c.unit != "epochs"), None)
     epoch = next((c for c in told if c.unit == "epochs"), epoch)
+    if step is not None and not step.value and epoch is not None and epoch.value:
+        # It begins anew in every epoch.
+        step = None
     own = named if named is not None and named.evidence == "name" else None
     if strong is not None or step is not None:
         return strong or step, epoch, own
