@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile, escaped
 
 NAME = "NeMo"
 FILES = "`<name>-EMA.ckpt` beside `<name>.ckpt`"
@@ -20,11 +20,6 @@ def read(file: StoredFile) -> Reading | None:
     if file.name.endswith(_ENDING):
         hint = "exponential:beta=0.999"
         return Reading((Series(weights, "average", _WEIGHTS, hint=hint, label="EMA"),))
-    if file.has_beside(f"{_escaped(file.name)}{_ENDING}.ckpt"):
+    if file.has_beside(f"{escaped(file.name)}{_ENDING}.ckpt"):
         return Reading((Series(weights, "raw", _WEIGHTS),))
     return None
-
-
-def _escaped(name: str) -> str:
-    """A name as a glob that matches it alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

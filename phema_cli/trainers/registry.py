@@ -26,6 +26,7 @@ from phema_cli.trainers import (
     generic,
     guided_diffusion,
     hugging_face,
+    imagen,
     k_diffusion,
     kohya,
     language_models,
@@ -37,6 +38,7 @@ from phema_cli.trainers import (
     nemo,
     onetrainer,
     phema,
+    simple_tuner,
     stable_audio,
     swa_utils,
     timm,
@@ -56,10 +58,12 @@ _MODULES: tuple[ModuleType, ...] = (
     deepspeed,
     megatron,
     torchtitan,
+    imagen,
     ema_pytorch,
     lit_ema,
     torch_ema,
     swa_utils,
+    simple_tuner,
     diffusers,
     timm,
     k_diffusion,
@@ -139,7 +143,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     if left_out is not None:
         return FileReading(names, (), None, left_out=left_out)
     series = _first_readers([r for _, r in readings])
-    if not keyed:
+    if not keyed and not any(r.complete for _, r in readings):
         series += generic.series_of(file, series)
     for one in series:
         refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)

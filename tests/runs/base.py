@@ -215,6 +215,7 @@ class Left:
         also: names in its snapshots beside the network's.
         prefix: what stands before the network's names in all of the trainer's files.
         rename: what the trainer makes of the network's own names.
+        whole: whether its raw weights have all of these, and not the parameters alone.
     """
 
     folder: Path
@@ -230,6 +231,7 @@ class Left:
     also: frozenset[str] = frozenset()
     prefix: str = ""
     rename: Callable[[str], str] = str
+    whole: bool = True
 
     def called(self, own: Iterable[str]) -> set[str]:
         """What the trainer calls tensors of the network."""

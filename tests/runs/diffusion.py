@@ -138,9 +138,7 @@ def k_diffusion(root: Path) -> Left:
         }
         save(content, root / f"model_{step:08d}.pth")
     write_json({"latest_checkpoint": f"model_{STEPS:08d}.pth"}, root / "model_state.json")
-    return Left(
-        root, {"k-diffusion:power=0.75,beta=0.9999": "model_ema", "raw": "model"}, TIMES
-    )
+    return Left(root, {"k-diffusion:power=0.75,beta=0.9999": "model_ema", "raw": "model"}, TIMES)
 
 
 @leaves("denoising-diffusion-pytorch", "ema-pytorch")
@@ -255,7 +253,7 @@ _FLAT = {"decay": 0.995, "min_decay": 0.0, "update_after_step": 0, "warmup_steps
 _FLAT |= {"use_ema_warmup": False, "inv_gamma": 1.0, "power": 2 / 3}
 
 
-@leaves("diffusers")
+@leaves("SimpleTuner", "diffusers")
 def simple_tuner(root: Path) -> Left:
     """bghira/SimpleTuner, training/ema.py and save_hooks.py: the average twice, once as a list."""
     ema = walk().averages(lambda n: min(0.995, n / (9 + n)) if n > 1 else 0.0)
@@ -278,12 +276,11 @@ def simple_tuner(root: Path) -> Left:
         root,
         {law: "transformer_ema", "raw": "transformer"},
         TIMES,
-        origin={law: "content", "raw": "name"},
         left_out=beside("checkpoint-{}", *left),
     )
 
 
-@leaves("diffusers")
+@leaves("SimpleTuner")
 def simple_tuner_lora(root: Path) -> Left:
     """bghira/SimpleTuner, save_hooks.py: a LoRA, its average in ``ema/``."""
     ema = walk().averages(lambda n: min(0.995, n / (9 + n)) if n > 1 else 0.0)
@@ -296,11 +293,13 @@ def simple_tuner_lora(root: Path) -> Left:
             tensors = state(row, step, "transformer.")
             save_file(tensors, place / "pytorch_lora_weights.safetensors")
         write_json({"global_step": step, "exhausted_backends": []}, here / "training_state.json")
-    law = "diffusers:beta=0.995,power=2/3"
+    law = "diffusers:beta=0.995"
     return Left(
         root,
         {law: "ema", "raw": "."},
         TIMES,
+        said=Config(average=law),
+        hint=law,
         left_out=beside("checkpoint-{}", "transformer_ema/ema_model.pt"),
         prefix="transformer.",
     )
@@ -337,6 +336,7 @@ def cosmos_predict1(root: Path) -> Left:
     """nvidia-cosmos/cosmos-predict1, utils/checkpointer.py and ema.py: dashes for dots."""
     ema = walk().power(gamma_from_sigma_rel(0.1))
     for step in STORED:
+
         def dashed(name: str) -> str:
             return name.replace(".", "-")
 
@@ -347,6 +347,24 @@ def cosmos_predict1(root: Path) -> Left:
     law = "power:sigma_rel=0.1"
     series, said = {law: "model.ema", "raw": "model.model"}, Config(average=law)
     return Left(root, series, TIMES, said=said, hint=law)
+
+
+@leaves("Cosmos")
+def cosmos_predict1_ranks(root: Path) -> Left:
+    """nvidia-cosmos/cosmos-predict1, utils/ema.py: one width a rank, each half the one before."""
+    widths = (0.1, 0.05, 0.025)
+    for rank, width in enumerate(widths):
+        ema = walk().power(gamma_from_sigma_rel(width))
+        for step in STORED:
+            average = state(
+                ema[step], step, only=parameters(), rename=lambda name: name.replace(".", "-")
+            )
+            content = {"model": {"model": raw(step), "ema": average}, "iteration": step}
+            ending = f"_RANK{rank}" if rank else ""
+            save(content, root / "checkpoints" / f"iter_{step:09d}{ending}.pt")
+    series = {f"power:sigma_rel={width}": "model.ema" for width in widths}
+    said = Config(gammas=tuple(gamma_from_sigma_rel(width) for width in widths))
+    return Left(root, {**series, "raw": "model.model"}, TIMES, said=said)
 
 
 @leaves("Cosmos")
@@ -367,7 +385,9 @@ def cosmos_predict1_fsdp(root: Path) -> Left:
         origin="name",
         said=Config(average=law),
         hint=law,
-        left_out=frozenset(f"checkpoints/iter_{n:09d}{e}.pt" for e in ("", "_optim") for n in STORED),
+        left_out=frozenset(
+            f"checkpoints/iter_{n:09d}{e}.pt" for e in ("", "_optim") for n in STORED
+        ),
     )
 
 
@@ -393,6 +413,7 @@ def _kohya(root: Path, mark: dict[str, str]) -> Left:
         error=FROM_RAW,
         also=frozenset(alphas | {_lora(n) for n in ("norm.running_mean", "norm.running_var")}),
         rename=_lora,
+        whole=False,
     )
 
 
@@ -423,6 +444,7 @@ def musubi(root: Path) -> Left:
         left_out=beside("mychar-step{:08d}-state", "optimizer.bin")
         | frozenset(f"mychar-step{n:08d}-state" for n in STORED),
         rename=_lora,
+        whole=False,
     )
 
 
@@ -439,11 +461,9 @@ def onetrainer(root: Path) -> Left:
     """Nerogar/OneTrainer, GenericTrainer.py and EMAModule.py: saved files are the average."""
     ema = walk().averages(lambda n: None if n % 5 else min(0.999, n / (9 + n)))
     _one_trainer(root, {}, lambda step: ema[step])
-    law = "warmup:beta=0.999,every=5"
+    law = "onetrainer:beta=0.999,every=5"
     times, said = tuple(t - 1 for t in TIMES), Config(average=law)
-    return Left(
-        root, {law: "."}, times, origin="name", said=said, end=STEPS - 1, rename=_lora
-    )
+    return Left(root, {law: "."}, times, origin="name", said=said, end=STEPS - 1, rename=_lora)
 
 
 @leaves("OneTrainer")
@@ -453,7 +473,7 @@ def onetrainer_with_its_config(root: Path) -> Left:
     config = '{"ema": "GPU", "ema_decay": 0.999, "ema_update_step_interval": 5}'
     _one_trainer(root, {"ot_config": config}, lambda step: ema[step])
     times = tuple(t - 1 for t in TIMES)
-    law = "warmup:beta=0.999,every=5"
+    law = "onetrainer:beta=0.999,every=5"
     return Left(root, {law: "."}, times, origin="name", end=STEPS - 1, rename=_lora)
 
 
@@ -463,5 +483,12 @@ def onetrainer_without_ema(root: Path) -> Left:
     _one_trainer(root, {"ot_config": '{"ema": "OFF"}'}, lambda step: walk().rows[step])
     times = tuple(t - 1 for t in TIMES)
     return Left(
-        root, {"raw": "."}, times, origin="name", error=FROM_RAW, end=STEPS - 1, rename=_lora
+        root,
+        {"raw": "."},
+        times,
+        origin="name",
+        error=FROM_RAW,
+        end=STEPS - 1,
+        rename=_lora,
+        whole=False,
     )

@@ -206,7 +206,10 @@ def jit(root: Path) -> Left:
 def var(root: Path) -> Left:
     """FoundationVision/VAR, train.py: epochs from 1, no average, a frozen model beside."""
     for epoch, step in epochs():
-        frozen = {"quantize.ema_vocab_hit_SV": torch.ones(10, 16), "decoder.conv.weight": torch.ones(4, 4)}
+        frozen = {
+            "quantize.ema_vocab_hit_SV": torch.ones(10, 16),
+            "decoder.conv.weight": torch.ones(4, 4),
+        }
         trainer = {"config": {"depth": 16}, "var_wo_ddp": raw(step), "vae_local": frozen}
         trainer["var_opt"] = {"optimizer": adam(step), "scaler": {"scale": 1.0}}
         content = {"epoch": epoch + 1, "iter": 0, "trainer": trainer, "args": {"depth": 16}}
@@ -272,7 +275,9 @@ def _latent(root: Path, name: Callable[[int], str], behind: int, inner: str, tra
 @leaves("LitEma", "Lightning")
 def latent_diffusion(root: Path) -> Left:
     """CompVis/latent-diffusion, ldm/modules/ema.py: names without dots, one file an epoch."""
-    left = _latent(root, lambda n: f"epoch={n // 50 - 1:06d}.ckpt", 0, "model.diffusion_model.", "model.")
+    left = _latent(
+        root, lambda n: f"epoch={n // 50 - 1:06d}.ckpt", 0, "model.diffusion_model.", "model."
+    )
     return left
 
 
