@@ -215,6 +215,7 @@ class Left:
         also: names in its snapshots beside the network's.
         prefix: what stands before the network's names in all of the trainer's files.
         rename: what the trainer makes of the network's own names.
+        unmarked: snapshots in which nothing says whose they are.
         whole: whether its raw weights have all of these, and not the parameters alone.
     """
 
@@ -231,6 +232,7 @@ class Left:
     also: frozenset[str] = frozenset()
     prefix: str = ""
     rename: Callable[[str], str] = str
+    unmarked: frozenset[str] = frozenset()
     whole: bool = True
 
     def called(self, own: Iterable[str]) -> set[str]:
