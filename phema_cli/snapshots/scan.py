@@ -250,7 +250,9 @@ def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
     if member.series.role != "average":
         return False
     whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
-    return any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
+    return member.series.part or any(
+        not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole
+    )
 
 
 def _reference(member: Member, config: Config) -> Checkpoint | None:

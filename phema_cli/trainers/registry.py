@@ -24,10 +24,12 @@ _MODULES = (
     "deepspeed",
     "megatron",
     "torchtitan",
+    "imagen",
     "ema_pytorch",
     "lit_ema",
     "torch_ema",
     "swa_utils",
+    "simple_tuner",
     "diffusers",
     "timm",
     "k_diffusion",
@@ -109,7 +111,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     if left_out is not None:
         return FileReading(names, (), None, left_out=left_out)
     series = _first_readers([r for _, r in readings])
-    if not keyed:
+    if not keyed and not any(r.complete for _, r in readings):
         passed = {key for _, r in readings for key in r.passed}
         series += generic.series_of(file, series, passed)
     for one in series:
@@ -174,6 +176,9 @@ def _clocks(
     named = generic.named_clock(file)
     strong = next((c for c in told if not c.weak and c.unit != "epochs"), None)
     epoch = next((c for c in told if c.unit == "epochs"), epoch) or generic.named_epoch(file)
+    if step is not None and not step.value and epoch is not None and epoch.value:
+        # It begins anew in every epoch.
+        step = None
     own = named if named is not None and named.evidence == "name" else None
     if strong is not None or step is not None:
         return strong or step, epoch, own
