@@ -34,9 +34,9 @@ def read(file: StoredFile) -> Reading | None:
         return None
     tensors = file.dicts["ema"]
     if found := file.matches(_EDM2):
-        clock = Clock(images(int(found["kimg"])), "images", "kimg", "name")
+        shown = Clock(images(int(found["kimg"])), "images", "kimg", "name")
         law = f"power:sigma_rel={found['std']}"
-        return Reading((Series(tensors, "average", "ema", law=law, evidence="name"),), clock)
+        return Reading((Series(tensors, "average", "ema", law=law, evidence="name"),), shown)
     found = file.matches(_ONE)
     if file.top.keys() >= _EDM1_KEYS:
         return _edm1(file, tensors, None if found is None else int(found["kimg"]))
