@@ -34,6 +34,7 @@ _CALLBACKS = re.compile(r"(callbacks|loops)[.]", re.IGNORECASE)
 #: how the names of what optimizers keep of each tensor end.
 _MOMENTS = re.compile(
     r"(.*[._])?(exp_avg\w*|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|step)"
+    r"|(exp_avg\w*|momentum_buffer|square_avg)[._/].*"
 )
 #: what every optimizer's state has.
 _OPTIMIZER = {"state", "param_groups"}
