@@ -82,7 +82,7 @@ def persistent(kind: type) -> type:
 
 
 @contextmanager
-def _modules() -> Iterator[None]:
+def modules() -> Iterator[None]:
     """The modules that such pickles name, for as long as they are needed."""
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
     vars(persistence)["_reconstruct_persistent_obj"] = _reconstruct_persistent_obj
@@ -127,11 +127,11 @@ def write_edm2(
         loss_fn=persistent(carried["Loss"])(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _modules(), path.open("wb") as file:
+    with modules(), path.open("wb") as file:
         pickle.dump(content, file, protocol)
 
 
 def load_edm2(path: Path) -> Any:
     """Load a file as its users do: by pickle, which runs the code inside."""
-    with _modules(), path.open("rb") as file:
+    with modules(), path.open("rb") as file:
         return pickle.load(file)

@@ -300,6 +300,11 @@ REPLAYS: list[tuple[str, Callable[..., Rows], dict[str, Any]]] = [
         {"decay": lambda n: min(0.9, (1 + n / 10) / (10 + n / 10)), "every": 10},
     ),
     (
+        "onetrainer:beta=0.97,every=5",
+        sparse,
+        {"decay": lambda n: min(0.97, n / (9 + n)), "every": 5},
+    ),
+    (
         "warmup:beta=0.9,start=99",
         sparse,
         {"decay": lambda n: min(0.9, (1 + n) / (10 + n)), "start": 99},

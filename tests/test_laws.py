@@ -11,11 +11,10 @@ import pytest
 from phema_cli.errors import UsageError
 from phema_cli.profiles import LAWS, PowerProfile, parse_law
 from phema_cli.profiles.schedules import ScheduleProfile
-from phema_cli.trainers import diffusers, ema_pytorch, k_diffusion, timm
+from phema_cli.trainers.registry import LAWS as TRAINERS
 from tests import libraries as lib
 from tests.pages import ROOT
 
-TRAINERS = {**diffusers.LAWS, **ema_pytorch.LAWS, **timm.LAWS, **k_diffusion.LAWS}
 EVERYTHING = {**LAWS, **TRAINERS}
 STEPS = 400
 TEXTS = [text for text, _, _ in lib.REPLAYS]

@@ -90,7 +90,8 @@ class Config:
     @property
     def keys(self) -> tuple[str, ...]:
         """The series that the user names."""
-        return tuple(k.strip() for k in (self.key or "").split(",") if k.strip())
+        given = (k.strip() for k in (self.key or "").split(","))
+        return tuple(k if k == "." else k.rstrip(".") for k in given if k)
 
     @property
     def averages(self) -> tuple[str, ...]:
@@ -101,7 +102,7 @@ class Config:
     @property
     def is_raw(self) -> bool:
         """Whether the user says that snapshots are raw weights."""
-        return self.raw or self.average == "raw"
+        return self.raw or self.average in {"raw", ("raw",)}
 
     @property
     def says_average(self) -> bool:
@@ -182,7 +183,7 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         trust_tags=_flag(table, "trust_tags"),
         update_every=_count(table, "update_every"),
         steps_per_epoch=_count(table, "steps_per_epoch"),
-        key=_text(table, "key"),
+        key=",".join(_texts(table, "key")) or None,
         names_from=_inside(directory, _text(table, "names_from")),
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),

@@ -132,6 +132,11 @@ def _read(candidate: Candidate, said: Config, local: Config) -> Item:
         raise LeftOutError(item.reading.left_out)
     if not config.keys and not item.reading.series:
         raise LeftOutError("it holds no weights")
+    if candidate.is_part:
+        raise InputError(
+            "weights of one rank, or one part, of several",
+            remedy="gather them with the tool of the trainer that wrote them",
+        )
     return replace(item, said=fields)
 
 

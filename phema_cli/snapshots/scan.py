@@ -9,26 +9,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.locations import locate
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
-from phema_cli.snapshots.naming import give_names
+from phema_cli.snapshots.laws import settle_laws
 from phema_cli.snapshots.pattern import compile_pattern
-from phema_cli.snapshots.reading import fault, left_out, notice, read_all, read_checkpoint
+from phema_cli.snapshots.reading import fault, left_out, notice, read_all
 from phema_cli.snapshots.resolve import (
     Item,
     LeftOutError,
     Member,
     members_of,
-    settle_laws,
     settle_roles,
 )
-from phema_cli.snapshots.tags import Tag
+from phema_cli.snapshots.tagging import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle
-from phema_cli.snapshots.times import Time, settle_times
-from phema_cli.trainers.base import Series
+from phema_cli.snapshots.times import Time, are_counters, settle_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +150,18 @@ def _tagged(
         times = settle_times(items, config)
     except InputError as error:
         return [], [*findings, Finding("error", error)]
+    counters = are_counters([t for t in times.values() if isinstance(t, Time)])
     places = {id(item): place for place, item in enumerate(items)}
     snapshots: list[Snapshot] = []
     for member in members:
         time = times[places[id(member.item)]]
         try:
-            snapshots.append(_snapshot(member, time, config))
+            snapshots.append(make_snapshot(member, time, config, counters=counters))
         except LeftOutError as error:
             findings.append(left_out(error, member.item.candidate))
         except PhemaError as error:
             findings.append(fault(error, member.item.candidate))
-    kept, doubles = _without_doubles(snapshots, members)
+    kept, doubles = without_doubles(snapshots, members)
     findings += doubles
     if config.update_every is None and not config.averages and any(map(_is_sparse, members)):
         findings.append(_UPDATE_EVERY)
@@ -183,97 +181,6 @@ def _is_sparse(member: Member) -> bool:
     """Whether the trainer updates averages of one gamma at every N-th step by default."""
     law = member.law
     return member.series.power != "power" and law is not None and law.gamma is not None
-
-
-def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapshot:
-    """The snapshot that a series is.
-
-    Raises:
-        PhemaError: what stands against it.
-    """
-    if isinstance(time, LeftOutError):
-        raise time
-    if member.error is not None:
-        raise member.error
-    if isinstance(time, PhemaError):
-        raise time
-    if member.law is None:
-        raise AssertionError("a series without an error has a law")
-    candidate, one, clock = member.item.candidate, member.series, time.clock
-    counts_steps = member.law.name not in {"power", "raw", "uniform"}
-    if clock.unit in {"epochs", "saves"} and counts_steps:
-        raise InputError(
-            f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
-            remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
-            option="--steps-per-epoch N" if clock.unit == "epochs" else None,
-        )
-    try:
-        profile = member.law.profile(clock.value)
-    except UsageError as error:
-        raise InputError(error.what, remedy=error.remedy) from error
-    _check_elements(one)
-    shown = None if one.key == "." else one.key
-    checkpoint = member.item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
-    if one.unnamed:
-        checkpoint = give_names(checkpoint, _reference(member, config))
-    tag = Tag(
-        profile,
-        clock.value,
-        member.law.gamma,
-        member.origin,
-        time.origin,
-        clock.unit,
-        member.law.text,
-        member.overrules,
-    )
-    trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)
-    return Snapshot(candidate.name, checkpoint, tag, trainers, one.key, partial)
-
-
-def _check_elements(series: Series) -> None:
-    """Refuse weights that lie elsewhere, cut up: most tensors have no elements then."""
-    floats = {n: t for n, t in series.tensors.items() if t.dtype.kind == "float"}
-    empty = [n for n, t in floats.items() if 0 in t.shape]
-    if empty and 2 * len(empty) >= len(floats):
-        raise InputError(
-            f"tensor {empty[0]:.200} has no elements: the weights are cut up among other files",
-            remedy="gather them with the tool of the trainer that wrote it",
-        )
-
-
-def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
-    """Whether an average lacks tensors of the raw weights beside it."""
-    if member.series.role != "average":
-        return False
-    whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
-    return any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
-
-
-def _reference(member: Member, config: Config) -> Checkpoint | None:
-    """The state dict that names a list: the user's, else the raw weights in the same file."""
-    if config.names_from is not None:
-        return read_checkpoint(config.names_from)
-    raw = next((s for s in member.item.reading.series if s.role == "raw"), None)
-    if raw is None or raw.unnamed:
-        return None
-    return member.item.file.contents.checkpoint(raw.tensors)
-
-
-def _without_doubles(
-    snapshots: Sequence[Snapshot], members: Sequence[Member]
-) -> tuple[list[Snapshot], list[Finding]]:
-    """Leave out files without a number that hold what a numbered one holds, as ``last`` does."""
-    numbered = {m.item.candidate.name: any(c.isdigit() for c in m.item.file.name) for m in members}
-    taken = {(s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
-    kept: list[Snapshot] = []
-    findings: list[Finding] = []
-    for snapshot in snapshots:
-        other = taken.get((snapshot.tag.label, snapshot.tag.step))
-        if numbered[snapshot.name] or other is None:
-            kept.append(snapshot)
-        else:
-            findings.append(notice(f"left out: of the same time as {other}", snapshot.name))
-    return kept, findings
 
 
 def _nothing_found(

@@ -58,17 +58,30 @@ def with_ties(
     with FileReader() as reader:
         search = _Search(found, whole, missing, reader)
         partners = {n: p for n in missing if (p := search.partner(n)) is not None}
+        alone = [n for n in missing if n not in partners]
+        constants = {n: e for n in alone if (e := search.constant(n)) is not None}
     left = {n: p for n, p in partners.items() if n not in newest.tensors}
+    left |= dict.fromkeys((n for n in constants if n not in newest.tensors), "")
     taken = {n: p for n, p in partners.items() if n in newest.tensors}
-    made = [replace(s, checkpoint=_settled(s.checkpoint, taken, left)) for s in snapshots]
+    kept = {n: e for n, e in constants.items() if n not in left}
+    made = [
+        replace(s, checkpoint=_settled(s.checkpoint, taken, left, {} if s.partial else kept))
+        for s in snapshots
+    ]
     told = []
+    for name in constants:
+        then = "left out, as in the newest" if name in left else "taken so everywhere"
+        what = f"tensor {name} is the same wherever it is stored, and {then}"
+        told.append(Finding("notice", InputError(what)))
     for name, partner in taken.items():
         count = sum(name in b.checkpoint.tensors for b in made) - sum(
             name in c.tensors for c in found
         )
         if count:
             told.append(_notice(name, partner, f"and is taken for it in {count} that leave it out"))
-    told += [_notice(n, p, "and the newest leaves it out, as outputs do") for n, p in left.items()]
+    told += [
+        _notice(n, p, "and the newest leaves it out, as outputs do") for n, p in left.items() if p
+    ]
     return made, told
 
 
@@ -88,12 +101,18 @@ def _missing(
             yield name
 
 
-def _settled(checkpoint: Checkpoint, taken: dict[str, str], left: dict[str, str]) -> Checkpoint:
-    """The checkpoint with its tied tensors under both names, or under one."""
+def _settled(
+    checkpoint: Checkpoint,
+    taken: dict[str, str],
+    left: dict[str, str],
+    constants: dict[str, Extent],
+) -> Checkpoint:
+    """The checkpoint with its tied tensors under both names, or under one, and with constants."""
     tensors = {n: e for n, e in checkpoint.tensors.items() if n not in left}
     for name, partner in taken.items():
         if name not in tensors and partner in tensors:
             tensors[name] = replace(tensors[partner], name=name)
+    tensors |= {n: e for n, e in constants.items() if n not in tensors}
     return replace(checkpoint, tensors=tensors)
 
 
@@ -127,6 +146,17 @@ class _Search:
         having = [c for c in self._found if name in c.tensors]
         tried = (n for n in self._candidates(name) if self._may_be(name, n, having))
         return next((n for n in tried if self._is_tied(name, n, having)), None)
+
+    def constant(self, name: str) -> Extent | None:
+        """Where the newest of several whole checkpoints has a tensor whose bits never change."""
+        stored = [c.tensors[name] for c in self._whole if name in c.tensors]
+        last = stored[-1]
+        if len(stored) == 1 or any(
+            e.shape != last.shape or e.dtype != last.dtype for e in stored[:-1]
+        ):
+            return None
+        same = all(_compare(e, last, self._reader) is not None for e in stored[:-1])
+        return last if same else None
 
     def _candidates(self, name: str) -> list[str]:
         """Tensors that may be this one: in its place, known to be tied, then all others."""

@@ -44,6 +44,8 @@ def settle_times(items: Sequence[Item], config: Config) -> dict[int, Time | Phem
             told[place] = _told(item)
         except PhemaError as error:
             told[place] = error
+    if config.steps_per_epoch is not None:
+        told = {p: _as_epoch(t) if isinstance(t, Time) else t for p, t in told.items()}
     first = _first_epoch(items, told)
     counted = {p: _counted(t, first) if isinstance(t, Time) else t for p, t in told.items()}
     counted = _within_epochs(items, counted, config, first)
@@ -64,6 +66,8 @@ def _told(item: Item) -> Time:
             remedy="pass --pattern with a group step, or say it in phema.toml",
             option=r"--pattern '(?P<step>\d+)'",
         )
+    if clock.doubt is not None:
+        raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
     if not math.isfinite(clock.value):
         raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
@@ -73,6 +77,14 @@ def _told(item: Item) -> Time:
             remedy="say which in phema.toml, or by --pattern with a group step",
         )
     return Time(clock, "content" if clock.evidence == "content" else "name")
+
+
+def _as_epoch(time: Time) -> Time:
+    """A number that may count anything, of which the user says that it counts epochs."""
+    clock = time.clock
+    if not clock.weak or time.origin != "name" or clock.unit != "steps":
+        return time
+    return replace(time, clock=replace(clock, unit="epochs", open=True))
 
 
 class _NoTimeError(InputError):
@@ -103,25 +115,32 @@ def _contradicts(clock: Clock, named: Clock) -> bool:
     return abs(named.value - clock.value) > 1 and clock.unit == "steps"
 
 
+#: where trainers keep the number of epochs that they were asked for.
+_PLANS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
+_PLANNED = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
+
+
 def _first_epoch(items: Sequence[Item], told: Mapping[int, Time | PhemaError]) -> int:
     """Whether the first epoch is 0 or 1.
 
-    It is 1 where the last one is the number of epochs that the arguments asked for, and none is 0.
+    It is 1 where the last one is the number of epochs that the trainer was asked for; where files
+    don't say that number, if the first of evenly spaced ones is as far from 0 as from the second.
     """
-    numbers = [
-        t.clock.value
-        for t in told.values()
-        if isinstance(t, Time) and t.clock.unit == "epochs" and t.clock.open
-    ]
-    if not numbers or min(numbers) < 1:
+    clocks = [t.clock for t in told.values() if isinstance(t, Time)]
+    clocks += [item.reading.epoch for item in items if item.reading.epoch is not None]
+    numbers = sorted({c.value for c in clocks if c.unit == "epochs" and c.open})
+    if not numbers or numbers[0] < 1:
         return 0
     planned = {
         n
         for item in items
-        for n in (item.file.number("args", "epochs"), item.file.number("args", "num_epochs"))
+        for n in (item.file.number(place, name) for place in _PLANS for name in _PLANNED)
         if n is not None
     }
-    return 1 if planned == {max(numbers)} else 0
+    if planned:
+        return 1 if planned == {numbers[-1]} else 0
+    gaps = {b - a for a, b in pairwise(numbers)}
+    return 1 if gaps == {numbers[0]} else 0
 
 
 def _counted(time: Time, first: int) -> Time:
@@ -198,3 +217,10 @@ def _checked(item: Item, time: Time | PhemaError, *, timed: bool) -> Time | Phem
     if time.clock.value <= 0:
         return LeftOutError("step 0 holds no average yet")
     return time
+
+
+def are_counters(times: Sequence[Time]) -> bool:
+    """Whether times are numbers without gaps, behind words that may count files or epochs."""
+    numbers = sorted({t.clock.value for t in times if t.clock.weak and t.origin == "name"})
+    many = len(numbers) > 2  # noqa: PLR2004 - two have one gap
+    return many and all(b - a == 1 for a, b in pairwise(numbers))

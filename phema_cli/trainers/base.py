@@ -39,6 +39,7 @@ class Clock:
         evidence: where it was read.
         weak: whether the word may count anything, as ``checkpoint-7`` does.
         open: whether it is an epoch's number, which counts from 0 or from 1.
+        doubt: how what says it contradicts itself; what the user says settles it.
     """
 
     value: float
@@ -47,6 +48,7 @@ class Clock:
     evidence: Evidence = "content"
     weak: bool = False
     open: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Series:
         hint: the law that the trainer's code has by default, where the file says none.
         label: what ``--key`` calls it, where neither the dict nor the prefix tells it from others.
         doubt: how what the file says contradicts itself; what the user says settles it.
+        part: whether it is of a part of the model, and the raw weights of all lie in other files.
     """
 
     tensors: Tensors
@@ -86,6 +89,7 @@ class Series:
     hint: str | None = None
     label: str | None = None
     doubt: str | None = None
+    part: bool = False
 
     @property
     def key(self) -> str:
@@ -105,6 +109,8 @@ class Reading:
         left_out: why the file holds no weights, where that is so.
         notes: what the user should know.
         hint: what to pass for averages in it that another trainer's module reads.
+        passed: keys of dicts and lists of tensors that are of no use here.
+        complete: whether whatever else the file holds is not to be read.
     """
 
     series: tuple[Series, ...] = ()
@@ -112,6 +118,8 @@ class Reading:
     left_out: str | None = None
     notes: tuple[str, ...] = ()
     hint: str | None = None
+    passed: tuple[str, ...] = ()
+    complete: bool = False
 
 
 @dataclass(slots=True)
@@ -284,3 +292,8 @@ def number(given: str) -> float:
 def text(number: float) -> str:
     """A number as ``--average`` takes it, to the last digit that it has."""
     return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def escaped(name: str) -> str:
+    """A name as a glob that matches it alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

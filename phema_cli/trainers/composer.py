@@ -7,7 +7,7 @@ from phema_cli.trainers.nested import asked_for
 
 NAME = "Composer"
 FILES = "`ep1-ba1000-rank0.pt`"
-CALL = "`--raw`; with EMA `--average exponential:halflife=1000`"
+CALL = "`--raw`; with EMA `--average exponential:halflife=1000,start=1`"
 SOURCE = "mosaicml/composer, algorithms/ema/ema.py, utils/checkpoint.py"
 
 _WEIGHTS = "state.model"
@@ -26,7 +26,7 @@ def read(file: StoredFile) -> Reading | None:
     kept = _swapped(file)
     if kept is None:
         return Reading((Series(weights, "unknown", _WEIGHTS),), clock)
-    hint = "exponential:halflife=1000"
+    hint = "exponential:halflife=1000,start=1"
     average = Series(weights, "average", _WEIGHTS, hint=hint)
     return Reading((average, Series(kept, "raw", "state.algorithms")), clock)
 

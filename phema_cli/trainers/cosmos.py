@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Reading, Series, StoredFile, under
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "Cosmos"
-FILES = "`iter_000001000.pt` with `net.` and `net_ema.`, or `model.model` and `model.ema`"
-CALL = "`--average power:sigma_rel=0.1`, as `ema.rate` was"
+FILES = (
+    "`iter_000001000.pt` with `net.` and `net_ema.`, or `model.model` and `model.ema`; "
+    "`iter_000001000_reg_model.pt` and `iter_000001000_ema_model.pt`"
+)
+CALL = (
+    "`--average power:sigma_rel=0.1`, as `ema.rate` was; with files `_RANK1` "
+    "`--sigma-rels 0.1,0.05,0.025`"
+)
 SOURCE = "nvidia-cosmos/cosmos-predict1 and cosmos-predict2, imaginaire/utils/ema.py"
 
 _RAW, _AVERAGE = "net.", "net_ema."
+_NESTED = ("model.model", "model.ema")
 _HINT = "power:sigma_rel=0.1"
+_PART = re.compile(r"iter_(?P<step>\d{9,})_(?P<part>reg|ema)_model")
+_RANK = re.compile(r"(?P<first>iter_\d{9,})(_RANK(?P<rank>\d))?")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The width of the average stands in the configuration alone."""
+    return _one_dict(file) or _dashed(file) or _part(file)
+
+
+def _one_dict(file: StoredFile) -> Reading | None:
+    """Both series in one dict, by their prefixes."""
     for within, tensors in file.dicts.items():
         average = under(tensors, _AVERAGE)
         if average and (raw := under(tensors, _RAW)):
@@ -26,13 +42,45 @@ def read(file: StoredFile) -> Reading | None:
                     Series(whole, "raw", within, _RAW),
                 )
             )
-    if not {"model.model", "model.ema"} <= file.dicts.keys():
+    return None
+
+
+def _dashed(file: StoredFile) -> Reading | None:
+    """Two dicts; each rank keeps an average of its own, half as wide as that of the one before."""
+    if not set(_NESTED) <= file.dicts.keys():
         return None
-    raw, dashed = file.dicts["model.model"], file.dicts["model.ema"]
-    names = {n.replace(".", "-"): n for n in raw}
+    raw, dashed = (file.dicts[key] for key in _NESTED)
+    names = {n.replace("_orig_mod.", "").replace(".", "-"): n for n in raw}
+    names |= {n.replace(".", "-"): n for n in raw}
     if not all(n in names for n in dashed):
         return None
     average = {names[n]: t for n, t in dashed.items()}
-    return Reading(
-        (Series(average, "average", "model.ema", hint=_HINT), Series(raw, "raw", "model.model"))
+    found = file.matches(_RANK) or {}
+    rank = int(found.get("rank", 0))
+    counted = rank or (found and file.has_beside(f"{found['first']}_RANK1.*"))
+    index = rank if counted else None
+    first = None if index is None else 0
+    series = Series(
+        average,
+        "average",
+        _NESTED[1],
+        index=index,
+        first_index=first,
+        hint=_HINT,
+        part=len(average) < len(raw),
     )
+    if rank:
+        # Each rank stores the same raw weights.
+        return Reading((series,), complete=True)
+    return Reading((series, Series(raw, "raw", _NESTED[0])))
+
+
+def _part(file: StoredFile) -> Reading | None:
+    """A file of the raw weights, or of the average."""
+    found = file.matches(_PART)
+    if found is None or "." not in file.dicts:
+        return None
+    clock, label = Clock(float(found["step"]), "steps", "iter", "name"), f"{found['part']}_model"
+    if found["part"] == "reg":
+        return Reading((Series(file.dicts["."], "raw", label=label),), clock)
+    return Reading((Series(file.dicts["."], "average", hint=_HINT, label=label),), clock)

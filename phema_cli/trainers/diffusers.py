@@ -16,7 +16,7 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 NAME = "diffusers"
 FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
 CALL = "`phema inspect DIR`; `--names-from names.pt` for lists"
-SOURCE = "huggingface/diffusers, training_utils.py; bghira/SimpleTuner, training/ema.py"
+SOURCE = "huggingface/diffusers, src/diffusers/training_utils.py"
 
 _MARKS = ("decay", "inv_gamma", "power", "update_after_step", "use_ema_warmup")
 _ENDING = "_ema"
@@ -67,6 +67,10 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     Raises:
         InputError: one of them is no number.
     """
+    copied = settings.get("warmup_steps")
+    if isinstance(copied, int) and copied > 0:
+        # SimpleTuner's own: copies, and then a constant decay.
+        return f"exponential:beta={text(float(settings['decay']))},start={copied - 1}"
     parts = []
     for name, key in _SETTINGS:
         given = settings.get(name)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, text
 from phema_cli.trainers.names import images
 
 NAME = "EDM2"
 FILES = "`<prefix>-<kimg>-<std>.pkl`; EDM1's `network-snapshot-<kimg>.pkl`"
-CALL = "`phema inspect DIR`; EDM1: `--average rampup:halflife=500000,ratio=0.05,batch=512`"
+CALL = (
+    "`phema inspect DIR`; EDM1 without its `training_options.json`: "
+    "`--average rampup:halflife=500000,ratio=0.05,batch=512`"
+)
 SOURCE = "NVlabs/edm2 and NVlabs/edm, training/training_loop.py, training/phema.py"
 
 _EDM2 = re.compile(r".*-(?P<kimg>\d+)-(?P<std>\d+\.\d+)")
-_EDM1 = re.compile(r".*-(?P<kimg>\d+)")
+_ONE = re.compile(r".*-(?P<kimg>\d+)")
 _EDM1_KEYS = {"ema", "augment_pipe", "loss_fn"}
+#: a half-life of images as a fraction of those shown.
+_RATIO = 0.05
+_HINT = "rampup:halflife=500000,ratio=0.05,batch=512"
+#: EDM2's TraditionalEMA, whose files name no width.
+_TRADITIONAL = "power:halflife=0.09"
 
 
 def read(file: StoredFile) -> Reading | None:
@@ -23,16 +34,36 @@ def read(file: StoredFile) -> Reading | None:
         return None
     tensors = file.dicts["ema"]
     if found := file.matches(_EDM2):
-        clock = Clock(images(int(found["kimg"])), "images", "kimg", "name")
+        shown = Clock(images(int(found["kimg"])), "images", "kimg", "name")
         law = f"power:sigma_rel={found['std']}"
-        return Reading((Series(tensors, "average", "ema", law=law, evidence="name"),), clock)
-    if found := file.matches(_EDM1):
-        clock = Clock(int(found["kimg"]) * 1000.0, "images", "kimg", "name")
-        hint = "rampup:halflife=500000,ratio=0.05,batch=512" if _is_edm1(file) else None
-        return Reading((Series(tensors, "average", "ema", hint=hint),), clock)
-    return Reading((Series(tensors, "average", "ema"),))
+        return Reading((Series(tensors, "average", "ema", law=law, evidence="name"),), shown)
+    found = file.matches(_ONE)
+    if file.top.keys() >= _EDM1_KEYS:
+        return _edm1(file, tensors, None if found is None else int(found["kimg"]))
+    clock = None if found is None else Clock(images(int(found["kimg"])), "images", "kimg", "name")
+    return Reading((Series(tensors, "average", "ema", hint=_TRADITIONAL),), clock)
 
 
-def _is_edm1(file: StoredFile) -> bool:
-    """EDM1 keeps what augments images, EDM2 an encoder."""
-    return file.top.keys() >= _EDM1_KEYS
+def _edm1(file: StoredFile, tensors: Tensors, kimg: int | None) -> Reading:
+    """EDM1 keeps what augments images, EDM2 an encoder; its options lie beside its files."""
+    options = file.json("training_options.json")
+    batch = file.value(options.get("batch_size"))
+    clock = None
+    if kimg is not None:
+        # Names leave out what is less than a thousand; whole batches were shown.
+        shown = kimg * 1000.0
+        shown = shown if not batch else math.ceil(shown / batch) * batch
+        clock = Clock(shown, "images", "kimg", "name")
+    series = Series(tensors, "average", "ema", law=_law(file, options), hint=_HINT)
+    return Reading((series,), clock)
+
+
+def _law(file: StoredFile, options: Mapping[str, Any]) -> str | None:
+    """The law by the options of the training; the ratio is told only where it is another one."""
+    batch, kimg = (file.value(options.get(k)) for k in ("batch_size", "ema_halflife_kimg"))
+    if not batch or not kimg:
+        return None
+    ratio = file.value(options.get("ema_rampup_ratio", _RATIO))
+    if ratio is None:
+        return f"exponential:halflife={text(kimg * 1000)}"
+    return f"rampup:halflife={text(kimg * 1000)},ratio={text(ratio)},batch={text(batch)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 
 NAME = "fairseq"
 FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
@@ -22,9 +22,19 @@ def read(file: StoredFile) -> Reading | None:
     clock = None if done is None else Clock(done, "steps", "num_updates")
     if _AVERAGE not in file.dicts:
         return Reading((Series(file.dicts[_RAW], "unknown", _RAW),), clock)
-    decay = file.number("cfg", "ema", "ema_decay")
-    law = None if decay is None else f"exponential:beta={decay:.10g}"
-    average = Series(
-        file.dicts[_AVERAGE], "average", _AVERAGE, law=law, hint="exponential:beta=0.9999"
-    )
+    hint = "exponential:beta=0.9999"
+    average = Series(file.dicts[_AVERAGE], "average", _AVERAGE, law=_law(file), hint=hint)
     return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)
+
+
+def _law(file: StoredFile) -> str | None:
+    """A constant decay; up to ``ema_start_update`` the weights are copied."""
+    decay = file.number("cfg", "ema", "ema_decay")
+    if decay is None:
+        return None
+    every = file.number("cfg", "ema", "ema_update_freq") or 1
+    start = file.number("cfg", "ema", "ema_start_update") or 0
+    parts = [f"beta={text(decay)}"]
+    parts += [f"every={text(every)}"] if every > 1 else []
+    parts += [f"start={text(start - 1)}"] if start > 1 else []
+    return f"exponential:{','.join(parts)}"

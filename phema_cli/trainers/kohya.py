@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, number
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, number
 
 NAME = "kohya"
 FILES = "`<name>-000001.safetensors`, `<name>-step00001000.safetensors`, `<name>.safetensors`"
@@ -13,10 +13,13 @@ SOURCE = "kohya-ss/sd-scripts, library/train_util.py; kohya-ss/musubi-tuner, uti
 
 _EPOCH = re.compile(r".*-(?P<epoch>\d{6})")
 _STEP = re.compile(r".*-step(?P<step>\d{8})")
+_STATE = re.compile(r"(?P<weights>.*)-state")
 
 
 def read(file: StoredFile) -> Reading | None:
     """Steps done are ``ss_steps``; epochs in names count from 1."""
+    if (found := file.matches(_STATE)) is not None:
+        return _state(file, found["weights"])
     metadata = file.metadata
     if not any(name.startswith("ss_") for name in metadata):
         return None
@@ -28,3 +31,14 @@ def read(file: StoredFile) -> Reading | None:
     elif found := file.matches(_EPOCH):
         clock = Clock(float(found["epoch"]), "epochs", "epoch", "name")
     return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)
+
+
+def _state(file: StoredFile, weights: str) -> Reading | None:
+    """What a run goes on from: the same weights lie beside it in a file."""
+    step = file.value(file.json("train_state.json").get("current_step"))
+    if step is None or "." not in file.dicts:
+        return None
+    if file.has_beside(f"../{escaped(weights)}.*"):
+        return Reading(left_out="a trainer's own state")
+    clock = Clock(step, "steps", "train_state.json")
+    return Reading((Series(file.dicts["."], "raw"),), clock)

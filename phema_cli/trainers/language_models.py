@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, without
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under, without
 
 NAME = "nanoGPT, litgpt, OLMo"
 FILES = (
@@ -49,7 +49,11 @@ def _olmo_core(file: StoredFile) -> Reading | None:
     clock = _folder_clock(file)
     if "model" in file.dicts:
         return Reading((Series(file.dicts["model"], "raw", "model"),), clock)
-    return Reading((Series(without(file.dicts.get(".", {}), "optim."), "raw"),), clock)
+    weights = without(file.dicts.get(".", {}), "optim.")
+    own = under(weights, "model.")
+    if own:
+        return Reading((Series(own, "raw", prefix="model."),), clock)
+    return Reading((Series(weights, "raw"),), clock)
 
 
 def _olmo(file: StoredFile) -> Reading | None:

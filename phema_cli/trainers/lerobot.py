@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 from phema_cli.trainers.diffusers import law_of
 
 NAME = "LeRobot"
@@ -10,33 +10,54 @@ FILES = "`checkpoints/005000/pretrained_model/`, `pretrained_model_ema/` beside 
 CALL = "`phema inspect DIR`"
 SOURCE = "huggingface/lerobot, common/train_utils.py, configs/default.py"
 
-_RAW, _AVERAGE = "pretrained_model", "pretrained_model_ema"
+_RAW, _AVERAGE, _STATE = "pretrained_model", "pretrained_model_ema", "training_state"
+_CLOCK = "training_step.json"
+_DEFAULTS = {"use_ema_warmup": True, "power": 0.75, "decay": 0.9999}
 
 
 def read(file: StoredFile) -> Reading | None:
     """The step is the directory's name, and ``training_step.json`` has it too."""
-    if file.name not in {_RAW, _AVERAGE} or "." not in file.dicts:
+    if file.name not in {_RAW, _AVERAGE}:
+        return _left_out(file)
+    if "." not in file.dicts:
         return None
-    state = file.json("..", "training_state", "training_step.json")
+    state = file.json("..", _STATE, _CLOCK)
     step = file.value(state.get("step"))
-    clock = None if step is None else Clock(step, "steps", "training_step.json")
+    clock = None if step is None else Clock(step, "steps", _CLOCK)
     if clock is None and file.folders and file.folders[0].isdigit():
         clock = Clock(float(file.folders[0]), "steps", "step", "folder")
     tensors = file.dicts["."]
     if file.name == _RAW:
         return Reading((Series(tensors, "raw", label=_RAW),), clock)
-    config = file.json("..", _RAW, "train_config.json").get("ema")
-    settings = config if isinstance(config, dict) else {}
-    law = law_of(
-        {"use_ema_warmup": True, "power": 0.75}
-        | {k: v for k, v in settings.items() if v is not None}
-        | ({"decay": settings["max_decay"]} if "max_decay" in settings else {})
-        | (
-            {"decay": settings["decay"], "min_decay": settings["decay"]}
-            if settings.get("decay") is not None
-            else {}
-        )
-    )
-    return Reading(
-        (Series(tensors, "average", law=law if settings else None, label=_AVERAGE),), clock
-    )
+    law = _law(file, file.value(state.get("grad_accum_steps")) or 1)
+    hint = "diffusers:beta=0.9999,warmup=1,power=0.75"
+    return Reading((Series(tensors, "average", law=law, hint=hint, label=_AVERAGE),), clock)
+
+
+def _left_out(file: StoredFile) -> Reading | None:
+    """What lies beside the weights: the average as a list, and what prepares observations."""
+    above = file.folders[:1]
+    if above == (_STATE,) and file.has_beside(_CLOCK):
+        return Reading(left_out="a trainer's own state")
+    if above and above[0] in {_RAW, _AVERAGE} and file.name.startswith("policy_"):
+        return Reading(left_out="what prepares observations and actions")
+    return None
+
+
+def _law(file: StoredFile, batches: float) -> str | None:
+    """Diffusers' law by the settings of the training; steps count batches, of which some make one.
+
+    A constant decay is written as a floor and a cap.
+    """
+    config = file.json("train_config.json") or file.json("..", _RAW, "train_config.json")
+    given = config.get("ema")
+    if not isinstance(given, dict):
+        return None
+    settings = _DEFAULTS | {k: v for k, v in given.items() if v is not None}
+    constant = given.get("decay")
+    if constant is not None:
+        settings["min_decay"] = constant
+    elif "max_decay" in settings:
+        settings["decay"] = settings["max_decay"]
+    spacing = f",every={text(batches)}" if batches > 1 else ""
+    return f"{law_of(settings)}{spacing}"

@@ -24,16 +24,19 @@ _MODULES = (
     "deepspeed",
     "megatron",
     "torchtitan",
+    "imagen",
     "ema_pytorch",
     "lit_ema",
     "torch_ema",
     "swa_utils",
+    "simple_tuner",
     "diffusers",
     "timm",
     "k_diffusion",
     "cosmos",
     "composer",
     "mmengine",
+    "mmcv",
     "fairseq",
     "var",
     "epochs",
@@ -109,10 +112,13 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     if left_out is not None:
         return FileReading(names, (), None, left_out=left_out)
     series = _first_readers([r for _, r in readings])
-    if not keyed:
-        series += generic.series_of(file, series)
+    if not keyed and not any(r.complete for _, r in readings):
+        passed = {key for _, r in readings for key in r.passed}
+        series += generic.series_of(file, series, passed)
     for one in series:
         refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
+    series = _raw_beside(series)
+    series = [generic.labelled(file, s) for s in series]
     hint = next((r.hint for _, r in readings if r.hint is not None), None)
     if hint is not None:
         series = [replace(s, hint=hint) if s.role == "average" else s for s in series]
@@ -128,6 +134,17 @@ def _first_readers(readings: list[Reading]) -> list[Series]:
         taken = {s.within for s in series}
         series += [s for s in reading.series if s.within not in taken and s.tensors]
     return series
+
+
+def _raw_beside(series: list[Series]) -> list[Series]:
+    """The series, where weights that nothing is known of are raw if an average lies beside."""
+    averages = [s for s in series if s.role == "average" and not s.unnamed]
+    return [
+        replace(s, role="raw")
+        if s.role == "unknown" and any(generic.align(a.tensors, s.tensors) for a in averages)
+        else s
+        for s in series
+    ]
 
 
 def _aligned(series: list[Series]) -> list[Series]:
@@ -159,7 +176,10 @@ def _clocks(
     step, epoch = generic.clock_of(file)
     named = generic.named_clock(file)
     strong = next((c for c in told if not c.weak and c.unit != "epochs"), None)
-    epoch = next((c for c in told if c.unit == "epochs"), epoch)
+    epoch = next((c for c in told if c.unit == "epochs"), epoch) or generic.named_epoch(file)
+    if step is not None and not step.value and epoch is not None and epoch.value:
+        # It begins anew in every epoch.
+        step = None
     own = named if named is not None and named.evidence == "name" else None
     if strong is not None or step is not None:
         return strong or step, epoch, own

@@ -1,4 +1,4 @@
-"""torchtitan's EMA: kept as an optimizer's state in a distributed checkpoint."""
+"""torchtitan: raw weights at the top, and an EMA kept as an optimizer's state."""
 
 from __future__ import annotations
 
@@ -11,27 +11,36 @@ from phema_cli.trainers.nested import is_state
 NAME = "torchtitan"
 FILES = "`step-1000/` of `.distcp` files, with `ema_optimizer.state.<name>.ema_params`"
 CALL = "`--average power:halflife=0.05`; without an EMA `--raw`"
-SOURCE = "pytorch/torchtitan, components/ema.py (pull request 3985)"
+SOURCE = "pytorch/torchtitan, components/checkpointer/dcp.py; components/ema.py (pull request 3985)"
 
+_MARKS = ("train_state", "train_state.step")
+_ENDING = ".ema_params"
+_STEP = re.compile(r"step-(?P<step>\d+)")
 _NAME = re.compile(r"(?:(?P<head>[\w.]*?)\.)?state\.(?P<name>.+)\.ema_params")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The average's tensors wherever they are nested; the raw weights lie at the top."""
-    if file.contents.format != "dcp":
+    if file.contents.format != "dcp" or not _is_own(file):
         return None
     average: dict[str, StoredTensor] = {}
     raw: dict[str, StoredTensor] = {}
     for key, tensors in file.everything.items():
         for name, tensor in tensors.items():
-            if found := _NAME.fullmatch(name):
-                average[found["name"]] = tensor
+            if name.endswith(_ENDING) and (match := _NAME.fullmatch(name)):
+                average[match["name"]] = tensor
             elif key == "." and not is_state(name):
                 raw[name] = tensor
-    if not average:
-        return None
-    step = file.number("train_state", "step") or file.number("train_state.step")
-    clock = None if step is None else Clock(step, "steps", "train_state.step")
-    hint = "power:halflife=0.05"
-    series = [Series(average, "average", "ema_params", hint=hint)]
-    return Reading((*series, *([Series(raw, "raw")] if raw else ())), clock)
+    found = file.matches(_STEP)
+    clock = None if found is None else Clock(float(found["step"]), "steps", "step", "name")
+    series = [Series(raw, "raw")] if raw else []
+    if average:
+        series.insert(0, Series(average, "average", "ema_params", hint="power:halflife=0.05"))
+    return Reading(tuple(series), clock)
+
+
+def _is_own(file: StoredFile) -> bool:
+    """Whether the state of its trainer lies in it, or its average; the last file has neither."""
+    if any(mark in file.top for mark in _MARKS):
+        return True
+    return any(n.endswith(_ENDING) for tensors in file.everything.values() for n in tensors)

@@ -1,0 +1,50 @@
+"""SimpleTuner: diffusers' average, of LoRAs in ``ema/``, and as numbered tensors in one dict."""
+
+from __future__ import annotations
+
+import re
+
+from phema_cli.trainers.base import Clock, Reading, Role, Series, StoredFile
+from phema_cli.trainers.diffusers import law_of
+
+NAME = "SimpleTuner"
+FILES = "`checkpoint-1000/` with `training_state.json`, and `transformer_ema/` or `ema/` in it"
+CALL = "`phema inspect DIR`; of LoRAs `--average diffusers:beta=0.995`"
+SOURCE = "bghira/SimpleTuner, simpletuner/helpers/training/ema.py, save_hooks.py"
+
+_LIST = re.compile(r"shadow_params\.(?P<number>\d+)")
+_LORA, _AVERAGE = "pytorch_lora_weights", "ema"
+#: by default, of the command line.
+_HINT = "diffusers:beta=0.995"
+
+
+def read(file: StoredFile) -> Reading | None:
+    """The clock is ``training_state.json``, in the directory or above it."""
+    if "shadow_params.0" in file.top and "optimization_step" in file.top:
+        return _listed(file)
+    state = file.json("training_state.json") or file.json("..", "training_state.json")
+    step = file.value(state.get("global_step"))
+    if "exhausted_backends" not in state or step is None:
+        return None
+    clock = Clock(step, "steps", "training_state.json")
+    if not file.file_name.startswith(_LORA) or "." not in file.dicts:
+        # diffusers' own module reads what it writes.
+        return Reading(clock=clock)
+    role: Role = "average" if file.name == _AVERAGE else "raw"
+    label = _AVERAGE if role == "average" else None
+    return Reading((Series(file.dicts["."], role, hint=_HINT, label=label),), clock)
+
+
+def _listed(file: StoredFile) -> Reading:
+    """Tensors in the model's order; most often the same lie beside them under their names."""
+    named = "optimization_step" in file.json("config.json")
+    if named or file.has_beside(f"../{_AVERAGE}/{_LORA}*"):
+        return Reading(left_out="the average without names, which is beside it with them")
+    found = [(int(m["number"]), t) for n, t in file.dicts["."].items() if (m := _LIST.fullmatch(n))]
+    tensors = {str(number): t for number, t in sorted(found, key=lambda entry: entry[0])}
+    step = file.number("optimization_step")
+    clock = None if step is None else Clock(step, "steps", "optimization_step")
+    law = law_of(file.top)
+    return Reading(
+        (Series(tensors, "average", law=law, unnamed=True, label="shadow_params"),), clock
+    )

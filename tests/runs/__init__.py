@@ -1,0 +1,1 @@
+"""What trainers leave on disk, of a run whose weights are known after every step."""

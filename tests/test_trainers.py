@@ -1,0 +1,139 @@
+"""Trainers: what each leaves on disk is taken for what it is, and put together rightly."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import phema_cli
+from phema_cli.errors import PhemaError
+from phema_cli.snapshots import scan
+from phema_cli.trainers.registry import TRAINERS, parse_law
+from tests.pages import ROOT
+from tests.runs import base, diffusion, language, libraries, refused, vision
+
+CODE = ROOT / "phema_cli"
+MODULES = {Path(str(t.__file__)).stem: t for t in TRAINERS}
+LONGEST = 200
+assert diffusion
+assert language
+assert libraries
+assert vision
+
+# What the libraries themselves complain about is not ours.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::lightning.fabric.utilities.rank_zero.LightningDeprecationWarning"
+    ),
+]
+
+
+def cases():
+    """Each fixture, with the name of the trainer that it is of."""
+    return [pytest.param(name, write, id=f"{name}: {write.__name__}") for name, write in FIXTURES]
+
+
+FIXTURES = base.FIXTURES
+
+
+@pytest.mark.parametrize("trainer", [t.NAME for t in TRAINERS])
+def test_every_trainer_has_a_fixture(trainer):
+    """A module without files to show that it is right is not finished."""
+    assert [write for name, write in FIXTURES if name == trainer]
+
+
+def test_fixtures_are_of_trainers():
+    """No fixture names a trainer that there is none of."""
+    assert {name for name, _ in FIXTURES} <= {t.NAME for t in TRAINERS}
+
+
+@pytest.mark.parametrize(("trainer", "write"), cases())
+def test_what_a_trainer_leaves(trainer, write, tmp_path):
+    """Its series, laws, times and names are right, and so is what is made of them."""
+    root = tmp_path / "run"
+    root.mkdir()
+    left = write(root)
+    _check_scan(left, trainer)
+    _check_hint(left)
+    _check_result(left, tmp_path / "out.safetensors")
+
+
+def _check_scan(left, trainer):
+    """What the scan says of the files."""
+    found = scan([left.folder], left.said)
+    errors = [str(f.error) for f in found.findings if f.level == "error"]
+    assert not errors, errors[0]
+    assert {s.name for s in found.snapshots if trainer not in s.trainers} == left.unmarked
+    keys = {_label(law): key for law, key in left.series.items()}
+    assert {s.tag.label: s.series for s in found.snapshots} == keys
+    for law in left.series:
+        ours = [s.tag for s in found.snapshots if s.tag.label == _label(law)]
+        origin = left.origin if isinstance(left.origin, str) else left.origin[law]
+        assert {(tag.unit, tag.step_origin) for tag in ours} == {(left.unit, origin)}, law
+        assert [tag.step for tag in ours] == pytest.approx(list(left.times)), law
+    needed, known = left.called(base.parameters()), left.called(base.names()) | left.also
+    for s in found.snapshots:
+        own = set(s.checkpoint.tensors)
+        assert needed <= own <= known, (s.name, s.series, sorted(own ^ needed)[:4])
+    out = {str(f.error.where) for f in found.findings if f.error.what.startswith("left out")}
+    assert out == left.left_out
+
+
+def _label(text):
+    """What tables show of a law."""
+    law = parse_law(text)
+    return law.text if law.gamma is None else f"gamma {law.gamma:.10g}"
+
+
+def _check_hint(left):
+    """Where the user has to say the law, the error says which one the trainer has by default."""
+    if left.hint is None:
+        return
+    silent = replace(left.said, average=None, gammas=())
+    with pytest.raises(PhemaError) as caught:
+        scan([left.folder], silent).require()
+    assert left.hint in str(caught.value)
+
+
+def _check_result(left, out):
+    """A synthesis is as near to the true average as its sources allow."""
+    (made,) = phema_cli.synthesize(
+        [left.folder], gamma=base.GAMMA, output=out, config=left.said, jobs=1
+    )
+    tensors = load_file(made)
+    assert base.error(tensors, left) < left.error
+    assert set(tensors) <= left.called(base.names()) | left.also
+    if "raw" in left.series and left.whole:
+        assert set(tensors) >= left.called(base.names())
+    assert all(torch.isfinite(t.double()).all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("case", refused.CASES, ids=lambda case: case.__name__)
+def test_what_cannot_be_averaged(case, tmp_path):
+    """Files of a trainer that hold no whole weights are refused with the tool that gathers them."""
+    message = case(tmp_path)
+    with pytest.raises(PhemaError, match=message):
+        scan([tmp_path], refused.RAW).require()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_say_what_they_are(name):
+    """Each module has what the documentation shows of it, and is short."""
+    module = MODULES[name]
+    for field in ("NAME", "FILES", "CALL", "SOURCE"):
+        assert isinstance(getattr(module, field), str)
+        assert getattr(module, field)
+    assert module.__doc__
+    assert len(Path(module.__file__).read_text().splitlines()) <= LONGEST
+
+
+def test_names_are_unique():
+    """Messages that name a trainer name one."""
+    names = [t.NAME for t in TRAINERS]
+    assert len(set(names)) == len(names)
