@@ -242,7 +242,8 @@ def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
     if member.series.role != "average":
         return False
     whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
-    return member.series.part or any(
+    # Lists are of parameters, without what else a model holds.
+    return member.series.part or member.series.unnamed or any(
         not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole
     )
 

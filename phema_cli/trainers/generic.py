@@ -20,6 +20,8 @@ _STEPS = (
     *("current_step", "step_count", "total_steps_done"),
 )
 _OFFERED = 8
+#: what names begin with in a model that was wrapped for several devices, or compiled.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def series_of(file: StoredFile, known: Sequence[Series]) -> tuple[Series, ...]:
@@ -129,21 +131,35 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
 def align(average: Tensors, raw: Tensors) -> dict[str, str] | None:
     """The raw weights' names of an average's tensors: equal, or behind one prefix.
 
+    Either may have been wrapped, for several devices or by a compiler.
+
     Returns:
         The raw weights' name by the average's own, None where some float tensor has no fellow of
         its shape.
     """
-    floats = [n for n, t in average.items() if t.dtype.kind == "float"]
+    wrapped = ""
+    while (found := _below(average, raw, wrapped)) is None:
+        more = next((w for w in _WRAPPERS if all(n.startswith(wrapped + w) for n in average)), None)
+        if more is None or not average:
+            return None
+        wrapped += more
+    return found
+
+
+def _below(average: Tensors, raw: Tensors, wrapped: str) -> dict[str, str] | None:
+    """The raw weights' names of an average's tensors, whose own begin with what wraps them."""
+    own = {n[len(wrapped) :]: n for n in average}
+    floats = [n for n, given in own.items() if average[given].dtype.kind == "float"]
     if not floats:
         return None
     longest = max(floats, key=len)
     ends = [n[: -len(longest)] for n in raw if n == longest or n.endswith(f".{longest}")]
     for prefix in sorted(ends, key=len):
         if all(
-            (fellow := raw.get(prefix + n)) is not None and fellow.shape == average[n].shape
+            (fellow := raw.get(prefix + n)) is not None and fellow.shape == average[own[n]].shape
             for n in floats
         ):
-            return {n: prefix + n for n in average if prefix + n in raw}
+            return {given: prefix + n for n, given in own.items() if prefix + n in raw}
     return None
 
 
