@@ -16,14 +16,23 @@ class PhemaError(Exception):
         what: what is wrong, in a few words.
         where: the file, tensor or option it is wrong in.
         remedy: what the user can do about it.
+        option: what to add to the command line so that it goes on, where that is enough.
     """
 
     exit_code: ClassVar[int] = 3
 
-    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        remedy: str | None = None,
+        option: str | None = None,
+    ) -> None:
         self.what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}…"
         self.where = None if where is None else str(where)
         self.remedy = remedy
+        self.option = option
         super().__init__(what)
 
     def __str__(self) -> str:

@@ -13,7 +13,9 @@ import time
 import pytest
 
 from phema_cli.cli import completing
-from phema_cli.profiles import PROFILES, parse_profile
+from phema_cli.profiles import LAWS, PROFILES
+from phema_cli.trainers.registry import LAWS as OWN
+from phema_cli.trainers.registry import parse_law
 from tests.pages import environment
 
 LINES = [
@@ -170,11 +172,13 @@ def test_completion_is_without_torch(place):
 
 
 def test_profiles_that_are_offered_are_profiles():
-    """Each kind of profile is offered, and what is offered is understood."""
+    """Each kind of profile and each decay law is offered, and what is offered is understood."""
     kinds = {text.partition(":")[0] for text in completing.PROFILES}
     assert kinds == {*PROFILES, "csv"}
-    for text in completing.averages(""):
-        parse_profile(text)
+    offered = completing.averages("")
+    assert {text.partition(":")[0] for text in offered} == {*LAWS, *OWN}
+    for text in offered:
+        parse_law(text)
 
 
 def test_snapshots_come_first(place, monkeypatch):

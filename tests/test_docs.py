@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from phema_cli.trainers.registry import TRAINERS
 from tests.builders import phema
 from tests.pages import ELSEWHERE, PAGES, README, ROOT, RUN, blocks, run, runnable
 from tests.reference import COMMANDS, reference
@@ -72,7 +73,7 @@ def test_training_loop_stores_snapshots(workplace):
 
 def test_toml_example_is_understood(workplace, tmp_path):
     """The phema.toml of the documents does what its text says."""
-    (toml,) = blocks(ROOT / "docs" / "formats.md", "toml")
+    (toml,) = blocks(ROOT / "docs" / "trainers.md", "toml")
     shutil.copytree(workplace / "odd", tmp_path / "odd")
     (tmp_path / "odd" / "phema.toml").write_text(toml.text)
     torch.save({"ema": {"w": torch.ones(36)}, "lr": 1.0}, tmp_path / "odd" / "last.pt")
@@ -223,3 +224,40 @@ def test_toy_format_of_the_page_works(tmp_path):
     toy_phema("synthesize", "ckpts", "--gamma", "10", "-o", "ema.safetensors")
     assert "1 identical" in toy_phema("diff", "ema.safetensors", "ema.toy")
     assert "1 identical" in toy_phema("diff", "ckpts/10.toy", "ema.toy")
+
+
+def test_the_table_of_trainers_is_the_registry():
+    """docs/trainers.md has a row for each registered trainer, as its module describes itself."""
+    rows = [f"| {t.NAME} | {t.FILES} | {t.CALL} |" for t in TRAINERS]
+    page = (ROOT / "docs" / "trainers.md").read_text()
+    table = page.partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == rows
+
+
+def test_toy_trainer_of_the_page_works(tmp_path):
+    """The trainer that the page adds says all of its files, by the real command."""
+    shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
+    module, row = blocks(ROOT / "docs" / "trainers.md", "python")
+    (tmp_path / "phema_cli/trainers/toy.py").write_text(module.text)
+    registry = tmp_path / "phema_cli/trainers/registry.py"
+    text = registry.read_text()
+    first = text.index('    "phema",\n')
+    registry.write_text(text[:first] + row.text + text[first:])
+    (tmp_path / "ckpts").mkdir()
+    for done in (100, 200):
+        content = {"net": {"w": torch.rand(3)}, "slow": {"w": torch.rand(3)}}
+        torch.save(content | {"decay": 0.9, "done": done}, tmp_path / f"ckpts/toy-{done}.pt")
+    done = subprocess.run(
+        [sys.executable, "-m", "phema_cli", "inspect", "ckpts", "--no-sample", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)["snapshots"]
+    tags = {(s["layout"], s["average"], s["series"], s["step"]) for s in found}
+    assert tags == {
+        ("toy", average, series, step)
+        for average, series in (("exponential:beta=0.9", "slow"), ("raw", "net"))
+        for step in (100, 200)
+    }

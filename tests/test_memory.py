@@ -51,18 +51,19 @@ def run(*arguments, limit=None):
     return [int(n) for n in done.stderr.split()[-2:]]
 
 
-def write_large(path, step, gamma):
-    """A snapshot of one float16 tensor, written piece by piece."""
+def write_large(path, step, gamma, dtype=np.float16, elements=SNAPSHOT // 2):
+    """A snapshot of one tensor, written piece by piece."""
+    kind, size = np.dtype(dtype), elements * np.dtype(dtype).itemsize
     head = {
         "__metadata__": {"gamma": str(gamma), "step": str(step)},
-        "w": {"dtype": "F16", "shape": [SNAPSHOT // 2], "data_offsets": [0, SNAPSHOT]},
+        "w": {"dtype": f"F{8 * kind.itemsize}", "shape": [elements], "data_offsets": [0, size]},
     }
     text = json.dumps(head)
     text += " " * (-len(text) % 8)
-    piece = (np.arange(MIB // 2) % 512 + step).astype(np.float16).tobytes()
+    piece = (np.arange(MIB // 2) % 512 + step).astype(kind).tobytes()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text.encode())
-        for _ in range(SNAPSHOT // MIB):
+        for _ in range(size // len(piece)):
             file.write(piece)
 
 
@@ -87,6 +88,22 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
     step = sum(s["weight"] * s["step"] for s in sources)
     expected = np.arange(MIB // 2) % 512 + step
     np.testing.assert_allclose(tail_of(outputs[0]).astype(float), expected, rtol=2.0**-11)
+
+
+def test_types_that_differ_are_streamed(tmp_path):
+    """Float16 snapshots beside float32 ones of 384 MiB are averaged within the limit."""
+    (tmp_path / "in").mkdir()
+    for step in (1, 2):
+        for gamma, dtype in ((5, np.float16), (10, np.float32)):
+            path = tmp_path / "in" / f"{step}-{gamma:02d}.safetensors"
+            write_large(path, step, gamma, dtype, SNAPSHOT // 4)
+    out = tmp_path / "out.safetensors"
+    synthesize_within(tmp_path / "in", out, "-g", "7", "--dtype", "float16")
+    with safe_open(out, "np") as file:
+        sources = json.loads(file.metadata()["phema"])["sources"]
+    step = sum(s["weight"] * s["step"] for s in sources)
+    expected = np.arange(MIB // 2) % 512 + step
+    np.testing.assert_allclose(tail_of(out).astype(float), expected, rtol=2.0**-11)
 
 
 def synthesize_within(folder, out, *options):

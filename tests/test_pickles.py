@@ -452,6 +452,17 @@ def test_hidden_tensors_in_a_plain_pickle(tmp_path):
         read_index(tmp_path / "a.pkl")
 
 
+def test_hidden_tensors_in_a_network(tmp_path):
+    """A parameter of a network that unknown code makes is not left out."""
+    network = torch.nn.Linear(2, 2)
+    vars(network)["_parameters"]["bias"] = Reduced(Config, (torch.ones(2),))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": network}, 4))
+    with pytest.raises(
+        UnsafePickleError, match=r"hides tensors behind tests\.test_pickles\.Config"
+    ):
+        read_index(tmp_path / "a.pkl")
+
+
 def test_plans_in_metadata(tmp_path):
     """Metadata with the plans that they were written by, as Megatron keeps them, are read."""
     item = WriteItem(MetadataIndex("w"), WriteItemType.TENSOR)
@@ -506,6 +517,15 @@ def test_what_could_harm(full):
         with pytest.raises(UnsafePickleError) as caught:
             answer(".".join(parts[:at]), ".".join(parts[at:]))
         assert caught.value.what == f"the pickle asks for {full}"
+
+
+@pytest.mark.parametrize(
+    "name", ["shutil.rmtree", "_socket.socket", "torch.hub.load", "torch.load"]
+)
+def test_a_name_through_a_module(name):
+    """A name that leads through a module that another one has imported is refused as well."""
+    with pytest.raises(UnsafePickleError, match=f"asks for some.library.{name}"):
+        answer("some.library", name)
 
 
 @pytest.mark.parametrize("full", HARMLESS)

@@ -10,12 +10,11 @@ from phema_cli.profiles import (
     PowerProfile,
     RawProfile,
     TableProfile,
-    Warmup,
-    WarmupProfile,
     WindowProfile,
     parse_profile,
 )
 from phema_cli.solver import solve
+from phema_cli.trainers.registry import parse_law
 
 STEPS = 600
 AT = np.arange(1, STEPS + 1)
@@ -89,9 +88,9 @@ def test_a_table_is_the_average_with_its_weights(path):
         RawProfile(500.0),
         TableProfile((0.0, 100.0, 500.0), (1.0, 3.0, 0.5)),
         TableProfile((50.0, 500.0), (0.0, 1.0)),
-        WarmupProfile(Warmup(0.99, growth="power", power=0.75), 500.0),
-        WarmupProfile(Warmup(0.9, growth="ratio", start=100), 500.0),
-        WarmupProfile(Warmup(0.98, start=30), 500.0),
+        parse_law("timm:beta=0.99,warmup=1,power=0.75").profile(500.0),
+        parse_law("warmup:beta=0.9,start=100").profile(500.0),
+        parse_law("exponential:beta=0.98,start=30").profile(500.0),
     ],
     ids=lambda p: p.label,
 )
@@ -210,54 +209,3 @@ def test_heights_of_a_table_may_be_as_large_as_floats_are():
     """Only ratios of heights count, so none overflow."""
     table = TableProfile((0.0, 1.0, 2.0), (1e308, 1e308, 1e308))
     np.testing.assert_allclose(table.cdf(np.array([0.5, 1.0, 2.0])), [0.25, 0.5, 1.0])
-
-
-@pytest.mark.parametrize(
-    "warmup",
-    [
-        Warmup(0.99, growth="power", inv_gamma=3.0, power=0.75),
-        Warmup(0.99, growth="ratio"),
-        Warmup(0.95, 0.5, start=7, growth="ratio"),
-        Warmup(0.9, start=3),
-    ],
-)
-@pytest.mark.parametrize("end", [1, 2, 8, 300])
-def test_warmups_weigh_each_update_by_the_decays(warmup, end):
-    """F(n) - F(n-1) is what the recursion with the library's decays gives the update at step n."""
-    weights = np.zeros(end)
-    for k in range(1, end + 1):
-        s = max(0, k - warmup.start - 1)
-        grown = {
-            "power": 1 - (1 + s / warmup.inv_gamma) ** -warmup.power,
-            "ratio": (1 + s) / (10 + s),
-            "constant": warmup.decay,
-        }[warmup.growth]
-        decay = max(min(grown, warmup.decay), warmup.least) if s > 0 else 0.0
-        weights *= decay
-        weights[k - 1] += 1 - decay
-    profile = WarmupProfile(warmup, float(end))
-    got = np.diff(profile.cdf(np.arange(end + 1.0)))
-    np.testing.assert_allclose(got, weights, atol=1e-14)
-    assert profile.label.startswith("decay 0.9")
-
-
-def test_warmups_that_never_end_are_refused():
-    """A decay that still grows after four million steps is an error, a capped one is not."""
-    with pytest.raises(UsageError, match="still grows after 4194304 steps"):
-        WarmupProfile(Warmup(0.9999999, growth="power", power=0.5), 1e7)
-    capped = WarmupProfile(Warmup(0.999, growth="power", power=0.75), 1e7)
-    assert capped.cdf(np.array([1e7 - 1000.0]))[0] == pytest.approx(0.999**1000, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"decay": 1.0}, "is no average"),
-        ({"decay": 0.9, "least": 1.5}, "is no average"),
-        ({"decay": 0.9, "growth": "power", "inv_gamma": 0.0}, "never grows"),
-    ],
-)
-def test_warmups_that_make_no_sense(settings, message):
-    """Decays outside 0 to 1 and warm-ups without growth are refused."""
-    with pytest.raises(UsageError, match=message):
-        Warmup(**settings)

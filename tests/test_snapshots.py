@@ -76,94 +76,162 @@ def errors(found):
     [
         ("ema-step0000100-gamma5", (5, 100)),
         ("ema-step0000100-gamma6.94", (6.94, 100)),
-        ("gamma=5-step=100", (5, 100)),
-        ("gamma_5_step_100", (5, 100)),
-        ("Gamma5.Step100", (5, 100)),
-        ("gamma5/global_step100", (5, 100)),
-        ("gamma5/checkpoint-100/model", (5, 100)),
-        ("checkpoint-100/gamma5", (5, 100)),
-        ("step100/gamma=5/diffusion_pytorch_model", (5, 100)),
-        ("gamma0/step1", (0, 1)),
+        ("step0000100-gamma5", (5, 100)),
+        ("run/ema-step0000100-gamma5", (5, 100)),
+        ("my-own-ema-step0.5-gamma5", (5, 0.5)),
+        ("ema-step100-gamma=-0.25", (-0.25, 100)),
+        ("ema-step0000100-gamma5/model", (5, 100)),
+        ("ema-step0000100-gamma5/diffusion_pytorch_model", (5, 100)),
+        ("ema-step0000001-gamma0", (0, 1)),
     ],
 )
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 def test_tag_from_names(tmp_path, name, tag, ending):
-    """Gamma and step are read from the file's name and its directories' names."""
+    """Gamma and step are read from a snapshot's own name in the shape that phema writes."""
     put(tmp_path, name + ending)
     found = scan([tmp_path])
     assert list(tags(found).values()) == [tag]
     assert origins(found) == ("name", "name")
 
 
-@pytest.mark.parametrize("written", ["sigma0.1", "sigma=0.1", "sigma_rel0.1", "sigma_rel-0.100"])
-def test_sigma_in_names(tmp_path, written):
-    """A sigma_rel in a name gives the gamma of that profile."""
-    put(tmp_path, f"ema-step7-{written}.safetensors")
-    ((gamma, step),) = tags(scan([tmp_path])).values()
-    assert gamma == pytest.approx(6.9372, abs=1e-5)
-    assert step == 7
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gamma=5-step=100", "gamma_5_step_100", "Gamma5.Step100", "gamma5-step100"),
+        *("ema-step100-gamma5-v2", "ema-step100-gamma5_final", "ema-step100-snr_gamma5"),
+        *("ema-step100-sigma0.1", "ema-step100-sigma_rel0.1", "ema-step100-beta0.9"),
+        *("gamma5/global_step100", "gamma5/checkpoint-100/model", "checkpoint-100/gamma5"),
+        *("step100/gamma=5/diffusion_pytorch_model", "ema-step100-gamma5/step100"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_names_that_say_no_average(tmp_path, name, ending):
+    """Words in other names, and in those of directories, may mean anything: no average is read."""
+    put(tmp_path, name + ending)
+    found = scan([tmp_path])
+    (error,) = errors(found)
+    assert error.what == "does not say whether it is an average or the raw weights"
+    assert "--raw" in error.remedy
+    assert "--average LAW" in error.remedy
+    assert not found.snapshots
 
 
 @pytest.mark.parametrize(
-    "name", ["timestep100-gamma5", "gamma5", "gamma5-steps", "gamma5-step1.5.3", "mycheckpoint-1x"]
+    ("name", "step"),
+    [
+        ("x_step_100", 100),
+        ("x.Step=100", 100),
+        ("global_step100", 100),
+        ("x-iter100", 100),
+        ("100_updates", 100),
+        ("x-step1.5k", 1500),
+        ("x_step-2M", 2e6),
+        ("step-1B", 1e9),
+        ("checkpoint-100", 100),
+        ("epoch3-step100", 100),
+        ("checkpoint-3-step100", 100),
+        ("step-1000/x", 1000),
+        ("checkpoint-1000/a/x", 1000),
+        ("iter_0001000/x", 1000),
+        ("step-1000/x-step7", 7),
+        ("step-1000/a-step7/model", 7),
+        ("step-1000/checkpoint-7/x", 7),
+    ],
+)
+def test_time_from_names(tmp_path, name, step):
+    """A time is a word and a number in the snapshot's own name, or all of a directory's above."""
+    put(tmp_path, name + ".safetensors", {"gamma": "5"})
+    found = scan([tmp_path])
+    assert list(tags(found).values()) == [(5, step)]
+    assert origins(found) == ("content", "name")
+
+
+def test_two_times_in_a_name(tmp_path):
+    """A name with two numbers of steps is an error that names both and the remedy."""
+    put(tmp_path, "x-step5-iter6.safetensors", {"gamma": "5"})
+    (error,) = errors(scan([tmp_path]))
+    assert "gives two times, 5 and 6 steps" in error.what
+    assert error.where == "x-step5-iter6.safetensors"
+    assert "--pattern" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timestep100-gamma5", "gamma5", "gamma5-steps1x", "gamma5-step1.5.3", "mycheckpoint-1x"),
+        *("my-step-1000/x1", "step-1000-lr0.1/x1", "gamma5/x1"),
+    ],
 )
 def test_names_without_a_step(tmp_path, name):
     """What only looks like a step is not read as one."""
     put(tmp_path, name + ".safetensors", {"gamma": "5"})
     (error,) = errors(scan([tmp_path]))
-    assert error.what == "no step in metadata or name"
+    assert error.what == "says no step"
     assert error.where == name + ".safetensors"
     assert "phema.toml" in error.remedy
+    assert "--pattern" in error.remedy
 
 
 @pytest.mark.parametrize(
     ("metadata", "gamma"),
     [({"gamma": "7.25"}, 7.25), ({"sigma_rel": "0.1"}, gamma_from_sigma_rel(0.1))],
 )
-@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
-def test_tag_from_metadata(tmp_path, metadata, gamma, ending):
-    """Gamma, or sigma_rel, and step are read from metadata of either format."""
-    put(tmp_path, "a" + ending, metadata | {"step": "1200", "note": "x"})
+def test_tag_from_metadata(tmp_path, metadata, gamma):
+    """Gamma, or sigma_rel, and step are read from the metadata."""
+    put(tmp_path, "a.safetensors", metadata | {"step": "1200", "note": "x"})
     found = scan([tmp_path])
-    assert tags(found) == {"a" + ending: (gamma, 1200)}
-    assert origins(found) == ("metadata", "metadata")
+    assert tags(found) == {"a.safetensors": (gamma, 1200)}
+    assert origins(found) == ("content", "content")
     assert found.snapshots[0].tag.profile.end == 1200
+
+
+def test_numbers_in_pickles(tmp_path):
+    """Of numbers beside the weights of a .pt file a step is one; a gamma may be anything."""
+    put(tmp_path, "a.pt", {"gamma": 0.99, "step": 1200})
+    (error,) = errors(scan([tmp_path]))
+    assert error.what == "does not say whether it is an average or the raw weights"
+    found = scan([tmp_path], Config(gammas=(5.0,)))
+    assert tags(found) == {"a.pt": (5, 1200)}
+    assert origins(found) == ("command line", "content")
 
 
 def test_fields_may_come_from_different_places(tmp_path):
     """Gamma of the metadata and step of the name make one tag, each with its origin."""
     put(tmp_path, "step5.safetensors", {"gamma": "7"})
-    assert origins(scan([tmp_path])) == ("metadata", "name")
+    assert origins(scan([tmp_path])) == ("content", "name")
 
 
 def test_root_name_fills_in(tmp_path):
-    """The scanned directory's own name gives what is said nowhere below it, and only that."""
-    put(tmp_path / "gamma5-step9", "step7.safetensors")
-    found = scan([tmp_path / "gamma5-step9"])
-    assert tags(found) == {"step7.safetensors": (5, 7)}
-    put(tmp_path / "gamma5-step9b", "sigma0.1.safetensors")
-    ((gamma, step),) = tags(scan([tmp_path / "gamma5-step9b"])).values()
-    assert (round(gamma, 2), step) == (6.94, 9)
+    """The scanned directory's own name gives the time where nothing below it does."""
+    put(tmp_path / "step-9", "a.safetensors", {"gamma": "5"})
+    put(tmp_path / "step-9", "b-step7.safetensors", {"gamma": "5"})
+    found = scan([tmp_path / "step-9"])
+    assert tags(found) == {"b-step7.safetensors": (5, 7), "a.safetensors": (5, 9)}
+    put(tmp_path / "gamma5-step9", "x1.safetensors", {"gamma": "5"})
+    (error,) = errors(scan([tmp_path / "gamma5-step9"]))
+    assert error.what == "says no step"
 
 
 def test_file_given_directly(tmp_path):
-    """A file is scanned as a directory's content is, its directory's name filling in."""
-    path = put(tmp_path / "gamma5", "step7.safetensors")
-    assert tags(scan([path])) == {"step7.safetensors": (5, 7)}
+    """A file is scanned as a directory's content is, its directory's name giving the time."""
+    path = put(tmp_path / "step-7", "a.safetensors", {"gamma": "5"})
+    assert tags(scan([path])) == {"a.safetensors": (5, 7)}
 
 
 @pytest.mark.parametrize(
     ("name", "metadata", "gamma"),
     [
-        ("x-sigma0.100-step5", {"gamma": "6.937379"}, 6.937379),
-        ("x-sigma0.1-step5", {"sigma_rel": "0.1"}, gamma_from_sigma_rel(0.1)),
-        ("x-gamma6.94-step5", {"gamma": "6.937379"}, 6.937379),
-        ("gamma6.9/x-gamma6.94-step5", None, 6.94),
-        ("gamma6.9/x-gamma6.94-step5", {"gamma": "6.937379"}, 6.937379),
+        ("x-step5-gamma6.94", {"gamma": "6.937379"}, 6.937379),
+        ("x-step5-gamma6.9372", {"sigma_rel": "0.1"}, gamma_from_sigma_rel(0.1)),
+        ("x-step5-gamma1e-05", {"gamma": "1.0000004e-05"}, 1.0000004e-05),
+        ("x-step5-gamma7", {"gamma": "7.00001"}, 7.00001),
+        ("gamma6.9/x-step5-gamma6.94", None, 6.94),
+        ("gamma6.9/x-step5-gamma7", {"gamma": "7"}, 7),
+        ("x-gamma6-step5", {"gamma": "7"}, 7),
     ],
 )
 def test_roundings_agree(tmp_path, name, metadata, gamma):
-    """A rounded value in a name agrees with the exact one, and the one with more digits counts."""
+    """A rounded value in the own name agrees with the exact one, which counts."""
     put(tmp_path, name + ".safetensors", metadata)
     assert list(tags(scan([tmp_path])).values()) == [(gamma, 5)]
 
@@ -171,13 +239,21 @@ def test_roundings_agree(tmp_path, name, metadata, gamma):
 @pytest.mark.parametrize(
     ("name", "metadata", "message"),
     [
-        ("x-gamma5-step5", {"gamma": "6"}, "its gamma is 6 by its metadata and 5 by its name"),
-        ("x-gamma5-step5", {"step": "6"}, "its step is 6 by its metadata and 5 by its name"),
-        ("x-gamma7-step5", {"gamma": "6.937"}, "6.937 by its metadata and 7 by its name"),
-        ("x-gamma6.94-step5", {"gamma": "6.946"}, "6.946 by its metadata and 6.94 by its name"),
-        ("x-sigma0.100-step5", {"gamma": "6.7"}, "6.7 by its metadata and 6.937"),
-        ("step6/x-gamma5-step5", None, "its step is 5 by its name and 6 by its name"),
-        ("x-gamma5-step5", {"gamma": "5", "sigma_rel": "0.1"}, "6.937203938 by its metadata"),
+        ("x-step5-gamma5", {"gamma": "6"}, "its gamma is 6 by its entry gamma and 5 by its name"),
+        (
+            "x-step5-gamma5",
+            {"gamma": "5", "step": "7"},
+            "its step is 7 by its step and 5 by its name",
+        ),
+        ("x-step5", {"gamma": "5", "step": "7"}, "its step is 7 by its step and 5 by its name"),
+        ("x-step5-gamma7", {"gamma": "6.937"}, "6.937 by its entry gamma and 7 by its name"),
+        ("x-step5-gamma6.94", {"gamma": "6.946"}, "6.946 by its entry gamma and 6.94 by its name"),
+        ("x-step5-gamma6.7", {"sigma_rel": "0.1"}, "6.937203938 by its entry sigma_rel and 6.7"),
+        (
+            "x-step5-gamma5",
+            {"gamma": "5", "sigma_rel": "0.1"},
+            "5 by its entry gamma and 6.937203938 by its entry sigma_rel",
+        ),
     ],
 )
 def test_contradiction(tmp_path, name, metadata, message):
@@ -193,9 +269,14 @@ def test_contradiction(tmp_path, name, metadata, message):
     ("metadata", "message"),
     [
         ({"gamma": "five"}, "gamma is 'five', not a number"),
-        ({"step": "nan"}, "step is 'nan', not a number"),
-        ({"step": "inf"}, "step is 'inf', not a number"),
-        ({"gamma": "-0.5"}, "gamma is -0.5, not above -0.5"),
+        ({"gamma": "5,every=10"}, "gamma is '5,every=10', not a number"),
+        ({"sigma_rel": "nan"}, "sigma_rel is 'nan', not a number"),
+        ({"step": "nan"}, "its step is not a number"),
+        ({"step": "inf"}, "its step is not a number"),
+        ({"step": "five"}, "its step is not a number"),
+        ({"step": "1e17"}, "its step is 1e+17: more than can be"),
+        ({"gamma": "-0.5"}, "gamma must be above -0.5 and at most 10000, not -0.5"),
+        ({"gamma": "1e5"}, "gamma must be above -0.5 and at most 10000, not 100000"),
         ({"sigma_rel": "0.29"}, "sigma_rel 0.29 is not between"),
         ({"sigma_rel": "0"}, "sigma_rel 0 is not between"),
     ],
@@ -209,7 +290,16 @@ def test_impossible_values(tmp_path, metadata, message):
     assert error.exit_code == 3
 
 
-@pytest.mark.parametrize("metadata", [{"step": "final"}, {"gamma": "2,2"}, {"gamma": "9"}])
+def test_the_step_after(tmp_path):
+    """Content that counts one update more or less than the name is a habit of trainers."""
+    put(tmp_path, "x-step5.safetensors", {"gamma": "5", "step": "6"})
+    assert tags(scan([tmp_path])) == {"x-step5.safetensors": (5, 6)}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"step": "final"}, {"gamma": "2,2"}, {"gamma": "-3"}, {"sigma_rel": "2"}, {"gamma": "9"}],
+)
 def test_phema_toml_overrules_any_metadata(tmp_path, metadata):
     """A row in phema.toml counts also where the metadata are no numbers at all."""
     put(tmp_path, "a.safetensors", metadata)
@@ -218,9 +308,12 @@ def test_phema_toml_overrules_any_metadata(tmp_path, metadata):
 
 
 def test_other_metadata_are_not_tags(tmp_path):
-    """Of the metadata only gamma, sigma_rel and step are read, as documented."""
-    put(tmp_path, "a.pt", {"gamma": 5, "step": 100, "kimg": 8388, "index": 1})
-    assert tags(scan([tmp_path], Config(gammas=(6.0, 7.0)))) == {"a.pt": (5, 100)}
+    """Of the metadata gamma, sigma_rel and step are read, and none that a --pattern may name."""
+    metadata = {"gamma": "5", "step": "100", "kimg": "8388", "index": "1", "beta": "0.9"}
+    put(tmp_path, "a.safetensors", metadata)
+    assert tags(scan([tmp_path])) == {"a.safetensors": (5, 100)}
+    with pytest.raises(UsageError, match="nothing in the names counts them"):
+        scan([tmp_path], Config(gammas=(6.0, 7.0)))
 
 
 @example(gamma=5.0000001, step=5)
@@ -255,14 +348,15 @@ def test_names_that_phema_writes_for_odd_gammas(tmp_path, gamma):
 @pytest.mark.parametrize(
     ("name", "pattern", "gammas", "tag"),
     [
-        ("1.200.pt", r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$", (5, 10), (10, 200)),
-        ("ema_0_300.pth", r"ema_(?P<index>\d)_(?P<step>\d+)", (5, 10), (5, 300)),
+        ("0.200.pt", r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$", (5,), (5, 200)),
+        ("ema_1_300.pth", r"ema_(?P<index>\d)_(?P<step>\d+)", (5,), (5, 300)),
         ("g6.9/t40.pt", r"g(?P<gamma>[\d.]+)/t(?P<step>\d+)", (), (6.9, 40)),
         ("s0.10@40.pt", r"s(?P<sigma_rel>[\d.]+)@(?P<step>\d+)", (), (6.9372, 40)),
         ("a-0008388-0.100.pt", r"-(?P<kimg>\d+)-(?P<sigma_rel>0\.\d+)", (), (6.9372, 8388608)),
         ("t40.pt", r"t(?P<step>\d+)|i(?P<index>\d)", (5,), (5, 40)),
-        ("t40-gamma6.pt", r"t(?P<step>\d+)", (), (6, 40)),
+        ("t40-step7-gamma6.pt", r"t(?P<step>\d+)", (), (6, 40)),
         ("a7-step40.pt", r"a(?P<gamma>\d)", (), (7, 40)),
+        ("a7-step40-gamma6.pt", r"a(?P<gamma>\d)", (), (7, 40)),
         ("x7.pt", r"(?P<what>x)(?P<step>\d)", (5,), (5, 7)),
     ],
 )
@@ -271,6 +365,44 @@ def test_pattern(tmp_path, name, pattern, gammas, tag):
     put(tmp_path, name)
     found = scan([tmp_path], Config(pattern=pattern, gammas=gammas))
     assert list(tags(found).values()) == [pytest.approx(tag, rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("indices", "gammas"),
+    [
+        ("01", (5.0, 10.0)),
+        ("12", (5.0, 10.0)),
+        ("012", (5.0, 10.0, 20.0)),
+        ("123", (5.0, 10.0, 20.0)),
+    ],
+)
+def test_indices_count_gammas(tmp_path, indices, gammas):
+    """Indices count --gammas from 0, or from 1 where they are exactly 1 to their number."""
+    for index in indices:
+        put(tmp_path, f"a{index}-step40.pt")
+    found = scan([tmp_path], Config(pattern=r"a(?P<index>\d)", gammas=gammas))
+    assert not found.findings
+    assert [s.tag.gamma for s in sorted(found.snapshots, key=lambda s: s.name)] == [*gammas]
+
+
+@pytest.mark.parametrize(("indices", "lost"), [("0", "10"), ("1", "5"), ("02", "10")])
+def test_gammas_that_no_index_counts(tmp_path, indices, lost):
+    """A value of --gammas that no name counts is an error of usage that names it."""
+    for index in indices:
+        put(tmp_path, f"a{index}-step40.pt")
+    gammas = (5.0, 10.0, 20.0)[: max(2, int(indices[-1]) + 1)]
+    with pytest.raises(UsageError, match=f"gamma {lost} is not used") as caught:
+        scan([tmp_path], Config(pattern=r"a(?P<index>\d)", gammas=gammas))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("index", ["x", "1234567890"])
+def test_index_that_is_no_number(tmp_path, index):
+    """An index that counts nothing is an error that quotes it, whatever --gammas says."""
+    put(tmp_path, f"a{index}-step40.pt")
+    found = scan([tmp_path], Config(pattern=r"a(?P<index>\w+)-", gammas=(5.0,)))
+    (error,) = errors(found)
+    assert error.what == f"its index is {index!r}, not a number"
 
 
 @pytest.mark.parametrize("kimg", [1, 999, 1000, 8388, 131072, 2147483])
@@ -286,11 +418,11 @@ def test_kimg_is_whole_batches_of_images(tmp_path, kimg):
 
 def test_trainers_own_state_is_left_out(tmp_path):
     """Optimizer, scheduler and random state beside the weights are left out with a notice."""
-    put(tmp_path, "checkpoint-100/gamma5.safetensors")
+    put(tmp_path, "checkpoint-100/a-step100-gamma5.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
         (tmp_path / "checkpoint-100" / name).write_bytes(b"not read")
     found = scan([tmp_path])
-    assert tags(found) == {"checkpoint-100/gamma5.safetensors": (5, 100)}
+    assert tags(found) == {"checkpoint-100/a-step100-gamma5.safetensors": (5, 100)}
     assert len([t for t in said(found, "notice") if "a trainer's own state" in t]) == 4
     assert not errors(found)
 
@@ -349,10 +481,10 @@ def test_hardly_different_gammas_warn(tmp_path):
 
 def test_pattern_leaves_out_what_does_not_match(tmp_path):
     """A file that --pattern does not match is left out, with a notice that names it."""
-    put(tmp_path, "t40-gamma5.pt")
+    put(tmp_path, "t40.pt")
     put(tmp_path, "other.pt")
-    found = scan([tmp_path], Config(pattern=r"t(?P<step>\d+)"))
-    assert list(tags(found)) == ["t40-gamma5.pt"]
+    found = scan([tmp_path], Config(pattern=r"t(?P<step>\d+)", raw=True))
+    assert list(tags(found)) == ["t40.pt"]
     assert said(found, "notice") == ["other.pt: left out: it does not match --pattern"]
 
 
@@ -390,11 +522,32 @@ def test_one_of_gammas_for_all(tmp_path):
 
 
 def test_several_gammas_without_index(tmp_path):
-    """Of several --gammas none is guessed."""
+    """Of several --gammas none is guessed: an error of usage says how they are told apart."""
     put(tmp_path, "step5.safetensors")
-    (error,) = errors(scan([tmp_path], Config(gammas=(6.0, 7.0))))
-    assert error.what == "no gamma in metadata or name"
-    assert "--gammas" in error.remedy
+    with pytest.raises(UsageError, match="gives 2 values, and nothing in the names") as caught:
+        scan([tmp_path], Config(gammas=(6.0, 7.0)))
+    assert "--pattern with a group index" in caught.value.remedy
+    assert "--key" in caught.value.remedy
+
+
+def test_several_gammas_of_phema_toml(tmp_path):
+    """A phema.toml may speak of other files: gammas that nothing counts are none of these."""
+    put(tmp_path, "step5.safetensors")
+    put(tmp_path, "a-step5-gamma5.safetensors")
+    toml(tmp_path, "gammas = [6, 7]")
+    found = scan([tmp_path])
+    assert tags(found) == {"a-step5-gamma5.safetensors": (5, 5)}
+    (error,) = errors(found)
+    assert error.what == "does not say whether it is an average or the raw weights"
+
+
+@pytest.mark.parametrize("option", [{"gammas": (6.0,)}, {"average": "exponential:beta=0.9"}])
+def test_one_average_for_several_series(tmp_path, option):
+    """One value for several averages that may be meant is an error of usage that names them."""
+    torch.save({"ema1": {"w": torch.ones(2)}, "ema2": {"w": torch.ones(2)}}, tmp_path / "step5.pt")
+    with pytest.raises(UsageError, match=r"there are several: ema1, ema2") as caught:
+        scan([tmp_path], Config(**option))
+    assert "--key" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -402,35 +555,54 @@ def test_several_gammas_without_index(tmp_path):
     [
         (
             r"a(?P<gamma>\d)",
-            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.pt"]', "gamma = 4"],
+            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.safetensors"]', "gamma = 4"],
             7,
             "command line",
         ),
         (
             None,
-            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.pt"]', "gamma = 4"],
+            ['pattern = "b(?P<gamma>.)"', '[snapshots."a7-b8-step5.safetensors"]', "gamma = 4"],
             4,
             "phema.toml",
         ),
         (None, ['pattern = "b(?P<gamma>.)"', "gammas = [3]"], 8, "phema.toml"),
-        (None, ["gammas = [3]"], 6, "metadata"),
+        (None, ["gammas = [3]"], 6, "content"),
     ],
 )
 def test_precedence(tmp_path, pattern, lines, gamma, origin):
-    """The command line overrules phema.toml, a row there its pattern, and both the metadata."""
-    put(tmp_path, "a7-b8-step5.pt", {"gamma": 6})
+    """The command line overrules phema.toml, a row there its pattern, and both the content."""
+    put(tmp_path, "a7-b8-step5.safetensors", {"gamma": "6"})
     toml(tmp_path, *lines)
     found = scan([tmp_path], Config(pattern=pattern))
-    assert tags(found) == {"a7-b8-step5.pt": (gamma, 5)}
+    assert tags(found) == {"a7-b8-step5.safetensors": (gamma, 5)}
     assert origins(found)[0] == origin
 
 
+def test_a_row_and_a_pattern_complete_each_other(tmp_path):
+    """Of what a row and a pattern say of a file the average and the time may come from either."""
+    put(tmp_path, "a7-t5.safetensors")
+    toml(tmp_path, '[snapshots."a7-t5.safetensors"]', "gamma = 4", "step = 9")
+    both = r"a(?P<gamma>\d)-t(?P<step>\d)"
+    for pattern, tag, where in [
+        (r"a(?P<gamma>\d)", (7, 9), ("command line", "phema.toml")),
+        (r"t(?P<step>\d)", (4, 5), ("phema.toml", "command line")),
+        (both, (7, 5), ("command line", "command line")),
+    ]:
+        found = scan([tmp_path], Config(pattern=pattern))
+        assert list(tags(found).values()) == [tag]
+        assert origins(found) == where
+    toml(tmp_path, f"pattern = '{both}'", '[snapshots."a7-t5.safetensors"]', "step = 9")
+    assert list(tags(scan([tmp_path])).values()) == [(7, 9)]
+
+
 def test_gammas_of_the_command_line_go_before_those_of_phema_toml(tmp_path):
-    """An index of phema.toml's pattern counts the --gammas given."""
+    """An index of phema.toml's pattern counts the --gammas given, all of which must be used."""
     put(tmp_path, "1.200.pt")
     toml(tmp_path, r"pattern = '^(?P<index>\d+)\.(?P<step>\d+)'", "gammas = [5, 6]")
     assert tags(scan([tmp_path])) == {"1.200.pt": (6, 200)}
-    assert tags(scan([tmp_path], Config(gammas=(7.0, 8.0)))) == {"1.200.pt": (8, 200)}
+    put(tmp_path, "0.200.pt")
+    found = scan([tmp_path], Config(gammas=(7.0, 8.0)))
+    assert tags(found) == {"0.200.pt": (7, 200), "1.200.pt": (8, 200)}
 
 
 def test_row_keeps_a_file_that_the_pattern_leaves_out(tmp_path):
@@ -471,12 +643,26 @@ def test_config_says_gammas(tmp_path):
 def test_config_says_key(tmp_path):
     """The key in phema.toml picks the dict of weights, one on the command line goes before."""
     content = {"first": {"w": torch.ones(2)}, "model": {"v": torch.ones(2)}}
-    torch.save(content, tmp_path / "step5-gamma5.pt")
+    torch.save(content, tmp_path / "step5.pt")
     assert "pass --key" in errors(scan([tmp_path]))[0].remedy
-    toml(tmp_path, 'key = "first"')
+    toml(tmp_path, 'key = "first"', "gammas = [5]")
     assert list(scan([tmp_path]).snapshots[0].checkpoint.tensors) == ["w"]
     found = scan([tmp_path], Config(key="model"))
     assert list(found.snapshots[0].checkpoint.tensors) == ["v"]
+    with pytest.raises(UsageError, match="no prefix of their names, is 'other'") as caught:
+        scan([tmp_path], Config(key="other"))
+    assert caught.value.remedy == "there are first, model"
+
+
+def test_key_is_a_prefix(tmp_path):
+    """A key may be a prefix of names; a part of an average is the same average."""
+    tensors = {"unet.w": torch.ones(2), "text.w": torch.ones(3)}
+    put(tmp_path, "a.safetensors", {"gamma": "5", "step": "7"}, tensors)
+    put(tmp_path, "b-step8-gamma5.safetensors", tensors=tensors)
+    found = scan([tmp_path], Config(key="unet"))
+    assert not errors(found)
+    assert tags(found) == {"a.safetensors": (5, 7), "b-step8-gamma5.safetensors": (5, 8)}
+    assert [s.checkpoint.tensors["w"].shape for s in found.snapshots] == [(2,), (2,)]
 
 
 @pytest.fixture
@@ -671,13 +857,17 @@ def test_broken_files_are_findings(several):
     (several / "link.safetensors").symlink_to(several / "nowhere")
     torch.save({"f": print, "w": torch.ones(1)}, several / "evil.pt")
     put(several, "empty-step5-gamma5.safetensors", tensors={})
+    put(several, "short-step6-gamma5.safetensors", tensors={"w": torch.ones(2, 0)})
     found = scan([several])
     assert len(found.snapshots) == 3
+    assert said(found, "notice") == [
+        "empty-step5-gamma5.safetensors: left out: it holds no weights"
+    ]
     assert {Path(e.where).name: type(e) for e in errors(found)} == {
         "bad.safetensors": InputError,
         "link.safetensors": StorageError,
         "evil.pt": UnsafePickleError,
-        "empty-step5-gamma5.safetensors": InputError,
+        "short-step6-gamma5.safetensors": InputError,
     }
 
 
@@ -717,17 +907,22 @@ def test_several_paths(tmp_path):
 @pytest.mark.parametrize("base", ["model", "diffusion_pytorch_model"])
 def test_sharded_directory(tmp_path, base):
     """A sharded checkpoint is one snapshot, named by its directory and tagged by its name."""
-    put_sharded(tmp_path / "gamma5" / "checkpoint-100", base)
-    put_sharded(tmp_path / "gamma5" / "checkpoint-200", base, {"gamma": "5", "step": "200"})
+    put_sharded(tmp_path / "run" / "x-step100-gamma5", base)
+    put_sharded(tmp_path / "run" / "checkpoint-200", base, {"gamma": "5"})
+    put_sharded(tmp_path / "run" / "third", base, {"gamma": "5", "step": "300"})
     found = scan([tmp_path])
-    assert tags(found) == {"gamma5/checkpoint-100": (5, 100), "gamma5/checkpoint-200": (5, 200)}
-    assert [len(s.checkpoint.files) for s in found.snapshots] == [2, 2]
+    assert tags(found) == {
+        "run/x-step100-gamma5": (5, 100),
+        "run/checkpoint-200": (5, 200),
+        "run/third": (5, 300),
+    }
+    assert [len(s.checkpoint.files) for s in found.snapshots] == [2, 2, 2]
 
 
 def test_sharded_root(tmp_path):
     """A sharded checkpoint whose directory is given itself is named by that directory."""
-    put_sharded(tmp_path / "gamma5-step100")
-    assert tags(scan([tmp_path / "gamma5-step100"])) == {"gamma5-step100": (5, 100)}
+    put_sharded(tmp_path / "step100-gamma5")
+    assert tags(scan([tmp_path / "step100-gamma5"])) == {"step100-gamma5": (5, 100)}
 
 
 def test_sharded_with_names_of_their_own(tmp_path):
@@ -743,11 +938,11 @@ def test_single_file_in_its_own_directory(tmp_path):
     """A model.safetensors is named by its directory, a file with a name of its own by both."""
     put(tmp_path, "step5-gamma5/model.safetensors")
     put(tmp_path, "step6-gamma5/pytorch_model.bin")
-    put(tmp_path, "step7-gamma5/ema.safetensors")
+    put(tmp_path, "step-7/ema.safetensors", {"gamma": "5"})
     assert list(tags(scan([tmp_path]))) == [
         "step5-gamma5",
         "step6-gamma5",
-        "step7-gamma5/ema.safetensors",
+        "step-7/ema.safetensors",
     ]
 
 
@@ -788,7 +983,7 @@ def test_read_checkpoint(tmp_path):
 def test_order(tmp_path):
     """Snapshots and findings come in the same order whatever the order the files were made in."""
     names = [f"{n}-step{s}-gamma{g}" for n, s, g in zip("dcab", (9, 1, 10, 9), "5678", strict=True)]
-    untagged = [f"{folder}/x" for folder in "qhzkbmwcfe"]
+    untagged = [f"{folder}/x-step5" for folder in "qhzkbmwcfe"]
     names += ["y-step0-gamma5", *untagged]
     for folder, order in (("one", names), ("two", names[::-1])):
         for name in order:
@@ -928,7 +1123,7 @@ def test_require_raises_the_first_error(several):
         scan([several]).require()
     assert one.value.where == str(several / "aa.safetensors")
     torch.save({"f": print}, several / "a.pt")
-    put(several, "z.safetensors")
+    put(several, "z-step4.safetensors")
     with pytest.raises(UnsafePickleError, match=r"\(and 2 more: see phema inspect\);") as first:
         scan([several]).require()
     assert first.value.where == str(several / "a.pt")

@@ -24,6 +24,7 @@ from phema_cli.synthesis.solving import stored_noise
 from phema_cli.synthesis.verifying import verify
 from tests.builders import phema, run, synthesize, write_run
 from tests.test_engine import recipe_of
+from tests.test_json import assert_fits
 from tests.verified import verify_output
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -198,6 +199,20 @@ def test_same_bytes_for_any_jobs_tiles_and_shares(tmp_path):
     assert len(set(made)) == 1
 
 
+def test_a_digest_is_that_of_the_source_alone(tmp_path):
+    """It is the same whatever types the other sources have."""
+    digests = set()
+    for other in (F32, BF16):
+        put(tmp_path / "in", 1, {"w": torch.linspace(0, 1, 50).to(BF16)})
+        put(tmp_path / "in", 2, {"w": torch.linspace(0, 2, 50).to(other)})
+        out = tmp_path / f"{other}.safetensors"
+        synthesize([tmp_path / "in"], gamma=7, output=out, digest=True, dtype="f32")
+        with safe_open(out, "pt") as file:
+            sources = json.loads(file.metadata()["phema"])["sources"]
+        digests.add(sources[0]["digest"])
+    assert len(digests) == 1
+
+
 def test_a_dry_run_counts_what_is_read(tmp_path):
     """Each source counts with the bytes that it has, and progress comes to the same."""
     write_run(tmp_path / "in", shape=(100, 10))
@@ -224,6 +239,10 @@ def test_what_is_not_finite_is_counted_in_each_type(tmp_path, types):
     rows = [{"b": torch.randn(300_000, generator=generator).to(t)} for t in types * 2]
     rows[0]["b"][200_001] = math.nan
     rows[3]["b"][[7, 299_999]] = math.inf
+    for row in rows:
+        # A large number that a wide type holds is finite.
+        if row["b"].dtype == F32:
+            row["b"][3] = 1e30
     snapshots_of(tmp_path / "in", rows)
     done = phema("synthesize", "-g", 7, tmp_path / "in", "--no-sample", "-o", tmp_path / "o")
     assert done.code == 3
@@ -236,15 +255,17 @@ def test_what_is_not_finite_is_counted_in_each_type(tmp_path, types):
 def test_a_sample_reads_each_type_and_counts_the_coarsest_unit(tmp_path):
     """Values are their own; the unit in the last place is that of the type with the largest."""
     values = torch.tensor([1.0, 3.0, -0.75, 1e-6, 0.0])
-    snapshots = snapshots_of(
-        tmp_path, [{"w": (values + i).to(t)} for i, t in enumerate((F16, F32, BF16))]
-    )
+    rows = [values.to(t) * i for i, t in enumerate((F16, F32, BF16), start=1)]
+    snapshots = snapshots_of(tmp_path, [{"w": row} for row in rows])
     found = sampling.sample(snapshots)
-    for row, (i, dtype) in zip(found.values, enumerate((F16, F32, BF16)), strict=True):
-        np.testing.assert_array_equal(row, (values + i).to(dtype).float().numpy())
-    last = (values + 2).to(BF16)
-    gap = torch.nextafter(last.abs(), torch.tensor(math.inf).to(BF16)) - last.abs()
-    np.testing.assert_array_equal(found.units, gap.double().numpy())
+    for row, stored in zip(found.values, rows, strict=True):
+        np.testing.assert_array_equal(row, stored.float().numpy())
+    # Of small numbers float16 is coarser, of others bfloat16.
+    units = [
+        torch.nextafter(rows[2].abs().to(t), torch.tensor(math.inf).to(t)) - rows[2].abs().to(t)
+        for t in (F16, BF16)
+    ]
+    np.testing.assert_array_equal(found.units, torch.stack(units).double().amax(0).numpy())
     alone = snapshots_of(tmp_path / "alone", [{"w": values.to(BF16)}] * 2)
     assert stored_noise(snapshots) == stored_noise(alone)
 
@@ -628,11 +649,13 @@ def test_integers_without_scales_are_buffers(tmp_path):
             "bn.num_batches_tracked": torch.ones(1, 1, dtype=torch.int64),
             "mask": torch.ones(2, 2, dtype=torch.bool),
             "mask_scale": torch.ones(2),
+            "bins": torch.arange(5),
+            "bins_scale": torch.ones(5),
         }
         put(tmp_path, step, tensors)
     found = scan([tmp_path])
     assert said(found, "error") == []
-    assert averaged(found.snapshots, ()) == ["attn.logit_scale", "mask_scale"]
+    assert averaged(found.snapshots, ()) == ["attn.logit_scale", "bins_scale", "mask_scale"]
 
 
 def test_quantized_weights_may_be_copied_whole(tmp_path):
@@ -668,6 +691,7 @@ def test_drop_leaves_tensors_out(tmp_path):
     with safe_open(out, "pt") as file:
         record = json.loads(file.metadata()["phema"])
     assert record["drop"] == ["count", "loss_fn.*"]
+    assert_fits(record)
     run("verify", out, folder, "--full")
 
 

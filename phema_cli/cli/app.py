@@ -104,7 +104,7 @@ def phema(
       1         a check failed: --max-error, diff, verify
       2         the command line makes no sense, or the output exists
       3         an input is missing, broken or does not fit the others
-      4         a pickle asked to run code
+      4         a pickle asks for what could harm, or hides tensors
       5         disk or I/O error
       130, 143  interrupted, terminated
     """
@@ -132,7 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
     _heed_signals()
     try:
-        code = _command()([a for a in given if a != "--debug"], standalone_mode=False)
+        told = [a for a in given if a != "--debug"]
+        code = _command()(told, standalone_mode=False, obj=told)
         sys.stdout.flush()
     except PhemaError as error:
         if debug:

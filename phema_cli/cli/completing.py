@@ -79,8 +79,11 @@ def profiles(incomplete: str) -> list[str]:
 
 
 def averages(incomplete: str) -> list[str]:
-    """What an average may be: a profile that needs no file."""
-    return _beginning(PROFILES[:-1], incomplete)
+    """Decay laws of stored averages, a trainer's own among them."""
+    from phema_cli.profiles import LAWS
+    from phema_cli.trainers.registry import LAWS as OWN
+
+    return _beginning([form.example for form in (*LAWS.values(), *OWN.values())], incomplete)
 
 
 def methods(incomplete: str) -> list[str]:

@@ -20,6 +20,7 @@ _MOVEMENT_ROWS = 12
 @options.spread
 def inspect(
     paths: options.Paths,
+    context: typer.Context,
     *,
     sources: options.Sources,
     solving: options.Solving,
@@ -78,6 +79,7 @@ def inspect(
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
+        render.way_on(context.obj, errors)
     if errors:
         raise typer.Exit(errors[0].error.exit_code)
 

@@ -28,6 +28,10 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "name": snapshot.name,
         "layout": snapshot.trainers[0] if snapshot.trainers else None,
+        "trainers": list(snapshot.trainers),
+        "series": snapshot.series,
+        "law": tag.law,
+        "overrules": tag.overrules,
         "step": tag.step,
         "step_origin": tag.step_origin,
         "unit": tag.unit,
@@ -195,4 +199,6 @@ def _origin(snapshot: Snapshot) -> str:
     """Where the tag was read."""
     what, step = snapshot.tag.profile_origin, snapshot.tag.step_origin
     kind = "average" if snapshot.tag.gamma is None else "gamma"
-    return what if what == step else f"{kind} {what}, step {step}"
+    origin = what if what == step else f"{kind} {what}, step {step}"
+    overruled = snapshot.tag.overrules
+    return origin if overruled is None else f"{origin}; the file says {overruled}"

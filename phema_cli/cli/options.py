@@ -308,6 +308,7 @@ class Sources:
             average=tuple(self.average or ()) or None,
             raw=self.raw,
             trust_tags=self.trust_tags,
+            insists=any(isinstance(g, Typed) for g in (self.average, self.gammas, self.sigma_rels)),
             update_every=self.update_every,
             steps_per_epoch=self.steps_per_epoch,
             key=self.key,
@@ -410,12 +411,14 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             ]
         else:
             taken.append(parameter.replace(annotation=hints[name]))
-    kind = inspect.Parameter.KEYWORD_ONLY
-    taken.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
+    asked = any(parameter.name == _CONTEXT for parameter in taken)
+    if not asked:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        taken.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
 
     @wraps(command)
     def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
-        context = given.pop(_CONTEXT)
+        context = given[_CONTEXT] if asked else given.pop(_CONTEXT)
         for name, value in given.items():
             if isinstance(value, list) and _is_typed(context, name):
                 given[name] = Typed(value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,10 @@ def document(command: str, content: Mapping[str, Any]) -> None:
     )
 
 
+#: what differs between faults of one kind.
+_PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
+
+
 def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
     if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
@@ -87,17 +93,33 @@ def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> 
     out = console(stderr=stderr)
     alike: dict[tuple[str, str, str | None], list[Finding]] = {}
     for finding in sorted(found, key=lambda f: order[f.level]):
-        key = (finding.level, finding.error.what, finding.error.remedy)
+        key = (finding.level, _kind(finding), finding.error.remedy)
         alike.setdefault(key, []).append(finding)
-    for (level, what, remedy), members in alike.items():
+    for (level, _, remedy), members in alike.items():
         if quiet and level == "notice":
             continue
+        first = members[0].error
         texts = [str(f.error) for f in members]
-        if len(members) > _ALIKE:
-            where = f"{members[0].error.where} and {len(members) - 1} others"
-            texts = [str(InputError(what, where=where, remedy=remedy))]
+        if len(members) > (1 if level == "error" else _ALIKE):
+            where = f"{first.where} and {counted(len(members) - 1, 'other')}"
+            texts = [str(InputError(first.what, where=where, remedy=remedy))]
         for text in texts:
             out.print(f"[{_LEVELS[level]}]{level}:[/] {plain(text)}", soft_wrap=True)
+
+
+def _kind(finding: Finding) -> str:
+    """What findings of one kind have in common: all but their numbers and names of tensors."""
+    if finding.level != "error":
+        return finding.error.what
+    return _PARTICULAR.sub("#", finding.error.what)
+
+
+def way_on(typed: object, errors: Sequence[Finding]) -> None:
+    """Print the command line, as it was typed, with what would let it go on."""
+    option = next((f.error.option for f in errors if f.error.option is not None), None)
+    if option is not None and isinstance(typed, list):
+        text = f"phema {shlex.join(typed)} {option}"
+        console().print(f"[bold]go on:[/] {plain(text)}", soft_wrap=True)
 
 
 def plain(text: object) -> str:

@@ -18,7 +18,6 @@ from phema_cli.profiles.shapes import (
     WindowProfile,
 )
 from phema_cli.profiles.specs import HELP, PROFILES, ProfileSpec, describe, parse_profile
-from phema_cli.profiles.warmup import Warmup, WarmupProfile
 
 __all__ = [
     "GAMMA_LIMIT",
@@ -36,8 +35,6 @@ __all__ = [
     "ProfileSpec",
     "RawProfile",
     "TableProfile",
-    "Warmup",
-    "WarmupProfile",
     "WindowProfile",
     "describe",
     "gamma_from_sigma_rel",

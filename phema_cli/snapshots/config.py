@@ -64,6 +64,8 @@ class Config:
         drop: globs of tensor names to leave out.
         typed: options with a glob of tensor names each that has to match some.
         snapshots: tags by relative path (phema.toml only).
+        insists: whether it is an error where what it says of averages fits none; a variable or a
+            phema.toml may speak of other directories and files.
         origin: where it was said.
     """
 
@@ -82,12 +84,14 @@ class Config:
     drop: tuple[str, ...] = ()
     typed: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    insists: bool = True
     origin: Origin = "command line"
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The series that the user names."""
-        return tuple(k.strip() for k in (self.key or "").split(",") if k.strip())
+        given = (k.strip() for k in (self.key or "").split(","))
+        return tuple(k if k == "." else k.rstrip(".") for k in given if k)
 
     @property
     def averages(self) -> tuple[str, ...]:
@@ -98,7 +102,7 @@ class Config:
     @property
     def is_raw(self) -> bool:
         """Whether the user says that snapshots are raw weights."""
-        return self.raw or self.average == "raw"
+        return self.raw or self.average in {"raw", ("raw",)}
 
     @property
     def says_average(self) -> bool:
@@ -110,11 +114,11 @@ class Config:
         said = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if getattr(self, f.name) and f.name != "origin"
+            if getattr(self, f.name) and f.name not in {"origin", "insists"}
         }
         if self.says_average:
             # One statement of what the averages are takes the place of another.
-            other = replace(other, gammas=(), average=None, raw=False)
+            other = replace(other, gammas=(), average=None, raw=False, insists=self.insists)
         return replace(other, **said)
 
 
@@ -179,13 +183,14 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         trust_tags=_flag(table, "trust_tags"),
         update_every=_count(table, "update_every"),
         steps_per_epoch=_count(table, "steps_per_epoch"),
-        key=_text(table, "key"),
+        key=",".join(_texts(table, "key")) or None,
         names_from=_inside(directory, _text(table, "names_from")),
         select=_texts(table, "select"),
         exclude=_texts(table, "exclude"),
         copy=_texts(table, "copy"),
         drop=_texts(table, "drop"),
         snapshots=_snapshots(table.get("snapshots", {})),
+        insists=False,
         origin="phema.toml",
     )
 

@@ -11,6 +11,7 @@ from typing import Literal
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.snapshots.tags import Tag
+from phema_cli.trainers.names import clock_in
 
 #: ratio of gamma + 1 below which two averages tell hardly more than one.
 _HARDLY_DIFFERENT = 1.01
@@ -79,6 +80,7 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
     """
     yield from _duplicates(snapshots)
     yield from _times(snapshots)
+    yield from _runs(snapshots)
     if snapshots:
         yield from _differences(snapshots, copy)
         yield from _not_averaged(reference(snapshots), copy)
@@ -122,6 +124,31 @@ def _times(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
         yield Finding("notice", InputError("times are epochs; one counted e ends at time e + 1"))
 
 
+def _runs(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """Series that lie in several directories, and whose times interleave: of two runs."""
+    homes: dict[tuple[str, str, str], list[Snapshot]] = {}
+    for snapshot in snapshots:
+        series = (snapshot.series, snapshot.tag.label, _home(snapshot))
+        homes.setdefault(series, []).append(snapshot)
+    groups = sorted((*series, members) for series, members in homes.items() if len(members) > 1)
+    for (*kind, name, one), (*other_kind, other, two) in pairwise(groups):
+        begin = max(one[0].tag.step, two[0].tag.step)
+        if kind == other_kind and begin < min(one[-1].tag.step, two[-1].tag.step):
+            error = InputError(
+                f"is of the same time and kind as files in {name or 'the directory itself'}: "
+                "of another run",
+                where=other or two[0].name,
+                remedy="give the directory of one run",
+            )
+            yield Finding("error", error)
+
+
+def _home(snapshot: Snapshot) -> str:
+    """The directories that a snapshot lies in, but for those that are called by a time."""
+    above = snapshot.name.split("/")[:-1]
+    return "/".join(p for p in above if not p.isdigit() and clock_in(p, whole=True) is None)
+
+
 def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     """Pairs with the same average and step."""
 
@@ -133,6 +160,9 @@ def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
         first, *others = group
         for other in others:
             same = other.name == first.name
+            if first.checkpoint.tensors.keys().isdisjoint(other.checkpoint.tensors):
+                yield _apart(first, other)
+                continue
             yield Finding(
                 "error",
                 InputError(
@@ -144,6 +174,16 @@ def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
             )
 
 
+def _apart(one: Snapshot, other: Snapshot) -> Finding:
+    """The error for two snapshots that have no tensor in common."""
+    error = InputError(
+        f"has no tensor in common with {one.name}: another network, or another part of this one",
+        where=other.name,
+        remedy="gather parts into one file; synthesize several networks one by one, by --select",
+    )
+    return Finding("error", error)
+
+
 def _differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
     """Where what has to be averaged is not in a snapshot as it is in the newest one."""
     newest = reference(snapshots)
@@ -151,6 +191,9 @@ def _differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator
     for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
         if snapshot is newest or have is want:
+            continue
+        if have and want and want.keys().isdisjoint(have):
+            yield _apart(newest, snapshot)
             continue
         lost = [] if snapshot.partial else [n for n in want if n not in have and is_float(want[n])]
         extra = [n for n in have if n not in want]

@@ -14,9 +14,10 @@ from phema_cli.errors import InputError, UsageError
 #: of the processor's time, for the search of a pattern in a path.
 _MOST_SECONDS = 0.5
 #: named groups that a --pattern may have.
-AVERAGES = ("gamma", "sigma_rel", "beta", "index")
+FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
+#: which of them say when a file was stored; and the others, with what a row of phema.toml may say.
 TIMES = ("step", "kimg", "epoch")
-FIELDS = (*AVERAGES, *TIMES)
+AVERAGES = ("gamma", "sigma_rel", "beta", "index", "average")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

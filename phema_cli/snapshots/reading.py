@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from phema_cli.formats.locations import is_remote, locate
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.consistency import Finding
 from phema_cli.snapshots.files import Candidate, candidates
-from phema_cli.snapshots.pattern import SlowPatternError, match_pattern
-from phema_cli.snapshots.resolve import Item, LeftOutError, members_of
-from phema_cli.snapshots.tags import Origin
+from phema_cli.snapshots.pattern import AVERAGES, TIMES, SlowPatternError, match_pattern
+from phema_cli.snapshots.resolve import Item, LeftOutError, Said, members_of
 from phema_cli.trainers.base import Series, StoredFile
 from phema_cli.trainers.registry import read_file
 
@@ -117,14 +116,14 @@ def _read(candidate: Candidate, said: Config, local: Config) -> Item:
     _check_usable(candidate)
     config = said.over(local)
     row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
-    fields = dict(row or {})
-    origin: Origin = "phema.toml"
+    fields: dict[str, Said] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
     if config.pattern:
         matched = match_pattern(config.pattern, candidate.relative)
         if matched is None and row is None:
             raise LeftOutError("it does not match --pattern")
-        if matched and not row:
-            fields, origin = matched, (said if said.pattern else local).origin
+        by = (said if said.pattern else local).origin
+        found: dict[str, Said] = {k: (v, by) for k, v in (matched or {}).items()}
+        fields = _over(found, fields) if said.pattern else _over(fields, found)
     item = _item(candidate, keyed=bool(config.keys))
     if PROVENANCE_KEY in item.file.metadata:
         raise LeftOutError("it was synthesized by phema")
@@ -132,7 +131,13 @@ def _read(candidate: Candidate, said: Config, local: Config) -> Item:
         raise LeftOutError(item.reading.left_out)
     if not config.keys and not item.reading.series:
         raise LeftOutError("it holds no weights")
-    return replace(item, said=fields, said_by=origin)
+    return replace(item, said=fields)
+
+
+def _over(first: Mapping[str, Said], second: Mapping[str, Said]) -> dict[str, Said]:
+    """What is said of a file in two places: the average, and the time, by the first that does."""
+    taken = {k for kind in (AVERAGES, TIMES) if not first.keys().isdisjoint(kind) for k in kind}
+    return {k: v for k, v in second.items() if k not in taken} | dict(first)
 
 
 def _check_usable(candidate: Candidate) -> None:
@@ -165,7 +170,8 @@ def left_out(error: PhemaError, candidate: Candidate) -> Finding:
 def fault(error: PhemaError, candidate: Candidate) -> Finding:
     """What stands against a file."""
     where = error.where or candidate.name
-    return Finding("error", type(error)(error.what, where=where, remedy=error.remedy))
+    made = type(error)(error.what, where=where, remedy=error.remedy, option=error.option)
+    return Finding("error", made)
 
 
 def notice(what: str, where: str | None = None) -> Finding:

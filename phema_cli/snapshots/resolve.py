@@ -22,7 +22,9 @@ from phema_cli.trainers.registry import FileReading, parse_law
 
 #: largest difference of cumulative weights up to which two laws are taken for one.
 _ALIKE = 0.01
-_SAY = "pass --raw if these are the weights themselves, or --average LAW"
+_DIGITS = 9
+#: what the user says of one file, and where.
+Said = tuple[str, Origin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,12 @@ class Item:
         file: what it holds.
         reading: what trainers know of it.
         said: what the user says of this one file, in phema.toml or by the groups of a pattern.
-        said_by: where.
     """
 
     candidate: Candidate
     file: StoredFile
     reading: FileReading
-    said: Mapping[str, str] = field(default_factory=dict)
-    said_by: Origin = "command line"
+    said: Mapping[str, Said] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -115,6 +115,10 @@ def _keyed(item: Item, key: str) -> Series | None:
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."
+    for one in item.reading.series:
+        # A part of an average is the same average.
+        if not one.prefix and (part := under(one.tensors, prefix)):
+            return replace(one, tensors=part, prefix=prefix, label=None)
     for within, tensors in file.dicts.items():
         if part := under(tensors, prefix):
             return Series(part, within=within, prefix=prefix)
@@ -134,48 +138,50 @@ def settle_roles(members: Sequence[Member]) -> None:
             member.series = replace(member.series, role=role)
 
 
-def settle_laws(members: list[Member], config: Config, said: Config) -> list[Member]:
-    """Say of each series what it is an average of; some are left out.
+def settle_laws(members: Sequence[Member], config: Config, said: Config) -> None:
+    """Say of each series what it is an average of, or why it is left out.
 
     Args:
         members: all series.
         config: what the user says, the command line over phema.toml.
         said: the command line alone.
 
-    Returns:
-        The members that count.
-
     Raises:
         UsageError: what the user says fits none of them, or more than one.
     """
     origin: Origin = "command line" if said.says_average else "phema.toml"
     _say_single(members, config)
-    kept = _only_raw(members, origin) if config.is_raw else members
-    _say_laws(kept, config, origin)
-    for member in kept:
+    _say_laws(members, config, origin)
+    if config.is_raw:
+        _only_raw(members, origin)
+    for member in members:
         if not member.settled:
             _say_known(member, config)
-    _check_spacing(kept, config)
-    return kept
+    _check_spacing(members, config)
 
 
 def _say_single(members: Sequence[Member], config: Config) -> None:
     """What the user says of single files, in phema.toml or by the groups of a pattern."""
-    counted = [
-        (m, int(m.item.said["index"]))
-        for m in members
-        if m.item.said.get("index", "").isdecimal() and len(m.item.said["index"]) < 9  # noqa: PLR2004
-    ]
-    for member, index in counted:
-        member.series = replace(member.series, index=index, first_index=None)
     for member in members:
-        texts = {k: v for k, v in member.item.said.items() if k in _LAWS}
-        for name, value in texts.items():
+        said = member.item.said
+        if "index" in said:
+            _say_index(member, said["index"][0])
+        for name, (value, origin) in said.items():
+            if name not in _LAWS:
+                continue
             try:
                 law = parse_law(_LAWS[name].format(value, power=member.series.power))
-                _give(member, law, member.item.said_by, config)
+                _give(member, law, origin, config)
             except PhemaError as error:
                 member.error = InputError(error.what, remedy=error.remedy)
+
+
+def _say_index(member: Member, text: str) -> None:
+    """The place that a pattern finds, among the averages that ``--gammas`` lists."""
+    if text.isdecimal() and len(text) <= _DIGITS:
+        member.series = replace(member.series, index=int(text), first_index=None)
+    else:
+        member.error = InputError(f"its index is {text!r:.80}, not a number")
 
 
 #: what a field of a pattern or of a row in phema.toml means, in the words of ``--average``.
@@ -187,7 +193,7 @@ _LAWS = {
 }
 
 
-def _only_raw(members: list[Member], origin: Origin) -> list[Member]:
+def _only_raw(members: Sequence[Member], origin: Origin) -> None:
     """The raw weights; where every series is an average by its file, the user knows better."""
     free = [m for m in members if not m.settled]
     plain = [m for m in free if m.series.role != "average" and m.series.law is None]
@@ -195,10 +201,9 @@ def _only_raw(members: list[Member], origin: Origin) -> list[Member]:
     for member in chosen:
         member.overrules = member.series.law
         member.law, member.origin = parse_law("raw"), origin
-    left = [m for m in members if not m.settled]
-    for member in left:
-        member.error = LeftOutError("an average, and --raw takes the raw weights beside it")
-    return members
+    for member in free:
+        if not member.settled:
+            member.error = LeftOutError("an average, and --raw takes the raw weights beside it")
 
 
 class LeftOutError(InputError):
@@ -237,12 +242,18 @@ def _dealt(
     known = [m for m in free if m.series.role != "raw" and m.series.law is not None]
     meant = unknown or known or free
     groups = dict.fromkeys(m.group for m in meant)
+    if not unknown and not config.insists:
+        return
+    if not meant and any(m.error for m in members):
+        # What stands against the files says more.
+        return
     if len(groups) > 1 or not meant:
         names = sorted({_called(m) for m in meant})
-        found = f"there are several averages: {', '.join(names)}" if meant else "nothing is open"
+        found = f"there are several: {', '.join(names)}" if meant else "there is none"
+        by_key = len({m.series.key for m in meant}) > 1
         raise UsageError(
             f"{option} says what one average is, and {found}",
-            remedy="pass --key with one of them" if meant else f"leave {option} out",
+            remedy="pass --key with one of them" if by_key else f"leave {option} out",
         )
     yield from ((m, laws[0]) for m in meant)
 
@@ -252,7 +263,9 @@ def _called(member: Member) -> str:
     one = member.series
     if one.index is not None:
         return f"index {one.index}"
-    return one.key if one.key != "." else one.law or "the files without a name for it"
+    if one.key != ".":
+        return one.key
+    return parse_law(one.law).label if one.law else "the files that say nothing"
 
 
 def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> None:
@@ -261,6 +274,8 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
     if not counted:
         laws = [parse_law(f"power:gamma={gamma:.17g}") for gamma in config.gammas]
         if len(laws) > 1 and len(config.keys) != len(laws):
+            if not config.insists:
+                return
             raise UsageError(
                 f"--gammas gives {len(laws)} values, and nothing in the names counts them",
                 remedy="pass --pattern with a group index, or --key with as many names",
@@ -284,7 +299,7 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
         text = f"{member.series.power}:gamma={config.gammas[place]:.17g}"
         _give(member, parse_law(text), origin, config)
     unused = [g for place, g in enumerate(config.gammas) if place not in seen]
-    if unused and not any(m.error for m in counted):
+    if unused and config.insists and not any(m.error for m in counted):
         raise UsageError(
             f"--gammas gives {len(config.gammas)} values, and the names count {len(seen)} averages:"
             f" gamma {unused[0]:.6g} is not used",
@@ -323,48 +338,73 @@ def _say_known(member: Member, config: Config) -> None:
         member.error = InputError(
             "its name counts gammas, but says none",
             remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
+            option="--gammas G1,G2",
         )
     elif one.role == "average":
-        default = f" (by default {one.hint})" if one.hint else ""
-        what = "its average" if one.key == "." else f"its average {one.key}"
-        member.error = InputError(
-            f"does not say what {what} is",
-            remedy=f"pass --average LAW{default}, or --raw to use the raw weights alone",
-        )
+        member.error = _unknown(member)
     else:
         member.error = InputError(
-            "says of no average, and not that it is raw", remedy=f"{_SAY}, or --gammas"
+            "does not say whether it is an average or the raw weights",
+            remedy="pass --raw if these are the weights themselves, --gammas or --average LAW if "
+            "they are averages",
+            option="--raw",
         )
     member.origin = "content" if one.evidence == "content" else "name"
+
+
+def _unknown(member: Member) -> InputError:
+    """The error for an average whose decay the file does not say."""
+    one = member.series
+    what = "its average" if one.key == "." else f"its average {one.key}"
+    law = f"--average LAW, by default {one.hint}" if one.hint else "--average LAW"
+    raw = any(s.role == "raw" for s in member.item.reading.series)
+    return InputError(
+        f"does not say how {what} decays",
+        remedy=f"pass {law}; or --raw to use the raw weights alone" if raw else f"pass {law}",
+        option="--raw" if raw else "--average LAW",
+    )
 
 
 def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
     """Take what the user says, unless the file's own kind of decay contradicts it."""
     one = member.series
     law = _spaced(law, one, config)
-    if one.grows is not None and law.name == "exponential" and not config.trust_tags:
+    if law.name == "exponential" and not config.trust_tags:
         _check_growth(member, law)
         if member.error is not None:
             return
-    if one.law is not None and parse_law(one.law).text != law.text:
+    if one.law is not None and _text(one.law) != law.text:
         member.overrules = one.law
     member.law, member.origin = law, origin
+
+
+def _text(law: str) -> str:
+    """The law that a file says, as it is always written; unchanged where it is none."""
+    try:
+        return parse_law(law).text
+    except PhemaError:
+        return law
+
+
+#: laws whose decay is the same from the first update on, or that have none.
+_EVEN = {"exponential", "power", "uniform", "raw"}
 
 
 def _check_growth(member: Member, law: Law) -> None:
     """Refuse a constant decay where the library's grows, and that differs at the file's time."""
     one, clock = member.series, member.item.reading.clock
-    done = one.updates or (None if clock is None else clock.value) or 1000.0
     beta = law.parameters.get("beta")
-    if beta is None:
+    own = None if one.law is None else parse_law(one.law)
+    if beta is None or (one.grows is None and (own is None or own.name in _EVEN)):
         return
-    every = law.parameters.get("every")
-    spacing = "" if every is None else f",every={every:.10g}"
-    grown = parse_law(one.law or f"{one.grows}:beta={beta:.10g}{spacing}")
-    if law.distance(grown, done) > _ALIKE:
+    if own is None or own.name in _EVEN:
+        given = {} if law.parameters["every"] == 1 else {"every": law.parameters["every"]}
+        own = parse_law(one.hint or f"{one.grows}:beta={beta!r}").replace(beta=beta, **given)
+    done = one.updates or (None if clock is None else clock.value) or 1000.0
+    if law.distance(own, done) > _ALIKE:
         member.error = InputError(
             f"its average {one.key} warms up: its decay grows to {beta:.10g}, and is not constant",
-            remedy=f"pass --average {one.hint or grown.text}, or --trust-tags to insist",
+            remedy=f"pass --average {own.text}, or --trust-tags to insist",
         )
 
 

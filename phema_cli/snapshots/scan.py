@@ -29,6 +29,7 @@ from phema_cli.snapshots.tags import Tag
 from phema_cli.snapshots.tensors import require_matches, settle
 from phema_cli.snapshots.times import Time, settle_times
 from phema_cli.trainers.base import Series
+from phema_cli.trainers.names import has_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,9 @@ class Scan:
         if errors:
             first = errors[0]
             more = f" (and {len(errors) - 1} more: see phema inspect)" if len(errors) > 1 else ""
-            raise type(first)(first.what + more, where=first.where, remedy=first.remedy)
+            raise type(first)(
+                first.what + more, where=first.where, remedy=first.remedy, option=first.option
+            )
         return self.snapshots
 
 
@@ -146,7 +149,7 @@ def _tagged(
             if id(item) not in held
         ]
     settle_roles(members)
-    members = settle_laws(members, config, said)
+    settle_laws(members, config, said)
     try:
         times = settle_times(items, config)
     except InputError as error:
@@ -202,6 +205,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         raise InputError(
             f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
             remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
+            option="--steps-per-epoch N" if clock.unit == "epochs" else None,
         )
     try:
         profile = member.law.profile(clock.value)
@@ -219,7 +223,7 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
         member.origin,
         time.origin,
         clock.unit,
-        member.law.label,
+        member.law.text,
         member.overrules,
     )
     trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)
@@ -227,14 +231,18 @@ def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapsh
 
 
 def _check_elements(series: Series) -> None:
-    """Refuse weights that lie elsewhere, cut up: most tensors have no elements then."""
-    floats = {n: t for n, t in series.tensors.items() if t.dtype.kind == "float"}
-    empty = [n for n, t in floats.items() if 0 in t.shape]
-    if empty and 2 * len(empty) >= len(floats):
-        raise InputError(
-            f"tensor {empty[0]:.200} has no elements: the weights are cut up among other files",
-            remedy="gather them with the tool of the trainer that wrote it",
-        )
+    """Refuse weights that are cut up: tensors have no elements then, or one holds many."""
+    for name, tensor in series.tensors.items():
+        if tensor.dtype.kind == "float" and 0 in tensor.shape:
+            raise InputError(
+                f"tensor {name:.200} has no elements: the weights are cut up among other files",
+                remedy="gather them with the tool of the trainer that wrote it",
+            )
+        if name.endswith("flat_param"):
+            raise InputError(
+                f"tensor {name:.200} is one of FSDP's flat parameters, of a part of the model each",
+                remedy="save it with FSDP's StateDictType.FULL_STATE_DICT",
+            )
 
 
 def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
@@ -262,12 +270,12 @@ def _without_doubles(
     snapshots: Sequence[Snapshot], members: Sequence[Member]
 ) -> tuple[list[Snapshot], list[Finding]]:
     """Leave out files without a number that hold what a numbered one holds, as ``last`` does."""
-    numbered = {m.item.candidate.name: any(c.isdigit() for c in m.item.file.name) for m in members}
-    taken = {(s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
+    numbered = {m.item.candidate.name: has_number(m.item.file.name) for m in members}
+    taken = {(s.series, s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
     kept: list[Snapshot] = []
     findings: list[Finding] = []
     for snapshot in snapshots:
-        other = taken.get((snapshot.tag.label, snapshot.tag.step))
+        other = taken.get((snapshot.series, snapshot.tag.label, snapshot.tag.step))
         if numbered[snapshot.name] or other is None:
             kept.append(snapshot)
         else:

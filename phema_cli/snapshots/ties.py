@@ -58,10 +58,18 @@ def with_ties(
     with FileReader() as reader:
         search = _Search(found, whole, missing, reader)
         partners = {n: p for n in missing if (p := search.partner(n)) is not None}
+        alone = [n for n in missing if n not in partners]
+        constants = {n: e for n in alone if (e := search.constant(n)) is not None}
     left = {n: p for n, p in partners.items() if n not in newest.tensors}
     taken = {n: p for n, p in partners.items() if n in newest.tensors}
-    made = [replace(s, checkpoint=_settled(s.checkpoint, taken, left)) for s in snapshots]
-    told = []
+    made = [
+        replace(s, checkpoint=_settled(s.checkpoint, taken, left, {} if s.partial else constants))
+        for s in snapshots
+    ]
+    told = [
+        Finding("notice", InputError(f"tensor {n} is the same wherever it is stored, and taken so"))
+        for n in constants
+    ]
     for name, partner in taken.items():
         count = sum(name in b.checkpoint.tensors for b in made) - sum(
             name in c.tensors for c in found
@@ -88,12 +96,18 @@ def _missing(
             yield name
 
 
-def _settled(checkpoint: Checkpoint, taken: dict[str, str], left: dict[str, str]) -> Checkpoint:
-    """The checkpoint with its tied tensors under both names, or under one."""
+def _settled(
+    checkpoint: Checkpoint,
+    taken: dict[str, str],
+    left: dict[str, str],
+    constants: dict[str, Extent],
+) -> Checkpoint:
+    """The checkpoint with its tied tensors under both names, or under one, and with constants."""
     tensors = {n: e for n, e in checkpoint.tensors.items() if n not in left}
     for name, partner in taken.items():
         if name not in tensors and partner in tensors:
             tensors[name] = replace(tensors[partner], name=name)
+    tensors |= {n: e for n, e in constants.items() if n not in tensors}
     return replace(checkpoint, tensors=tensors)
 
 
@@ -127,6 +141,17 @@ class _Search:
         having = [c for c in self._found if name in c.tensors]
         tried = (n for n in self._candidates(name) if self._may_be(name, n, having))
         return next((n for n in tried if self._is_tied(name, n, having)), None)
+
+    def constant(self, name: str) -> Extent | None:
+        """Where the newest of several whole checkpoints has a tensor whose bits never change."""
+        stored = [c.tensors[name] for c in self._whole if name in c.tensors]
+        last = stored[-1]
+        if len(stored) == 1 or any(
+            e.shape != last.shape or e.dtype != last.dtype for e in stored[:-1]
+        ):
+            return None
+        same = all(_compare(e, last, self._reader) is not None for e in stored[:-1])
+        return last if same and name in self._whole[-1].tensors else None
 
     def _candidates(self, name: str) -> list[str]:
         """Tensors that may be this one: in its place, known to be tied, then all others."""

@@ -10,9 +10,9 @@ from itertools import pairwise
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.pattern import TIMES
-from phema_cli.snapshots.resolve import Item, LeftOutError
+from phema_cli.snapshots.resolve import Item, LeftOutError, Said
 from phema_cli.snapshots.tags import Origin
-from phema_cli.trainers.base import Clock
+from phema_cli.trainers.base import Clock, number
 from phema_cli.trainers.names import has_number, images
 
 #: of steps; what counts more has no number that is exact.
@@ -55,11 +55,17 @@ def settle_times(items: Sequence[Item], config: Config) -> dict[int, Time | Phem
 
 def _told(item: Item) -> Time:
     """The time that the user says, else what the file or its name does."""
-    if (clock := _by_user(item.said)) is not None:
-        return Time(clock, item.said_by)
+    if (said := _by_user(item.said)) is not None:
+        return Time(*said)
     clock, named = item.reading.clock, item.reading.named
     if clock is None:
-        raise _NoTimeError("says no step", remedy="pass --pattern with a group step")
+        raise _NoTimeError(
+            "says no step",
+            remedy="pass --pattern with a group step, or say it in phema.toml",
+            option=r"--pattern '(?P<step>\d+)'",
+        )
+    if clock.doubt is not None:
+        raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
     if not math.isfinite(clock.value):
         raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
@@ -75,22 +81,20 @@ class _NoTimeError(InputError):
     """Nothing says when a file was stored."""
 
 
-def _by_user(said: Mapping[str, str]) -> Clock | None:
+def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
     """What a row of phema.toml or the groups of a pattern say; the most exact counts."""
     for name in TIMES:
         if name not in said:
             continue
-        try:
-            value = float(said[name])
-        except ValueError:
-            value = math.nan
+        text, origin = said[name]
+        value = number(text)
         if not math.isfinite(value):
-            raise InputError(f"its {name} is {said[name]!r:.80}, not a number")
+            raise InputError(f"its {name} is {text!r:.80}, not a number")
         if name == "kimg":
-            return Clock(images(int(value)), "images", name)
+            return Clock(images(int(value)), "images", name), origin
         if name == "epoch":
-            return Clock(value, "epochs", name, open=True)
-        return Clock(value, "steps", name)
+            return Clock(value, "epochs", name, open=True), origin
+        return Clock(value, "steps", name), origin
     return None
 
 
@@ -101,25 +105,32 @@ def _contradicts(clock: Clock, named: Clock) -> bool:
     return abs(named.value - clock.value) > 1 and clock.unit == "steps"
 
 
+#: where trainers keep the number of epochs that they were asked for.
+_PLANS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
+_PLANNED = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
+
+
 def _first_epoch(items: Sequence[Item], told: Mapping[int, Time | PhemaError]) -> int:
     """Whether the first epoch is 0 or 1.
 
-    It is 1 where the last one is the number of epochs that the arguments asked for, and none is 0.
+    It is 1 where the last one is the number of epochs that the trainer was asked for; where files
+    don't say that number, if the first of evenly spaced ones is as far from 0 as from the second.
     """
-    numbers = [
-        t.clock.value
-        for t in told.values()
-        if isinstance(t, Time) and t.clock.unit == "epochs" and t.clock.open
-    ]
-    if not numbers or min(numbers) < 1:
+    clocks = [t.clock for t in told.values() if isinstance(t, Time)]
+    clocks += [item.reading.epoch for item in items if item.reading.epoch is not None]
+    numbers = sorted({c.value for c in clocks if c.unit == "epochs" and c.open})
+    if not numbers or numbers[0] < 1:
         return 0
     planned = {
         n
         for item in items
-        for n in (item.file.number("args", "epochs"), item.file.number("args", "num_epochs"))
+        for n in (item.file.number(place, name) for place in _PLANS for name in _PLANNED)
         if n is not None
     }
-    return 1 if planned == {max(numbers)} else 0
+    if planned:
+        return 1 if planned == {numbers[-1]} else 0
+    gaps = {b - a for a, b in pairwise(numbers)}
+    return 1 if gaps == {numbers[0]} else 0
 
 
 def _counted(time: Time, first: int) -> Time:
@@ -161,6 +172,7 @@ def _within_epochs(
                 "where steps are counted from 0 in every epoch",
                 where=items[place].candidate.name,
                 remedy="pass --steps-per-epoch",
+                option="--steps-per-epoch N",
             )
         before = epoch.value - (first if epoch.open else 1)
         time = result[place]

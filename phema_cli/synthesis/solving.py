@@ -74,7 +74,7 @@ def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
         for s in snapshots
         if s.tag.profile_origin in {"command line", "phema.toml"} and s.tag.label != "raw"
     ]
-    if said and step < min(said) and min(s.tag.step for s in snapshots) < min(said):
+    if said and step < min(said):
         raise UsageError(
             f"target step {step:.12g} is before the first snapshot of the average that you "
             f"describe, at step {min(said):.12g}",

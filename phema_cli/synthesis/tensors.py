@@ -80,7 +80,7 @@ def plan_tensors(
     given = (newest if base is None else snapshots[base]).checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
     names = set(averaged(snapshots, copy))
-    ties = _ties(snapshots, copy, names)
+    ties = _ties(snapshots, copy)
     plans = []
     for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
         if name in ties:
@@ -114,26 +114,19 @@ def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) 
     return TensorPlan(name, extent.shape, wide, out, True, stored)
 
 
-def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str], names: set[str]) -> dict[str, str]:
-    """Names whose tensor lies under another name in every snapshot: that other name, by name.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied.
-        names: tensors that are averaged.
-    """
+def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
+    """Names whose tensor lies under another name in every snapshot: that other name, by name."""
     checkpoint = reference(snapshots).checkpoint
     known = checkpoint.ties
     shared = {*known, *known.values()}
     # Further names become entries of the metadata in safetensors: not ones that are taken there.
-    tied = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
+    names = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
     first: dict[object, str] = {}
     ties: dict[str, str] = {}
-    for name in tied:
+    for name in names:
         extents = [s.checkpoint.tensors.get(name) for s in snapshots]
         places = [None if e is None else replace(e, name="") for e in extents]
-        treated = is_chosen(name, copy), name in names
-        kept = first.setdefault((treated, *places), name)
+        kept = first.setdefault((is_chosen(name, copy), *places), name)
         if kept != name and name not in RESERVED:
             ties[name] = kept
     return ties

@@ -37,6 +37,7 @@ class Clock:
         evidence: where it was read.
         weak: whether the word may count anything, as ``checkpoint-7`` does.
         open: whether it is an epoch's number, which counts from 0 or from 1.
+        doubt: how what says it contradicts itself; what the user says settles it.
     """
 
     value: float
@@ -45,6 +46,7 @@ class Clock:
     evidence: Evidence = "content"
     weak: bool = False
     open: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Reading:
         left_out: why the file holds no weights, where that is so.
         notes: what the user should know.
         hint: what to pass for averages in it that another trainer's module reads.
-        complete: whether whatever else the file holds is not to be read.
+        passed: keys of dicts and lists of tensors that are of no use here.
     """
 
     series: tuple[Series, ...] = ()
@@ -113,7 +115,7 @@ class Reading:
     left_out: str | None = None
     notes: tuple[str, ...] = ()
     hint: str | None = None
-    complete: bool = False
+    passed: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from phema_cli.errors import InputError
-from phema_cli.trainers.base import Clock, Series, StoredFile, Tensors, number, under
-from phema_cli.trainers.names import clock_in
-from phema_cli.trainers.nested import TOP, is_state
+from phema_cli.trainers.base import Clock, Series, StoredFile, Tensors, number, under, without
+from phema_cli.trainers.names import clock_in, epoch_in
+from phema_cli.trainers.nested import AVERAGE, TOP, is_state
 
-#: words in the key of a dict, or in the prefix of names, that make an average of what lies there.
-_AVERAGE = re.compile(r"(^|[._])(\w*ema\d*|averaged?|avg|shadow\w*|swa|polyak)([._]|$)", re.I)
+#: words for networks that follow another one, by an average or otherwise.
+_FOLLOWS = re.compile(r"(teacher|target|mean|momentum|slow|old)(_\w+)?", re.I)
+#: what wrappers put before the names of what they hold.
+_WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "ema.", "model.")
 #: entries that count updates, the most exact first.
 _STEPS = (
     *("global_step", "global_steps", "optimization_step", "step", "steps", "update", "updates"),
@@ -20,24 +22,30 @@ _STEPS = (
     *("current_step", "step_count", "total_steps_done"),
 )
 _OFFERED = 8
-#: what names begin with in a model that was wrapped for several devices, or compiled.
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
-def series_of(file: StoredFile, known: Sequence[Series]) -> tuple[Series, ...]:
+def series_of(
+    file: StoredFile, known: Sequence[Series], passed: Collection[str] = ()
+) -> tuple[Series, ...]:
     """The series in dicts and lists that no trainer's module has read.
 
     Args:
         file: what was found.
         known: the series that trainers' modules have read.
+        passed: keys of dicts and lists that are of no use, as they know.
 
     Raises:
         InputError: several networks could be meant.
     """
-    taken = {s.within for s in known}
-    if any(s.role != "average" for s in known):
-        # What else there is belongs to the trainer whose weights these are.
-        return ()
+    taken = {s.within for s in known} | set(passed)
+    if weights := [s for s in known if s.role != "average"]:
+        # What else there is belongs to the trainer whose weights these are, but their averages.
+        found = (Series(t, "average", k) for k, t in file.dicts.items() if k not in taken)
+        return tuple(
+            s
+            for s in found
+            if _is_average(s.within) and any(align(s.tensors, w.tensors) for w in weights)
+        )
     dicts = {k: _weights(k, t) for k, t in file.dicts.items() if k not in taken}
     lists = {k: t for k, t in file.lists.items() if k not in taken}
     averages = [Series(t, "average", k) for k, t in dicts.items() if _is_average(k)]
@@ -71,16 +79,13 @@ def _fellows(networks: list[Series], averages: list[Series]) -> list[Series]:
     """The raw weights that averages are of.
 
     Raises:
-        InputError: there are several networks.
+        InputError: there are several networks, or one that the averages don't fit.
     """
-    fitting = [
-        s
-        for s in networks
-        if any(a.unnamed or align(a.tensors, s.tensors) is not None for a in averages)
-    ]
-    if len(networks) > 1:
-        raise _several([*averages, *networks])
-    return [replace(s, role="raw") for s in fitting]
+    for one in networks:
+        fits = (a.unnamed or align(a.tensors, one.tensors) is not None for a in averages)
+        if len(networks) > 1 or not any(fits):
+            raise _several([*averages, *networks])
+    return [replace(s, role="raw") for s in networks]
 
 
 def _several(found: list[Series]) -> InputError:
@@ -102,7 +107,7 @@ def _weights(key: str, tensors: Tensors) -> Tensors:
 
 
 def _is_average(key: str) -> bool:
-    return key != TOP and _AVERAGE.search(key) is not None
+    return key != TOP and AVERAGE.search(key) is not None
 
 
 def _is_whole(top: Tensors, averages: list[Series]) -> bool:
@@ -111,56 +116,93 @@ def _is_whole(top: Tensors, averages: list[Series]) -> bool:
 
 
 def _split(key: str, tensors: Tensors) -> Iterator[Series]:
-    """A dict's series: an average among the raw weights goes by the first part of its names."""
+    """A dict's series: an average among the raw weights goes by the first part of its names.
+
+    Raises:
+        InputError: a second network of the same names follows the first, by who knows what.
+    """
     heads = dict.fromkeys(n.partition(".")[0] for n in tensors if "." in n)
-    words = [h for h in heads if _AVERAGE.fullmatch(h)]
+    words = [h for h in heads if AVERAGE.fullmatch(h)]
     parts = [(f"{h}.", under(tensors, f"{h}.")) for h in words]
-    whole = [(p, t) for p, t in parts if len(t) == len(tensors)]
-    if whole:
-        yield Series(whole[0][1], "average", key, whole[0][0])
+    rest: Tensors = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
+    if not any(_floats(rest)) and len(parts) == 1:
+        yield Series(unwrapped(parts[0][1]), "average", key, parts[0][0])
         return
-    rest = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
     averages = [(p, t) for p, t in parts if align(t, rest) is not None]
     if averages:
-        rest = {n: t for n, t in tensors.items() if not n.startswith(tuple(p for p, _ in averages))}
-    yield Series(rest if averages else tensors, "raw" if averages else "unknown", key)
+        rest = without(tensors, *(p for p, _ in averages))
+    for head in (h for h in heads if _FOLLOWS.fullmatch(h)):
+        if align(under(tensors, f"{head}."), without(rest, f"{head}.")) is not None:
+            raise InputError(
+                f"holds two networks of the same names, one below {head}.",
+                remedy=f"pass --key {head}, or --key with the prefix of the other",
+            )
+    yield Series(rest, "raw" if averages else "unknown", key)
     for prefix, found in averages:
         yield Series(found, "average", key, prefix)
 
 
-def align(average: Tensors, raw: Tensors) -> dict[str, str] | None:
-    """The raw weights' names of an average's tensors: equal, or behind one prefix.
+def _floats(tensors: Tensors) -> Iterator[str]:
+    """Names of what is averaged: floats of at least one dimension."""
+    return (n for n, t in tensors.items() if t.dtype.kind == "float" and t.shape)
 
-    Either may have been wrapped, for several devices or by a compiler.
+
+def unwrapped(tensors: Tensors) -> Tensors:
+    """The tensors without what wrappers put before all their names, and without their counters."""
+    while True:
+        floats = list(_floats(tensors))
+        prefix = next((w for w in _WRAPPERS if floats and all(n.startswith(w) for n in floats)), "")
+        # A model's own first part may be called so; wrappers hold that, too.
+        if not prefix or prefix == "model.":
+            return tensors
+        tensors = under(tensors, prefix)
+
+
+def align(average: Tensors, raw: Tensors) -> dict[str, str] | None:
+    """The raw weights' names of an average's tensors: equal, or behind prefixes on both sides.
 
     Returns:
         The raw weights' name by the average's own, None where some float tensor has no fellow of
-        its shape.
+        its shape. Counters have none.
     """
-    wrapped = ""
-    while (found := _below(average, raw, wrapped)) is None:
-        more = next((w for w in _WRAPPERS if all(n.startswith(wrapped + w) for n in average)), None)
-        if more is None or not average:
+    cut = ""
+    while True:
+        inner = under(average, cut) if cut else average
+        floats = list(_floats(inner))
+        if not floats:
             return None
-        wrapped += more
-    return found
+        prefix = _prefix(inner, floats, raw)
+        if prefix is not None:
+            return {cut + n: prefix + n for n in inner if prefix + n in raw}
+        more = next((w for w in _WRAPPERS if all(n.startswith(w) for n in floats)), None)
+        if more is None:
+            return None
+        cut += more
 
 
-def _below(average: Tensors, raw: Tensors, wrapped: str) -> dict[str, str] | None:
-    """The raw weights' names of an average's tensors, whose own begin with what wraps them."""
-    own = {n[len(wrapped) :]: n for n in average}
-    floats = [n for n, given in own.items() if average[given].dtype.kind == "float"]
-    if not floats:
-        return None
+def _prefix(average: Tensors, floats: list[str], raw: Tensors) -> str | None:
+    """What stands before all names of an average in those of the raw weights, None if nothing."""
     longest = max(floats, key=len)
     ends = [n[: -len(longest)] for n in raw if n == longest or n.endswith(f".{longest}")]
     for prefix in sorted(ends, key=len):
-        if all(
-            (fellow := raw.get(prefix + n)) is not None and fellow.shape == average[own[n]].shape
-            for n in floats
-        ):
-            return {given: prefix + n for n, given in own.items() if prefix + n in raw}
+        fellows = ((raw.get(prefix + n), average[n]) for n in floats)
+        if all(one is not None and one.shape == other.shape for one, other in fellows):
+            return prefix
     return None
+
+
+def labelled(file: StoredFile, one: Series) -> Series:
+    """A series that fills its file, called by the word for an average in the file's own name.
+
+    ``step100_ema.pt`` beside ``step100.pt`` is another series, whatever it is.
+    """
+    if one.label is not None or one.key != TOP or one.role == "raw" or one.index is not None:
+        return one
+    stem = file.file_name.partition(".")[0]
+    for name in (stem, *file.folders[:1]):
+        if AVERAGE.search(name):
+            return replace(one, label=re.sub(r"\d+", "*", name))
+    return one
 
 
 def clock_of(file: StoredFile) -> tuple[Clock | None, Clock | None]:
@@ -185,6 +227,13 @@ def _epoch(file: StoredFile) -> Clock | None:
     if value is None and "epoch" in file.metadata:
         value = number(file.metadata["epoch"])
     return None if value is None else Clock(value, "epochs", "epoch", open=True)
+
+
+def named_epoch(file: StoredFile) -> Clock | None:
+    """The epoch that the snapshot's own name says beside a step, or a directory above it."""
+    if (own := epoch_in(file.name)) is not None:
+        return own
+    return next((c for f in file.folders if (c := epoch_in(f, whole=True)) is not None), None)
 
 
 def named_clock(file: StoredFile) -> Clock | None:

@@ -45,7 +45,7 @@ def _left_out(file: StoredFile) -> Reading | None:
 
 
 def _law(file: StoredFile, batches: float) -> str | None:
-    """diffusers' law by the settings of the training; steps count batches, of which some make one.
+    """Diffusers' law by the settings of the training; steps count batches, of which some make one.
 
     A constant decay is written as a floor and a cap.
     """

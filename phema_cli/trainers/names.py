@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
-from phema_cli.errors import InputError
 from phema_cli.trainers.base import Clock, Evidence, Unit
 
-_NUMBER = r"(?P<number>\d+(?:\.\d+(?=[kKmMbB](?![a-zA-Z])))?)(?P<scale>[kKmMbB]?)"
-_END = r"(?![a-zA-Z\d])(?!\.\d)"
+_NUMBER = (
+    r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+(?=[kKmMbB](?![a-zA-Z])))?)"
+    r"(?P<scale>[kKmMbB]?)"
+)
+#: behind a number that counts; another number after "_" or "." would make it a part of one.
+_END = r"(?![a-zA-Z\d])(?![.,_]\d)"
 #: words for what a trainer counts, the most telling first. A weak one may count anything.
 _WORDS: tuple[tuple[str, Unit, bool], ...] = (
     (r"k?img", "images", False),
@@ -31,6 +35,7 @@ _ROWS = tuple(
         rf"(?:^|(?<=[-_.\s])){_NUMBER}[-_]?(?P<word>{word})(?![-_.=]?\d)",
     )
 )
+_VERSION = re.compile(r"[-_.]v\d+$")
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 _KIMG = re.compile(r"kimg", re.IGNORECASE)
 
@@ -54,9 +59,6 @@ def clock_in(name: str, *, whole: bool = False) -> Clock | None:
     Args:
         name: without ending.
         whole: whether the name must be the word and the number, as those of directories must.
-
-    Raises:
-        InputError: it gives two times of one unit.
     """
     evidence: Evidence = "folder" if whole else "name"
     found: dict[Unit, Clock] = {}
@@ -67,10 +69,8 @@ def clock_in(name: str, *, whole: bool = False) -> Clock | None:
         if other.weak and not clock.weak:
             found[clock.unit] = clock
         elif other.value != clock.value and not clock.weak:
-            raise InputError(
-                f"its name gives two times, {other.value:.10g} and {clock.value:.10g} {clock.unit}",
-                remedy="say which by --pattern with a group step",
-            )
+            both = f"{other.value:.10g} and {clock.value:.10g} {clock.unit}"
+            found[clock.unit] = replace(other, doubt=f"its name gives two times, {both}")
     weak = [c for c in found.values() if c.weak]
     for unit in ("steps", "images", "epochs"):
         if unit in found and not found[unit].weak:
@@ -82,7 +82,7 @@ def _clocks(name: str, evidence: Evidence) -> Iterator[tuple[Clock, re.Match[str
     """Each time in a name."""
     for row, unit, weak in _ROWS:
         for match in row.finditer(name):
-            value = float(match["number"]) * _SCALES[match["scale"].lower()]
+            value = float(match["number"].replace(",", "")) * _SCALES[match["scale"].lower()]
             if _KIMG.fullmatch(match["word"]):
                 value = images(int(value))
             word, is_open = match["word"].lower(), unit == "epochs"
@@ -90,8 +90,17 @@ def _clocks(name: str, evidence: Evidence) -> Iterator[tuple[Clock, re.Match[str
 
 
 def has_number(name: str) -> bool:
-    """Whether a name has a number that may be a time."""
-    return any(character.isdigit() for character in name)
+    """Whether a name has a number that may be a time; ``last-v1`` has a version."""
+    return any(character.isdigit() for character in _VERSION.sub("", name))
+
+
+def epoch_in(name: str, *, whole: bool = False) -> Clock | None:
+    """The epoch that a name gives beside its step."""
+    evidence: Evidence = "folder" if whole else "name"
+    for clock, match in _clocks(name, evidence):
+        if clock.unit == "epochs" and (not whole or match.group() == name):
+            return clock
+    return None
 
 
 def images(kimg: int) -> float:

@@ -47,7 +47,9 @@ def _listed(file: StoredFile, raw: Series, law: str) -> Reading:
     if several is not None or not tensors:
         note = "its average is left out: a list without names, in the order of several groups"
         return Reading((raw,), notes=(note,))
-    average = Series(tensors, "average", ".".join((*_STATE, "ema")), law=law, unnamed=True, label="ema")
+    average = Series(
+        tensors, "average", ".".join((*_STATE, "ema")), law=law, unnamed=True, label="ema"
+    )
     return Reading((average, raw))
 
 

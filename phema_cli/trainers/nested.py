@@ -23,6 +23,18 @@ _STATE = re.compile(
     r"train_state|criterion|loss_fn|metrics?)([._]|$)",
     re.IGNORECASE,
 )
+#: words in the key of a dict, or in the prefix of names, that make an average of what lies there.
+AVERAGE = re.compile(
+    r"(^|[._-])(ema|\w*[_-]?ema[_-]?\d*|ema[_-]\w+|averaged?|averaged_\w+|avg|shadow\w*|swa(_\w+)?|polyak)"
+    r"([._-]|$)",
+    re.I,
+)
+#: of an optimizer's state, a callback may keep an average.
+_CALLBACKS = re.compile(r"(callbacks|loops)[.]", re.IGNORECASE)
+#: how the names of what optimizers keep of each tensor end.
+_MOMENTS = re.compile(
+    r"(.*[._])?(exp_avg\w*|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|step)"
+)
 #: what every optimizer's state has.
 _OPTIMIZER = {"state", "param_groups"}
 
@@ -47,14 +59,22 @@ def groups(content: object) -> Groups:
     found = Groups()
     for key, tensors, named in _groups(content):
         found.everything[key] = tensors
-        state = key != TOP and _STATE.search(key)
-        if state or not any(_is_weight(t) for t in tensors.values()):
+        if _is_kept(key) or all(map(_MOMENTS.fullmatch, tensors)):
+            continue
+        if not any(_is_weight(t) for t in tensors.values()):
             continue
         if named:
             found.dicts[key] = tensors
         else:
             found.lists[key] = tensors
     return found
+
+
+def _is_kept(key: str) -> bool:
+    """Whether a key is of a trainer's own state; a callback may keep an average."""
+    if _CALLBACKS.match(key) and AVERAGE.search(key):
+        return False
+    return key != TOP and _STATE.search(key) is not None
 
 
 def _is_weight(tensor: StoredTensor) -> bool:

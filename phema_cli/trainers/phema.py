@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 
 from phema_cli.errors import PhemaError
 from phema_cli.profiles import gamma_from_sigma_rel
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, number
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, number, text
 from phema_cli.trainers.names import own_name
 
 NAME = "phema"
@@ -31,26 +33,33 @@ def read(file: StoredFile) -> Reading | None:
     within, tensors = next(iter(file.dicts.items()), (".", {}))
     if said:
         field, value = next(iter(said.items()))
-        law, doubt = f"power:{field}={value}", _doubt(said, named[1] if named else None)
+        law, doubt = f"power:{field}={text(number(value))}", _doubt(said, named)
         return Reading((Series(tensors, "average", within, law=law, doubt=doubt),), clock)
     own = f"power:gamma={named[1]}" if named else None
     return Reading((Series(tensors, "average", within, law=own, evidence="name"),), clock)
 
 
-def _doubt(said: Mapping[str, str], named: str | None) -> str | None:
-    """How gamma, sigma_rel and the name contradict each other, if they do."""
-    found = [(f"its {field}", _gamma(field, value)) for field, value in said.items()]
-    found += [] if named is None else [("its name", _gamma("gamma", named))]
-    (first, one), *others = found
-    for where, other in others:
-        if abs(one - other) > _DIGITS * (abs(one) + 1):
+def _doubt(said: Mapping[str, str], named: tuple[Clock, str] | None) -> str | None:
+    """Which value is none, or how gamma, sigma_rel and the name contradict each other."""
+    found = []
+    for field, value in said.items():
+        if not math.isfinite(given := number(value)):
+            return f"its {field} is {value!r:.80}, not a number"
+        try:
+            gamma = given if field == "gamma" else gamma_from_sigma_rel(given)
+        except PhemaError as error:
+            return error.what
+        found.append((f"its entry {field}", gamma, _DIGITS * (abs(gamma) + 1)))
+    if named is not None:
+        found.append(("its name", float(named[1]), _half_digit(named[1])))
+    (first, one, slack), *others = found
+    for where, other, also in others:
+        if abs(one - other) > max(slack, also):
             return f"its gamma is {one:.10g} by {first} and {other:.10g} by {where}"
     return None
 
 
-def _gamma(field: str, value: str) -> float:
-    """A gamma, written as itself or as sigma_rel; NaN where it is none."""
-    try:
-        return number(value) if field == "gamma" else gamma_from_sigma_rel(number(value))
-    except PhemaError:
-        return float("nan")
+def _half_digit(written: str) -> float:
+    """How far a number in a name may be from what it was rounded from: half its last decimal."""
+    exponent = int(Decimal(written).as_tuple().exponent)
+    return 0.5 * 10.0**exponent + _DIGITS if exponent < 0 else 0.0

@@ -4,93 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType
+from importlib import import_module
 from typing import cast
 
 from phema_cli.formats.base import StoredTensor
 from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law, LawForm
 from phema_cli.profiles import parse_law as parse
-from phema_cli.trainers import (
-    composer,
-    cosmos,
-    deepspeed,
-    denoising_diffusion,
-    diffusers,
-    dit,
-    edm,
-    ema_pytorch,
-    epochs,
-    f5_tts,
-    fairseq,
-    generic,
-    guided_diffusion,
-    hugging_face,
-    imagen,
-    k_diffusion,
-    kohya,
-    language_models,
-    lerobot,
-    lightning,
-    lit_ema,
-    megatron,
-    mmengine,
-    nemo,
-    onetrainer,
-    phema,
-    simple_tuner,
-    stable_audio,
-    swa_utils,
-    timm,
-    torch_ema,
-    torchtitan,
-    tutorial,
-    var,
-)
+from phema_cli.trainers import generic
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, Trainer
 from phema_cli.trainers.nested import by_path, is_state_key
 
-#: each is asked about every file, in this order: of several that read one dict the first counts.
-_MODULES: tuple[ModuleType, ...] = (
-    phema,
-    tutorial,
-    edm,
-    deepspeed,
-    megatron,
-    torchtitan,
-    imagen,
-    ema_pytorch,
-    lit_ema,
-    torch_ema,
-    swa_utils,
-    simple_tuner,
-    diffusers,
-    timm,
-    k_diffusion,
-    cosmos,
-    composer,
-    mmengine,
-    fairseq,
-    var,
-    epochs,
-    dit,
-    guided_diffusion,
-    onetrainer,
-    kohya,
-    language_models,
-    lerobot,
-    nemo,
-    lightning,
-    stable_audio,
-    f5_tts,
-    denoising_diffusion,
-    hugging_face,
+#: modules of this package: each is asked about every file, in this order. Of several that read one
+#: dict the first counts.
+_MODULES = (
+    "phema",
+    "tutorial",
+    "edm",
+    "deepspeed",
+    "megatron",
+    "torchtitan",
+    "imagen",
+    "ema_pytorch",
+    "lit_ema",
+    "torch_ema",
+    "swa_utils",
+    "simple_tuner",
+    "diffusers",
+    "timm",
+    "k_diffusion",
+    "cosmos",
+    "composer",
+    "mmengine",
+    "fairseq",
+    "var",
+    "epochs",
+    "dit",
+    "guided_diffusion",
+    "onetrainer",
+    "kohya",
+    "language_models",
+    "lerobot",
+    "nemo",
+    "lightning",
+    "stable_audio",
+    "f5_tts",
+    "denoising_diffusion",
+    "hugging_face",
 )
-TRAINERS: tuple[Trainer, ...] = tuple(cast("Trainer", module) for module in _MODULES)
+TRAINERS: tuple[Trainer, ...] = tuple(
+    cast("Trainer", import_module(f"phema_cli.trainers.{name}")) for name in _MODULES
+)
 
 #: the decay laws that trainers have, by the name that ``--average`` takes.
 LAWS: Mapping[str, LawForm] = {
-    name: form for module in _MODULES for name, form in getattr(module, "LAWS", {}).items()
+    name: form for trainer in TRAINERS for name, form in getattr(trainer, "LAWS", {}).items()
 }
 
 
@@ -143,10 +111,13 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     if left_out is not None:
         return FileReading(names, (), None, left_out=left_out)
     series = _first_readers([r for _, r in readings])
-    if not keyed and not any(r.complete for _, r in readings):
-        series += generic.series_of(file, series)
+    if not keyed:
+        passed = {key for _, r in readings for key in r.passed}
+        series += generic.series_of(file, series, passed)
     for one in series:
         refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
+    series = _raw_beside(series)
+    series = [generic.labelled(file, s) for s in series]
     hint = next((r.hint for _, r in readings if r.hint is not None), None)
     if hint is not None:
         series = [replace(s, hint=hint) if s.role == "average" else s for s in series]
@@ -162,6 +133,17 @@ def _first_readers(readings: list[Reading]) -> list[Series]:
         taken = {s.within for s in series}
         series += [s for s in reading.series if s.within not in taken and s.tensors]
     return series
+
+
+def _raw_beside(series: list[Series]) -> list[Series]:
+    """The series, where weights that nothing is known of are raw if an average lies beside."""
+    averages = [s for s in series if s.role == "average" and not s.unnamed]
+    return [
+        replace(s, role="raw")
+        if s.role == "unknown" and any(generic.align(a.tensors, s.tensors) for a in averages)
+        else s
+        for s in series
+    ]
 
 
 def _aligned(series: list[Series]) -> list[Series]:
@@ -193,7 +175,7 @@ def _clocks(
     step, epoch = generic.clock_of(file)
     named = generic.named_clock(file)
     strong = next((c for c in told if not c.weak and c.unit != "epochs"), None)
-    epoch = next((c for c in told if c.unit == "epochs"), epoch)
+    epoch = next((c for c in told if c.unit == "epochs"), epoch) or generic.named_epoch(file)
     if step is not None and not step.value and epoch is not None and epoch.value:
         # It begins anew in every epoch.
         step = None

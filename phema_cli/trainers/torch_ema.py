@@ -36,4 +36,6 @@ def read(file: StoredFile) -> Reading | None:
                 label=parent or None,
             )
         )
-    return Reading(tuple(found)) if found else None
+    # Raw weights that wait to be put back lie beside the average.
+    passed = tuple(f"{s.within.removesuffix('shadow_params')}collected_params" for s in found)
+    return Reading(tuple(found), passed=passed) if found else None
