@@ -657,3 +657,5 @@ def _mmengine(root: Path, *hooks: dict[str, Any]) -> None:
             default_scope="mmengine",
         )
         runner.train()
+        for handler in runner.logger.handlers:
+            handler.close()
