@@ -104,6 +104,27 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
             + b"\x86R"
             + shell
             + b"R",
+            "builtins.__import__",
+        ),
+        "getattr of a class": (
+            plain("builtins", "getattr")
+            + plain("some.library", "Thing")
+            + text("os")
+            + b"\x86R"
+            + shell
+            + b"R",
+            "some.library.Thing.os",
+        ),
+        "getattr of a known class": (
+            plain("builtins", "getattr") + plain("builtins", "dict") + text("keys") + b"\x86R",
+            "builtins.getattr",
+        ),
+        "getattr of an object": (
+            plain("builtins", "getattr")
+            + plain("some.library", "Thing")
+            + b")R"
+            + text("close")
+            + b"\x86R",
             "builtins.getattr",
         ),
         "Popen by NEWOBJ": (plain("subprocess", "Popen") + shell + b"\x81", "subprocess.Popen"),

@@ -485,7 +485,7 @@ def test_plans_in_metadata(tmp_path):
 REFUSED = [
     *("os.system", "os.path.join", "posix.system", "nt.system", "sys.exit", "sys.modules"),
     *("subprocess.run", "_posixsubprocess.fork_exec", "importlib.import_module"),
-    *("builtins.eval", "__builtin__.eval", "builtins.getattr", "builtins.print", "builtins.map"),
+    *("builtins.eval", "__builtin__.eval", "builtins.vars", "builtins.print", "builtins.map"),
     *("builtins.__import__", "builtins.open", "io.open", "_io.open", "_io.FileIO", "codecs.open"),
     *("builtins.dict.__init__", "collections.OrderedDict.__reduce__", "torch._utils.os.system"),
     *("functools.partial", "_functools.partial", "operator.attrgetter", "_operator.methodcaller"),
@@ -536,6 +536,21 @@ def test_what_could_not_harm(full):
     made = found(1)
     assert isinstance(made, Inert)
     assert (made.kind, made.arguments) == (found.name, (1,))
+
+
+def test_a_class_inside_another():
+    """Protocols up to 3 look up nested classes and methods: their names are put together."""
+    look_up, outer = answer("__builtin__", "getattr"), answer("some.library", "Outer")
+    inner = look_up(outer, "Inner")
+    assert inner.name == "some.library.Outer.Inner"
+    assert look_up(inner, "method").name == "some.library.Outer.Inner.method"
+    for wrong in [(outer,), (outer, "a.b"), (outer, "a", None), (outer("x"), "a"), (outer, 1)]:
+        with pytest.raises(UnsafePickleError, match=r"builtins\.getattr"):
+            look_up(*wrong)
+    with pytest.raises(UnsafePickleError, match=r"Outer\.system"):
+        look_up(outer, "system")
+    with pytest.raises(UnsafePickleError, match="inside too many"):
+        look_up(outer, "a" * 1000)
 
 
 def test_nothing_is_imported(tmp_path):

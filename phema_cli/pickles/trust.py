@@ -97,6 +97,10 @@ _MAIN = {"__main__", "__mp_main__"}
 _NOW = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 #: parts of the longest entry.
 _DEEPEST = 4
+#: what nested classes and methods are looked up by, in protocols up to 3.
+_LOOK_UP = {("builtins", "getattr"), ("__builtin__", "getattr")}
+#: of a nested class with its module, in characters.
+_MOST_NAME = 1000
 
 
 @lru_cache(maxsize=4096)
@@ -107,11 +111,27 @@ def answer(module: str, name: str) -> Kind:
         UnsafePickleError: it could do harm; names it.
     """
     known = PLAIN.get((module, name))
+    if (module, name) in _LOOK_UP:
+        known = Kind("builtins.getattr", _member)
     if known is None:
         if _harmful(module, name):
             raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}")
         known = Kind(f"{_NOW.get(module, module)}.{name}")
     return known
+
+
+def _member(owner: object = None, name: object = None, *others: object) -> Kind:
+    """The stand-in of a class or a method inside a class, itself a stand-in: nothing is looked up.
+
+    Raises:
+        UnsafePickleError: it could do harm, or is looked up in what is no class.
+    """
+    plain = isinstance(name, str) and name.isidentifier() and not others
+    if not plain or not isinstance(owner, Kind) or owner.make is not None:
+        raise UnsafePickleError("the pickle asks for builtins.getattr")
+    if len(owner.name) + len(str(name)) > _MOST_NAME:
+        raise UnsafePickleError("the pickle asks for a class inside too many others")
+    return answer(owner.name, str(name))
 
 
 def _harmful(module: str, name: str) -> bool:

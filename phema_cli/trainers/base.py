@@ -110,7 +110,6 @@ class Reading:
         notes: what the user should know.
         hint: what to pass for averages in it that another trainer's module reads.
         passed: keys of dicts and lists of tensors that are of no use here.
-        complete: whether whatever else the file holds is not to be read.
     """
 
     series: tuple[Series, ...] = ()
@@ -119,7 +118,6 @@ class Reading:
     notes: tuple[str, ...] = ()
     hint: str | None = None
     passed: tuple[str, ...] = ()
-    complete: bool = False
 
 
 @dataclass(slots=True)

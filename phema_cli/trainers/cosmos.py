@@ -71,7 +71,7 @@ def _dashed(file: StoredFile) -> Reading | None:
     )
     if rank:
         # Each rank stores the same raw weights.
-        return Reading((series,), complete=True)
+        return Reading((series,), passed=_NESTED[:1])
     return Reading((series, Series(raw, "raw", _NESTED[0])))
 
 

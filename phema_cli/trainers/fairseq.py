@@ -9,7 +9,7 @@ FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
 CALL = "`--average exponential:beta=0.9999`; without EMA `--raw`"
 SOURCE = "facebookresearch/fairseq, checkpoint_utils.py, trainer.py, models/ema/ema.py"
 
-_AVERAGE, _RAW = "extra_state.ema", "model"
+_AVERAGE, _EXACT, _RAW = "extra_state.ema", "extra_state.ema_fp32_params", "model"
 
 
 def read(file: StoredFile) -> Reading | None:
@@ -23,8 +23,11 @@ def read(file: StoredFile) -> Reading | None:
     if _AVERAGE not in file.dicts:
         return Reading((Series(file.dicts[_RAW], "unknown", _RAW),), clock)
     hint = "exponential:beta=0.9999"
-    average = Series(file.dicts[_AVERAGE], "average", _AVERAGE, law=_law(file), hint=hint)
-    return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)
+    # Of parameters in 16 bits it keeps the average in 32 as well.
+    tensors = {**file.dicts[_AVERAGE], **file.dicts.get(_EXACT, {})}
+    average = Series(tensors, "average", _AVERAGE, law=_law(file), hint=hint)
+    raw = Series(file.dicts[_RAW], "raw", _RAW)
+    return Reading((average, raw), clock, passed=(_EXACT,))
 
 
 def _law(file: StoredFile) -> str | None:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 
-from phema_cli.trainers.base import Clock, Reading, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "Hugging Face"
 FILES = "`checkpoint-1000/` with `trainer_state.json`; accelerate's `checkpoint_3/`"
 CALL = "`--raw`"
 SOURCE = "huggingface/transformers, trainer.py; huggingface/accelerate, accelerator.py"
 
+#: what accelerate calls the models that it was given.
+_MODELS = ("model", "pytorch_model")
 _SAVES = re.compile(r"checkpoint_(?P<number>\d+)")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Steps by ``trainer_state.json``; accelerate's own names count its saves from 0."""
+    """Steps by ``trainer_state.json``; accelerate's own names count its saves from 0.
+
+    What accelerate saves with the state of the training is the model that trains.
+    """
     step = file.value(file.json("trainer_state.json").get("global_step"))
     if step is not None:
         return Reading(clock=Clock(step, "steps", "trainer_state.json"))
-    found = file.matches(_SAVES)
-    if found is None or not file.has_beside("random_states_*.pkl"):
+    if not file.file_name.startswith(_MODELS) or not file.has_beside("random_states_0.pkl"):
         return None
-    clock = Clock(float(found["number"]) + 1, "saves", "checkpoint", "name")
-    return Reading(clock=clock)
+    found = file.matches(_SAVES)
+    clock = Clock(float(found["number"]) + 1, "saves", "checkpoint", "name") if found else None
+    series = (Series(file.dicts["."], "raw"),) if "." in file.dicts else ()
+    return Reading(series, clock)

@@ -6,7 +6,10 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "Lightning"
 FILES = "`epoch=0-step=100.ckpt`; with `WeightAveraging` the average is `state_dict`"
-CALL = "`--raw`, or `--average exponential:beta=0.999` for `EMAWeightAveraging`"
+CALL = (
+    "`--raw`; `--average exponential:beta=0.999,start=1` for `EMAWeightAveraging`, "
+    "`--average power:gamma=0` for `WeightAveraging`"
+)
 SOURCE = "Lightning-AI/pytorch-lightning, callbacks/weight_averaging.py"
 
 _MARK, _WEIGHTS, _RAW = "pytorch-lightning_version", "state_dict", "current_model_state"
@@ -20,7 +23,22 @@ def read(file: StoredFile) -> Reading | None:
     clock = None if step is None else Clock(step, "steps", "global_step")
     if _RAW not in file.dicts:
         return Reading((Series(file.dicts[_WEIGHTS], "unknown", _WEIGHTS),), clock)
-    updates = file.number("averaging_state", "n_averaged")
-    hint = "exponential:beta=0.999"
-    average = Series(file.dicts[_WEIGHTS], "average", _WEIGHTS, updates=updates, hint=hint)
+    average = Series(
+        file.dicts[_WEIGHTS],
+        "average",
+        _WEIGHTS,
+        updates=file.number("averaging_state", "n_averaged"),
+        hint=_hint(file),
+    )
     return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)
+
+
+def _hint(file: StoredFile) -> str:
+    """The law of the class by default; the first update, which copies, follows step 1."""
+    if file.get("callbacks", "WeightAveraging") is not None:
+        return "power:gamma=0"
+    updates = file.number("averaging_state", "n_averaged")
+    last = file.number("callbacks", "EMAWeightAveraging", "latest_update_step")
+    every = (last - 1) / (updates - 1) if last and updates and updates > 1 else 1.0
+    spacing = f"every={int(every)}," if every > 1 and every.is_integer() else ""
+    return f"exponential:beta=0.999,{spacing}start=1"

@@ -6,7 +6,7 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "MMEngine"
 FILES = "`iter_100.pth`, `epoch_3.pth`; with `ema_state_dict` the average is `state_dict`"
-CALL = "`--average exponential:beta=0.9998` (1 - momentum); without EMAHook `--raw`"
+CALL = "`--average exponential:beta=0.9998,start=1` (1 - momentum); without EMAHook `--raw`"
 SOURCE = "open-mmlab/mmengine, hooks/ema_hook.py, runner/runner.py, model/averaged_model.py"
 
 _AVERAGE, _SWAPPED, _MODULE = "state_dict", "ema_state_dict", "module."
@@ -23,7 +23,7 @@ def read(file: StoredFile) -> Reading | None:
         "average",
         _AVERAGE,
         updates=updates,
-        hint="exponential:beta=0.9998",
+        hint="exponential:beta=0.9998,start=1",
     )
     if clock is None and updates is not None:
         clock = Clock(updates, "steps", f"{_SWAPPED}.steps", weak=True)

@@ -112,7 +112,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     if left_out is not None:
         return FileReading(names, (), None, left_out=left_out)
     series = _first_readers([r for _, r in readings])
-    if not keyed and not any(r.complete for _, r in readings):
+    if not keyed:
         passed = {key for _, r in readings for key in r.passed}
         series += generic.series_of(file, series, passed)
     for one in series:

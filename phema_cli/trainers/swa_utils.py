@@ -6,7 +6,7 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "AveragedModel"
 FILES = "a state dict with `n_averaged` and names below `module.`"
-CALL = "`--average exponential:beta=0.999`, or `--average uniform:last=1` for plain SWA"
+CALL = "`--average exponential:beta=0.999,start=1`; `--average power:gamma=0` for plain SWA"
 SOURCE = "PyTorch, torch/optim/swa_utils.py"
 
 _COUNT, _MODULE = "n_averaged", "module."
@@ -23,6 +23,6 @@ def read(file: StoredFile) -> Reading | None:
         if updates is not None:
             clock = Clock(updates, "steps", _COUNT, weak=True)
         weights = under(tensors, _MODULE)
-        hint = "exponential:beta=0.999"
+        hint = "exponential:beta=0.999,start=1"
         found.append(Series(weights, "average", within, updates=updates, hint=hint))
     return Reading(tuple(found), clock) if found else None
