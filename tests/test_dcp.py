@@ -29,12 +29,18 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats.base import DTYPES, FileReader
-from phema_cli.formats.dcp import read_index
+from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from tests import builders
 from tests.test_torch_zip import raw_bytes, stored_bytes
 
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """The checkpoint that a directory, or the .metadata in it, is."""
+    return builders.read_index(path if path.name == ".metadata" else path / ".metadata", key)
+
 
 # Saves what a run of several ranks saves, and beside it what the tensors are as a whole.
 RANKS = """
@@ -226,7 +232,7 @@ def test_unclear_dict_of_weights(tmp_path):
     path = save(tmp_path / "c", {"generator": {"w": W}, "critic": {"w": W}})
     with pytest.raises(InputError, match="2 dicts of tensors") as caught:
         read_index(path)
-    assert caught.value.where == str(path)
+    assert caught.value.where == str(path / ".metadata")
 
 
 def test_list_with_other_things(tmp_path):
@@ -237,7 +243,7 @@ def test_list_with_other_things(tmp_path):
 
 def test_planner_that_does_not_flatten(tmp_path):
     """Without paths of its planner a checkpoint's names are taken as they are."""
-    state = OrderedDict([("ema.w", W), ("ema.v", W + 1)])
+    state = OrderedDict([("net.w", W), ("net.v", W + 1)])
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
     dcp.save(state, storage_writer=FileSystemWriter(tmp_path / "c"), planner=planner, no_dist=True)
     found = read_index(tmp_path / "c")

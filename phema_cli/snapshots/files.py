@@ -52,6 +52,7 @@ class Candidate:
         root: the name of the directory that was scanned.
         orphan: whether it is a shard and has no index beside it.
         unusable: why it is left out, where that is clear from its name.
+        beside: names of the files in its directory, where that was listed.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class Candidate:
     root: str
     orphan: bool = False
     unusable: str | None = None
+    beside: frozenset[str] | None = None
 
     @property
     def stem(self) -> str:
@@ -147,9 +149,10 @@ def candidates(root: Path) -> Iterator[Candidate]:
         if any(f.partition(".")[0] in _GENERIC and _may_be_read(here / f) for f in files):
             # What DeepSpeed and FSDP keep there of a model that lies here whole.
             folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
+        beside = frozenset(files)
         for name, orphan, unusable in _named_here(here, folders, files):
-            relative = str(here / name).removeprefix(str(root)).lstrip("/")
-            yield Candidate(here / name, PurePosixPath(relative), outer, orphan, unusable)
+            relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
+            yield Candidate(here / name, relative, outer, orphan, unusable, beside)
 
 
 def _named_here(

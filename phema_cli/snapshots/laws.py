@@ -53,10 +53,26 @@ def _say_single(members: Sequence[Member], config: Config) -> None:
             if name not in _LAWS:
                 continue
             try:
-                law = parse_law(_LAWS[name].format(value, power=member.series.power))
-                _give(member, law, origin, config)
+                law = parse_law(_LAWS[name].format(value, power=_power(member.series)))
             except PhemaError as error:
                 member.error = InputError(error.what, remedy=error.remedy)
+                continue
+            if law.name == "raw" or not _is_raw_beside(member):
+                _give(member, law, origin, config)
+
+
+def _is_raw_beside(member: Member) -> bool:
+    """Whether it is the raw weights beside an average, of which the user speaks."""
+    roles = {s.role for s in member.item.reading.series}
+    return member.series.role == "raw" and "average" in roles
+
+
+def _power(series: Series) -> str:
+    """What an average of one gamma begins with in the words of ``--average``.
+
+    Trainers that update now and then are taken to do so at every step until the user says more.
+    """
+    return "power:" if series.power == "power" else f"{series.power}:every=1,"
 
 
 def _say_index(member: Member, text: str) -> None:
@@ -69,8 +85,8 @@ def _say_index(member: Member, text: str) -> None:
 
 #: what a field of a pattern or of a row in phema.toml means, in the words of ``--average``.
 _LAWS = {
-    "gamma": "{power}:gamma={0}",
-    "sigma_rel": "{power}:sigma_rel={0}",
+    "gamma": "{power}gamma={0}",
+    "sigma_rel": "{power}sigma_rel={0}",
     "beta": "exponential:beta={0}",
     "average": "{0}",
 }
@@ -174,8 +190,8 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
                 remedy="pass --pattern with a group index, or --key with as many names",
             )
         for member, law in _dealt(members, laws, config, "--gammas"):
-            own = member.series.power
-            _give(member, law if own == "power" else _renamed(law, own), origin, config)
+            own = parse_law(f"{_power(member.series)}gamma={law.gamma:.17g}")
+            _give(member, own, origin, config)
         return
     first = _first_index(counted, len(config.gammas))
     seen: set[int] = set()
@@ -189,7 +205,7 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
             )
             continue
         seen.add(place)
-        text = f"{member.series.power}:gamma={config.gammas[place]:.17g}"
+        text = f"{_power(member.series)}gamma={config.gammas[place]:.17g}"
         _give(member, parse_law(text), origin, config)
     unused = [g for place, g in enumerate(config.gammas) if place not in seen]
     if unused and config.insists and not any(m.error for m in counted):
@@ -198,11 +214,6 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
             f" gamma {unused[0]:.6g} is not used",
             remedy="pass one value for each average",
         )
-
-
-def _renamed(law: Law, name: str) -> Law:
-    """The power function of a gamma as a trainer applies it."""
-    return parse_law(f"{name}:gamma={law.gamma:.17g}")
 
 
 def _first_index(members: Sequence[Member], gammas: int) -> int:
@@ -261,7 +272,11 @@ def _unknown(member: Member) -> InputError:
 def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
     """Take what the user says, unless the file's own kind of decay contradicts it."""
     one = member.series
-    law = _spaced(law, one, config)
+    try:
+        law = _spaced(law, one, config)
+    except PhemaError as error:
+        member.error = InputError(error.what, remedy=error.remedy)
+        return
     if law.name == "exponential" and not config.trust_tags:
         _check_growth(member, law)
         if member.error is not None:

@@ -65,7 +65,7 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
 def _anything(item: Item) -> list[Series]:
     """The only tensors in a file, where none of them may be weights."""
     found = [Series(t, within=k) for k, t in item.file.everything.items()]
-    if not found and isinstance(item.file.contents.content, dict):
+    if not found and item.file.contents.format == "safetensors":
         return [Series({})]
     return found
 
@@ -79,6 +79,7 @@ def _item(candidate: Candidate, *, keyed: bool) -> Item:
         candidate.own_name,
         candidate.path.name,
         candidate.folders,
+        candidate.beside,
     )
     return Item(candidate, stored, read_file(stored, keyed=keyed))
 

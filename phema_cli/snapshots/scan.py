@@ -163,7 +163,7 @@ def _tagged(
             findings.append(fault(error, member.item.candidate))
     kept, doubles = without_doubles(snapshots, members)
     findings += doubles
-    if any(_is_sparse(m) for m in members) and config.update_every is None:
+    if config.update_every is None and not config.averages and any(map(_is_sparse, members)):
         findings.append(_UPDATE_EVERY)
     return kept, findings
 
@@ -178,8 +178,9 @@ _UPDATE_EVERY = Finding(
 
 
 def _is_sparse(member: Member) -> bool:
-    """Whether the trainer's averages are updated at every N-th step by default."""
-    return member.series.power != "power" and member.series.index is not None
+    """Whether the trainer updates averages of one gamma at every N-th step by default."""
+    law = member.law
+    return member.series.power != "power" and law is not None and law.gamma is not None
 
 
 def _nothing_found(
