@@ -2,6 +2,7 @@
 
 from phema_cli.solver.evidence.findings import Findings
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, law_of, series_of
+from phema_cli.solver.evidence.proposal import Proposal, propose
 from phema_cli.solver.evidence.verdict import (
     LIMITS,
     Alternative,
@@ -20,10 +21,12 @@ __all__ = [
     "Hypothesis",
     "Law",
     "Limits",
+    "Proposal",
     "Series",
     "State",
     "law_of",
     "limits_of",
+    "propose",
     "series_of",
     "weigh",
 ]

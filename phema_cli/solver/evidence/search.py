@@ -9,8 +9,10 @@ from dataclasses import replace
 from phema_cli.solver.evidence.alternatives import PRESETS, Span, mistakes, near, shifted
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, power, told
 from phema_cli.solver.evidence.reduction import Reduced
-from phema_cli.solver.evidence.scoring import Answers, Score, possible, score
+from phema_cli.solver.evidence.scoring import Answers, Score, answers, possible, score
 
+#: P up to which answers count as the same, and a tag_error up to which tags are confirmed.
+LOOSE = 0.1
 #: steps of the compass search, in the logarithms of scales and as fractions of the last time.
 _STEPS = (0.2, 0.1, 0.05)
 #: moves of one compass search at most: each is a step of at least 5 %.
@@ -28,12 +30,16 @@ class Search:
     Attributes:
         series: the n snapshots.
         reduced: their sample, in the order of the series.
+        fixed: series, by number, whose laws are known and not to be changed.
         told: the score of the tags as told; None where it can't be computed.
     """
 
-    def __init__(self, series: Sequence[Series], reduced: Reduced) -> None:
+    def __init__(
+        self, series: Sequence[Series], reduced: Reduced, fixed: frozenset[int] = frozenset()
+    ) -> None:
         self.series = series
         self.reduced = reduced
+        self.fixed = fixed
         self.span = Span(min(s.times[0] for s in series), max(s.times[-1] for s in series))
         self._tried: dict[Hypothesis, Score | None] = {}
         self._told = told(series)
@@ -61,10 +67,14 @@ class Search:
     def score(self, hypothesis: Hypothesis) -> Score | None:
         """The score of a hypothesis, computed when first asked for."""
         if hypothesis not in self._tried:
-            fits = possible(hypothesis, self.series)
+            fits = self._keeps(hypothesis) and possible(hypothesis, self.series)
             found = score(hypothesis, self.series, self.reduced) if fits else None
             self._tried[hypothesis] = found
         return self._tried[hypothesis]
+
+    def _keeps(self, hypothesis: Hypothesis) -> bool:
+        """Whether a hypothesis leaves known laws as they are."""
+        return all(hypothesis.laws[k] == self._told.laws[k] for k in self.fixed)
 
     def best(self, hypotheses: Iterable[Hypothesis]) -> Score | None:
         """The best of some hypotheses."""
@@ -79,12 +89,12 @@ class Search:
         if found is not None:
             self.refine(found)
 
-    def explain(self) -> None:
-        """Refine the best alternative of each kind, with and without an offset of the times."""
+    def explain(self, *, offsets: bool = True) -> None:
+        """Refine the best alternative of each kind, if wished also with an offset of the times."""
         for found in self.by_kind()[:_KINDS]:
             refined = self.refine(found)
             offset = None
-            if not found.hypothesis.offset:
+            if offsets and not found.hypothesis.offset:
                 offset = self.best(shifted(refined.hypothesis, self.span))
             if offset is not None and offset.score < refined.score:
                 refined = self.refine(offset)
@@ -98,6 +108,16 @@ class Search:
             if self.size * (found.score - tried[0].score) <= _REACH:
                 kinds.setdefault(found.hypothesis.kind, found)
         return list(kinds.values())
+
+    def ranked(self) -> list[tuple[Score, Answers]]:
+        """The best of each kind and what it gives, best first."""
+        return [(found, answers(found, self.series)) for found in self.by_kind()]
+
+    def lead(self, ranked: Sequence[tuple[Score, Answers]]) -> float:
+        """L by which the first of these beats all whose answers differ from its own."""
+        best, given = ranked[0]
+        rivals = [found.score for found, other in ranked[1:] if self.harm(other, given) > LOOSE]
+        return self.size * (min(rivals) - best.score) if rivals else math.inf
 
     def refine(self, start: Score) -> Score:
         """Compass search: from a hypothesis to its best neighbour until none is better."""
@@ -127,7 +147,8 @@ class Search:
 
     def _rounded(self, h: Hypothesis) -> Hypothesis:
         """A hypothesis with its scales moved to numbers in use, where those are near."""
-        return replace(h, laws=tuple(_rounded(law) for law in h.laws))
+        laws = (law if k in self.fixed else _rounded(law) for k, law in enumerate(h.laws))
+        return replace(h, laws=tuple(laws))
 
 
 def _rounded(law: Law) -> Law:

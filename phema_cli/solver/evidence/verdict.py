@@ -20,7 +20,7 @@ from phema_cli.solver.evidence.findings import Findings, look
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, series_of
 from phema_cli.solver.evidence.reduction import reduce, thinned
 from phema_cli.solver.evidence.scoring import Answers, Score, answers
-from phema_cli.solver.evidence.search import Search
+from phema_cli.solver.evidence.search import LOOSE, Search
 
 State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted"]
 
@@ -28,8 +28,8 @@ State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted
 MOST_TIMES, LEAST_TIMES = 16, 3
 #: series that it looks at.
 _MOST_SERIES = 4
-#: P from which wrong tags matter, and the tag_error up to which tags are called confirmed.
-HARM, LOOSE = 0.05, 0.1
+#: P from which wrong tags matter.
+HARM = 0.05
 #: L above which an alternative explains the snapshots as well as the tags do, and how far below the
 #: best one of another kind is still named.
 _AS_WELL, _NAMED = -2.0, 3.0
@@ -172,7 +172,7 @@ def weigh(
         unchecked, jitter=told.jitter, worst=told.worst, suspects=tuple(ranked[:_SUSPECTS])
     )
     if len(chosen) == 1:
-        return tested if _fits(told, times) else replace(tested, state="contradicted")
+        return tested if fits_of(told, times) else replace(tested, state="contradicted")
     return _compared(tested, search, told)
 
 
@@ -197,8 +197,8 @@ def chosen_of(series: Sequence[Series]) -> list[Series]:
     return [s for s in chosen if s.rows]
 
 
-def _fits(found: Score, times: int) -> bool:
-    """Whether J and C are within the limits."""
+def fits_of(found: Score, times: int) -> bool:
+    """Whether a hypothesis' own J and C are within the limits."""
     limits = limits_of(times)
     return found.jitter <= limits.jitter and found.worst <= limits.worst
 
@@ -209,7 +209,7 @@ def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
     search.explore()
     best = search.tried[0] if search.tried else told
     gain = search.gain(best)
-    doubted = gain >= limits.doubt or not _fits(told, tested.times)
+    doubted = gain >= limits.doubt or not fits_of(told, tested.times)
     if doubted:
         search.explain()
         best = search.tried[0] if search.tried else told
@@ -217,7 +217,7 @@ def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
     own = answers(told, search.series)
     harm = search.harm(answers(best, search.series), own)
     state: State = "confirmed"
-    if not _fits(told, tested.times) or (gain >= limits.alarm and harm >= HARM):
+    if not fits_of(told, tested.times) or (gain >= limits.alarm and harm >= HARM):
         state = "contradicted"
     elif gain >= limits.doubt and harm >= HARM:
         state = "doubtful"
@@ -251,21 +251,21 @@ def _loose(outcome: Evidence, search: Search, own: Answers) -> Evidence:
 def _alternatives(search: Search, own: Answers, times: int) -> tuple[Alternative, ...]:
     """The best alternative of each kind that is nearly as good as the best of all.
 
-    Those whose answers hardly differ from a better one's say nothing new.
+    Those whose answers hardly differ from a better one's say nothing new, and an offset has to earn
+    its place.
     """
-    ranked = [(found, answers(found, search.series)) for found in search.by_kind()]
+    ranked = search.ranked()
     if not ranked or search.gain(ranked[0][0]) <= 0:
         return ()
-    best, given = ranked[0]
-    rival = max(
-        (search.gain(f) for f, other in ranked[1:] if search.harm(other, given) > LOOSE),
-        default=0.0,
-    )
-    sure = search.gain(best) - max(0.0, rival) >= SURE
+    best = ranked[0][0]
+    sure = min(search.gain(best), search.lead(ranked)) >= SURE
     named: list[tuple[Score, Answers]] = []
     for found, other in ranked:
         near = search.gain(found) >= search.gain(best) - _NAMED
-        if near and all(search.harm(other, known) > HARM for _, known in named):
+        extra = found.hypothesis.offset and any(
+            f.hypothesis.kind[:-1] == found.hypothesis.kind[:-1] for f, _ in named
+        )
+        if near and not extra and all(search.harm(other, known) > HARM for _, known in named):
             named.append((found, other))
     return tuple(
         _alternative(
@@ -283,7 +283,7 @@ def _alternative(
     search: Search, found: Score, harm: float, times: int, *, sure: bool
 ) -> Alternative:
     """An alternative with its figures."""
-    gain, fits = search.gain(found), _fits(found, times)
+    gain, fits = search.gain(found), fits_of(found, times)
     return Alternative(
         laws=found.hypothesis.laws,
         offset=found.hypothesis.offset,
