@@ -21,6 +21,7 @@ _EXACT, _LAST, _RATIO = 64, 1e10, 1.01
 
 def _rate(warmup: Warmup, s: Array) -> Array:
     """``-ln decay`` of the s-th update after the first, without cap or floor."""
+    s = np.maximum(s, 1.0)
     if warmup.growth == "ratio":
         return np.log((10 + s) / (1 + s))
     if warmup.growth == "power":

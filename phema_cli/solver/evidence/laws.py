@@ -137,7 +137,10 @@ class Series:
 
     def chosen(self, times: frozenset[float]) -> Series:
         """The series of these times only."""
-        kept = [i for i, t in enumerate(self.times) if t in times]
+        return self.at([i for i, t in enumerate(self.times) if t in times])
+
+    def at(self, kept: Sequence[int]) -> Series:
+        """The series of these of its snapshots only, by number."""
         rows = tuple(self.rows[i] for i in kept)
         return replace(self, rows=rows, profiles=tuple(self.profiles[i] for i in kept))
 

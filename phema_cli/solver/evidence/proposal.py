@@ -82,14 +82,14 @@ def _sure(
 ) -> Proposal | None:
     """The best laws found, if they fit and beat all others."""
     # Times are taken as they are: they were not what is missing.
-    search.explain(offsets=False)
+    search.explain(lambda found: fits_of(found, MOST_TIMES), offsets=False)
     ranked = search.ranked()
     if not ranked:
         return None
     lead, best = search.lead(ranked), ranked[0][0]
     if lead < SURE or not fits_of(best, MOST_TIMES):
         return None
-    found = dict(zip(names, search.settle(best).hypothesis.laws, strict=True))
+    found = dict(zip(names, best.hypothesis.laws, strict=True))
     return Proposal({g: found[g] for g in unknown}, lead)
 
 

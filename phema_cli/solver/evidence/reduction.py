@@ -100,9 +100,8 @@ def thinned(times: Sequence[float], most: int) -> list[float]:
     for k in range(1, most):
         ideal = last * (1 - k / (most - 1))
         # The nearest index below with an odd gap to the one before.
-        gap = max(1, 2 * round((at - ideal - 1) / 2) + 1)
-        if gap > at:
+        at -= max(1, 2 * round((at - ideal - 1) / 2) + 1)
+        if at < 0:
             break
-        at -= gap
         chosen.append(at)
     return [times[i] for i in reversed(chosen)]

@@ -20,9 +20,9 @@ from phema_cli.solver.system import System, evaluate, split
 
 #: sigma_rel of the targets by which answers are compared: short, usual, long.
 TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
-#: bounds on gamma + 1, and on the retention over the run of other laws, between which profiles can
-#: be integrated.
-_LEAST_SCALE, _MOST_SCALE = 0.52, 3000.0
+#: bounds on gamma + 1, and on the retention over the run of other laws: below, profiles can't be
+#: integrated; above, they take long and are as good as raw.
+_LEAST_SCALE, _MOST_POWER, _MOST_SCALE = 0.52, 400.0, 3000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def possible(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
         elif law.averages and law != told.law:
             scale = law.scale * (1.0 if law.kind == "power" else last / law.every)
             least = 0.0 if law.kind == "warmup" else _LEAST_SCALE
-            if not least < scale < _MOST_SCALE:
+            if not least < scale < (_MOST_POWER if law.kind == "power" else _MOST_SCALE):
                 return False
     return not _alike(hypothesis, series)
 

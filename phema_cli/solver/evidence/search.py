@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from phema_cli.solver.evidence.alternatives import PRESETS, Span, mistakes, near, shifted
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, power, told
@@ -15,13 +16,20 @@ from phema_cli.solver.evidence.scoring import Answers, Score, answers, possible,
 LOOSE = 0.1
 #: steps of the compass search, in the logarithms of scales and as fractions of the last time.
 _STEPS = (0.2, 0.1, 0.05)
-#: moves of one compass search at most: each is a step of at least 5 %.
-_MOVES = 24
-#: kinds of alternatives that are refined, and how far L of one may lie below the best, unrefined.
-_KINDS, _REACH = 3, 30.0
-#: relative distance up to which a scale is taken for a number in use, and what L that may cost.
-_SNAP, _SNAP_GAIN = 0.08, 2.0
-_NICE = tuple(m * 10.0**-k for k in range(1, 7) for m in (1.0, 2.0, 5.0))
+#: the last step where numbers are to be told to people.
+_FINE = 0.02
+#: hypotheses that are scored at most, which keeps the whole search at a second or two, and moves of
+#: one compass search.
+_MOST, _MOVES = 240, 24
+#: kinds of alternatives that are refined, and how far L may lie below the best before that.
+_KINDS, _REACH = 4, 30.0
+#: relative distance up to which a number in use is tried for a scale.
+_SNAP = 0.16
+#: L that a number has to be worth to be told: Akaike's 2 for each parameter.
+_PARAMETER = 2.0
+#: gamma + 1, and ``-ln beta``, of numbers that people use.
+_POWERS = tuple(power(gamma).scale for gamma in (*range(1, 21), *PRESETS[1]))
+_RATES = tuple(-math.log1p(-m * 10.0**-k) for k in range(1, 7) for m in (1, 2, 4, 5))
 
 
 class Search:
@@ -60,6 +68,13 @@ class Search:
         """L: n times the mean by which a hypothesis' log score is better than that of the tags."""
         return math.inf if self.told is None else self.size * (self.told.score - found.score)
 
+    def worth(self, found: Score) -> float:
+        """L less a price for each number that is neither told nor one that people use."""
+        h = found.hypothesis
+        known = {law.scale for law in self._told.laws}
+        free = sum(law.scale not in known and law.scale not in _numbers(law) for law in h.laws)
+        return self.gain(found) - _PARAMETER * (free + (h.offset != 0))
+
     def harm(self, found: Answers, own: Answers) -> float:
         """P: how far the answers differ, over the distance of the first; see :class:`Answers`."""
         return found.harm(own, self.reduced.root)
@@ -67,10 +82,24 @@ class Search:
     def score(self, hypothesis: Hypothesis) -> Score | None:
         """The score of a hypothesis, computed when first asked for."""
         if hypothesis not in self._tried:
+            if len(self._tried) >= _MOST:
+                return None
             fits = self._keeps(hypothesis) and possible(hypothesis, self.series)
             found = score(hypothesis, self.series, self.reduced) if fits else None
             self._tried[hypothesis] = found
         return self._tried[hypothesis]
+
+    def without(self, left_out: Sequence[int]) -> Search | None:
+        """The same search without some of the n snapshots; None if a series would be left empty."""
+        kept = [i for i in range(self.size) if i not in left_out]
+        series, first = [], 0
+        for s in self.series:
+            size = len(s.rows)
+            series.append(s.at([i - first for i in kept if first <= i < first + size]))
+            first += size
+        if not all(s.rows for s in series):
+            return None
+        return Search(series, replace(self.reduced, root=self.reduced.root[kept]), self.fixed)
 
     def _keeps(self, hypothesis: Hypothesis) -> bool:
         """Whether a hypothesis leaves known laws as they are."""
@@ -89,29 +118,47 @@ class Search:
         if found is not None:
             self.refine(found)
 
-    def explain(self, *, offsets: bool = True) -> None:
-        """Refine the best alternative of each kind, if wished also with an offset of the times."""
-        for found in self.by_kind()[:_KINDS]:
-            refined = self.refine(found)
-            offset = None
-            if offsets and not found.hypothesis.offset:
-                offset = self.best(shifted(refined.hypothesis, self.span))
-            if offset is not None and offset.score < refined.score:
-                refined = self.refine(offset)
-            self.best([self._rounded(refined.hypothesis)])
+    def explain(self, fits: Callable[[Score], bool], *, offsets: bool = True) -> None:
+        """Refine the best alternatives, those of other kinds only where they may still be better.
 
-    def by_kind(self) -> list[Score]:
-        """The best alternative of each kind that is not far from the best of all, best first."""
+        Args:
+            fits: whether an alternative explains the snapshots by itself.
+            offsets: whether times may be off.
+        """
+        if offsets:
+            self._slide()
+        for k, found in enumerate(self.by_kind(lambda s: -s.score)[:_KINDS]):
+            best = self.tried[0]
+            if k and fits(best) and self.size * (found.score - best.score) > _REACH:
+                continue
+            refined = self.refine(found, fine=True)
+            self.best(self._rounded(refined.hypothesis))
+            if offsets and not (fits(refined) or found.hypothesis.offset):
+                self._improve(shifted(refined.hypothesis, self.span), refined)
+
+    def _improve(self, hypotheses: Iterable[Hypothesis], start: Score) -> None:
+        """Refine the best of some hypotheses if it is better than where they came from."""
+        found = self.best(hypotheses)
+        if found is not None and found.score < start.score:
+            self.refine(found, fine=True)
+
+    def _slide(self) -> None:
+        """Search for an offset of the times under the tags as told: its optimum is narrow."""
+        best = self.best(shifted(self._told, self.span))
+        if best is not None:
+            self._descend(best, self._moved, (*_STEPS, _FINE, _FINE / 2))
+
+    def by_kind(self, worth: Callable[[Score], float]) -> list[Score]:
+        """The alternative of each kind that is worth most, the best kind first."""
         kinds: dict[Hashable, Score] = {}
-        tried = self.tried
-        for found in tried:
-            if self.size * (found.score - tried[0].score) <= _REACH:
-                kinds.setdefault(found.hypothesis.kind, found)
+        for found in sorted(self.tried, key=worth, reverse=True):
+            kinds.setdefault(found.hypothesis.kind, found)
         return list(kinds.values())
 
     def ranked(self) -> list[tuple[Score, Answers]]:
-        """The best of each kind and what it gives, best first."""
-        return [(found, answers(found, self.series)) for found in self.by_kind()]
+        """The alternative of each kind that is worth most, and what it gives, the best first."""
+        found = self.by_kind(self.worth)[:_KINDS]
+        return [(s, answers(s, self.series)) for s in found]
 
     def lead(self, ranked: Sequence[tuple[Score, Answers]]) -> float:
         """L by which the first of these beats all whose answers differ from its own."""
@@ -119,12 +166,21 @@ class Search:
         rivals = [found.score for found, other in ranked[1:] if self.harm(other, given) > LOOSE]
         return self.size * (min(rivals) - best.score) if rivals else math.inf
 
-    def refine(self, start: Score) -> Score:
+    def refine(self, start: Score, *, fine: bool = False) -> Score:
         """Compass search: from a hypothesis to its best neighbour until none is better."""
+        return self._descend(start, self._around, (*_STEPS, _FINE) if fine else _STEPS)
+
+    def _descend(
+        self,
+        start: Score,
+        around: Callable[[Hypothesis, float], Iterable[Hypothesis]],
+        steps: Sequence[float],
+    ) -> Score:
+        """From a hypothesis to its best neighbour, in ever smaller steps."""
         best, moves = start, 0
-        for step in _STEPS:
+        for step in steps:
             while moves < _MOVES:
-                found = self.best(self._around(best.hypothesis, step))
+                found = self.best(around(best.hypothesis, step))
                 if found is None or found.score >= best.score:
                     break
                 best, moves = found, moves + 1
@@ -135,30 +191,30 @@ class Search:
         for factor in (math.exp(step), math.exp(-step)):
             yield from near(h, factor)
         if h.offset:
-            for sign in (1, -1):
-                yield replace(h, offset=h.offset + sign * step * (self.span.last + h.offset))
+            yield from self._moved(h, step)
 
-    def settle(self, found: Score) -> Score:
-        """The same in numbers that people use, where these are as good."""
-        rounded = self.score(self._rounded(found.hypothesis))
-        if rounded is None or self.size * (rounded.score - found.score) > _SNAP_GAIN:
-            return found
-        return rounded
+    def _moved(self, h: Hypothesis, step: float) -> Iterable[Hypothesis]:
+        """A hypothesis with its offset moved either way."""
+        for sign in (1, -1):
+            yield replace(h, offset=h.offset + sign * step * (self.span.last + h.offset))
 
-    def _rounded(self, h: Hypothesis) -> Hypothesis:
-        """A hypothesis with its scales moved to numbers in use, where those are near."""
-        laws = (law if k in self.fixed else _rounded(law) for k, law in enumerate(h.laws))
-        return replace(h, laws=tuple(laws))
+    def _rounded(self, h: Hypothesis) -> Iterable[Hypothesis]:
+        """A hypothesis with its scales moved to numbers that people use, where those are near."""
+        choices = [[law] if k in self.fixed else _rounded(law) for k, law in enumerate(h.laws)]
+        return (replace(h, laws=laws) for laws in product(*choices))
 
 
-def _rounded(law: Law) -> Law:
-    """The nearest law of a whole gamma, of EDM2, or of a decay that is written in few digits."""
+def _numbers(law: Law) -> Sequence[float]:
+    """Scales that people use: whole gammas, EDM2's, decays written in few digits; 0 of raw."""
     if law.kind == "power":
-        whole = power(float(max(1, round(law.scale - 1))))
-        numbers = [whole.scale, *(power(gamma).scale for gamma in PRESETS[1])]
-    elif law.averages:
-        numbers = [-math.log1p(-n) for n in _NICE]
-    else:
-        return law
-    nearest = min(numbers, key=lambda n: abs(math.log(n / law.scale)))
-    return replace(law, scale=nearest) if abs(nearest / law.scale - 1) < _SNAP else law
+        return _POWERS
+    return _RATES if law.averages else (law.scale,)
+
+
+def _rounded(law: Law) -> list[Law]:
+    """The law, and those of the numbers that people use next to it."""
+    if not law.averages:
+        return [law]
+    near = [n for n in _numbers(law) if abs(n / law.scale - 1) < _SNAP]
+    near.sort(key=lambda n: abs(math.log(n / law.scale)))
+    return [law, *(replace(law, scale=n) for n in near[:2])]

@@ -14,6 +14,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from phema_cli.profiles import Profile
 from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.findings import Findings, look
@@ -35,8 +37,10 @@ HARM = 0.05
 _AS_WELL, _NAMED = -2.0, 3.0
 #: L by which an alternative must beat all of other kinds for its numbers to be trusted.
 SURE = 6.0
-#: relative distance from a whole number of steps up to which scales are smaller by that.
-_WHOLE = 0.06
+#: numbers of steps between updates that are in use, and the relative distance of scales from it.
+_EVERY, _WHOLE = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 500, 1000), 0.1
+#: share of the times that the second largest series must have for the full sharpness of L.
+_EVEN = 0.75
 #: snapshots that are named as fitting worst.
 _SUSPECTS = 3
 
@@ -113,7 +117,8 @@ class Evidence:
             ``unchecked`` could not be, ``doubtful`` is a notice and ``contradicted`` an error.
         series: the snapshots as they were grouped.
         times: distinct times that were looked at.
-        gain: L of the best alternative; None with one series, or where nothing was tested.
+        gain: L of the best alternative, negative if the tags as told are better than all; None where
+            none was looked for.
         jitter: J, the largest jitter over the median time between snapshots.
         worst: C, the largest ratio of a snapshot's observed error to the foretold one when it is
             held back.
@@ -123,6 +128,8 @@ class Evidence:
         alternatives: where the tags are doubtful or contradicted, the best other ones of each kind,
             best first; where they are plausible, the one that ``tag_error`` is of.
         suspects: rows of the sample and their ratios, the worst first.
+        foreign: rows without which all others bear their tags out, if one snapshot or two are what
+            contradicts them: files of another run, or of another step.
         findings: what is the same bit by bit.
     """
 
@@ -136,6 +143,7 @@ class Evidence:
     tag_error: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     suspects: tuple[tuple[int, float], ...] = ()
+    foreign: tuple[int, ...] = ()
     findings: Findings = field(default_factory=Findings)
 
 
@@ -171,9 +179,33 @@ def weigh(
     tested = replace(
         unchecked, jitter=told.jitter, worst=told.worst, suspects=tuple(ranked[:_SUSPECTS])
     )
-    if len(chosen) == 1:
+    if _second(chosen) < LEAST_TIMES:
         return tested if fits_of(told, times) else replace(tested, state="contradicted")
+    if not fits_of(told, times) and (odd := _foreign(search, told, times)):
+        # A file that does not belong is a simpler explanation than other laws.
+        foreign = tuple(rows[i] for i in odd)
+        return replace(tested, state="contradicted", foreign=foreign)
     return _compared(tested, search, told)
+
+
+def _second(series: Sequence[Series]) -> int:
+    """Snapshots of the second largest series: only what is compared can tell laws apart."""
+    return sorted([0, *(len(s.rows) for s in series)])[-2]
+
+
+def _foreign(search: Search, told: Score, times: int) -> tuple[int, ...]:
+    """Which one or two of the n snapshots, or all of one time, are to blame alone, if so."""
+    ends = [t for s in search.series for t in s.times]
+    first, second, *_ = (int(i) for i in np.argsort(-told.ratios))
+    together = tuple(i for i, t in enumerate(ends) if t == ends[first])
+    for odd in dict.fromkeys([(first,), (second,), together, (first, second)]):
+        rest = search.without(odd)
+        if rest is None or rest.told is None or not fits_of(rest.told, times):
+            continue
+        rest.explore()
+        if not rest.tried or rest.gain(rest.tried[0]) < _limits(rest.series, times)[1]:
+            return odd
+    return ()
 
 
 def chosen_of(series: Sequence[Series]) -> list[Series]:
@@ -203,28 +235,34 @@ def fits_of(found: Score, times: int) -> bool:
     return found.jitter <= limits.jitter and found.worst <= limits.worst
 
 
+def _limits(series: Sequence[Series], times: int) -> tuple[float, float]:
+    """L from which an alarm is raised, and a doubt.
+
+    Where one series has far more snapshots than the others, alternatives explain what it does by
+    itself, and L is large with right tags too: what counts is the second largest series.
+    """
+    second = _second(series)
+    limits = limits_of(second)
+    return limits.alarm, limits.doubt if second >= _EVEN * times else limits.alarm
+
+
 def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
     """The outcome where there are series to compare."""
-    limits = limits_of(tested.times)
     search.explore()
     best = search.tried[0] if search.tried else told
-    gain = search.gain(best)
-    doubted = gain >= limits.doubt or not fits_of(told, tested.times)
-    if doubted:
-        search.explain()
-        best = search.tried[0] if search.tried else told
-        gain = search.gain(best)
     own = answers(told, search.series)
-    harm = search.harm(answers(best, search.series), own)
+    gain, harm = search.gain(best), search.harm(answers(best, search.series), own)
+    alarm, doubt = _limits(search.series, tested.times)
     state: State = "confirmed"
-    if not fits_of(told, tested.times) or (gain >= limits.alarm and harm >= HARM):
+    if not fits_of(told, tested.times) or (gain >= alarm and harm >= HARM):
         state = "contradicted"
-    elif gain >= limits.doubt and harm >= HARM:
+    elif gain >= doubt and harm >= HARM:
         state = "doubtful"
     outcome = replace(tested, state=state, gain=gain, harm=harm)
-    if state != "confirmed":
-        return replace(outcome, alternatives=_alternatives(search, own, tested.times))
-    return _loose(outcome, search, own)
+    if state == "confirmed":
+        return _loose(outcome, search, own)
+    search.explain(lambda other: fits_of(other, tested.times))
+    return replace(outcome, alternatives=_alternatives(search, own, tested.times))
 
 
 def _loose(outcome: Evidence, search: Search, own: Answers) -> Evidence:
@@ -240,10 +278,8 @@ def _loose(outcome: Evidence, search: Search, own: Answers) -> Evidence:
             harm = search.harm(answers(found, search.series), own)
             if harm > error:
                 error, widest = harm, found
-    # One or two snapshots of a second series say little of the first one's law.
-    few = sum(len(s.rows) >= LEAST_TIMES for s in search.series) <= 1
-    if widest is None or (error <= LOOSE and not few):
-        return replace(outcome, tag_error=error, state="plausible" if few else "confirmed")
+    if widest is None or error <= LOOSE:
+        return replace(outcome, tag_error=error)
     named = _alternative(search, widest, error, outcome.times, sure=False)
     return replace(outcome, state="plausible", tag_error=error, alternatives=(named,))
 
@@ -261,7 +297,7 @@ def _alternatives(search: Search, own: Answers, times: int) -> tuple[Alternative
     sure = min(search.gain(best), search.lead(ranked)) >= SURE
     named: list[tuple[Score, Answers]] = []
     for found, other in ranked:
-        near = search.gain(found) >= search.gain(best) - _NAMED
+        near = search.worth(found) >= search.worth(best) - _NAMED
         extra = found.hypothesis.offset and any(
             f.hypothesis.kind[:-1] == found.hypothesis.kind[:-1] for f, _ in named
         )
@@ -270,7 +306,7 @@ def _alternatives(search: Search, own: Answers, times: int) -> tuple[Alternative
     return tuple(
         _alternative(
             search,
-            search.settle(found),
+            found,
             search.harm(other, own),
             times,
             sure=sure and found is best,
@@ -297,13 +333,13 @@ def _alternative(
 
 
 def _every(series: Sequence[Series], found: Hypothesis) -> int | None:
-    """The whole number by which all averages' scales are smaller than told, 2 or more."""
+    """The whole number in use by which all averages' scales are smaller than told."""
     factors = []
     for law, told in zip(found.laws, series, strict=True):
         if law.kind != told.law.kind or found.offset:
             return None
         if law.averages:
             factors.append(told.law.scale / law.scale * law.every / told.law.every)
-    whole = round(sum(factors) / len(factors)) if factors else 1
-    near = all(abs(f / whole - 1) < _WHOLE for f in factors) if whole > 1 else False
-    return whole if near else None
+    nearest = min(_EVERY, key=lambda n: sum(abs(math.log(f / n)) for f in factors))
+    near = factors and all(abs(f / nearest - 1) < _WHOLE for f in factors)
+    return nearest if near else None
