@@ -117,8 +117,8 @@ class Evidence:
             ``unchecked`` could not be, ``doubtful`` is a notice and ``contradicted`` an error.
         series: the snapshots as they were grouped.
         times: distinct times that were looked at.
-        gain: L of the best alternative, negative if the tags as told are better than all; None where
-            none was looked for.
+        gain: L of the best alternative, negative if the tags as told are better than all; None
+            where none was looked for.
         jitter: J, the largest jitter over the median time between snapshots.
         worst: C, the largest ratio of a snapshot's observed error to the foretold one when it is
             held back.
