@@ -119,3 +119,42 @@ ALONE = (
 )
 #: times and types at which wrong tags are tried.
 WRONG_AT = ((4, "fp32"), (8, "fp32"), (8, "bf16"), (16, "fp32"), (16, "bf16"))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of snapshots under some tags.
+
+    Attributes:
+        run: the training run.
+        name: of the mistake, or the averages stored where the tags are right.
+        right: whether the tags are.
+        count: times.
+        stored: the storage type.
+        state: of the evidence.
+        gain: L; NaN where it was not looked for.
+        jitter: J.
+        worst: C.
+        tag_error: NaN where not known.
+        harm: P; NaN where not known.
+        damage: what the tags and files do to the result, at the worst of three targets: its
+            distance from what right tags of the right files of that type make, over the distance
+            by which averaging moves the last weights. Of right tags, its distance from the truth.
+        mended: the same with the first alternative's tags, at 16 times; NaN without one.
+        seconds: of the processor that the test took.
+    """
+
+    run: str
+    name: str
+    right: bool
+    count: int
+    stored: str
+    state: str
+    gain: float
+    jitter: float
+    worst: float
+    tag_error: float
+    harm: float
+    damage: float
+    mended: float
+    seconds: float

@@ -20,7 +20,7 @@ _STEPS = (0.2, 0.1, 0.05)
 _FINE = 0.02
 #: hypotheses that are scored at most, which keeps the whole search at a second or two, and moves of
 #: one compass search.
-_MOST, _MOVES = 240, 24
+_MOST, _MOVES = 180, 24
 #: kinds of alternatives that are refined, and how far L may lie below the best before that.
 _KINDS, _REACH = 4, 30.0
 #: relative distance up to which a number in use is tried for a scale.

@@ -39,6 +39,10 @@ _AS_WELL, _NAMED = -2.0, 3.0
 SURE = 6.0
 #: numbers of steps between updates that are in use, and the relative distance of scales from it.
 _EVERY, _WHOLE = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 500, 1000), 0.1
+#: times from which on one or two snapshots are blamed: without them, few others always fit.
+_BLAME = 6
+#: logarithm of the largest ratio that is told.
+_LARGEST = 700.0
 #: share of the times that the second largest series must have for the full sharpness of L.
 _EVEN = 0.75
 #: snapshots that are named as fitting worst.
@@ -181,7 +185,8 @@ def weigh(
     )
     if _second(chosen) < LEAST_TIMES:
         return tested if fits_of(told, times) else replace(tested, state="contradicted")
-    if not fits_of(told, times) and (odd := _foreign(search, told, times)):
+    many = times >= _BLAME and not fits_of(told, times)
+    if many and (odd := _foreign(search, told, times)):
         # A file that does not belong is a simpler explanation than other laws.
         foreign = tuple(rows[i] for i in odd)
         return replace(tested, state="contradicted", foreign=foreign)
@@ -324,7 +329,7 @@ def _alternative(
         laws=found.hypothesis.laws,
         offset=found.hypothesis.offset,
         gain=gain,
-        times_better=math.exp(gain / search.size / 2),
+        times_better=math.exp(min(gain / search.size / 2, _LARGEST)),
         harm=harm,
         fits=fits,
         every=_every(search.series, found.hypothesis),
