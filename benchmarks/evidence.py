@@ -45,9 +45,8 @@ from phema_cli.profiles import (
     PowerProfile,
     Profile,
     RawProfile,
-    Warmup,
-    WarmupProfile,
     gamma_from_sigma_rel,
+    parse_law,
 )
 from phema_cli.solver import Sample, calibrate, solve
 from phema_cli.solver.evidence import Alternative, Evidence, weigh
@@ -80,7 +79,7 @@ def profile(name: str, end: float) -> Profile:
     if kind == "b":
         return ExponentialProfile(-float(np.log(number)), end)
     if kind == "w":
-        return WarmupProfile(Warmup(0.9999, growth="ratio"), end)
+        return parse_law("warmup:beta=0.9999,start=1").profile(end)
     if kind == "u":
         return PowerProfile((number + 1) / 10 - 1, end)
     return PowerProfile(number, end)

@@ -14,8 +14,6 @@ from phema_cli.profiles import (
     PowerProfile,
     RawProfile,
     TableProfile,
-    Warmup,
-    WarmupProfile,
     WindowProfile,
 )
 from phema_cli.solver import Sample
@@ -28,12 +26,13 @@ from phema_cli.solver.evidence import (
     series_of,
     weigh,
 )
-from phema_cli.solver.evidence.growth import GrowthProfile
+from phema_cli.solver.evidence.growth import GrowthProfile, Warmup
 from phema_cli.solver.evidence.laws import RATIO, Hypothesis
 from phema_cli.solver.evidence.reduction import reduce, thinned
 from phema_cli.solver.evidence.scoring import score
 from phema_cli.solver.evidence.verdict import chosen_of
-from tests.runs import STEPS, glide, rounded, snapshots, tags, times_of
+from phema_cli.trainers.registry import parse_law
+from tests.simulated import STEPS, glide, rounded, snapshots, tags, times_of
 
 RIGHT = (
     ("5", "10"),
@@ -343,21 +342,22 @@ def test_the_newest_time_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    "warmup",
+    ("text", "warmup"),
     [
-        Warmup(0.99, growth="ratio"),
-        Warmup(0.999999, growth="ratio"),
-        Warmup(0.5, growth="ratio"),
-        Warmup(0.9999, growth="power", power=0.75),
-        Warmup(0.999, growth="power", start=50),
-        Warmup(0.99, start=20),
+        ("diffusers:beta=0.99", Warmup("ratio")),
+        ("diffusers:beta=0.999999", Warmup("ratio")),
+        ("diffusers:beta=0.5", Warmup("ratio")),
+        ("timm:beta=0.9999,warmup=1,power=0.75", Warmup("power", power=0.75)),
+        ("timm:beta=0.999,warmup=1,update_after=50", Warmup("power", start=50)),
+        ("timm:beta=0.99,update_after=20", Warmup("constant", start=20)),
     ],
 )
-def test_a_warm_up_in_closed_form_is_the_tabulated_one(warmup):
+def test_a_warm_up_in_closed_form_is_the_exact_one(text, warmup):
     """Cumulative weights agree at whole steps, with and without the cap."""
+    law = parse_law(text)
     for end in (60.0, 3000.0):
-        exact = WarmupProfile(warmup, end)
-        closed = GrowthProfile(warmup, -math.log(warmup.decay), end)
+        exact = law.profile(end)
+        closed = GrowthProfile(warmup, -math.log(law.parameters["beta"]), end)
         t = np.arange(0.0, end + 1)
         np.testing.assert_allclose(closed.cdf(t), exact.cdf(t), rtol=2e-3, atol=1e-9)
         assert closed.exponent == pytest.approx(exact.exponent, rel=1e-3)

@@ -123,7 +123,11 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
         raise _nothing_found(paths, findings)
     # What holds for many snapshots, or for a file that was given twice, is said once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
-    ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
+    # Of one step the raw weights come first: outputs continue the average.
+    ordered = sorted(
+        snapshots,
+        key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name),
+    )
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)

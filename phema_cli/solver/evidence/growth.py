@@ -1,7 +1,7 @@
 """EMAs whose decay grows up to a cap, in closed form: cheap for any cap and any length of run.
 
-:class:`phema_cli.profiles.WarmupProfile` tabulates each decay, which is exact and right for what a
-trainer wrote. Here the cap of an average is unknown and many are tried.
+:class:`phema_cli.profiles.schedules.ScheduleProfile` is exact and right for what a trainer wrote.
+Here the cap of an average is unknown, and many are tried.
 """
 
 from __future__ import annotations
@@ -9,14 +9,35 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
-from phema_cli.profiles import Array, Warmup
+from phema_cli.profiles import Array
 
 #: updates up to which a growing decay is summed one by one, the last update of the table beyond,
 #: and the ratio of neighbouring entries there.
 _EXACT, _LAST, _RATIO = 64, 1e10, 1.01
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """How the decay of each update grows up to its cap.
+
+    Update k (from 1) has the decay 0 up to ``k = start + 1``; later, with ``s = k - start - 1``, it
+    is ``(1 + s)/(10 + s)``, ``1 - (1 + s/inv_gamma)^-power``, or the cap at once.
+
+    Attributes:
+        growth: which of the three.
+        start: updates before averaging begins.
+        inv_gamma: unit of the growth, for ``power``.
+        power: its exponent.
+    """
+
+    growth: Literal["ratio", "power", "constant"] = "ratio"
+    start: int = 0
+    inv_gamma: float = 1.0
+    power: float = 2 / 3
 
 
 def _rate(warmup: Warmup, s: Array) -> Array:
@@ -35,7 +56,7 @@ def _table(inv_gamma: float, power: float) -> tuple[Array, Array]:
 
     Sums become integrals between half numbers, by Simpson's rule on even steps in the logarithm.
     """
-    warmup = Warmup(0.5, growth="power", inv_gamma=inv_gamma, power=power)
+    warmup = Warmup("power", inv_gamma=inv_gamma, power=power)
     few = np.arange(_EXACT + 1.0)
     sums = np.concatenate([[0.0], np.cumsum(_rate(warmup, few[1:]))])
     edges = np.geomspace(_EXACT, _LAST, 1 + round(math.log(_LAST / _EXACT) / math.log(_RATIO)))
@@ -73,10 +94,10 @@ def _capped_at(warmup: Warmup, rate: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class GrowthProfile:
-    """The average of :class:`phema_cli.profiles.WarmupProfile`, with any cap and any interval.
+    """The average of such decays, with any cap and any interval.
 
     Args:
-        warmup: how the decay grows; its floor is not heard, its cap is ``exp(-rate)``.
+        warmup: how the decay grows.
         rate: ``-ln`` of the cap, per update.
         end: time of the average in steps, above 0.
         every: steps from one update to the next.

@@ -13,15 +13,15 @@ from phema_cli.profiles import (
     PowerProfile,
     Profile,
     RawProfile,
-    Warmup,
-    WarmupProfile,
 )
-from phema_cli.solver.evidence.growth import GrowthProfile
+from phema_cli.profiles.rates import constant, inverse, ratio
+from phema_cli.profiles.schedules import Schedule, ScheduleProfile
+from phema_cli.solver.evidence.growth import GrowthProfile, Warmup
 
 Kind = Literal["power", "exponential", "warmup", "raw", "other"]
 
 #: the warm-up of TensorFlow's averages, torch-ema and many a training script.
-RATIO = Warmup(0.9999, growth="ratio")
+RATIO = Warmup("ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,29 @@ def _law(profile: Profile) -> Law:
             return Law("power", profile.gamma + 1)
         case ExponentialProfile():
             return Law("exponential", profile.rate)
-        case WarmupProfile():
-            return Law("warmup", -math.log(profile.warmup.decay), profile.warmup)
+        case ScheduleProfile():
+            return _scheduled(profile.schedule)
         case GrowthProfile():
             return Law("warmup", profile.rate, profile.warmup, profile.every)
         case RawProfile():
             return RAW
         case _:
             return Law("other")
+
+
+def _scheduled(schedule: Schedule) -> Law:
+    """The law of a trainer's own updates, near enough to try others like it."""
+    rates, every = schedule.rates, float(schedule.every)
+    start = max(0, round(schedule.copied / every) - 1)
+    if rates.falling is constant:
+        return Law("exponential", rates.least / every)
+    if rates.falling is ratio:
+        return Law("warmup", rates.least, Warmup("ratio", start), every)
+    if rates.falling is inverse:
+        inv_gamma, power = rates.numbers
+        unit = inv_gamma / rates.stride
+        return Law("warmup", rates.least, Warmup("power", start, unit, power), every)
+    return Law("other")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, Warmup, WarmupProfile
+from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, parse_law
 from phema_cli.solver import Sample
 
 STEPS, ELEMENTS = 1024, 600
@@ -31,7 +31,7 @@ def profile(name, end):
     if name[0] == "c":
         return ExponentialProfile(-np.log(float(name[1:])), end)
     if name[0] == "w":
-        return WarmupProfile(Warmup(float(name[1:]), growth="ratio"), end)
+        return parse_law(f"warmup:beta={name[1:]},start=1").profile(end)
     return PowerProfile(float(name), end)
 
 
