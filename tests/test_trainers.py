@@ -1,6 +1,5 @@
 """Trainers: what each leaves on disk is taken for what it is, and put together rightly."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 

@@ -105,10 +105,13 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
+    unmatched = said.typed_files
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or local.copy, drop or local.drop
-        items, met = read_all(candidates(root), said, local, seen)
+        listed = list(candidates(root))
+        unmatched = tuple(t for t in unmatched if not any(c.matches([t[1]]) for c in listed))
+        items, met = read_all(listed, said, local, seen)
         findings += met
         try:
             found, met = _tagged(items, said, local)
@@ -119,11 +122,19 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
             found, met = [], [Finding("error", error)]
         snapshots += found
         findings += met
+    if unmatched:
+        raise UsageError(
+            f"{unmatched[0][0]} {unmatched[0][1]!r} matches no file", remedy="see phema inspect"
+        )
     if not snapshots and not any(f.level == "error" for f in findings):
         raise _nothing_found(paths, findings)
     # What holds for many snapshots, or for a file that was given twice, is said once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
-    ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
+    # Of one step the raw weights come first: outputs continue the average.
+    ordered = sorted(
+        snapshots,
+        key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name),
+    )
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)

@@ -100,9 +100,9 @@ def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
     if member.series.role != "average":
         return False
     whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
-    return member.series.part or any(
-        not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole
-    )
+    # Lists are of parameters, without what else a model holds.
+    listed = member.series.part or member.series.unnamed
+    return listed or any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
 
 
 def _reference(member: Member, config: Config) -> Checkpoint | None:

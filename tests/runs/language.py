@@ -302,7 +302,10 @@ def lerobot(root: Path) -> Left:
         {law: "pretrained_model_ema", "raw": "pretrained_model"},
         tuple(2 * t for t in TIMES),
         left_out=beside(
-            "checkpoints/{:06d}", *left, "training_state/ema_state.pt", times=[2 * n for n in STORED]
+            "checkpoints/{:06d}",
+            *left,
+            "training_state/ema_state.pt",
+            times=[2 * n for n in STORED],
         )
         | {"checkpoints/last"},
     )
@@ -316,9 +319,7 @@ def composer(root: Path) -> Left:
     for step in STORED:
         kept = {
             "named_parameters_dict": dict(raw(step, only=parameters())),
-            "named_buffers_dict": {
-                n: t for n, t in raw(step).items() if n not in parameters()
-            },
+            "named_buffers_dict": {n: t for n, t in raw(step).items() if n not in parameters()},
         }
         algorithm = {"repr": "<composer.algorithms.ema.ema.EMA object>", "ema_model": kept}
         algorithm |= {"ema_weights_active": True, "ema_started": True}
@@ -395,4 +396,3 @@ def fairseq_without_ema(root: Path) -> Left:
         content |= {"optimizer_history": history, "extra_state": {"val_loss": 1.0}}
         save({**content, "last_optimizer_state": adam(step)}, root / f"checkpoint{epoch}.pt")
     return Left(root, {"raw": "model"}, TIMES, said=RAW, error=FROM_RAW)
-

@@ -91,7 +91,7 @@ def _is_there(name: str) -> bool:
 
 @leaves("phema")
 def tracker(root: Path) -> Left:
-    """phema's own tracker."""
+    """Phema's own tracker."""
     from phema_cli import PowerEMA
 
     net, gammas = Net(), (5.0, 10.0)
@@ -449,7 +449,9 @@ def trainer(root: Path) -> Left:
     files = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
     times = [n // 10 for n in STORED]
     left = beside("checkpoint-{}", *files, times=times) | {"run", "training_args.bin"}
-    return Left(root, {"raw": "."}, tuple(map(float, times)), said=RAW, error=FROM_RAW, left_out=left)
+    return Left(
+        root, {"raw": "."}, tuple(map(float, times)), said=RAW, error=FROM_RAW, left_out=left
+    )
 
 
 def _lightning(root: Path, *callbacks: Any, stride: int = 1) -> None:
@@ -472,7 +474,10 @@ def _lightning(root: Path, *callbacks: Any, stride: int = 1) -> None:
 
     trainer = lightning.Trainer(
         max_steps=STEPS // stride,
-        callbacks=[*callbacks, ModelCheckpoint(root, every_n_train_steps=EVERY // stride, save_top_k=-1)],
+        callbacks=[
+            *callbacks,
+            ModelCheckpoint(root, every_n_train_steps=EVERY // stride, save_top_k=-1),
+        ],
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
@@ -548,7 +553,10 @@ def _timm(root: Path, *, warmup: bool) -> Left:
     assert place.submodule_search_locations
     frozen = type("FrozenBatchNorm2d", (), {})
     torchvision = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
-    with stand_ins(*torchvision, FrozenBatchNorm2d=frozen), _bare_timm(Path(place.submodule_search_locations[0])):
+    with (
+        stand_ins(*torchvision, FrozenBatchNorm2d=frozen),
+        _bare_timm(Path(place.submodule_search_locations[0])),
+    ):
         from timm.utils.checkpoint_saver import CheckpointSaver
         from timm.utils.model_ema import ModelEmaV3
 
@@ -584,7 +592,7 @@ def _timm(root: Path, *, warmup: bool) -> Left:
 
 @contextlib.contextmanager
 def _bare_timm(place: Path) -> Iterator[None]:
-    """timm's utilities without its models, which need torchvision."""
+    """Timm's utilities without its models, which need torchvision."""
     before = {n: m for n, m in sys.modules.items() if n == "timm" or n.startswith("timm.")}
     for name, path in (("timm", place), ("timm.utils", place / "utils")):
         sys.modules[name] = types.ModuleType(name)
