@@ -177,7 +177,7 @@ def test_tensors_of_many_ranks(runs, ranks, key):
 def test_files_of_many_ranks(runs, ranks):
     """The checkpoint is the directory with the files that hold its weights, sorted."""
     out, truth = runs
-    found = read_index(out / str(ranks))
+    found = read_index(out / str(ranks), "ema")
     assert (found.path, found.key, found.base_name) == (out / str(ranks), "ema", "model")
     assert [f.name for f in found.files] == [f"__{r}_0.distcp" for r in range(ranks)]
     assert found.size_bytes == sum(t.nbytes for t in truth["ema"].values())
@@ -186,7 +186,7 @@ def test_files_of_many_ranks(runs, ranks):
 def test_pieces_are_those_of_the_ranks(runs):
     """A tensor split among ranks is in pieces, without those of no rows; others in one place."""
     out, _ = runs
-    found = read_index(out / "4").tensors
+    found = read_index(out / "4", "ema").tensors
     assert sorted(p.origin for p in found["uneven"].pieces) == [(0, 0), (3, 0), (6, 0), (9, 0)]
     assert len(found["short"].pieces) == 3
     assert len({p.extent.file for p in found["grid"].pieces}) == 4
@@ -614,7 +614,7 @@ def test_metadata_that_make_no_sense(tmp_path, change):
     path = save(tmp_path / "c", NESTED)
     change, message = EDITS[change]
     with pytest.raises((InputError, StorageError), match=message) as caught:
-        read_index(edit(path, change))
+        read_index(edit(path, change), None if change is EDITS["nothing"][0] else "ema")
     assert Path(caught.value.where).parent in {path, path.parent}
 
 

@@ -408,12 +408,20 @@ def test_lists_of_tensors_have_numbers(tmp_path, content, given, key):
 
 
 def test_long_list_of_candidates_is_cut(tmp_path):
-    """The error about a checkpoint with an optimizer's state stays a line that can be read."""
-    state = {str(i): {"exp_avg": W} for i in range(300)}
-    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "averager": {"state": state}})
-    with pytest.raises(InputError, match="weights") as caught:
+    """The error about a checkpoint with hundreds of dicts stays a line that can be read."""
+    others = {str(i): {"v": W} for i in range(300)}
+    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "others": others})
+    with pytest.raises(InputError, match="weights, others.0") as caught:
         read_index(path)
+    assert caught.value.remedy.endswith("and 293 others")
     assert len(str(caught.value).removeprefix(str(path))) < 500
+
+
+def test_state_of_optimizers_is_no_candidate(tmp_path):
+    """What optimizers keep of each tensor is known by its names, wherever it lies."""
+    state = {str(i): {"exp_avg": W, "exp_avg_sq": W, "step": W} for i in range(3)}
+    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "averager": {"state": state}})
+    assert list(read_index(path).tensors) == ["w"]
 
 
 def test_stray_tensor_does_not_hide_the_weights(tmp_path):
@@ -781,9 +789,9 @@ def test_huge_persistent_id_is_not_shown(tmp_path):
     script = f"""if True:
         from pathlib import Path
         from phema_cli.errors import InputError
-        from tests.builders import read_index
+        from phema_cli.formats import read
         try:
-            read_index(Path({str(path)!r}))
+            read(Path({str(path)!r}))
         except InputError as error:
             print(error.where)
     """

@@ -340,7 +340,7 @@ class Targets:
 
     def at(self, step: float | None, snapshots: Sequence[Snapshot]) -> list[TargetProfile]:
         """The targets at a step of these snapshots; errors as ``make_targets`` has them."""
-        from phema_cli.synthesis.solving import make_targets
+        from phema_cli.estimate.solve import make_targets
 
         return make_targets(
             snapshots,
@@ -361,7 +361,7 @@ class Solving:
 
     def solve(self, found: Scan, targets: Sequence[TargetProfile]) -> Solution:
         """The weights of targets; errors as ``solve_snapshots`` has them."""
-        from phema_cli.synthesis.solving import solve_snapshots
+        from phema_cli.estimate.solve import solve_snapshots
 
         return solve_snapshots(
             found.snapshots,

@@ -281,17 +281,18 @@ def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
         _check_growth(member, law)
         if member.error is not None:
             return
-    if one.law is not None and _text(one.law) != law.text:
+    own = _own(one)
+    if own is None or own.text != law.text:
         member.overrules = one.law
     member.law, member.origin = law, origin
 
 
-def _text(law: str) -> str:
-    """The law that a file says, as it is always written; unchanged where it is none."""
+def _own(series: Series) -> Law | None:
+    """The law that the file says; None where it says none, or what can't be one."""
     try:
-        return parse_law(law).text
+        return None if series.law is None else parse_law(series.law)
     except PhemaError:
-        return law
+        return None
 
 
 #: laws whose decay is the same from the first update on, or that have none.
@@ -302,7 +303,7 @@ def _check_growth(member: Member, law: Law) -> None:
     """Refuse a constant decay where the library's grows, and that differs at the file's time."""
     one, clock = member.series, member.item.reading.clock
     beta = law.parameters.get("beta")
-    own = None if one.law is None else parse_law(one.law)
+    own = _own(one)
     if beta is None or (one.grows is None and (own is None or own.name in _EVEN)):
         return
     if own is None or own.name in _EVEN:

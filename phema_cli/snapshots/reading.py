@@ -58,8 +58,7 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
             remedy=f"pass --key with one of {keys}" if chosen else "leave it out: --exclude",
         )
     one = chosen[0]
-    shown = None if one.key == "." else one.key
-    return item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
+    return item.file.contents.checkpoint(one.tensors, one.place, unnamed=one.unnamed)
 
 
 def _anything(item: Item) -> list[Series]:

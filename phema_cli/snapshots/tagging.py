@@ -41,8 +41,8 @@ def make_snapshot(
     except UsageError as error:
         raise InputError(error.what, remedy=error.remedy) from error
     _check_elements(one)
-    shown = None if one.key == "." else one.key
-    checkpoint = member.item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
+    contents = member.item.file.contents
+    checkpoint = contents.checkpoint(one.tensors, one.place, unnamed=one.unnamed)
     if one.unnamed:
         checkpoint = give_names(checkpoint, _reference(member, config))
     tag = Tag(

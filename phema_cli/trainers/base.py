@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, StoredTensor
 from phema_cli.formats.locations import reading
-from phema_cli.trainers.nested import Groups, groups, inside
+from phema_cli.trainers.nested import TOP, Groups, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
 Unit = Literal["steps", "images", "epochs", "saves"]
@@ -97,6 +97,11 @@ class Series:
         if self.label is not None:
             return self.label
         return self.prefix.rstrip(".") if self.prefix else self.within
+
+    @property
+    def place(self) -> str | None:
+        """What ``--key`` calls it in a dict or below a prefix; None where it is all of a file."""
+        return None if self.within == TOP and not self.prefix else self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +230,8 @@ class StoredFile:
         return found if isinstance(found, dict) else {}
 
     def has_beside(self, glob: str) -> bool:
-        """Whether a file of such a name lies beside this one."""
-        if self.beside is not None:
+        """Whether a file of such a name lies beside this one; ``..`` leads up."""
+        if self.beside is not None and "/" not in glob:
             return any(fnmatchcase(name, glob) for name in self.beside)
         with reading(self.path):
             return any(True for _ in self._folder.glob(glob))
