@@ -16,7 +16,8 @@ from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.solve import stored_noise
 from phema_cli.formats.base import DTYPES
 from phema_cli.snapshots import Config, scan, ties
-from phema_cli.snapshots.scan import Scan, read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
+from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis import Request, execute, plan
 from phema_cli.synthesis.digests import prepared
