@@ -166,23 +166,11 @@ def _tagged(
             findings.append(fault(error, member.item.candidate))
     kept, doubles = _without_doubles(snapshots, members)
     findings += doubles
-    if any(_is_sparse(m) for m in members) and config.update_every is None:
-        findings.append(_UPDATE_EVERY)
+    if config.update_every is None:
+        remedy = "pass --update-every, or the averages are not what they seem"
+        told = dict.fromkeys(m.series.spacing for m in members if m.series.spacing is not None)
+        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told]
     return kept, findings
-
-
-_UPDATE_EVERY = Finding(
-    "warning",
-    InputError(
-        "ema-pytorch's update_every is taken as 1; its default is 100",
-        remedy="pass --update-every, or the averages are not what they seem",
-    ),
-)
-
-
-def _is_sparse(member: Member) -> bool:
-    """Whether the trainer's averages are updated at every N-th step by default."""
-    return member.series.power != "power" and member.series.index is not None
 
 
 def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapshot:
@@ -251,8 +239,10 @@ def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
         return False
     whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
     # Lists are of parameters, without what else a model holds.
-    return member.series.part or member.series.unnamed or any(
-        not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole
+    return (
+        member.series.part
+        or member.series.unnamed
+        or any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
     )
 
 

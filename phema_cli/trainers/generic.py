@@ -196,7 +196,8 @@ def labelled(file: StoredFile, one: Series) -> Series:
 
     ``step100_ema.pt`` beside ``step100.pt`` is another series, whatever it is.
     """
-    if one.label is not None or one.key != TOP or one.role == "raw" or one.index is not None:
+    known = one.role == "raw" or one.index is not None or one.law is not None
+    if known or one.label is not None or one.key != TOP:
         return one
     stem = file.file_name.partition(".")[0]
     for name in (stem, *file.folders[:1]):
