@@ -7,8 +7,8 @@ and schedules of torch on data generated on the fly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ MOST_SNAPSHOTS = 256
 #: the pairs of gammas that are stored: phema's own and EDM2's sigma_rel 0.05 and 0.10.
 PAIRS = ((5.0, 10.0), (6.937196, 16.972163))
 _BATCH = 64
+#: the decay of the update of a step, counted from 1.
+Decay = Callable[[int], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ class Run:
     optimizer: str
     schedule: str
     weights: str = "float32"
+    batch: int = _BATCH
 
     @property
     def name(self) -> str:
-        """``mlp adamw cosine``; the type of the weights only where it is not float32."""
+        """``mlp adamw cosine``; the type of the weights and the batch only where not the usual."""
         kind = "" if self.weights == "float32" else f" {self.weights}"
-        return f"{self.model} {self.optimizer} {self.schedule}{kind}"
+        size = "" if self.batch == _BATCH else f" batch {self.batch}"
+        return f"{self.model} {self.optimizer} {self.schedule}{kind}{size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,14 @@ class Tracked:
         snapshots: gamma to its (m, parameters) averages, float64.
         raw: (m, parameters) the weights themselves at those steps.
         truth: (step, gamma) of a target to its directly tracked average (parameters,), float64.
+        others: the (m, parameters) averages of other decays, by name.
     """
 
     steps: NDArray[np.int64]
     snapshots: dict[float, NDArray[np.float64]]
     raw: NDArray[np.float64]
     truth: dict[tuple[int, float], NDArray[np.float64]]
+    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 RUNS = (
@@ -91,14 +97,15 @@ class _Mlp(nn.Module):
             nn.Linear(width, 2),
         )
 
-    def loss(self) -> torch.Tensor:
+    def loss(self, batch: int) -> torch.Tensor:
         """Flow matching from noise to a two-armed spiral."""
-        turn = torch.rand(_BATCH, 1).sqrt() * 3 * math.pi
-        arm = torch.randint(0, 2, (_BATCH, 1)) * 2 - 1
+        turn = torch.rand(batch, 1).sqrt() * 3 * math.pi
+        arm = torch.randint(0, 2, (batch, 1)) * 2 - 1
         data = arm * turn * torch.cat([turn.cos(), turn.sin()], 1) / (3 * math.pi)
-        noise, time = torch.randn(_BATCH, 2), torch.rand(_BATCH, 1)
+        noise, time = torch.randn(batch, 2), torch.rand(batch, 1)
         velocity = self.net(torch.cat([(1 - time) * noise + time * data, time], 1))
-        return (velocity - (data - noise)).square().mean()
+        error: torch.Tensor = velocity - (data - noise)
+        return error.square().mean()
 
 
 class _Flow(nn.Module):
@@ -114,18 +121,19 @@ class _Flow(nn.Module):
         )
         self.leave = nn.Conv2d(width, 1, 3, padding=1)
 
-    def loss(self) -> torch.Tensor:
+    def loss(self, batch: int) -> torch.Tensor:
         """Flow matching from noise to one Gaussian blob per image, somewhere in 8 x 8 pixels."""
         at = torch.linspace(-1, 1, 8)
-        centre = torch.rand(_BATCH, 2) * 1.2 - 0.6
+        centre = torch.rand(batch, 2) * 1.2 - 0.6
         along = torch.exp(-8 * (at - centre[:, :1]) ** 2), torch.exp(-8 * (at - centre[:, 1:]) ** 2)
         data = (along[0][:, :, None] * along[1][:, None, :])[:, None] * 2 - 0.5
-        noise, time = torch.randn_like(data), torch.rand(_BATCH, 1, 1, 1)
+        noise, time = torch.randn_like(data), torch.rand(batch, 1, 1, 1)
         x = torch.cat([(1 - time) * noise + time * data, time.expand_as(data)], 1)
         x = self.enter(x)
         for block in self.middle:
             x = x + block(x)
-        return (self.leave(x) - (data - noise)).square().mean()
+        error: torch.Tensor = self.leave(x) - (data - noise)
+        return error.square().mean()
 
 
 class _Transformer(nn.Module):
@@ -143,9 +151,9 @@ class _Transformer(nn.Module):
         self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(self.width)
 
-    def loss(self) -> torch.Tensor:
+    def loss(self, batch: int) -> torch.Tensor:
         """Next-token loss on arithmetic progressions with noise in a tenth of the tokens."""
-        start, stride = torch.randint(0, self.vocabulary, (2, _BATCH // 2, 1))
+        start, stride = torch.randint(0, self.vocabulary, (2, batch // 2, 1))
         text = (start + stride * torch.arange(self.length + 1)) % self.vocabulary
         odd = torch.rand(text.shape) < 0.1
         text = torch.where(odd, torch.randint_like(text, self.vocabulary), text)
@@ -189,7 +197,14 @@ def _schedule(name: str, steps: int) -> Callable[[int], float]:
 
 
 def train(
-    run: Run, targets: list[tuple[int, float]], *, seed: int = 0, steps: int = STEPS
+    run: Run,
+    targets: list[tuple[int, float]],
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    snapshots: int = MOST_SNAPSHOTS,
+    others: Mapping[str, Decay] | None = None,
+    elements: int | None = None,
 ) -> Tracked:
     """Train a model and track the averages of the stored and the target gammas in float64.
 
@@ -197,7 +212,10 @@ def train(
         run: what to train.
         targets: (step, gamma) of the averages to compare with.
         seed: of the model and its data.
-        steps: length of the run, a multiple of ``MOST_SNAPSHOTS``.
+        steps: length of the run, a multiple of ``snapshots``.
+        snapshots: how many times averages are stored, evenly over the run.
+        others: decays of averages to store beside, which begin with the model's first weights.
+        elements: how many parameters to track at most, evenly chosen; all if not said.
     """
     torch.manual_seed(seed)
     mixed = run.weights == "autocast"
@@ -207,33 +225,58 @@ def train(
     stored = sorted({g for pair in PAIRS for g in pair})
     tracked = stored + sorted({g for _, g in targets} - set(stored))
     gammas = torch.tensor(tracked, dtype=torch.float64)
+    decays = list((others or {}).values())
     parameters = sum(p.numel() for p in model.parameters())
-    averages = torch.zeros(len(gammas), parameters, dtype=torch.float64)
-    every = steps // MOST_SNAPSHOTS
+    stride = 1 if elements is None else -(-parameters // elements)
+    first = _weights(model)[::stride]
+    averages = torch.zeros(len(gammas), len(first), dtype=torch.float64)
+    beside = first.expand(len(decays), -1).clone()
+    every = steps // snapshots
     kept: list[NDArray[np.float64]] = []
+    kept_beside: list[NDArray[np.float64]] = []
     raw: list[NDArray[np.float64]] = []
     truth = {}
     for step in range(1, steps + 1):
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = model.loss()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            now = torch.cat([p.flatten() for p in model.parameters()]).double()
-            beta = (1 - 1 / step) ** (gammas + 1)
-            averages.lerp_(now.expand_as(averages), (1 - beta)[:, None])
+        _update(run, model, optimizer, schedule)
+        now = _weights(model)[::stride]
+        beta = (1 - 1 / step) ** (gammas + 1)
+        averages.lerp_(now.expand_as(averages), (1 - beta)[:, None])
+        if decays:
+            rest = torch.tensor([1 - decay(step) for decay in decays], dtype=torch.float64)
+            beside.lerp_(now.expand_as(beside), rest[:, None])
         if step % every == 0:
             kept.append(averages[: len(stored)].numpy().copy())
+            kept_beside.append(beside.numpy().copy())
             raw.append(now.numpy())
         for at, gamma in targets:
             if at == step:
                 truth[at, gamma] = averages[tracked.index(gamma)].numpy().copy()
-    stack = np.stack(kept)
+    stack, stack_beside = np.stack(kept), np.stack(kept_beside)
     return Tracked(
         np.arange(every, steps + 1, every),
         {g: stack[:, i] for i, g in enumerate(stored)},
         np.stack(raw),
         truth,
+        {name: stack_beside[:, i] for i, name in enumerate(others or {})},
     )
+
+
+def _weights(model: nn.Module) -> torch.Tensor:
+    """All parameters, (parameters,) float64."""
+    with torch.no_grad():
+        return torch.cat([p.flatten() for p in model.parameters()]).double()
+
+
+def _update(
+    run: Run,
+    model: _Mlp | _Flow | _Transformer,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """One step of training."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=run.weights == "autocast"):
+        loss = model.loss(run.batch)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+    optimizer.step()
+    schedule.step()

@@ -9,12 +9,12 @@ import pytest
 from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, WindowProfile
 from phema_cli.solver import Sample, calibrate, solve
-from phema_cli.solver.calibration import _pairs
 from phema_cli.solver.calibration import calibrate as fit
+from phema_cli.solver.calibration import neighbouring
 from phema_cli.solver.estimate import estimate, factor, leave_one_out
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.rounding import _correlation, independent, measured
-from phema_cli.solver.system import evaluate, split
+from phema_cli.solver.system import evaluate, families, split
 
 GAMMAS = (5.0, 10.0)
 TARGETS = [PowerProfile(g, 1024.0) for g in (1.0, 7.0, 25.0)]
@@ -387,7 +387,7 @@ def test_snapshots_that_share_neither_time_nor_gamma_are_compared():
 def test_many_pairs_are_thinned_alike():
     """Of more snapshots than are compared, every kind of pair remains, from the newest on."""
     sources = profiles(range(1, 401))
-    pairs = _pairs(sources)
+    pairs = neighbouring(sources, families(sources))
     assert len(pairs) <= 514
     kinds = [(sources[a].end == sources[b].end, sources[a].gamma) for a, b in pairs]
     assert min(kinds.count(kind) for kind in set(kinds)) > 100

@@ -29,12 +29,18 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats.base import DTYPES, FileReader
-from phema_cli.formats.dcp import read_index
+from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from tests import builders
 from tests.test_torch_zip import raw_bytes, stored_bytes
 
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def read_index(path: Path, key: str | None = None) -> Checkpoint:
+    """The checkpoint that a directory, or the .metadata in it, is."""
+    return builders.read_index(path if path.name == ".metadata" else path / ".metadata", key)
+
 
 # Saves what a run of several ranks saves, and beside it what the tensors are as a whole.
 RANKS = """
@@ -171,7 +177,7 @@ def test_tensors_of_many_ranks(runs, ranks, key):
 def test_files_of_many_ranks(runs, ranks):
     """The checkpoint is the directory with the files that hold its weights, sorted."""
     out, truth = runs
-    found = read_index(out / str(ranks))
+    found = read_index(out / str(ranks), "ema")
     assert (found.path, found.key, found.base_name) == (out / str(ranks), "ema", "model")
     assert [f.name for f in found.files] == [f"__{r}_0.distcp" for r in range(ranks)]
     assert found.size_bytes == sum(t.nbytes for t in truth["ema"].values())
@@ -180,7 +186,7 @@ def test_files_of_many_ranks(runs, ranks):
 def test_pieces_are_those_of_the_ranks(runs):
     """A tensor split among ranks is in pieces, without those of no rows; others in one place."""
     out, _ = runs
-    found = read_index(out / "4").tensors
+    found = read_index(out / "4", "ema").tensors
     assert sorted(p.origin for p in found["uneven"].pieces) == [(0, 0), (3, 0), (6, 0), (9, 0)]
     assert len(found["short"].pieces) == 3
     assert len({p.extent.file for p in found["grid"].pieces}) == 4
@@ -226,7 +232,7 @@ def test_unclear_dict_of_weights(tmp_path):
     path = save(tmp_path / "c", {"generator": {"w": W}, "critic": {"w": W}})
     with pytest.raises(InputError, match="2 dicts of tensors") as caught:
         read_index(path)
-    assert caught.value.where == str(path)
+    assert caught.value.where == str(path / ".metadata")
 
 
 def test_list_with_other_things(tmp_path):
@@ -237,7 +243,7 @@ def test_list_with_other_things(tmp_path):
 
 def test_planner_that_does_not_flatten(tmp_path):
     """Without paths of its planner a checkpoint's names are taken as they are."""
-    state = OrderedDict([("ema.w", W), ("ema.v", W + 1)])
+    state = OrderedDict([("net.w", W), ("net.v", W + 1)])
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
     dcp.save(state, storage_writer=FileSystemWriter(tmp_path / "c"), planner=planner, no_dist=True)
     found = read_index(tmp_path / "c")
@@ -608,7 +614,7 @@ def test_metadata_that_make_no_sense(tmp_path, change):
     path = save(tmp_path / "c", NESTED)
     change, message = EDITS[change]
     with pytest.raises((InputError, StorageError), match=message) as caught:
-        read_index(edit(path, change))
+        read_index(edit(path, change), None if change is EDITS["nothing"][0] else "ema")
     assert Path(caught.value.where).parent in {path, path.parent}
 
 

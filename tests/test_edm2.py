@@ -59,8 +59,12 @@ def test_dicts_of_tensors_in_a_plain_pickle(tmp_path):
     """What pickle.dump made of a state dict is read as well; --key picks one of several."""
     content = {"ema": {"w": torch.ones(3)}, "other": {"v": torch.zeros(2)}}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
-    assert list(read_index(tmp_path / "a.pkl").tensors) == ["w"]
+    with pytest.raises(InputError, match=r"2 dicts of tensors; .* one of ema, other"):
+        read_index(tmp_path / "a.pkl")
+    assert list(read_index(tmp_path / "a.pkl", "ema").tensors) == ["w"]
     assert list(read_index(tmp_path / "a.pkl", "other").tensors) == ["v"]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": content["ema"]}))
+    assert list(read_index(tmp_path / "a.pkl").tensors) == ["w"]
 
 
 def test_torch_files_of_that_ending_are_read_too(tmp_path):

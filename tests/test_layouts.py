@@ -2,28 +2,21 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from phema_cli.snapshots.layouts import sparse_profile
 from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError
-from phema_cli.profiles import (
-    ExponentialProfile,
-    PowerProfile,
-    Warmup,
-    WarmupProfile,
-    gamma_from_sigma_rel,
-)
+from phema_cli.profiles import ExponentialProfile, PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots import Config, scan
+from phema_cli.trainers.registry import parse_law
 from tests import trainers
 from tests.builders import phema, run
-
-EMA_PYTORCH_NAME = r"^(?P<index>\d+)\.(?P<step>\d+)\.pt$"
 
 # What the libraries themselves complain about is not ours.
 pytestmark = [
@@ -81,21 +74,28 @@ def test_ema_pytorch_is_found(every_step):
 
 
 def test_ema_pytorch_without_its_gammas(every_step):
-    """One line says what is missing, for all files at once."""
+    """One line says what is missing, for all files at once, and one how to go on."""
     folder, _, _ = every_step
     done = phema("inspect", folder)
     assert done.code == 3
-    assert len(done.out.splitlines()) == 1
-    assert "and 39 others" in done.out
-    assert "--sigma-rels" in done.out
+    missing, way = done.out.splitlines()
+    assert "and 39 others" in missing
+    assert "--sigma-rels" in missing
+    assert way == f"go on: phema inspect {folder} --gammas G1,G2"
 
 
 @pytest.mark.parametrize("gamma", [1.0, 4.0, 12.0])
 def test_ema_pytorch_synthesizes_the_same(every_step, tmp_path, gamma):
     """With the times that ema-pytorch takes (n for n + 1) its projection comes out the same."""
     folder, _, synthesize = every_step
-    options = ["--pattern", EMA_PYTORCH_NAME, "--sigma-rels", "0.05,0.28", "--gamma", gamma]
-    made = synthesized(folder, tmp_path, *options, "--method", "projection")
+    shutil.copytree(folder, tmp_path / "ckpts")
+    rows = [
+        f"[snapshots.'{path.name}']\naverage = 'power:sigma_rel={(0.05, 0.28)[int(path.name[0])]}'"
+        for path in folder.glob("*.pt")
+    ]
+    (tmp_path / "ckpts/phema.toml").write_text("\n".join(rows))
+    options = ["--gamma", gamma, "--method", "projection"]
+    made = synthesized(tmp_path / "ckpts", tmp_path, *options)
     assert relative(made, trainers.flat(synthesize(gamma))) < 1e-6
 
 
@@ -151,7 +151,7 @@ def test_sparse_profile_is_that_of_the_updates(every):
     times = np.arange(1, steps + 1)
     betas = np.where((times - 1) % every == 0, (1 - 1 / (times + 1.0)) ** (gamma + 1), 1.0)
     later = np.cumprod(betas[::-1])[::-1]
-    profile = sparse_profile(gamma, float(steps), every)
+    profile = parse_law(f"ema-pytorch:gamma={gamma},every={every}").profile(float(steps))
     # F just before an averaging: half a period before its middle.
     at = times[::every].astype(float)
     expected = later[::every]
@@ -185,26 +185,27 @@ def test_tutorial_counts_from_0(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "warmup"),
+    ("settings", "law"),
     [
         (
             {"decay": 0.99, "use_ema_warmup": True, "inv_gamma": 2.0, "power": 0.75},
-            Warmup(0.99, growth="power", inv_gamma=2.0, power=0.75),
+            "diffusers:beta=0.99,inv_gamma=2,power=0.75,warmup=1",
         ),
-        ({"decay": 0.95}, Warmup(0.95, growth="ratio")),
+        ({"decay": 0.95}, "diffusers:beta=0.95"),
         (
             {"decay": 0.97, "update_after_step": 30, "min_decay": 0.5},
-            Warmup(0.97, 0.5, 30, growth="ratio"),
+            "diffusers:beta=0.97,min=0.5,update_after=30",
         ),
     ],
 )
-def test_diffusers_average_is_exact(tmp_path, settings, warmup):
+def test_diffusers_average_is_exact(tmp_path, settings, law):
     """The profile read from config.json gives the stored average from the path, to rounding."""
     path = trainers.diffusers_ema(tmp_path / "run", 100, **settings)
     found = scan([tmp_path / "run"], Config(select=("*unet_ema*",))).require()
     assert len(found) == 10
     for s in found:
-        assert s.tag.profile == WarmupProfile(warmup, s.tag.step)
+        assert s.tag.profile == parse_law(law).profile(s.tag.step)
+        assert s.tag.profile_origin == s.tag.step_origin == "content"
         stored = load_file(s.checkpoint.files[0])
         stored = {n.removeprefix("inner."): v for n, v in stored.items()}
         exact = trainers.average(s.tag.profile, path[: int(s.tag.step)])
@@ -214,14 +215,14 @@ def test_diffusers_average_is_exact(tmp_path, settings, warmup):
 def test_diffusers_averages_and_raw_weights_are_sources(tmp_path):
     """EMAs of diffusers and the raw models beside them give the true power function average."""
     path = trainers.diffusers_ema(tmp_path / "run", 200, decay=0.98, use_ema_warmup=True)
-    done = phema("inspect", tmp_path / "run")
-    assert done.code == 3
-    assert "no gamma in metadata or name" in done.out
-    found, doubts = inspected(tmp_path / "run", "--raw")
-    assert {s["average"] for s in found} == {"decay 0.98, warm-up", "raw"}
+    found, doubts = inspected(tmp_path / "run")
+    assert {s["average"] for s in found} == {parse_law("diffusers:beta=0.98,warmup=1").text, "raw"}
+    assert len(found) == 20
     assert not doubts
+    raw, _ = inspected(tmp_path / "run", "--raw")
+    assert [s["average"] for s in raw] == ["raw"] * 10
     out = tmp_path / "out.safetensors"
-    run("synthesize", tmp_path / "run", "--raw", "--sigma-rel", "0.15", "-o", out)
+    run("synthesize", tmp_path / "run", "--sigma-rel", "0.15", "-o", out)
     made = {n.removeprefix("inner."): v for n, v in load_file(out).items()}
     truth = trainers.average(PowerProfile(gamma_from_sigma_rel(0.15), 200.0), path)
     assert relative(trainers.flat(made), truth, path[-1] - truth) < 0.1
@@ -246,7 +247,7 @@ def test_accelerate_lists_need_names(tmp_path):
         Config(exclude=("model.safetensors", "names.pt"), names_from=tmp_path / "names.pt"),
     ).require()
     for s in checkpoints:
-        profile = WarmupProfile(Warmup(0.95, growth="ratio"), s.tag.step)
+        profile = parse_law("diffusers:beta=0.95").profile(s.tag.step)
         assert s.tag.profile == profile
         shadow = torch.load(s.checkpoint.path)["shadow_params"]
         names = [n for n, _ in trainers.Net().named_parameters()]
@@ -277,9 +278,12 @@ def test_lightning_average_is_found(tmp_path):
     path = trainers.lightning(tmp_path / "run", 100, 0.95)
     done = phema("inspect", tmp_path / "run")
     assert done.code == 3
+    assert "--average LAW, by default exponential:beta=0.999; or --raw" in done.out
     found, _ = inspected(tmp_path / "run", "--average", "exponential:beta=0.95")
-    assert {s["key"] for s in found} == {"state_dict"}
+    kinds = {("state_dict", "exponential:beta=0.95"), ("current_model_state", "raw")}
+    assert {(s["key"], s["average"]) for s in found} == kinds
     assert {s["step"] for s in found} == set(range(10, 101, 10))
+    assert len(found) == 20
     last = torch.load(tmp_path / "run/epoch=0-step=100.ckpt", weights_only=False)
     state = {n.removeprefix("net."): v for n, v in last["state_dict"].items()}
     exact = trainers.average(ExponentialProfile(-np.log(0.95), 100.0), path)
@@ -294,13 +298,16 @@ def test_timm_average_is_exact(tmp_path, warmup):
     done = phema("inspect", tmp_path / "ckpts")
     assert done.code == 3
     assert "pass --steps-per-epoch" in done.out
-    growth = "power" if warmup else "constant"
+    law = parse_law(f"timm:beta=0.97,warmup={int(warmup)}")
     found = scan([tmp_path / "ckpts"], Config(steps_per_epoch=20)).require()
-    assert [s.tag.step for s in found] == [20, 40, 60, 80, 100]
-    for s in found:
-        assert s.layout is not None
-        assert s.layout.name == "timm"
-        assert s.tag.profile == WarmupProfile(Warmup(0.97, growth=growth), s.tag.step)
+    raw = [s for s in found if s.series == "state_dict"]
+    averages = [s for s in found if s.series == "state_dict_ema"]
+    assert len(found) == len(raw) + len(averages)
+    assert {s.tag.label for s in raw} == {"raw"}
+    assert [s.tag.step for s in averages] == [s.tag.step for s in raw] == [20, 40, 60, 80, 100]
+    for s in averages:
+        assert s.trainers == ("timm",)
+        assert s.tag.profile == law.profile(s.tag.step)
         stored = torch.load(s.checkpoint.path, weights_only=False)["state_dict_ema"]
         exact = trainers.average(s.tag.profile, path[: int(s.tag.step)])
         assert relative(trainers.flat(stored), exact) < 1e-6
@@ -314,30 +321,31 @@ def test_distributed_checkpoints_are_sources(tmp_path):
         for gamma in (5, 10):
             ema = {n: torch.randn(40, 30, generator=random) for n in ("a.w", "b.w")}
             state = {"model": dict(ema), "ema": ema, "optimizer": {"state": {0: ema["a.w"]}}}
-            folder = tmp_path / f"dcp/step-{step}-gamma{gamma}"
+            folder = tmp_path / f"dcp/step{step}-gamma{gamma}"
             dcp.save(state, checkpoint_id=folder, no_dist=True)
-            name = tmp_path / f"st/step-{step}-gamma{gamma}.safetensors"
+            name = tmp_path / f"st/step{step}-gamma{gamma}.safetensors"
             name.parent.mkdir(exist_ok=True)
             save_file(ema, name)
-    (tmp_path / "dcp/step-400-gamma5").mkdir()
-    shutil.copy(folder / "__0_0.distcp", tmp_path / "dcp/step-400-gamma5")
-    document = run("inspect", "dcp", "--json", cwd=tmp_path).json
+    (tmp_path / "dcp/step400-gamma5").mkdir()
+    shutil.copy(folder / "__0_0.distcp", tmp_path / "dcp/step400-gamma5")
+    averages = ["--key", "ema", "--pattern", r"step(?P<step>\d+)-gamma(?P<gamma>\d+)"]
+    document = run("inspect", "dcp", *averages, "--json", cwd=tmp_path).json
     found = document["snapshots"]
-    assert tuple(found[0][k] for k in ("name", "format", "key")) == (
-        "step-100-gamma5",
-        "dcp",
-        "ema",
-    )
-    assert {s["gamma"] for s in found} == {5, 10}
+    kinds = {(s["format"], s["key"], s["average"]) for s in found}
+    assert kinds == {("dcp", "ema", "gamma 5"), ("dcp", "ema", "gamma 10")}
+    assert {s["name"] for s in found} == {f.name for f in (tmp_path / "dcp").iterdir()} - {
+        "step400-gamma5"
+    }
     assert "not finished" in document["findings"][0]["what"]
-    for source in ("dcp", "st"):
+    for source, options in (("dcp", averages), ("st", [])):
         out = f"{source}.safetensors"
-        run("synthesize", source, "-g", "7", "--no-sample", "-o", out, cwd=tmp_path)
+        run("synthesize", source, "-g", "7", "--no-sample", "-o", out, *options, cwd=tmp_path)
     assert (tmp_path / "dcp.safetensors").read_bytes()[-9600:] == (
         tmp_path / "st.safetensors"
     ).read_bytes()[-9600:]
     assert "2 identical" in run("diff", "dcp.safetensors", "st.safetensors", cwd=tmp_path).out
-    assert "1 snapshot" in run("inspect", folder, "--gammas", "10").out
+    alone = run("inspect", folder, "--gammas", "10", "--key", "ema")
+    assert alone.out.startswith("1 snapshot")
 
 
 def test_timm_weights_that_are_no_average(tmp_path):
@@ -353,12 +361,12 @@ def test_epochs_count_where_nothing_else_does(tmp_path):
     w = {"w": torch.ones(2)}
     torch.save({"epoch": 4, "model": w}, tmp_path / "a-step100-gamma5.pt")
     torch.save({"epoch": 4, "global_step": 200, "model": w}, tmp_path / "b-gamma5.pt")
-    found = scan([tmp_path])
+    found = scan([tmp_path], Config(gammas=(5.0,)))
     assert [(s.tag.step, s.tag.unit) for s in found.require()] == [(100, "steps"), (200, "steps")]
     (tmp_path / "b-gamma5.pt").unlink()
     torch.save({"epoch": 4, "model": w}, tmp_path / "a-step100-gamma5.pt")
     torch.save({"epoch": 4, "model": w}, tmp_path / "c-gamma5.pt")
-    found = scan([tmp_path], Config(exclude=("a*",)))
+    found = scan([tmp_path], Config(exclude=("a*",), gammas=(5.0,)))
     assert [(s.tag.step, s.tag.unit) for s in found.require()] == [(5, "epochs")]
     assert any("times are epochs" in f.error.what for f in found.findings)
 
@@ -390,10 +398,11 @@ def test_units_of_time_are_not_mixed(tmp_path):
     """Snapshots that count epochs and steps don't go together unless epochs have a length."""
     torch.save({"epoch": 1, "ema": {"w": torch.ones(2)}}, tmp_path / "a-gamma5.pt")
     torch.save({"global_step": 9, "ema": {"w": torch.ones(2)}}, tmp_path / "b-gamma5.pt")
-    errors = [f.error for f in scan([tmp_path]).findings if f.level == "error"]
+    said = Config(gammas=(5.0,))
+    errors = [f.error for f in scan([tmp_path], said).findings if f.level == "error"]
     assert len(errors) == 1
     assert "its time is in epochs, that of b-gamma5.pt in steps" in str(errors[0])
-    found = scan([tmp_path], Config(steps_per_epoch=3)).require()
+    found = scan([tmp_path], replace(said, steps_per_epoch=3)).require()
     assert [s.tag.step for s in found] == [6, 9]
 
 
@@ -413,11 +422,13 @@ def test_toml_says_all_of_it(tmp_path, every_tenth):
     ("text", "message"),
     [
         ("update_every = 0", "update_every must be a whole number from 1"),
-        ("average = 'median'", "no profile 'median'"),
+        ("average = 'median'", "no average 'median'"),
         ("names_from = '../names.pt'", "names_from leads out of the directory"),
         ("names_from = '/names.pt'", "names_from leads out of the directory"),
-        ("average = 3", "average must be a text"),
-        ("[snapshots.a]\naverage = 'median'", "no profile 'median'"),
+        ("average = 3", "average must be a list of texts"),
+        ("average = ['raw', 'median']", "no average 'median'"),
+        ("raw = 1", "raw must be true or false"),
+        ("[snapshots.a]\naverage = 'median'", "no average 'median'"),
         ("[snapshots.a]\ndecay = 3", "must be a table of gamma, sigma_rel or average"),
     ],
 )
@@ -430,26 +441,75 @@ def test_toml_that_says_nonsense(tmp_path, text, message):
 
 
 def test_averages_of_single_snapshots(tmp_path):
-    """A row of phema.toml, a beta in a name, a gamma in a name: each snapshot its own average."""
+    """A row of phema.toml, a gamma in a name, an average for the rest: each has its own."""
     for name in ("a-step1.pt", "b-step2-beta0.99.pt", "c-step3-gamma5.pt", "d-step4.pt"):
         torch.save({"w": torch.ones(2)}, tmp_path / name)
     (tmp_path / "phema.toml").write_text(
-        "average = 'raw'\n[snapshots.'a-step1.pt']\naverage = 'uniform:last=0.5'\n"
+        "average = 'exponential:beta=0.9'\n"
+        "[snapshots.'a-step1.pt']\naverage = 'uniform:last=0.5'\n"
+        "[snapshots.'b-step2-beta0.99.pt']\naverage = 'exponential:beta=0.99'\n"
     )
     found = scan([tmp_path]).require()
     assert [s.tag.label for s in found] == [
         "uniform:last=0.5",
         "exponential:beta=0.99",
         "gamma 5",
-        "raw",
+        "exponential:beta=0.9",
     ]
-    assert [s.tag.profile_origin for s in found] == ["phema.toml", "name", "name", "phema.toml"]
+    told = ["phema.toml", "phema.toml", "name", "phema.toml"]
+    assert [s.tag.profile_origin for s in found] == told
 
 
-def test_two_averages_in_one_name_are_an_error(tmp_path):
-    """A gamma and a beta in one name contradict each other; phema.toml settles it."""
+@pytest.mark.parametrize("line", ["average = 'raw'", "raw = true"])
+def test_raw_leaves_averages_out(tmp_path, line):
+    """Where phema.toml says raw, averages beside the raw weights are left out with a notice."""
+    for name in ("a-step1.pt", "b-step2-gamma5.pt", "c-step3.pt"):
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    row = "[snapshots.'a-step1.pt']\naverage = 'uniform:last=0.5'\n"
+    (tmp_path / "phema.toml").write_text(f"{line}\n{row}")
+    found = scan([tmp_path])
+    assert [s.tag.label for s in found.require()] == ["uniform:last=0.5", "raw"]
+    (notice,) = [str(f.error) for f in found.findings if f.level == "notice"]
+    assert notice.startswith("b-step2-gamma5.pt: left out: an average, and --raw takes the raw")
+    (tmp_path / "a-step1.pt").unlink()
+    (tmp_path / "c-step3.pt").unlink()
+    (only,) = scan([tmp_path]).require()
+    assert (only.tag.label, only.tag.overrules) == ("raw", "power:gamma=5")
+
+
+def test_two_averages_in_one_name_are_none(tmp_path):
+    """A gamma and a beta in one name say no average; phema.toml does."""
     torch.save({"w": torch.ones(2)}, tmp_path / "a-step1-gamma5-beta0.9.pt")
     (error,) = [f.error for f in scan([tmp_path]).findings if f.level == "error"]
-    assert "has gamma 5 and exponential:beta=0.9 by its name" in str(error)
+    assert "does not say whether it is an average" in str(error)
     (tmp_path / "phema.toml").write_text("[snapshots.'a-step1-gamma5-beta0.9.pt']\ngamma = 5\n")
     assert scan([tmp_path]).require()[0].tag.label == "gamma 5"
+
+
+@pytest.mark.parametrize("key", [None, "ema"])
+def test_a_gamma_of_one_file_is_its_averages(tmp_path, key):
+    """What a row or a pattern says of a file is said of its average, not of the raw weights."""
+    w = {"w": torch.ones(2)}
+    for name in ("a3-step1.pt", "b4-step2.pt"):
+        torch.save({"model": w, "ema": w}, tmp_path / name)
+    (tmp_path / "phema.toml").write_text(
+        "pattern = '^.(?P<gamma>.)'\n[snapshots.'a3-step1.pt']\ngamma = 5\n"
+    )
+    found = scan([tmp_path], Config(key=key)).require()
+    averages = [s.tag.label for s in found if s.series == "ema"]
+    assert averages == ["gamma 5", "gamma 4"]
+    raw = [s.tag.label for s in found if s.series == "model"]
+    assert raw == ([] if key else ["raw", "raw"])
+
+
+def test_karras_average_of_one_gamma(tmp_path):
+    """An average of ema-pytorch in a file is by --gammas one of its kind: its time is one later."""
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(7), "ema_model.w": torch.ones(2)}
+    torch.save(ema, tmp_path / "a.pt")
+    found = scan([tmp_path], Config(gammas=(5.0,)))
+    (snapshot,) = found.require()
+    assert snapshot.tag.profile == PowerProfile(5.0, 8.0)
+    assert any("update_every is taken as 1" in f.error.what for f in found.findings)
+    found = scan([tmp_path], Config(gammas=(5.0,), update_every=2))
+    assert found.require()[0].tag.profile == parse_law("ema-pytorch:gamma=5,every=2").profile(7)
+    assert [f.level for f in found.findings] == ["warning"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from phema_cli.errors import InputError, PhemaError, StorageError
+from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
 from phema_cli.formats import safetensors
 from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
 from tests.builders import read_index
@@ -106,10 +106,13 @@ def test_odd_shapes(tmp_path, shape):
 
 
 def test_single_file(tmp_path):
-    """A checkpoint in one file has its metadata, counts and base name; a key changes nothing."""
+    """A checkpoint in one file has its metadata, counts and base name; its only key is the dot."""
     path = tmp_path / "ema-step5.safetensors"
     save_file({"w": torch.rand(4, 3), "n": torch.tensor(3)}, path, {"gamma": "5", "format": "pt"})
-    found = read_index(path, "anything")
+    found = read_index(path)
+    assert read_index(path, ".").tensors == found.tensors
+    with pytest.raises(UsageError, match="leave --key out: no dict is nested"):
+        read_index(path, "anything")
     assert (found.path, found.files, found.format) == (path, (path,), "safetensors")
     assert found.metadata == {"gamma": "5", "format": "pt"}
     assert (found.parameters, found.size_bytes, found.base_name) == (12, 56, "ema-step5")

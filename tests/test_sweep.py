@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 import pytest
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.formats.safetensors import read_index
 from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY
@@ -22,7 +21,7 @@ from phema_cli.synthesis.evaluating import Evaluator
 from phema_cli.synthesis.results import NAME, Record, Results
 from phema_cli.synthesis.sweeping import sweep
 from phema_cli.synthesis.workshop import Sweep
-from tests.builders import PHEMA, phema, write_run
+from tests.builders import PHEMA, phema, read_index, write_run
 from tests.pages import ROOT, blocks
 
 RECORD = [f.name for f in fields(Record)]

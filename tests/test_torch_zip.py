@@ -18,8 +18,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from phema_cli.errors import InputError, StorageError, UnsafePickleError
+from phema_cli.errors import InputError, StorageError, UnsafePickleError, UsageError
+from phema_cli.formats import read
 from phema_cli.formats.base import FileReader
+from phema_cli.trainers.base import StoredFile
 from tests.builders import read_index
 
 TORCH_DTYPES = [
@@ -273,31 +275,25 @@ def test_checkpoint(tmp_path, ending):
     assert offsets == sorted(offsets)
 
 
-def test_text_and_numbers_are_metadata(tmp_path):
-    """Text and numbers at the top of a checkpoint are its metadata, other values are not."""
-    content = {
-        "state_dict": {"w": torch.ones(2)},
-        "step": 1000,
-        "gamma": 6.94,
-        "run": "a",
-        "done": True,
-        "none": None,
-        "args": {"lr": 1e-3},
-        7: 8,
-    }
-    found = read_index(saved(tmp_path / "a.pt", content))
-    assert found.metadata == {"step": "1000", "gamma": "6.94", "run": "a", "done": "True"}
+def test_text_and_numbers_are_content(tmp_path):
+    """Text and numbers beside the weights are content for trainers' modules, and no metadata."""
+    others = {"step": 1000, "gamma": 6.94, "run": "a", "done": True, "none": None, 7: 8}
+    found = read(saved(tmp_path / "a.pt", {"state_dict": {"w": torch.ones(1)}, **others}))
+    assert found.metadata == {}
+    assert isinstance(found.content, dict)
+    assert {k: v for k, v in found.content.items() if k != "state_dict"} == others
 
 
-def test_arguments_are_metadata(tmp_path):
-    """What a trainer's argparse.Namespace holds is metadata under its name; nothing is built."""
+def test_arguments_are_content(tmp_path):
+    """What a trainer's argparse.Namespace holds is read by its name; nothing is built."""
     arguments = Namespace(model_ema_decay=0.9998, model_ema=True, out=Path("runs/a"), mean=(1, 2))
-    found = read_index(saved(tmp_path / "a.pt", {"args": arguments, "ema": {"w": W}}))
-    assert found.metadata == {
-        "args.model_ema_decay": "0.9998",
-        "args.model_ema": "True",
-        "args.out": "runs/a",
-    }
+    path = saved(tmp_path / "a.pt", {"args": arguments, "ema": {"w": W}})
+    found = StoredFile(read(path), path, "a", "a.pt")
+    assert not isinstance(found.get("args"), Namespace)
+    assert found.number("args", "model_ema_decay") == 0.9998
+    assert found.number("args", "model_ema") is None
+    names = ("model_ema", "out", "mean", "other")
+    assert [found.get("args", n) for n in names] == [True, "runs/a", (1, 2), None]
 
 
 def test_values_of_other_kinds_are_passed_over(tmp_path):
@@ -343,7 +339,8 @@ def test_dict_of_weights(tmp_path, content, key):
 
 NESTS = {
     "two dicts": {"generator": {"w": W}, "critic": {"w": W}},
-    "deep": {"a": {"model": {"w": W}}, "b": {"c": {"ema": {"w": W}}}},
+    "deep": {"a": {"model": {"w": W}}, "b": {"c": {"other": {"w": W}}}},
+    "tensors beside a dict": {"w": torch.ones(2, 2), "aux": {"w": W}},
     "two averages": {"model": {"w": W}, "ema": {"0.99": {"w": W}, "0.999": {"w": W}}},
     "names with dots": {"ema.0.999": {"w": W}, "ema.0.9999": {"w": W}},
 }
@@ -373,10 +370,12 @@ def test_every_candidate_offered_can_be_passed(tmp_path, nest):
             {
                 "state_dict": {"w": W + 1},
                 "current_model_state": {"w": W},
-                "averaging_state": {"n_averaged": W},
+                "averaging_state": {"n_averaged": torch.tensor(3)},
+                "pytorch-lightning_version": "2.6",
             },
             "state_dict",
         ),
+        ({"a": {"model": {"w": W}}, "b": {"c": {"ema": {"w": W + 1}}}}, "b.c.ema"),
     ],
 )
 def test_averaged_weights_are_known_by_their_place(tmp_path, content, key):
@@ -409,42 +408,56 @@ def test_lists_of_tensors_have_numbers(tmp_path, content, given, key):
 
 
 def test_long_list_of_candidates_is_cut(tmp_path):
-    """The error about a checkpoint with an optimizer's state stays a line that can be read."""
-    state = {str(i): {"exp_avg": W} for i in range(300)}
-    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "averager": {"state": state}})
-    with pytest.raises(InputError, match="weights") as caught:
+    """The error about a checkpoint with hundreds of dicts stays a line that can be read."""
+    others = {str(i): {"v": W} for i in range(300)}
+    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "others": others})
+    with pytest.raises(InputError, match=r"weights, others\.0") as caught:
         read_index(path)
+    assert caught.value.remedy.endswith("and 293 others")
     assert len(str(caught.value).removeprefix(str(path))) < 500
 
 
+def test_state_of_optimizers_is_no_candidate(tmp_path):
+    """What optimizers keep of each tensor is known by its names, wherever it lies."""
+    state = {str(i): {"exp_avg": W, "exp_avg_sq": W, "step": W} for i in range(3)}
+    path = saved(tmp_path / "a.pt", {"weights": {"w": W}, "averager": {"state": state}})
+    assert list(read_index(path).tensors) == ["w"]
+
+
 def test_stray_tensor_does_not_hide_the_weights(tmp_path):
-    """A lone tensor beside a nested dict of weights is not silently taken for the checkpoint."""
-    path = saved(tmp_path / "a.pt", {"loss": torch.tensor(0.3), "state_dict": {"w": W}})
+    """A counter or a schedule beside a nested dict of weights is not taken for the checkpoint."""
+    beside = {"loss": torch.tensor(0.3), "betas": torch.ones(9)}
+    path = saved(tmp_path / "a.pt", beside | {"state_dict": {"w": W}})
     assert list(read_index(path, "state_dict").tensors) == ["w"]
-    with pytest.raises(InputError, match="state_dict"):
-        read_index(path)
+    assert list(read_index(path).tensors) == ["w"]
+    assert read_index(path).key == "state_dict"
 
 
 @pytest.mark.parametrize(
     ("content", "key", "message"),
     [
-        ({"model": {"w": W}}, "ema", "no key 'ema'.*there are model"),
-        ({"model": {"w": W}}, "model.w", "no tensors under key 'model.w'"),
-        ({"model": {"w": W}}, "model.w.x", "no key 'model.w.x'"),
-        ({"model": {"w": W}, "args": {"lr": 1}}, "args", "no tensors under key 'args'"),
-        ({"args": {"lr": 1}}, "ema", "it holds no nested dicts of tensors"),
-        ([W], "ema", "it holds no nested dicts of tensors"),
-        ({"args": {"lr": 1}}, None, "no dict of tensors"),
-        ({}, None, "no dict of tensors"),
-        (W, None, "no dict of tensors"),
-        ({"shadow": [W, {}]}, None, "no dict of tensors"),
+        ({"model": {"w": W}}, "ema", "is 'ema'; there are model"),
+        ({"model": {"w": W}}, "model.w", "is 'model.w'; there are model"),
+        ({"model": {"w": W}}, "model.w.x", "is 'model.w.x'; there are model"),
+        ({"model": {"w": W}, "args": {"lr": 1}}, "args", "is 'args'; there are model"),
+        ({"args": {"lr": 1}}, "ema", "is 'ema'; leave --key out: no dict is nested"),
+        ([W], "ema", "is 'ema'; leave --key out: no dict is nested"),
     ],
 )
-def test_no_dict_of_weights(tmp_path, content, key, message):
-    """A wrong key, or a file without a dict of tensors, is an error that names the file."""
+def test_no_such_key(tmp_path, content, key, message):
+    """A wrong key is an error of usage that names the file and the keys that there are."""
     path = saved(tmp_path / "a.pt", content)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UsageError, match=f"and no prefix of their names, {message}") as caught:
         read_index(path, key)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("content", [{"args": {"lr": 1}}, {}, W, {"shadow": [W, {}]}])
+def test_no_dict_of_weights(tmp_path, content):
+    """A file without a dict of tensors is an error that names the file."""
+    path = saved(tmp_path / "a.pt", content)
+    with pytest.raises(InputError, match="no dict of tensors") as caught:
+        read_index(path)
     assert caught.value.where == str(path)
 
 
@@ -776,9 +789,9 @@ def test_huge_persistent_id_is_not_shown(tmp_path):
     script = f"""if True:
         from pathlib import Path
         from phema_cli.errors import InputError
-        from tests.builders import read_index
+        from phema_cli.formats import read
         try:
-            read_index(Path({str(path)!r}))
+            read(Path({str(path)!r}))
         except InputError as error:
             print(error.where)
     """
@@ -794,13 +807,14 @@ def test_torch_is_not_imported(tmp_path):
     script = f"""if True:
         import sys
         from pathlib import Path
-        from phema_cli.formats import torch_zip
+        from phema_cli.formats import read
         from phema_cli.formats.base import FileReader
-        found = read_index(Path({str(path)!r}))
+        found = read(Path({str(path)!r}))
+        extents = found.locate(found.content)
         with FileReader() as reader:
-            for extent in found.tensors.values():
+            for extent in extents.values():
                 reader.read_elements(extent, 0, memoryview(bytearray(extent.length)))
-        print(len(found.tensors), sorted(m for m in sys.modules if m.split(".")[0] == "torch"))
+        print(len(extents), sorted(m for m in sys.modules if m.split(".")[0] == "torch"))
     """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60

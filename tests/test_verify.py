@@ -246,7 +246,7 @@ def fails(out, sources):
         ("value", "tensor w differs from what its sources make, first in element 40"),
         ("size", "had size_bytes"),
         ("replaced", "differs from what its sources make, first in element 0"),
-        ("tag", "metadata"),
+        ("tag", "its gamma is 10 by its entry gamma and 5 by its name"),
         ("name", "is not among the snapshots; pass the paths"),
         ("cut", "where its header says"),
         ("gone", "is not among the snapshots; pass the paths"),

@@ -97,7 +97,7 @@ def tutorial(folder: Path, steps: int, gammas: tuple[float, ...]) -> torch.Tenso
                 moved = old * beta + value * (1 - beta) if value.is_floating_point() else value
                 ema[name] = moved.clone()
             if i % (steps // 20) == 0:
-                torch.save(ema, folder / f"model_ema_{index}_{i}.pth")
+                torch.save(ema, folder / f"model_ema_{index + 1}_{i}.pth")
     return torch.stack(path)
 
 

@@ -52,8 +52,8 @@ def inspect(
         $ phema inspect ckpts/ --step 500 --json
     """
     from phema_cli.errors import InputError
+    from phema_cli.estimate.solve import make_targets
     from phema_cli.snapshots import Finding, scan
-    from phema_cli.synthesis.solving import make_targets
 
     found = scan(paths, sources.config())
     findings = list(found.findings)

@@ -37,10 +37,6 @@ def flag(*names: str, help: str, panel: str = _GENERAL) -> Any:  # noqa: A002, A
     return option(*names, help=help, panel=panel, metavar="")
 
 
-class Typed(list[str]):
-    """Values of an option that were typed in this call, and not read from its variable."""
-
-
 Paths = Annotated[
     list[str],
     typer.Argument(
@@ -205,12 +201,7 @@ Copy = Annotated[
 ]
 Drop = Annotated[
     list[str] | None,
-    option(
-        "--drop",
-        help="Tensors to leave out of outputs and of all checks.",
-        panel=_SOURCES,
-        metavar="GLOB",
-    ),
+    option("--drop", help="Tensors to leave out.", panel=_SOURCES, metavar="GLOB"),
 ]
 NoSample = Annotated[
     bool,
@@ -308,7 +299,9 @@ class Sources:
             average=tuple(self.average or ()) or None,
             raw=self.raw,
             trust_tags=self.trust_tags,
-            insists=any(isinstance(g, Typed) for g in (self.average, self.gammas, self.sigma_rels)),
+            insists=any(
+                isinstance(g, parsing.Typed) for g in (self.average, self.gammas, self.sigma_rels)
+            ),
             update_every=self.update_every,
             steps_per_epoch=self.steps_per_epoch,
             key=self.key,
@@ -317,12 +310,8 @@ class Sources:
             exclude=tuple(self.exclude or ()),
             copy=tuple(copy or ()),
             drop=tuple(drop or ()),
-            typed=tuple(
-                (option, glob)
-                for option, globs in (("--copy", copy), ("--drop", drop))
-                if isinstance(globs, Typed)
-                for glob in globs
-            ),
+            typed=parsing.typed({"--copy": copy, "--drop": drop}),
+            typed_files=parsing.typed({"--select": self.select, "--exclude": self.exclude}),
         )
 
 
@@ -351,7 +340,7 @@ class Targets:
 
     def at(self, step: float | None, snapshots: Sequence[Snapshot]) -> list[TargetProfile]:
         """The targets at a step of these snapshots; errors as ``make_targets`` has them."""
-        from phema_cli.synthesis.solving import make_targets
+        from phema_cli.estimate.solve import make_targets
 
         return make_targets(
             snapshots,
@@ -372,7 +361,7 @@ class Solving:
 
     def solve(self, found: Scan, targets: Sequence[TargetProfile]) -> Solution:
         """The weights of targets; errors as ``solve_snapshots`` has them."""
-        from phema_cli.synthesis.solving import solve_snapshots
+        from phema_cli.estimate.solve import solve_snapshots
 
         return solve_snapshots(
             found.snapshots,
@@ -387,16 +376,10 @@ class Solving:
 _CONTEXT = "context"
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether an option's value was typed in this call."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters that are groups of options are taken apart into the options.
 
-    Typer knows options one by one only. Lists that were typed in this call are ``Typed``.
+    Typer knows options one by one only.
     """
     hints = get_type_hints(command, include_extras=True)
     taken: list[inspect.Parameter] = []
@@ -419,9 +402,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
         context = given[_CONTEXT] if asked else given.pop(_CONTEXT)
-        for name, value in given.items():
-            if isinstance(value, list) and _is_typed(context, name):
-                given[name] = Typed(value)
+        parsing.mark_typed(given, context)
         for name, group in groups.items():
             given[name] = group(**{f.name: given.pop(f.name) for f in fields(group)})
         command(**given)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from phema_cli.errors import InputError, StorageError, UsageError
 
@@ -16,6 +19,25 @@ _MOST_NUMBERS, _DIGITS = 10_000, 12
 #: of a table of weights.
 _MOST_BYTES = 1 << 20
 _TABLE = "write a number, a comma and a number a line, times ascending"
+
+
+class Typed(list[str]):
+    """Values of an option that were typed in this call, and not read from its variable."""
+
+
+def mark_typed(given: dict[str, Any], context: typer.Context) -> None:
+    """Have the lists among the values of a command's options say whether they were typed."""
+    for name, value in given.items():
+        source = context.get_parameter_source(name)
+        if isinstance(value, list) and source is not None and source.name == "COMMANDLINE":
+            given[name] = Typed(value)
+
+
+def typed(options: Mapping[str, Sequence[str] | None]) -> tuple[tuple[str, str], ...]:
+    """Each value that was typed, with its option, by what options were given."""
+    return tuple(
+        (o, v) for o, values in options.items() if isinstance(values, Typed) for v in values
+    )
 
 
 def numbers(texts: list[str] | None) -> tuple[float, ...]:

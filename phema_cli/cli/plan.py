@@ -228,11 +228,11 @@ def _like(
     path: str, steps: int, dtype: DType, parameters: int | None
 ) -> tuple[Assumption, int | None]:
     """The same by the snapshots of an earlier run."""
+    from phema_cli.estimate.solve import measure_movement, stored_noise
     from phema_cli.snapshots import Config, scan
     from phema_cli.snapshots.consistency import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
-    from phema_cli.synthesis.solving import measure_movement, stored_noise
 
     found = scan([path], Config())
     snapshots = found.require()

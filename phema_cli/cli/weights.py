@@ -37,10 +37,10 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
+    from phema_cli.estimate.solve import target_step
     from phema_cli.profiles import describe
     from phema_cli.snapshots import scan
     from phema_cli.synthesis.provenance import source_entry
-    from phema_cli.synthesis.solving import target_step
 
     found = scan(paths, sources.config())
     snapshots = found.require()

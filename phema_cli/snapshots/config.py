@@ -63,6 +63,7 @@ class Config:
         copy: globs of tensor names to copy instead of average.
         drop: globs of tensor names to leave out.
         typed: options with a glob of tensor names each that has to match some.
+        typed_files: options with a glob of files each that has to match some.
         snapshots: tags by relative path (phema.toml only).
         insists: whether it is an error where what it says of averages fits none; a variable or a
             phema.toml may speak of other directories and files.
@@ -83,6 +84,7 @@ class Config:
     copy: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     typed: tuple[tuple[str, str], ...] = ()
+    typed_files: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     insists: bool = True
     origin: Origin = "command line"
@@ -114,7 +116,7 @@ class Config:
         said = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if getattr(self, f.name) and f.name not in {"origin", "insists"}
+            if getattr(self, f.name) and f.name not in {"origin", "insists", "typed", "typed_files"}
         }
         if self.says_average:
             # One statement of what the averages are takes the place of another.

@@ -241,8 +241,8 @@ def not_averaged(name: str, extent: Extent, where: str) -> InputError:
 
 
 def is_float(extent: Extent) -> bool:
-    """Whether the tensor's type can be averaged."""
-    return extent.dtype.kind == "float"
+    """Whether the tensor can be averaged; what a layer keeps beside its weights is no number."""
+    return extent.dtype.kind == "float" and not extent.name.endswith("_extra_state")
 
 
 def _differ(first: Extent, second: Extent) -> bool:

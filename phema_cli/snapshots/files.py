@@ -18,6 +18,10 @@ ENDINGS = endings()
 _INDEX = ".index.json"
 _SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}(?P<ending>\.safetensors|\.bin)$")
 _METADATA = ".metadata"
+#: the number of a rank or of a part, in names of files and directories that hold a part each.
+_RANK = re.compile(r"(?<![a-z])(?:\w*rank|consolidated|part|shard|tp|pp)[-_.]?(\d+)(?!\d)")
+_ENGINE = re.compile(r"global_step\d+|optimizer_\d+")
+_OF = re.compile(r"\d+-of-\d+")
 #: names of files that say nothing: the directory is the checkpoint.
 _GENERIC = {
     *("", "model", "pytorch_model", "diffusion_pytorch_model", "adapter_model"),
@@ -48,6 +52,7 @@ class Candidate:
         root: the name of the directory that was scanned.
         orphan: whether it is a shard and has no index beside it.
         unusable: why it is left out, where that is clear from its name.
+        beside: names of the files in its directory, where that was listed.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class Candidate:
     root: str
     orphan: bool = False
     unusable: str | None = None
+    beside: frozenset[str] | None = None
 
     @property
     def stem(self) -> str:
@@ -75,6 +81,14 @@ class Candidate:
         if self.stem not in _GENERIC:
             return self.stem
         return self.root if self.is_root else self.relative.parent.name
+
+    @property
+    def is_part(self) -> bool:
+        """Whether its name counts ranks or parts, and other ones of them lie beside it."""
+        if _OF.search(self.stem):
+            return True
+        inner = self.path.parent if len(self.relative.parts) > 1 else None
+        return _has_fellows(self.path) or (inner is not None and _has_fellows(inner))
 
     @property
     def name(self) -> str:
@@ -101,6 +115,19 @@ class Candidate:
         return any(fnmatchcase(text, glob) for glob in globs for text in texts)
 
 
+def _has_fellows(path: Path) -> bool:
+    """Whether a name has the number of a rank, and names of other ranks lie beside it."""
+    match = _RANK.search(path.name)
+    if match is None:
+        return False
+    before, after = path.name[: match.start(1)], path.name[match.end(1) :]
+    return any(
+        name != path.name and name[len(before) : len(name) - len(after)].isdigit()
+        for name in (p.name for p in path.parent.iterdir())
+        if name.startswith(before) and name.endswith(after)
+    )
+
+
 def candidates(root: Path) -> Iterator[Candidate]:
     """Files that may be snapshots, in sorted order; shards are left to their index."""
     if not _is_there(root):
@@ -119,9 +146,13 @@ def candidates(root: Path) -> Iterator[Candidate]:
     for folder, folders, files in found:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
         here = locate(folder)
+        beside = frozenset(files)
+        if any(f.partition(".")[0] in _GENERIC and _may_be_read(here / f) for f in files):
+            # What DeepSpeed and FSDP keep there of a model that lies here whole.
+            folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
         for name, orphan, unusable in _named_here(here, folders, files):
-            relative = str(here / name).removeprefix(str(root)).lstrip("/")
-            yield Candidate(here / name, PurePosixPath(relative), outer, orphan, unusable)
+            relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
+            yield Candidate(here / name, relative, outer, orphan, unusable, beside)
 
 
 def _named_here(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Extent
+from phema_cli.formats.base import Extent, FileReader
 from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot, is_chosen
 
 #: what a scale's name has in the place of one of these endings of the values' name, or behind it.
@@ -41,6 +41,8 @@ _BESIDE = (
     "codebooks",
 )
 _STATE = ".quant_state."
+#: bytes of a matrix of integers that are compared.
+_COMPARED = 1 << 16
 
 
 def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
@@ -50,6 +52,9 @@ def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Fi
         snapshots: oldest first.
         copy: globs of tensor names that are copied, with their scales, if the user wants it so.
     """
+    if (changing := _changing(snapshots, copy)) is not None:
+        yield changing
+        return
     for snapshot in snapshots:
         found = list(_found(snapshot.checkpoint.tensors.values(), copy))
         if found:
@@ -64,6 +69,41 @@ def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Fi
             )
             yield Finding("error", error)
             return
+
+
+def _changing(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Finding | None:
+    """The error for a matrix of integers that training changes, whatever it is called.
+
+    Buffers of that kind stay as they are; packed weights move with the weights.
+    """
+    whole = [s for s in snapshots if not s.partial]
+    if not whole or whole[0] is whole[-1]:
+        return None
+    first, last = whole[0].checkpoint.tensors, whole[-1].checkpoint.tensors
+    for name, extent in last.items():
+        if extent.dtype.kind != "exact" or not _may_be(extent) or is_chosen(name, copy):
+            continue
+        other = first.get(name)
+        if other is None or (other.dtype, other.shape) != (extent.dtype, extent.shape):
+            continue
+        if not _same_beginning(other, extent):
+            error = InputError(
+                f"tensor {name}: {extent.dtype.label} values that change during training are "
+                "quantized or packed weights, which can't be averaged",
+                where=whole[-1].name,
+                remedy=UNQUANTIZED,
+            )
+            return Finding("error", error)
+    return None
+
+
+def _same_beginning(one: Extent, other: Extent) -> bool:
+    """Whether two tensors of one type begin with the same values."""
+    count = min(one.elements, _COMPARED // (one.dtype.bits // 8))
+    rows = [bytearray(count * one.dtype.bits // 8) for _ in range(2)]
+    with FileReader() as reader:
+        reader.read_many([(e, 0, memoryview(r)) for e, r in zip((one, other), rows, strict=True)])
+    return rows[0] == rows[1]
 
 
 def _found(extents: Collection[Extent], copy: Sequence[str]) -> Iterator[tuple[Extent, str | None]]:

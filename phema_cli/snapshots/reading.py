@@ -58,14 +58,13 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
             remedy=f"pass --key with one of {keys}" if chosen else "leave it out: --exclude",
         )
     one = chosen[0]
-    shown = None if one.key == "." else one.key
-    return item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
+    return item.file.contents.checkpoint(one.tensors, one.place, unnamed=one.unnamed)
 
 
 def _anything(item: Item) -> list[Series]:
     """The only tensors in a file, where none of them may be weights."""
     found = [Series(t, within=k) for k, t in item.file.everything.items()]
-    if not found and isinstance(item.file.contents.content, dict):
+    if not found and item.file.contents.format == "safetensors":
         return [Series({})]
     return found
 
@@ -79,6 +78,7 @@ def _item(candidate: Candidate, *, keyed: bool) -> Item:
         candidate.own_name,
         candidate.path.name,
         candidate.folders,
+        candidate.beside,
     )
     return Item(candidate, stored, read_file(stored, keyed=keyed))
 
@@ -131,6 +131,11 @@ def _read(candidate: Candidate, said: Config, local: Config) -> Item:
         raise LeftOutError(item.reading.left_out)
     if not config.keys and not item.reading.series:
         raise LeftOutError("it holds no weights")
+    if candidate.is_part:
+        raise InputError(
+            "weights of one rank, or one part, of several",
+            remedy="gather them with the tool of the trainer that wrote them",
+        )
     return replace(item, said=fields)
 
 

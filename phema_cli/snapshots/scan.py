@@ -9,27 +9,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.locations import locate
 from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
-from phema_cli.snapshots.naming import give_names
+from phema_cli.snapshots.laws import settle_laws
 from phema_cli.snapshots.pattern import compile_pattern
-from phema_cli.snapshots.reading import fault, left_out, notice, read_all, read_checkpoint
+from phema_cli.snapshots.reading import fault, left_out, notice, read_all
 from phema_cli.snapshots.resolve import (
     Item,
     LeftOutError,
     Member,
     members_of,
-    settle_laws,
     settle_roles,
 )
-from phema_cli.snapshots.tags import Tag
+from phema_cli.snapshots.tagging import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle
-from phema_cli.snapshots.times import Time, settle_times
-from phema_cli.trainers.base import Series
-from phema_cli.trainers.names import has_number
+from phema_cli.snapshots.times import Time, are_counters, settle_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +105,13 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
+    unmatched = said.typed_files
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or local.copy, drop or local.drop
-        items, met = read_all(candidates(root), said, local, seen)
+        listed = list(candidates(root))
+        unmatched = tuple(t for t in unmatched if not any(c.matches([t[1]]) for c in listed))
+        items, met = read_all(listed, said, local, seen)
         findings += met
         try:
             found, met = _tagged(items, said, local)
@@ -123,11 +122,19 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
             found, met = [], [Finding("error", error)]
         snapshots += found
         findings += met
+    if unmatched:
+        raise UsageError(
+            f"{unmatched[0][0]} {unmatched[0][1]!r} matches no file", remedy="see phema inspect"
+        )
     if not snapshots and not any(f.level == "error" for f in findings):
         raise _nothing_found(paths, findings)
     # What holds for many snapshots, or for a file that was given twice, is said once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
-    ordered = sorted(snapshots, key=lambda s: (s.tag.step, s.tag.gamma or 0.0, s.name))
+    # Of one step the raw weights come first: outputs continue the average.
+    ordered = sorted(
+        snapshots,
+        key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name),
+    )
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)
@@ -154,123 +161,29 @@ def _tagged(
         times = settle_times(items, config)
     except InputError as error:
         return [], [*findings, Finding("error", error)]
+    counters = are_counters([t for t in times.values() if isinstance(t, Time)])
     places = {id(item): place for place, item in enumerate(items)}
     snapshots: list[Snapshot] = []
     for member in members:
         time = times[places[id(member.item)]]
         try:
-            snapshots.append(_snapshot(member, time, config))
+            snapshots.append(make_snapshot(member, time, config, counters=counters))
         except LeftOutError as error:
             findings.append(left_out(error, member.item.candidate))
         except PhemaError as error:
             findings.append(fault(error, member.item.candidate))
-    kept, doubles = _without_doubles(snapshots, members)
+    kept, doubles = without_doubles(snapshots, members)
     findings += doubles
-    if config.update_every is None:
+    if config.update_every is None and not config.averages:
         remedy = "pass --update-every, or the averages are not what they seem"
-        told = dict.fromkeys(m.series.spacing for m in members if m.series.spacing is not None)
-        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told]
+        told = dict.fromkeys(m.series.spacing for m in members if _is_power(m))
+        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told if what]
     return kept, findings
 
 
-def _snapshot(member: Member, time: Time | PhemaError, config: Config) -> Snapshot:
-    """The snapshot that a series is.
-
-    Raises:
-        PhemaError: what stands against it.
-    """
-    if isinstance(time, LeftOutError):
-        raise time
-    if member.error is not None:
-        raise member.error
-    if isinstance(time, PhemaError):
-        raise time
-    if member.law is None:
-        raise AssertionError("a series without an error has a law")
-    candidate, one, clock = member.item.candidate, member.series, time.clock
-    counts_steps = member.law.name not in {"power", "raw", "uniform"}
-    if clock.unit in {"epochs", "saves"} and counts_steps:
-        raise InputError(
-            f"its average, {member.law.text}, counts steps, and its time {clock.unit}",
-            remedy="pass --steps-per-epoch" if clock.unit == "epochs" else "pass --pattern",
-            option="--steps-per-epoch N" if clock.unit == "epochs" else None,
-        )
-    try:
-        profile = member.law.profile(clock.value)
-    except UsageError as error:
-        raise InputError(error.what, remedy=error.remedy) from error
-    _check_elements(one)
-    shown = None if one.key == "." else one.key
-    checkpoint = member.item.file.contents.checkpoint(one.tensors, shown, unnamed=one.unnamed)
-    if one.unnamed:
-        checkpoint = give_names(checkpoint, _reference(member, config))
-    tag = Tag(
-        profile,
-        clock.value,
-        member.law.gamma,
-        member.origin,
-        time.origin,
-        clock.unit,
-        member.law.text,
-        member.overrules,
-    )
-    trainers, partial = member.item.reading.trainers, _is_partial(member, checkpoint)
-    return Snapshot(candidate.name, checkpoint, tag, trainers, one.key, partial)
-
-
-def _check_elements(series: Series) -> None:
-    """Refuse weights that are cut up: tensors have no elements then, or one holds many."""
-    for name, tensor in series.tensors.items():
-        if tensor.dtype.kind == "float" and 0 in tensor.shape:
-            raise InputError(
-                f"tensor {name:.200} has no elements: the weights are cut up among other files",
-                remedy="gather them with the tool of the trainer that wrote it",
-            )
-        if name.endswith("flat_param"):
-            raise InputError(
-                f"tensor {name:.200} is one of FSDP's flat parameters, of a part of the model each",
-                remedy="save it with FSDP's StateDictType.FULL_STATE_DICT",
-            )
-
-
-def _is_partial(member: Member, checkpoint: Checkpoint) -> bool:
-    """Whether an average lacks tensors of the raw weights beside it."""
-    if member.series.role != "average":
-        return False
-    whole = [s.tensors for s in member.item.reading.series if s.role == "raw"]
-    # Lists are of parameters, without what else a model holds.
-    return (
-        member.series.part
-        or member.series.unnamed
-        or any(not tensors.keys() <= checkpoint.tensors.keys() for tensors in whole)
-    )
-
-
-def _reference(member: Member, config: Config) -> Checkpoint | None:
-    """The state dict that names a list: the user's, else the raw weights in the same file."""
-    if config.names_from is not None:
-        return read_checkpoint(config.names_from)
-    raw = next((s for s in member.item.reading.series if s.role == "raw"), None)
-    if raw is None or raw.unnamed:
-        return None
-    return member.item.file.contents.checkpoint(raw.tensors)
-
-
-def _without_doubles(
-    snapshots: Sequence[Snapshot], members: Sequence[Member]
-) -> tuple[list[Snapshot], list[Finding]]:
-    """Leave out files without a number that hold what a numbered one holds, as ``last`` does."""
-    numbered = {m.item.candidate.name: has_number(m.item.file.name) for m in members}
-    taken = {(s.series, s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
-    kept: list[Snapshot] = []
-    findings: list[Finding] = []
-    for snapshot in snapshots:
-        other = taken.get((snapshot.series, snapshot.tag.label, snapshot.tag.step))
-        if numbered[snapshot.name] or other is None:
-            kept.append(snapshot)
-        else:
-            findings.append(notice(f"left out: of the same time as {other}", snapshot.name))
-    return kept, findings
+def _is_power(member: Member) -> bool:
+    """Whether it is an average of one gamma."""
+    return member.law is not None and member.law.gamma is not None
 
 
 def _nothing_found(

@@ -61,22 +61,27 @@ def with_ties(
         alone = [n for n in missing if n not in partners]
         constants = {n: e for n in alone if (e := search.constant(n)) is not None}
     left = {n: p for n, p in partners.items() if n not in newest.tensors}
+    left |= dict.fromkeys((n for n in constants if n not in newest.tensors), "")
     taken = {n: p for n, p in partners.items() if n in newest.tensors}
+    kept = {n: e for n, e in constants.items() if n not in left}
     made = [
-        replace(s, checkpoint=_settled(s.checkpoint, taken, left, {} if s.partial else constants))
+        replace(s, checkpoint=_settled(s.checkpoint, taken, left, {} if s.partial else kept))
         for s in snapshots
     ]
-    told = [
-        Finding("notice", InputError(f"tensor {n} is the same wherever it is stored, and taken so"))
-        for n in constants
-    ]
+    told = []
+    for name in constants:
+        then = "left out, as in the newest" if name in left else "taken so everywhere"
+        what = f"tensor {name} is the same wherever it is stored, and {then}"
+        told.append(Finding("notice", InputError(what)))
     for name, partner in taken.items():
         count = sum(name in b.checkpoint.tensors for b in made) - sum(
             name in c.tensors for c in found
         )
         if count:
             told.append(_notice(name, partner, f"and is taken for it in {count} that leave it out"))
-    told += [_notice(n, p, "and the newest leaves it out, as outputs do") for n, p in left.items()]
+    told += [
+        _notice(n, p, "and the newest leaves it out, as outputs do") for n, p in left.items() if p
+    ]
     return made, told
 
 
@@ -151,7 +156,7 @@ class _Search:
         ):
             return None
         same = all(_compare(e, last, self._reader) is not None for e in stored[:-1])
-        return last if same and name in self._whole[-1].tensors else None
+        return last if same else None
 
     def _candidates(self, name: str) -> list[str]:
         """Tensors that may be this one: in its place, known to be tied, then all others."""

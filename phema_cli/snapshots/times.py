@@ -44,6 +44,8 @@ def settle_times(items: Sequence[Item], config: Config) -> dict[int, Time | Phem
             told[place] = _told(item)
         except PhemaError as error:
             told[place] = error
+    if config.steps_per_epoch is not None:
+        told = {p: _as_epoch(t) if isinstance(t, Time) else t for p, t in told.items()}
     first = _first_epoch(items, told)
     counted = {p: _counted(t, first) if isinstance(t, Time) else t for p, t in told.items()}
     counted = _within_epochs(items, counted, config, first)
@@ -75,6 +77,14 @@ def _told(item: Item) -> Time:
             remedy="say which in phema.toml, or by --pattern with a group step",
         )
     return Time(clock, "content" if clock.evidence == "content" else "name")
+
+
+def _as_epoch(time: Time) -> Time:
+    """A number that may count anything, of which the user says that it counts epochs."""
+    clock = time.clock
+    if not clock.weak or time.origin != "name" or clock.unit != "steps":
+        return time
+    return replace(time, clock=replace(clock, unit="epochs", open=True))
 
 
 class _NoTimeError(InputError):
@@ -207,3 +217,10 @@ def _checked(item: Item, time: Time | PhemaError, *, timed: bool) -> Time | Phem
     if time.clock.value <= 0:
         return LeftOutError("step 0 holds no average yet")
     return time
+
+
+def are_counters(times: Sequence[Time]) -> bool:
+    """Whether times are numbers without gaps, behind words that may count files or epochs."""
+    numbers = sorted({t.clock.value for t in times if t.clock.weak and t.origin == "name"})
+    many = len(numbers) > 2  # noqa: PLR2004 - two have one gap
+    return many and all(b - a == 1 for a, b in pairwise(numbers))

@@ -55,6 +55,11 @@ class System:
         """(cells,) length of each cell."""
         return np.diff(self.ends, prepend=0.0)
 
+    @property
+    def gap(self) -> float:
+        """The median time from one snapshot to the next."""
+        return float(np.median(self.gaps[1:])) if len(self.gaps) > 1 else float(self.gaps[0])
+
 
 def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
     """Evaluate profiles at nodes that integrate their products.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, UsageError
+from phema_cli.estimate.solve import make_targets, solve_snapshots, target_step
 from phema_cli.formats.base import DTYPES, DType
 from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
@@ -31,7 +32,6 @@ from phema_cli.synthesis.recipe import (
     Recipe,
     make_recipe,
 )
-from phema_cli.synthesis.solving import make_targets, solve_snapshots, target_step
 from phema_cli.synthesis.staging import check_outputs
 from phema_cli.synthesis.tensors import plan_tensors
 

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from phema_cli.errors import InputError, UsageError
+from phema_cli.estimate.solve import (
+    make_targets,
+    measure_movement,
+    solve_snapshots,
+    target_step,
+)
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
@@ -18,12 +24,6 @@ from phema_cli.synthesis.evaluating import Evaluator
 from phema_cli.synthesis.layout import output_format
 from phema_cli.synthesis.provenance import source_entry
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.solving import (
-    make_targets,
-    measure_movement,
-    solve_snapshots,
-    target_step,
-)
 
 Keep = Literal["best", "all", "none"]
 

@@ -7,12 +7,14 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, StoredTensor
-from phema_cli.trainers.nested import Groups, groups, inside
+from phema_cli.formats.locations import reading
+from phema_cli.trainers.nested import TOP, Groups, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
 Unit = Literal["steps", "images", "epochs", "saves"]
@@ -98,6 +100,11 @@ class Series:
             return self.label
         return self.prefix.rstrip(".") if self.prefix else self.within
 
+    @property
+    def place(self) -> str | None:
+        """What ``--key`` calls it in a dict or below a prefix; None where it is all of a file."""
+        return None if self.within == TOP and not self.prefix else self.key
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -131,6 +138,7 @@ class StoredFile:
             file's says nothing (``model.safetensors``).
         file_name: the file's own name.
         folders: names of the directories above the snapshot, innermost first.
+        beside: names of the files beside the one that was read, where they are known.
     """
 
     contents: Contents
@@ -138,6 +146,7 @@ class StoredFile:
     name: str
     file_name: str
     folders: tuple[str, ...] = ()
+    beside: frozenset[str] | None = None
     _groups: Groups | None = field(default=None, repr=False)
 
     @property
@@ -207,12 +216,14 @@ class StoredFile:
         Raises:
             StorageError: the operating system failed.
         """
-        folder = self.path if self.path.is_dir() else self.path.parent
-        path = folder.joinpath(*parts)
+        if len(parts) == 1 and self.beside is not None and parts[0] not in self.beside:
+            return {}
+        path = self._folder.joinpath(*parts)
         try:
-            if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-                return {}
-            found = json.loads(path.read_bytes())
+            with reading(path):
+                if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+                    return {}
+                found = json.loads(path.read_bytes())
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
         except (ValueError, RecursionError):
@@ -221,9 +232,21 @@ class StoredFile:
         return found if isinstance(found, dict) else {}
 
     def has_beside(self, glob: str) -> bool:
-        """Whether a file of such a name lies beside this one."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return any(True for _ in folder.glob(glob))
+        """Whether a file of such a name lies beside this one; ``..`` leads up."""
+        if self.beside is not None and "/" not in glob:
+            return any(fnmatchcase(name, glob) for name in self.beside)
+        with reading(self.path):
+            return any(True for _ in self._folder.glob(glob))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether a directory of the snapshot's name holds the file."""
+        return self._folder.name == self.name
+
+    @property
+    def _folder(self) -> Path:
+        """The directory of the file that was read."""
+        return self.path.parent if self.path.name == self.file_name else self.path
 
 
 class Trainer(Protocol):

@@ -36,7 +36,9 @@ def read(file: StoredFile) -> Reading | None:
     if set(_MARKS) <= set(config) and "." in file.dicts:
         series = Series(file.dicts["."], "average", law=law_of(config), label=file.name)
         return Reading((series,), _clock(config.get("optimization_step"), "config.json"))
-    if "." in file.dicts and file.json("..", f"{file.name}{_ENDING}", "config.json"):
+    if "." not in file.dicts:
+        return _listed(file)
+    if file.is_folder and file.json("..", f"{file.name}{_ENDING}", "config.json"):
         return Reading((Series(file.dicts["."], "raw", label=file.name),))
     return _listed(file)
 

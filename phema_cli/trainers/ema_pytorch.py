@@ -76,7 +76,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         prefix,
         grows=None if index else _LAW,
         power=_LAW,
-        spacing=None if index is None else _SPACING,
+        spacing=_SPACING,
         index=None if index is None else int(index),
         first_index=None if index is None else 0,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",

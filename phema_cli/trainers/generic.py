@@ -53,8 +53,7 @@ def series_of(
     plain = {k: t for k, t in dicts.items() if not _is_average(k)}
     if not (plain or averages or known):
         return _alone([Series(t, within=k, unnamed=True) for k, t in lists.items()])
-    if TOP in plain and len(plain) > 1 and not _is_whole(plain[TOP], averages):
-        # Single tensors beside dicts of them are counters and schedules.
+    if TOP in plain and len(plain) > 1 and _is_beside(plain[TOP], averages):
         del plain[TOP]
     split = [s for k, t in plain.items() for s in _split(k, t)]
     averages += [s for s in split if s.role == "average"]
@@ -110,9 +109,13 @@ def _is_average(key: str) -> bool:
     return key != TOP and AVERAGE.search(key) is not None
 
 
-def _is_whole(top: Tensors, averages: list[Series]) -> bool:
-    """Whether the top level's tensors are the model's own: those of an average beside them."""
-    return any(not top.keys().isdisjoint(s.tensors) for s in averages)
+def _is_beside(top: Tensors, averages: list[Series]) -> bool:
+    """Whether the top level's tensors are counters and schedules beside dicts of weights.
+
+    They are the model's own where an average has some of them, and where one is a matrix.
+    """
+    own = any(not top.keys().isdisjoint(s.tensors) for s in averages)
+    return not own and all(len(t.shape) <= 1 for t in top.values())
 
 
 def _split(key: str, tensors: Tensors) -> Iterator[Series]:
@@ -196,8 +199,8 @@ def labelled(file: StoredFile, one: Series) -> Series:
 
     ``step100_ema.pt`` beside ``step100.pt`` is another series, whatever it is.
     """
-    known = one.role == "raw" or one.index is not None or one.law is not None
-    if known or one.label is not None or one.key != TOP:
+    said = one.label is not None or one.law is not None or one.index is not None
+    if said or one.key != TOP or one.role == "raw":
         return one
     stem = file.file_name.partition(".")[0]
     for name in (stem, *file.folders[:1]):

@@ -23,7 +23,7 @@ _WORDS: tuple[tuple[str, Unit, bool], ...] = (
     (r"k?img", "images", False),
     (r"(?:global[-_]?|train[-_]?|optim[-_]?)?steps?", "steps", False),
     (r"iter(?:ation)?s?", "steps", False),
-    (r"updates?", "steps", False),
+    (r"updates?|ba", "steps", False),
     (r"epochs?|ep", "epochs", False),
     (r"checkpoint|ckpt|chkpt", "steps", True),
 )

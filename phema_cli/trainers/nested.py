@@ -34,6 +34,7 @@ _CALLBACKS = re.compile(r"(callbacks|loops)[.]", re.IGNORECASE)
 #: how the names of what optimizers keep of each tensor end.
 _MOMENTS = re.compile(
     r"(.*[._])?(exp_avg\w*|max_exp_avg_sq|momentum_buffer|square_avg|acc_delta|step)"
+    r"|(exp_avg\w*|momentum_buffer|square_avg)[._/].*"
 )
 #: what every optimizer's state has.
 _OPTIMIZER = {"state", "param_groups"}
@@ -88,9 +89,9 @@ def is_state_key(key: object) -> bool:
 
 
 def is_state(name: str) -> bool:
-    """Whether a tensor's name begins with the word of an optimizer or of another state."""
+    """Whether a tensor's name is that of an optimizer's or of another state."""
     head = name.partition(".")[0]
-    return bool(_STATE.fullmatch(head))
+    return bool(_STATE.fullmatch(head)) or name.endswith((".exp_avg", ".exp_avg_sq"))
 
 
 def inside(node: object, key: str) -> object:
@@ -153,7 +154,11 @@ def _numbered(value: object) -> Mapping[str, StoredTensor]:
 
 def _groups(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:
     """Dotted keys of dicts (true) and lists (false) of tensors: the top's, and the outermost."""
-    yield from _group(TOP, content)
+    top = list(_group(TOP, content))
+    yield from top
+    if top and isinstance(content, Inert):
+        # A whole module: what is nested in it is part of it.
+        return
     # What is there again and again is looked at once.
     seen: set[int] = set()
     waiting: list[tuple[str, object, int]] = [("", content, 0)]

@@ -36,6 +36,7 @@ _MODULES = (
     "cosmos",
     "composer",
     "mmengine",
+    "mmcv",
     "fairseq",
     "var",
     "epochs",

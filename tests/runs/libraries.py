@@ -91,7 +91,7 @@ def _is_there(name: str) -> bool:
 
 @leaves("phema")
 def tracker(root: Path) -> Left:
-    """The tracker of phema itself."""
+    """Phema's own tracker."""
     from phema_cli import PowerEMA
 
     net, gammas = Net(), (5.0, 10.0)
@@ -600,7 +600,7 @@ def _timm(root: Path, *, warmup: bool) -> Left:
 
 @contextlib.contextmanager
 def _bare_timm(place: Path) -> Iterator[None]:
-    """The utilities of timm without its models, which need torchvision."""
+    """Timm's utilities without its models, which need torchvision."""
     before = {n: m for n, m in sys.modules.items() if n == "timm" or n.startswith("timm.")}
     for name, path in (("timm", place), ("timm.utils", place / "utils")):
         sys.modules[name] = types.ModuleType(name)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from phema_cli.errors import UsageError
+from phema_cli.estimate import sample as sampling
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
-from phema_cli.synthesis import sampling
 
 
 def make_targets(
@@ -116,7 +116,7 @@ def solve_snapshots(
         allow_nonfinite: whether values that are not finite are left out of the sample.
         movement: what :func:`measure_movement` found before, so that it need not be looked for.
 
-    Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.synthesis.sampling.sample`.
+    Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.estimate.sample.sample`.
     """
     if sample and movement is None:
         movement = measure_movement(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)

@@ -1,0 +1,160 @@
+"""The fixed list of cases of the evidence benchmark, written down before the first run of them.
+
+None of these runs set a threshold: the limits come from another study, of other seeds, sizes and
+batches (``phema_cli/solver/evidence/verdict.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.training import Run
+
+STEPS, TIMES, ELEMENTS = 3072, 64, 3000
+COUNTS = (4, 8, 16)
+STORED = ("fp32", "fp16", "bf16")
+
+#: runs and their seeds.
+RUNS = (
+    (Run("mlp", "adam", "constant"), 101),
+    (Run("mlp", "adamw", "cosine", batch=256), 102),
+    (Run("mlp", "sgd", "wsd", batch=16), 103),
+    (Run("mlp", "adamw", "rsqrt", batch=8), 104),
+    (Run("flow", "adamw", "constant", batch=16), 105),
+    (Run("flow", "adam", "wsd", batch=32), 106),
+    (Run("flow", "sgd", "rsqrt", batch=32), 107),
+    (Run("transformer", "adam", "rsqrt", batch=32), 108),
+    (Run("transformer", "adamw", "cosine", batch=16), 109),
+    (Run("transformer", "sgd", "cosine", batch=32), 110),
+    (Run("transformer", "adamw", "wsd", "autocast", batch=16), 111),
+)
+#: which of them wrong tags are tried on.
+WRONG_ON = (1, 2, 4, 9)
+
+# An average by name: g5 is gamma 5, c20 a constant decay of rate 20/T, b0.9999 one of that beta, w
+# the warm-up min(0.9999, (1 + n)/(10 + n)), u5 gamma 5 updated every 10th step only.
+EDM2 = "g6.937196 g16.972163"
+RIGHT = (
+    "g5 g10",
+    EDM2,
+    "g5 raw",
+    "g10 raw",
+    "g6.937196 raw",
+    "g16.972163 raw",
+    "c20 c40",
+    "c10 c20",
+    "c20 raw",
+    "c40 raw",
+    "w raw",
+    "g5 g10 raw",
+    "g5 c20",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """Wrong tags.
+
+    Attributes:
+        name: of the mistake.
+        stored: names of the averages stored.
+        told: names of what they are told to be.
+        offset: what is added to the steps told, as a fraction of the run.
+        mix: what else is wrong with the files.
+    """
+
+    name: str
+    stored: str
+    told: str
+    offset: float = 0.0
+    mix: str = ""
+
+
+WRONG = (
+    Wrong("5 and 10 exchanged", "g5 g10", "g10 g5"),
+    Wrong("EDM2's exchanged", EDM2, "g16.972163 g6.937196"),
+    Wrong("5, 10 told as 99, 5", "g5 g10", "g99 g5"),
+    Wrong("5, 10 told as 5, 20", "g5 g10", "g5 g20"),
+    Wrong("5, 10 told as 5, 12.2", "g5 g10", "g5 g12.2"),
+    Wrong("both lengths x1.1", "g5 g10", "g5.6 g11.1"),
+    Wrong("both x1.25", "g5 g10", "g6.5 g12.75"),
+    Wrong("both x0.8", "g5 g10", "g3.8 g7.8"),
+    Wrong("both x1.5", "g5 g10", "g8 g15.5"),
+    Wrong("5, 10 told as EDM2's", "g5 g10", EDM2),
+    Wrong("EDM2's told as 5, 10", EDM2, "g5 g10"),
+    Wrong("updated every 10th step, 5, 10", "u5 u10", "g5 g10"),
+    Wrong("updated every 10th step, EDM2's", "u6.937196 u16.972163", EDM2),
+    Wrong("constant decays told as power, near", "c20 c40", "g19 g39"),
+    Wrong("constant decays told as 5, 10", "c20 c40", "g5 g10"),
+    Wrong("constant decays told as 8, 18", "c10 c20", "g8 g18"),
+    Wrong("power told as constant, near", "g5 g10", "c12 c22"),
+    Wrong("steps of an epoch x2, constant", "c20 c40", "c40 c80"),
+    Wrong("steps of an epoch x1.25, constant", "c20 c40", "c25 c50"),
+    Wrong("warm-up told as 0.9999, raw", "w raw", "b0.9999 raw"),
+    Wrong("raw, 10 told as 5, 10", "raw g10", "g5 g10"),
+    Wrong("5, 10 told as raw, 10", "g5 g10", "raw g10"),
+    Wrong("5 and raw exchanged", "g5 raw", "raw g5"),
+    Wrong("5, raw told as 10, raw", "g5 raw", "g10 raw"),
+    Wrong("5, raw told as 6.2, raw", "g5 raw", "g6.2 raw"),
+    Wrong("updated every 10th step, 5, raw", "u5 raw", "g5 raw"),
+    Wrong("constant, raw told as 5, raw", "c20 raw", "g5 raw"),
+    Wrong("constant, raw told as 18, raw", "c20 raw", "g18 raw"),
+    Wrong("steps a quarter of the run too late", "g5 g10", "g5 g10", offset=0.25),
+    Wrong("steps a whole run too late", "g5 g10", "g5 g10", offset=1.0),
+    Wrong("steps a whole run too late, 5, raw", "g5 raw", "g5 raw", offset=1.0),
+    Wrong("early half raw", "g5 g10", "g5 g10", mix="early raw"),
+    Wrong("late half raw", "g5 g10", "g5 g10", mix="late raw"),
+    Wrong("every other of 5 raw", "g5 g10", "g5 g10", mix="first alternates"),
+    Wrong("every other file raw", "g5 g10", "g5 g10", mix="all alternate"),
+    Wrong("two runs, one average each", "g5 g10", "g5 g10", mix="second of another run"),
+    Wrong("two runs, early and late", "g5 g10", "g5 g10", mix="late of another run"),
+    Wrong("one file of another run", "g5 g10", "g5 g10", mix="one of another run"),
+    Wrong("10 frozen at its start", "g5 g10", "g5 g10", mix="second frozen"),
+)
+#: what a single average can't show.
+ALONE = (
+    Wrong("5 told as 10, alone", "g5", "g10"),
+    Wrong("raw told as 5, alone", "raw", "g5"),
+    Wrong("every other file of 5 raw, alone", "g5", "g5", mix="all alternate"),
+)
+#: times and types at which wrong tags are tried.
+WRONG_AT = ((4, "fp32"), (8, "fp32"), (8, "bf16"), (16, "fp32"), (16, "bf16"))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One set of snapshots under some tags.
+
+    Attributes:
+        run: the training run.
+        name: of the mistake, or the averages stored where the tags are right.
+        right: whether the tags are.
+        count: times.
+        stored: the storage type.
+        state: of the evidence.
+        gain: L; NaN where it was not looked for.
+        jitter: J.
+        worst: C.
+        tag_error: NaN where not known.
+        harm: P; NaN where not known.
+        damage: what the tags and files do to the result, at the worst of three targets: its
+            distance from what right tags of the right files of that type make, over the distance
+            by which averaging moves the last weights. Of right tags, its distance from the truth.
+        mended: the same with the first alternative's tags, at 16 times; NaN without one.
+        seconds: of the processor that the test took.
+    """
+
+    run: str
+    name: str
+    right: bool
+    count: int
+    stored: str
+    state: str
+    gain: float
+    jitter: float
+    worst: float
+    tag_error: float
+    harm: float
+    damage: float
+    mended: float
+    seconds: float

@@ -1,0 +1,129 @@
+"""Numbers for averages of which nothing is known, where the snapshots can give them.
+
+From 16 times on, two averages give back both of their scales within 5 %, and raw weights or a known
+average beside one unknown the same (13 % for the shortest). From fewer times, from bfloat16 for two
+unknown ones and from a single series they don't: then nothing is proposed. docs/evidence.md has the
+figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from phema_cli.solver.calibration import Sample
+from phema_cli.solver.evidence.alternatives import CAPS, PRESETS
+from phema_cli.solver.evidence.laws import RATIO, Hypothesis, Law, Series, power, series_of
+from phema_cli.solver.evidence.reduction import reduce
+from phema_cli.solver.evidence.search import Search
+from phema_cli.solver.evidence.verdict import MOST_TIMES, SURE, chosen_of, fits_of
+
+#: where searches start: gammas, and retentions over the run of constant decays.
+_GAMMAS = (2.0, *PRESETS[0], *PRESETS[1], 30.0)
+_RETENTIONS = (5.0, 10.0, 20.0, 40.0, 80.0)
+#: series that may be unknown, and mantissa bits that a stored value needs if two are.
+_MOST_UNKNOWN, _FINE_BITS = 2, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What unknown averages look like.
+
+    Attributes:
+        laws: one of each unknown series.
+        lead: L by which they beat the next best laws that give other answers; at least 6.
+    """
+
+    laws: Mapping[Hashable, Law]
+    lead: float
+
+
+def propose(
+    times: Sequence[float],
+    groups: Sequence[Hashable],
+    known: Mapping[Hashable, Law],
+    sample: Sample,
+) -> Proposal | None:
+    """The laws of series that have no tags.
+
+    Args:
+        times: of the n snapshots, in steps.
+        groups: (n,) the series of each.
+        known: the laws of those series that have tags; raw weights are one.
+        sample: elements of the snapshots, in the same order.
+
+    Returns:
+        None where the snapshots can't tell.
+    """
+    unknown = [g for g in dict.fromkeys(groups) if g not in known]
+    if not _enough(times, groups, unknown, sample):
+        return None
+    starts = list(_starts(len(unknown), max(times)))
+    guess = {**known, **dict(zip(unknown, starts[0], strict=True))}
+    series = chosen_of(_series(times, groups, guess))
+    names = [groups[s.rows[0]] for s in series]
+    reduced = reduce(sample, [row for s in series for row in s.rows])
+    if reduced is None or not set(unknown) <= set(names):
+        return None
+    search = Search(series, reduced, frozenset(k for k, g in enumerate(names) if g in known))
+    for laws in starts:
+        tried = {**known, **dict(zip(unknown, laws, strict=True))}
+        search.score(Hypothesis(tuple(tried[g] for g in names)))
+    return _sure(search, names, unknown)
+
+
+def _sure(
+    search: Search, names: Sequence[Hashable], unknown: Sequence[Hashable]
+) -> Proposal | None:
+    """The best laws found, if they fit and beat all others."""
+    # Times are taken as they are: they were not what is missing.
+    search.explain(lambda found: fits_of(found, MOST_TIMES), offsets=False)
+    ranked = search.ranked()
+    if not ranked:
+        return None
+    lead, best = search.lead(ranked), ranked[0][0]
+    if lead < SURE or not fits_of(best, MOST_TIMES):
+        return None
+    found = dict(zip(names, best.hypothesis.laws, strict=True))
+    return Proposal({g: found[g] for g in unknown}, lead)
+
+
+def _enough(
+    times: Sequence[float], groups: Sequence[Hashable], unknown: Sequence[Hashable], sample: Sample
+) -> bool:
+    """Whether unknown scales have been found from as much."""
+    count = Counter(t for t, _ in set(zip(times, groups, strict=True)))
+    shared = sum(k > 1 for k in count.values())
+    if not 0 < len(unknown) <= _MOST_UNKNOWN or shared < MOST_TIMES or not sample.values.size:
+        return False
+    return len(unknown) == 1 or _bits(sample) >= _FINE_BITS
+
+
+def _bits(sample: Sample) -> float:
+    """Mantissa bits of the values as they are stored, the median; infinite where that is exact."""
+    values = sample.values[-1]
+    rounded = (sample.units > 0) & (values != 0)
+    if not rounded.any():
+        return math.inf
+    exponent = np.frexp(values[rounded])[1] - 1
+    return float(np.median(exponent - np.log2(sample.units[rounded])))
+
+
+def _starts(unknown: int, last: float) -> Iterator[tuple[Law, ...]]:
+    """Laws of the unknown series from which searches start."""
+    powers = [power(gamma) for gamma in _GAMMAS]
+    constants = [Law("exponential", r / last) for r in _RETENTIONS]
+    for laws in (powers, constants, [Law("warmup", cap, RATIO) for cap in CAPS]):
+        yield from permutations(laws, unknown)
+
+
+def _series(
+    times: Sequence[float], groups: Sequence[Hashable], laws: Mapping[Hashable, Law]
+) -> tuple[Series, ...]:
+    """The snapshots under some laws."""
+    return series_of([laws[g].profile(t) for t, g in zip(times, groups, strict=True)], groups)

@@ -1,0 +1,174 @@
+"""How well the snapshots foretell each other if a hypothesis about their tags is true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_rel
+from phema_cli.solver.calibration import neighbouring
+from phema_cli.solver.diagnostics import averaging_distance
+from phema_cli.solver.estimate import estimate, leave_one_out
+from phema_cli.solver.evidence.laws import Hypothesis, Series
+from phema_cli.solver.evidence.reduction import Reduced
+from phema_cli.solver.fitting import Observed, fit
+from phema_cli.solver.movement import Movement
+from phema_cli.solver.system import System, evaluate, split
+
+#: sigma_rel of the targets by which answers are compared: short, usual, long.
+TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
+#: bounds on gamma + 1, and on the retention over the run of other laws: below, profiles can't be
+#: integrated; above, they take long and are as good as raw.
+_LEAST_SCALE, _MOST_POWER, _MOST_SCALE = 0.52, 400.0, 3000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a hypothesis is worth.
+
+    Each snapshot i is held back and estimated from the others by the weights that the hypothesis'
+    own fit gives. ``l_i`` is the mean square error that the sample shows, ``v_i`` the one that the
+    fit foretells.
+
+    Attributes:
+        hypothesis: what was taken to be true.
+        score: ``mean_i (log v_i + l_i/v_i)``, a proper scoring rule; less is better.
+        jitter: J, the largest jitter over the median time between snapshots.
+        ratios: (n,) ``l_i/v_i``, about 1 where all is well.
+        movement: the fit.
+    """
+
+    hypothesis: Hypothesis
+    score: float
+    jitter: float
+    ratios: Array
+    movement: Movement
+
+    @property
+    def worst(self) -> float:
+        """C, the largest ratio."""
+        return float(self.ratios.max())
+
+
+def possible(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
+    """Whether an alternative can be scored: numbers within bounds, no two snapshots alike."""
+    first = min(s.times[0] for s in series)
+    last = max(s.times[-1] for s in series) + hypothesis.offset
+    if hypothesis.offset <= -first:
+        return False
+    for law, told in zip(hypothesis.laws, series, strict=True):
+        if law.kind == "other":
+            if hypothesis.offset or law != told.law:
+                return False
+        elif law.averages and law != told.law:
+            scale = law.scale * (1.0 if law.kind == "power" else last / law.every)
+            least = 0.0 if law.kind == "warmup" else _LEAST_SCALE
+            if not least < scale < (_MOST_POWER if law.kind == "power" else _MOST_SCALE):
+                return False
+    return not _alike(hypothesis, series)
+
+
+def _alike(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
+    """Whether two series of one law hold snapshots of one time: their covariance is singular."""
+    times: dict[object, set[float]] = {}
+    for law, told in zip(hypothesis.laws, series, strict=True):
+        seen = times.setdefault(law, set())
+        if seen.intersection(told.times):
+            return True
+        seen.update(told.times)
+    return False
+
+
+def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) -> Score | None:
+    """Fit a movement under a hypothesis, hold back each snapshot, and compare.
+
+    Args:
+        hypothesis: what is taken to be true.
+        series: the n snapshots.
+        reduced: their sample, in the order of the series.
+
+    Returns:
+        None where the equations have no solution in float64.
+    """
+    profiles = hypothesis.profiles(series)
+    sizes = [len(s.rows) for s in series]
+    pairs = neighbouring(profiles, np.repeat(np.arange(len(series)), sizes))
+    away = reduced.root[pairs[:, 0]] - reduced.root[pairs[:, 1]]
+    # The unit of the weights is of no consequence: mean_square matters to sums other than one only.
+    observed = Observed(pairs, (away**2).mean(axis=1), reduced.root, reduced.rounding, 1.0)
+    system = _system(hypothesis, series, profiles, [])
+    try:
+        movement = fit(system, observed)
+        rows, noise = _covariance(system, movement)
+        held = leave_one_out(rows, noise)
+    except np.linalg.LinAlgError:
+        return None
+    left = ((held @ reduced.root) ** 2).mean(axis=1)
+    foretold = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = left / foretold
+        value = float(np.mean(np.log(foretold) + ratios))
+    if not np.isfinite(value):
+        return None
+    jitter = float(movement.jitter.max()) / (system.gap * system.unit)
+    return Score(hypothesis, value, jitter, ratios, movement)
+
+
+def _system(
+    hypothesis: Hypothesis,
+    series: Sequence[Series],
+    profiles: Sequence[Profile],
+    targets: Sequence[Profile],
+) -> System:
+    """The snapshots as sources; those of one series are multiples of one function."""
+    numbers: list[int] = []
+    for k, (law, told) in enumerate(zip(hypothesis.laws, series, strict=True)):
+        first = len(numbers) + len(series)
+        alone = range(first, first + len(told.rows))
+        numbers += alone if law.kind == "other" else [k] * len(told.rows)
+    return replace(evaluate(profiles, targets), families=np.array(numbers, dtype=np.intp))
+
+
+def _covariance(system: System, movement: Movement) -> tuple[Array, Array]:
+    """Rows whose products are the sources' covariance, and that of their rounding errors."""
+    parts = split(system, movement.intensity(system))
+    return movement.rows(system, parts)[0], movement.noise(parts, len(system.source_ends))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the snapshots give for a few targets if a hypothesis is true.
+
+    Attributes:
+        weights: (n, k) of the snapshots.
+        distance: (k,) RMS per parameter by which averaging moves the final weights.
+    """
+
+    weights: Array
+    distance: Array
+
+    def harm(self, told: Answers, root: NDArray[np.float64]) -> float:
+        """P: how far the told tags' answers are off if these are right, over the distance.
+
+        ``max_k |(x_told - x_k)' theta| / distance_k``, from the triangle; no file is read.
+        """
+        off = np.sqrt((((told.weights - self.weights).T @ root) ** 2).mean(axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(off > 0, off / self.distance, 0.0)
+        return float(shares.max())
+
+
+def answers(found: Score, series: Sequence[Series]) -> Answers:
+    """Weights for the targets ``TARGETS`` at the last snapshot's time."""
+    profiles = found.hypothesis.profiles(series)
+    last = max(p.end for p in profiles)
+    targets = [PowerProfile(gamma, last) for gamma in TARGETS]
+    system = _system(found.hypothesis, series, profiles, targets)
+    parts = split(system, found.movement.intensity(system))
+    sources, wanted, _ = found.movement.rows(system, parts)
+    noise = found.movement.noise(parts, len(profiles))
+    weights = estimate(sources, wanted, noise)
+    return Answers(weights, averaging_distance(system, found.movement))
