@@ -122,7 +122,7 @@ UpdateEvery = Annotated[
     int | None,
     option(
         "--update-every",
-        help="Steps between updates of the averages, as ema-pytorch was told.",
+        help="Steps between two updates of the averages, as the trainer was told.",
         panel=_SOURCES,
         min=1,
         metavar="N",

@@ -174,24 +174,16 @@ def _tagged(
             findings.append(fault(error, member.item.candidate))
     kept, doubles = without_doubles(snapshots, members)
     findings += doubles
-    if config.update_every is None and not config.averages and any(map(_is_sparse, members)):
-        findings.append(_UPDATE_EVERY)
+    if config.update_every is None and not config.averages:
+        remedy = "pass --update-every, or the averages are not what they seem"
+        told = dict.fromkeys(m.series.spacing for m in members if _is_power(m))
+        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told if what]
     return kept, findings
 
 
-_UPDATE_EVERY = Finding(
-    "warning",
-    InputError(
-        "ema-pytorch's update_every is taken as 1; its default is 100",
-        remedy="pass --update-every, or the averages are not what they seem",
-    ),
-)
-
-
-def _is_sparse(member: Member) -> bool:
-    """Whether the trainer updates averages of one gamma at every N-th step by default."""
-    law = member.law
-    return member.series.power != "power" and law is not None and law.gamma is not None
+def _is_power(member: Member) -> bool:
+    """Whether it is an average of one gamma."""
+    return member.law is not None and member.law.gamma is not None
 
 
 def _nothing_found(
