@@ -207,7 +207,9 @@ class _Told:
             for s, law in zip(self.found.series, other.laws, strict=False)
             if self._label(s) != "raw"
         ]
-        if other.offset or not changed:
+        told = {self._tag(s).profile_origin for s, _ in changed}
+        if other.offset or not changed or not told <= {"command line", "phema.toml"}:
+            # What files say of themselves no such option changes.
             return None
         ordered = sorted(changed, key=lambda pair: self.snapshots[pair[0].rows[0]].series)
         if all(law.kind == "power" for _, law in ordered):
