@@ -10,14 +10,14 @@ WORKERS ?= 2
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch comes first and alone: with it in place nothing else can pull another build of it. timm and
-# k-diffusion come without what they need: the tests use a few of their files, and torchvision is there
-# for CUDA only.
+# torch comes first and alone: with it in place nothing else can pull another build of it. timm,
+# k-diffusion and mmengine come without what they need: the tests use a few of their files, torchvision
+# is there for CUDA only, and OpenCV is large.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm k-diffusion
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm k-diffusion mmengine
 	@touch $@
 
 install: $(STAMP) ## set up .venv

@@ -29,9 +29,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats import _unpickle, dcp, read_index
+from phema_cli.formats import _unpickle, dcp
 from phema_cli.pickles import Inert, Span, opened
 from phema_cli.pickles.trust import answer
+from tests.builders import read_index
 from tests.hostile_pickles import get, plain, put, span, text
 from tests.test_dcp import edit, save
 from tests.test_torch_zip import craft

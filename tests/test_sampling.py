@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.errors import InputError
+from phema_cli.estimate import sample as sampling
+from phema_cli.estimate.sample import PAGE_BYTES, sample
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import sampling
-from phema_cli.synthesis.sampling import PAGE_BYTES, sample
 from tests.builders import phema, write_run
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

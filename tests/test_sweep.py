@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 import pytest
 
 from phema_cli.errors import InputError, StorageError, UsageError
-
 from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY

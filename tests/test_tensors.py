@@ -12,15 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import CheckFailedError, InputError, UsageError
+from phema_cli.estimate import sample as sampling
+from phema_cli.estimate.solve import stored_noise
 from phema_cli.formats.base import DTYPES
 from phema_cli.snapshots import Config, scan, ties
-from phema_cli.snapshots.scan import Scan, read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
+from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
-from phema_cli.synthesis import Request, execute, plan, sampling
+from phema_cli.synthesis import Request, execute, plan
 from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.finite import counted
 from phema_cli.synthesis.remaking import remake
-from phema_cli.synthesis.solving import stored_noise
 from phema_cli.synthesis.verifying import verify
 from tests.builders import phema, run, synthesize, write_run
 from tests.test_engine import recipe_of

@@ -228,15 +228,15 @@ def _like(
     path: str, steps: int, dtype: DType, parameters: int | None
 ) -> tuple[Assumption, int | None]:
     """The same by the snapshots of an earlier run."""
+    from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import Config, scan
     from phema_cli.snapshots.consistency import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
-    from phema_cli.synthesis.solving import measure_movement, stored_noise
 
     found = scan([path], Config())
     snapshots = found.require()
-    movement = measure_movement(snapshots, copy=found.copy)
+    movement = measure(snapshots, copy=found.copy, trust_tags=True).movement
     if movement is None:
         raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
     newest = snapshots[-1]

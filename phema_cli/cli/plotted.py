@@ -132,10 +132,10 @@ class Plotted:
 def solve_plotted(found: Scan, wanted: Targets, solving: Solving) -> Plotted:
     """Solve for the targets and for the whole range in one call.
 
-    Errors as :func:`phema_cli.synthesis.solving.make_targets` and
-    :func:`phema_cli.synthesis.solving.solve_snapshots`.
+    Errors as :func:`phema_cli.estimate.solve.make_targets` and
+    :func:`phema_cli.estimate.solve.solve_snapshots`.
     """
-    from phema_cli.synthesis.solving import make_targets, target_step
+    from phema_cli.estimate.solve import make_targets, target_step
 
     snapshots = found.require()
     targets = wanted.at(solving.step, snapshots)

@@ -38,6 +38,7 @@ class Scan:
         copy: globs of tensor names that are copied instead of averaged.
         drop: globs of tensor names that are left out.
         read: what was found before differences between tensors were settled.
+        trust_tags: whether the tags hold whatever the snapshots show.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -45,13 +46,14 @@ class Scan:
     copy: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     read: Scan | None = None
+    trust_tags: bool = False
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """What was read, checked, with these tensors copied and left out."""
         read = self.read or self
         snapshots, told = settle(read.snapshots, copy, drop)
         findings = (*read.findings, *told, *check(snapshots, copy))
-        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read)
+        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read, read.trust_tags)
 
     def require(self) -> tuple[Snapshot, ...]:
         """The snapshots, if nothing stands against using them.
@@ -105,10 +107,11 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
-    unmatched = said.typed_files
+    unmatched, trusted = said.typed_files, said.trust_tags
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or local.copy, drop or local.drop
+        trusted = trusted or local.trust_tags
         listed = list(candidates(root))
         unmatched = tuple(t for t in unmatched if not any(c.matches([t[1]]) for c in listed))
         items, met = read_all(listed, said, local, seen)
@@ -138,7 +141,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)
-    return Scan(tuple(ordered), tuple(findings)).settled(copy, drop)
+    made = Scan(tuple(ordered), tuple(findings), trust_tags=trusted)
+    return made.settled(copy, drop)
 
 
 def _tagged(
@@ -174,24 +178,16 @@ def _tagged(
             findings.append(fault(error, member.item.candidate))
     kept, doubles = without_doubles(snapshots, members)
     findings += doubles
-    if config.update_every is None and not config.averages and any(map(_is_sparse, members)):
-        findings.append(_UPDATE_EVERY)
+    if config.update_every is None and not config.averages:
+        remedy = "pass --update-every, or the averages are not what they seem"
+        told = dict.fromkeys(m.series.spacing for m in members if _is_power(m))
+        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told if what]
     return kept, findings
 
 
-_UPDATE_EVERY = Finding(
-    "warning",
-    InputError(
-        "ema-pytorch's update_every is taken as 1; its default is 100",
-        remedy="pass --update-every, or the averages are not what they seem",
-    ),
-)
-
-
-def _is_sparse(member: Member) -> bool:
-    """Whether the trainer updates averages of one gamma at every N-th step by default."""
-    law = member.law
-    return member.series.power != "power" and law is not None and law.gamma is not None
+def _is_power(member: Member) -> bool:
+    """Whether it is an average of one gamma."""
+    return member.law is not None and member.law.gamma is not None
 
 
 def _nothing_found(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.estimate.solve import time_of
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.snapshots import Snapshot
@@ -25,7 +26,6 @@ from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, make_recipe
-from phema_cli.synthesis.solving import time_of
 
 _ENTRIES = ("version", "method", "device", "target", "sources", "figures", "copy")
 _SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "weight")

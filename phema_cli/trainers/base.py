@@ -64,6 +64,7 @@ class Series:
         evidence: where the law was read.
         grows: name of the law by which this library's decay grows from 0; None if it never does.
         power: name of the law that a gamma given by the user means here.
+        spacing: what to tell the user who does not say how many steps lie between two updates.
         index: what the name counts of the averages, where it does.
         first_index: the index of the first average.
         updates: how often the average was updated, if the file says so.
@@ -82,6 +83,7 @@ class Series:
     evidence: Evidence = "content"
     grows: str | None = None
     power: str = "power"
+    spacing: str | None = None
     index: int | None = None
     first_index: int | None = None
     updates: float | None = None

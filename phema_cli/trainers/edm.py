@@ -34,14 +34,19 @@ def read(file: StoredFile) -> Reading | None:
         return None
     tensors = file.dicts["ema"]
     if found := file.matches(_EDM2):
-        shown = Clock(images(int(found["kimg"])), "images", "kimg", "name")
         law = f"power:sigma_rel={found['std']}"
-        return Reading((Series(tensors, "average", "ema", law=law, evidence="name"),), shown)
+        series = Series(tensors, "average", "ema", law=law, evidence="name")
+        return Reading((series,), _clock(found["kimg"]))
     found = file.matches(_ONE)
     if file.top.keys() >= _EDM1_KEYS:
         return _edm1(file, tensors, None if found is None else int(found["kimg"]))
-    clock = None if found is None else Clock(images(int(found["kimg"])), "images", "kimg", "name")
+    clock = None if found is None else _clock(found["kimg"])
     return Reading((Series(tensors, "average", "ema", hint=_TRADITIONAL),), clock)
+
+
+def _clock(kimg: str) -> Clock:
+    """Images shown, by the thousands in a name of EDM2's."""
+    return Clock(images(int(kimg)), "images", "kimg", "name")
 
 
 def _edm1(file: StoredFile, tensors: Tensors, kimg: int | None) -> Reading:

@@ -40,6 +40,7 @@ _COUNTED = re.compile(r"(?P<many>(?:.*\.)?ema_models\.)(?P<index>\d+)\.initted")
 _MARKS = ("initted", "step")
 _AVERAGE, _ONLINE = "ema_model.", "online_model."
 _LAW = "ema-pytorch"
+_SPACING = "ema-pytorch's update_every is taken as 1; its default is 100"
 
 
 def read(file: StoredFile) -> Reading | None:
@@ -75,6 +76,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         prefix,
         grows=None if index else _LAW,
         power=_LAW,
+        spacing=_SPACING,
         index=None if index is None else int(index),
         first_index=None if index is None else 0,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",

@@ -241,15 +241,15 @@ class Left:
 
 
 Write = Callable[[Path], Left]
-#: functions that write what a trainer leaves into an empty directory, by the trainer's name.
-FIXTURES: list[tuple[str, Write]] = []
+#: functions that write what a trainer leaves into an empty directory, and whose it is.
+FIXTURES: list[tuple[frozenset[str], Write]] = []
 
 
 def leaves(*trainers: str) -> Callable[[Write], Write]:
     """Register what these trainers, all of whom phema must see in it, leave on disk."""
 
     def register(write: Write) -> Write:
-        FIXTURES.extend((name, write) for name in trainers)
+        FIXTURES.append((frozenset(trainers), write))
         return write
 
     return register

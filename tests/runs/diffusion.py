@@ -107,7 +107,8 @@ def dit(root: Path) -> Left:
     ema = walk().constant()
     arguments = Namespace(model="DiT-XL/2", vae="ema", ckpt_every=50, results_dir="results")
     for step in STORED:
-        content = {"model": raw(step), "ema": state(ema[step], step), "opt": adam(step)}
+        content: dict[str, Any] = {"model": raw(step), "ema": state(ema[step], step)}
+        content["opt"] = adam(step)
         content["args"] = arguments
         save(content, root / "000-DiT-XL-2" / "checkpoints" / f"{step:07d}.pt")
     (root / "000-DiT-XL-2" / "log.txt").write_text("(step=0000050) Train Loss: 0.1\n")
@@ -341,7 +342,8 @@ def cosmos_predict1(root: Path) -> Left:
             return name.replace(".", "-")
 
         average = state(ema[step], step, only=parameters(), rename=dashed)
-        content = {"model": {"model": raw(step), "ema": average}, "optimizer": adam(step)}
+        content: dict[str, Any] = {"model": {"model": raw(step), "ema": average}}
+        content["optimizer"] = adam(step)
         content |= {"scheduler": {"last_epoch": step}, "grad_scaler": {}, "iteration": step}
         save(content, root / "checkpoints" / f"iter_{step:09d}.pt")
     law = "power:sigma_rel=0.1"

@@ -38,12 +38,12 @@ LIGHTNING = {"pytorch-lightning_version": "2.1.0", "lr_schedulers": [], "callbac
 
 def save_distributed(content: Mapping[str, Any], folder: Path) -> None:
     """A directory of ``torch.distributed.checkpoint``, written by one process."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(dict(content), checkpoint_id=str(folder), no_dist=True)
+        save_sharded(dict(content), checkpoint_id=str(folder), no_dist=True)
 
 
 def _moments(prefix: str, name: str) -> dict[str, torch.Tensor]:
@@ -143,7 +143,11 @@ def deepspeed(root: Path) -> Left:
     for step in STORED:
         inside = root / f"global_step{step}"
         shapes = [{n: raw(step)[n].shape for n in sorted(parameters())}]
-        content = {"module": raw(step), "buffer_names": ["norm.running_mean"], "optimizer": None}
+        content: dict[str, Any] = {
+            "module": raw(step),
+            "buffer_names": ["norm.running_mean"],
+            "optimizer": None,
+        }
         content |= {"param_shapes": shapes, "lr_scheduler": None, "skipped_steps": 0}
         content |= {"global_steps": step, "global_samples": 8 * step, "dp_world_size": 1}
         content |= {"mp_world_size": 1, "ds_config": {}, "ds_version": "0.19.8", "iteration": step}
@@ -172,7 +176,8 @@ def nemo(root: Path) -> Left:
             {**content, "state_dict": raw(step), "optimizer_states": [adam(step)]},
             root / f"{name}.ckpt",
         )
-        states = {"opt": adam(step), "ema": listed(ema[step]), "current_step": step}
+        states: dict[str, Any] = {"opt": adam(step), "ema": listed(ema[step])}
+        states["current_step"] = step
         states |= {"decay": BETA, "every_n_steps": 1}
         save(
             {**content, "state_dict": state(ema[step], step), "optimizer_states": [states]},
@@ -187,7 +192,11 @@ def nemo_in_one_file(root: Path) -> Left:
     """NVIDIA/NeMo, common/callbacks/ema.py without its own ModelCheckpoint: a list beside."""
     ema = walk().averages(lambda n: BETA**10 if (n - 1) % 10 == 0 else None)
     for epoch, step in enumerate(STORED):
-        states = {"opt": adam(step), "ema": tuple(listed(ema[step])), "current_step": step}
+        states: dict[str, Any] = {
+            "opt": adam(step),
+            "ema": tuple(listed(ema[step])),
+            "current_step": step,
+        }
         states |= {"decay": BETA**10, "every_n_steps": 10}
         content = {**LIGHTNING, "epoch": epoch, "global_step": step, "state_dict": raw(step)}
         save({**content, "optimizer_states": [states]}, root / f"epoch={epoch}-step={step}.ckpt")
@@ -199,7 +208,7 @@ def nemo_in_one_file(root: Path) -> Left:
 def nano_gpt(root: Path) -> Left:
     """karpathy/nanoGPT, train.py: names of a compiled model; numbered as users keep them."""
     for step in STORED:
-        content = {"model": raw(step, "_orig_mod."), "optimizer": adam(step)}
+        content: dict[str, Any] = {"model": raw(step, "_orig_mod."), "optimizer": adam(step)}
         content |= {"model_args": {"n_layer": 2}, "iter_num": step, "best_val_loss": 3.2}
         save({**content, "config": {"beta1": 0.9, "beta2": 0.95}}, root / f"ckpt_{step}.pt")
     return Left(root, {"raw": "model"}, TIMES, error=FROM_RAW)
@@ -210,7 +219,8 @@ def litgpt(root: Path) -> Left:
     """Lightning-AI/litgpt, litgpt/pretrain.py, save_checkpoint: parts of batches beside steps."""
     for step in STORED:
         inside = root / f"step-{step:08d}"
-        content = {"model": raw(step), "optimizer": adam(step), "train_dataloader": {}}
+        content: dict[str, Any] = {"model": raw(step), "optimizer": adam(step)}
+        content["train_dataloader"] = {}
         content |= {"iter_num": 4 * step, "step_count": step}
         save(content, inside / "lit_model.pth")
         (inside / "model_config.yaml").write_text("n_layer: 2\n")
@@ -321,7 +331,10 @@ def composer(root: Path) -> Left:
             "named_parameters_dict": dict(raw(step, only=parameters())),
             "named_buffers_dict": {n: t for n, t in raw(step).items() if n not in parameters()},
         }
-        algorithm = {"repr": "<composer.algorithms.ema.ema.EMA object>", "ema_model": kept}
+        algorithm: dict[str, Any] = {
+            "repr": "<composer.algorithms.ema.ema.EMA object>",
+            "ema_model": kept,
+        }
         algorithm |= {"ema_weights_active": True, "ema_started": True}
         inside = {
             "model": state(ema[step], step),
@@ -392,7 +405,8 @@ def fairseq_without_ema(root: Path) -> Left:
     """facebookresearch/fairseq 0.12.2, the same without an average, and one file an epoch."""
     for epoch, step in enumerate(STORED, 1):
         history = [{"optimizer_name": "FairseqAdam", "num_updates": step}]
-        content = {"args": Namespace(arch="transformer"), "cfg": None, "model": raw(step)}
+        content: dict[str, Any] = {"args": Namespace(arch="transformer"), "cfg": None}
+        content["model"] = raw(step)
         content |= {"optimizer_history": history, "extra_state": {"val_loss": 1.0}}
         save({**content, "last_optimizer_state": adam(step)}, root / f"checkpoint{epoch}.pt")
     return Left(root, {"raw": "model"}, TIMES, said=RAW, error=FROM_RAW)

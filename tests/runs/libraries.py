@@ -55,7 +55,7 @@ class Replay(torch.optim.Optimizer):
         super().__init__(net.parameters(), {"lr": 1e-3})
         self.net, self.stride, self.count = net, stride, 0
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Go to the weights of the next step."""
         loss = None if closure is None else closure()
         self.count += self.stride
@@ -287,7 +287,8 @@ def averaged_model_in_a_host(root: Path) -> Left:
     for step in replay(net):
         average.update_parameters(wrapped)
         if step % EVERY == 0:
-            content = {"model_state_dict": raw(step), "optimizer_state_dict": adam(step)}
+            content: dict[str, Any] = {"model_state_dict": raw(step)}
+            content["optimizer_state_dict"] = adam(step)
             content |= {"ema_state_dict": average.state_dict(), "step": step}
             save(content, root / f"ckpt_{step}.pt")
     series = {CONSTANT: "ema_state_dict", "raw": "model_state_dict"}
@@ -393,6 +394,7 @@ def accelerate_list(root: Path) -> Left:
         origin={law: "content", "raw": "name"},
         said=Config(names_from=root.with_name("names.pt")),
         left_out=beside("checkpoint-{}", *left),
+        unmarked=frozenset(f"checkpoint-{n}" for n in STORED),
     )
 
 
@@ -424,7 +426,7 @@ def trainer(root: Path) -> Left:
     from transformers import Trainer, TrainingArguments
 
     class Model(Net):
-        def forward(self, x: torch.Tensor) -> Any:  # type: ignore[override]
+        def forward(self, x: torch.Tensor) -> Any:
             return {"loss": super().forward(x).square().mean()}
 
     net = Model()
@@ -499,38 +501,44 @@ def lightning(root: Path) -> Left:
     return Left(_names(root), series, times, said=RAW, error=FROM_RAW, prefix="net.")
 
 
+#: of the run's steps, one of Lightning's where it averages.
+STRIDE = 5
+SHORTER = tuple(t / STRIDE for t in TIMES)
+
+
 @leaves("Lightning")
 def lightning_ema(root: Path) -> Left:
     """Lightning's EMAWeightAveraging: the average is ``state_dict``."""
     from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging
 
-    _lightning(root, EMAWeightAveraging(decay=BETA))
-    series = {CONSTANT: "state_dict", "raw": "current_model_state"}
-    said, hint = Config(average=CONSTANT), "exponential:beta=0.999,start=1"
-    return Left(_names(root), series, TIMES, said=said, hint=hint, prefix="net.")
+    _lightning(root, EMAWeightAveraging(decay=0.98), stride=STRIDE)
+    law = "exponential:beta=0.98,start=1"
+    series, said = {law: "state_dict", "raw": "current_model_state"}, Config(average=law)
+    hint = "exponential:beta=0.999,start=1"
+    return Left(_names(root), series, SHORTER, said=said, hint=hint, prefix="net.")
 
 
 @leaves("Lightning")
-def lightning_ema_every_tenth(root: Path) -> Left:
-    """Lightning's EMAWeightAveraging at every 10th step: after steps 1, 11, 21."""
+def lightning_ema_every_second(root: Path) -> Left:
+    """Lightning's EMAWeightAveraging at every 2nd step: after steps 1, 3, 5."""
     from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging
 
-    _lightning(root, EMAWeightAveraging(decay=0.96, update_every_n_steps=10))
-    law = "exponential:beta=0.96,every=10,start=1"
+    _lightning(root, EMAWeightAveraging(decay=0.96, update_every_n_steps=2), stride=STRIDE)
+    law = "exponential:beta=0.96,every=2,start=1"
     series, said = {law: "state_dict", "raw": "current_model_state"}, Config(average=law)
-    hint = "exponential:beta=0.999,every=10,start=1"
-    return Left(_names(root), series, TIMES, said=said, hint=hint, prefix="net.")
+    hint = "exponential:beta=0.999,every=2,start=1"
+    return Left(_names(root), series, SHORTER, said=said, hint=hint, prefix="net.")
 
 
 @leaves("Lightning")
 def lightning_mean(root: Path) -> Left:
-    """Lightning's WeightAveraging: the plain mean of all steps, as a power function of gamma 0."""
+    """Lightning's WeightAveraging: the plain mean of all steps, a power function of gamma 0."""
     from lightning.pytorch.callbacks.weight_averaging import WeightAveraging
 
-    _lightning(root, WeightAveraging())
+    _lightning(root, WeightAveraging(), stride=STRIDE)
     law = "power:gamma=0"
     series, said = {law: "state_dict", "raw": "current_model_state"}, Config(average=law)
-    return Left(_names(root), series, TIMES, said=said, hint=law, prefix="net.")
+    return Left(_names(root), series, SHORTER, said=said, hint=law, prefix="net.")
 
 
 @leaves("timm")

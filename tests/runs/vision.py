@@ -275,10 +275,9 @@ def _latent(root: Path, name: Callable[[int], str], behind: int, inner: str, tra
 @leaves("LitEma", "Lightning")
 def latent_diffusion(root: Path) -> Left:
     """CompVis/latent-diffusion, ldm/modules/ema.py: names without dots, one file an epoch."""
-    left = _latent(
+    return _latent(
         root, lambda n: f"epoch={n // 50 - 1:06d}.ckpt", 0, "model.diffusion_model.", "model."
     )
-    return left
 
 
 @leaves("LitEma", "Lightning")
