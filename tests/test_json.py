@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     write_run(place / "ckpts")
     shutil.copytree(place / "ckpts", place / "twice")
     first = min((place / "ckpts").iterdir())
-    shutil.copy(first, place / "twice" / "again.safetensors")
+    shutil.copy(first, place / "twice" / "again1.safetensors")
     (place / "broken").mkdir()
     (place / "broken" / "a-step100-gamma5.safetensors").write_bytes(b"no header")
     (place / "raw").mkdir()

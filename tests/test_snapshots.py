@@ -1020,30 +1020,44 @@ def test_duplicates_of_two_directories(tmp_path):
     assert "two" in str(error)
 
 
-BASE = {"w": torch.ones(2, 3), "b": torch.ones(3)}
+BASE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3.0)}
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"w": torch.ones(2, 3)}, "lacks tensor b"),
+        ({"w": BASE["w"]}, "lacks tensor b"),
         (BASE | {"x": torch.ones(1)}, "has tensor x in addition"),
         (
             BASE | {"w": torch.ones(3, 2)},
             "tensor w is float32 [3, 2] instead of float32 [2, 3]",
         ),
-        ({"x": torch.ones(1)}, "lacks tensor b (and 2 more differences)"),
+        (
+            {"w": torch.ones(3, 2), "x": torch.ones(1)},
+            "lacks tensor b (and 2 more differences)",
+        ),
     ],
 )
 def test_differences(tmp_path, tensors, message):
     """A snapshot with other names, shapes or types than the newest is an error that says how."""
     put(tmp_path, "a-step1-gamma5.safetensors", tensors=tensors)
     put(tmp_path, "b-step2-gamma5.safetensors", tensors=BASE)
-    put(tmp_path, "c-step2-gamma6.safetensors", tensors=BASE)
+    moved = {n: t + 1 for n, t in BASE.items()}
+    put(tmp_path, "c-step2-gamma6.safetensors", tensors=moved)
     (error,) = errors(scan([tmp_path]))
     assert error.what == f"does not fit c-step2-gamma6.safetensors: {message}"
     assert error.where == "a-step1-gamma5.safetensors"
     assert "--exclude" in error.remedy
+
+
+def test_nothing_in_common(tmp_path):
+    """Snapshots without a tensor in common are of two networks, or of two parts of one."""
+    put(tmp_path, "a-step1-gamma5.safetensors", tensors={"x": torch.ones(1)})
+    put(tmp_path, "b-step2-gamma5.safetensors", tensors=BASE)
+    (error,) = errors(scan([tmp_path]))
+    assert error.what.startswith("has no tensor in common with b-step2-gamma5.safetensors: another")
+    assert error.where == "a-step1-gamma5.safetensors"
+    assert error.remedy.startswith("gather parts into one file")
 
 
 @pytest.mark.parametrize(

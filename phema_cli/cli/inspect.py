@@ -11,7 +11,8 @@ from phema_cli.cli import listing, options, reach, render
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phema_cli.snapshots import Finding, Snapshot
+    from phema_cli.estimate.evidence import TagCheck
+    from phema_cli.snapshots import Finding, Scan, Snapshot
     from phema_cli.solver import Figures, Movement
 
 _MOVEMENT_ROWS = 12
@@ -51,26 +52,16 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    from phema_cli.errors import InputError
-    from phema_cli.estimate.solve import make_targets
-    from phema_cli.snapshots import Finding, scan
+    from phema_cli.snapshots import scan
 
     found = scan(paths, sources.config())
     findings = list(found.findings)
-    figures: tuple[Figures, ...] = ()
-    movement = None
-    if found.snapshots and not any(f.level == "error" for f in findings):
-        targets = make_targets(found.snapshots, sigma_rels=reach.GRID, step=solving.step)
-        try:
-            solution = solving.solve(found, targets)
-        except InputError as error:
-            findings.append(Finding("error", error))
-        else:
-            figures, movement = solution.figures, solution.movement
+    figures, movement, tags = _solve(found, solving, findings)
     errors = [f for f in findings if f.level == "error"]
     if json:
         document = _document(found.snapshots, findings, figures, solving.method)
-        render.document("inspect", document | {"movement": _movement(movement)})
+        document |= {"movement": _movement(movement), "evidence": tags.entry()}
+        render.document("inspect", document)
     else:
         listing.show(found.snapshots, verbose)
         if figures:
@@ -82,6 +73,35 @@ def inspect(
         render.way_on(context.obj, errors)
     if errors:
         raise typer.Exit(errors[0].error.exit_code)
+
+
+def _solve(
+    found: Scan, solving: options.Solving, findings: list[Finding]
+) -> tuple[Sequence[Figures], Movement | None, TagCheck]:
+    """Which targets can be reached how well, how the weights moved, how far the tags are known.
+
+    What stands against it is added to the findings.
+    """
+    from phema_cli.errors import InputError
+    from phema_cli.estimate.evidence import TagCheck
+    from phema_cli.estimate.solve import make_targets
+    from phema_cli.snapshots import Finding
+
+    tags = TagCheck()
+    if not found.snapshots or any(f.level == "error" for f in findings):
+        return (), None, tags
+    targets = make_targets(found.snapshots, sigma_rels=reach.GRID, step=solving.step)
+    try:
+        measured = solving.measure(found)
+        tags = measured.tags
+        findings += tags.findings
+        if tags.state == "contradicted":
+            return (), None, tags
+        solution = solving.solve(found, targets, measured)
+    except InputError as error:
+        findings.append(Finding("error", error))
+        return (), None, tags
+    return solution.figures, solution.movement, tags
 
 
 def _document(

@@ -15,6 +15,7 @@ from phema_cli.cli import completing, parsing
 from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from phema_cli.estimate.solve import Measured
     from phema_cli.profiles import Profile as TargetProfile
     from phema_cli.profiles import ProfileSpec
     from phema_cli.snapshots import Config, Scan, Snapshot
@@ -359,16 +360,33 @@ class Solving:
     method: Method = "blue"
     no_sample: NoSample = False
 
-    def solve(self, found: Scan, targets: Sequence[TargetProfile]) -> Solution:
-        """The weights of targets; errors as ``solve_snapshots`` has them."""
+    def measure(self, found: Scan) -> Measured:
+        """What a sample of the snapshots shows; nothing without one."""
+        from phema_cli.estimate.solve import Measured, measure
+
+        if self.no_sample:
+            return Measured()
+        return measure(found.snapshots, copy=found.copy, trust_tags=found.trust_tags)
+
+    def solve(
+        self, found: Scan, targets: Sequence[TargetProfile], measured: Measured | None = None
+    ) -> Solution:
+        """The weights of targets; errors as ``solve_snapshots`` has them.
+
+        Raises:
+            InputError: the snapshots contradict their tags, and ``measured`` was not given.
+        """
         from phema_cli.estimate.solve import solve_snapshots
 
+        if measured is None:
+            measured = self.measure(found)
+            measured.tags.require()
         return solve_snapshots(
             found.snapshots,
             targets,
             method=self.method,
             sample=not self.no_sample,
-            copy=found.copy,
+            measured=measured,
         )
 
 

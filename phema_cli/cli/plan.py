@@ -228,7 +228,7 @@ def _like(
     path: str, steps: int, dtype: DType, parameters: int | None
 ) -> tuple[Assumption, int | None]:
     """The same by the snapshots of an earlier run."""
-    from phema_cli.estimate.solve import measure_movement, stored_noise
+    from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import Config, scan
     from phema_cli.snapshots.consistency import reference
     from phema_cli.solver import storage_noise
@@ -236,7 +236,7 @@ def _like(
 
     found = scan([path], Config())
     snapshots = found.require()
-    movement = measure_movement(snapshots, copy=found.copy)
+    movement = measure(snapshots, copy=found.copy, trust_tags=True).movement
     if movement is None:
         raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
     newest = snapshots[-1]

@@ -184,7 +184,8 @@ def _lead(
     with team.telling() as told:
         found = scan(paths, config)
         recipe, outputs = plan(found, request)
-        render.findings(found.findings, stderr=True, quiet=shown.quiet)
+        said = recipe.tags.findings if recipe is not None else ()
+        render.findings([*found.findings, *said], stderr=True, quiet=shown.quiet)
         if recipe is not None:
             check_outputs(recipe, overwrite)
             if not dry_run:
@@ -228,6 +229,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
         return content | {"targets": []}
     return content | {
         "method": recipe.method,
+        "evidence": recipe.tags.entry(),
         "format": recipe.form,
         "targets": [
             {

@@ -46,7 +46,9 @@ def weights(
     snapshots = found.require()
     targets = wanted.at(solving.step, snapshots)
     end = target_step(snapshots, solving.step)
-    solution = solving.solve(found, targets)
+    measured = solving.measure(found)
+    measured.tags.require()
+    solution = solving.solve(found, targets, measured)
     if json:
         content = [
             {
@@ -60,9 +62,10 @@ def weights(
             }
             for k, (t, f) in enumerate(zip(targets, solution.figures, strict=True))
         ]
-        render.document("weights", {"method": solving.method, "targets": content})
+        document = {"method": solving.method, "evidence": measured.tags.entry()}
+        render.document("weights", document | {"targets": content})
         return
-    render.findings(found.findings, stderr=True, quiet=quiet)
+    render.findings([*found.findings, *measured.tags.findings], stderr=True, quiet=quiet)
     out = render.console()
     render.show(render.figures_table(targets, solution.figures), out)
     out.print()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.estimate import sample as sampling
+from phema_cli.estimate.evidence import TagCheck, check_tags
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import is_float, reference
@@ -103,7 +105,7 @@ def solve_snapshots(
     sample: bool = True,
     copy: Sequence[str] = (),
     allow_nonfinite: bool = False,
-    movement: Movement | None = None,
+    measured: Measured | None = None,
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
@@ -114,27 +116,53 @@ def solve_snapshots(
         sample: whether a sample of the tensors is read, to learn how they move and round.
         copy: globs of tensor names that are not averaged.
         allow_nonfinite: whether values that are not finite are left out of the sample.
-        movement: what :func:`measure_movement` found before, so that it need not be looked for.
+        measured: what :func:`measure` found before, so that it need not be looked for.
 
     Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.estimate.sample.sample`.
     """
-    if sample and movement is None:
-        movement = measure_movement(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)
+    if sample and measured is None:
+        measured = measure(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)
+    movement = None if measured is None else measured.movement
     profiles = [s.tag.profile for s in snapshots]
     noise = stored_noise(snapshots)
     return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
 
 
-def measure_movement(
-    snapshots: Sequence[Snapshot], *, copy: Sequence[str] = (), allow_nonfinite: bool = False
-) -> Movement | None:
-    """How the weights moved during training, by a sample of the tensors; the same for any target.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a sample of the tensors shows, the same for any target.
 
-    Returns:
-        None where there is nothing to measure.
+    Attributes:
+        movement: how the weights moved during training; None where there is nothing to measure.
+        tags: whether the snapshots bear their tags out.
+    """
+
+    movement: Movement | None = None
+    tags: TagCheck = field(default_factory=TagCheck)
+
+
+def measure(
+    snapshots: Sequence[Snapshot],
+    *,
+    copy: Sequence[str] = (),
+    allow_nonfinite: bool = False,
+    trust_tags: bool = False,
+) -> Measured:
+    """How the weights moved during training, and whether that bears the tags out.
+
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are not averaged.
+        allow_nonfinite: whether values that are not finite are left out of the sample.
+        trust_tags: whether the tags are not to be tested.
+
+    Errors as :func:`phema_cli.estimate.sample.sample`; contradicted tags are none yet.
     """
     found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
-    return None if found is None else calibrate([s.tag.profile for s in snapshots], found)
+    if found is None:
+        return Measured()
+    tags = TagCheck() if trust_tags else check_tags(snapshots, found)
+    return Measured(calibrate([s.tag.profile for s in snapshots], found), tags)
 
 
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:

@@ -146,10 +146,10 @@ def candidates(root: Path) -> Iterator[Candidate]:
     for folder, folders, files in found:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
         here = locate(folder)
-        beside = frozenset(files)
         if any(f.partition(".")[0] in _GENERIC and _may_be_read(here / f) for f in files):
             # What DeepSpeed and FSDP keep there of a model that lies here whole.
             folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
+        beside = frozenset(files)
         for name, orphan, unusable in _named_here(here, folders, files):
             relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
             yield Candidate(here / name, relative, outer, orphan, unusable, beside)

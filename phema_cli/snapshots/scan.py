@@ -38,6 +38,7 @@ class Scan:
         copy: globs of tensor names that are copied instead of averaged.
         drop: globs of tensor names that are left out.
         read: what was found before differences between tensors were settled.
+        trust_tags: whether the tags hold whatever the snapshots show.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -45,13 +46,14 @@ class Scan:
     copy: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     read: Scan | None = None
+    trust_tags: bool = False
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """What was read, checked, with these tensors copied and left out."""
         read = self.read or self
         snapshots, told = settle(read.snapshots, copy, drop)
         findings = (*read.findings, *told, *check(snapshots, copy))
-        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read)
+        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read, read.trust_tags)
 
     def require(self) -> tuple[Snapshot, ...]:
         """The snapshots, if nothing stands against using them.
@@ -105,10 +107,11 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
-    unmatched = said.typed_files
+    unmatched, trusted = said.typed_files, said.trust_tags
     for root in map(locate, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or local.copy, drop or local.drop
+        trusted = trusted or local.trust_tags
         listed = list(candidates(root))
         unmatched = tuple(t for t in unmatched if not any(c.matches([t[1]]) for c in listed))
         items, met = read_all(listed, said, local, seen)
@@ -138,7 +141,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)
-    return Scan(tuple(ordered), tuple(findings)).settled(copy, drop)
+    made = Scan(tuple(ordered), tuple(findings), trust_tags=trusted)
+    return made.settled(copy, drop)
 
 
 def _tagged(

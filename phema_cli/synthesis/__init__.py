@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, UsageError
-from phema_cli.estimate.solve import make_targets, solve_snapshots, target_step
+from phema_cli.estimate.evidence import TagCheck
+from phema_cli.estimate.solve import (
+    Measured,
+    make_targets,
+    measure,
+    solve_snapshots,
+    target_step,
+)
 from phema_cli.formats.base import DTYPES, DType
 from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
-from phema_cli.solver import DEFAULT_METHOD, Movement, Solution
+from phema_cli.solver import DEFAULT_METHOD, Solution
 from phema_cli.synthesis.devices import find_device
 from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.engine import execute
@@ -83,14 +90,14 @@ class Request:
 
 
 def plan(
-    found: Scan, request: Request, movement: Movement | None = None
+    found: Scan, request: Request, measured: Measured | None = None
 ) -> tuple[Recipe | None, list[Path]]:
     """Decide a synthesis of what a scan found.
 
     Args:
         found: the snapshots.
         request: what to make of them.
-        movement: how the weights moved, where that is known.
+        measured: what a sample of the snapshots shows, where that is known.
 
     Returns:
         The recipe, None where every output exists and is skipped, and all outputs' paths in the
@@ -117,14 +124,17 @@ def plan(
     if targets and not kept:
         return None, paths
     todo = [targets[k] for k in kept]
+    if measured is None and request.sample:
+        measured = measure(
+            snapshots,
+            copy=found.copy,
+            allow_nonfinite=request.allow_nonfinite,
+            trust_tags=found.trust_tags,
+        )
+    if measured is not None:
+        measured.tags.require()
     solution = solve_snapshots(
-        snapshots,
-        todo,
-        method=request.method,
-        sample=request.sample,
-        copy=found.copy,
-        allow_nonfinite=request.allow_nonfinite,
-        movement=movement,
+        snapshots, todo, method=request.method, sample=request.sample, measured=measured
     )
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)
@@ -144,6 +154,7 @@ def plan(
         jobs=request.jobs,
         device=request.device,
         allow_nonfinite=request.allow_nonfinite,
+        tags=TagCheck() if measured is None else measured.tags,
     )
     return prepared(recipe) if request.digest else recipe, paths
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from phema_cli.estimate.evidence import TagCheck
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.locations import is_remote
 from phema_cli.profiles import Array, Profile
@@ -61,6 +62,7 @@ class Recipe:
         write_bytes: bytes of all output files.
         peak_bytes: bytes of all workers' buffers.
         inputs: every file of every snapshot, used or not: none may be replaced.
+        tags: whether the snapshots bear their tags out.
     """
 
     sources: tuple[Snapshot, ...]
@@ -87,6 +89,7 @@ class Recipe:
     write_bytes: int
     peak_bytes: int
     inputs: tuple[Path, ...]
+    tags: TagCheck = field(default_factory=TagCheck)
 
     def extent(self, source: int, name: str) -> Extent:
         """Where a source's tensor lies."""
@@ -123,6 +126,7 @@ def make_recipe(
     device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
     origins: Sequence[str] | None = None,
+    tags: TagCheck | None = None,
 ) -> Recipe:
     """Decide a synthesis.
 
@@ -143,6 +147,7 @@ def make_recipe(
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
         origins: (k,) what is recorded in the outputs, if that is not made of all this.
+        tags: whether the snapshots bear their tags out.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied.
@@ -201,6 +206,7 @@ def make_recipe(
         write_bytes=0,
         peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
+        tags=tags or TagCheck(),
     )
     return with_origins(recipe, origins, paths)
 

@@ -10,8 +10,9 @@ from typing import Literal
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.estimate.solve import (
+    Measured,
     make_targets,
-    measure_movement,
+    measure,
     solve_snapshots,
     target_step,
 )
@@ -102,15 +103,18 @@ class Workshop:
         self.found = found
         self.snapshots = found.require()
         self.step = target_step(self.snapshots, asked.request.step)
-        self._movement = (
-            measure_movement(
+        self._measured = (
+            measure(
                 self.snapshots,
                 copy=found.copy,
                 allow_nonfinite=asked.request.allow_nonfinite,
+                trust_tags=found.trust_tags,
             )
             if asked.request.sample
-            else None
+            else Measured()
         )
+        self.tags = self._measured.tags
+        self.tags.require()
 
     def targets(self, request: Request, *, refined: bool = False) -> list[Target]:
         """The targets of a request, or the default grid where it has none."""
@@ -128,7 +132,7 @@ class Workshop:
 
     def plan(self, request: Request) -> Recipe:
         """The recipe of a request, all of whose outputs are made."""
-        recipe, _ = plan(self.found, replace(request, skip_existing=False), self._movement)
+        recipe, _ = plan(self.found, replace(request, skip_existing=False), self._measured)
         if recipe is None:
             raise AssertionError("nothing was to be skipped")
         return recipe
@@ -150,8 +154,7 @@ class Workshop:
             make_targets(self.snapshots, sigma_rels=candidates, step=self.step),
             method=self.asked.request.method,
             sample=self.asked.request.sample,
-            copy=self.found.copy,
-            movement=self._movement,
+            measured=self._measured,
         )
         runs: list[list[float]] = [[]]
         for sigma_rel, figures in zip(candidates, solution.figures, strict=True):
