@@ -29,9 +29,9 @@ from phema_cli.solver.evidence import (
     weigh,
 )
 from phema_cli.solver.evidence.growth import GrowthProfile
-from phema_cli.solver.evidence.laws import RATIO, Hypothesis
+from phema_cli.solver.evidence.laws import RATIO, Hypothesis, told
 from phema_cli.solver.evidence.reduction import reduce, thinned
-from phema_cli.solver.evidence.scoring import score
+from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.solver.evidence.verdict import chosen_of
 from tests.runs import STEPS, glide, rounded, snapshots, tags, times_of
 
@@ -140,8 +140,8 @@ def test_a_counter_that_began_late_is_found(run):
 def test_one_series_is_unchecked(run):
     """A single average can't be tested, whatever it is told to be; no figure is made up."""
     sample = snapshots(run, ("5",), 16)
-    for told in ("5", "10"):
-        found = weigh(tags((told,), 16), sample)
+    for name in ("5", "10"):
+        found = weigh(tags((name,), 16), sample)
         assert found.state == "unchecked"
         assert found.gain is None
         assert found.tag_error is None
@@ -167,8 +167,8 @@ def test_a_second_series_of_two_snapshots_tells_nothing(run):
     """Two raw files beside sixteen averages leave the tags unchecked, right and wrong ones."""
     sample = snapshots(run, ("5", "raw"), 16)
     kept = [*range(16), 30, 31]
-    for told in ("5", "6"):
-        profiles = [tags((told, "raw"), 16)[i] for i in kept]
+    for name in ("5", "6"):
+        profiles = [tags((name, "raw"), 16)[i] for i in kept]
         found = weigh(profiles, Sample(sample.values[kept], sample.units))
         assert found.state == "unchecked"
 
@@ -474,3 +474,19 @@ def test_trained_models_bear_their_tags_out(trained, count):
     far = [*(ExponentialProfile(40 / ends[-1], t) for t in ends), *raw]
     if count == 16:
         assert weigh(far, sample).state == "contradicted"
+
+
+def test_few_ways_of_moving_are_seen_and_raise_the_limits(run):
+    """Elements that are mixtures of three have a rank of about three; of many, a large one."""
+    profiles = tags(("5", "10"), 16)
+    series = series_of(profiles)
+    exact = snapshots(run, ("5", "10"), 16).values
+    mixed = exact[:, :3] @ np.random.default_rng(0).standard_normal((3, 600))
+    ways = []
+    for values in (exact, mixed):
+        reduced = reduce(rounded(values), range(32))
+        found = score(told(series), series, reduced)
+        ways.append(rank(found, series, reduced))
+    assert ways[0] > 16
+    assert 1.5 < ways[1] < 6
+    assert weigh(profiles, rounded(mixed)).state in ("confirmed", "plausible")
