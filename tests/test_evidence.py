@@ -26,6 +26,7 @@ from phema_cli.solver.evidence import (
     propose,
     search,
     series_of,
+    verdict,
     weigh,
 )
 from phema_cli.solver.evidence.growth import GrowthProfile
@@ -476,7 +477,15 @@ def test_trained_models_bear_their_tags_out(trained, count):
         assert weigh(far, sample).state == "contradicted"
 
 
-def test_few_ways_of_moving_are_seen_and_raise_the_limits(run):
+def test_few_ways_of_moving_raise_the_limits(run, monkeypatch):
+    """What is an alarm if many elements move on their own is none if all move in four ways."""
+    profiles, sample = tags(("5.6", "11.1"), 16), snapshots(run, ("5", "10"), 16, "bfloat16")
+    assert weigh(profiles, sample).state == "contradicted"
+    monkeypatch.setattr(verdict, "rank", lambda *_: 4.0)
+    assert weigh(profiles, sample).state == "plausible"
+
+
+def test_few_ways_of_moving_are_counted(run):
     """Elements that are mixtures of three have a rank of about three; of many, a large one."""
     profiles = tags(("5", "10"), 16)
     series = series_of(profiles)
