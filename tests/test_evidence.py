@@ -198,6 +198,17 @@ def test_files_of_another_run_are_named(run, rows):
         assert not found.alternatives
 
 
+def test_few_files_are_not_left_out_to_the_last(run):
+    """Of three raw files beside many averages none is left out: two could not be compared."""
+    sample = snapshots(run, ("5", "raw"), 16)
+    kept = [*range(16), 20, 25, 31]
+    sample.values[kept[16:18]] = snapshots(glide(seed=1), ("raw",), 16).values[[4, 9]]
+    profiles = [tags(("5", "raw"), 16)[i] for i in kept]
+    found = weigh(profiles, Sample(sample.values[kept], sample.units))
+    assert found.state == "contradicted"
+    assert len(found.foreign) <= 1
+
+
 def test_averages_of_two_runs_are_contradicted(run):
     """One average of each of two runs: nothing fits, by factors beyond any float."""
     sample = snapshots(run, ("5", "10"), 16)

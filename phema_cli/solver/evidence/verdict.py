@@ -215,7 +215,9 @@ def _foreign(search: Search, told: Score, times: int) -> tuple[int, ...]:
     together = tuple(i for i, t in enumerate(ends) if t == ends[first])
     for odd in dict.fromkeys([(first,), (second,), together, (first, second)]):
         rest = search.without(odd)
-        if rest is None or rest.told is None or not fits_of(rest.told, times):
+        if rest is None or rest.told is None or _second(rest.series) < LEAST_TIMES:
+            continue
+        if not fits_of(rest.told, times):
             continue
         rest.explore()
         rival = rest.tried[0] if rest.tried else rest.told
