@@ -92,11 +92,17 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
 
 
 def _clock(file: StoredFile, tensors: Tensors, prefix: str) -> Clock | None:
-    """Calls of ``update``: by the name of PostHocEMA's files, whose counter is rounded."""
-    if named := file.matches(_NAME):
-        return Clock(float(named["step"]), "steps", "step", "name")
+    """Calls of ``update``: by the name of PostHocEMA's files, whose counter is rounded.
+
+    posthoc-ema's first call follows later than step 1, and its averages begin there.
+    """
     counter = tensors[f"{prefix}step"]
     done = file.value(counter) if counter.dtype.kind == "exact" else None
+    if named := file.matches(_NAME):
+        step = float(named["step"])
+        if done and done < step:
+            return Clock(done, "steps", "step")
+        return Clock(step, "steps", "step", "name")
     return None if done is None else Clock(done, "steps", f"{prefix}step", weak=True)
 
 

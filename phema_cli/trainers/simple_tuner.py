@@ -14,6 +14,7 @@ SOURCE = "bghira/SimpleTuner, simpletuner/helpers/training/ema.py, save_hooks.py
 
 _LIST = re.compile(r"shadow_params\.(?P<number>\d+)")
 _LORA, _AVERAGE = "pytorch_lora_weights", "ema"
+_FILES = (_LORA, "diffusion_pytorch_model")
 #: by default, of the command line.
 _HINT = "diffusers:beta=0.995"
 
@@ -22,6 +23,8 @@ def read(file: StoredFile) -> Reading | None:
     """The clock is ``training_state.json``, in the directory or above it."""
     if "shadow_params.0" in file.top and "optimization_step" in file.top:
         return _listed(file)
+    if not file.file_name.startswith(_FILES):
+        return None
     state = file.json("training_state.json") or file.json("..", "training_state.json")
     step = file.value(state.get("global_step"))
     if "exhausted_backends" not in state or step is None:

@@ -99,9 +99,9 @@ class Walk:
         """A constant decay, from a copy of the initial weights."""
         return self.averages(lambda _: beta)
 
-    def power(self, gamma: float) -> np.ndarray:
-        """The power function EMA, whose first update copies."""
-        return self.averages(lambda n: (1 - 1 / n) ** (gamma + 1))
+    def power(self, gamma: float, begin: int = 0) -> np.ndarray:
+        """The power function EMA of the steps after ``begin``, whose first update copies."""
+        return self.averages(lambda n: (1 - 1 / max(n - begin, 1)) ** (gamma + 1))
 
 
 @cache
@@ -212,6 +212,7 @@ class Left:
         left_out: names of files that hold no weights.
         error: the largest error that a synthesis may have.
         end: updates made by the time of the last snapshot.
+        begin: steps of the run before the time begins that its snapshots count.
         also: names in its snapshots beside the network's.
         prefix: what stands before the network's names in all of the trainer's files.
         rename: what the trainer makes of the network's own names.
@@ -229,6 +230,7 @@ class Left:
     left_out: frozenset[str] = frozenset()
     error: float = FROM_AVERAGES
     end: int = STEPS
+    begin: int = 0
     also: frozenset[str] = frozenset()
     prefix: str = ""
     rename: Callable[[str], str] = str
@@ -262,7 +264,7 @@ def beside(pattern: str, *files: str, times: Iterable[int] = STORED) -> frozense
 
 def error(tensors: Mapping[str, torch.Tensor], left: Left) -> float:
     """How far a result is from the true average, as a share of what averaging moves."""
-    truth = named(walk().power(GAMMA)[left.end])
+    truth = named(walk().power(GAMMA, left.begin)[left.end])
     last = named(walk().rows[left.end])
     off = away = 0.0
     for name, true in truth.items():

@@ -12,8 +12,21 @@ from phema_cli.snapshots import Config
 from tests.runs.base import STORED, adam, raw, save
 
 RAW = Config(raw=True)
+#: functions that write such files into an empty directory, and whose they are.
+CASES: list[tuple[str, Callable[[Path], str]]] = []
 
 
+def refuses(trainer: str) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
+    """Register what a trainer leaves, and phema is to refuse."""
+
+    def register(write: Callable[[Path], str]) -> Callable[[Path], str]:
+        CASES.append((trainer, write))
+        return write
+
+    return register
+
+
+@refuses("DeepSpeed")
 def deepspeed_zero3(root: Path) -> str:
     """deepspeedai/DeepSpeed, runtime/engine.py: empty tensors, the weights in the optimizer's."""
     for step in STORED:
@@ -29,6 +42,7 @@ def deepspeed_zero3(root: Path) -> str:
     return "zero_to_fp32"
 
 
+@refuses("DeepSpeed")
 def deepspeed_ranks(root: Path) -> str:
     """deepspeedai/DeepSpeed, runtime/engine.py: a model cut up by tensor parallelism."""
     for rank in range(2):
@@ -38,6 +52,7 @@ def deepspeed_ranks(root: Path) -> str:
     return "universal"
 
 
+@refuses("Megatron-core")
 def megatron_ranks(root: Path) -> str:
     """NVIDIA/Megatron-LM, training/checkpointing.py: its older format, a file for each rank."""
     for rank in range(2):
@@ -46,4 +61,10 @@ def megatron_ranks(root: Path) -> str:
     return "torch_dist"
 
 
-CASES: tuple[Callable[[Path], str], ...] = (deepspeed_zero3, deepspeed_ranks, megatron_ranks)
+@refuses("mmcv")
+def mmcv(root: Path) -> str:
+    """open-mmlab/mmcv 1.x, runner/hooks/ema.py, from memory: buffers beside the weights."""
+    for step in STORED:
+        content = raw(step) | {f"ema_{n.replace('.', '_')}": t for n, t in raw(step).items()}
+        save({"meta": {"iter": step}, "state_dict": content}, root / f"iter_{step}.pth")
+    return "mmcv"
