@@ -77,6 +77,7 @@ def _limits() -> str:
                 low.jitter,
                 f"{low.worst:g}",
                 f"{low.doubt:g}",
+                f"{low.rank:g}" if low.rank else "",
             ]
             for low, top in zip(LIMITS, tops, strict=True)
         ],
