@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs figures bench speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit cover format docs figures bench evidence speed faults fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
 
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
+
+evidence: $(STAMP) ## test right and wrong tags on real training runs (20 minutes), write docs/evidence.md
+	$(BIN)/python -m benchmarks.evidence
 
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
 	$(BIN)/python -m benchmarks.speed

@@ -24,12 +24,13 @@ from phema_cli.solver.evidence import (
     propose,
     search,
     series_of,
+    verdict,
     weigh,
 )
 from phema_cli.solver.evidence.growth import GrowthProfile, Warmup
-from phema_cli.solver.evidence.laws import RATIO, Hypothesis
+from phema_cli.solver.evidence.laws import RATIO, Hypothesis, told
 from phema_cli.solver.evidence.reduction import reduce, thinned
-from phema_cli.solver.evidence.scoring import score
+from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.solver.evidence.verdict import chosen_of
 from phema_cli.trainers.registry import parse_law
 from tests.simulated import STEPS, glide, rounded, snapshots, tags, times_of
@@ -139,8 +140,8 @@ def test_a_counter_that_began_late_is_found(run):
 def test_one_series_is_unchecked(run):
     """A single average can't be tested, whatever it is told to be; no figure is made up."""
     sample = snapshots(run, ("5",), 16)
-    for told in ("5", "10"):
-        found = weigh(tags((told,), 16), sample)
+    for name in ("5", "10"):
+        found = weigh(tags((name,), 16), sample)
         assert found.state == "unchecked"
         assert found.gain is None
         assert found.tag_error is None
@@ -166,8 +167,8 @@ def test_a_second_series_of_two_snapshots_tells_nothing(run):
     """Two raw files beside sixteen averages leave the tags unchecked, right and wrong ones."""
     sample = snapshots(run, ("5", "raw"), 16)
     kept = [*range(16), 30, 31]
-    for told in ("5", "6"):
-        profiles = [tags((told, "raw"), 16)[i] for i in kept]
+    for name in ("5", "6"):
+        profiles = [tags((name, "raw"), 16)[i] for i in kept]
         found = weigh(profiles, Sample(sample.values[kept], sample.units))
         assert found.state == "unchecked"
 
@@ -194,6 +195,17 @@ def test_files_of_another_run_are_named(run, rows):
     if len({row % 16 for row in rows}) == 1:
         assert set(found.foreign) == set(rows)
         assert not found.alternatives
+
+
+def test_few_files_are_not_left_out_to_the_last(run):
+    """Of three raw files beside many averages none is left out: two could not be compared."""
+    sample = snapshots(run, ("5", "raw"), 16)
+    kept = [*range(16), 20, 25, 31]
+    sample.values[kept[16:18]] = snapshots(glide(seed=1), ("raw",), 16).values[[4, 9]]
+    profiles = [tags(("5", "raw"), 16)[i] for i in kept]
+    found = weigh(profiles, Sample(sample.values[kept], sample.units))
+    assert found.state == "contradicted"
+    assert len(found.foreign) <= 1
 
 
 def test_averages_of_two_runs_are_contradicted(run):
@@ -474,3 +486,27 @@ def test_trained_models_bear_their_tags_out(trained, count):
     far = [*(ExponentialProfile(40 / ends[-1], t) for t in ends), *raw]
     if count == 16:
         assert weigh(far, sample).state == "contradicted"
+
+
+def test_few_ways_of_moving_raise_the_limits(run, monkeypatch):
+    """What is an alarm if many elements move on their own is none if all move in four ways."""
+    profiles, sample = tags(("5.6", "11.1"), 16), snapshots(run, ("5", "10"), 16, "bfloat16")
+    assert weigh(profiles, sample).state == "contradicted"
+    monkeypatch.setattr(verdict, "rank", lambda *_: 4.0)
+    assert weigh(profiles, sample).state == "plausible"
+
+
+def test_few_ways_of_moving_are_counted(run):
+    """Elements that are mixtures of three have a rank of about three; of many, a large one."""
+    profiles = tags(("5", "10"), 16)
+    series = series_of(profiles)
+    exact = snapshots(run, ("5", "10"), 16).values
+    mixed = exact[:, :3] @ np.random.default_rng(0).standard_normal((3, 600))
+    ways = []
+    for values in (exact, mixed):
+        reduced = reduce(rounded(values), range(32))
+        found = score(told(series), series, reduced)
+        ways.append(rank(found, series, reduced))
+    assert ways[0] > 16
+    assert 1.5 < ways[1] < 6
+    assert weigh(profiles, rounded(mixed)).state in ("confirmed", "plausible")

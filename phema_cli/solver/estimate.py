@@ -122,6 +122,14 @@ def leave_one_out(sources: Array, noise: Array) -> Array:
     Returns:
         (n, n) float64.
     """
+    half = _half_precision(sources, noise)
+    precision = half @ half.T
+    contrast: Array = precision / np.diag(precision)[:, None]
+    return contrast
+
+
+def _half_precision(sources: Array, noise: Array) -> Array:
+    """(n, n - 1) columns that sum to zero, in which the sources are independent of variance one."""
     basis = _balanced(sources.shape[1])
     a = np.vstack([sources, factor(noise)]) @ basis
     scale = np.linalg.norm(a, axis=0)
@@ -129,7 +137,20 @@ def leave_one_out(sources: Array, noise: Array) -> Array:
     r = cast("Array", np.linalg.qr(a / scale, mode="r"))
     # Snapshots that differ by nothing, not even by rounding, leave no pivot.
     np.fill_diagonal(r, np.where(np.abs(np.diag(r)) < _LEAST_PIVOT, _LEAST_PIVOT, np.diag(r)))
-    half = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
-    precision = half @ half.T
-    contrast: Array = precision / np.diag(precision)[:, None]
-    return contrast
+    half: Array = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
+    return half
+
+
+def whitened(sources: Array, noise: Array, values: Array) -> Array:
+    """Contrasts of snapshots that are independent and of variance one if A and N are right.
+
+    Args:
+        sources: (rows, n) A.
+        noise: (n, n) N.
+        values: (n, e) of the snapshots.
+
+    Returns:
+        (n - 1, e) float64.
+    """
+    contrasts: Array = _half_precision(sources, noise).T @ values
+    return contrasts

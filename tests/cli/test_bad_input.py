@@ -20,19 +20,19 @@ def empty(ckpts):
 
 
 def no_tags(ckpts):
-    """Leave a file that says neither gamma nor step."""
-    (ckpts / FIRST).rename(ckpts / "weights.safetensors")
-    save_file({"w": torch.ones(4, 3)}, ckpts / "weights.safetensors")
+    """Leave a file that does not say what it is."""
+    (ckpts / FIRST).unlink()
+    save_file({"w": torch.ones(4, 3)}, ckpts / "weights-step25.safetensors")
 
 
 def contradiction(ckpts):
     """Give a file a name that contradicts its metadata."""
-    (ckpts / FIRST).rename(ckpts / "ema-step0000026-gamma5.safetensors")
+    (ckpts / FIRST).rename(ckpts / "ema-step0000027-gamma5.safetensors")
 
 
 def duplicate(ckpts):
     """Store a snapshot twice."""
-    shutil.copy(ckpts / FIRST, ckpts / "again.safetensors")
+    shutil.copy(ckpts / FIRST, ckpts / "again1.safetensors")
 
 
 def only_step_zero(ckpts):
@@ -57,8 +57,8 @@ def shape_mismatch(ckpts):
 
 
 def missing_tensor(ckpts):
-    """Take tensors out of one snapshot."""
-    save_file({"w": torch.ones(4, 3)}, ckpts / FIRST, {"gamma": "5.0", "step": "25"})
+    """Take the tensor that training moves out of one snapshot."""
+    save_file({"twin": torch.ones(7)}, ckpts / FIRST, {"gamma": "5.0", "step": "25"})
 
 
 def truncated(ckpts):
@@ -91,13 +91,17 @@ def bad_toml(ckpts):
 
 BROKEN = [
     (empty, "no snapshots found"),
-    (no_tags, "weights.safetensors: no gamma in metadata or name; pass --gammas"),
-    (contradiction, "its step is 25 by its metadata and 26 by its name"),
-    (duplicate, "the same gamma 5 and step 25 as again.safetensors"),
+    (
+        no_tags,
+        "weights-step25.safetensors: does not say whether it is an average or the raw weights; "
+        "pass --raw if these are the weights themselves, --gammas or --average LAW if they are",
+    ),
+    (contradiction, "its step is 25 by its step and 27 by its name"),
+    (duplicate, "the same gamma 5 and step 25 as again1.safetensors"),
     (only_step_zero, "step 0 holds no average yet"),
     (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
-    (missing_tensor, "lacks tensor"),
+    (missing_tensor, "lacks tensor w"),
     (truncated, "truncated?"),
     (not_a_checkpoint, "not a safetensors file"),
     (text_as_pt, "not a PyTorch checkpoint"),
@@ -182,6 +186,21 @@ def test_one_gamma_is_allowed_with_a_warning(tmp_path):
     assert "expected_error" in run.err
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "last.safetensors"])
+@pytest.mark.parametrize("step", [None, "100"])
+def test_files_without_a_number_are_left_out(ckpts, tmp_path, name, step):
+    """A file that has no time, or that of a numbered one, is left out with a notice."""
+    metadata = None if step is None else {"gamma": "5", "step": step}
+    save_file({"w": torch.ones(4, 3)}, ckpts / name, metadata)
+    run = phema("synthesize", "-g", 7, ckpts, cwd=tmp_path)
+    assert run.code == 0
+    (notice,) = [line for line in run.err.splitlines() if line.startswith("notice: ")]
+    why = "nothing says when it was stored"
+    if step is not None:
+        why = "of the same time as ema-step0000100-gamma5.safetensors"
+    assert notice == f"notice: {name}: left out: {why}"
+
+
 def test_step_zero_beside_others_is_left_out(ckpts, tmp_path):
     """A snapshot of step 0 is left out with a notice; the others are used."""
     save_file({"w": torch.ones(4, 3)}, ckpts / "e-step0-gamma5.safetensors")
@@ -210,15 +229,18 @@ def test_a_pickle_that_runs_code_is_refused(ckpts, tmp_path):
 
 
 def test_inspect_lists_every_problem(ckpts):
-    """Inspect shows all problems last, each with its remedy, and exits with 3."""
+    """Inspect shows all problems last, each with its remedy, how to go on, and exits with 3."""
     truncated(ckpts)
-    no_tags_file = ckpts / "weights.safetensors"
-    save_file({"w": torch.ones(4, 3)}, no_tags_file)
+    save_file({"w": torch.ones(4, 3)}, ckpts / "weights-step30.safetensors")
     run = phema("inspect", ckpts)
     assert run.code == 3
-    assert run.out.splitlines()[-1].startswith("error: ")
+    *_, first, second, way = run.out.splitlines()
+    assert first.startswith("error: ")
+    assert "truncated?; copy it again, or leave it out with --exclude" in first
+    assert second.startswith("error: weights-step30.safetensors: does not say")
+    assert "; pass --raw" in second
+    assert way.startswith("go on: phema inspect ")
     assert run.out.count("error: ") == 2
-    assert run.out.count("--exclude") == 2
     assert "7 snapshots" in run.out
     document = phema("inspect", ckpts, "--json").json
     assert [f["level"] for f in document["findings"]] == ["error", "error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_rel
 from phema_cli.solver.calibration import neighbouring
 from phema_cli.solver.diagnostics import averaging_distance
-from phema_cli.solver.estimate import estimate, leave_one_out
+from phema_cli.solver.estimate import estimate, leave_one_out, whitened
 from phema_cli.solver.evidence.laws import Hypothesis, Series
 from phema_cli.solver.evidence.reduction import Reduced
 from phema_cli.solver.fitting import Observed, fit
@@ -136,6 +137,26 @@ def _covariance(system: System, movement: Movement) -> tuple[Array, Array]:
     """Rows whose products are the sources' covariance, and that of their rounding errors."""
     parts = split(system, movement.intensity(system))
     return movement.rows(system, parts)[0], movement.noise(parts, len(system.source_ends))
+
+
+def rank(found: Score, series: Sequence[Series], reduced: Reduced) -> float:
+    """In how many independent ways the elements move, as far as m = n - 1 contrasts can tell.
+
+    Contrasts that the fit makes independent and of variance one have second moments G near the
+    unit matrix if many elements move on their own. If all moves are mixtures of r, G is that of r
+    samples (Wishart), ``E tr G^2 = m + m (m + 1)/r``: the fewer, the less a fit is to be trusted.
+
+    Returns:
+        r, infinite where G is as even as it can be.
+    """
+    system = _system(found.hypothesis, series, found.hypothesis.profiles(series), [])
+    rows, noise = _covariance(system, found.movement)
+    white = whitened(rows, noise, reduced.root)
+    moments = white @ white.T
+    m = len(moments)
+    moments *= m / np.trace(moments)
+    excess = float((moments**2).sum()) - m
+    return m * (m + 1) / excess if excess > 0 else math.inf
 
 
 @dataclass(frozen=True, slots=True)

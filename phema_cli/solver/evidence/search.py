@@ -25,8 +25,6 @@ _MOST, _MOVES = 180, 24
 _KINDS, _REACH = 4, 30.0
 #: relative distance up to which a number in use is tried for a scale.
 _SNAP = 0.16
-#: L that a number has to be worth to be told: Akaike's 2 for each parameter.
-_PARAMETER = 2.0
 #: gamma + 1, and ``-ln beta``, of numbers that people use.
 _POWERS = tuple(power(gamma).scale for gamma in (*range(1, 21), *PRESETS[1]))
 _RATES = tuple(-math.log1p(-m * 10.0**-k) for k in range(1, 7) for m in (1, 2, 4, 5))
@@ -69,11 +67,17 @@ class Search:
         return math.inf if self.told is None else self.size * (self.told.score - found.score)
 
     def worth(self, found: Score) -> float:
-        """L less a price for each number that is neither told nor one that people use."""
+        """L less Schwarz's ln n for each number that is neither told nor one that people use.
+
+        Tags are numbers that somebody chose: one that is found by turning until it fits best has to
+        fit better by as much.
+        """
         h = found.hypothesis
-        known = {law.scale for law in self._told.laws}
-        free = sum(law.scale not in known and law.scale not in _numbers(law) for law in h.laws)
-        return self.gain(found) - _PARAMETER * (free + (h.offset != 0))
+        known = [law.scale for law in self._told.laws]
+        free = sum(
+            not any(math.isclose(law.scale, n) for n in (*known, *_numbers(law))) for law in h.laws
+        )
+        return self.gain(found) - math.log(self.size) * (free + (h.offset != 0))
 
     def harm(self, found: Answers, own: Answers) -> float:
         """P: how far the answers differ, over the distance of the first; see :class:`Answers`."""
