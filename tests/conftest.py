@@ -39,7 +39,7 @@ def _prepared(tmp_path_factory):
     write_run(place / "odd", steps=(1000, 2000))
     for path in sorted((place / "odd").iterdir()):
         step, gamma = re.search(r"step0*(\d+)-gamma(\d+)", path.name).groups()
-        tensors = {"w": torch.ones(36)}
+        tensors = {"w": torch.rand(36)}
         save_file(tensors, place / "odd" / f"{int(gamma == '10')}_{step}.safetensors")
         path.unlink()
     return place

@@ -677,7 +677,11 @@ def hostile(command):
         "builtins.eval": pickle.dumps(Evil(eval, python.decode("latin-1")), 4),
         "builtins.exec": stack_global("builtins", "exec") + python + b"R.",
         "__builtin__.eval": b"\x80\x02" + name("__builtin__", "eval") + python + b"R.",
-        "builtins.getattr": b"\x80\x02" + name("builtins", "getattr") + b".",
+        "builtins.getattr": b"\x80\x02"
+        + name("builtins", "getattr")
+        + name("collections", "OrderedDict")
+        + text("clear")
+        + b"\x86R.",
         "nt.system": b"(" + text(command) + b"int\nsystem\n.",
         "subprocess.Popen": name("subprocess", "Popen") + b"(" + text(command) + b"o.",
         "runpy.run_path": pickle.dumps(Evil(runpy.run_path, command)),

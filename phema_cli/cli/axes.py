@@ -116,9 +116,10 @@ def written(ticks: Sequence[float]) -> list[str]:
     """Ticks as text, with as many digits as tell them apart."""
     largest = max((abs(t) for t in ticks), default=0.0)
     smallest = min((abs(t) for t in ticks if t), default=0.0)
-    if largest >= _LARGE or largest < _SMALL:
-        return [_exponential(t) for t in ticks]
     gaps = [b - a for a, b in pairwise(ticks)] or [1.0]
+    if largest >= _LARGE or largest < _SMALL:
+        digits = 3 if not largest else max(3, math.ceil(math.log10(largest / min(gaps))))
+        return [_exponential(t, digits) for t in ticks]
     even = max(gaps) < 1.001 * min(gaps)
     if not even and smallest < _SMALL:
         return [_exponential(t) if abs(t) < _SMALL else f"{t:.4g}" for t in ticks]
@@ -128,9 +129,9 @@ def written(ticks: Sequence[float]) -> list[str]:
     return [f"{t:.{digits}f}" for t in ticks]
 
 
-def _exponential(value: float) -> str:
+def _exponential(value: float, digits: int = 3) -> str:
     """``2e6``, ``1.5e-7``."""
     if value == 0:
         return "0"
-    mantissa, _, exponent = f"{value:.3e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    return f"{float(mantissa):.{digits + 1}g}e{int(exponent)}"

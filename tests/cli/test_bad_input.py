@@ -93,8 +93,10 @@ BROKEN = [
     (empty, "no snapshots found"),
     (
         no_tags,
-        "weights-step25.safetensors: does not say whether it is an average or the raw weights; "
-        "pass --raw if these are the weights themselves, --gammas or --average LAW if they are",
+        (
+            "weights-step25.safetensors: does not say whether it is an average or the raw weights; "
+            "pass --raw if these are the weights themselves, --gammas or --average LAW if they are"
+        ),
     ),
     (contradiction, "its step is 25 by its step and 27 by its name"),
     (duplicate, "the same gamma 5 and step 25 as again1.safetensors"),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
@@ -78,6 +78,7 @@ def test_no_line_is_longer_than_the_width(points, kind, log, unicode):
 
 
 @settings(deadline=None)
+@example((-999899.0, -999999.0), 3)
 @given(st.tuples(NUMBERS, NUMBERS).filter(lambda t: t[0] != t[1]), st.integers(3, 12))
 def test_ticks_are_round_numbers_apart_and_legible(ends, most):
     """Ticks are multiples of 1, 2 or 5 of a power of ten, in order, and their texts say them."""
