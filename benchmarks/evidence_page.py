@@ -77,6 +77,7 @@ def _limits() -> str:
                 low.jitter,
                 f"{low.worst:g}",
                 f"{low.doubt:g}",
+                f"{low.rank:g}" if low.rank else "",
             ]
             for low, top in zip(LIMITS, tops, strict=True)
         ],
@@ -262,11 +263,12 @@ At most 16 times are used, with odd gaps between them, so that mistakes that alt
 
 The limits come from a study of 44 other runs and six odd ones (restarts, thawing layers, spikes,
 other data half-way), with a margin of two above what right tags gave there. Where all elements
-move in few ways, r, as in transformers that SGD trains, nothing averages out, and the limits of L
-rise by (ways/r)^2, up to four times: in 12 further runs right tags gave an L of up to 14.8 (16
-times, r 6 to 9) and 9.9 (8 times, r 8 to 10) in three transformers of SGD under an rsqrt schedule,
-and at most 5.5 in all others. All of this was fixed before the runs of this page. With series of
-unequal numbers of snapshots, the limits for L are those of the second largest.
+move in few ways, r, as in transformers that SGD trains, nothing averages out, and the limits rise:
+that of an alarm by (ways/r)^2, up to four times, that of a notice by the root of it. In 12 further
+runs right tags gave an L of up to 14.8 (16 times, r 7 to 14) and 9.9 (8 times, r 10) in three
+transformers of SGD under an rsqrt schedule, and at most 5.5 in all others. All of this was fixed
+before the runs of this page. With series of unequal numbers of snapshots, the limits for L are
+those of the second largest.
 
 ## Right tags
 

@@ -27,6 +27,7 @@ ELSEWHERE = {
     ("formats.md", "python"): "test_docs.py::test_toy_format_of_the_page_works",
     ("trainers.md", "toml"): "test_docs.py::test_toml_example_is_understood",
     ("trainers.md", "python"): "test_docs.py::test_toy_trainer_of_the_page_works",
+    ("trainers.md", "text"): "test_docs.py::test_toy_trainer_of_the_page_works",
     ("index.md", "{include}"): "test_site.py::test_the_site_is_built_without_a_warning",
     ("index.md", "{toctree}"): "test_site.py::test_the_site_is_built_without_a_warning",
     ("json.md", "json"): "test_json.py::test_examples_of_the_page_fit_their_schemas",

@@ -76,7 +76,7 @@ def test_toml_example_is_understood(workplace, tmp_path):
     (toml,) = blocks(ROOT / "docs" / "trainers.md", "toml")
     shutil.copytree(workplace / "odd", tmp_path / "odd")
     (tmp_path / "odd" / "phema.toml").write_text(toml.text)
-    torch.save({"ema": {"w": torch.ones(36)}, "lr": 1.0}, tmp_path / "odd" / "last.pt")
+    torch.save({"ema": {"w": torch.rand(36)}, "lr": 1.0}, tmp_path / "odd" / "last.pt")
     (tmp_path / "odd" / "0_2000.safetensors").unlink()
     (tmp_path / "odd" / "optimizer-1.pt").write_text("not read")
     run = phema("inspect", tmp_path / "odd", "--json")
@@ -237,7 +237,8 @@ def test_the_table_of_trainers_is_the_registry():
 def test_toy_trainer_of_the_page_works(tmp_path):
     """The trainer that the page adds says all of its files, by the real command."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
-    module, row = blocks(ROOT / "docs" / "trainers.md", "python")
+    (module,) = blocks(ROOT / "docs" / "trainers.md", "python")
+    (row,) = (b for b in blocks(ROOT / "docs" / "trainers.md", "text") if '"toy"' in b.text)
     (tmp_path / "phema_cli/trainers/toy.py").write_text(module.text)
     registry = tmp_path / "phema_cli/trainers/registry.py"
     text = registry.read_text()

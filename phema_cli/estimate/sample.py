@@ -28,6 +28,8 @@ _MOST_VALUES = 8 << 20
 #: types that are sampled, with numpy's name of what their bytes are read as and the exponent of
 #: their smallest normal number.
 _KINDS = {"F64": ("<f8", -1022), "F32": ("<f4", -126), "F16": ("<f2", -14), "BF16": ("<u2", -126)}
+#: what batch normalization measures: most libraries store it in averages as it was last.
+_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,8 @@ def sample(
         InputError: an element is not a number, or infinite in some snapshots only.
         StorageError: the operating system failed to read.
     """
-    names = set(averaged(snapshots, copy))
+    found = set(averaged(snapshots, copy))
+    names = {n for n in found if not n.endswith(_STATISTICS)} or found
     floats = [e for e in reference(snapshots).checkpoint.stored if e.name in names]
     types = {e.name: stored_types(snapshots, e.name) for e in floats}
     # Where types differ the widest says how much is read.

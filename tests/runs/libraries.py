@@ -524,11 +524,12 @@ def lightning_ema_every_second(root: Path) -> Left:
     """Lightning's EMAWeightAveraging at every 2nd step: after steps 1, 3, 5."""
     from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging
 
-    _lightning(root, EMAWeightAveraging(decay=0.96, update_every_n_steps=2), stride=STRIDE)
-    law = "exponential:beta=0.96,every=2,start=1"
+    _lightning(root, EMAWeightAveraging(decay=0.984, update_every_n_steps=2), stride=2)
+    law = "exponential:beta=0.984,every=2,start=1"
     series, said = {law: "state_dict", "raw": "current_model_state"}, Config(average=law)
     hint = "exponential:beta=0.999,every=2,start=1"
-    return Left(_names(root), series, SHORTER, said=said, hint=hint, prefix="net.")
+    times = tuple(t / 2 for t in TIMES)
+    return Left(_names(root), series, times, said=said, hint=hint, prefix="net.")
 
 
 @leaves("Lightning")

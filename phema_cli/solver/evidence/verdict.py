@@ -61,8 +61,8 @@ class Limits:
         jitter: J.
         worst: C.
         doubt: L, if P is at least ``HARM``.
-        rank: r in how many ways elements have to move for these limits of L: with fewer they rise
-            by ``(rank/r)^2``, up to four times.
+        rank: r in how many ways elements have to move for these limits of L: with fewer, the alarm
+            rises by ``(rank/r)^2``, up to four times, and the doubt by its root.
     """
 
     times: int
@@ -79,13 +79,13 @@ class Limits:
 #: tags L reached 4.9, 4.5 and 2.4 in ordinary runs of so many times (15.7 and 13.3 in the odd ones
 #: of less than 12), J 0.30, 0.60 and 0.97, C 4.1, 4.3 and 9.5, in 1,862 and 5,292 cases.
 #: The ranks are from 12 further runs, 8 with SGD, 7 with batches of 4 to 16: L was above 6 in
-#: transformers that SGD trained under an rsqrt schedule only, up to 14.8 at 16 times where r was 6
-#: to 9, and up to 9.9 at 8 times where it was 8 to 10. r is that of the better fit: where tags are
-#: wrong, what they leave unexplained makes it small.
+#: transformers that SGD trained under an rsqrt schedule only: at 16 times 14.8, 14.4, 14.2 and 10.9
+#: where r was 9, 7, 11 and 14, at 8 times 9.9 where it was 10. r is that of the better fit: where
+#: tags are wrong, what they leave unexplained makes it small.
 LIMITS = (
     Limits(times=3, alarm=18.0, jitter=0.4, worst=12.0, doubt=6.0, rank=0.0),
     Limits(times=6, alarm=15.0, jitter=0.75, worst=12.0, doubt=4.0, rank=10.0),
-    Limits(times=12, alarm=5.0, jitter=1.2, worst=12.0, doubt=4.0, rank=16.0),
+    Limits(times=12, alarm=5.0, jitter=1.2, worst=12.0, doubt=4.0, rank=24.0),
 )
 
 
@@ -266,7 +266,7 @@ def _limits(search: Search, best: Score, times: int) -> tuple[float, float]:
     ways = max(rank(found, search.series, search.reduced) for found in either)
     rise = min(_MOST_RISE, max(1.0, (limits.rank / ways) ** 2))
     doubt = limits.doubt if second >= _EVEN * times else limits.alarm
-    return rise * limits.alarm, rise * doubt
+    return rise * limits.alarm, math.sqrt(rise) * doubt
 
 
 def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
