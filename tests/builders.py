@@ -77,7 +77,7 @@ def run(
 ) -> Run:
     """Run phema, which must end well."""
     done = phema(*arguments, cwd=cwd, verified=verified, **environment)
-    assert done.code == 0, done.err
+    assert done.code == 0, done.err or done.out[-1000:]
     return done
 
 

@@ -216,13 +216,13 @@ def test_diffusers_averages_and_raw_weights_are_sources(tmp_path):
     """EMAs of diffusers and the raw models beside them give the true power function average."""
     path = trainers.diffusers_ema(tmp_path / "run", 200, decay=0.98, use_ema_warmup=True)
     found, doubts = inspected(tmp_path / "run")
-    assert {s["average"] for s in found} == {parse_law("diffusers:beta=0.98,warmup=1").text, "raw"}
+    assert {s["average"] for s in found} == {parse_law("diffusers:beta=0.98,warmup=1").label, "raw"}
     assert len(found) == 20
     assert not doubts
     raw, _ = inspected(tmp_path / "run", "--raw")
     assert [s["average"] for s in raw] == ["raw"] * 10
     out = tmp_path / "out.safetensors"
-    run("synthesize", tmp_path / "run", "--sigma-rel", "0.15", "-o", out)
+    run("synthesize", tmp_path / "run", "--sigma-rel", "0.15", "--copy", "*running*", "-o", out)
     made = {n.removeprefix("inner."): v for n, v in load_file(out).items()}
     truth = trainers.average(PowerProfile(gamma_from_sigma_rel(0.15), 200.0), path)
     assert relative(trainers.flat(made), truth, path[-1] - truth) < 0.1
@@ -231,22 +231,29 @@ def test_diffusers_averages_and_raw_weights_are_sources(tmp_path):
 def test_accelerate_lists_need_names(tmp_path):
     """Lists of tensors are refused in one line, and take their names from a state dict."""
     path = trainers.accelerate_ema(tmp_path / "run", 100, decay=0.95)
-    only = ["--exclude", "model.safetensors"]
-    done = phema("inspect", tmp_path / "run", *only)
+    done = phema("inspect", tmp_path / "run")
     assert done.code == 3
-    assert "without names; pass --names-from" in done.out.splitlines()[-1]
-    found, _ = inspected(tmp_path / "run", *only, "--names-from", tmp_path / "names.pt")
-    assert len(found) == 10
+    (error,) = [line for line in done.out.splitlines() if line.startswith("error: ")]
+    assert "without names; pass --names-from" in error
+    named = ["--names-from", tmp_path / "names.pt"]
+    found, _ = inspected(tmp_path / "run", *named)
+    assert sorted(s["average"] for s in found).count("raw") == 10
+    assert len(found) == 20
+    # The buffers are in the raw weights alone: without these the averages are a part of a model.
+    done = phema("inspect", tmp_path / "run", *named, "--exclude", "model.safetensors")
+    assert done.code == 3
+    assert "averages a part of the model, and no snapshot has the rest" in done.out
     shutil.copy(tmp_path / "names.pt", tmp_path / "run/checkpoint-10/names.pt")
     (tmp_path / "run/phema.toml").write_text(
-        "names_from = 'checkpoint-10/names.pt'\nexclude = ['model.safetensors', 'names.pt']\n"
+        "names_from = 'checkpoint-10/names.pt'\nexclude = ['names.pt']\n"
     )
-    assert len(inspected(tmp_path / "run")[0]) == 10
-    checkpoints = scan(
-        [tmp_path / "run"],
-        Config(exclude=("model.safetensors", "names.pt"), names_from=tmp_path / "names.pt"),
-    ).require()
-    for s in checkpoints:
+    assert len(inspected(tmp_path / "run")[0]) == 20
+    found = scan(
+        [tmp_path / "run"], Config(exclude=("names.pt",), names_from=tmp_path / "names.pt")
+    )
+    averages = [s for s in found.require() if s.tag.label != "raw"]
+    assert len(averages) == 10
+    for s in averages:
         profile = parse_law("diffusers:beta=0.95").profile(s.tag.step)
         assert s.tag.profile == profile
         shadow = torch.load(s.checkpoint.path)["shadow_params"]
@@ -278,7 +285,7 @@ def test_lightning_average_is_found(tmp_path):
     path = trainers.lightning(tmp_path / "run", 100, 0.95)
     done = phema("inspect", tmp_path / "run")
     assert done.code == 3
-    assert "--average LAW, by default exponential:beta=0.999; or --raw" in done.out
+    assert "--average LAW, by default exponential:beta=0.999,start=1; or --raw" in done.out
     found, _ = inspected(tmp_path / "run", "--average", "exponential:beta=0.95")
     kinds = {("state_dict", "exponential:beta=0.95"), ("current_model_state", "raw")}
     assert {(s["key"], s["average"]) for s in found} == kinds
@@ -329,6 +336,7 @@ def test_distributed_checkpoints_are_sources(tmp_path):
     (tmp_path / "dcp/step400-gamma5").mkdir()
     shutil.copy(folder / "__0_0.distcp", tmp_path / "dcp/step400-gamma5")
     averages = ["--key", "ema", "--pattern", r"step(?P<step>\d+)-gamma(?P<gamma>\d+)"]
+    averages += ["--trust-tags"]
     document = run("inspect", "dcp", *averages, "--json", cwd=tmp_path).json
     found = document["snapshots"]
     kinds = {(s["format"], s["key"], s["average"]) for s in found}
@@ -414,7 +422,10 @@ def test_toml_says_all_of_it(tmp_path, every_tenth):
     found, doubts = inspected(tmp_path / "ckpts")
     assert not doubts
     assert {round(s["effective_gamma"], 4) for s in found} == {0.7972, -0.2063}
-    found, _ = inspected(tmp_path / "ckpts", "--update-every", 5)
+    done = phema("inspect", tmp_path / "ckpts", "--update-every", 5)
+    assert done.code == 3
+    assert "the snapshots do not fit gamma" in done.out
+    found, _ = inspected(tmp_path / "ckpts", "--update-every", 5, "--trust-tags")
     assert {round(s["effective_gamma"], 4) for s in found} == {2.5944, 0.5874}
 
 
