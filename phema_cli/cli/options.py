@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from phema_cli.cli import completing, parsing
+from phema_cli.cli.threads import load_numpy
 from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -419,6 +420,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
+        load_numpy()
         context = given[_CONTEXT] if asked else given.pop(_CONTEXT)
         parsing.mark_typed(given, context)
         for name, group in groups.items():

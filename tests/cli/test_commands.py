@@ -530,3 +530,26 @@ def test_a_table_is_stretched_to_the_target(tmp_path):
     (spec,) = parsing.profiles([f"csv:{table}"])
     assert spec.ending_at(400.0).times == (0.0, 100.0, 400.0)
     assert spec.label == "csv:t"
+
+
+def test_numpy_has_one_thread_and_programs_know_nothing_of_it():
+    """What phema starts sees the environment as it was; a number that was set holds."""
+    code = (
+        "import os\n"
+        "from phema_cli.cli.threads import load_numpy\n"
+        "load_numpy()\n"
+        "import numpy\n"
+        "numpy.ones((500, 500)) @ numpy.ones((500, 500))\n"
+        "print(os.environ.get('OPENBLAS_NUM_THREADS'), len(os.listdir('/proc/self/task')))\n"
+    )
+    for told, threads in ((None, 1), ("2", 2)):
+        environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+        environment |= {"OPENBLAS_NUM_THREADS": told} if told else {}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [str(told), str(threads)]
