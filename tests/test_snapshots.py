@@ -652,6 +652,9 @@ def test_config_says_key(tmp_path):
     with pytest.raises(UsageError, match="no prefix of their names, is 'other'") as caught:
         scan([tmp_path], Config(key="other"))
     assert caught.value.remedy == "there are first, model"
+    toml(tmp_path, 'key = "other"', "gammas = [5]")
+    with pytest.raises(InputError, match=r"1 files were left out: .*it holds no other"):
+        scan([tmp_path])
 
 
 def test_key_is_a_prefix(tmp_path):
@@ -758,6 +761,8 @@ def test_row_settles_a_contradiction(tmp_path):
         ("snapshots = 5", "snapshots must be a table of tables"),
         ("[snapshots]\na = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nkimg = 5", "snapshots.a must be a table"),
+        ("[snapshots.a]\nstep = -5\ngamma = -3", "gamma"),
+        ("[snapshots.a]\nsigma_rel = 0.3", "sigma_rel 0.3 is not between"),
         ("[snapshots.a]\nstep = '5'", "snapshots.a must be a table"),
         ("[snapshots.a]\nstep = true", "snapshots.a must be a table"),
     ],

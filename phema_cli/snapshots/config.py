@@ -261,6 +261,10 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
         result[name] = {k: v if isinstance(v, str) else repr(v) for k, v in row.items()}
         if "average" in result[name]:
             parse_law(result[name]["average"])
+        if "sigma_rel" in row:
+            gamma_from_sigma_rel(float(row["sigma_rel"]))
+        if "gamma" in row:
+            PowerProfile(float(row["gamma"]), 1.0)
     return result
 
 

@@ -76,8 +76,15 @@ class LeftOutError(InputError):
     """Why a series is not used, which is no fault."""
 
 
-def members_of(items: Sequence[Item], keys: Sequence[str]) -> Iterator[Member]:
+def members_of(
+    items: Sequence[Item], keys: Sequence[str], *, insists: bool = True
+) -> Iterator[Member]:
     """The series that count: those that the user names, or all.
+
+    Args:
+        items: the files.
+        keys: what the user names.
+        insists: whether a name of nothing is an error; a phema.toml may speak of other files.
 
     Raises:
         UsageError: the user names one that no file holds.
@@ -92,7 +99,7 @@ def members_of(items: Sequence[Item], keys: Sequence[str]) -> Iterator[Member]:
                 used.add(key)
                 yield Member(item, found)
     lost = [key for key in keys if key not in used]
-    if lost and items:
+    if lost and items and insists:
         known = dict.fromkeys(s.key for item in items for s in item.reading.series)
         known |= dict.fromkeys(k for item in items for k in item.file.dicts)
         listed = ", ".join([k for k in known if k != "."][:8])

@@ -151,7 +151,7 @@ def _tagged(
     """The snapshots in what was read, and what stands against others."""
     config = said.over(local)
     findings = [notice(note, item.candidate.name) for item in items for note in item.reading.notes]
-    members = list(members_of(items, config.keys))
+    members = list(members_of(items, config.keys, insists=bool(said.keys)))
     if config.keys:
         held = {id(m.item) for m in members}
         findings += [

@@ -9,7 +9,7 @@ from dataclasses import replace
 from phema_cli.errors import InputError
 from phema_cli.trainers.base import Clock, Series, StoredFile, Tensors, number, under, without
 from phema_cli.trainers.names import clock_in, epoch_in
-from phema_cli.trainers.nested import AVERAGE, TOP, is_state
+from phema_cli.trainers.nested import AVERAGE, AVERAGE_NAME, TOP, is_state
 
 #: words for networks that follow another one, by an average or otherwise.
 _FOLLOWS = re.compile(r"(teacher|target|mean|momentum|slow|old)(_\w+)?", re.I)
@@ -125,7 +125,7 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
         InputError: a second network of the same names follows the first, by who knows what.
     """
     heads = dict.fromkeys(n.partition(".")[0] for n in tensors if "." in n)
-    words = [h for h in heads if AVERAGE.fullmatch(h)]
+    words = [h for h in heads if AVERAGE_NAME.fullmatch(h)]
     parts = [(f"{h}.", under(tensors, f"{h}.")) for h in words]
     rest: Tensors = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
     if not any(_floats(rest)) and len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,18 +17,32 @@ TOP = "."
 _DEEPEST = 50
 _LONGEST = 1000
 _DIGITS = 9
+# Dicts that have more names have them for nothing.
+_MOST_NAMES = 16
+# What is searched may be long: a word never goes beyond the next dot or dash, which ends it.
+_WORD = r"[^\W_]*"
 #: words in a key that make what lies under it a trainer's own state, never weights.
 _STATE = re.compile(
-    r"(^|[._])(optim\w*|opt|opt_\w+|\w+_opt|(lr_)?sched\w*|scalers?\d*|grad_scaler|amp\w*|rng\w*|"
-    r"random\w*|callbacks|loops|message_hub|dataloader\w*|sampler\w*|averaging_state|"
-    r"train_state|criterion|loss_fn|metrics?)([._]|$)",
+    rf"(^|[._])(optim{_WORD}|opt|sched{_WORD}|scalers?\d*|amp{_WORD}|rng{_WORD}|random{_WORD}|"
+    rf"callbacks|loops|message_hub|dataloader{_WORD}|sampler{_WORD}|averaging_state|train_state|"
+    r"criterion|loss_fn|metrics?)([._]|$)",
     re.IGNORECASE,
 )
-#: words in the key of a dict, or in the prefix of names, that make an average of what lies there.
+#: the same as the whole first part of a tensor's name.
+_STATE_NAME = re.compile(
+    r"optim\w*|opt|opt_\w+|\w+_opt|(lr_)?sched\w*|scalers?\d*|grad_scaler|amp\w*|rng\w*|random\w*|"
+    r"callbacks|loops|message_hub|dataloader\w*|sampler\w*|averaging_state|train_state|criterion|"
+    r"loss_fn|metrics?",
+    re.IGNORECASE,
+)
+#: words in a key, or in a name, that make an average of what lies there.
 AVERAGE = re.compile(
-    r"(^|[._-])(ema|\w*[_-]?ema[_-]?\d*|ema[_-]\w+|averaged?|averaged_\w+|avg|shadow\w*|swa(_\w+)?|polyak)"
-    r"([._-]|$)",
-    re.I,
+    rf"(^|[._-])({_WORD}ema\d*|averaged?|avg|shadow{_WORD}|swa|polyak)([._-]|$)", re.IGNORECASE
+)
+#: the same as the whole first part of a tensor's name.
+AVERAGE_NAME = re.compile(
+    r"ema|\w*[_-]?ema[_-]?\d*|ema[_-]\w+|averaged?|averaged_\w+|avg|shadow\w*|swa(_\w+)?|polyak",
+    re.IGNORECASE,
 )
 #: of an optimizer's state, a callback may keep an average.
 _CALLBACKS = re.compile(r"(callbacks|loops)[.]", re.IGNORECASE)
@@ -85,13 +100,13 @@ def _is_weight(tensor: StoredTensor) -> bool:
 
 def is_state_key(key: object) -> bool:
     """Whether what lies under a key is a trainer's own state."""
-    return isinstance(key, str) and _STATE.search(key) is not None
+    return isinstance(key, str) and len(key) <= _LONGEST and _STATE.search(key) is not None
 
 
 def is_state(name: str) -> bool:
     """Whether a tensor's name is that of an optimizer's or of another state."""
     head = name.partition(".")[0]
-    return bool(_STATE.fullmatch(head)) or name.endswith((".exp_avg", ".exp_avg_sq"))
+    return bool(_STATE_NAME.fullmatch(head)) or name.endswith((".exp_avg", ".exp_avg_sq"))
 
 
 def inside(node: object, key: str) -> object:
@@ -152,15 +167,40 @@ def _numbered(value: object) -> Mapping[str, StoredTensor]:
     return found if len(found) == len(value) else {}
 
 
+#: tensors, and whether they have names.
+_Found = tuple[Mapping[str, StoredTensor], bool]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found in dicts and lists, which may be there again and again.
+
+    Attributes:
+        found: by identity.
+        names: how many names each has.
+    """
+
+    found: dict[int, list[_Found]] = field(default_factory=dict)
+    names: Counter[int] = field(default_factory=Counter)
+
+    def look(self, value: object) -> list[_Found] | None:
+        """What a dict or a list holds; None where it has more names than anything needs."""
+        self.names[id(value)] += 1
+        if id(value) not in self.found:
+            self.found[id(value)] = list(_group(value))
+        return self.found[id(value)] if self.names[id(value)] <= _MOST_NAMES else None
+
+
 def _groups(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:
     """Dotted keys of dicts (true) and lists (false) of tensors: the top's, and the outermost."""
-    top = list(_group(TOP, content))
-    yield from top
+    top = list(_group(content))
+    yield from ((TOP, *found) for found in top)
     if top and isinstance(content, Inert):
         # A whole module: what is nested in it is part of it.
         return
     # What is there again and again is looked at once.
     seen: set[int] = set()
+    known = _Known()
     waiting: list[tuple[str, object, int]] = [("", content, 0)]
     while waiting:
         prefix, value, depth = waiting.pop()
@@ -177,16 +217,16 @@ def _groups(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], 
             name = f"{prefix}{'optimizer.' if state else ''}{k}"
             if len(name) > _LONGEST:
                 continue
-            found = list(_group(name, v))
-            yield from found
-            if not found:
+            found = known.look(v)
+            yield from ((name, *one) for one in found or ())
+            if found is not None and not found:
                 below.append((f"{name}.", v, depth + 1))
         waiting += below[::-1]
 
 
-def _group(key: str, value: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:
+def _group(value: object) -> Iterator[_Found]:
     """What holds tensors: a dict or a module (true), or a list (false)."""
     if tensors := _tensors(value):
-        yield key, tensors, True
+        yield tensors, True
     elif tensors := _numbered(value):
-        yield key, tensors, False
+        yield tensors, False
