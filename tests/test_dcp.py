@@ -29,7 +29,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from phema_cli.formats.base import DTYPES, Checkpoint
+from phema_cli.formats.files import FileReader
 from tests import builders
 from tests.test_torch_zip import raw_bytes, stored_bytes
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats import edm2
-from phema_cli.formats.base import FileReader
+from phema_cli.formats.files import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
 from tests.builders import phema, read_index, run
 from tests.edm2_files import load_edm2, network, write_edm2

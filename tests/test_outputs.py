@@ -16,7 +16,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 
 from phema_cli.formats._crc import join
 from phema_cli.formats._torch_write import encode
-from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from phema_cli.formats.base import DTYPES, Checkpoint
+from phema_cli.formats.files import FileReader
 from phema_cli.snapshots import scan
 from tests.builders import phema, read_index, run, write_run
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
 from phema_cli.formats import safetensors
-from phema_cli.formats.base import DTYPES, Checkpoint, FileReader
+from phema_cli.formats.base import DTYPES, Checkpoint
+from phema_cli.formats.files import FileReader
 from tests.builders import read_index
 
 TORCH_DTYPES = [

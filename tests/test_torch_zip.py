@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UnsafePickleError, UsageError
 from phema_cli.formats import read
-from phema_cli.formats.base import FileReader
+from phema_cli.formats.files import FileReader
 from phema_cli.trainers.base import StoredFile
 from tests.builders import read_index
 
@@ -812,7 +812,7 @@ def test_torch_is_not_imported(tmp_path):
         import sys
         from pathlib import Path
         from phema_cli.formats import read
-        from phema_cli.formats.base import FileReader
+        from phema_cli.formats.files import FileReader
         found = read(Path({str(path)!r}))
         extents = found.locate(found.content)
         with FileReader() as reader:

@@ -21,15 +21,8 @@ from typing import IO, Any, NamedTuple, cast
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats._metadata import REMEDY, check_text
 from phema_cli.formats._unpickle import ALLOWED, StandIn, TensorStub, load
-from phema_cli.formats.base import (
-    MOST_DIMENSIONS,
-    Contents,
-    DType,
-    Extent,
-    OpenFiles,
-    Piece,
-    StoredTensor,
-)
+from phema_cli.formats.base import MOST_DIMENSIONS, Contents, DType, Extent, Piece, StoredTensor
+from phema_cli.formats.files import OpenFiles
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
 from phema_cli.pickles import Inert, Kind

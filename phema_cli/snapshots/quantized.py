@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Extent, FileReader
+from phema_cli.formats.base import Extent
+from phema_cli.formats.files import FileReader
 from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot, is_chosen
 
 #: what a scale's name has in the place of one of these endings of the values' name, or behind it.

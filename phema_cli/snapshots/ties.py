@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Checkpoint, Extent, FileReader
+from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.formats.files import FileReader
 from phema_cli.snapshots.consistency import Finding, Snapshot, is_chosen, is_float, reference
 
 #: bytes that are compared at a time: few at first, which tell most tensors apart.

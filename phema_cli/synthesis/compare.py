@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phema_cli.formats.base import Checkpoint, DType, Extent, FileReader
+from phema_cli.formats.base import Checkpoint, DType, Extent
+from phema_cli.formats.files import FileReader
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError
-from phema_cli.formats.base import FileReader
+from phema_cli.formats.files import FileReader
 from phema_cli.profiles import Array
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import Hasher, source_digests

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from phema_cli.errors import StorageError
-from phema_cli.formats.base import FileReader, OpenFiles
+from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager, Tile, Way
 from phema_cli.synthesis.devices import find_device, room_on

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, StoredTensor
+from phema_cli.formats.files import value_of
 from phema_cli.formats.locations import reading
 from phema_cli.trainers.nested import TOP, Groups, groups, inside
 
@@ -200,7 +201,7 @@ class StoredFile:
     def value(self, found: object) -> float | None:
         """A plain number, or the one that a tensor of one element holds; else None."""
         if isinstance(found, StoredTensor):
-            return self.contents.value(found)
+            return value_of(found, self.contents)
         if isinstance(found, bool) or not isinstance(found, int | float):
             return None
         return float(found)

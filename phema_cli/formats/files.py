@@ -1,0 +1,215 @@
+"""Open files, and what is read of them: bytes and tensors' elements."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.base import Contents, Extent, StoredTensor
+from phema_cli.formats.locations import is_remote, read_ranges
+
+
+class OpenFiles:
+    """Descriptors of files by path, at most ``limit`` of them open at a time.
+
+    Not shared between threads: each worker has its own.
+
+    Args:
+        limit: how many files may be open.
+        flags: ``os.O_*`` to open them with.
+    """
+
+    def __init__(self, limit: int = 64, flags: int = os.O_RDONLY) -> None:
+        self._limit = max(1, limit)
+        self._flags = flags | os.O_CLOEXEC
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Close what is open."""
+        while self._open:
+            self._close(*self._open.popitem())
+
+    def _close(self, path: Path, descriptor: int) -> None:
+        """Close a file; where it was written to, a failure may mean that bytes are lost."""
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            if self._flags & os.O_ACCMODE != os.O_RDONLY:
+                raise StorageError.wrap(error, path, "write") from error
+
+    def descriptor(self, path: Path) -> int:
+        """The file's descriptor, opened now if need be.
+
+        Raises:
+            OSError: it can't be opened.
+            StorageError: one that had to be closed for it has lost what was written to it.
+        """
+        if path in self._open:
+            self._open.move_to_end(path)
+        else:
+            if len(self._open) >= self._limit:
+                self._close(*self._open.popitem(last=False))
+            self._open[path] = os.open(path, self._flags)
+        return self._open[path]
+
+
+class FileReader(OpenFiles):
+    """Positional reads of bytes and of tensors' elements."""
+
+    def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
+        """Fill ``out`` with the file's bytes from ``offset`` on.
+
+        Raises:
+            InputError: the file ends before ``out`` is full.
+            StorageError: the operating system failed.
+        """
+        if is_remote(path):
+            read_ranges([(path, offset, out)])
+            return
+        done = 0
+        try:
+            descriptor = self.descriptor(path)
+            while done < len(out):
+                got = os.preadv(descriptor, [out[done:]], offset + done)
+                if got == 0:
+                    raise InputError(
+                        f"ends at byte {offset + done}, before its tensors do",
+                        where=path,
+                        remedy="copy it again, or leave it out with --exclude",
+                    )
+                done += got
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
+
+    def read_rows(self, extents: Sequence[Extent], start: int, rows: Sequence[memoryview]) -> None:
+        """Fill each row with the elements of an extent from ``start`` on: read_elements for many.
+
+        Args:
+            extents: tensors of one type.
+            start: index of the first element wanted, which begins at a whole byte.
+            rows: bytes, as many for each extent, a whole number of elements.
+        """
+        begin, size = extents[0].dtype.size_bytes(start), len(rows[0])
+        others = []
+        for extent, row in zip(extents, rows, strict=True):
+            # The one call that counts, without a layer between; what is odd goes the long way.
+            descriptor = self._open.get(extent.file)
+            if descriptor is not None and extent.strides is None and not extent.pieces:
+                with suppress(OSError):
+                    if os.preadv(descriptor, (row,), extent.offset + begin) == size:
+                        continue
+            others.append((extent, start, row))
+        self.read_many(others)
+
+    def read_many(self, wanted: Sequence[tuple[Extent, int, memoryview]]) -> None:
+        """``read_elements`` of many; what is remote is asked for at once."""
+        remote = []
+        for extent, start, out in wanted:
+            if is_remote(extent.file) and extent.strides is None and not extent.pieces:
+                offset = extent.offset + extent.dtype.size_bytes(start)
+                remote.append((extent.file, offset, out))
+            else:
+                self.read_elements(extent, start, out)
+        read_ranges(remote)
+
+    def read_elements(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the extent's elements, in row-major order, from ``start`` on.
+
+        Args:
+            extent: a tensor; where its elements have less than a byte they lie in one place.
+            start: index of the first element wanted, which begins at a whole byte.
+            out: bytes, a whole number of elements.
+        """
+        if extent.pieces:
+            self._assemble(extent, start, out)
+        elif extent.strides is None:
+            self.read_bytes(extent.file, extent.offset + extent.dtype.size_bytes(start), out)
+        else:
+            self._gather(extent, start, out)
+
+    def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Put the elements of all pieces in their places."""
+        itemsize = extent.dtype.bits // 8
+        target = np.frombuffer(out, dtype=f"V{itemsize}")
+        for piece in extent.pieces:
+            low = piece.elements_before(start, extent.shape)
+            high = piece.elements_before(start + len(target), extent.shape)
+            if low == high:
+                continue
+            first, last = (piece.places(i, i + 1, extent.shape)[0] - start for i in (low, high - 1))
+            if last - first == high - 1 - low:
+                inside = out[first * itemsize : (last + 1) * itemsize]
+                self.read_elements(piece.extent, low, inside)
+            else:
+                part = np.empty(high - low, target.dtype)
+                self.read_elements(piece.extent, low, part.view(np.uint8).data)
+                target[piece.places(low, high, extent.shape) - start] = part
+
+    def _gather(self, extent: Extent, start: int, out: memoryview) -> None:
+        """Pick strided elements out of windows of the file no larger than ``out`` itself."""
+        itemsize = extent.dtype.bits // 8
+        flat = np.arange(start, start + len(out) // itemsize)
+        strides = np.asarray(extent.strides, dtype=np.int64)
+        where = np.zeros_like(flat)
+        for size, stride in zip(extent.shape[::-1], strides[::-1], strict=True):
+            flat, digit = np.divmod(flat, size)
+            where += digit * stride
+        target = np.frombuffer(out, dtype=f"V{itemsize}")
+        window = np.empty(len(target), dtype=target.dtype)
+        if not len(where):
+            return
+        low, last = int(where.min()), int(where.max())
+        while low <= last:
+            count = min(len(window), last + 1 - low)
+            self.read_bytes(
+                extent.file,
+                extent.offset + low * itemsize,
+                window[:count].view(np.uint8).data,
+            )
+            inside = (where >= low) & (where < low + count)
+            target[inside] = window[where[inside] - low]
+            beyond = where[where >= low + count]
+            low = int(beyond.min()) if len(beyond) else last + 1
+
+
+#: numpy's names of types of which single values are read.
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BOOL": "?",
+    **{f"{kind.upper()}{bits}": f"<{kind}{bits // 8}" for kind in "iu" for bits in (8, 16, 32, 64)},
+}
+
+
+def value_of(tensor: StoredTensor, contents: Contents) -> float | None:
+    """The number that a tensor of one element holds; None for other tensors and types.
+
+    Raises:
+        InputError, StorageError: it can't be read.
+    """
+    kind = _NUMPY.get(tensor.dtype.name)
+    if kind is None or math.prod(tensor.shape) != 1:
+        return None
+    out = bytearray(tensor.dtype.bits // 8)
+    with FileReader() as reader:
+        reader.read_elements(contents.locate({"value": tensor})["value"], 0, memoryview(out))
+    return float(np.frombuffer(out, kind)[0])
