@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from phema_cli.errors import InputError
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import Alternative, Evidence, Series, State, weigh
+from phema_cli.trainers.registry import parse_law
 
 #: ratio from which "so many times better" says no more.
 _MOST_TIMES = 1000
@@ -71,8 +72,18 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
     """
     groups = [(s.series, s.tag.label) for s in snapshots]
     found = weigh([s.tag.profile for s in snapshots], sample, groups)
+    found = replace(found, alternatives=tuple(_counted(a, snapshots) for a in found.alternatives))
     told = _Told(snapshots, found)
     return TagCheck(found.state, found, tuple(told.findings()))
+
+
+def _counted(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
+    """The alternative with the steps between updates in all: what the tags say of them counts."""
+    if other.every is None:
+        return other
+    laws = [parse_law(s.tag.law) for s in snapshots if s.tag.law not in {"", "raw"}]
+    told = {law.parameters.get("every", 1.0) for law in laws}
+    return replace(other, every=round(other.every * told.pop()) if len(told) == 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +200,7 @@ class _Told:
     def _laws(self, other: Alternative) -> str:
         """What an alternative takes the series for."""
         if other.every is not None:
-            return f"updated at every {other.every}th step only"
+            return f"updated once in {other.every} steps"
         pairs = zip(self.found.series, other.laws, strict=False)
         words = " and ".join(
             law.label if law.label == self._label(s) else f"{law.label} ({self._label(s)} as told)"
