@@ -159,10 +159,10 @@ if __name__ == "__main__":
 def test_large_distributed_checkpoints_are_streamed(tmp_path):
     """A tensor split along its columns over ranks is put together within the limit."""
     (tmp_path / "ranks.py").write_text(RANKS)
-    first = tmp_path / "in/step-1-gamma5"
+    first = tmp_path / "in/ema-step1-gamma5"
     first.parent.mkdir()
     subprocess.run([sys.executable, tmp_path / "ranks.py", first], check=True, timeout=120)
-    for name in ("step-1-gamma10", "step-2-gamma5", "step-2-gamma10"):
+    for name in ("ema-step1-gamma10", "ema-step2-gamma5", "ema-step2-gamma10"):
         folder = first.with_name(name)
         folder.mkdir()
         shutil.copy(first / ".metadata", folder)
