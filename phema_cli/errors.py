@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from typing import ClassVar, Self
 
 #: characters of a message; what it quotes may come from files that hold anything.
 _LONGEST = 1000
@@ -34,6 +34,11 @@ class PhemaError(Exception):
         self.remedy = remedy
         self.option = option
         super().__init__(what)
+
+    def at(self, where: object) -> Self:
+        """The same error, in a place of its own if it has one, else in this one."""
+        place = self.where or where
+        return type(self)(self.what, where=place, remedy=self.remedy, option=self.option)
 
     def __str__(self) -> str:
         """One line: ``where: what; remedy``."""

@@ -46,8 +46,7 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
         item = _item(candidate, keyed=key is not None)
         series = [m.series for m in members_of([item], [key] if key else [])]
     except (InputError, UsageError) as error:
-        where = error.where or candidate.path
-        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+        raise error.at(candidate.path) from error
     averages = [s for s in series if s.role == "average"]
     chosen = averages or series or _anything(item)
     if len(chosen) != 1:
@@ -91,13 +90,14 @@ def read_all(
     items: list[Item] = []
     findings: list[Finding] = []
     for candidate in found:
-        if _identity(candidate.path) in seen:
+        identity = _identity(candidate.path)
+        if identity in seen:
             continue
         selected = not config.select or candidate.matches(config.select)
         if candidate.matches(config.exclude) or not selected:
             continue
         try:
-            item = _read(candidate, said, local)
+            item = _read(candidate, said, local, config)
         except SlowPatternError:
             raise
         except LeftOutError as error:
@@ -106,15 +106,14 @@ def read_all(
             findings.append(fault(error, candidate))
         else:
             # Not before: the file's other name may be the one that is selected.
-            seen.add(_identity(candidate.path))
+            seen.add(identity)
             items.append(item)
     return items, findings
 
 
-def _read(candidate: Candidate, said: Config, local: Config) -> Item:
+def _read(candidate: Candidate, said: Config, local: Config, config: Config) -> Item:
     """What one file holds; raises what stands against it."""
     _check_usable(candidate)
-    config = said.over(local)
     row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
     fields: dict[str, Said] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
     if config.pattern:
@@ -174,9 +173,7 @@ def left_out(error: PhemaError, candidate: Candidate) -> Finding:
 
 def fault(error: PhemaError, candidate: Candidate) -> Finding:
     """What stands against a file."""
-    where = error.where or candidate.name
-    made = type(error)(error.what, where=where, remedy=error.remedy, option=error.option)
-    return Finding("error", made)
+    return Finding("error", error.at(candidate.name))
 
 
 def notice(what: str, where: str | None = None) -> Finding:
