@@ -8,6 +8,7 @@ from typing import Any
 
 from phema_cli.errors import InputError
 from phema_cli.snapshots import Finding, Snapshot
+from phema_cli.snapshots.tags import Tag
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import Alternative, Evidence, Series, State, weigh
 from phema_cli.trainers.registry import parse_law
@@ -81,8 +82,8 @@ def _counted(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
     """The alternative with the steps between updates in all: what the tags say of them counts."""
     if other.every is None:
         return other
-    laws = [parse_law(s.tag.law) for s in snapshots if s.tag.law not in {"", "raw"}]
-    told = {law.parameters.get("every", 1.0) for law in laws}
+    laws = {s.tag.law for s in snapshots} - {"", "raw"}
+    told = {parse_law(law).parameters.get("every", 1.0) for law in laws}
     return replace(other, every=round(other.every * told.pop()) if len(told) == 1 else None)
 
 
@@ -190,12 +191,12 @@ class _Told:
         names = ", ".join(self.snapshots[row].name for row in rows)
         return f"these hold the same weights: {names}"
 
-    def _tag(self, series: Series) -> Any:  # noqa: ANN401 - the snapshot's Tag
+    def _tag(self, series: Series) -> Tag:
         return self.snapshots[series.rows[0]].tag
 
     def _label(self, series: Series) -> str:
         """What a series is told to be."""
-        return str(self._tag(series).label)
+        return self._tag(series).label
 
     def _laws(self, other: Alternative) -> str:
         """What an alternative takes the series for."""

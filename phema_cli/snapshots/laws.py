@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.profiles import Law
@@ -17,6 +18,7 @@ from phema_cli.trainers.registry import parse_law
 #: largest difference of cumulative weights up to which two laws are taken for one.
 _ALIKE = 0.01
 _DIGITS = 9
+_Value = TypeVar("_Value")
 
 
 def settle_laws(members: Sequence[Member], config: Config, said: Config) -> None:
@@ -65,6 +67,11 @@ def _is_raw_beside(member: Member) -> bool:
     """Whether it is the raw weights beside an average, of which the user speaks."""
     roles = {s.role for s in member.item.reading.series}
     return member.series.role == "raw" and "average" in roles
+
+
+def _of_gamma(gamma: float, series: Series) -> Law:
+    """The law of a series that is the average of a gamma."""
+    return parse_law(f"{_power(series)}gamma={gamma:.17g}")
 
 
 def _power(series: Series) -> str:
@@ -130,22 +137,22 @@ def _check_alone(member: Member, config: Config) -> None:
 
 
 def _dealt(
-    members: Sequence[Member], laws: Sequence[Law], config: Config, option: str
-) -> Iterator[tuple[Member, Law]]:
-    """The laws for the series that they are meant for.
+    members: Sequence[Member], values: Sequence[_Value], config: Config, option: str
+) -> Iterator[tuple[Member, _Value]]:
+    """An option's values for the series that they are meant for.
 
     Raises:
         UsageError: that is not clear.
     """
     free = [m for m in members if not m.settled]
-    if len(laws) > 1:
-        if len(laws) != len(config.keys):
+    if len(values) > 1:
+        if len(values) != len(config.keys):
             raise UsageError(
-                f"{option} gives {len(laws)} averages, and --key names {len(config.keys)} series",
+                f"{option} gives {len(values)} averages, and --key names {len(config.keys)} series",
                 remedy=f"pass --key with as many names, in the order of {option}",
             )
-        for key, law in zip(config.keys, laws, strict=True):
-            yield from ((m, law) for m in free if key in {m.series.key, m.series.within})
+        for key, value in zip(config.keys, values, strict=True):
+            yield from ((m, value) for m in free if key in {m.series.key, m.series.within})
         return
     unknown = [m for m in free if m.series.role != "raw" and m.series.law is None]
     known = [m for m in free if m.series.role != "raw" and m.series.law is not None]
@@ -164,7 +171,7 @@ def _dealt(
             f"{option} says what one average is, and {found}",
             remedy="pass --key with one of them" if by_key else f"leave {option} out",
         )
-    yield from ((m, laws[0]) for m in meant)
+    yield from ((m, values[0]) for m in meant)
 
 
 def _called(member: Member) -> str:
@@ -180,19 +187,25 @@ def _called(member: Member) -> str:
 def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> None:
     """``--gammas``: by the index in names, by the order of ``--key``, or one for all."""
     counted = [m for m in members if m.series.index is not None and not m.settled]
-    if not counted:
-        laws = [parse_law(f"power:gamma={gamma:.17g}") for gamma in config.gammas]
-        if len(laws) > 1 and len(config.keys) != len(laws):
-            if not config.insists:
-                return
-            raise UsageError(
-                f"--gammas gives {len(laws)} values, and nothing in the names counts them",
-                remedy="pass --pattern with a group index, or --key with as many names",
-            )
-        for member, law in _dealt(members, laws, config, "--gammas"):
-            own = parse_law(f"{_power(member.series)}gamma={law.gamma:.17g}")
-            _give(member, own, origin, config)
+    if counted:
+        _say_counted(counted, config, origin)
         return
+    for gamma in config.gammas:
+        # What can be no gamma is told, also where there is no average.
+        parse_law(f"power:gamma={gamma:.17g}")
+    given = len(config.gammas)
+    if given == 1 or len(config.keys) == given:
+        for member, gamma in _dealt(members, config.gammas, config, "--gammas"):
+            _give(member, _of_gamma(gamma, member.series), origin, config)
+    elif config.insists:
+        raise UsageError(
+            f"--gammas gives {given} values, and nothing in the names counts them",
+            remedy="pass --pattern with a group index, or --key with as many names",
+        )
+
+
+def _say_counted(counted: Sequence[Member], config: Config, origin: Origin) -> None:
+    """``--gammas`` for averages that names count, in that order."""
     first = _first_index(counted, len(config.gammas))
     seen: set[int] = set()
     for member in counted:
@@ -205,8 +218,7 @@ def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> No
             )
             continue
         seen.add(place)
-        text = f"{_power(member.series)}gamma={config.gammas[place]:.17g}"
-        _give(member, parse_law(text), origin, config)
+        _give(member, _of_gamma(config.gammas[place], member.series), origin, config)
     unused = [g for place, g in enumerate(config.gammas) if place not in seen]
     if unused and config.insists and not any(m.error for m in counted):
         raise UsageError(
