@@ -116,7 +116,7 @@ def test_what_cannot_be_averaged(case, tmp_path):
     """Files of a trainer that hold no whole weights are refused with the tool that gathers them."""
     message = case(tmp_path)
     with pytest.raises(PhemaError, match=message):
-        scan([tmp_path], refused.RAW).require()
+        scan([tmp_path], base.RAW).require()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

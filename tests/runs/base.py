@@ -20,6 +20,8 @@ STEPS = 1000
 EVERY = 50
 #: the steps after which checkpoints are written.
 STORED = range(EVERY, STEPS + 1, EVERY)
+#: the same as times.
+TIMES = tuple(float(n) for n in STORED)
 #: what an average that forgets within the run decays by, where a trainer lets its users choose.
 BETA = 0.996
 GAMMA = 7.0
@@ -28,6 +30,8 @@ GAMMA = 7.0
 FROM_AVERAGES = 0.03
 #: the same where 20 raw checkpoints are: what lies between them is unknown.
 FROM_RAW = 0.15
+#: what users say of weights that are no averages.
+RAW = Config(raw=True)
 
 State = OrderedDict[str, torch.Tensor]
 

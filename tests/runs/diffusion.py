@@ -18,6 +18,7 @@ from tests.runs.base import (
     FROM_RAW,
     STEPS,
     STORED,
+    TIMES,
     Left,
     State,
     adam,
@@ -32,8 +33,6 @@ from tests.runs.base import (
     write_json,
 )
 
-TIMES = tuple(float(n) for n in STORED)
-RAW = Config(raw=True)
 CONSTANT = f"exponential:beta={BETA}"
 
 

@@ -16,8 +16,10 @@ from phema_cli.snapshots import Config
 from tests.runs.base import (
     BETA,
     FROM_RAW,
+    RAW,
     STEPS,
     STORED,
+    TIMES,
     Left,
     adam,
     beside,
@@ -31,8 +33,6 @@ from tests.runs.base import (
     write_json,
 )
 
-TIMES = tuple(float(n) for n in STORED)
-RAW = Config(raw=True)
 LIGHTNING = {"pytorch-lightning_version": "2.1.0", "lr_schedulers": [], "callbacks": {}}
 
 

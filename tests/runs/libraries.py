@@ -22,8 +22,10 @@ from tests.runs.base import (
     BETA,
     EVERY,
     FROM_RAW,
+    RAW,
     STEPS,
     STORED,
+    TIMES,
     Left,
     Net,
     adam,
@@ -34,8 +36,6 @@ from tests.runs.base import (
     save,
 )
 
-TIMES = tuple(float(n) for n in STORED)
-RAW = Config(raw=True)
 WIDTHS = (0.05, 0.1)
 CONSTANT = f"exponential:beta={BETA},start=1"
 

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import torch
 
-from phema_cli.snapshots import Config
 from tests.runs.base import STORED, adam, raw, save
 
-RAW = Config(raw=True)
 #: functions that write such files into an empty directory, and whose they are.
 CASES: list[tuple[str, Callable[[Path], str]]] = []
 
