@@ -382,13 +382,7 @@ class Solving:
         if measured is None:
             measured = self.measure(found)
             measured.tags.require()
-        return solve_snapshots(
-            found.snapshots,
-            targets,
-            method=self.method,
-            sample=not self.no_sample,
-            measured=measured,
-        )
+        return solve_snapshots(found.snapshots, targets, measured, method=self.method)
 
 
 #: the parameter that typer gives its context by.

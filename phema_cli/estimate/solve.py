@@ -100,32 +100,23 @@ def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
 def solve_snapshots(
     snapshots: Sequence[Snapshot],
     targets: Sequence[Profile],
+    measured: Measured,
     *,
     method: str = DEFAULT_METHOD,
-    sample: bool = True,
-    copy: Sequence[str] = (),
-    allow_nonfinite: bool = False,
-    measured: Measured | None = None,
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
     Args:
         snapshots: oldest first.
         targets: what to build.
+        measured: what :func:`measure` found; ``Measured()`` to do without.
         method: one of ``phema_cli.solver.METHODS``.
-        sample: whether a sample of the tensors is read, to learn how they move and round.
-        copy: globs of tensor names that are not averaged.
-        allow_nonfinite: whether values that are not finite are left out of the sample.
-        measured: what :func:`measure` found before, so that it need not be looked for.
 
-    Errors as :func:`phema_cli.solver.solve` and :func:`phema_cli.estimate.sample.sample`.
+    Errors as :func:`phema_cli.solver.solve`.
     """
-    if sample and measured is None:
-        measured = measure(snapshots, copy=copy, allow_nonfinite=allow_nonfinite)
-    movement = None if measured is None else measured.movement
     profiles = [s.tag.profile for s in snapshots]
     noise = stored_noise(snapshots)
-    return solve(profiles, targets, method=method, movement=movement, storage_noise=noise)
+    return solve(profiles, targets, method=method, movement=measured.movement, storage_noise=noise)
 
 
 @dataclass(frozen=True, slots=True)

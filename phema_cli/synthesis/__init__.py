@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, UsageError
-from phema_cli.estimate.evidence import TagCheck
 from phema_cli.estimate.solve import (
     Measured,
     make_targets,
@@ -124,18 +123,9 @@ def plan(
     if targets and not kept:
         return None, paths
     todo = [targets[k] for k in kept]
-    if measured is None and request.sample:
-        measured = measure(
-            snapshots,
-            copy=found.copy,
-            allow_nonfinite=request.allow_nonfinite,
-            trust_tags=found.trust_tags,
-        )
-    if measured is not None:
-        measured.tags.require()
-    solution = solve_snapshots(
-        snapshots, todo, method=request.method, sample=request.sample, measured=measured
-    )
+    if measured is None:
+        measured = measured_for(found, request)
+    solution = solve_snapshots(snapshots, todo, measured, method=request.method)
     if request.max_error is not None:
         _check_error(solution, todo, request.max_error)
     recipe = make_recipe(
@@ -154,9 +144,27 @@ def plan(
         jobs=request.jobs,
         device=request.device,
         allow_nonfinite=request.allow_nonfinite,
-        tags=TagCheck() if measured is None else measured.tags,
+        tags=measured.tags,
     )
     return prepared(recipe) if request.digest else recipe, paths
+
+
+def measured_for(found: Scan, request: Request) -> Measured:
+    """What a sample of the snapshots shows, where the request has one.
+
+    Raises:
+        PhemaError: the sample can't be read, or the snapshots contradict their tags.
+    """
+    if not request.sample:
+        return Measured()
+    measured = measure(
+        found.snapshots,
+        copy=found.copy,
+        allow_nonfinite=request.allow_nonfinite,
+        trust_tags=found.trust_tags,
+    )
+    measured.tags.require()
+    return measured
 
 
 def _shard_limit(

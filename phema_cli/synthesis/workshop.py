@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.estimate.solve import (
-    Measured,
-    make_targets,
-    measure,
-    solve_snapshots,
-    target_step,
-)
+from phema_cli.estimate.solve import make_targets, solve_snapshots, target_step
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import spread_out
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, measured_for, plan
 from phema_cli.synthesis.evaluating import Evaluator
 from phema_cli.synthesis.layout import output_format
 from phema_cli.synthesis.provenance import source_entry
@@ -103,18 +97,8 @@ class Workshop:
         self.found = found
         self.snapshots = found.require()
         self.step = target_step(self.snapshots, asked.request.step)
-        self._measured = (
-            measure(
-                self.snapshots,
-                copy=found.copy,
-                allow_nonfinite=asked.request.allow_nonfinite,
-                trust_tags=found.trust_tags,
-            )
-            if asked.request.sample
-            else Measured()
-        )
+        self._measured = measured_for(found, asked.request)
         self.tags = self._measured.tags
-        self.tags.require()
 
     def targets(self, request: Request, *, refined: bool = False) -> list[Target]:
         """The targets of a request, or the default grid where it has none."""
@@ -152,9 +136,8 @@ class Workshop:
         solution = solve_snapshots(
             self.snapshots,
             make_targets(self.snapshots, sigma_rels=candidates, step=self.step),
+            self._measured,
             method=self.asked.request.method,
-            sample=self.asked.request.sample,
-            measured=self._measured,
         )
         runs: list[list[float]] = [[]]
         for sigma_rel, figures in zip(candidates, solution.figures, strict=True):

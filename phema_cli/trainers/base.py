@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -271,10 +271,6 @@ class Trainer(Protocol):
             InputError: the trainer's own, and not to be averaged: what it is, and the remedy.
         """
         ...
-
-
-#: one trainer's ``read``.
-Read = Callable[[StoredFile], Reading | None]
 
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
