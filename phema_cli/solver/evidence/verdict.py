@@ -126,7 +126,7 @@ class Evidence:
     """Whether the sample of the snapshots bears their tags out.
 
     Attributes:
-        state: see design: ``confirmed`` and ``plausible`` were tested with nothing against them,
+        state: ``confirmed`` and ``plausible`` were tested with nothing against them,
             ``unchecked`` could not be, ``doubtful`` is a notice and ``contradicted`` an error.
         series: the snapshots as they were grouped.
         times: distinct times that were looked at.
