@@ -1,55 +1,98 @@
 """The fixed list of cases of the evidence benchmark, written down before the first run of them.
 
-None of the runs set a threshold: the limits come from another study, of other seeds, sizes and
-batches (``phema_cli/solver/evidence/verdict.py``), and from the runs of ``LIMIT_RUNS``.
+None of the runs of ``plain`` and ``wide`` set a threshold: the limits come from another study, of
+other seeds, sizes and batches (``phema_cli/solver/evidence/limits.py``), and from the runs of
+``limits``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.training import Run
 
-STEPS, TIMES, ELEMENTS = 3072, 64, 3000
+TIMES, ELEMENTS = 64, 3000
 COUNTS = (4, 8, 16)
 STORED = ("fp32", "fp16", "bf16")
+_SHORT, _LONG, _LONGEST = 3072, 10240, 102_400
 
-#: runs and their seeds.
-RUNS = (
-    (Run("mlp", "adam", "constant"), 121),
-    (Run("mlp", "adamw", "cosine", batch=256), 122),
-    (Run("mlp", "sgd", "wsd", batch=16), 103),
-    (Run("mlp", "adamw", "rsqrt", batch=8), 104),
-    (Run("flow", "adamw", "constant", batch=16), 105),
-    (Run("flow", "adam", "wsd", batch=32), 106),
-    (Run("flow", "sgd", "rsqrt", batch=32), 107),
-    (Run("transformer", "adam", "rsqrt", batch=32), 108),
-    (Run("transformer", "adamw", "cosine", batch=16), 109),
-    (Run("transformer", "sgd", "cosine", batch=32), 110),
-    (Run("transformer", "adamw", "wsd", "autocast", batch=16), 111),
+#: ``plain``: small models, as in the study; ``wide``: larger and longer; ``odd``: restarts, thawing
+#: layers, spikes and the like; ``limits``: those that set how limits rise where elements move in
+#: few ways, most of a kind that was thought likely to raise false alarms.
+Group = Literal["plain", "wide", "odd", "limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A training run whose snapshots are tested.
+
+    Attributes:
+        group: what it is for.
+        run: what is trained.
+        seed: of the model and its data.
+        steps: its length.
+        wrong: whether wrong tags are tried on it.
+    """
+
+    group: Group
+    run: Run
+    seed: int
+    steps: int = _SHORT
+    wrong: bool = False
+
+
+TRIALS = (
+    Trial("plain", Run("mlp", "adam", "constant"), 131),
+    Trial("plain", Run("mlp", "adamw", "cosine", batch=256), 132, wrong=True),
+    Trial("plain", Run("mlp", "sgd", "wsd", batch=16), 133, wrong=True),
+    Trial("plain", Run("mlp", "adamw", "rsqrt", batch=8), 134),
+    Trial("plain", Run("flow", "adamw", "constant", batch=16), 135, wrong=True),
+    Trial("plain", Run("flow", "adam", "wsd", batch=32), 136),
+    Trial("plain", Run("flow", "sgd", "rsqrt", batch=32), 137),
+    Trial("plain", Run("transformer", "adam", "rsqrt", batch=32), 138),
+    Trial("plain", Run("transformer", "adamw", "cosine", batch=16), 139),
+    Trial("plain", Run("transformer", "sgd", "cosine", batch=32), 140, wrong=True),
+    Trial("plain", Run("transformer", "adamw", "wsd", "autocast", batch=16), 141),
+    Trial("wide", Run("transformer", "adamw", "cosine", batch=8, large=True), 201, _LONG, True),
+    Trial("wide", Run("flow", "adam", "constant", batch=4, large=True), 202, _LONG, True),
+    Trial("wide", Run("mlp", "adamw", "wsd", large=True), 203, _LONG),
+    Trial("wide", Run("mlp", "adam", "rsqrt"), 204, _LONGEST, wrong=True),
+    Trial("wide", Run("transformer", "adamw", "wsd", batch=8), 205, 2 * _LONG),
+    *(
+        Trial("odd", run, seed)
+        for run, seed in (
+            (Run("mlp", "adamw", "cosine", odd="restarts"), 301),
+            (Run("transformer", "adam", "constant", batch=16, odd="drop"), 302),
+            (Run("flow", "adamw", "cosine", batch=16, odd="thaw"), 303),
+            (Run("mlp", "sgd", "constant", odd="spikes"), 304),
+            (Run("transformer", "adamw", "constant", batch=16, odd="data"), 305),
+            (Run("flow", "adam", "cosine", batch=16, odd="restarts"), 306),
+        )
+    ),
+    *(
+        Trial("limits", run, seed, 2048)
+        for run, seed in (
+            (Run("mlp", "adam", "wsd"), 501),
+            (Run("flow", "adamw", "cosine"), 502),
+            (Run("transformer", "sgd", "rsqrt", batch=16), 503),
+            (Run("transformer", "sgd", "constant", batch=16), 601),
+            (Run("transformer", "sgd", "wsd", batch=8), 602),
+            (Run("transformer", "sgd", "cosine", batch=32), 603),
+            (Run("transformer", "sgd", "rsqrt", batch=64), 604),
+            (Run("mlp", "sgd", "rsqrt", batch=4), 605),
+            (Run("transformer", "adam", "constant", batch=8), 607),
+            (Run("mlp", "adamw", "wsd", batch=4), 608),
+            (Run("transformer", "sgd", "rsqrt", batch=16), 609),
+            (Run("flow", "adam", "constant", batch=4), 610),
+        )
+    ),
 )
-#: runs of 2,048 steps, with their seeds, that set how the limits of L rise where elements move in
-#: few ways; most of them of a kind that was thought likely to raise false alarms.
-LIMIT_RUNS = (
-    (Run("mlp", "adam", "wsd"), 501),
-    (Run("flow", "adamw", "cosine"), 502),
-    (Run("transformer", "sgd", "rsqrt", batch=16), 503),
-    (Run("transformer", "sgd", "constant", batch=16), 601),
-    (Run("transformer", "sgd", "wsd", batch=8), 602),
-    (Run("transformer", "sgd", "cosine", batch=32), 603),
-    (Run("transformer", "sgd", "rsqrt", batch=64), 604),
-    (Run("mlp", "sgd", "rsqrt", batch=4), 605),
-    (Run("flow", "sgd", "constant", batch=4), 606),
-    (Run("transformer", "adam", "constant", batch=8), 607),
-    (Run("mlp", "adamw", "wsd", batch=4), 608),
-    (Run("transformer", "sgd", "rsqrt", batch=16), 609),
-    (Run("flow", "adam", "constant", batch=4), 610),
-)
-#: which of ``RUNS`` wrong tags are tried on.
-WRONG_ON = (1, 2, 4, 9)
 
 # An average by name: g5 is gamma 5, c20 a constant decay of rate 20/T, b0.9999 one of that beta, w
-# the warm-up min(0.9999, (1 + n)/(10 + n)), u5 gamma 5 updated every 10th step only.
+# the warm-up min(0.9999, (1 + n)/(10 + n)), u5 gamma 5 updated every 10th step only, k20 a constant
+# decay that copies the weights in the first quarter of the run, r5 gamma 5 that begins anew with
+# the weights after a quarter.
 EDM2 = "g6.937196 g16.972163"
 RIGHT = (
     "g5 g10",
@@ -65,6 +108,33 @@ RIGHT = (
     "w raw",
     "g5 g10 raw",
     "g5 c20",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Right tags of snapshots that are not stored evenly and at the same times.
+
+    Attributes:
+        name: what is special.
+        averages: names of what is stored.
+        first: numbers of the times, of ``TIMES``, of the first series.
+        others: of all others.
+    """
+
+    name: str
+    averages: str
+    first: range
+    others: range
+
+
+LAYOUTS = (
+    *(Layout("all 64 times", names, range(64), range(64)) for names in RIGHT),
+    *(Layout("in turns", names, range(1, 64, 4), range(3, 64, 4)) for names in RIGHT),
+    *(Layout("others one in four", names, range(1, 64, 2), range(7, 64, 8)) for names in RIGHT),
+    *(Layout("others from half-way on", n, range(3, 64, 4), range(35, 64, 4)) for n in RIGHT),
+    Layout("averages from a quarter on", "k20 k40", range(17, 64, 3), range(17, 64, 3)),
+    Layout("averages from a quarter on", "k20 raw", range(17, 64, 3), range(17, 64, 3)),
 )
 
 
@@ -128,6 +198,16 @@ WRONG = (
     Wrong("one file of another run", "g5 g10", "g5 g10", mix="one of another run"),
     Wrong("10 frozen at its start", "g5 g10", "g5 g10", mix="second frozen"),
 )
+#: mistakes that the study did not have; on the runs of ``wide`` beside the others.
+WRONG_WIDE = (
+    Wrong("three files of another run", "g5 g10", "g5 g10", mix="three of another run"),
+    Wrong("the steps of two files exchanged", "g5 g10", "g5 g10", mix="two exchanged"),
+    Wrong("5 one file late", "g5 g10", "g5 g10", mix="first one late"),
+    Wrong("both one file late", "g5 g10", "g5 g10", mix="all one late"),
+    Wrong("begun anew after a quarter", "r5 r10", "g5 g10"),
+    Wrong("begun after a quarter, told from the start", "k20 k40", "c20 c40"),
+    Wrong("begun after a quarter, told from the start, raw", "k20 raw", "c20 raw"),
+)
 #: what a single average can't show.
 ALONE = (
     Wrong("5 told as 10, alone", "g5", "g10"),
@@ -136,6 +216,7 @@ ALONE = (
 )
 #: times and types at which wrong tags are tried.
 WRONG_AT = ((4, "fp32"), (8, "fp32"), (8, "bf16"), (16, "fp32"), (16, "bf16"))
+WRONG_WIDE_AT = ((8, "fp16"), (16, "fp16"), (16, "fp32"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +224,11 @@ class Case:
     """One set of snapshots under some tags.
 
     Attributes:
+        group: what the training run was for.
         run: the training run.
+        seed: its seed.
         name: of the mistake, or the averages stored where the tags are right.
+        layout: what is special about the times; empty where nothing is.
         right: whether the tags are.
         count: times.
         stored: the storage type.
@@ -158,11 +242,18 @@ class Case:
             distance from what right tags of the right files of that type make, over the distance
             by which averaging moves the last weights. Of right tags, its distance from the truth.
         mended: the same with the first alternative's tags, at 16 times; NaN without one.
+        foreign: how many files are said not to belong.
+        blameless: how many of these do.
+        proposed: where the tags were left out, the largest relative error of the scales proposed,
+            infinite for another kind of average; NaN where nothing was proposed.
         seconds: of the processor that the test took.
     """
 
+    group: str
     run: str
+    seed: int
     name: str
+    layout: str
     right: bool
     count: int
     stored: str
@@ -174,4 +265,7 @@ class Case:
     harm: float
     damage: float
     mended: float
+    foreign: int
+    blameless: int
+    proposed: float
     seconds: float

@@ -1,7 +1,7 @@
 """Real training runs for the fidelity benchmark, with every average tracked in float64.
 
 Small models, so that hundreds of snapshots fit in memory, but the real thing: gradients, optimizers
-and schedules of torch on data generated on the fly.
+and schedules of torch on data generated on the fly. Large ones have a million parameters.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ MOST_SNAPSHOTS = 256
 #: the pairs of gammas that are stored: phema's own and EDM2's sigma_rel 0.05 and 0.10.
 PAIRS = ((5.0, 10.0), (6.937196, 16.972163))
 _BATCH = 64
+#: when a rate drops, the steps from one spike of the loss to the next, and its size.
+_DROP, _SPIKES, _SPIKE = 0.6, 300, 8.0
 #: the decay of the update of a step, counted from 1.
 Decay = Callable[[int], float]
 
@@ -29,7 +32,9 @@ class Run:
     """A training run: which model, optimizer and schedule, and how it computes.
 
     ``weights`` is the type of the live weights; ``autocast`` means float32 ones with bfloat16
-    products.
+    products. ``odd`` is what goes on in it that is not usual: ``drop`` to a tenth of the rate at 60
+    % of the steps, four cosine ``restarts``, ``thaw`` of the first half of the layers half-way,
+    ``spikes`` of the loss now and then, other ``data`` from half-way on.
     """
 
     model: str
@@ -37,13 +42,17 @@ class Run:
     schedule: str
     weights: str = "float32"
     batch: int = _BATCH
+    large: bool = False
+    odd: Literal["", "drop", "restarts", "thaw", "spikes", "data"] = ""
 
     @property
     def name(self) -> str:
         """``mlp adamw cosine``; the type of the weights and the batch only where not the usual."""
+        odd = f" {self.odd}" if self.odd else ""
         kind = "" if self.weights == "float32" else f" {self.weights}"
         size = "" if self.batch == _BATCH else f" batch {self.batch}"
-        return f"{self.model} {self.optimizer} {self.schedule}{kind}{size}"
+        large = "large " if self.large else ""
+        return f"{large}{self.model} {self.optimizer} {self.schedule}{kind}{size}{odd}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +94,9 @@ RUNS = (
 class _Mlp(nn.Module):
     """A velocity field for points in the plane."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, large: bool) -> None:
         super().__init__()
-        width = 64
+        width = 1000 if large else 64
         self.net = nn.Sequential(
             nn.Linear(3, width),
             nn.SiLU(),
@@ -97,11 +106,13 @@ class _Mlp(nn.Module):
             nn.Linear(width, 2),
         )
 
-    def loss(self, batch: int) -> torch.Tensor:
-        """Flow matching from noise to a two-armed spiral."""
+    def loss(self, batch: int, *, other: bool) -> torch.Tensor:
+        """Flow matching from noise to a two-armed spiral, or to another one."""
         turn = torch.rand(batch, 1).sqrt() * 3 * math.pi
         arm = torch.randint(0, 2, (batch, 1)) * 2 - 1
         data = arm * turn * torch.cat([turn.cos(), turn.sin()], 1) / (3 * math.pi)
+        if other:
+            data = data.flip(1) * 0.5
         noise, time = torch.randn(batch, 2), torch.rand(batch, 1)
         velocity = self.net(torch.cat([(1 - time) * noise + time * data, time], 1))
         error: torch.Tensor = velocity - (data - noise)
@@ -111,9 +122,9 @@ class _Mlp(nn.Module):
 class _Flow(nn.Module):
     """A convolutional velocity field for images of blobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, large: bool) -> None:
         super().__init__()
-        width = 24
+        width = 240 if large else 24
         self.enter = nn.Conv2d(2, width, 3, padding=1)
         self.middle = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
@@ -121,12 +132,17 @@ class _Flow(nn.Module):
         )
         self.leave = nn.Conv2d(width, 1, 3, padding=1)
 
-    def loss(self, batch: int) -> torch.Tensor:
-        """Flow matching from noise to one Gaussian blob per image, somewhere in 8 x 8 pixels."""
+    def loss(self, batch: int, *, other: bool) -> torch.Tensor:
+        """Flow matching from noise to one Gaussian blob per image, somewhere in 8 x 8 pixels.
+
+        Other data are blobs that are dark.
+        """
         at = torch.linspace(-1, 1, 8)
         centre = torch.rand(batch, 2) * 1.2 - 0.6
         along = torch.exp(-8 * (at - centre[:, :1]) ** 2), torch.exp(-8 * (at - centre[:, 1:]) ** 2)
         data = (along[0][:, :, None] * along[1][:, None, :])[:, None] * 2 - 0.5
+        if other:
+            data = -data
         noise, time = torch.randn_like(data), torch.rand(batch, 1, 1, 1)
         x = torch.cat([(1 - time) * noise + time * data, time.expand_as(data)], 1)
         x = self.enter(x)
@@ -139,22 +155,27 @@ class _Flow(nn.Module):
 class _Transformer(nn.Module):
     """A causal language model with learned positions and tied embeddings."""
 
-    vocabulary, length, width = 32, 24, 32
+    vocabulary, length = 32, 24
 
-    def __init__(self) -> None:
+    def __init__(self, *, large: bool) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(self.vocabulary, self.width)
-        self.positions = nn.Embedding(self.length, self.width)
+        width, inner, heads, layers = (128, 512, 4, 5) if large else (32, 64, 2, 2)
+        self.tokens = nn.Embedding(self.vocabulary, width)
+        self.positions = nn.Embedding(self.length, width)
         layer = nn.TransformerEncoderLayer(
-            self.width, 2, 2 * self.width, dropout=0.0, batch_first=True, norm_first=True
+            width, heads, inner, dropout=0.0, batch_first=True, norm_first=True
         )
-        self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(self.width)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
 
-    def loss(self, batch: int) -> torch.Tensor:
-        """Next-token loss on arithmetic progressions with noise in a tenth of the tokens."""
+    def loss(self, batch: int, *, other: bool) -> torch.Tensor:
+        """Next-token loss on arithmetic progressions with noise in a tenth of the tokens.
+
+        Other data are progressions modulo a smaller number.
+        """
         start, stride = torch.randint(0, self.vocabulary, (2, batch // 2, 1))
-        text = (start + stride * torch.arange(self.length + 1)) % self.vocabulary
+        modulus = self.vocabulary - 9 if other else self.vocabulary
+        text = (start + stride * torch.arange(self.length + 1)) % modulus
         odd = torch.rand(text.shape) < 0.1
         text = torch.where(odd, torch.randint_like(text, self.vocabulary), text)
         mask = nn.Transformer.generate_square_subsequent_mask(self.length)
@@ -179,18 +200,21 @@ def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
 
 
-def _schedule(name: str, steps: int) -> Callable[[int], float]:
+def _schedule(run: Run, steps: int) -> Callable[[int], float]:
     """The learning rate at a step over its peak; a warm-up of 2 % begins every schedule."""
     warm = max(1, steps // 50)
 
     def rate(step: int) -> float:
         after = max(0, step - warm) / (steps - warm)
+        if run.odd == "restarts":
+            after = 4 * after % 1
         shape = {
             "constant": 1.0,
             "cosine": 0.5 * (1 + math.cos(math.pi * after)),
             "wsd": min(1.0, (1 - after) / 0.2),
             "rsqrt": 1 / math.sqrt(max(1.0, step / (steps / 16))),
-        }[name]
+        }[run.schedule]
+        shape *= 0.1 if run.odd == "drop" and step > _DROP * steps else 1.0
         return min(1.0, (step + 1) / warm) * shape
 
     return rate
@@ -219,9 +243,11 @@ def train(
     """
     torch.manual_seed(seed)
     mixed = run.weights == "autocast"
-    model = _MODELS[run.model]().to(torch.float32 if mixed else getattr(torch, run.weights))
+    model = _MODELS[run.model](large=run.large).to(
+        torch.float32 if mixed else getattr(torch, run.weights)
+    )
     optimizer = _optimizer(run, model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(run.schedule, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(run, steps))
     stored = sorted({g for pair in PAIRS for g in pair})
     tracked = stored + sorted({g for _, g in targets} - set(stored))
     gammas = torch.tensor(tracked, dtype=torch.float64)
@@ -237,7 +263,7 @@ def train(
     raw: list[NDArray[np.float64]] = []
     truth = {}
     for step in range(1, steps + 1):
-        _update(run, model, optimizer, schedule)
+        _update(run, model, optimizer, schedule, late=step > steps / 2, step=step)
         now = _weights(model)[::stride]
         beta = (1 - 1 / step) ** (gammas + 1)
         averages.lerp_(now.expand_as(averages), (1 - beta)[:, None])
@@ -272,11 +298,20 @@ def _update(
     model: _Mlp | _Flow | _Transformer,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    *,
+    step: int,
+    late: bool,
 ) -> None:
     """One step of training."""
     with torch.autocast("cpu", torch.bfloat16, enabled=run.weights == "autocast"):
-        loss = model.loss(run.batch)
+        loss = model.loss(run.batch, other=run.odd == "data" and late)
+    if run.odd == "spikes" and step % _SPIKES == 0:
+        loss = loss * _SPIKE
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+    if run.odd == "thaw" and not late:
+        parameters = list(model.parameters())
+        for parameter in parameters[: len(parameters) // 2]:
+            parameter.grad = None
     optimizer.step()
     schedule.step()

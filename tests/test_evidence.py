@@ -20,18 +20,18 @@ from phema_cli.solver import Sample
 from phema_cli.solver.evidence import (
     Law,
     alternatives,
+    limits,
     limits_of,
     propose,
     search,
     series_of,
-    verdict,
     weigh,
 )
+from phema_cli.solver.evidence.choosing import chosen_of, parts_of, thinned
 from phema_cli.solver.evidence.growth import GrowthProfile, Warmup
-from phema_cli.solver.evidence.laws import RATIO, Hypothesis, told
-from phema_cli.solver.evidence.reduction import reduce, thinned
+from phema_cli.solver.evidence.laws import RATIO, Hypothesis, as_told
+from phema_cli.solver.evidence.reduction import reduce
 from phema_cli.solver.evidence.scoring import rank, score
-from phema_cli.solver.evidence.verdict import chosen_of
 from phema_cli.trainers.registry import parse_law
 from tests.simulated import STEPS, glide, rounded, snapshots, tags, times_of
 
@@ -183,18 +183,50 @@ def test_few_raw_files_beside_many_averages_raise_no_alarm(run, count):
     assert found.state in ("confirmed", "plausible")
 
 
-@pytest.mark.parametrize("rows", [(9,), (9, 25), (3, 12)])
+@pytest.mark.parametrize("rows", [(9,), (9, 25), (3, 12), (2, 9, 20)])
 def test_files_of_another_run_are_named(run, rows):
-    """A foreign snapshot or two contradict the tags, and are named instead of other laws."""
+    """Foreign snapshots contradict the tags, and are named instead of other laws."""
     sample = snapshots(run, ("5", "10"), 16)
     other = snapshots(glide(seed=1), ("5", "10"), 16)
     sample.values[list(rows)] = other.values[list(rows)]
     found = weigh(tags(("5", "10"), 16), sample)
     assert found.state == "contradicted"
     assert found.suspects[0][0] in rows
-    if len({row % 16 for row in rows}) == 1:
-        assert set(found.foreign) == set(rows)
-        assert not found.alternatives
+    assert found.foreign == rows
+    assert not found.alternatives
+
+
+def test_no_right_file_is_blamed_for_many_foreign_ones(run):
+    """Where foreign files agree with each other, leaving out right ones would explain as much."""
+    rows = [0, 13, 14, 15, 29]
+    sample = snapshots(run, ("5", "10"), 16)
+    sample.values[rows] = snapshots(glide(seed=1), ("5", "10"), 16).values[rows]
+    found = weigh(tags(("5", "10"), 16), sample)
+    assert found.state == "contradicted"
+    assert not found.foreign
+
+
+@pytest.mark.parametrize(("names", "rows"), [(("5", "10"), (7, 68, 102)), (("5",), (40, 54))])
+def test_files_that_the_search_does_not_look_at_are_named(run, names, rows):
+    """Of 64 times 16 are searched through; a foreign file among the others is named too."""
+    sample, profiles = snapshots(run, names, 64), tags(names, 64)
+    seen = {row for s in chosen_of(series_of(profiles)) for row in s.rows}
+    assert seen.isdisjoint(rows)
+    assert not weigh(profiles, sample).foreign
+    sample.values[list(rows)] = snapshots(glide(seed=1), names, 64).values[list(rows)]
+    found = weigh(profiles, sample)
+    assert found.state == "contradicted"
+    assert found.foreign == rows
+
+
+def test_every_snapshot_is_in_one_part():
+    """Few times in each, of all series, whatever their number."""
+    for count in (1, 2, 5, 20):
+        profiles = [PowerProfile(g, float(t)) for g in range(count) for t in range(1, 101)]
+        parts = parts_of(series_of(profiles))
+        rows = [row for part in parts for s in part for row in s.rows]
+        assert sorted(rows) == list(range(100 * count))
+        assert all(4 <= len({t for s in part for t in s.times}) <= 16 for part in parts)
 
 
 def test_few_files_are_not_left_out_to_the_last(run):
@@ -492,7 +524,7 @@ def test_few_ways_of_moving_raise_the_limits(run, monkeypatch):
     """What is an alarm if many elements move on their own is none if all move in four ways."""
     profiles, sample = tags(("5.6", "11.1"), 16), snapshots(run, ("5", "10"), 16, "bfloat16")
     assert weigh(profiles, sample).state == "contradicted"
-    monkeypatch.setattr(verdict, "rank", lambda *_: 4.0)
+    monkeypatch.setattr(limits, "rank", lambda *_: 4.0)
     assert weigh(profiles, sample).state == "doubtful"
 
 
@@ -505,7 +537,7 @@ def test_few_ways_of_moving_are_counted(run):
     ways = []
     for values in (exact, mixed):
         reduced = reduce(rounded(values), range(32))
-        found = score(told(series), series, reduced)
+        found = score(as_told(series), series, reduced)
         ways.append(rank(found, series, reduced))
     assert ways[0] > 16
     assert 1.5 < ways[1] < 6

@@ -213,6 +213,6 @@ class Hypothesis:
         return found
 
 
-def told(series: Sequence[Series]) -> Hypothesis:
+def as_told(series: Sequence[Series]) -> Hypothesis:
     """That the tags are right."""
     return Hypothesis(tuple(s.law for s in series))

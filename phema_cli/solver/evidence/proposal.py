@@ -18,10 +18,11 @@ import numpy as np
 
 from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.alternatives import CAPS, PRESETS
+from phema_cli.solver.evidence.choosing import MOST_TIMES, chosen_of
 from phema_cli.solver.evidence.laws import RATIO, Hypothesis, Law, Series, power, series_of
+from phema_cli.solver.evidence.limits import SURE, fits_of
 from phema_cli.solver.evidence.reduction import reduce
 from phema_cli.solver.evidence.search import Search
-from phema_cli.solver.evidence.verdict import MOST_TIMES, SURE, chosen_of, fits_of
 
 #: where searches start: gammas, and retentions over the run of constant decays.
 _GAMMAS = (2.0, *PRESETS[0], *PRESETS[1], 30.0)

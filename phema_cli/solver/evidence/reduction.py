@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from phema_cli.profiles import Array
 from phema_cli.solver.calibration import Sample
+from phema_cli.solver.evidence.laws import Series
 from phema_cli.solver.rounding import Rounding, measured
 
 #: elements that are used at most, and of which so many are held in float64 at a time.
@@ -32,7 +33,7 @@ class Reduced:
     rounding: Rounding
 
 
-def reduce(sample: Sample, rows: Sequence[int]) -> Reduced | None:
+def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> Reduced | None:
     """Reduce some snapshots of a sample, in a given order.
 
     An element that no snapshot changes is not rounded, for its values agree. How far an element
@@ -42,11 +43,12 @@ def reduce(sample: Sample, rows: Sequence[int]) -> Reduced | None:
     Args:
         sample: elements of all snapshots.
         rows: the n snapshots that are meant.
+        most: elements to use.
 
     Returns:
         None where none of them differs, or they differ by more than a square can hold.
     """
-    stride = -(-sample.values.shape[1] // _MOST_ELEMENTS)
+    stride = -(-sample.values.shape[1] // most)
     # Odd, so that rows of matrices, which have even lengths, are not met at the same places.
     stride += 1 - stride % 2
     values, units = sample.values[:, ::stride], sample.units[::stride]
@@ -83,25 +85,14 @@ def _steps(away: Array) -> Array:
     return (away - np.roll(away, -1, axis=0)) ** 2
 
 
-def thinned(times: Sequence[float], most: int) -> list[float]:
-    """At most so many of the times: the newest, and others with odd gaps between their indices.
-
-    With even gaps every other snapshot would never be looked at, and mistakes that alternate not be
-    seen.
-
-    Args:
-        times: ascending.
-        most: how many to keep.
-    """
-    last = len(times) - 1
-    if last < most:
-        return list(times)
-    chosen, at = [last], last
-    for k in range(1, most):
-        ideal = last * (1 - k / (most - 1))
-        # The nearest index below with an odd gap to the one before.
-        at -= max(1, 2 * round((at - ideal - 1) / 2) + 1)
-        if at < 0:
-            break
-        chosen.append(at)
-    return [times[i] for i in reversed(chosen)]
+def without(
+    series: Sequence[Series], reduced: Reduced, left_out: Sequence[int]
+) -> tuple[list[Series], Reduced]:
+    """Snapshots and their sample without some of them, by number; no series is left empty."""
+    kept = [i for i in range(len(reduced.root)) if i not in left_out]
+    others, first = [], 0
+    for s in series:
+        size = len(s.rows)
+        others.append(s.at([i - first for i in kept if first <= i < first + size]))
+        first += size
+    return [s for s in others if s.rows], replace(reduced, root=reduced.root[kept])

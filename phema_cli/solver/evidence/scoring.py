@@ -13,7 +13,7 @@ from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_re
 from phema_cli.solver.calibration import neighbouring
 from phema_cli.solver.diagnostics import averaging_distance
 from phema_cli.solver.estimate import estimate, leave_one_out, whitened
-from phema_cli.solver.evidence.laws import Hypothesis, Series
+from phema_cli.solver.evidence.laws import Hypothesis, Series, as_told
 from phema_cli.solver.evidence.reduction import Reduced
 from phema_cli.solver.fitting import Observed, fit
 from phema_cli.solver.movement import Movement
@@ -103,12 +103,9 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     system = _system(hypothesis, series, profiles, [])
     try:
         movement = fit(system, observed)
-        rows, noise = _covariance(system, movement)
-        held = leave_one_out(rows, noise)
+        left, foretold = _held_back(system, movement, reduced)
     except np.linalg.LinAlgError:
         return None
-    left = ((held @ reduced.root) ** 2).mean(axis=1)
-    foretold = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = left / foretold
         value = float(np.mean(np.log(foretold) + ratios))
@@ -116,6 +113,37 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
         return None
     jitter = float(movement.jitter.max()) / (system.gap * system.unit)
     return Score(hypothesis, value, jitter, ratios, movement)
+
+
+def foretold_by(movement: Movement, series: Sequence[Series], reduced: Reduced) -> Array | None:
+    """How well snapshots are foretold by a movement that others of their run have shown.
+
+    Args:
+        movement: how the weights moved.
+        series: the n snapshots.
+        reduced: their sample, in the order of the series.
+
+    Returns:
+        (n,) ``l_i/v_i``, each held back from these; None where they have no solution in float64.
+    """
+    hypothesis = as_told(series)
+    system = _system(hypothesis, series, hypothesis.profiles(series), [])
+    try:
+        left, foretold = _held_back(system, movement, reduced)
+    except np.linalg.LinAlgError:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: Array = np.where(left > 0, left / foretold, 0.0)
+    return ratios
+
+
+def _held_back(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
+    """(n,) observed and foretold mean-square errors of each snapshot, estimated from the others."""
+    rows, noise = _covariance(system, movement)
+    held = leave_one_out(rows, noise)
+    left = ((held @ reduced.root) ** 2).mean(axis=1)
+    foretold = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
+    return left, foretold
 
 
 def _system(

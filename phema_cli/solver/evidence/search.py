@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import product
 
 from phema_cli.solver.evidence.alternatives import PRESETS, Span, mistakes, near, shifted
-from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, power, told
-from phema_cli.solver.evidence.reduction import Reduced
+from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, as_told, power
+from phema_cli.solver.evidence.reduction import Reduced, without
 from phema_cli.solver.evidence.scoring import Answers, Score, answers, possible, score
 
 #: P up to which answers count as the same, and a tag_error up to which tags are confirmed.
@@ -48,7 +48,7 @@ class Search:
         self.fixed = fixed
         self.span = Span(min(s.times[0] for s in series), max(s.times[-1] for s in series))
         self._tried: dict[Hypothesis, Score | None] = {}
-        self._told = told(series)
+        self._told = as_told(series)
         self.told = self._tried[self._told] = score(self._told, series, reduced)
 
     @property
@@ -95,15 +95,10 @@ class Search:
 
     def without(self, left_out: Sequence[int]) -> Search | None:
         """The same search without some of the n snapshots; None if a series would be left empty."""
-        kept = [i for i in range(self.size) if i not in left_out]
-        series, first = [], 0
-        for s in self.series:
-            size = len(s.rows)
-            series.append(s.at([i - first for i in kept if first <= i < first + size]))
-            first += size
-        if not all(s.rows for s in series):
+        series, reduced = without(self.series, self.reduced, left_out)
+        if len(series) < len(self.series):
             return None
-        return Search(series, replace(self.reduced, root=self.reduced.root[kept]), self.fixed)
+        return Search(series, reduced, self.fixed)
 
     def _keeps(self, hypothesis: Hypothesis) -> bool:
         """Whether a hypothesis leaves known laws as they are."""

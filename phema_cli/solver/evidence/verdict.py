@@ -9,89 +9,41 @@ docs/evidence.md.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
-
 from phema_cli.profiles import Profile
 from phema_cli.solver.calibration import Sample
+from phema_cli.solver.evidence.choosing import chosen_of
 from phema_cli.solver.evidence.findings import Findings, look
+from phema_cli.solver.evidence.foreign import blamed, strays
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, series_of
-from phema_cli.solver.evidence.reduction import reduce, thinned
-from phema_cli.solver.evidence.scoring import Answers, Score, answers, rank
+from phema_cli.solver.evidence.limits import (
+    HARM,
+    LEAST_TIMES,
+    LIMITS,
+    SURE,
+    fits_of,
+    gain_limits,
+    limits_of,
+    second,
+)
+from phema_cli.solver.evidence.reduction import reduce
+from phema_cli.solver.evidence.scoring import Answers, Score, answers
 from phema_cli.solver.evidence.search import LOOSE, Search
+from phema_cli.solver.movement import Movement
 
 State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted"]
 
-#: distinct times that the test looks at, and that it needs.
-MOST_TIMES, LEAST_TIMES = 16, 3
-#: series that it looks at.
-_MOST_SERIES = 4
-#: P from which wrong tags matter.
-HARM = 0.05
-#: L above which an alternative explains the snapshots as well as the tags do, and how far below the
-#: best one of another kind is still named.
-_AS_WELL, _NAMED = -2.0, 3.0
-#: L by which an alternative must beat all of other kinds for its numbers to be trusted.
-SURE = 6.0
+#: how far below the best alternative one of another kind may lie in L to be named.
+_NAMED = 3.0
 #: numbers of steps between updates that are in use, and the relative distance of scales from it.
 _EVERY, _WHOLE = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 500, 1000), 0.1
-#: times from which on one or two snapshots are blamed: without them, few others always fit.
-_BLAME = 6
 #: logarithm of the largest ratio that is told.
 _LARGEST = 700.0
-#: how much limits of L rise at most where elements move in few ways.
-_MOST_RISE = 4.0
-#: share of the times that the second largest series must have for the full sharpness of L.
-_EVEN = 0.75
 #: snapshots that are named as fitting worst.
 _SUSPECTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What makes an alarm, and a doubt, at so many times.
-
-    Attributes:
-        times: from how many distinct times on.
-        alarm: L, if P is at least ``HARM``.
-        jitter: J.
-        worst: C.
-        doubt: L, if P is at least ``HARM``.
-        rank: r in how many ways elements have to move for these limits of L: with fewer, the alarm
-            rises by ``(rank/r)^2``, up to four times, and the doubt by its root.
-    """
-
-    times: int
-    alarm: float
-    jitter: float
-    worst: float
-    doubt: float
-    rank: float
-
-
-#: From a study of 44 training runs of 2,048 to 4,096 steps (small MLPs, convolutional flows and
-#: transformers; Adam, AdamW and SGD; constant, cosine, wsd and rsqrt schedules; batches of 4 to
-#: 1,024; float32, float16, bfloat16) and six that restart, thaw or change their data. With right
-#: tags L reached 4.9, 4.5 and 2.4 in ordinary runs of so many times (15.7 and 13.3 in the odd ones
-#: of less than 12), J 0.30, 0.60 and 0.97, C 4.1, 4.3 and 9.5, in 1,862 and 5,292 cases.
-#: The ranks are from 12 further runs, 8 with SGD, 7 with batches of 4 to 16: L was above 6 in
-#: transformers that SGD trained under an rsqrt schedule only: at 16 times 14.8, 14.4, 14.2 and 10.9
-#: where r was 9, 7, 11 and 14, at 8 times 9.9 where it was 10. r is that of the better fit: where
-#: tags are wrong, what they leave unexplained makes it small.
-LIMITS = (
-    Limits(times=3, alarm=18.0, jitter=0.4, worst=12.0, doubt=6.0, rank=0.0),
-    Limits(times=6, alarm=15.0, jitter=0.75, worst=12.0, doubt=4.0, rank=10.0),
-    Limits(times=12, alarm=5.0, jitter=1.2, worst=12.0, doubt=4.0, rank=24.0),
-)
-
-
-def limits_of(times: int) -> Limits:
-    """The limits for a number of distinct times, ``LEAST_TIMES`` or more."""
-    return [limits for limits in LIMITS if limits.times <= times][-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,80 +145,29 @@ def weigh(
     tested = replace(
         unchecked, jitter=told.jitter, worst=told.worst, suspects=tuple(ranked[:_SUSPECTS])
     )
-    if _second(chosen) < LEAST_TIMES:
-        return tested if fits_of(told, times) else replace(tested, state="contradicted")
-    many = times >= _BLAME and not fits_of(told, times)
-    if many and (odd := _foreign(search, told, times)):
-        # A file that does not belong is a simpler explanation than other laws.
-        foreign = tuple(rows[i] for i in odd)
-        return replace(tested, state="contradicted", foreign=foreign)
-    return _compared(tested, search, told)
+    fits = fits_of(told, times)
+    # Files that do not belong are a simpler explanation than other laws.
+    found = None if fits else blamed(search, times)
+    if found is not None:
+        odd, told = found
+        foreign = tuple(sorted(rows[i] for i in odd))
+        outcome = replace(tested, state="contradicted", foreign=foreign)
+    elif second(chosen) >= LEAST_TIMES:
+        outcome = _compared(tested, search, told)
+    else:
+        outcome = tested if fits else replace(tested, state="contradicted")
+    seen_all = len(rows) == len(sample.values)
+    return outcome if seen_all else _with_strays(outcome, sample, told.movement)
 
 
-def _second(series: Sequence[Series]) -> int:
-    """Snapshots of the second largest series: only what is compared can tell laws apart."""
-    return sorted([0, *(len(s.rows) for s in series)])[-2]
-
-
-def _foreign(search: Search, told: Score, times: int) -> tuple[int, ...]:
-    """Which one or two of the n snapshots, or all of one time, are to blame alone, if so."""
-    ends = [t for s in search.series for t in s.times]
-    first, second, *_ = (int(i) for i in np.argsort(-told.ratios))
-    together = tuple(i for i, t in enumerate(ends) if t == ends[first])
-    for odd in dict.fromkeys([(first,), (second,), together, (first, second)]):
-        rest = search.without(odd)
-        if rest is None or rest.told is None or _second(rest.series) < LEAST_TIMES:
-            continue
-        if not fits_of(rest.told, times):
-            continue
-        rest.explore()
-        rival = rest.tried[0] if rest.tried else rest.told
-        if rest.gain(rival) < _limits(rest, rival, times)[1]:
-            return odd
-    return ()
-
-
-def chosen_of(series: Sequence[Series]) -> list[Series]:
-    """The snapshots that are looked at: few times, above all those that several series share.
-
-    With more than ``_MOST_SERIES`` series, the raw weights and the averages of most snapshots.
-    """
-    ranked = sorted(range(len(series)), key=lambda k: (-len(series[k].rows), k))
-    ranked.sort(key=lambda k: series[k].law.kind != "raw")
-    used = [series[k] for k in sorted(ranked[:_MOST_SERIES])]
-    count = Counter(t for s in used for t in s.times)
-    shared = sorted(t for t, k in count.items() if k > 1)
-    kept = thinned(shared, MOST_TIMES)
-    room = MOST_TIMES - len(kept)
-    alone = sorted(t for t, k in count.items() if k == 1)
-    kept += thinned(alone, room) if room else []
-    newest = max(count)
-    if newest not in kept:
-        kept = [*sorted(kept)[1:], newest]
-    chosen = (s.chosen(frozenset(kept)) for s in used)
-    return [s for s in chosen if s.rows]
-
-
-def fits_of(found: Score, times: int) -> bool:
-    """Whether a hypothesis' own J and C are within the limits."""
-    limits = limits_of(times)
-    return found.jitter <= limits.jitter and found.worst <= limits.worst
-
-
-def _limits(search: Search, best: Score, times: int) -> tuple[float, float]:
-    """L from which an alarm is raised, and a doubt.
-
-    Where one series has far more snapshots than the others, alternatives explain what it does by
-    itself, and L is large with right tags too: what counts is the second largest series. So it is
-    where elements move in few ways: the better of both fits says in how many.
-    """
-    second = _second(search.series)
-    limits = limits_of(second)
-    either = [best] if search.told is None else [best, search.told]
-    ways = max(rank(found, search.series, search.reduced) for found in either)
-    rise = min(_MOST_RISE, max(1.0, (limits.rank / ways) ** 2))
-    doubt = limits.doubt if second >= _EVEN * times else limits.alarm
-    return rise * limits.alarm, math.sqrt(rise) * doubt
+def _with_strays(outcome: Evidence, sample: Sample, movement: Movement) -> Evidence:
+    """The outcome with the snapshots that do not belong among those that were not looked at."""
+    if outcome.state == "contradicted" and not outcome.foreign:
+        return outcome
+    foreign = tuple(sorted({*outcome.foreign, *strays(outcome.series, sample, movement)}))
+    if not foreign:
+        return outcome
+    return replace(outcome, state="contradicted", alternatives=(), foreign=foreign)
 
 
 def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
@@ -275,7 +176,7 @@ def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:
     best = search.tried[0] if search.tried else told
     own = answers(told, search.series)
     gain, harm = search.gain(best), search.harm(answers(best, search.series), own)
-    alarm, doubt = _limits(search, best, tested.times)
+    alarm, doubt = gain_limits(search, best, tested.times)
     state: State = "confirmed"
     if not fits_of(told, tested.times) or (gain >= alarm and harm >= HARM):
         state = "contradicted"
@@ -297,10 +198,11 @@ def _loose(outcome: Evidence, search: Search, own: Answers) -> Evidence:
     """
     error, widest = 0.0, None
     worth = search.worth if outcome.times >= LIMITS[-1].times else search.gain
+    least = limits_of(outcome.times).as_well
     for found in search.tried:
-        if search.gain(found) <= _AS_WELL:
+        if search.gain(found) <= least:
             break
-        if not found.hypothesis.offset and worth(found) > _AS_WELL:
+        if not found.hypothesis.offset and worth(found) > least:
             harm = search.harm(answers(found, search.series), own)
             if harm > error:
                 error, widest = harm, found
