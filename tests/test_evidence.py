@@ -225,6 +225,7 @@ def test_every_snapshot_is_in_one_part():
         profiles = [PowerProfile(g, float(t)) for g in range(count) for t in range(1, 101)]
         parts = parts_of(series_of(profiles))
         rows = [row for part in parts for s in part for row in s.rows]
+        assert len(parts) > 1
         assert sorted(rows) == list(range(100 * count))
         assert all(4 <= len({t for s in part for t in s.times}) <= 16 for part in parts)
 

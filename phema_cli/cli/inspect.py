@@ -52,9 +52,7 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    from phema_cli.snapshots import scan
-
-    found = scan(paths, sources.config())
+    found = sources.scan(paths, sampled=not solving.no_sample)
     findings = list(found.findings)
     figures, movement, tags = _solve(found, solving, findings)
     errors = [f for f in findings if f.level == "error"]

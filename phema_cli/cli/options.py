@@ -316,6 +316,25 @@ class Sources:
             typed_files=parsing.typed({"--select": self.select, "--exclude": self.exclude}),
         )
 
+    def scan(self, paths: Sequence[str], *, sampled: bool, **tensors: Sequence[str] | None) -> Scan:
+        """The snapshots; where only their laws are missing, what these look like.
+
+        Args:
+            paths: files and directories.
+            sampled: whether tensors may be looked at.
+            **tensors: those to copy and to drop.
+
+        Errors as ``phema_cli.snapshots.scan`` has them.
+        """
+        from phema_cli.snapshots import scan
+
+        found = scan(paths, self.config(**tensors))
+        if not (sampled and found.untagged):
+            return found
+        from phema_cli.estimate.proposal import with_proposal
+
+        return with_proposal(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:

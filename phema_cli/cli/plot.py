@@ -57,11 +57,10 @@ def plot(
     """
     from phema_cli.cli import pictures, plot_picture, plot_text
     from phema_cli.cli.plotted import solve_plotted
-    from phema_cli.snapshots import scan
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
-    found = scan(paths, sources.config())
+    found = sources.scan(paths, sampled=not solving.no_sample)
     plotted = solve_plotted(found, wanted, solving)
     if len(plotted.panels) > _MOST_TARGETS and not (json and output is None):
         raise UsageError(

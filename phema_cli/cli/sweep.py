@@ -178,7 +178,6 @@ def sweep(
       Three gammas and what lies around the best; larger is better:
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
-    from phema_cli.snapshots import scan
     from phema_cli.solver.search import FURTHER_POINTS
     from phema_cli.synthesis import Request, find_dtype
     from phema_cli.synthesis.evaluating import Evaluator
@@ -215,7 +214,7 @@ def sweep(
         from phema_cli.cli import pictures
 
         pictures.check(plot, overwrite=True)
-    found = scan(paths, sources.config(copy, drop))
+    found = sources.scan(paths, sampled=not solving.no_sample, copy=copy, drop=drop)
     render.findings(found.findings, stderr=True, quiet=quiet)
     with _resumable(output):
         outcome = run(found, asked, _Shown(quiet=quiet))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from phema_cli.cli import listing, options, parsing, render
 
 if TYPE_CHECKING:
-    from phema_cli.snapshots import Config
+    from collections.abc import Callable
+
+    from phema_cli.snapshots import Scan
     from phema_cli.synthesis import Request
     from phema_cli.synthesis.recipe import Recipe
     from phema_cli.synthesis.team import Team
@@ -141,15 +144,13 @@ def synthesize(
         digest=digest,
         skip_existing=skip_existing,
     )
-    config = sources.config(copy, drop)
+    find = partial(sources.scan, paths, sampled=not solving.no_sample, copy=copy, drop=drop)
     with joined() as team:
         if not team.leads:
             _follow(team)
             return
         shown = _Shown(quiet=quiet, figures=not (quiet or json or dry_run))
-        recipe, outputs = _lead(
-            team, paths, config, request, shown, overwrite=overwrite, dry_run=dry_run
-        )
+        recipe, outputs = _lead(team, find, request, shown, overwrite=overwrite, dry_run=dry_run)
     if json:
         render.document("synthesize", _document(recipe, outputs, dry_run=dry_run))
     elif dry_run:
@@ -169,8 +170,7 @@ class _Shown:
 
 def _lead(
     team: Team,
-    paths: list[str],
-    config: Config,
+    find: Callable[[], Scan],
     request: Request,
     shown: _Shown,
     *,
@@ -178,11 +178,10 @@ def _lead(
     dry_run: bool,
 ) -> tuple[Recipe | None, list[Path]]:
     """Plan, tell the other ranks, and do this one's share."""
-    from phema_cli.snapshots import scan
     from phema_cli.synthesis import check_outputs, plan
 
     with team.telling() as told:
-        found = scan(paths, config)
+        found = find()
         recipe, outputs = plan(found, request)
         said = recipe.tags.findings if recipe is not None else ()
         render.findings([*found.findings, *said], stderr=True, quiet=shown.quiet)

@@ -39,10 +39,9 @@ def weights(
     """
     from phema_cli.estimate.solve import target_step
     from phema_cli.profiles import describe
-    from phema_cli.snapshots import scan
     from phema_cli.synthesis.provenance import source_entry
 
-    found = scan(paths, sources.config())
+    found = sources.scan(paths, sampled=not solving.no_sample)
     snapshots = found.require()
     targets = wanted.at(solving.step, snapshots)
     end = target_step(snapshots, solving.step)

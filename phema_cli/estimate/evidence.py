@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import escape
+from shlex import quote
 from typing import Any
 
 from phema_cli.errors import InputError
@@ -15,6 +17,8 @@ from phema_cli.trainers.registry import parse_law
 
 #: ratio from which "so many times better" says no more.
 _MOST_TIMES = 1000
+#: files that are named in one line at most.
+_MOST_NAMES = 8
 _INSIST = "or --trust-tags to insist"
 _OURS = ("command line", "phema.toml", "name")
 
@@ -111,13 +115,7 @@ class _Told:
         if exact.copies:
             return self._copies(self.found.series[exact.copies[0][0]])
         if self.found.foreign:
-            names = " and ".join(self.snapshots[row].name for row in self.found.foreign)
-            return InputError(
-                "does not belong to the others, which bear their tags out: of another run, or of "
-                "another step",
-                where=names,
-                remedy=f"leave it out with --exclude, {_INSIST}",
-            )
+            return self._foreign([self.snapshots[row].name for row in self.found.foreign])
         fitting = [a for a in self.found.alternatives if a.fits]
         if fitting:
             return self._otherwise(fitting)
@@ -127,6 +125,20 @@ class _Told:
             "raw weights among averages, files of two runs, or a run that diverged "
             f"(those that fit worst: {worst})",
             remedy=f"say what they are with --average, --gammas or --raw, {_INSIST}",
+        )
+
+    def _foreign(self, names: Sequence[str]) -> InputError:
+        """The error for snapshots that do not belong."""
+        few = names[:_MOST_NAMES]
+        more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
+        what = "does" if len(names) == 1 else "do"
+        option = " ".join(f"--exclude {quote(escape(name))}" for name in names)
+        return InputError(
+            f"{what} not belong to the others, which bear their tags out: of another run, or of "
+            "another step",
+            where=", ".join(few) + more,
+            remedy=f"leave {'it' if len(names) == 1 else 'them'} out with --exclude, {_INSIST}",
+            option=option if len(names) == len(few) else None,
         )
 
     def _still(self, series: Series) -> InputError:

@@ -58,6 +58,21 @@ class Finding:
     error: PhemaError
 
 
+@dataclass(frozen=True, slots=True)
+class Untagged:
+    """A snapshot of which only one thing is missing: what it is an average of.
+
+    Attributes:
+        snapshot: with the tag of raw weights.
+        index: its place among the averages that names count; None where they don't.
+        error: the finding that says so.
+    """
+
+    snapshot: Snapshot
+    index: int | None
+    error: Finding
+
+
 def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
     """The newest snapshot of the whole model: outputs have its tensors and its types.
 
@@ -82,7 +97,7 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
     yield from _times(snapshots)
     yield from _runs(snapshots)
     if snapshots:
-        yield from _differences(snapshots, copy)
+        yield from differences(snapshots, copy)
         yield from _not_averaged(reference(snapshots), copy)
     labels = {s.tag.label for s in snapshots}
     gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
@@ -184,8 +199,13 @@ def _apart(one: Snapshot, other: Snapshot) -> Finding:
     return Finding("error", error)
 
 
-def _differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
-    """Where what has to be averaged is not in a snapshot as it is in the newest one."""
+def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
+    """Where what has to be averaged is not in a snapshot as it is in the newest one.
+
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are copied.
+    """
     newest = reference(snapshots)
     want = newest.checkpoint.tensors
     for snapshot in snapshots:

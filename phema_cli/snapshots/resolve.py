@@ -51,6 +51,7 @@ class Member:
         origin: where that was read.
         overrules: what the file says instead.
         error: why it can't be a snapshot.
+        untagged: whether that is only that nothing says what it is an average of.
     """
 
     item: Item
@@ -59,6 +60,7 @@ class Member:
     origin: Origin = "content"
     overrules: str | None = None
     error: PhemaError | None = None
+    untagged: bool = False
 
     @property
     def group(self) -> tuple[object, ...]:

@@ -6,12 +6,18 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.locations import locate
 from phema_cli.snapshots.config import Config, read_config
-from phema_cli.snapshots.consistency import Finding, Snapshot, check, strip_prefixes
+from phema_cli.snapshots.consistency import (
+    Finding,
+    Snapshot,
+    Untagged,
+    check,
+    strip_prefixes,
+)
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
 from phema_cli.snapshots.laws import settle_laws
 from phema_cli.snapshots.pattern import compile_pattern
@@ -26,6 +32,7 @@ from phema_cli.snapshots.resolve import (
 from phema_cli.snapshots.tagging import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle
 from phema_cli.snapshots.times import Time, are_counters, settle_times
+from phema_cli.trainers.registry import parse_law
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class Scan:
         drop: globs of tensor names that are left out.
         read: what was found before differences between tensors were settled.
         trust_tags: whether the tags hold whatever the snapshots show.
+        untagged: what would be snapshots if somebody said what they are averages of.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -47,13 +55,21 @@ class Scan:
     drop: tuple[str, ...] = ()
     read: Scan | None = None
     trust_tags: bool = False
+    untagged: tuple[Untagged, ...] = ()
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """What was read, checked, with these tensors copied and left out."""
         read = self.read or self
         snapshots, told = settle(read.snapshots, copy, drop)
         findings = (*read.findings, *told, *check(snapshots, copy))
-        return Scan(tuple(snapshots), findings, tuple(copy), tuple(drop), read, read.trust_tags)
+        return replace(
+            read,
+            snapshots=tuple(snapshots),
+            findings=findings,
+            copy=tuple(copy),
+            drop=tuple(drop),
+            read=read,
+        )
 
     def require(self) -> tuple[Snapshot, ...]:
         """The snapshots, if nothing stands against using them.
@@ -104,6 +120,7 @@ def _no_collection() -> Iterator[None]:
 def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     """Find, read and check the snapshots."""
     snapshots: list[Snapshot] = []
+    untagged: list[Untagged] = []
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
@@ -117,13 +134,14 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
         items, met = read_all(listed, said, local, seen)
         findings += met
         try:
-            found, met = _tagged(items, said, local)
+            found, lacking, met = _tagged(items, said, local)
         except UsageError as error:
             # What the user says may fit a file that can't be read.
             if not any(f.level == "error" for f in met):
                 raise
-            found, met = [], [Finding("error", error)]
+            found, lacking, met = [], [], [Finding("error", error)]
         snapshots += found
+        untagged += lacking
         findings += met
     if unmatched:
         raise UsageError(
@@ -141,14 +159,14 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     ordered, stripped = strip_prefixes(ordered)
     findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
     require_matches(ordered, said.typed)
-    made = Scan(tuple(ordered), tuple(findings), trust_tags=trusted)
+    made = Scan(tuple(ordered), tuple(findings), trust_tags=trusted, untagged=tuple(untagged))
     return made.settled(copy, drop)
 
 
 def _tagged(
     items: Sequence[Item], said: Config, local: Config
-) -> tuple[list[Snapshot], list[Finding]]:
-    """The snapshots in what was read, and what stands against others."""
+) -> tuple[list[Snapshot], list[Untagged], list[Finding]]:
+    """The snapshots in what was read, those that lack a law, and what stands against others."""
     config = said.over(local)
     findings = [notice(note, item.candidate.name) for item in items for note in item.reading.notes]
     members = list(members_of(items, config.keys, insists=bool(said.keys)))
@@ -164,10 +182,11 @@ def _tagged(
     try:
         times = settle_times(items, config)
     except InputError as error:
-        return [], [*findings, Finding("error", error)]
+        return [], [], [*findings, Finding("error", error)]
     counters = are_counters([t for t in times.values() if isinstance(t, Time)])
     places = {id(item): place for place, item in enumerate(items)}
     snapshots: list[Snapshot] = []
+    untagged: list[Untagged] = []
     for member in members:
         time = times[places[id(member.item)]]
         try:
@@ -176,13 +195,27 @@ def _tagged(
             findings.append(left_out(error, member.item.candidate))
         except PhemaError as error:
             findings.append(fault(error, member.item.candidate))
+            if member.untagged:
+                untagged += _untagged(member, time, config, findings[-1])
     kept, doubles = without_doubles(snapshots, members)
     findings += doubles
     if config.update_every is None and not config.averages:
         remedy = "pass --update-every, or the averages are not what they seem"
         told = dict.fromkeys(m.series.spacing for m in members if _is_power(m))
         findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told if what]
-    return kept, findings
+    return kept, untagged, findings
+
+
+def _untagged(
+    member: Member, time: Time | PhemaError, config: Config, error: Finding
+) -> Iterator[Untagged]:
+    """A series that lacks a law as the snapshot that it may become, if nothing else is missing."""
+    as_raw = replace(member, law=parse_law("raw"), error=None)
+    try:
+        snapshot = make_snapshot(as_raw, time, config)
+    except PhemaError:
+        return
+    yield Untagged(snapshot, member.series.index, error)
 
 
 def _is_power(member: Member) -> bool:

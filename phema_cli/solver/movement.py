@@ -34,7 +34,7 @@ class Movement:
         times: (m,) ascending, in steps.
         drift: (m,) q at ``times``, squared parameter units per step; its logarithm is linear in the
             logarithm of time between them and constant outside.
-        blocks: (b,) ascending, the last step of each block of snapshots.
+        blocks: (b,) ascending, the last step of each block of snapshots; the last one has no end.
         roughness: (b,) f of each block, no unit.
         jitter: (b,) in steps.
         rounding: of stored values.
@@ -79,7 +79,7 @@ class Movement:
             that is in no row: it adds to J whatever the weights.
         """
         n = len(system.source_ends)
-        block = np.searchsorted(self.blocks / system.unit * (1 + 1e-12), system.ends)
+        block = np.searchsorted(self.blocks[:-1] / system.unit * (1 + 1e-12), system.ends)
         roughness, jitter = self.roughness[block], self.jitter[block] / system.unit
         if self.measured and len(system.ends) > 1:
             # Training begins unlike it goes on: of the time before the first snapshots nothing is

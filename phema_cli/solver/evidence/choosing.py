@@ -9,10 +9,10 @@ from phema_cli.solver.evidence.laws import Series
 
 #: distinct times that one test looks at.
 MOST_TIMES = 16
-#: series that the search for other tags looks at, and snapshots of a part of them all.
-_MOST_SERIES, _PART = 4, 64
-#: times of a part, at least.
-_LEAST = 4
+#: series that the search for other tags looks at.
+_MOST_SERIES = 4
+#: snapshots of a part of them all, at most, and times, at least.
+_PART, _LEAST = 64, 4
 
 
 def chosen_of(series: Sequence[Series]) -> list[Series]:
@@ -61,16 +61,14 @@ def thinned(times: Sequence[float], most: int) -> list[float]:
 
 
 def parts_of(series: Sequence[Series]) -> list[list[Series]]:
-    """All snapshots in parts of few times each, evenly spread, for what is seen without a search.
+    """All snapshots in two parts or more of few times each, which take turns in time.
 
-    Returns:
-        One part, of all series, if they are few enough.
+    No parts where one would have less than four times.
     """
-    times = sorted({t for s in series for t in s.times})
+    longest = max(len(s.rows) for s in series)
     most = max(_LEAST, min(MOST_TIMES, _PART // len(series)))
-    count = -(-len(times) // most)
-    parts = []
-    for k in range(count):
-        within = (s.chosen(frozenset(times[k::count])) for s in series)
-        parts.append([s for s in within if s.rows])
-    return parts
+    count = max(2, -(-longest // most))
+    if longest < _LEAST * count:
+        return []
+    turns = ([s.at(range(k, len(s.rows), count)) for s in series] for k in range(count))
+    return [[s for s in part if s.rows] for part in turns]

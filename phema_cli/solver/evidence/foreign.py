@@ -1,113 +1,113 @@
-"""Which few snapshots do not belong to the others, where these bear their tags out."""
+"""Which few snapshots do not belong to the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.choosing import parts_of
-from phema_cli.solver.evidence.laws import Series
-from phema_cli.solver.evidence.limits import LEAST_TIMES, fits_of, gain_limits, second
-from phema_cli.solver.evidence.reduction import reduce, without
-from phema_cli.solver.evidence.scoring import Score, foretold_by
-from phema_cli.solver.evidence.search import Search
+from phema_cli.solver.evidence.laws import Series, as_told
+from phema_cli.solver.evidence.reduction import Reduced, reduce, without
+from phema_cli.solver.evidence.scoring import foretold_by, score
 from phema_cli.solver.movement import Movement
 
-#: times from which on snapshots are blamed: without them, few others always fit.
-_LEAST_TIMES = 6
+#: ratio ``l_i/v_i`` from which a snapshot is of another run if the movement is known from others.
+#: With right tags 8 to 64 times of 12 runs gave at most 65, of all but transformers that SGD trains
+#: 5.5. Files of another run gave 280 to 6e9 beside another average or raw weights; the first two
+#: of a single average of 8 or 16 gave 22 to 70, all later ones over 200.
+FAR = 200.0
 #: one in so many snapshots is blamed at most, and at least so many may be: of more foreign ones
 #: some may agree with each other, and leaving out right ones explains as much.
 _SHARE, _FEW = 10, 2
-#: ratio ``l_i/v_i`` from which a snapshot is of another run if the movement is known from others:
-#: with right tags 64 times of 19 runs gave 10.3 at most, files of another run 95 and far more.
-FAR = 100.0
 #: elements that are enough to see a file of another run.
 _ELEMENTS = 1 << 13
 
 
-def blamed(search: Search, times: int) -> tuple[tuple[int, ...], Score] | None:
-    """The few snapshots without which all others fit, under their tags and no others.
+def strays(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
+    """The few snapshots that others do not foretell at all.
 
-    One after the other, or all of one time, whichever leaves the least ratio, is left out.
-
-    Args:
-        search: of n snapshots whose tags do not fit.
-        times: distinct times among them.
-
-    Returns:
-        Their numbers, and the score of the others; None where that explains nothing.
-    """
-    found = _fitting(search, times)
-    if found is None:
-        return None
-    out, others, told = found
-    if second(others.series) >= LEAST_TIMES:
-        others.explore()
-        rival = others.tried[0] if others.tried else told
-        agree = others.gain(rival) < gain_limits(others, rival, times)[1]
-        return (out, told) if agree else None
-    # A series of too few to compare is not left out down to its last.
-    return (out, told) if len(others.series) == 1 else None
-
-
-def _fitting(search: Search, times: int) -> tuple[tuple[int, ...], Search, Score] | None:
-    """The fewest snapshots to leave out so that the others fit, and these; None if many are."""
-    if search.told is None or times < _LEAST_TIMES:
-        return None
-    out: tuple[int, ...] = ()
-    rest, told = search, search.told
-    while not fits_of(told, times):
-        tried = [(out + odd, search.without(out + odd)) for odd in _suspects(search, out, told)]
-        left = [(s.told, o, s) for o, s in tried if s is not None and s.told is not None]
-        if not left:
-            return None
-        told, out, rest = min(left, key=lambda t: (not fits_of(t[0], times), len(t[1]), t[0].worst))
-        if len(out) > max(_FEW, search.size // _SHARE):
-            return None
-    return out, rest, told
-
-
-def _suspects(search: Search, out: Sequence[int], told: Score) -> Iterator[tuple[int, ...]]:
-    """The two snapshots with the largest ratios among the rest, and all of the first one's time."""
-    kept = [i for i in range(search.size) if i not in out]
-    ends = [t for s in search.series for t in s.times]
-    first, *others = (kept[int(i)] for i in np.argsort(-told.ratios)[:2])
-    together = tuple(i for i in kept if ends[i] == ends[first])
-    yield from dict.fromkeys([(first,), *((i,) for i in others), together])
-
-
-def strays(series: Sequence[Series], sample: Sample, movement: Movement) -> tuple[int, ...]:
-    """Snapshots that do not belong, among all: a search looks at few times.
-
-    How the weights moved is known from those that were looked at and bear their tags out. That
-    foretells all others, and the farthest of them is left out until none is far off.
+    Parts that take turns in time show how the weights moved, each to another: a file of another run
+    can't hide in what itself has added to the fit. The farthest of a part is left out until none is
+    far off.
 
     Args:
         series: all snapshots.
         sample: their elements.
-        movement: fitted to those that were looked at.
 
     Returns:
-        Their rows.
+        Their rows; none where many are, so that it is not they who are wrong.
     """
-    found: list[int] = []
-    for part in parts_of(series):
-        found += _strays_in(part, sample, movement)
+    few = max(_FEW, sum(len(s.rows) for s in series) // _SHARE)
+    found: set[int] = set()
+    rest = list(series)
+    # Those that are found may have hidden others from each other.
+    while more := _strays(rest, sample):
+        found.update(more)
+        rest = [s.without(found) for s in rest]
+        if len(found) > few or not all(s.rows for s in rest):
+            return ()
     return tuple(sorted(found))
 
 
-def _strays_in(part: list[Series], sample: Sample, movement: Movement) -> list[int]:
-    """The rows of those of a few snapshots."""
+def _strays(series: Sequence[Series], sample: Sample) -> list[int]:
+    """The rows that the movement of other parts does not foretell."""
+    parts = [_Part.of(part, sample) for part in parts_of(series)]
+    movements = [part.movement() for part in parts]
     found: list[int] = []
-    rows = [row for s in part for row in s.rows]
-    reduced = reduce(sample, rows, _ELEMENTS)
-    while reduced is not None and len(rows) > 1:
-        ratios = foretold_by(movement, part, reduced)
-        if ratios is None or ratios.max() < FAR:
-            break
-        odd = int(ratios.argmax())
-        part, reduced = without(part, reduced, [odd])
-        found.append(rows.pop(odd))
+    for k, part in enumerate(parts):
+        movement = movements[(k + 1) % len(parts)]
+        if movement is not None:
+            found += part.strays(movement)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some of the snapshots.
+
+    Attributes:
+        series: the n snapshots.
+        reduced: their sample; None where they are the same.
+    """
+
+    series: list[Series]
+    reduced: Reduced | None
+
+    @classmethod
+    def of(cls, series: list[Series], sample: Sample) -> Self:
+        """Snapshots with their sample."""
+        return cls(series, reduce(sample, [row for s in series for row in s.rows], _ELEMENTS))
+
+    def movement(self) -> Movement | None:
+        """How the weights moved, as these tell; None where they don't."""
+        if self.reduced is None:
+            return None
+        found = score(as_told(self.series), self.series, self.reduced)
+        return None if found is None else found.movement
+
+    def strays(self, movement: Movement) -> list[int]:
+        """The rows of those that a movement does not foretell."""
+        rows = [row for s in self.series for row in s.rows]
+        out: list[int] = []
+        while len(out) < len(rows) - 1:
+            ratios = self._ratios(movement, out)
+            if max(ratios.values(), default=0.0) < FAR:
+                break
+            out.append(max(ratios, key=ratios.__getitem__))
+        # What stood beside others that do not belong may do.
+        others = [[j for j in out if j != i] for i in out]
+        far = [
+            self._ratios(movement, rest).get(i, 0.0) for i, rest in zip(out, others, strict=True)
+        ]
+        return [rows[i] for i, ratio in zip(out, far, strict=True) if ratio >= FAR]
+
+    def _ratios(self, movement: Movement, out: Sequence[int]) -> dict[int, float]:
+        """By number, ``l_i/v_i`` of all but those left out; empty where it has no solution."""
+        if self.reduced is None:
+            return {}
+        series, reduced = without(self.series, self.reduced, out)
+        ratios = foretold_by(movement, series, reduced)
+        kept = [i for i in range(len(self.reduced.root)) if i not in out]
+        return {} if ratios is None else dict(zip(kept, ratios.tolist(), strict=True))

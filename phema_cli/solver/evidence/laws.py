@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -153,6 +153,10 @@ class Series:
     def chosen(self, times: frozenset[float]) -> Series:
         """The series of these times only."""
         return self.at([i for i, t in enumerate(self.times) if t in times])
+
+    def without(self, rows: Container[int]) -> Series:
+        """The series without some rows of the sample."""
+        return self.at([i for i, row in enumerate(self.rows) if row not in rows])
 
     def at(self, kept: Sequence[int]) -> Series:
         """The series of these of its snapshots only, by number."""

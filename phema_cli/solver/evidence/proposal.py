@@ -62,7 +62,8 @@ def propose(
         None where the snapshots can't tell.
     """
     unknown = [g for g in dict.fromkeys(groups) if g not in known]
-    if not _enough(times, groups, unknown, sample):
+    described = all(law.kind != "other" for law in known.values())
+    if not (described and _enough(times, groups, unknown, sample)):
         return None
     starts = list(_starts(len(unknown), max(times)))
     guess = {**known, **dict(zip(unknown, starts[0], strict=True))}

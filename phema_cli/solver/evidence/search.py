@@ -9,7 +9,7 @@ from itertools import product
 
 from phema_cli.solver.evidence.alternatives import PRESETS, Span, mistakes, near, shifted
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, as_told, power
-from phema_cli.solver.evidence.reduction import Reduced, without
+from phema_cli.solver.evidence.reduction import Reduced
 from phema_cli.solver.evidence.scoring import Answers, Score, answers, possible, score
 
 #: P up to which answers count as the same, and a tag_error up to which tags are confirmed.
@@ -92,13 +92,6 @@ class Search:
             found = score(hypothesis, self.series, self.reduced) if fits else None
             self._tried[hypothesis] = found
         return self._tried[hypothesis]
-
-    def without(self, left_out: Sequence[int]) -> Search | None:
-        """The same search without some of the n snapshots; None if a series would be left empty."""
-        series, reduced = without(self.series, self.reduced, left_out)
-        if len(series) < len(self.series):
-            return None
-        return Search(series, reduced, self.fixed)
 
     def _keeps(self, hypothesis: Hypothesis) -> bool:
         """Whether a hypothesis leaves known laws as they are."""

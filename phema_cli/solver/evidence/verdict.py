@@ -17,7 +17,7 @@ from phema_cli.profiles import Profile
 from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.choosing import chosen_of
 from phema_cli.solver.evidence.findings import Findings, look
-from phema_cli.solver.evidence.foreign import blamed, strays
+from phema_cli.solver.evidence.foreign import strays
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, series_of
 from phema_cli.solver.evidence.limits import (
     HARM,
@@ -32,7 +32,6 @@ from phema_cli.solver.evidence.limits import (
 from phema_cli.solver.evidence.reduction import reduce
 from phema_cli.solver.evidence.scoring import Answers, Score, answers
 from phema_cli.solver.evidence.search import LOOSE, Search
-from phema_cli.solver.movement import Movement
 
 State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted"]
 
@@ -94,7 +93,7 @@ class Evidence:
         alternatives: where the tags are doubtful or contradicted, the best other ones of each kind,
             best first; where they are plausible, the one that ``tag_error`` is of.
         suspects: rows of the sample and their ratios, the worst first.
-        foreign: rows without which all others bear their tags out, if one snapshot or two are what
+        foreign: rows without which all others bear their tags out, if few snapshots are what
             contradicts them: files of another run, or of another step.
         findings: what is the same bit by bit.
     """
@@ -130,10 +129,25 @@ def weigh(
     findings = look(series, sample)
     if findings.contradict:
         return Evidence("contradicted", series, findings=findings)
+    outcome = replace(_tested(series, sample), findings=findings)
+    odd = strays(series, sample)
+    kept = tuple(s.without(odd) for s in series)
+    # Few snapshots are not left out to the last: what remained could not be compared.
+    if not odd or any(len(s.rows) < LEAST_TIMES for s in kept if s not in series):
+        return outcome
+    # Files that do not belong are a simpler explanation than other laws, if all others fit.
+    others = _tested(kept, sample)
+    if others.state in ("doubtful", "contradicted"):
+        return outcome
+    return replace(outcome, state="contradicted", alternatives=(), foreign=odd)
+
+
+def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
+    """The outcome for some snapshots, without a look at single ones."""
     chosen = chosen_of(series)
     times = len({t for s in chosen for t in s.times})
     rows = [row for s in chosen for row in s.rows]
-    unchecked = Evidence("unchecked", series, times, findings=findings)
+    unchecked = Evidence("unchecked", series, times)
     reduced = reduce(sample, rows) if times >= LEAST_TIMES and sample.values.size else None
     if reduced is None:
         return unchecked
@@ -145,29 +159,9 @@ def weigh(
     tested = replace(
         unchecked, jitter=told.jitter, worst=told.worst, suspects=tuple(ranked[:_SUSPECTS])
     )
-    fits = fits_of(told, times)
-    # Files that do not belong are a simpler explanation than other laws.
-    found = None if fits else blamed(search, times)
-    if found is not None:
-        odd, told = found
-        foreign = tuple(sorted(rows[i] for i in odd))
-        outcome = replace(tested, state="contradicted", foreign=foreign)
-    elif second(chosen) >= LEAST_TIMES:
-        outcome = _compared(tested, search, told)
-    else:
-        outcome = tested if fits else replace(tested, state="contradicted")
-    seen_all = len(rows) == len(sample.values)
-    return outcome if seen_all else _with_strays(outcome, sample, told.movement)
-
-
-def _with_strays(outcome: Evidence, sample: Sample, movement: Movement) -> Evidence:
-    """The outcome with the snapshots that do not belong among those that were not looked at."""
-    if outcome.state == "contradicted" and not outcome.foreign:
-        return outcome
-    foreign = tuple(sorted({*outcome.foreign, *strays(outcome.series, sample, movement)}))
-    if not foreign:
-        return outcome
-    return replace(outcome, state="contradicted", alternatives=(), foreign=foreign)
+    if second(chosen) >= LEAST_TIMES:
+        return _compared(tested, search, told)
+    return tested if fits_of(told, times) else replace(tested, state="contradicted")
 
 
 def _compared(tested: Evidence, search: Search, told: Score) -> Evidence:

@@ -1,0 +1,90 @@
+"""What averages look like of which nobody says what they are, by the real command."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.builders import phema
+from tests.simulated import glide, times_of
+
+
+@pytest.fixture(scope="module")
+def run():
+    """A simulated run."""
+    return glide()
+
+
+def tensors(run, name, step):
+    """A checkpoint of an average of it."""
+    values = run.path if name == "raw" else run.average(name)
+    return {"w": torch.tensor(values[step - 1], dtype=torch.float32).reshape(20, 30)}
+
+
+def nested(run, folder, names, count=16):
+    """Files that hold several dicts: what the averages are stands nowhere."""
+    folder.mkdir()
+    for step in map(int, times_of(count)):
+        held = {key: tensors(run, name, step) for key, name in names.items()}
+        torch.save({**held, "step": step}, folder / f"ckpt_{step}.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("5", "--gammas 5"),
+        ("c0.98", "--average exponential:beta=0.98"),
+        ("w0.999", "--average warmup:beta=0.999"),
+    ],
+)
+def test_an_average_beside_raw_weights_is_named(run, tmp_path, name, option):
+    """16 times are enough; the option that is proposed is one that phema accepts and confirms."""
+    folder = nested(run, tmp_path / "run", {"model": "raw", "ema": name})
+    asked = phema("inspect", "run", cwd=tmp_path)
+    assert asked.code == 3
+    assert asked.out.endswith(f"go on: phema inspect run {option}\n")
+    followed = phema("inspect", "--json", *shlex.split(option), folder)
+    assert followed.code == 0
+    assert json.loads(followed.out)["evidence"]["tags"] == "confirmed"
+    for command in (("synthesize", "--gamma", "7"), ("weights", "--gamma", "7")):
+        refused = phema(*command, folder)
+        assert refused.code == 3
+        assert option in refused.err
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_averages_of_one_file_are_named(run, tmp_path):
+    """With the keys that say which is which."""
+    names = {"model": "raw", "ema_fast": "10", "ema_slow": "5"}
+    nested(run, tmp_path / "run", names)
+    asked = phema("inspect", "run", cwd=tmp_path)
+    option = "--key ema_fast,ema_slow --gammas 10,5"
+    assert asked.out.endswith(f"go on: phema inspect run {option}\n")
+    followed = phema("inspect", "run", "--json", *shlex.split(option), cwd=tmp_path)
+    assert json.loads(followed.out)["evidence"]["tags"] == "confirmed"
+
+
+def test_nothing_is_guessed_where_data_can_not_tell(run, tmp_path):
+    """Few times, no look at the tensors, something else that is wrong: only what is missing."""
+    few = nested(run, tmp_path / "few", {"model": "raw", "ema": "5"}, count=8)
+    many = nested(run, tmp_path / "many", {"model": "raw", "ema": "5"})
+    assert "look" not in phema("inspect", few).out
+    assert "look" not in phema("inspect", many, "--no-sample").out
+    assert "looks like gamma 5" in phema("inspect", many).out
+    save_file({"w": torch.zeros(2)}, many / "ema-step5-gamma5.safetensors")
+    broken = phema("inspect", many)
+    assert broken.code == 3
+    assert "looks" not in broken.out
+
+
+def test_tensors_that_do_not_fit_are_not_read(run, tmp_path):
+    """An average of another shape is no average of these weights."""
+    folder = nested(run, tmp_path / "run", {"model": "raw", "ema": "5"})
+    last = torch.load(folder / "ckpt_1024.pt")
+    torch.save({**last, "ema": {"w": torch.zeros(3)}}, folder / "ckpt_1024.pt")
+    asked = phema("inspect", folder)
+    assert asked.code == 3
+    assert "looks" not in asked.out
