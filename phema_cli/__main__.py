@@ -1,8 +1,10 @@
 """``python -m phema_cli`` is the console script ``phema``."""
 
 import gc
+import sys
 
-from phema_cli.cli.app import main
+from phema_cli.errors import SignalError
+from phema_cli.system.signals import raise_on_signals
 
 
 def run() -> None:
@@ -12,6 +14,12 @@ def run() -> None:
     imported and again at the end, takes longer than what most commands do.
     """
     gc.disable()
+    try:
+        raise_on_signals()
+        from phema_cli.cli.app import main
+    except SignalError as error:
+        sys.stderr.write("phema: ended before it began\n")
+        sys.exit(error.exit_code)
     try:
         main()
     finally:

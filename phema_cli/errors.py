@@ -55,10 +55,12 @@ class SignalError(BaseException):
 
     Attributes:
         outcome: what became of the command's work.
+        exit_code: as a shell reports it.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.exit_code = 128 + number
         self.outcome = "no output was written"
         super().__init__(number)
 

@@ -27,6 +27,7 @@ from phema_cli.cli import (
     weights,
 )
 from phema_cli.errors import PhemaError, SignalError, StorageError
+from phema_cli.system.signals import ignore_signals, raise_on_signals
 
 _HELP = ["-h", "--help"]
 
@@ -49,9 +50,6 @@ app.command("demo")(demo.demo)
 
 # typer gives only the leaf of its family of command-line errors a public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
-
-#: what a shell adds to a signal's number.
-_SIGNALLED = 128
 
 
 def _version(wanted: bool) -> None:
@@ -128,9 +126,19 @@ def _command() -> Callable[..., object]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    raise_on_signals()
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        ignore_signals()
+    except SignalError as error:
+        render.fail(_with_notes(f"{_ENDINGS[error.number]}; {error.outcome}", error))
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _run(given: list[str]) -> int:
+    """Run the command line; its exit code."""
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
-    _heed_signals()
     try:
         told = [a for a in given if a != "--debug"]
         code = _command()(told, standalone_mode=False, obj=told)
@@ -142,14 +150,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except _CommandLineError as error:
         code = _usage(error)
-    except SignalError as error:
-        render.fail(_with_notes(f"{_ENDINGS[error.number]}; {error.outcome}", error))
-        code = _SIGNALLED + error.number
     except OSError as error:
         if debug:
             raise
         code = _output_lost(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _with_notes(message: str, error: BaseException) -> str:
@@ -158,18 +163,6 @@ def _with_notes(message: str, error: BaseException) -> str:
 
 
 _ENDINGS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-
-def _heed_signals() -> None:
-    """End on a signal with everything cleaned up on the way out; one that is ignored stays so."""
-    for number in _ENDINGS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _signalled)
-
-
-def _signalled(number: int, _frame: object) -> None:
-    """End as a shell reports it."""
-    raise SignalError(number)
 
 
 def _output_lost(error: OSError) -> int:

@@ -11,21 +11,28 @@ import mmap
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
-from typing import TypeVar, cast
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkContext
+from multiprocessing.process import BaseProcess
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
 from phema_cli.errors import StorageError
+from phema_cli.system.signals import held_signals, ignore_signals
 
 Result = TypeVar("Result")
 Progress = Callable[[int], None]
 Finished = Callable[[Sequence[int]], None]
 #: seconds between two looks at how far forked workers are.
 _GLANCE_SECONDS = 0.05
+#: seconds that workers are given to stop by themselves.
+_GRACE_SECONDS = 0.5
 
 
 class Pool:
@@ -121,13 +128,26 @@ def threaded(
     pool = Pool(count, bytearray(Pool.size_bytes(count)), threading.Lock())
     with ThreadPoolExecutor(jobs) as executor:
         futures = [executor.submit(pool.run, work) for _ in range(jobs)]
-        return _results(futures, pool, progress, finished)
+        left = set(futures)
+        try:
+            while left:
+                ended, left = wait(left, timeout=_GLANCE_SECONDS)
+                progress(pool.reported())
+                finished(pool.finished())
+                for future in ended:
+                    future.result()
+        finally:
+            pool.stop()
+        return [future.result() for future in futures]
 
 
 def forked(
     work: Work[Result], count: int, jobs: int, progress: Progress, finished: Finished
 ) -> list[Result]:
     """Run workers as forked processes; as :func:`threaded`, results and errors are pickled.
+
+    No worker outlives this call, or this process, whatever ends it. The process alone heeds
+    signals, also where a terminal sends them to the workers too.
 
     Raises:
         StorageError: the system has ended a worker.
@@ -136,63 +156,109 @@ def forked(
     # Anonymous memory is the same for a process and those forked from it.
     memory = mmap.mmap(-1, Pool.size_bytes(count))
     pool = Pool(count, memory, fork.Lock())
+    workers: list[_Forked[Result]] = []
     # What this process holds of the pipe is closed when it ends, in whatever way.
     ends = os.pipe()
     try:
-        with ProcessPoolExecutor(jobs, fork, _inherit, (pool, work, *ends)) as executor:
-            futures = [executor.submit(_forked_work) for _ in range(jobs)]
-            return cast("list[Result]", _results(futures, pool, progress, finished))
-    finally:
-        for end in ends:
-            os.close(end)
-
-
-def _results(
-    futures: Sequence[Future[Result]], pool: Pool, progress: Progress, finished: Finished
-) -> list[Result]:
-    """What the workers return; none goes on when one has failed, or the program is interrupted."""
-    left = set(futures)
-    try:
+        with held_signals():
+            workers.extend(_Forked.start(fork, pool, work, ends) for _ in range(jobs))
+        left = list(workers)
         while left:
-            ended, left = wait(left, timeout=_GLANCE_SECONDS)
+            ready = connection.wait([w.pipe for w in left], _GLANCE_SECONDS)
             progress(pool.reported())
             finished(pool.finished())
-            for future in ended:
-                _result(future)
-        return [_result(future) for future in futures]
+            for worker in [w for w in left if w.pipe in ready]:
+                worker.take()
+                left.remove(worker)
+        return [cast("Result", worker.value) for worker in workers]
     finally:
         pool.stop()
+        with held_signals():
+            _end(workers)
+            for end in ends:
+                os.close(end)
 
 
-def _result(future: Future[Result]) -> Result:
-    """What a worker returned."""
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise StorageError(
-            "a worker process was ended from outside",
-            remedy="see whether memory ran out; -j 1 needs the least",
-        ) from error
+@dataclass(slots=True)
+class _Forked(Generic[Result]):
+    """A worker in a process of its own.
+
+    Attributes:
+        process: that process.
+        pipe: what its result comes by; at its end when the process is.
+        value: what it returned; None while it is at work.
+    """
+
+    process: BaseProcess
+    pipe: connection.Connection
+    value: Result | None = None
+
+    @classmethod
+    def start(
+        cls, fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, int]
+    ) -> _Forked[Result]:
+        """Fork it."""
+        try:
+            pipe, theirs = fork.Pipe(duplex=False)
+            process = fork.Process(target=_work, args=(pool, work, theirs, *ends))
+            process.start()
+        except OSError as error:
+            what, remedy = f"can't start a worker process: {error.strerror}", "pass a smaller -j"
+            raise StorageError(what, remedy=remedy) from error
+        # One that is forked later does not hold it: its end is this process' end.
+        theirs.close()
+        return cls(process, pipe)
+
+    def take(self) -> None:
+        """Take its result, or wait for it.
+
+        Raises:
+            BaseException: what it raised.
+            StorageError: it was ended before it had one.
+        """
+        try:
+            succeeded, value = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise StorageError(
+                "a worker process was ended from outside",
+                remedy="see whether memory ran out; -j 1 needs the least",
+            ) from error
+        if not succeeded:
+            raise value
+        self.value = value
 
 
-#: in a forked process: its pool and its work, which need not be pickled so.
-_inherited: list[tuple[Pool, Work[object]]] = []
+def _end(workers: Sequence[_Forked[Result]]) -> None:
+    """Wait a moment for workers that were told to stop, then end those that have not."""
+    left = [w.process.sentinel for w in workers]
+    until = time.monotonic() + _GRACE_SECONDS
+    while left and time.monotonic() < until:
+        ended = connection.wait(left, until - time.monotonic())
+        left = [s for s in left if s not in ended]
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join()
+        worker.process.close()
+        worker.pipe.close()
 
 
-def _inherit(pool: Pool, work: Work[object], parent: int, held: int) -> None:
-    """Keep what a forked process starts with, and have it end with the one that forked it."""
-    _inherited[:] = [(pool, work)]
+def _work(
+    pool: Pool, work: Work[Result], pipe: connection.Connection, parent: int, held: int
+) -> None:
+    """A forked process: do the work of one worker, and end with the process that forked it."""
+    ignore_signals()
     os.close(held)
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    try:
+        result: tuple[bool, object] = True, pool.run(work)
+    except BaseException as error:  # noqa: BLE001 - the process that forked this one raises it
+        result = False, error
+    with suppress(OSError):
+        # Where nobody reads it any more, nobody wants it.
+        pipe.send(result)
 
 
 def _end_after(parent: int) -> None:
     """End this process, and what it has locked, once there is nobody at the pipe's other end."""
     os.read(parent, 1)
     os._exit(1)
-
-
-def _forked_work() -> object:
-    """One worker in a process of its own."""
-    ((pool, work),) = _inherited
-    return pool.run(work)

@@ -1,0 +1,1 @@
+"""What operating systems do for phema, each in one place."""

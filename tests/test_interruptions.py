@@ -1,0 +1,129 @@
+"""Ctrl-C as a terminal sends it, kill, and workers that the system ends: no hang, no work lost."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.builders import PHEMA
+from tests.injection import digests
+
+#: `make faults` sets it to two hundred.
+INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "12"))
+JOBS = (2, 4, 8, 16)
+#: what ends a run, the exit code that it has then, and what its one line says.
+WAYS = {
+    "ctrl-c": (130, "phema: interrupted"),
+    "terminated": (143, "phema: terminated"),
+    "worker killed": (5, "a worker process was ended from outside"),
+}
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """Four snapshots of 32 MB each."""
+    folder = tmp_path_factory.mktemp("in")
+    generator = torch.Generator().manual_seed(0)
+    for step, gamma in itertools.product((1, 2), (5, 10)):
+        tensors = {f"layer{i}": torch.randn(1_000_000, generator=generator) for i in range(8)}
+        metadata = {"gamma": f"{gamma}.0", "step": str(step)}
+        save_file(tensors, folder / f"s{step}-{gamma}.safetensors", metadata)
+    return folder
+
+
+def start(folder, out, jobs):
+    """A synthesis by that many workers, in a process group of its own."""
+    command = [PHEMA, "synthesize", folder, "-g", "6,7", "--trust-tags", "-q", "-o", f"{out}/"]
+    return subprocess.Popen(
+        [*map(str, command), "-j", str(jobs), "--max-memory", f"{jobs * 600}KB"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def heeds(process):
+    """Whether signals are caught by now: before, it is Python alone that runs."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return True
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1))
+
+
+def workers(process):
+    """The processes that it has forked."""
+    try:
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:
+        return []
+
+
+def wait_for(found, process):
+    """Wait until something is so, or the process is over."""
+    while process.poll() is None and not found():
+        time.sleep(0.001)
+
+
+def interrupt(process, way, chance):
+    """End it in a way; whether there was anything to end."""
+    if way == "worker killed":
+        wait_for(lambda: workers(process), process)
+        time.sleep(chance.uniform(0, 0.3))
+        victims = workers(process)
+        for victim in victims[:1]:
+            os.kill(int(victim), signal.SIGKILL)
+        return bool(victims)
+    wait_for(lambda: heeds(process), process)
+    if chance.random() < 0.7:
+        wait_for(lambda: workers(process), process)
+        time.sleep(chance.uniform(0, 0.3))
+    else:
+        time.sleep(chance.uniform(0, 1.5))
+    number = signal.SIGINT if way == "ctrl-c" else signal.SIGTERM
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_interruptions_end_at_once_and_lose_nothing(snapshots, tmp_path):
+    """At any moment, with any number of workers: one line, its exit code, the same bytes after."""
+    whole = start(snapshots, tmp_path / "whole", 2)
+    assert (whole.communicate(timeout=120)[1], whole.returncode) == ("", 0)
+    expected = digests(tmp_path / "whole")
+    chance = random.Random(0)  # noqa: S311 - no secret
+    longest, ended = 0.0, 0
+    for number in range(INTERRUPTIONS):
+        way, jobs = list(WAYS)[number % 3], JOBS[number // 3 % 4]
+        out = tmp_path / str(number)
+        process = start(snapshots, out, jobs)
+        met = interrupt(process, way, chance)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=30)
+        longest = max(longest, time.monotonic() - began if met else 0.0)
+        code, line = WAYS[way]
+        if process.returncode != 0:
+            assert process.returncode == code, (way, jobs, err)
+            assert err.count("\n") == 1, (way, jobs, err)
+            assert line in err or "ended before it began" in err, (way, jobs, err)
+            ended += 1
+        again = start(snapshots, out, jobs) if digests(out) != expected else None
+        if again is not None:
+            assert (again.communicate(timeout=120)[1], again.returncode) == ("", 0)
+        assert digests(out) == expected
+        for path in out.iterdir():
+            path.unlink()
+    print(f"\n{INTERRUPTIONS} interruptions, {ended} in time; the longest end took {longest:.2f} s")  # noqa: T201 - `make faults` shows it
+    assert ended > INTERRUPTIONS // 3
