@@ -67,14 +67,14 @@ figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
 
-evidence: $(STAMP) ## test right and wrong tags on real training runs (20 minutes), write docs/evidence.md
+evidence: $(STAMP) ## test right and wrong tags on real training runs (an hour), write docs/evidence.md
 	$(BIN)/python -m benchmarks.evidence
 
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
 	$(BIN)/python -m benchmarks.speed
 
-faults: $(STAMP) ## kill a synthesis at 100 moments, fail 100 of its system calls, and go on (20 minutes)
-	PHEMA_KILLS=100 PHEMA_FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_injected_faults.py tests/test_power_loss.py
+faults: $(STAMP) ## kill a synthesis 100 times, interrupt it 200 times, fail 100 system calls, and go on (30 minutes)
+	PHEMA_KILLS=100 PHEMA_INTERRUPTIONS=200 PHEMA_FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_interruptions.py tests/test_injected_faults.py tests/test_power_loss.py
 
 fuzz: $(STAMP) ## a million inputs made up for every parser, guided by coverage (5 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
