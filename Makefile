@@ -67,7 +67,7 @@ figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
 bench: $(STAMP) ## measure fidelity on real training runs (15 minutes), write docs/fidelity.md
 	$(BIN)/python -m benchmarks.fidelity
 
-evidence: $(STAMP) ## test right and wrong tags on real training runs (an hour), write docs/evidence.md
+evidence: $(STAMP) ## test right and wrong tags on real training runs (an hour and a half), write docs/evidence.md
 	$(BIN)/python -m benchmarks.evidence
 
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
