@@ -23,6 +23,8 @@ from benchmarks.evidence_cases import (
     ALONE,
     COUNTS,
     LAYOUTS,
+    LIMITS_COUNTS,
+    LIMITS_STORED,
     RIGHT,
     STORED,
     TIMES,
@@ -43,10 +45,10 @@ from phema_cli.solver.evidence import Alternative, Evidence, Law, law_of, propos
 
 def right_cases(kept: Kept) -> Iterator[Case]:
     """Right tags at every number of times, and at uneven ones, in every type."""
-    even = [("", names, _even(count), count) for names in RIGHT for count in COUNTS]
-    for layout, names, at, count in even:
+    for names in RIGHT:
         series = names.split()
-        yield from _right(kept, layout, series, [at] * len(series), count)
+        for count in LIMITS_COUNTS if kept.trial.group == "limits" else COUNTS:
+            yield from _right(kept, "", series, [_even(count)] * len(series), count)
     if kept.trial.group != "wide":
         return
     for one in LAYOUTS:
@@ -70,12 +72,11 @@ def _right(
     """Right tags of some snapshots in every type."""
     exact, profiles = kept.stored(names, at), kept.profiles(names, at)
     groups = [name for name, rows in zip(names, at, strict=True) for _ in rows]
-    for stored in STORED:
+    for stored in LIMITS_STORED if kept.trial.group == "limits" else STORED:
         sample = rounded(exact, stored)
         case = _case(kept, (" ".join(names), count, stored), profiles, groups, sample, kept.truth)
         case = replace(case, layout=layout, blameless=case.foreign)
-        # Of a run that is no other run's, the numbers are what they were stored with.
-        tried = not layout and count == max(COUNTS) and len(names) == 2
+        tried = kept.trial.wrong and not layout and count == max(COUNTS) and len(names) == 2
         yield replace(case, proposed=_proposed(profiles, groups, sample)) if tried else case
 
 

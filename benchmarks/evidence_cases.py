@@ -15,6 +15,8 @@ from benchmarks.training import Run
 TIMES, ELEMENTS = 64, 3000
 COUNTS = (4, 8, 16)
 STORED = ("fp32", "fp16", "bf16")
+#: times and types of the runs of ``limits``.
+LIMITS_COUNTS, LIMITS_STORED = (8, 16), ("fp32", "bf16")
 _SHORT, _LONG, _LONGEST = 3072, 10240, 102_400
 
 #: ``plain``: small models, as in the study; ``wide``: larger and longer; ``odd``: restarts, thawing

@@ -179,7 +179,8 @@ def _proposals(right: Sequence[Case]) -> str:
         row: list[object] = [f"`{names}`"]
         for stored in STORED:
             mine = [c for c in right if (c.name, c.layout, c.stored) == (names, "", stored)]
-            mine = [c for c in mine if c.count == max(COUNTS)]
+            tried = {(t.group, t.seed) for t in TRIALS if t.wrong}
+            mine = [c for c in mine if c.count == max(COUNTS) and (c.group, c.seed) in tried]
             found = [c.proposed for c in mine if not np.isnan(c.proposed)]
             worst = f", off by up to {max(found):.1%}" if found else ""
             row.append(f"{len(found)} of {len(mine)}{worst}")
