@@ -37,7 +37,7 @@ from benchmarks.evidence_cases import (
     Trial,
 )
 from benchmarks.evidence_page import write_page
-from benchmarks.evidence_runs import Kept, collect, mixed, profile, rounded
+from benchmarks.evidence_runs import Kept, Places, collect, mixed, profile, rounded
 from phema_cli.profiles import Profile
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import Alternative, Evidence, Law, law_of, propose, weigh
@@ -66,7 +66,7 @@ def _right(
     kept: Kept,
     layout: str,
     names: Sequence[str],
-    at: Sequence[Sequence[int] | NDArray[np.int64]],
+    at: Sequence[Places],
     count: int,
 ) -> Iterator[Case]:
     """Right tags of some snapshots in every type."""
@@ -190,8 +190,6 @@ def main() -> None:
     left = [t for t in TRIALS if (t.group, t.seed) not in done and not arguments.page]
     if arguments.groups:
         left = [t for t in left if t.group in arguments.groups]
-    # The longest first: the last ones share the processors evenly.
-    left.sort(key=lambda t: -t.steps * (1 + t.run.large))
     with ProcessPoolExecutor(arguments.workers) as pool, arguments.results.open("a") as kept:
         for made in pool.map(cases, left):
             kept.writelines(json.dumps(asdict(case)) + "\n" for case in made)

@@ -25,6 +25,8 @@ from phema_cli.solver import Sample, calibrate, solve
 
 #: targets at which damage is measured.
 TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
+#: numbers of the times at which a series is stored.
+Places = Sequence[int] | NDArray[np.int64]
 _BESIDE = ("c10", "c20", "c40", "w", "u5", "u10", "u6.937196", "u16.972163", "k20", "k40")
 _BESIDE += ("r5", "r10")
 
@@ -93,12 +95,12 @@ class Kept:
     times: NDArray[np.float64]
     truth: NDArray[np.float64]
 
-    def profiles(self, names: Sequence[str], at: Sequence[Sequence[int]]) -> list[Profile]:
+    def profiles(self, names: Sequence[str], at: Sequence[Places]) -> list[Profile]:
         """The profiles of averages at times by number, series after series."""
         pairs = zip(names, at, strict=True)
         return [profile(n, self.trial.steps, t) for n, rows in pairs for t in self.times[rows]]
 
-    def stored(self, names: Sequence[str], at: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    def stored(self, names: Sequence[str], at: Sequence[Places]) -> NDArray[np.float64]:
         """(n, elements) these averages, series after series."""
         pairs = zip(names, at, strict=True)
         return np.concatenate([self.averages[name][rows] for name, rows in pairs])
