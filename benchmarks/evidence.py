@@ -29,6 +29,7 @@ from benchmarks.evidence_cases import (
     STORED,
     TIMES,
     TRIALS,
+    UNEVEN_STORED,
     WRONG,
     WRONG_AT,
     WRONG_WIDE,
@@ -72,7 +73,8 @@ def _right(
     """Right tags of some snapshots in every type."""
     exact, profiles = kept.stored(names, at), kept.profiles(names, at)
     groups = [name for name, rows in zip(names, at, strict=True) for _ in rows]
-    for stored in LIMITS_STORED if kept.trial.group == "limits" else STORED:
+    types = UNEVEN_STORED if layout else STORED
+    for stored in LIMITS_STORED if kept.trial.group == "limits" else types:
         sample = rounded(exact, stored)
         case = _case(kept, (" ".join(names), count, stored), profiles, groups, sample, kept.truth)
         case = replace(case, layout=layout, blameless=case.foreign)

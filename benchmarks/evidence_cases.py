@@ -15,6 +15,8 @@ from benchmarks.training import Run
 TIMES, ELEMENTS = 64, 3000
 COUNTS = (4, 8, 16)
 STORED = ("fp32", "fp16", "bf16")
+#: types at uneven times.
+UNEVEN_STORED = ("fp32", "bf16")
 #: times and types of the runs of ``limits``.
 LIMITS_COUNTS, LIMITS_STORED = (8, 16), ("fp32", "bf16")
 _SHORT, _LONG, _LONGEST = 3072, 10240, 102_400
@@ -57,9 +59,9 @@ TRIALS = (
     Trial("plain", Run("transformer", "sgd", "cosine", batch=32), 140, wrong=True),
     Trial("plain", Run("transformer", "adamw", "wsd", "autocast", batch=16), 141),
     Trial("wide", Run("transformer", "adamw", "cosine", batch=8, large=True), 201, _LONG, True),
-    Trial("wide", Run("flow", "adam", "constant", batch=4, large=True), 202, _LONG, True),
+    Trial("wide", Run("flow", "adam", "constant", batch=4, large=True), 202, _LONG),
     Trial("wide", Run("mlp", "adamw", "wsd", large=True), 203, _LONG),
-    Trial("wide", Run("mlp", "adam", "rsqrt"), 204, _LONGEST, True),
+    Trial("wide", Run("mlp", "adam", "rsqrt"), 204, _LONGEST),
     Trial("wide", Run("transformer", "adamw", "wsd", batch=8), 205, 2 * _LONG),
     *(
         Trial("odd", run, seed)

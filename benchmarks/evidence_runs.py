@@ -19,9 +19,9 @@ from phema_cli.profiles import (
     PowerProfile,
     Profile,
     gamma_from_sigma_rel,
-    parse_law,
 )
 from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.trainers.registry import parse_law
 
 #: targets at which damage is measured.
 TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
