@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +14,7 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, StoredTensor
 from phema_cli.formats.files import value_of
 from phema_cli.formats.locations import reading
+from phema_cli.globs import matching
 from phema_cli.trainers.nested import TOP, Groups, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
@@ -235,7 +235,7 @@ class StoredFile:
     def has_beside(self, glob: str) -> bool:
         """Whether a file of such a name lies beside this one; ``..`` leads up."""
         if self.beside is not None and "/" not in glob:
-            return any(fnmatchcase(name, glob) for name in self.beside)
+            return any(map(matching((glob,)), self.beside))
         with reading(self.path):
             return any(True for _ in self._folder.glob(glob))
 
