@@ -1,8 +1,10 @@
 """``python -m phema_cli`` is the console script ``phema``."""
 
 import gc
+import sys
+import warnings
 
-from phema_cli.cli.app import main
+from phema_cli.cli import endings, streams
 
 
 def run() -> None:
@@ -12,7 +14,15 @@ def run() -> None:
     imported and again at the end, takes longer than what most commands do.
     """
     gc.disable()
+    streams.prepare()
+    if not sys.warnoptions:
+        # What libraries warn of is no user's matter; what is, phema says itself.
+        warnings.simplefilter("ignore")
     try:
+        try:
+            from phema_cli.cli.app import main
+        except Exception as error:  # noqa: BLE001 - there may be too little memory to load it
+            sys.exit(endings.ended(error))
         main()
     finally:
         gc.freeze()

@@ -101,12 +101,17 @@ class StorageError(PhemaError):
 
 _REMEDIES = {
     errno.EACCES: "see its permissions and its owner",
+    errno.EAGAIN: "see ulimit -u; -j 1 needs the least",
+    errno.EBADF: "it is closed: see how the command is run",
     errno.EDQUOT: "free some of your quota, and run again",
     errno.EFBIG: "see ulimit -f, and how large a file may be there",
     errno.EIO: "the disk or its connection fails, see the system's log",
     errno.ELOOP: "links are not followed there",
     errno.EMFILE: "see ulimit -n",
+    errno.ENAMETOOLONG: "choose a shorter name, or go to a directory nearer to it",
+    errno.ENFILE: "close other programs, or see fs.file-max",
     errno.ENOENT: "see whether it was moved or removed",
+    errno.ENOMEM: "see ulimit -v; -j 1 and a smaller --max-memory need less",
     errno.ENOSPC: "free space there, and run again",
     errno.EPERM: "see its permissions and its owner",
     errno.EROFS: "it is mounted read-only: choose another place",

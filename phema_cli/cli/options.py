@@ -127,6 +127,7 @@ UpdateEvery = Annotated[
         help="Steps between two updates of the averages, as the trainer was told.",
         panel=_SOURCES,
         min=1,
+        max=1 << 53,
         metavar="N",
     ),
 ]
@@ -137,6 +138,7 @@ StepsPerEpoch = Annotated[
         help="Steps of an epoch, for snapshots that count epochs.",
         panel=_SOURCES,
         min=1,
+        max=1 << 53,
         metavar="N",
     ),
 ]
@@ -236,7 +238,12 @@ Dtype = Annotated[
 Jobs = Annotated[
     int | None,
     option(
-        "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
+        "--jobs",
+        "-j",
+        help="Workers, up to 256; one per processor by default, at most 8.",
+        min=1,
+        max=256,
+        metavar="N",
     ),
 ]
 Device = Annotated[

@@ -68,8 +68,11 @@ def _told(item: Item) -> Time:
         )
     if clock.doubt is not None:
         raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
-    if not math.isfinite(clock.value):
-        raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
+    if not abs(clock.value) <= _MOST_STEPS:
+        what = f"its {clock.field} is {clock.value:.10g}: more than can be"
+        if not math.isfinite(clock.value):
+            what = f"its {clock.field} is not a number"
+        raise InputError(what, remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
         raise InputError(
             f"its step is {clock.value:.10g} by its {clock.field} and {named.value:.10g} by its "
@@ -98,8 +101,8 @@ def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
             continue
         text, origin = said[name]
         value = number(text)
-        if not math.isfinite(value):
-            raise InputError(f"its {name} is {text!r:.80}, not a number")
+        if not abs(value) <= _MOST_STEPS:
+            raise InputError(f"its {name} is {text!r:.80}, no number up to {_MOST_STEPS}")
         if name == "kimg":
             return Clock(images(int(value)), "images", name), origin
         if name == "epoch":

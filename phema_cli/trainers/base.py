@@ -202,9 +202,7 @@ class StoredFile:
         """A plain number, or the one that a tensor of one element holds; else None."""
         if isinstance(found, StoredTensor):
             return value_of(found, self.contents)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            return None
-        return float(found)
+        return real(found)
 
     def matches(self, pattern: re.Pattern[str]) -> dict[str, str] | None:
         """Named groups of a pattern that the snapshot's own name must match whole."""
@@ -281,6 +279,25 @@ def under(tensors: Tensors, prefix: str) -> Tensors:
 def without(tensors: Tensors, *prefixes: str) -> Tensors:
     """The tensors whose names begin with none of the prefixes."""
     return {n: t for n, t in tensors.items() if not n.startswith(prefixes)}
+
+
+def real(found: object) -> float | None:
+    """A plain number as a float, infinite where it is beyond all floats; None for what is none."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    try:
+        return float(found)
+    except OverflowError:
+        return math.inf if found > 0 else -math.inf
+
+
+def shown(value: object) -> str:
+    """The beginning of what was found in the place of a number, for a message."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        # Integers of thousands of digits, and lists that hold themselves a thousand deep.
+        return f"a {type(value).__name__}"
 
 
 def number(given: str) -> float:
