@@ -42,9 +42,15 @@ class PhemaError(Exception):
 
     def __str__(self) -> str:
         """One line: ``where: what; remedy``."""
-        head = self.what if self.where is None else f"{self.where}: {self.what}"
+        head = self.what if self.where is None else f"{_short(self.where)}: {self.what}"
         line = head if self.remedy is None else f"{head}; {self.remedy}"
         return " ".join(line.split())
+
+
+def _short(where: str) -> str:
+    """A place whose middle is left out where it is very long, as paths of many levels are."""
+    half = _LONGEST // 2
+    return where if len(where) <= _LONGEST else f"{where[:half]}...{where[-half:]}"
 
 
 class SignalError(BaseException):
