@@ -127,7 +127,6 @@ UpdateEvery = Annotated[
         help="Steps between two updates of the averages, as the trainer was told.",
         panel=_SOURCES,
         min=1,
-        max=1 << 53,
         metavar="N",
     ),
 ]
@@ -138,7 +137,6 @@ StepsPerEpoch = Annotated[
         help="Steps of an epoch, for snapshots that count epochs.",
         panel=_SOURCES,
         min=1,
-        max=1 << 53,
         metavar="N",
     ),
 ]

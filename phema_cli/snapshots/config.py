@@ -28,7 +28,7 @@ _MOST_DOTS = 8
 _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
 #: of steps; what counts more has no number that is exact.
-_MOST_STEPS = 1 << 53
+MOST_STEPS = 1 << 53
 _ENTRIES = {
     "pattern",
     "gammas",
@@ -272,7 +272,7 @@ def _flag(table: Mapping[str, Any], name: str) -> bool:
 
 def _count(table: Mapping[str, Any], name: str) -> int | None:
     value = table.get(name)
-    if value is not None and (type(value) is not int or not 1 <= value <= _MOST_STEPS):
+    if value is not None and (type(value) is not int or not 1 <= value <= MOST_STEPS):
         raise InputError(f"{name} must be a whole number from 1")
     return value
 
