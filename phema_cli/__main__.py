@@ -2,7 +2,9 @@
 
 import gc
 import sys
+import warnings
 
+from phema_cli.cli import endings, streams
 from phema_cli.errors import SignalError
 from phema_cli.system.signals import raise_on_signals
 
@@ -14,13 +16,16 @@ def run() -> None:
     imported and again at the end, takes longer than what most commands do.
     """
     gc.disable()
+    streams.prepare()
+    if not sys.warnoptions:
+        # What libraries warn of is no user's matter; what is, phema says itself.
+        warnings.simplefilter("ignore")
     try:
-        raise_on_signals()
-        from phema_cli.cli.app import main
-    except SignalError as error:
-        sys.stderr.write("phema: ended before it began\n")
-        sys.exit(error.exit_code)
-    try:
+        try:
+            raise_on_signals()
+            from phema_cli.cli.app import main
+        except (Exception, SignalError) as error:  # noqa: BLE001 - memory may be too little for it
+            sys.exit(endings.ended(error))
         main()
     finally:
         gc.freeze()

@@ -42,9 +42,15 @@ class PhemaError(Exception):
 
     def __str__(self) -> str:
         """One line: ``where: what; remedy``."""
-        head = self.what if self.where is None else f"{self.where}: {self.what}"
+        head = self.what if self.where is None else f"{_short(self.where)}: {self.what}"
         line = head if self.remedy is None else f"{head}; {self.remedy}"
         return " ".join(line.split())
+
+
+def _short(where: str) -> str:
+    """A place whose middle is left out where it is very long, as paths of many levels are."""
+    half = _LONGEST // 2
+    return where if len(where) <= _LONGEST else f"{where[:half]}...{where[-half:]}"
 
 
 class SignalError(BaseException):
@@ -103,12 +109,17 @@ class StorageError(PhemaError):
 
 _REMEDIES = {
     errno.EACCES: "see its permissions and its owner",
+    errno.EAGAIN: "see ulimit -u; -j 1 needs the least",
+    errno.EBADF: "it is closed: see how the command is run",
     errno.EDQUOT: "free some of your quota, and run again",
     errno.EFBIG: "see ulimit -f, and how large a file may be there",
     errno.EIO: "the disk or its connection fails, see the system's log",
     errno.ELOOP: "links are not followed there",
     errno.EMFILE: "see ulimit -n",
+    errno.ENAMETOOLONG: "choose a shorter name, or go to a directory nearer to it",
+    errno.ENFILE: "close other programs, or see fs.file-max",
     errno.ENOENT: "see whether it was moved or removed",
+    errno.ENOMEM: "see ulimit -v; -j 1 and a smaller --max-memory need less",
     errno.ENOSPC: "free space there, and run again",
     errno.EPERM: "see its permissions and its owner",
     errno.EROFS: "it is mounted read-only: choose another place",

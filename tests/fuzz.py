@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-#: a million in all; cheap parsers get more of them.
+#: one and a half million in all; cheap parsers get more of them.
 RUNS = {
     "safetensors": 200_000,
     "index": 150_000,
@@ -25,6 +25,12 @@ RUNS = {
     "dcp-metadata": 60_000,
     "dcp-chunk": 40_000,
     "toml": 100_000,
+    "toml-run": 60_000,
+    "template": 100_000,
+    "law": 100_000,
+    "globs": 60_000,
+    "provenance": 60_000,
+    "diffusers": 60_000,
     "csv": 150_000,
 }
 _LONGEST = 16_384

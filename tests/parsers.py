@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from phema_cli import profiles as weightings
 from phema_cli.cli.parsing import profiles
 from phema_cli.errors import PhemaError
 from phema_cli.formats.base import Checkpoint
 from phema_cli.snapshots.config import read_config
+from phema_cli.trainers import registry
+from tests import requests
 from tests.builders import read_index
 from tests.edm2_files import network, write_edm2
 from tests.limits import BYTES, SECONDS, LimitError, bytes_of, seconds_of
@@ -84,6 +87,17 @@ def _toml_seed() -> bytes:
     )
 
 
+#: files for a run of two snapshots at steps 50 and 100.
+_TOML_RUN = [
+    b'pattern = "step0*(?P<step>[0-9]+)-gamma(?P<gamma>.)"\nselect = ["*step*", "x"]\n',
+    b'exclude = ["*[!s]"]\ncopy = ["twin"]\ndrop = ["c?unt"]\n',
+    b'gammas = [5]\ntrust_tags = true\nupdate_every = 2\ncopy = ["*"]\n',
+    b"raw = true\nsteps_per_epoch = 3\n",
+]
+#: those of the library, and of trainers.
+LAWS = {**weightings.LAWS, **registry.LAWS}
+
+
 @functools.cache
 def parsers() -> Mapping[str, Parser]:
     """All of them, by name."""
@@ -98,6 +112,7 @@ def parsers() -> Mapping[str, Parser]:
     chunks = shutil.copytree(dcp, folder / "chunks")
     write_edm2(folder / "seed.pkl", network(2))
     saved = _saved()
+    remade, recorded = requests.remade(folder / "remade")
     with zipfile.ZipFile(io.BytesIO(saved)) as archive:
         pickled = archive.read("archive/data.pkl")
     return {
@@ -123,6 +138,16 @@ def parsers() -> Mapping[str, Parser]:
         ),
         "toml": Parser(
             _file(folder, "phema.toml", lambda path: read_config(path.parent)), [_toml_seed()]
+        ),
+        "toml-run": Parser(requests.toml_run(folder / "toml-run"), _TOML_RUN),
+        "template": Parser(
+            requests.template, [b"a/{gamma:>9}-{step:07}{{x}}", b"{sigma_rel}{profile:.9s}.pt"]
+        ),
+        "law": Parser(requests.law, [form.example.encode() for form in LAWS.values()]),
+        "globs": Parser(requests.globs, [b"*.weight", b"a?[!a-z]*\nmodule.encoder.weight"]),
+        "provenance": Parser(remade, [recorded]),
+        "diffusers": Parser(
+            requests.diffusers(folder / "diffusers"), [json.dumps(requests.SETTINGS).encode()]
         ),
         "csv": Parser(
             _file(folder, "p.csv", lambda path: profiles([f"csv:{path}"])),

@@ -15,7 +15,8 @@ from tests.parsers import check, parsers
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = (
     *("safetensors", "index", "torch", "torch-pickle", "edm2"),
-    *("dcp-metadata", "dcp-chunk", "toml", "csv"),
+    *("dcp-metadata", "dcp-chunk", "toml", "toml-run", "csv"),
+    *("template", "law", "globs", "provenance", "diffusers"),
 )
 #: the same examples in every run.
 quick = settings(

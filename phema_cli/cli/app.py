@@ -1,10 +1,9 @@
-"""The Typer application and ``main``, the only place that catches phema's errors."""
+"""The Typer application and ``main``, where every command begins and ends."""
 
 from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -16,6 +15,7 @@ from phema_cli._version import __version__
 from phema_cli.cli import (
     demo,
     diff,
+    endings,
     inspect,
     manual,
     plan,
@@ -26,7 +26,7 @@ from phema_cli.cli import (
     verify,
     weights,
 )
-from phema_cli.errors import PhemaError, SignalError, StorageError
+from phema_cli.errors import SignalError
 from phema_cli.system.signals import ignore_signals, raise_on_signals
 
 _HELP = ["-h", "--help"]
@@ -47,9 +47,6 @@ app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
-
-# typer gives only the leaf of its family of command-line errors a public name.
-_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def _version(wanted: bool) -> None:
@@ -103,7 +100,8 @@ def phema(
       2         the command line makes no sense, or the output exists
       3         an input is missing, broken or does not fit the others
       4         a pickle asks for what could harm, or hides tensors
-      5         disk or I/O error
+      5         disk or I/O error, no memory, no stdout
+      141       the reader of a pipe has closed it
       130, 143  interrupted, terminated
     """
 
@@ -131,8 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         ignore_signals()
     except SignalError as error:
-        render.fail(_with_notes(f"{_ENDINGS[error.number]}; {error.outcome}", error))
-        code = error.exit_code
+        code = endings.ended(error)
     sys.exit(code)
 
 
@@ -143,44 +140,9 @@ def _run(given: list[str]) -> int:
         told = [a for a in given if a != "--debug"]
         code = _command()(told, standalone_mode=False, obj=told)
         sys.stdout.flush()
-    except PhemaError as error:
-        if debug:
+    except Exception as error:
+        # Whoever wants tracebacks wants none of what was typed.
+        if debug and not hasattr(error, "format_message"):
             raise
-        render.fail(_with_notes(str(error), error))
-        code = error.exit_code
-    except _CommandLineError as error:
-        code = _usage(error)
-    except OSError as error:
-        if debug:
-            raise
-        code = _output_lost(error)
+        code = endings.ended(error)
     return code if isinstance(code, int) else 0
-
-
-def _with_notes(message: str, error: BaseException) -> str:
-    """A message, and what was added to the error on its way up."""
-    return "; ".join([message, *getattr(error, "__notes__", [])])
-
-
-_ENDINGS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-
-def _output_lost(error: OSError) -> int:
-    """Say that stdout could not be written; whoever closed a pipe needs no telling."""
-    # What is still buffered would fail again when the interpreter ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if not isinstance(error, BrokenPipeError):
-        render.fail(str(StorageError.wrap(error, "stdout", "write")))
-    return StorageError.exit_code
-
-
-def _usage(error: Exception) -> int:
-    """Show what is wrong with the command line, in one line, or the help where nothing was said."""
-    message = getattr(error, "format_message", lambda: str(error))()
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        render.line(message)
-    else:
-        command = getattr(context, "command_path", "phema")
-        render.fail(f"{' '.join(message.split())} See {command} --help")
-    return 2

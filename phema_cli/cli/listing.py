@@ -176,6 +176,7 @@ def _groups(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich tabl
     columns = _columns(snapshots)
     right = ("gamma", "effective", "sigma_rel", "snapshots")
     table = render.table(*columns, "snapshots", "steps", "tag from", right=right)
+    dots = "…" if render.unicode() else "..."
 
     def kind(snapshot: Snapshot) -> tuple[float, str]:
         tag = snapshot.tag
@@ -189,7 +190,7 @@ def _groups(snapshots: Sequence[Snapshot]) -> Any:  # noqa: ANN401 - a rich tabl
         table.add_row(
             *_cells(members[0], columns),
             str(len(members)),
-            f"{steps[0]:.10g} … {steps[-1]:.10g}{every}",
+            f"{steps[0]:.10g} {dots} {steps[-1]:.10g}{every}",
             ", ".join(sorted({_origin(s) for s in members})),
         )
     return table

@@ -236,7 +236,12 @@ Dtype = Annotated[
 Jobs = Annotated[
     int | None,
     option(
-        "--jobs", "-j", help="Workers; one per processor by default, at most 8.", min=1, metavar="N"
+        "--jobs",
+        "-j",
+        help="Workers, up to 256; one per processor by default, at most 8.",
+        min=1,
+        max=256,
+        metavar="N",
     ),
 ]
 Device = Annotated[

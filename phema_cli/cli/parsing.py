@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _MOST_NUMBERS, _DIGITS = 10_000, 12
 #: of a table of weights.
 _MOST_BYTES = 1 << 20
+#: a hundred years: what waits takes no more.
+_MOST_SECONDS = 3.2e9
+#: of steps and parameters; what counts more has no number that is exact.
+_MOST_COUNT = 1 << 53
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
@@ -46,7 +50,10 @@ def numbers(texts: list[str] | None) -> tuple[float, ...]:
     Raises:
         UsageError: not numbers, or ``...`` is not between two numbers and a last one.
     """
-    return tuple(float(n) for text in texts or () for n in _expand(text))
+    found = tuple(float(n) for text in texts or () for n in _expand(text))
+    if len(found) > _MOST_NUMBERS:
+        raise UsageError(f"{len(found)} numbers are above {_MOST_NUMBERS}")
+    return found
 
 
 def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
@@ -163,7 +170,7 @@ def count(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?)\s*([kKMBT]?)\s*", text)
     value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
-    if value <= 0 or value != int(value):
+    if not 0 < value <= _MOST_COUNT or value != int(value):
         raise UsageError(f"{text!r} is not a number above 0", remedy="write 400000, 400k or 1.2B")
     return int(value)
 
@@ -178,6 +185,6 @@ def seconds(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)\s*", text)
     value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if value <= 0:
+    if not 0 < value <= _MOST_SECONDS:
         raise UsageError(f"{text!r} is not a time", remedy="write 90s, 30m or 2h")
     return value

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: sigma_rel of the targets: 0.010, 0.015, ..., 0.285.
 GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
+_ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
 
 
 def entries(figures: Sequence[Figures]) -> list[dict[str, Any]]:
@@ -39,7 +40,8 @@ def show(figures: Sequence[Figures], step: float, method: str) -> None:
 
     out = render.console()
     out.print(f"[bold]Targets at step {step:.10g}[/] by method {method}")
-    bar = "".join(f"[{render.STYLES[f.verdict]}]{_BARS[f.verdict]}[/]" for f in figures)
+    bars = _BARS if render.unicode() else _ASCII_BARS
+    bar = "".join(f"[{render.STYLES[f.verdict]}]{bars[f.verdict]}[/]" for f in figures)
     ticks = [0, *(i for i, sigma in enumerate(GRID) if round(sigma * 1000) % 50 == 0)]
     out.print("  sigma_rel  " + _scale({i: f"{GRID[i]:.2f}" for i in ticks}))
     out.print("             " + bar)
@@ -50,7 +52,7 @@ def show(figures: Sequence[Figures], step: float, method: str) -> None:
         ("poor", "by more"),
     ):
         style, shown = render.STYLES[verdict], written(spans(figures, (verdict,)))
-        out.print(f"  [{style}]{_BARS[verdict]} {verdict}[/]  {shown}  [dim]{meaning}[/]")
+        out.print(f"  [{style}]{bars[verdict]} {verdict}[/]  {shown}  [dim]{meaning}[/]")
     out.print()
 
 

@@ -51,7 +51,7 @@ def columns() -> int:
 def unicode() -> bool:
     """Whether stdout carries more than ASCII drawings."""
     try:
-        "⣿●┤".encode(sys.stdout.encoding or "ascii")
+        "⣿●┤█…".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True

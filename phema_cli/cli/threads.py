@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 #: what the libraries under numpy read once, when they are loaded.
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: what a process has to be allowed for numpy.
+_LEAST_BYTES = 256 << 20
 
 
 def load_numpy() -> None:
@@ -14,9 +17,16 @@ def load_numpy() -> None:
 
     phema's matrices are small: more threads take three times the processor time to wait for each
     other. What phema starts itself sees the environment as it was.
+
+    Raises:
+        MemoryError: the process may have too little to load it.
     """
     if "numpy" in sys.modules:
         return
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    if any(0 <= limit < _LEAST_BYTES for limit in limits):
+        # OpenBLAS would end the process in its own way.
+        raise MemoryError
     added = [name for name in _VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(added, "1"))
     try:

@@ -17,6 +17,9 @@ from phema_cli.snapshots.consistency import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
 
+#: targets of one call: an output each.
+_MOST_TARGETS = 1000
+
 
 def make_targets(
     snapshots: Sequence[Snapshot],
@@ -32,9 +35,14 @@ def make_targets(
     count.
 
     Raises:
-        UsageError: no target, one given twice, or one that does not exist.
+        UsageError: more than 1000, one given twice, or one that does not exist.
     """
     end = time_of(snapshots, target_step(snapshots, step))
+    asked = len(gammas) + len(sigma_rels) + len(profiles)
+    if asked > _MOST_TARGETS:
+        raise UsageError(
+            f"{asked} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
+        )
     wanted = [*gammas, *(gamma_from_sigma_rel(s) for s in sigma_rels)]
     for gamma in wanted:
         if gamma < 0:

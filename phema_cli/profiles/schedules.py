@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phema_cli.errors import UsageError
 from phema_cli.profiles.base import Array, check_end
 from phema_cli.profiles.rates import Rates
 
 #: by how much a time that was multiplied or divided may miss a whole step.
 SLACK = 1e-6
+#: updates that are listed one by one: half a gigabyte.
+_MOST_UPDATES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,14 @@ class Schedule:
         return max(self.copied - self.every * -(-(self.copied - step) // self.every), 0)
 
     def updates(self, time: float) -> tuple[Array, Array]:
-        """The times that the average is made of, 0 for the initial weights, and their weights."""
+        """The times that the average is made of, 0 for the initial weights, and their weights.
+
+        Raises:
+            UsageError: there are more than 16.7 million updates.
+        """
         first = self.copy_at(time)
+        if self.count(time) > _MOST_UPDATES:
+            raise UsageError(f"{self.count(time)} updates are above the {_MOST_UPDATES} of a list")
         made = np.arange(self.count(time) + 1.0)
         sums = self.rates.sums(made)
         kept = np.exp(sums - sums[-1])

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles.grammar import GAMMA, SIGMA_REL, Range
 from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.snapshots.tags import Origin
+from phema_cli.trainers.base import real
 from phema_cli.trainers.registry import parse_law
+
+_Listed = TypeVar("_Listed")
 
 FILE_NAME = "phema.toml"
 _MOST_BYTES = 256 << 10
 _MOST_DOTS = 8
+#: gammas, laws and keys that an entry may list.
+_MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
 #: of steps; what counts more has no number that is exact.
-_MOST_STEPS = 1 << 53
+MOST_STEPS = 1 << 53
 _ENTRIES = {
     "pattern",
     "gammas",
@@ -172,7 +180,7 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
     )
     for gamma in gammas:
         PowerProfile(gamma, 1.0)
-    pattern, average = _text(table, "pattern"), _texts(table, "average")
+    pattern, average = _text(table, "pattern"), _few(_texts(table, "average"))
     if pattern is not None:
         compile_pattern(pattern)
     for law in average:
@@ -185,12 +193,12 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         trust_tags=_flag(table, "trust_tags"),
         update_every=_count(table, "update_every"),
         steps_per_epoch=_count(table, "steps_per_epoch"),
-        key=",".join(_texts(table, "key")) or None,
+        key=",".join(_few(_texts(table, "key"))) or None,
         names_from=_inside(directory, _text(table, "names_from")),
-        select=_texts(table, "select"),
-        exclude=_texts(table, "exclude"),
-        copy=_texts(table, "copy"),
-        drop=_texts(table, "drop"),
+        select=_globs(table, "select"),
+        exclude=_globs(table, "exclude"),
+        copy=_globs(table, "copy"),
+        drop=_globs(table, "drop"),
         snapshots=_snapshots(table.get("snapshots", {})),
         insists=False,
         origin="phema.toml",
@@ -227,11 +235,32 @@ def _texts(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _globs(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    listed = _texts(table, name)
+    matching(listed)
+    return listed
+
+
 def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
     value = table.get(name, [])
     if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
         raise InputError(f"{name} must be a list of numbers")
-    return tuple(float(v) for v in value)
+    return tuple(_float(v) for v in _few(value))
+
+
+def _few(listed: Sequence[_Listed]) -> tuple[_Listed, ...]:
+    """What an entry lists, if that is not too much."""
+    if len(listed) > _MOST_LISTED:
+        raise InputError(f"an entry lists {len(listed)} values, above {_MOST_LISTED}")
+    return tuple(listed)
+
+
+def _float(value: float) -> float:
+    """A number of the file, which may be an integer of any length."""
+    found = real(value)
+    if found is None or not math.isfinite(found):
+        raise InputError("a number is beyond all that can be")
+    return found
 
 
 def _flag(table: Mapping[str, Any], name: str) -> bool:
@@ -243,7 +272,7 @@ def _flag(table: Mapping[str, Any], name: str) -> bool:
 
 def _count(table: Mapping[str, Any], name: str) -> int | None:
     value = table.get(name)
-    if value is not None and (type(value) is not int or not 1 <= value <= _MOST_STEPS):
+    if value is not None and (type(value) is not int or not 1 <= value <= MOST_STEPS):
         raise InputError(f"{name} must be a whole number from 1")
     return value
 
@@ -262,10 +291,16 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
         if "average" in result[name]:
             parse_law(result[name]["average"])
         if "sigma_rel" in row:
-            gamma_from_sigma_rel(float(row["sigma_rel"]))
+            _check(SIGMA_REL, "sigma_rel", row["sigma_rel"])
         if "gamma" in row:
-            PowerProfile(float(row["gamma"]), 1.0)
+            _check(GAMMA, "gamma", row["gamma"])
     return result
+
+
+def _check(range_: Range, name: str, value: float) -> None:
+    """Refuse a number that is out of its range."""
+    if not range_.holds(_float(value)):
+        raise InputError(f"{name} must be {range_.words}")
 
 
 def _is_entry(name: str, value: object) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import groupby, pairwise
 from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.globs import matching
 from phema_cli.snapshots.tags import Tag
 from phema_cli.trainers.names import clock_in
 
@@ -79,11 +79,6 @@ def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
     Where there is none it is the newest of all.
     """
     return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
-
-
-def is_chosen(name: str, globs: Sequence[str]) -> bool:
-    """Whether one of the globs means the tensor."""
-    return any(fnmatchcase(name, glob) for glob in globs)
 
 
 def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[Finding]:
@@ -206,7 +201,7 @@ def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[
         snapshots: oldest first.
         copy: globs of tensor names that are copied.
     """
-    newest = reference(snapshots)
+    newest, copied = reference(snapshots), matching(copy)
     want = newest.checkpoint.tensors
     for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
@@ -218,12 +213,12 @@ def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[
         lost = [] if snapshot.partial else [n for n in want if n not in have and is_float(want[n])]
         extra = [n for n in have if n not in want]
         others = [n for n in want if n in have and _differ(have[n], want[n])]
-        parts = [f"lacks tensor {n}" for n in lost if not is_chosen(n, copy)]
+        parts = [f"lacks tensor {n}" for n in lost if not copied(n)]
         parts += [f"has tensor {n} in addition" for n in extra]
         parts += [
             f"tensor {n} is {_kind(have[n])} instead of {_kind(want[n])}"
             for n in others
-            if not is_chosen(n, copy)
+            if not copied(n)
         ]
         if parts:
             more = f" (and {len(parts) - 1} more differences)" if len(parts) > 1 else ""
@@ -239,13 +234,10 @@ def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[
 
 def _not_averaged(newest: Snapshot, copy: Sequence[str]) -> Iterator[Finding]:
     """The first tensor of a type that can't be averaged."""
+    copied = matching(copy)
     for name, extent in newest.checkpoint.tensors.items():
         # What is narrower is quantized, and an error of its own.
-        if (
-            extent.dtype.kind == "other"
-            and extent.dtype.bits > NARROW
-            and not is_chosen(name, copy)
-        ):
+        if extent.dtype.kind == "other" and extent.dtype.bits > NARROW and not copied(name):
             yield Finding("warning", not_averaged(name, extent, newest.name))
             return
 

@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.locations import is_remote, locate
+from phema_cli.globs import Globs, matching
 
 ENDINGS = endings()
 _INDEX = ".index.json"
@@ -109,10 +109,14 @@ class Candidate:
             return above if self.is_root else (*above, self.root)
         return (*above, self.root)
 
-    def matches(self, globs: Sequence[str]) -> bool:
-        """Whether any glob matches the relative path, the name or the file's own name."""
-        texts = {self.relative.as_posix(), self.name, self.path.name}
-        return any(fnmatchcase(text, glob) for glob in globs for text in texts)
+    @property
+    def texts(self) -> set[str]:
+        """What globs are held against: the relative path, the name and the file's own name."""
+        return {self.relative.as_posix(), self.name, self.path.name}
+
+    def matches(self, globs: Globs) -> bool:
+        """Whether any glob matches one of the texts."""
+        return any(map(globs, self.texts))
 
 
 def _has_fellows(path: Path) -> bool:
@@ -165,11 +169,11 @@ def _named_here(
     else:
         yield from ((f, False, _UNFINISHED) for f in sorted(files) if f.endswith(".distcp"))
     indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
+    state = matching(_TRAINER_FILES)
     for file in sorted(f for f in files if _may_be_read(folder / f)):
         shard = _SHARD.match(file)
-        left_out = any(fnmatchcase(file, glob) for glob in _TRAINER_FILES)
         if not (shard and f"{shard['base']}{shard['ending']}" in indexed):
-            yield file, shard is not None, _STATE if left_out else None
+            yield file, shard is not None, _STATE if state(file) else None
 
 
 def _may_be_read(path: Path) -> bool:

@@ -7,12 +7,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import PurePosixPath
 
-from phema_cli.errors import InputError, UsageError
+from phema_cli.errors import InputError, PhemaError, UsageError
 
-#: of the processor's time, for the search of a pattern in a path.
+#: of the processor's time: to compile a pattern, and to search it in paths.
 _MOST_SECONDS = 0.5
+#: what each path adds to the time that is left, up to that.
+_PATH_SECONDS = 1e-4
+#: characters of a pattern.
+_LONGEST = 1000
 #: named groups that a --pattern may have.
 FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
 #: which of them say when a file was stored; and the others, with what a row of phema.toml may say.
@@ -20,15 +25,20 @@ TIMES = ("step", "kimg", "epoch")
 AVERAGES = ("gamma", "sigma_rel", "beta", "index", "average")
 
 
+@lru_cache(maxsize=8)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile what the user gave as a pattern.
 
     Raises:
-        UsageError: not a regular expression, or none of its groups is one of ``FIELDS``.
+        UsageError: too long, not a regular expression, one that takes too long to compile, or none
+            of its groups is one of ``FIELDS``.
     """
+    if len(pattern) > _LONGEST:
+        raise UsageError(f"the pattern has {len(pattern)} characters, above {_LONGEST}")
     try:
-        compiled = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
+        with _limited([_MOST_SECONDS], UsageError("the pattern takes too long to compile")):
+            compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError, MemoryError) as error:
         raise UsageError(f"the pattern is not a regular expression: {error}") from error
     if not set(compiled.groupindex) & set(FIELDS):
         raise UsageError(
@@ -43,28 +53,55 @@ class SlowPatternError(InputError):
 
 
 @contextmanager
-def _limited(path: PurePosixPath) -> Iterator[None]:
-    """End a search that tries out more than it can: what a phema.toml says may come from anyone."""
+def _limited(left: list[float], error: PhemaError) -> Iterator[None]:
+    """End what a pattern makes of too little: what a phema.toml says may come from anyone.
+
+    Only a program's main thread can be stopped in this way; others take what time they need.
+
+    Args:
+        left: seconds of the processor, one number; what was not used is left in it.
+        error: what is raised when they are over.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_number: int, _frame: object) -> None:
-        raise SlowPatternError("the pattern takes too long", where=path)
+        raise error
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_SECONDS)
+    # A timer of nothing would never ring.
+    signal.setitimer(signal.ITIMER_VIRTUAL, max(left[0], 1e-6))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        left[0] = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
         signal.signal(signal.SIGVTALRM, before)
 
 
-def match_pattern(pattern: str, path: PurePosixPath) -> dict[str, str] | None:
-    """Named groups of ``pattern`` in the path, None where it does not match."""
-    with _limited(path):
-        match = compile_pattern(pattern).search(path.as_posix())
-    if match is None:
-        return None
-    return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}
+class PathPattern:
+    """A pattern that is searched in paths, for half a second and a ten-thousandth for each path.
+
+    Args:
+        pattern: as the user gave it.
+
+    Raises:
+        UsageError: as :func:`compile_pattern`.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self._compiled = compile_pattern(pattern)
+        self._left = [_MOST_SECONDS]
+
+    def __call__(self, path: PurePosixPath) -> dict[str, str] | None:
+        """Named groups of the pattern in the path, None where it does not match.
+
+        Raises:
+            SlowPatternError: it takes too long, with all paths before it.
+        """
+        self._left[0] = min(self._left[0] + _PATH_SECONDS, _MOST_SECONDS)
+        with _limited(self._left, SlowPatternError("the pattern takes too long", where=path)):
+            match = self._compiled.search(path.as_posix())
+        if match is None:
+            return None
+        return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Sequence
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Extent
 from phema_cli.formats.files import FileReader
-from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot, is_chosen
+from phema_cli.globs import matching
+from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot
 
 #: what a scale's name has in the place of one of these endings of the values' name, or behind it.
 _ENDINGS = ("_packed", "_blocks", "_quantized", "int_data", "qdata", "_data._data", "data")
@@ -81,8 +82,9 @@ def _changing(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Finding | N
     if not whole or whole[0] is whole[-1]:
         return None
     first, last = whole[0].checkpoint.tensors, whole[-1].checkpoint.tensors
+    copied = matching(copy)
     for name, extent in last.items():
-        if extent.dtype.kind != "exact" or not _may_be(extent) or is_chosen(name, copy):
+        if extent.dtype.kind != "exact" or not _may_be(extent) or copied(name):
             continue
         other = first.get(name)
         if other is None or (other.dtype, other.shape) != (extent.dtype, extent.shape):
@@ -112,6 +114,7 @@ def _found(extents: Collection[Extent], copy: Sequence[str]) -> Iterator[tuple[E
     suspects = [e for e in extents if _may_be(e)]
     if not suspects:
         return
+    copied = matching(copy)
     names = {e.name for e in extents}
     states = {n.partition(_STATE)[0]: n for n in names if _STATE in n}
     for extent in suspects:
@@ -120,7 +123,7 @@ def _found(extents: Collection[Extent], copy: Sequence[str]) -> Iterator[tuple[E
         if scale is None and extent.dtype.kind != "other":
             continue
         # Both as they are make a model; values of one snapshot and the mean of scales don't.
-        if not all(is_chosen(n, copy) for n in (extent.name, scale) if n is not None):
+        if not all(copied(n) for n in (extent.name, scale) if n is not None):
             yield extent, scale
 
 

@@ -11,10 +11,11 @@ from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.locations import is_remote, locate
+from phema_cli.globs import matching
 from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.consistency import Finding
 from phema_cli.snapshots.files import Candidate, candidates
-from phema_cli.snapshots.pattern import AVERAGES, TIMES, SlowPatternError, match_pattern
+from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError
 from phema_cli.snapshots.resolve import Item, LeftOutError, Said, members_of
 from phema_cli.trainers.base import Series, StoredFile
 from phema_cli.trainers.registry import read_file
@@ -87,17 +88,18 @@ def read_all(
 ) -> tuple[list[Item], list[Finding]]:
     """What the files hold that are meant, and what is to be said of the others."""
     config = said.over(local)
+    select, exclude = matching(config.select), matching(config.exclude)
+    pattern = PathPattern(config.pattern) if config.pattern else None
     items: list[Item] = []
     findings: list[Finding] = []
     for candidate in found:
         identity = _identity(candidate.path)
         if identity in seen:
             continue
-        selected = not config.select or candidate.matches(config.select)
-        if candidate.matches(config.exclude) or not selected:
+        if candidate.matches(exclude) or (select and not candidate.matches(select)):
             continue
         try:
-            item = _read(candidate, said, local, config)
+            item = _read(candidate, said, local, pattern, keyed=bool(config.keys))
         except SlowPatternError:
             raise
         except LeftOutError as error:
@@ -111,24 +113,26 @@ def read_all(
     return items, findings
 
 
-def _read(candidate: Candidate, said: Config, local: Config, config: Config) -> Item:
+def _read(
+    candidate: Candidate, said: Config, local: Config, pattern: PathPattern | None, *, keyed: bool
+) -> Item:
     """What one file holds; raises what stands against it."""
     _check_usable(candidate)
     row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
     fields: dict[str, Said] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
-    if config.pattern:
-        matched = match_pattern(config.pattern, candidate.relative)
+    if pattern is not None:
+        matched = pattern(candidate.relative)
         if matched is None and row is None:
             raise LeftOutError("it does not match --pattern")
         by = (said if said.pattern else local).origin
         found: dict[str, Said] = {k: (v, by) for k, v in (matched or {}).items()}
         fields = _over(found, fields) if said.pattern else _over(fields, found)
-    item = _item(candidate, keyed=bool(config.keys))
+    item = _item(candidate, keyed=keyed)
     if PROVENANCE_KEY in item.file.metadata:
         raise LeftOutError("it was synthesized by phema")
     if item.reading.left_out is not None:
         raise LeftOutError(item.reading.left_out)
-    if not config.keys and not item.reading.series:
+    if not keyed and not item.reading.series:
         raise LeftOutError("it holds no weights")
     if candidate.is_part:
         raise InputError(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.locations import locate
-from phema_cli.snapshots.config import Config, read_config
+from phema_cli.globs import matching
+from phema_cli.snapshots.config import MOST_STEPS, Config, read_config
 from phema_cli.snapshots.consistency import (
     Finding,
     Snapshot,
@@ -101,6 +102,9 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     said = config or Config()
     if said.pattern is not None:
         compile_pattern(said.pattern)
+    for count in (said.update_every, said.steps_per_epoch):
+        if count is not None and not 1 <= count <= MOST_STEPS:
+            raise UsageError(f"{count} is no number of steps from 1 to {MOST_STEPS}")
     with _no_collection():
         return _scan(paths, said)
 
@@ -130,7 +134,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
         copy, drop = copy or local.copy, drop or local.drop
         trusted = trusted or local.trust_tags
         listed = list(candidates(root))
-        unmatched = tuple(t for t in unmatched if not any(c.matches([t[1]]) for c in listed))
+        lost = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
+        unmatched = tuple(typed for typed in unmatched if typed[1] in lost)
         items, met = read_all(listed, said, local, seen)
         findings += met
         try:

@@ -12,7 +12,8 @@ from difflib import get_close_matches
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DType
-from phema_cli.snapshots.consistency import Finding, Snapshot, is_chosen, is_float, reference
+from phema_cli.globs import matching
+from phema_cli.snapshots.consistency import Finding, Snapshot, is_float, reference
 from phema_cli.snapshots.quantized import quantized
 from phema_cli.snapshots.ties import with_ties
 
@@ -55,8 +56,8 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
         snapshots: oldest first.
         copy: globs of tensor names that are copied.
     """
-    newest = reference(snapshots).checkpoint.tensors
-    shapes = {n: e.shape for n, e in newest.items() if is_float(e) and not is_chosen(n, copy)}
+    newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
+    shapes = {n: e.shape for n, e in newest.items() if is_float(e) and not copied(n)}
     for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
         if have is not newest:
@@ -88,8 +89,9 @@ def require_matches(snapshots: Sequence[Snapshot], typed: Sequence[tuple[str, st
     if not typed or not snapshots:
         return
     names = list(dict.fromkeys(n for s in reversed(snapshots) for n in s.checkpoint.tensors))
+    lost = matching([glob for _, glob in typed]).unused(names)
     for option, glob in typed:
-        if not any(is_chosen(n, [glob]) for n in names):
+        if glob in lost:
             like = get_close_matches(glob.strip("*"), names, _SHOWN, _LIKE) or names[:_SHOWN]
             raise UsageError(
                 f"{option} {glob!r} matches no tensor", remedy=f"there are {', '.join(like)}, ..."
@@ -109,7 +111,7 @@ def _without(
 ) -> tuple[list[Snapshot], list[Finding]]:
     """Snapshots without the tensors that the user leaves out."""
     names = {n: None for s in snapshots for n in s.checkpoint.tensors} if drop else {}
-    dropped = [n for n in names if is_chosen(n, drop)]
+    dropped = list(filter(matching(drop), names))
     if not dropped:
         return list(snapshots), []
     kept = _remove(snapshots, set(dropped))
@@ -147,7 +149,7 @@ def _without_surplus(
     snapshots: Sequence[Snapshot], copy: Sequence[str]
 ) -> tuple[list[Snapshot], list[Finding]]:
     """Snapshots without what the newest does not have and no output needs."""
-    newest = reference(snapshots).checkpoint.tensors
+    newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
     older: dict[str, bool] = {}
     parts: dict[str, None] = {}
     for snapshot in snapshots:
@@ -157,7 +159,7 @@ def _without_surplus(
             if snapshot.partial:
                 parts[name] = None
             else:
-                needless = not is_float(extent) or is_chosen(name, copy)
+                needless = not is_float(extent) or copied(name)
                 older[name] = older.get(name, True) and needless
     alone = [n for n in parts if n not in older]
     gone = [n for n, needless in older.items() if needless]
@@ -171,11 +173,11 @@ def _without_surplus(
 
 def _copied(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[Finding]:
     """What is said of tensors that are copied, not because the user says so."""
-    newest = reference(snapshots).checkpoint.tensors
+    newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
     means = set(averaged(snapshots, copy))
     parts, others = [], []
     for name, extent in newest.items():
-        if name in means or is_chosen(name, copy):
+        if name in means or copied(name):
             continue
         found = [(s.partial, s.checkpoint.tensors.get(name)) for s in snapshots]
         kinds = [e.dtype.kind for _, e in found if e is not None]

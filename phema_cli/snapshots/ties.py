@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.formats.files import FileReader
-from phema_cli.snapshots.consistency import Finding, Snapshot, is_chosen, is_float, reference
+from phema_cli.globs import matching
+from phema_cli.snapshots.consistency import Finding, Snapshot, is_float, reference
 
 #: bytes that are compared at a time: few at first, which tell most tensors apart.
 _FIRST_BYTES, _CHUNK_BYTES = 1 << 12, 4 << 20
@@ -97,8 +98,9 @@ def _missing(
 ) -> Iterator[str]:
     """Floats that a checkpoint of the whole model has and another checkpoint lacks."""
     names = dict.fromkeys(n for c in reversed(whole) for n, e in c.tensors.items() if is_float(e))
+    copied = matching(copy)
     for name in names:
-        if not all(name in c.tensors for c in found) and not is_chosen(name, copy):
+        if not all(name in c.tensors for c in found) and not copied(name):
             yield name
 
 

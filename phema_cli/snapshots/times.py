@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from phema_cli.errors import InputError, PhemaError
-from phema_cli.snapshots.config import Config
+from phema_cli.snapshots.config import MOST_STEPS, Config
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.resolve import Item, LeftOutError, Said
 from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import Clock, number
 from phema_cli.trainers.names import has_number, images
-
-#: of steps; what counts more has no number that is exact.
-_MOST_STEPS = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +65,11 @@ def _told(item: Item) -> Time:
         )
     if clock.doubt is not None:
         raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
-    if not math.isfinite(clock.value):
-        raise InputError(f"its {clock.field} is not a number", remedy="say it in phema.toml")
+    if not abs(clock.value) <= MOST_STEPS:
+        what = f"its {clock.field} is {clock.value:.10g}: more than can be"
+        if not math.isfinite(clock.value):
+            what = f"its {clock.field} is not a number"
+        raise InputError(what, remedy="say it in phema.toml")
     if named is not None and _contradicts(clock, named):
         raise InputError(
             f"its step is {clock.value:.10g} by its {clock.field} and {named.value:.10g} by its "
@@ -98,8 +98,8 @@ def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
             continue
         text, origin = said[name]
         value = number(text)
-        if not math.isfinite(value):
-            raise InputError(f"its {name} is {text!r:.80}, not a number")
+        if not abs(value) <= MOST_STEPS:
+            raise InputError(f"its {name} is {text!r:.80}, no number up to {MOST_STEPS}")
         if name == "kimg":
             return Clock(images(int(value)), "images", name), origin
         if name == "epoch":
@@ -212,7 +212,7 @@ def _checked(item: Item, time: Time | PhemaError, *, timed: bool) -> Time | Phem
         return time
     if not isinstance(time, Time):
         return time
-    if time.clock.value > _MOST_STEPS:
+    if time.clock.value > MOST_STEPS:
         return InputError(f"its {time.clock.field} is {time.clock.value:.10g}: more than can be")
     if time.clock.value <= 0:
         return LeftOutError("step 0 holds no average yet")

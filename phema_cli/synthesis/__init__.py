@@ -35,6 +35,7 @@ from phema_cli.synthesis.layout import (
 from phema_cli.synthesis.recipe import (
     DEFAULT_DEVICE,
     DEFAULT_MAX_MEMORY,
+    MOST_JOBS,
     Recipe,
     make_recipe,
 )
@@ -107,6 +108,8 @@ def plan(
         PhemaError: the scan, the targets or the output make no sense.
     """
     find_device(request.device)
+    if request.jobs is not None and not 1 <= request.jobs <= MOST_JOBS:
+        raise UsageError(f"{request.jobs} jobs are not from 1 to {MOST_JOBS}")
     snapshots = found.require()
     targets = make_targets(
         snapshots,

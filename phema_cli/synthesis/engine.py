@@ -57,6 +57,8 @@ def execute(
         if team.leads:
             check_outputs(recipe, overwrite)
             journal = stack.enter_context(staged(recipe))
+            # Another run of the same outputs may have ended while this one waited for its turn.
+            check_outputs(recipe, overwrite)
         done, complete = team.share(
             (set(), False) if journal is None else (journal.done, journal.complete)
         )

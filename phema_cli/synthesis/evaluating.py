@@ -70,7 +70,7 @@ class Evaluator:
             raise UsageError("--metric and --metric-key say two things", remedy="pass one of them")
         try:
             re.compile(self.pattern or "")
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise UsageError(
                 f"--metric {self.pattern!r} is no regular expression: {error}"
             ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.snapshots.tags import snapshot_name, step_name
 
 DEFAULT_FORMAT = "safetensors"
+#: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
+_SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
@@ -129,13 +133,14 @@ def output_paths(
             remedy="pass a local path, and copy what is there afterwards",
         )
     paths = [_path(template, target, step, form, split=split) for target in targets]
+    counts = Counter(paths)
     for path in paths:
         if path.name.endswith(INDEX_SUFFIX):
             raise UsageError(
                 f"{path} is the name of an index, which is written beside shards",
                 remedy="pass -o DIRECTORY",
             )
-        if paths.count(path) > 1:
+        if counts[path] > 1:
             raise UsageError(
                 f"several targets would be written to {path}", remedy="put {gamma} into -o"
             )
@@ -157,18 +162,34 @@ def _path(template: str | None, target: Profile, step: float, form: str, *, spli
     if "{" not in template:
         given = Path(template)
         return given if given.name.endswith(endings) else given / name
-    fields = {"step": int(step) if float(step).is_integer() else step, "profile": slug}
+    fields: dict[str, str | float] = {
+        "step": int(step) if float(step).is_integer() else step,
+        "profile": slug,
+    }
     if isinstance(target, PowerProfile):
         fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
-    try:
-        made = Path(template.format(**fields))
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"-o {template!r} has an unknown placeholder or format",
-            remedy="use {gamma}, {sigma_rel}, {profile} and {step}, plainly",
-        ) from error
+    made = Path(_filled(template, fields))
     single = form != DEFAULT_FORMAT and not made.name.endswith(endings)
     return made.with_name(made.name + endings[0]) if single else made
+
+
+def _filled(template: str, fields: Mapping[str, str | float]) -> str:
+    """The template with its placeholders filled in; each may only be padded, or rounded, a little.
+
+    Raises:
+        UsageError: a placeholder or a format is none of these.
+    """
+    try:
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
+        if all(n in fields and not how and _SPEC.fullmatch(s or "") for _, n, s, how in parts):
+            return template.format(**fields)
+    except ValueError:
+        # A brace alone, or a format of numbers for a text.
+        pass
+    raise UsageError(
+        f"-o {template!r:.200} has an unknown placeholder or format",
+        remedy="use {gamma}, {sigma_rel}, {profile} and {step}, plainly",
+    )
 
 
 def _default_name(target: Profile, step: float, slug: str, form: str) -> str:

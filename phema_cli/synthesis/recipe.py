@@ -23,10 +23,13 @@ from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import output_metadata, provenance
+from phema_cli.synthesis.team import ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
 from phema_cli.synthesis.tiling import tile_elements
 
 DEFAULT_MAX_MEMORY = 256 << 20
+#: workers of one process: far more than help, few enough to be started and ended at once.
+MOST_JOBS = 256
 #: the device that averages by default.
 DEFAULT_DEVICE = "cpu"
 
@@ -104,8 +107,7 @@ class Recipe:
 
 def default_jobs() -> int:
     """Workers by default: one per processor, at most 8; ranks on one machine share them."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, len(os.sched_getaffinity(0)) // ranks))
+    return min(8, max(1, len(os.sched_getaffinity(0)) // ranks("LOCAL_WORLD_SIZE")))
 
 
 def make_recipe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.errors import CheckFailedError, InputError, UsageError
 from phema_cli.estimate.solve import time_of
 from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.globs import matching
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import reference
@@ -26,8 +26,11 @@ from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, make_recipe
+from phema_cli.trainers.base import real
 
 _ENTRIES = ("version", "method", "device", "target", "sources", "figures", "copy")
+#: of steps and weights; what counts more has no number that is exact.
+_MOST = 1 << 53
 _SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "weight")
 
 
@@ -67,10 +70,10 @@ def _flaw(record: dict[str, Any]) -> str | None:
         case {
             "method": str(),
             "device": str(),
-            "target": {"step": float() | int() as step},
+            "target": {"step": step},
             "sources": [_, *_] as sources,
             "copy": [*copy],
-        } if math.isfinite(step) and all(isinstance(glob, str) for glob in [*copy, *drop]):
+        } if (real(step) or 0) > 0 and _is_number(step) and _are_globs(copy) and _are_globs(drop):
             return next((flaw for flaw in map(_source_flaw, sources) if flaw is not None), None)
     return "has entries that phema does not write"
 
@@ -82,10 +85,28 @@ def _source_flaw(entry: object) -> str | None:
     missing = next((name for name in _SOURCE_ENTRIES if name not in entry), None)
     if missing is not None:
         return f"lacks the {missing} of a source"
-    weight = entry["weight"]
-    if not isinstance(weight, float | int) or not math.isfinite(weight):
+    if not isinstance(entry["name"], str):
+        return "has a source that phema does not write"
+    if not _is_number(entry["weight"]):
         return "has a weight that is no number"
     return None
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a step or a weight can be."""
+    found = real(value)
+    return found is not None and abs(found) <= _MOST
+
+
+def _are_globs(listed: list[Any]) -> bool:
+    """Whether these are globs of names."""
+    if not all(isinstance(glob, str) for glob in listed):
+        return False
+    try:
+        matching(listed)
+    except UsageError:
+        return False
+    return True
 
 
 def remake(out: Checkpoint, found: Scan) -> Recipe:
@@ -141,9 +162,13 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
     """
     weights = np.zeros((len(snapshots), 1))
     now = [source_entry(s) for s in snapshots]
+    # Snapshots of several directories may have one name.
+    by_name: dict[object, list[int]] = {}
+    for i, known in enumerate(now):
+        by_name.setdefault(known["name"], []).append(i)
+    taken: set[int] = set()
     for entry in record["sources"]:
-        # Snapshots of several directories may have one name.
-        named = [i for i, known in enumerate(now) if known["name"] == entry["name"]]
+        named = by_name.get(entry["name"], [])
         if not named:
             raise CheckFailedError(
                 f"its source {entry['name']} is not among the snapshots",
@@ -158,6 +183,9 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
                 f"not {now[named[0]][str(changed)]}",
                 where=out.path,
             )
+        if place in taken:
+            raise CheckFailedError(f"records its source {entry['name']} twice", where=out.path)
+        taken.add(place)
         weights[place] = entry["weight"]
     return weights
 

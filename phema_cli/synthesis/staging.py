@@ -21,6 +21,8 @@ from phema_cli.synthesis.recipe import Recipe
 Checks = dict[str, dict[int, tuple[int, int]]]
 #: the most bytes of outputs after which what is done is flushed and noted.
 _NOTED_BYTES = 64 << 20
+#: runs of one output that may end while another one is about to begin.
+_TRIES = 100
 
 
 def check_outputs(recipe: Recipe, overwrite: bool) -> None:
@@ -108,8 +110,7 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
     try:
         for output in recipe.outputs:
             with _writing(output):
-                _make_folders(output, made)
-                journals.append(Journal(output.staging, plan))
+                journals.append(_claimed(output, plan, made))
         _prepare(recipe, journals[0])
         yield journals[0]
     except BaseException as error:
@@ -126,6 +127,19 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
         for path in sorted(set(made), key=lambda p: -len(p.parts)):
             with suppress(OSError):
                 path.rmdir()
+
+
+def _claimed(output: Output, plan: str, made: list[Path]) -> Journal:
+    """The journal of an output's staging directory, locked.
+
+    A run that ends removes its directory, which others may be about to lock.
+    """
+    for _ in range(_TRIES):
+        _make_folders(output, made)
+        with suppress(FileNotFoundError):
+            return Journal(output.staging, plan)
+    _make_folders(output, made)
+    return Journal(output.staging, plan)
 
 
 def _make_folders(output: Output, made: list[Path]) -> None:

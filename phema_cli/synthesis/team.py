@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import StorageError, UsageError
 
 Value = TypeVar("Value")
+#: of a number of ranks.
+_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,18 @@ def _told() -> Iterator[None]:
         ) from error
 
 
+def ranks(variable: str) -> int:
+    """How many ranks a launcher says in a variable that there are; 1 where it says nothing.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    text = os.environ.get(variable, "1")
+    if not (text.isdecimal() and len(text) <= _DIGITS and int(text)):
+        raise UsageError(f"{variable} is {text!r:.80}, not a number of ranks")
+    return int(text)
+
+
 @contextmanager
 def joined() -> Iterator[Team]:
     """The team that a launcher started this process in, else a team of one.
@@ -102,7 +116,7 @@ def joined() -> Iterator[Team]:
     """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     launched = getattr(spec, "name", None) == "phema_cli.__main__"
-    if not launched or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched or ranks("WORLD_SIZE") == 1:
         yield Team()
         return
     import torch.distributed as dist

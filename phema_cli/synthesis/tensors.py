@@ -9,8 +9,9 @@ from pathlib import Path
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DTYPES, DType, Extent
+from phema_cli.globs import matching
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import is_chosen, not_averaged, reference
+from phema_cli.snapshots.consistency import not_averaged, reference
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis.provenance import RESERVED
 from phema_cli.synthesis.tiling import Kind
@@ -79,7 +80,7 @@ def plan_tensors(
     newest = reference(snapshots)
     given = (newest if base is None else snapshots[base]).checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
-    names = set(averaged(snapshots, copy))
+    names, copied = set(averaged(snapshots, copy)), matching(copy)
     ties = _ties(snapshots, copy)
     plans = []
     for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
@@ -94,7 +95,7 @@ def plan_tensors(
         if name in names:
             plans.append(_averaged(extent, sources, dtype))
             continue
-        if extent.dtype.kind == "other" and not is_chosen(name, copy):
+        if extent.dtype.kind == "other" and not copied(name):
             raise not_averaged(name, extent, newest.name)
         # What is copied need not be alike in all snapshots.
         kept = given.get(name, extent)
@@ -121,12 +122,13 @@ def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
     shared = {*known, *known.values()}
     # Further names become entries of the metadata in safetensors: not ones that are taken there.
     names = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
+    copied = matching(copy)
     first: dict[object, str] = {}
     ties: dict[str, str] = {}
     for name in names:
         extents = [s.checkpoint.tensors.get(name) for s in snapshots]
         places = [None if e is None else replace(e, name="") for e in extents]
-        kept = first.setdefault((is_chosen(name, copy), *places), name)
+        kept = first.setdefault((copied(name), *places), name)
         if kept != name and name not in RESERVED:
             ties[name] = kept
     return ties

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +14,7 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, StoredTensor
 from phema_cli.formats.files import value_of
 from phema_cli.formats.locations import reading
+from phema_cli.globs import matching
 from phema_cli.trainers.nested import TOP, Groups, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
@@ -202,9 +202,7 @@ class StoredFile:
         """A plain number, or the one that a tensor of one element holds; else None."""
         if isinstance(found, StoredTensor):
             return value_of(found, self.contents)
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            return None
-        return float(found)
+        return real(found)
 
     def matches(self, pattern: re.Pattern[str]) -> dict[str, str] | None:
         """Named groups of a pattern that the snapshot's own name must match whole."""
@@ -235,7 +233,7 @@ class StoredFile:
     def has_beside(self, glob: str) -> bool:
         """Whether a file of such a name lies beside this one; ``..`` leads up."""
         if self.beside is not None and "/" not in glob:
-            return any(fnmatchcase(name, glob) for name in self.beside)
+            return any(map(matching((glob,)), self.beside))
         with reading(self.path):
             return any(True for _ in self._folder.glob(glob))
 
@@ -281,6 +279,25 @@ def under(tensors: Tensors, prefix: str) -> Tensors:
 def without(tensors: Tensors, *prefixes: str) -> Tensors:
     """The tensors whose names begin with none of the prefixes."""
     return {n: t for n, t in tensors.items() if not n.startswith(prefixes)}
+
+
+def real(found: object) -> float | None:
+    """A plain number as a float, infinite where it is beyond all floats; None for what is none."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    try:
+        return float(found)
+    except OverflowError:
+        return math.inf if found > 0 else -math.inf
+
+
+def shown(value: object) -> str:
+    """The beginning of what was found in the place of a number, for a message."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):
+        # Integers of thousands of digits, and lists that hold themselves a thousand deep.
+        return f"a {type(value).__name__}"
 
 
 def number(given: str) -> float:

@@ -11,7 +11,7 @@ from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.rates import Rates, inverse, ratio
 from phema_cli.profiles.schedules import Schedule
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, real, shown, text
 
 NAME = "diffusers"
 FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
@@ -67,28 +67,33 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     Raises:
         InputError: one of them is no number.
     """
-    copied = settings.get("warmup_steps")
-    if isinstance(copied, int) and copied > 0:
+    copied = real(settings.get("warmup_steps"))
+    if copied is not None and copied > 0:
         # SimpleTuner's own: copies, and then a constant decay.
-        return f"exponential:beta={text(float(settings['decay']))},start={copied - 1}"
-    parts = []
-    for name, key in _SETTINGS:
-        given = settings.get(name)
-        if given is None:
-            continue
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise InputError(f"its {name} is {given!r:.80}, not a number")
-        parts.append(f"{key}={text(float(given))}")
+        return f"exponential:beta={_said(settings, 'decay')},start={text(copied - 1)}"
+    parts = [
+        f"{key}={_said(settings, name)}"
+        for name, key in _SETTINGS
+        if settings.get(name) is not None
+    ]
     warmup = settings.get("use_ema_warmup")
     parts += [f"warmup={int(bool(warmup))}"] if warmup is not None else []
     return f"diffusers:{','.join(parts)}"
 
 
+def _said(settings: Mapping[Any, Any], name: str) -> str:
+    """A setting as ``--average`` takes it."""
+    given = settings.get(name)
+    found = real(given)
+    if found is None:
+        raise InputError(f"its {name} is {shown(given)}, not a number")
+    return text(found)
+
+
 def _clock(done: object, field: str) -> Clock | None:
     """Updates done."""
-    if isinstance(done, bool) or not isinstance(done, int | float):
-        return None
-    return Clock(float(done), "steps", field)
+    found = real(done)
+    return None if found is None else Clock(found, "steps", field)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -1,0 +1,141 @@
+"""Globs, matched in time that grows with a name's length and not with what else the globs are.
+
+A regular expression made of many globs tries one after the other. Here all are followed at once: a
+bit says how far one of them has come, and an integer holds the bits of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from phema_cli.errors import UsageError
+
+#: characters of one glob, as a path may have them.
+_LONGEST = 4096
+#: characters of all globs of an option that have a wildcard, and of what is followed at once.
+_MOST_WILD = 8192
+_WILD = frozenset("*?[")
+#: of characters and names that are remembered.
+_CHARACTERS, _NAMES = 1024, 1 << 17
+
+
+class Globs:
+    """Globs of which one has to match a whole name: ``*``, ``?``, ``[seq]`` and ``[!seq]``.
+
+    Args:
+        globs: any number without a wildcard; at most 8192 characters of others.
+
+    Raises:
+        UsageError: one is longer than 4096 characters, or all with wildcards are too long.
+    """
+
+    def __init__(self, globs: Sequence[str]) -> None:
+        wild = [g for g in dict.fromkeys(globs) if not _WILD.isdisjoint(g)]
+        longest = max(globs, key=len, default="")
+        if len(longest) > _LONGEST:
+            raise UsageError(f"{longest[:20]}... is longer than a glob's {_LONGEST} characters")
+        if (total := sum(map(len, wild))) > _MOST_WILD:
+            raise UsageError(
+                f"{len(wild)} globs with wildcards have {total} characters, above {_MOST_WILD}",
+                remedy="name tensors and files without wildcards: of such any number may be given",
+            )
+        self._exact = frozenset(globs).difference(wild)
+        self._starts = self._loops = self._any = 0
+        self._ends: dict[str, int] = {}
+        self._characters: dict[str, int] = {}
+        self._classes: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self._known: dict[str, bool] = {}
+        place = 0
+        for glob in wild:
+            place = self._add(glob, place)
+        self._all_ends = sum(self._ends.values())
+
+    def __bool__(self) -> bool:
+        """Whether there is any glob."""
+        return bool(self._exact or self._starts)
+
+    def __call__(self, name: str) -> bool:
+        """Whether one of the globs matches the name."""
+        if not self._starts or name in self._exact:
+            return name in self._exact
+        found = self._known.get(name)
+        if found is None:
+            found = bool(self._follow(name))
+            if len(self._known) < _NAMES:
+                self._known[name] = found
+        return found
+
+    def _add(self, glob: str, place: int) -> int:
+        """Give a glob its bits from ``place`` on; returns the first place behind them."""
+        self._starts |= 1 << place
+        for part in _parts(glob):
+            bit = 1 << place
+            if part == "*":
+                self._loops |= bit
+                continue
+            if part == "?":
+                self._any |= bit
+            else:
+                kind = self._characters if len(part) == 1 else self._classes
+                kind[part] = kind.get(part, 0) | bit
+            place += 1
+        self._ends[glob] = 1 << place
+        return place + 1
+
+    def unused(self, names: Iterable[str]) -> set[str]:
+        """The globs that match none of the names."""
+        reached, exact = 0, set(self._exact)
+        for name in names:
+            exact.discard(name)
+            reached |= self._follow(name)
+        return exact | {glob for glob, end in self._ends.items() if not reached & end}
+
+    def _follow(self, name: str) -> int:
+        """The ends that globs with wildcards have come to when the name has, a bit each."""
+        state = self._starts
+        for character in name:
+            accepted = self._seen.get(character)
+            if accepted is None:
+                accepted = self._accepting(character)
+            state = (state & accepted) << 1 | state & self._loops
+            if not state:
+                return 0
+        return state & self._all_ends
+
+    def _accepting(self, character: str) -> int:
+        """The bits whose globs go one further at the character."""
+        bits = self._any | self._characters.get(character, 0)
+        for text, places in self._classes.items():
+            if fnmatchcase(character, text):
+                bits |= places
+        if len(self._seen) < _CHARACTERS:
+            self._seen[character] = bits
+        return bits
+
+
+def _parts(glob: str) -> Iterator[str]:
+    """What a glob is made of: characters, ``?``, ``*``, and classes with their brackets."""
+    at = 0
+    while at < len(glob):
+        # A class's first character may be its closing bracket.
+        inner = at + 2 + (glob[at + 1 : at + 2] == "!") if glob[at] == "[" else 0
+        end = glob.find("]", inner) + 1 if inner else 0
+        yield glob[at : end or at + 1]
+        at = end or at + 1
+
+
+@lru_cache(maxsize=8)
+def _made(globs: tuple[str, ...]) -> Globs:
+    return Globs(globs)
+
+
+def matching(globs: Sequence[str]) -> Globs:
+    """The globs, ready to match; made once where the same ones are asked for again.
+
+    Raises:
+        UsageError: as :class:`Globs` has it.
+    """
+    return _made(tuple(globs))
