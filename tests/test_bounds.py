@@ -41,6 +41,7 @@ def limited(*arguments, cwd=None):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
         cwd=cwd,
         preexec_fn=limit,
     )

@@ -21,11 +21,16 @@ _LAST = 1 << 40
 #: of neighbouring points of the sums beyond ``_EXACT``: a cubic between them is exact to 1e-13.
 _RATIO = 1.001
 _LAWS_KEPT = 32
+#: of a logarithm below 0: a decay of 1e-300 stands for none.
+_TINY = 1e-300
 
 
 def inverse(s: Array, inv_gamma: float, power: float) -> Array:
     """The decay ``1 - (1 + s/inv_gamma)^-power``."""
-    return -np.log1p(-((1 + s / inv_gamma) ** -power))
+    logarithm = -power * np.log1p(s / inv_gamma)
+    # Each form loses what the other one keeps: near a decay of 0, and near 1.
+    near = -np.log(-np.expm1(np.minimum(logarithm, -_TINY)))
+    return np.where(logarithm > -math.log(2), near, -np.log1p(-np.exp(np.minimum(logarithm, -0.5))))
 
 
 def ratio(s: Array) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import PowerProfile, Profile
+from phema_cli.profiles.grammar import POSITIVE
 from phema_cli.profiles.shapes import ExponentialProfile, RawProfile, WindowProfile
 
 
@@ -57,7 +58,7 @@ HELP = (
 
 def _window(parameters: Mapping[str, float], end: float, text: str) -> Profile:
     """``last``: up to 1 a fraction of the time until the target, above 1 a number of steps."""
-    if set(parameters) != {"last"} or not 0 < parameters["last"] < math.inf:
+    if set(parameters) != {"last"} or not POSITIVE.holds(parameters["last"]):
         raise UsageError(f"{text}: needs last, a fraction or a number of steps", remedy=HELP)
     last = parameters["last"]
     return WindowProfile(end * (1 - last) if last <= 1 else max(end - last, 0.0), end, text)
@@ -67,7 +68,7 @@ def _exponential(parameters: Mapping[str, float], end: float, text: str) -> Prof
     """``beta`` per step, or ``halflife`` in steps."""
     if set(parameters) == {"beta"} and 0 < parameters["beta"] < 1:
         return ExponentialProfile(-math.log(parameters["beta"]), end, text)
-    if set(parameters) == {"halflife"} and 0 < parameters["halflife"] < math.inf:
+    if set(parameters) == {"halflife"} and POSITIVE.holds(parameters["halflife"]):
         return ExponentialProfile(math.log(2) / parameters["halflife"], end, text)
     raise UsageError(f"{text}: needs beta between 0 and 1, or halflife above 0", remedy=HELP)
 
