@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +36,17 @@ from benchmarks.evidence_cases import (
     WRONG_WIDE,
     WRONG_WIDE_AT,
     Case,
+    Proposed,
     Trial,
 )
 from benchmarks.evidence_page import write_page
 from benchmarks.evidence_runs import Kept, Places, collect, mixed, profile, rounded
 from phema_cli.profiles import Profile
 from phema_cli.solver import Sample
-from phema_cli.solver.evidence import Alternative, Evidence, Law, law_of, propose, weigh
+from phema_cli.solver.evidence import Alternative, Evidence, propose, weigh
+from phema_cli.solver.evidence.laws import RAW
+
+_Made = TypeVar("_Made", Case, Proposed)
 
 
 def right_cases(kept: Kept) -> Iterator[Case]:
@@ -77,24 +82,30 @@ def _right(
     for stored in LIMITS_STORED if kept.trial.group == "limits" else types:
         sample = rounded(exact, stored)
         case = _case(kept, (" ".join(names), count, stored), profiles, groups, sample, kept.truth)
-        case = replace(case, layout=layout, blameless=case.foreign)
-        tried = kept.trial.wrong and not layout and count == max(COUNTS) and len(names) == 2
-        yield replace(case, proposed=_proposed(profiles, groups, sample)) if tried else case
+        yield replace(case, layout=layout, blameless=case.foreign)
 
 
-def _proposed(profiles: Sequence[Profile], groups: Sequence[str], sample: Sample) -> float:
-    """How far the scales are off that are proposed where all averages are unknown."""
-    true = {g: law_of([p for p, h in zip(profiles, groups, strict=True) if g == h]) for g in groups}
-    known = {g: law for g, law in true.items() if law.kind == "raw"}
-    found = propose([p.end for p in profiles], groups, known, sample)
-    if found is None:
-        return float("nan")
-    return max(_off(law, true[str(g)]) for g, law in found.laws.items())
-
-
-def _off(found: Law, true: Law) -> float:
-    """The relative error of a scale, infinite for another kind."""
-    return abs(found.scale / true.scale - 1) if found.kind == true.kind else float("inf")
+def proposals(trial: Trial) -> list[Proposed]:
+    """What is proposed where tags are missing, of two averages or of one beside raw weights."""
+    kept, found = collect(replace(trial, wrong=False)), []
+    at = _even(max(COUNTS))
+    times = [t for _ in range(2) for t in kept.times[at]]
+    for names in map(str.split, RIGHT):
+        if len(names) != 2:
+            continue
+        groups = [name for name in names for _ in at]
+        known = {"raw": RAW} if "raw" in names else {}
+        right, exact = kept.profiles(names, [at, at]), kept.stored(names, [at, at])
+        for stored in STORED:
+            sample = rounded(exact, stored)
+            laws = propose(times, groups, known, sample)
+            damage = float("nan")
+            if laws is not None:
+                told = {**known, **laws.laws}
+                profiles = [told[g].profile(t) for g, t in zip(groups, times, strict=True)]
+                damage = kept.damage(kept.made(profiles, sample), kept.made(right, sample))
+            found.append(Proposed(trial.seed, " ".join(names), stored, damage))
+    return found
 
 
 def wrong_cases(kept: Kept) -> Iterator[Case]:
@@ -155,7 +166,6 @@ def _case(
         mended=mended,
         foreign=len(found.foreign),
         blameless=len(set(found.foreign) - odd),
-        proposed=float("nan"),
         seconds=seconds,
     )
 
@@ -182,23 +192,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("build/evidence.jsonl"))
-    parser.add_argument("--groups", nargs="*", help="only runs of these groups")
     parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.touch()
-    found = [Case(**json.loads(line)) for line in arguments.results.read_text().splitlines()]
+    found = [Case(**line) for line in _lines(arguments.results)]
+    beside = arguments.results.with_suffix(".proposals.jsonl")
+    proposed = [Proposed(**line) for line in _lines(beside)]
     done = {(case.group, case.seed) for case in found}
-    left = [t for t in TRIALS if (t.group, t.seed) not in done and not arguments.page]
-    if arguments.groups:
-        left = [t for t in left if t.group in arguments.groups]
-    with ProcessPoolExecutor(arguments.workers) as pool, arguments.results.open("a") as kept:
-        for made in pool.map(cases, left):
-            kept.writelines(json.dumps(asdict(case)) + "\n" for case in made)
+    left = [t for t in TRIALS if (t.group, t.seed) not in done]
+    tried = {one.seed for one in proposed}
+    untried = [t for t in TRIALS if t.wrong and not t.run.large and t.seed not in tried]
+    if not arguments.page:
+        found += _run(cases, left, arguments.results, arguments.workers)
+        proposed += _run(proposals, untried, beside, arguments.workers)
+    write_page(found, proposed)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What was written before."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _run(
+    what: Callable[[Trial], list[_Made]], trials: Sequence[Trial], path: Path, workers: int
+) -> list[_Made]:
+    """What several runs give, added to a file as soon as it is known."""
+    found: list[_Made] = []
+    with ProcessPoolExecutor(workers) as pool, path.open("a") as kept:
+        for trial, made in zip(trials, pool.map(what, trials), strict=True):
+            kept.writelines(json.dumps(asdict(one)) + "\n" for one in made)
             kept.flush()
             found += made
-            print(f"{made[0].group}, {made[0].run}: {len(made)} cases", flush=True)
-    write_page(found)
+            print(f"{trial.group}, {trial.run.name}: {len(made)} cases", flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -246,8 +246,6 @@ class Case:
         mended: the same with the first alternative's tags, at 16 times; NaN without one.
         foreign: how many files are said not to belong.
         blameless: how many of these do.
-        proposed: where the tags were left out, the largest relative error of the scales proposed,
-            infinite for another kind of average; NaN where nothing was proposed.
         seconds: of the processor that the test took.
     """
 
@@ -269,5 +267,21 @@ class Case:
     mended: float
     foreign: int
     blameless: int
-    proposed: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What was proposed where tags were left out.
+
+    Attributes:
+        seed: of the training run.
+        name: the averages stored.
+        stored: the storage type.
+        damage: of what is proposed, against the right tags; NaN where nothing is.
+    """
+
+    seed: int
+    name: str
+    stored: str
+    damage: float

@@ -19,6 +19,7 @@ from benchmarks.evidence_cases import (
     WRONG_WIDE_AT,
     Case,
     Group,
+    Proposed,
     Wrong,
 )
 from phema_cli.solver.evidence import LIMITS
@@ -33,7 +34,7 @@ _FIGURES = ("gain", "jitter", "worst")
 _ALONE = {w.name for w in ALONE}
 
 
-def write_page(cases: Sequence[Case]) -> None:
+def write_page(cases: Sequence[Case], proposed: Sequence[Proposed]) -> None:
     """Write docs/evidence.md."""
     right = {g: [c for c in cases if c.right and c.group == g] for g in _GROUPS}
     wrong = {g: [c for c in cases if not c.right and c.group == g] for g in _GROUPS}
@@ -53,7 +54,7 @@ def write_page(cases: Sequence[Case]) -> None:
             false_odd=_false_alarms(right["odd"]),
             false_limits=_false_alarms(right["limits"]),
             loose=_loose(right["plain"]),
-            proposals=_proposals(fresh),
+            proposals=_proposals(proposed),
             mistakes=len(WRONG),
             more_mistakes=len(WRONG_WIDE),
             totals=_totals(several),
@@ -172,20 +173,17 @@ def _loose(right: Sequence[Case]) -> str:
     return _rows(["stored", *(f"{count} times" for count in COUNTS)], rows)
 
 
-def _proposals(right: Sequence[Case]) -> str:
+def _proposals(proposed: Sequence[Proposed]) -> str:
     """What is proposed where the tags are left out."""
     rows = []
-    for names in RIGHT:
+    for names in dict.fromkeys(p.name for p in proposed):
         row: list[object] = [f"`{names}`"]
         for stored in STORED:
-            mine = [c for c in right if (c.name, c.layout, c.stored) == (names, "", stored)]
-            tried = {(t.group, t.seed) for t in TRIALS if t.wrong}
-            mine = [c for c in mine if c.count == max(COUNTS) and (c.group, c.seed) in tried]
-            found = [c.proposed for c in mine if not np.isnan(c.proposed)]
-            worst = f", off by up to {max(found):.1%}" if found else ""
+            mine = [p.damage for p in proposed if (p.name, p.stored) == (names, stored)]
+            found = [damage for damage in mine if not np.isnan(damage)]
+            worst = f", damage up to {max(found):.2f}" if found else ""
             row.append(f"{len(found)} of {len(mine)}{worst}")
-        if len(names.split()) == 2:
-            rows.append(row)
+        rows.append(row)
     return _rows(["stored", *STORED], rows)
 
 

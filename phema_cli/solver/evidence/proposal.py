@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 
@@ -122,6 +122,10 @@ def _starts(unknown: int, last: float) -> Iterator[tuple[Law, ...]]:
     constants = [Law("exponential", r / last) for r in _RETENTIONS]
     for laws in (powers, constants, [Law("warmup", cap, RATIO) for cap in CAPS]):
         yield from permutations(laws, unknown)
+    if unknown > 1:
+        # One of each kind.
+        for pair in product(powers[1:-1], constants[1:-1]):
+            yield from permutations(pair)
 
 
 def _series(
