@@ -35,7 +35,7 @@ class OutputLostError(StorageError):
 class _Stdout(io.FileIO):
     """File descriptor 1, whose errors can't be mistaken for those of other files."""
 
-    def write(self, data: ReadableBuffer, /) -> int | None:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Write some of the data.
 
         Raises:
