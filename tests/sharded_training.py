@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from phema_cli.errors import StorageError, UsageError
 from phema_cli.tracker.model import local as shard
 
 STEPS = 6
+#: the updates before the first one here: so late that averages are kept in two parts.
+BEGIN = 2000
 
 
 class Net(nn.Module):
@@ -56,10 +59,22 @@ def made(*, sharded: bool) -> tuple[nn.Module, PowerEMA]:
     """The model of every run here, and its averages."""
     torch.manual_seed(0)
     model = Net()
+    names = PowerEMA(model).state_dict()["recent"][0]
+    values = {n: t.clone() for n, t in model.state_dict().items() if n in names}
     if sharded:
         fully_shard(model.inner)
         fully_shard(model)
-    return model, PowerEMA(model)
+    ema = PowerEMA(model)
+    # A state as phema 0.1 left it, in float32 alone.
+    ema.load_state_dict({"step": BEGIN, "gammas": [5.0, 10.0], "averages": [values, values]})
+    return model, ema
+
+
+def plain(ema: PowerEMA) -> dict[str, Any]:
+    """The sharded state of phema 0.1 with the same averages."""
+    names = ema.state_dict(sharded=True)["recent"][0]
+    averages = [{n: ema.average(g)[n] for n in names} for g in ema.gammas]
+    return {"step": ema.step, "gammas": list(ema.gammas), "averages": averages}
 
 
 def refusals(out: Path) -> None:
@@ -71,15 +86,15 @@ def refusals(out: Path) -> None:
         late.update()
     _, ema = made(sharded=True)
     with pytest.raises(UsageError, match="rank 0"):
-        ema.load_state_dict({"gammas": [5, 10], "averages": [{}, {}]})
+        ema.load_state_dict({"gammas": [5, 10], "recent": [{}, {}], "base": [{}, {}]})
     ema.update()
     # One rank alone holds the value that float16 can't.
     with torch.no_grad():
         large, ema = made(sharded=True)
         if dist.get_rank() == 1:
-            shard(large.get_parameter("inner.weight")).fill_(7e4)
+            shard(large.get_parameter("inner.weight")).fill_(1e9)
     ema.update()
-    with pytest.raises(UsageError, match=r"inner\.weight holds 70000"):
+    with pytest.raises(UsageError, match=r"inner\.weight holds .*above float16"):
         ema.save(out / "beyond", dtype=torch.float16)
     assert not (out / "beyond").exists()
     # What one rank's disk refuses is an error on all, and none is left waiting.
@@ -95,6 +110,7 @@ def run(rank: int, out: Path) -> None:
     train(model, ema, 0, STEPS // 2)
     whole, shards = ema.state_dict(), ema.state_dict(sharded=True)
     state_dict_saver.save(shards, checkpoint_id=out / "dcp")
+    state_dict_saver.save(plain(ema), checkpoint_id=out / "plain dcp")
     if rank == 0:
         torch.save(whole, out / "whole.pt")
     dist.barrier()
@@ -108,6 +124,12 @@ def run(rank: int, out: Path) -> None:
     blank = again.state_dict(sharded=True)
     state_dict_loader.load(blank, checkpoint_id=out / "dcp")
     again.load_state_dict(blank)
+    older = PowerEMA(model)
+    recent = older.state_dict(sharded=True)["recent"]
+    blank = {"step": 0, "gammas": [5.0, 10.0], "averages": recent}
+    state_dict_loader.load(blank, checkpoint_id=out / "plain dcp")
+    older.load_state_dict(blank)
+    older.save(out / "from plain dcp")
     resumed.save(out / "from whole")
     resumed.load_state_dict(torch.load(out / "unsharded.pt", weights_only=True))
     resumed.save(out / "from one process")

@@ -2,12 +2,13 @@
 
 Each update at step t takes ``ema += (1 - beta_t) (theta - ema)`` with
 ``beta_t = (1 - 1/t)^(gamma+1)`` (arXiv:2312.02696, Eq. 127), so the first update copies the model.
+How that loses nothing in runs of millions of steps is in ``averages.py``.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,9 @@ from phema_cli.errors import PhemaError, UsageError
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.tags import snapshot_name
 from phema_cli.tracker import storing
-from phema_cli.tracker.model import (
-    is_sharded,
-    local,
-    reshard,
-    shard_of,
-    slots,
-    unwrapped,
-    whole,
-    with_shard,
-)
+from phema_cli.tracker.averages import Averages
+from phema_cli.tracker.model import is_sharded, local, shard_of, whole, with_shard
+from phema_cli.tracker.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +30,10 @@ class PowerEMA:
     """Power-function averages of a model's weights, one per gamma.
 
     Averaged are all trainable parameters and all floating-point buffers that the model's state
-    dict has, in float32. Frozen parameters, integers and booleans are stored as the model has them.
-    Tied tensors are averaged and stored once. Wrappers (``DataParallel``, ``torch.compile``,
-    activation checkpointing) leave no trace in the names.
+    dict has, each in 6 bytes an element and gamma: float32, and 8 bits more for what one step of a
+    long run changes. Frozen parameters, integers, booleans and floating-point buffers that never
+    changed are stored as the model has them. Tied tensors are averaged and stored once. Wrappers
+    (``DataParallel``, ``torch.compile``, activation checkpointing) leave no trace in the names.
 
     Where several ranks train one model, make and update it on every rank. Of a model sharded by
     FSDP2 (``fully_shard``) or other ``DTensor``s, each rank averages its shards; make PowerEMA
@@ -61,98 +56,77 @@ class PowerEMA:
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        import torch
-
         self.gammas = tuple(float(g) for g in gammas)
         if not self.gammas or len(set(self.gammas)) < len(self.gammas):
             raise UsageError(f"gammas {list(gammas)} must be at least one, and no two alike")
         for gamma in self.gammas:
             PowerProfile(gamma, 1.0)
-        self.step = 0
-        self._model = unwrapped(model)
-        reshard(self._model)
-        self._slots, self._aliases = slots(self._model)
-        self._frozen = [n for n, slot in self._slots.items() if slot.is_frozen]
-        moving = {n: s.fetch() for n, s in self._slots.items() if n not in set(self._frozen)}
-        self._averaged = [n for n, t in moving.items() if t.is_floating_point()]
-        if not self._averaged:
-            raise UsageError(
-                f"{type(model).__name__} has nothing to average",
-                remedy="make PowerEMA when its parameters are trainable",
-            )
-        for name, tensor in moving.items():
-            if tensor.is_complex():
-                raise UsageError(
-                    f"{name} is complex, which is not averaged",
-                    remedy="store it as pairs of real numbers (torch.view_as_real)",
-                )
-        self._averages: list[list[torch.Tensor]] = [
-            [
-                torch.zeros_like(t, dtype=torch.float32, device=device or t.device)
-                for t in (local(moving[n]) for n in self._averaged)
-            ]
-            for _ in self.gammas
-        ]
+        self._watch = Watch(model)
+        like = self._watch.fetch()
+        shards = [local(like[n]) for n in self._watch.averaged]
+        self._averages = Averages.of(shards, self.gammas, device)
+        self._place = {n: i for i, n in enumerate(self._watch.averaged)}
+        #: what the floating-point buffers held at the first update: many never change.
+        self._first = {n: like[n].clone() for n in self._watch.buffers}
+
+    @property
+    def step(self) -> int:
+        """How many updates there were."""
+        return self._averages.step
 
     def update(self) -> None:
         """Take the model's present weights into the averages; call it after each optimizer step.
 
+        A tensor or module that was replaced by one of the same names and shapes is followed.
+
         Raises:
-            UsageError: the model was changed since PowerEMA was made: a parameter that was frozen
-                is trained, or one is gone, of another shape or sharded otherwise.
+            UsageError: the model was changed since PowerEMA was made: a parameter was added,
+                removed, tied, unfrozen, resized or sharded otherwise. Nothing is averaged then.
         """
         import torch
 
-        for name in self._frozen:
-            if not self._slots[name].is_frozen:
-                raise UsageError(
-                    f"parameter {name} was frozen when PowerEMA was made and is trainable now",
-                    remedy="make PowerEMA after unfreezing it",
-                )
         with torch.no_grad():
-            present = self._present()
-            self.step += 1
-            for gamma, averages in zip(self.gammas, self._averages, strict=True):
-                if self.step == 1:
-                    torch._foreach_copy_(averages, present)
-                else:
-                    weight = -math.expm1((gamma + 1) * math.log1p(-1 / self.step))
-                    torch._foreach_lerp_(averages, present, weight)
-
-    def _present(self) -> list[torch.Tensor]:
-        """What this rank has of the averaged tensors now, of the averages' dtype and device."""
-        reshard(self._model)
-        present = [local(self._slots[n].fetch()) for n in self._averaged]
-        for name, tensor, average in zip(self._averaged, present, self._averages[0], strict=True):
-            if tensor.shape != average.shape or tensor.is_meta:
-                raise UsageError(
-                    f"{name} was {list(average.shape)} on {average.device} when PowerEMA was made "
-                    f"and is {list(tensor.shape)} on {tensor.device} now",
-                    remedy="make PowerEMA after resizing, sharding or offloading the model",
-                )
-        return [t.to(a.device, a.dtype) for t, a in zip(present, self._averages[0], strict=True)]
+            present = self._watch.present(self._averages.recent[0])
+            if self.step == 0:
+                now = self._watch.fetch()
+                self._first = {n: now[n].clone() for n in self._first}
+            self._averages.update(present)
 
     def average(self, gamma: float) -> dict[str, torch.Tensor]:
         """The state dict of one gamma: averages in float32, the rest as the model has it now.
 
         Tied tensors come under their first name only, and what is a ``DTensor`` in the model is
-        one here. The tensors are those that ``update`` changes: clone what is to be kept.
+        one here. Tensors may be those that ``update`` changes: clone what is to be kept.
 
         Raises:
-            UsageError: gamma is not tracked, or nothing was averaged yet.
+            UsageError: gamma is not tracked, nothing was averaged yet, or the model was changed.
         """
         if gamma not in self.gammas:
             raise UsageError(f"gamma {gamma:g} is not tracked", remedy=f"one of {self.gammas}")
-        if self.step == 0:
-            raise UsageError("no update() yet", remedy="call it after each optimizer step")
-        present = self._fetch()
-        averages = dict(zip(self._averaged, self._averages[self.gammas.index(gamma)], strict=True))
-        return {n: with_shard(t, averages[n]) if n in averages else t for n, t in present.items()}
+        now = self._fetch()
+        averaged = self._changing(now)
+        index = self.gammas.index(gamma)
+        return {n: self._average(index, n, t) if n in averaged else t for n, t in now.items()}
 
     def _fetch(self) -> dict[str, torch.Tensor]:
-        """All tensors as the model has them now."""
-        reshard(self._model)
-        return {n: slot.fetch() for n, slot in self._slots.items()}
+        """All tensors as the model has them now, once there are averages of them."""
+        if self.step == 0:
+            raise UsageError("no update() yet", remedy="call it after each optimizer step")
+        return self._watch.fetch()
+
+    def _average(self, index: int, name: str, like: torch.Tensor) -> torch.Tensor:
+        """One average in float32, split over the ranks as ``like`` is."""
+        return with_shard(like, self._averages.average(index, self._place[name]))
+
+    def _changing(self, now: Mapping[str, torch.Tensor]) -> set[str]:
+        """Names of what is averaged without the buffers that always held what they hold now."""
+        constant = {
+            name
+            for name, first in self._first.items()
+            if storing.is_same(now[name], first)
+            and storing.is_near(self._averages.average(0, self._place[name]), first)
+        }
+        return set(self._place) - constant
 
     def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
         """Everything needed to resume; loads with ``torch.load(..., weights_only=True)``.
@@ -164,18 +138,30 @@ class PowerEMA:
             sharded: give the averages as the ``DTensor``s of each rank's shards, which
                 ``torch.distributed.checkpoint`` stores and loads.
         """
-        like = self._fetch()
-        averages: list[dict[str, torch.Tensor]] = []
-        for mine in self._averages:
-            stored = {n: with_shard(like[n], a) for n, a in zip(self._averaged, mine, strict=True)}
-            if not sharded and any(map(is_sharded, like.values())):
-                gathered = ((n, whole(t)) for n, t in stored.items())
-                stored = {n: t.cpu() for n, t in gathered if _rank() == 0}
-            averages.append(stored)
-        return {"step": self.step, "gammas": list(self.gammas), "averages": averages}
+        like = self._watch.fetch()
+        return {
+            "step": self.step,
+            "gammas": list(self.gammas),
+            "origin": self._averages.origin,
+            "recent": [self._shared(t, like, sharded=sharded) for t in self._averages.recent],
+            "base": [self._shared(t, like, sharded=sharded) for t in self._averages.base],
+            "first": self._first,
+        }
+
+    def _shared(
+        self, tensors: Sequence[torch.Tensor], like: Mapping[str, torch.Tensor], *, sharded: bool
+    ) -> dict[str, torch.Tensor]:
+        """A part of the state by name: shards, or on rank 0 whole tensors."""
+        found = {n: with_shard(like[n], tensors[i]) for n, i in self._place.items()}
+        if sharded or not any(map(is_sharded, like.values())):
+            return found
+        gathered = ((n, whole(t)) for n, t in found.items())
+        return {n: t.cpu() for n, t in gathered if _rank() == 0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`, sharded or not, whatever the number of ranks was.
+
+        The states of phema 0.1, which have the averages in float32 alone, load too.
 
         Raises:
             UsageError: the gammas, names or shapes are not those of this PowerEMA; it has no
@@ -183,20 +169,29 @@ class PowerEMA:
         """
         if tuple(state["gammas"]) != self.gammas:
             raise UsageError(f"the state has gammas {state['gammas']}, not {list(self.gammas)}")
-        if not all(state["averages"]):
+        plain = "averages" in state
+        recent = state["averages" if plain else "recent"]
+        base = [] if plain else state["base"]
+        if not all([*recent, *base]):
             raise UsageError(
                 "the state is that of a rank other than 0, which has no averages",
                 remedy="load on every rank what rank 0 has stored",
             )
-        like = self._fetch()
-        shapes = {n: like[n].shape for n in self._averaged}
-        for stored in state["averages"]:
-            if {n: t.shape for n, t in stored.items()} != shapes:
-                raise UsageError("the state is of another model: its names or shapes differ")
-        for mine, stored in zip(self._averages, state["averages"], strict=True):
-            for name, tensor in zip(self._averaged, mine, strict=True):
-                tensor.copy_(shard_of(stored[name], like[name]))
-        self.step = int(state["step"])
+        like = self._watch.fetch()
+        shapes = {n: like[n].shape for n in self._place}
+        if any({n: t.shape for n, t in stored.items()} != shapes for stored in [*recent, *base]):
+            raise UsageError("the state is of another model: its names or shapes differ")
+        averages = self._averages
+        pairs = [*zip(averages.recent, recent, strict=True)]
+        pairs += [*zip(averages.base, base, strict=not plain)]
+        for mine, stored in pairs:
+            for name, i in self._place.items():
+                mine[i].copy_(shard_of(stored[name], like[name]))
+        averages.step = int(state["step"])
+        averages.origin = 0 if plain else int(state["origin"])
+        # A plain average of what never changed is that value itself.
+        first = recent[0] if plain else state["first"]
+        self._first = {n: first[n].to(like[n], copy=True) for n in self._watch.buffers}
 
     def save(
         self,
@@ -207,10 +202,13 @@ class PowerEMA:
     ) -> list[Path]:
         """Write one snapshot per gamma, ``<name>-step0001000-gamma5.safetensors``.
 
-        A snapshot appears under its name complete or not at all. Names of tied tensors are
-        recorded as ``safetensors.torch.save_model`` does, whose ``load_model`` restores them.
-        In a ``torch.distributed`` process group rank 0 alone writes, and every rank must call it if
-        the model is sharded: whole tensors are gathered one at a time.
+        A snapshot appears under its name complete or not at all, whoever else writes it. Names of
+        tied tensors are recorded as ``safetensors.torch.save_model`` does, whose ``load_model``
+        restores them. In a ``torch.distributed`` process group rank 0 alone writes, and every rank
+        must call it if the model is sharded: whole tensors are gathered one at a time.
+
+        Averages that are infinite or NaN, since the model was, are named by a ``RuntimeWarning``
+        and stored: the training and the other averages go on.
 
         Args:
             directory: made if need be.
@@ -225,71 +223,80 @@ class PowerEMA:
             UsageError: nothing was averaged yet, the model has other tensors than when PowerEMA was
                 made, or ``dtype`` can't hold an average; no file is written.
         """
-        self._check_names()
         if dtype is not None:
-            self._check_range(dtype)
-        folder = Path(directory)
+            storing.check_type(dtype)
+        now = self._fetch()
+        averaged = self._changing(now)
+        self._check_values(now, averaged, dtype)
         paths = []
-        for gamma in self.gammas:
-            path = folder / (snapshot_name(name, self.step, gamma) + ".safetensors")
-            self._write(path, gamma, dtype)
+        for index, gamma in enumerate(self.gammas):
+            path = Path(directory) / (snapshot_name(name, self.step, gamma) + ".safetensors")
+            self._write(path, index, now, averaged, dtype)
             paths.append(path)
         return paths
 
-    def _check_names(self) -> None:
-        """Refuse to store a model that has got, lost or replaced modules or parameters."""
-        now, aliases = slots(self._model)
-        places, made_for = ({n: s.place for n, s in d.items()} for d in (now, self._slots))
-        for name in sorted({*places, *made_for, *aliases, *self._aliases}):
-            kept = places.get(name) == made_for.get(name)
-            if not kept or aliases.get(name) != self._aliases.get(name):
-                raise UsageError(
-                    f"the model's {name} is not the one that PowerEMA was made for",
-                    remedy="make PowerEMA after changing the model",
-                )
+    def _check_values(
+        self, now: Mapping[str, torch.Tensor], averaged: set[str], dtype: torch.dtype | None
+    ) -> None:
+        """Warn of averages that are not finite; refuse a type that can't hold the others.
 
-    def _check_range(self, dtype: torch.dtype) -> None:
-        """Refuse a type that can't hold the averages, on every rank if the model is sharded."""
+        If the model is sharded every rank refuses what one finds.
+        """
         import torch.distributed
 
-        storing.check_type(dtype)
-        sharded = any(map(is_sharded, self._fetch().values()))
+        sharded = any(map(is_sharded, now.values()))
         if _rank() and not sharded:
             return
-        large = [
-            storing.beyond(dict(zip(self._averaged, a, strict=True)), dtype) for a in self._averages
+        found = [
+            (n, *storing.extremes(self._averages.average(i, self._place[n])))
+            for i in range(len(self.gammas))
+            for n in self._place
+            if n in averaged
         ]
         if sharded:
             everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, large)
-            large = [found for of_rank in everywhere for found in of_rank]
-        storing.refuse_range(large, dtype)
+            torch.distributed.all_gather_object(everywhere, found)
+            found = [one for of_rank in everywhere for one in of_rank]
+        if dtype is not None:
+            storing.refuse_range([(n, largest) for n, largest, _ in found], dtype)
+        odd = sorted({n for n, _, is_finite in found if not is_finite})
+        if odd and _rank() == 0:
+            warnings.warn(storing.nonfinite(odd, self.step), RuntimeWarning, stacklevel=3)
 
-    def _write(self, path: Path, gamma: float, dtype: torch.dtype | None) -> None:
+    def _write(
+        self,
+        path: Path,
+        index: int,
+        now: Mapping[str, torch.Tensor],
+        averaged: set[str],
+        dtype: torch.dtype | None,
+    ) -> None:
         """Write one snapshot on rank 0; the other ranks give their shards."""
         import torch.distributed
 
-        averaged = set(self._averaged)
-        tensors = self.average(gamma)
-        types = {n: dtype if dtype and n in averaged else t.dtype for n, t in tensors.items()}
+        average_type = dtype or torch.float32
+        types = {n: average_type if n in averaged else t.dtype for n, t in now.items()}
         # As safetensors has it: wide elements first, so that each tensor is aligned.
-        order = sorted(tensors, key=lambda n: (-types[n].itemsize, n))
-        gathered = (whole(tensors[n]).to(types[n]) for n in order)
+        order = sorted(now, key=lambda n: (-types[n].itemsize, n))
+        gathered = (
+            whole(self._average(index, n, now[n]) if n in averaged else now[n]).to(types[n])
+            for n in order
+        )
         metadata = {
-            **self._aliases,
+            **self._watch.aliases,
             "format": "pt",
-            "gamma": repr(gamma),
+            "gamma": repr(self.gammas[index]),
             "phema_tracker": __version__,
             "step": str(self.step),
         }
         failure: list[PhemaError | None] = [None]
         if _rank() == 0:
-            shapes = {n: (types[n], tuple(tensors[n].shape)) for n in order}
+            shapes = {n: (types[n], tuple(now[n].shape)) for n in order}
             try:
                 storing.write(path, shapes, gathered, metadata)
             except PhemaError as error:
                 failure[0] = error
-        if any(map(is_sharded, tensors.values())):
+        if any(map(is_sharded, now.values())):
             # The other ranks wait in each gathering: whatever befell the one that writes, all of
             # them go through all, and fail together.
             for _ in gathered:

@@ -29,11 +29,6 @@ class Slot:
     holder: dict[str, Any]
     key: str
 
-    @property
-    def place(self) -> tuple[int, str]:
-        """What tells it from any other slot."""
-        return id(self.holder), self.key
-
     def held(self) -> torch.Tensor:
         """What the model holds there now.
 
@@ -47,10 +42,6 @@ class Slot:
                 remedy="make PowerEMA after changing the model",
             )
         return tensor
-
-    def fetch(self) -> torch.Tensor:
-        """What it holds there, without its graph; raises as :meth:`held` does."""
-        return self.held().detach()
 
     @property
     def is_frozen(self) -> bool:
@@ -75,24 +66,26 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
-def slots(model: torch.nn.Module) -> tuple[dict[str, Slot], dict[str, str]]:
-    """Every tensor of the state dict once, by its first name, and the other names of tied ones.
+def slots(model: torch.nn.Module) -> tuple[dict[str, Slot], dict[str, tuple[Slot, str]]]:
+    """Every tensor of the state dict once, by its first name; of tied ones the other names.
+
+    Those come with where the model keeps the tensor under that name, and with its first name.
 
     Raises:
         UsageError: a tensor is of a kind that can't be averaged or stored.
     """
     found: dict[str, Slot] = {}
-    aliases: dict[str, str] = {}
+    ties: dict[str, tuple[Slot, str]] = {}
     first: dict[int, str] = {}
     for name, slot in _walk(model):
         tensor = slot.holder[slot.key]
         if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
+            ties[name] = slot, first[id(tensor)]
         else:
             _check(name, tensor)
             first[id(tensor)] = name
             found[name] = slot
-    return found, aliases
+    return found, ties
 
 
 def _walk(model: torch.nn.Module) -> Iterator[tuple[str, Slot]]:

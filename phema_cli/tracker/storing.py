@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+
+#: tensors that a warning names before it counts the rest.
+_LISTED = 5
 
 
 def element_type(dtype: torch.dtype) -> DType:
@@ -47,16 +52,46 @@ def check_type(dtype: torch.dtype) -> None:
         )
 
 
-def beyond(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, float]:
-    """The largest finite magnitude of each tensor in which one is out of the range of ``dtype``."""
-    found = {}
-    for name, tensor in tensors.items():
-        if tensor.numel():
-            # What is not finite stays what it is, whatever the type.
-            largest = float(tensor.nan_to_num(0.0, 0.0, 0.0).abs_().amax())
-            if largest >= _limit(dtype):
-                found[name] = largest
-    return found
+def is_same(tensor: torch.Tensor, first: torch.Tensor) -> bool:
+    """Whether two tensors have the same type and values."""
+    import torch
+
+    if tensor.dtype != first.dtype:
+        return False
+    # Types of one byte are not compared by torch itself.
+    one, other = (t.float() if t.dtype.itemsize == 1 else t for t in (tensor, first))
+    return torch.equal(one, other.to(one.device))
+
+
+def is_near(average: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether ``average`` is ``value`` but for rounding, where that is finite.
+
+    The average of an infinity that never changes is NaN, by infinity less infinity.
+    """
+    import torch
+
+    wide = value.to(average.device, torch.float32)
+    return bool((torch.isclose(average, wide, rtol=2**-20, atol=0.0) | ~wide.isfinite()).all())
+
+
+def extremes(tensor: torch.Tensor) -> tuple[float, bool]:
+    """The largest finite magnitude in a float32 tensor, and whether all of it is finite."""
+    if not tensor.numel():
+        return 0.0, True
+    largest = float(tensor.abs().amax())
+    if math.isfinite(largest):
+        return largest, True
+    return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs_().amax()), False
+
+
+def nonfinite(names: Sequence[str], step: int) -> str:
+    """What to say of averages that are infinite or NaN."""
+    listed = ", ".join(names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (
+        f"at step {step} the averages of {listed}{more} are not finite, since the model's values "
+        "were not at an update; they stay so. To mend them, go back to a state from before"
+    )
 
 
 def _limit(dtype: torch.dtype) -> float:
@@ -70,15 +105,20 @@ def _limit(dtype: torch.dtype) -> float:
     return info.max + info.eps / 2 * 2.0 ** (math.frexp(info.max)[1] - 1)
 
 
-def refuse_range(found: Iterable[Mapping[str, float]], dtype: torch.dtype) -> None:
+def refuse_range(found: Iterable[tuple[str, float]], dtype: torch.dtype) -> None:
     """Say which tensor has the largest value that ``dtype`` can't hold, if any has.
+
+    Args:
+        found: names of tensors, and the largest finite magnitude in each; what is not finite stays
+            what it is, whatever the type.
+        dtype: the type they are to be stored in.
 
     Raises:
         UsageError: one has.
     """
     import torch
 
-    large = [(value, name) for part in found for name, value in part.items()]
+    large = [(value, name) for name, value in found if value >= _limit(dtype)]
     if not large:
         return
     value, name = max(large)
@@ -113,11 +153,13 @@ def write(
     """
     specs = {n: (element_type(dtype), shape) for n, (dtype, shape) in shapes.items()}
     image = writer("safetensors").encode(specs, metadata, {}, Checkpoint(path, "", (), {}))
-    partial = path.with_name(path.name + PARTIAL)
+    # Ranks without a process group, or a run that was started twice, may write the same snapshot at
+    # the same time. Each writes a file of its own, and the last one to be complete stays.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as stream:
+            with partial.open("xb") as stream:
                 for _, head in image.segments:
                     stream.write(head)
                 for tensor in tensors:
