@@ -300,7 +300,7 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
 def _check(range_: Range, name: str, value: float) -> None:
     """Refuse a number that is out of its range."""
     if not range_.holds(_float(value)):
-        raise InputError(f"{name} must be {range_.words}")
+        raise InputError(f"{name} {_float(value):g} is not {range_.words}")
 
 
 def _is_entry(name: str, value: object) -> bool:
