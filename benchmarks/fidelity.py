@@ -5,6 +5,10 @@ builds every target by every method, and compares with the average tracked in fl
 ``docs/fidelity.md`` and ``docs/fidelity.svg``:
 
     python -m benchmarks.fidelity
+
+The last section, on runs of millions of steps (``benchmarks/long_runs.py``), can be measured alone:
+
+    python -m benchmarks.fidelity --long-runs
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import planning
+from benchmarks import long_runs, planning
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
 from phema_cli.solver import Figures, Movement, Sample, calibrate, solve, storage_noise
@@ -361,6 +365,13 @@ def _listing(found: Sequence[Case], label: str, over: str | None) -> str:
     return "\n".join(lines)
 
 
+def _with_long_runs(page: str) -> str:
+    """The page with its last section measured."""
+    section = long_runs.section(long_runs.measure())
+    before, _, _ = page.partition(section.partition("\n")[0])
+    return before.rstrip("\n") + "\n\n" + section
+
+
 def draw(found: Sequence[Case], path: Path) -> None:
     """Errors against errors: each case a point."""
     import matplotlib as mpl
@@ -410,7 +421,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     parser.add_argument("--cases", type=Path, help="keep the cases in this file, or take them")
+    parser.add_argument(
+        "--long-runs", action="store_true", help="measure the last section alone, keep the others"
+    )
     given = parser.parse_args()
+    page = DOCS / "fidelity.md"
+    if given.long_runs:
+        page.write_text(_with_long_runs(page.read_text()))
+        return
     if given.cases and given.cases.exists():
         found = [Case(**c) for c in json.loads(given.cases.read_text())]
     else:
@@ -421,7 +439,7 @@ def main() -> None:
     if given.print:
         print(report(found, "python -m benchmarks.fidelity"))
         return
-    (DOCS / "fidelity.md").write_text(report(found, "python -m benchmarks.fidelity"))
+    page.write_text(_with_long_runs(report(found, "python -m benchmarks.fidelity")))
     draw(found, DOCS / "fidelity.svg")
 
 

@@ -24,11 +24,12 @@ _REMEDY = "make PowerEMA after changing the model"
 class _Outline:
     """Where a model keeps its modules and tensors: cheap to compare, unlike a walk through it."""
 
-    tensors: list[dict[str, Any]]
+    holders: list[dict[str, Any]]
     keys: list[tuple[str, ...]]
-    empty: list[tuple[dict[str, Any], str]]
-    modules: list[dict[str, Any]]
+    parents: list[dict[str, Any]]
     children: list[tuple[Any, ...]]
+    empty: list[dict[str, Any]]
+    unset: list[tuple[dict[str, Any], str]]
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> _Outline:
@@ -36,20 +37,23 @@ class _Outline:
         every = list(model.modules())
         tensors = [h for m in every for h in (m._parameters, m._buffers)]  # noqa: SLF001
         modules = [m._modules for m in every]  # noqa: SLF001
+        holders, parents = [h for h in tensors if h], [h for h in modules if h]
         return cls(
-            tensors,
-            [tuple(h) for h in tensors],
-            [(h, k) for h in tensors for k, t in h.items() if t is None],
-            modules,
-            [tuple(h.values()) for h in modules],
+            holders,
+            [tuple(h) for h in holders],
+            parents,
+            [tuple(h.values()) for h in parents],
+            [h for h in tensors + modules if not h],
+            [(h, k) for h in holders for k, t in h.items() if t is None],
         )
 
     def holds(self) -> bool:
         """Whether the model has the same modules, and tensors of the same names in each."""
         return (
-            [tuple(h) for h in self.tensors] == self.keys
-            and [tuple(h.values()) for h in self.modules] == self.children
-            and all(h[k] is None for h, k in self.empty)
+            not any(self.empty)
+            and list(map(tuple, self.holders)) == self.keys
+            and [tuple(h.values()) for h in self.parents] == self.children
+            and all(h[k] is None for h, k in self.unset)
         )
 
 
@@ -104,39 +108,47 @@ class Watch:
         Raises:
             UsageError: the model has got, lost or tied a tensor, or one is of another kind.
         """
+        return {n: t.detach() for n, t in zip(self.slots, self._held(), strict=True)}
+
+    def _held(self) -> list[torch.Tensor]:
+        """What the model has in the slots now; raises as :meth:`fetch` does."""
         reshard(self._model)
         if not self._outline.holds():
             self._follow()
-        held = {n: s.held() for n, s in self.slots.items()}
-        if len(set(map(id, held.values()))) < len(held) or any(
-            slot.held() is not held[first] for slot, first in self._ties.values()
+        held = [slot.held() for slot in self.slots.values()]
+        if len(set(map(id, held))) < len(held) or any(
+            slot.held() is not self.slots[first].held() for slot, first in self._ties.values()
         ):
             self._follow()
-        return {n: t.detach() for n, t in held.items()}
+        return held
 
     def present(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What this rank has of the averaged tensors now, of the types and devices of ``like``.
+
+        To be called where no graph is recorded.
 
         Raises:
             UsageError: as :meth:`fetch` does, and where a parameter was unfrozen or a tensor has
                 another shape than in ``like`` or is on the meta device.
         """
-        now = self.fetch()
+        now = dict(zip(self.slots, self._held(), strict=True))
         for name in self._frozen:
-            if not self.slots[name].is_frozen:
+            if now[name].requires_grad:
                 raise UsageError(
                     f"parameter {name} was frozen when PowerEMA was made and is trainable now",
                     remedy="make PowerEMA after unfreezing it",
                 )
-        present = [local(now[n]) for n in self.averaged]
-        for name, tensor, average in zip(self.averaged, present, like, strict=True):
+        present = []
+        for name, average in zip(self.averaged, like, strict=True):
+            tensor = local(now[name])
             if tensor.shape != average.shape or tensor.is_meta:
                 raise UsageError(
                     f"{name} was {list(average.shape)} on {average.device} when PowerEMA was made "
                     f"and is {list(tensor.shape)} on {tensor.device} now",
                     remedy="make PowerEMA after resizing, sharding or offloading the model",
                 )
-        return [t.to(a.device, a.dtype) for t, a in zip(present, like, strict=True)]
+            present.append(tensor.to(average.device, average.dtype))
+        return present
 
     def _follow(self) -> None:
         """Look all names up again, where the model has other modules or tensors than before."""
