@@ -24,7 +24,7 @@ class Method(Protocol):
         """Take in a step."""
 
     def average(self, gamma: int) -> list[torch.Tensor]:
-        """The averages of one gamma, by its index, as they are stored."""
+        """The averages of one gamma, by its index, in float64: all that is kept of them."""
 
     def kept(self) -> list[torch.Tensor]:
         """Everything that stays in memory between two steps."""
@@ -49,7 +49,7 @@ class _Plain:
         torch._foreach_lerp_(averages, now, weight)
 
     def average(self, gamma: int) -> list[torch.Tensor]:
-        return [t.float() for t in self.averages[gamma]]
+        return [t.double() for t in self.averages[gamma]]
 
     def kept(self) -> list[torch.Tensor]:
         return [t for averages in self.averages for t in averages]
@@ -95,6 +95,10 @@ class _Compensated(_Plain):
         torch._foreach_copy_(rests, step)
         torch._foreach_copy_(averages, moved)
 
+    def average(self, gamma: int) -> list[torch.Tensor]:
+        pairs = zip(self.averages[gamma], self.rests[gamma], strict=True)
+        return [t.double() + rest.double() for t, rest in pairs]
+
     def kept(self) -> list[torch.Tensor]:
         return super().kept() + [t for rests in self.rests for t in rests]
 
@@ -110,7 +114,8 @@ class _Anchored(_Plain):
         super().update(list(torch._foreach_sub(present, self.anchor)))
 
     def average(self, gamma: int) -> list[torch.Tensor]:
-        return list(torch._foreach_add(self.anchor, self.averages[gamma]))
+        pairs = zip(self.anchor, self.averages[gamma], strict=True)
+        return [anchor.double() + t.double() for anchor, t in pairs]
 
     def kept(self) -> list[torch.Tensor]:
         return super().kept() + self.anchor
@@ -152,7 +157,10 @@ class _Parts:
         self.averages.update(present)
 
     def average(self, gamma: int) -> list[torch.Tensor]:
-        return [self.averages.average(gamma, i) for i in range(len(self.averages.recent[gamma]))]
+        kept = self.averages
+        weight = share(kept.gammas[gamma], kept.origin, kept.step)
+        pairs = zip(kept.base[gamma], kept.recent[gamma], strict=True)
+        return [torch.lerp(base.double(), recent.double(), weight) for base, recent in pairs]
 
     def kept(self) -> list[torch.Tensor]:
         parts = [*self.averages.recent, *self.averages.base]

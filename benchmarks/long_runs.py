@@ -61,7 +61,7 @@ def lost(begin: int, drift: float, noise: float) -> list[float]:
         for way in ways:
             way.update([now])
     whole = (exact - first).mean()
-    return [float(1 - (w.average(0)[0].double() - first).mean() / whole) for w in ways]
+    return [float(1 - (w.average(0)[0] - first).mean() / whole) for w in ways]
 
 
 def trained() -> list[float]:
@@ -151,10 +151,12 @@ What an average loses late in a run, and what it costs not to. Weights near 1 th
 2e-8 a step, with noise of 1e-6, take {STEPS:,} steps from the step named on (gamma 5); *lost* is
 the share of the average's movement that is missing, in percent, and below 0 it moved too far. A
 trained flow model takes {STEPS // 4:,} steps of AdamW at a learning rate of 3e-6 from step
-{_TRAINED_AT:,} on; its error is RMS over the RMS movement of its average, in percent. Memory is
-that of two gammas, in bytes a parameter; the time of an update is over that of plain float32, on
-120 small tensors and on 2 of half a million elements. `PowerEMA` keeps its averages in the last
-way; until phema 0.1 it kept them in the first."""
+{_TRAINED_AT:,} on; its error is RMS over the RMS movement of its average, in percent. Both are of
+what is kept, before it is rounded to be stored. Memory is that of two gammas, in bytes a
+parameter. The time of an update is the processor's, over that of plain float32, on 120 small
+tensors and on 2 of half a million elements. The anchor is the weights at the step named;
+differences from it are rounded the more coarsely the further weights go away. `PowerEMA` keeps its
+averages in the last way; until phema 0.1 it kept them in the first."""
 
 
 def section(rows: Sequence[Row]) -> str:
@@ -164,9 +166,9 @@ def section(rows: Sequence[Row]) -> str:
     lines = [head, "| --- |" + " ---: |" * (head.count("|") - 2)]
     for row in rows:
         spent = " | ".join(f"{t:.2f}" for t in row.times)
-        share_lost = " | ".join(f"{100 * part:.2f}" for part in row.lost)
+        share_lost = " | ".join(f"{100 * part:z.2f}" for part in row.lost)
         lines.append(
-            f"| {row.name} | {row.bytes_each:g} | {spent} | {share_lost} | {100 * row.error:.3f} |"
+            f"| {row.name} | {row.bytes_each:g} | {spent} | {share_lost} | {100 * row.error:.4f} |"
         )
     return "\n\n".join(["## Long runs", _TEXT, "\n".join(lines)]) + "\n"
 
