@@ -154,7 +154,7 @@ trained flow model takes {STEPS // 4:,} steps of AdamW at a learning rate of 3e-
 {_TRAINED_AT:,} on; its error is RMS over the RMS movement of its average, in percent. Both are of
 what is kept, before it is rounded to be stored. Memory is that of two gammas, in bytes a
 parameter. The time of an update is the processor's, over that of plain float32, on 120 small
-tensors and on 2 of half a million elements. The anchor is the weights at the step named:
+tensors and on 2 of half a million elements. The anchor is the weights at the step named;
 differences from it are rounded the more coarsely the further weights go away. `PowerEMA` keeps its
 averages in the last way; until phema 0.1 it kept them in the first."""
 

@@ -1,11 +1,9 @@
-"""PowerEMA: the closed form, what is averaged, wrappers, ties, resuming and storing."""
+"""PowerEMA: the closed form, what is averaged, wrappers, ties, resuming, shards, changed models."""
 
 import os
 import resource
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -146,130 +144,6 @@ def test_storage_dtype_holds_for_averages_only(tmp_path):
     assert stored["norm.num_batches_tracked"].dtype == torch.int64
 
 
-def normed(*variances):
-    """Averages of a model whose BatchNorm has these variances, of which the first was 0.999."""
-    model = nn.Sequential(nn.Linear(2, len(variances)), nn.BatchNorm1d(len(variances)))
-    ema = PowerEMA(model, (5, 10))
-    for values in ((0.999, *variances[1:]), variances):
-        model[1].running_var.copy_(torch.tensor(values))
-        ema.update()
-    return ema
-
-
-@pytest.mark.parametrize(
-    ("dtype", "largest", "remedy"),
-    [
-        (torch.float16, 65504, "torch.bfloat16 or torch.float32"),
-        (torch.float8_e4m3fn, 448, "torch.bfloat16 or torch.float32"),
-        (torch.float8_e5m2, 57344, "torch.bfloat16 or torch.float32"),
-        (torch.bfloat16, float(torch.finfo(torch.bfloat16).max), "torch.float32"),
-    ],
-)
-def test_values_beyond_the_storage_dtype_are_refused(dtype, largest, remedy, tmp_path):
-    """The tensor is named, with its magnitude and a type that holds it."""
-    normed(1.0, largest).save(tmp_path / "fits", dtype=dtype)
-    above = 1.08 * largest if dtype is not torch.bfloat16 else 3.4e38
-    ema = normed(1.0, above)
-    with pytest.raises(UsageError) as caught:
-        ema.save(tmp_path / "beyond", dtype=dtype)
-    what = f"1.running_var holds {above:.6g}, above {str(dtype)[6:]}'s {largest:.6g}"
-    assert str(caught.value) == f"{what}; save with dtype={remedy}"
-    assert not (tmp_path / "beyond").exists()
-    stored = load_file(ema.save(tmp_path / "wide", dtype=torch.float32)[1])
-    assert stored["1.running_var"].tolist() == pytest.approx([1.0, above], rel=1e-5)
-
-
-def test_every_tensor_beyond_the_storage_dtype_is_counted(tmp_path):
-    """The largest is named, and how many others there are."""
-    model = nn.Linear(2, 2)
-    ema = PowerEMA(model)
-    with torch.no_grad():
-        model.weight.fill_(-2e5)
-        model.bias.fill_(7e4)
-    ema.update()
-    with pytest.raises(UsageError, match=r"weight holds 200000.*as 1 more tensor\)"):
-        ema.save(tmp_path, dtype=torch.float16)
-
-
-def test_averages_that_are_not_finite_are_stored_and_named(tmp_path):
-    """A NaN in a weight of one step stays in its average: each save warns, and writes the rest."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = PowerEMA(model)
-    ema.update()
-    ema.save(tmp_path)
-    with torch.no_grad():
-        model[0].weight[1, 1] = float("nan")
-        model[1].running_var[0] = float("inf")
-        ema.update()
-        model[0].weight[1, 1] = 0.0
-    ema.update()
-    words = r"at step 3 the averages of 0\.weight, 1\.running_var are not finite"
-    with pytest.warns(RuntimeWarning, match=words):
-        stored = load_file(ema.save(tmp_path, dtype=torch.float16)[0])
-    assert stored["0.weight"].isnan().tolist() == [[False, False], [False, True]]
-    assert stored["1.running_var"].isfinite().tolist() == [False, True]
-    assert stored["0.bias"].isfinite().all()
-
-
-class Fixed(nn.Module):
-    """Float buffers that never change, and one that does."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(2, 2)
-        self.register_buffer("features", torch.linspace(0.1, 1e6, 7))
-        self.register_buffer("schedule", torch.linspace(0, 1, 5, dtype=torch.float64) ** 3)
-        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
-        self.register_buffer("third", torch.tensor([1 / 3], dtype=torch.bfloat16))
-        self.register_buffer("mean", torch.zeros(2))
-
-
-CONSTANT = ("features", "schedule", "mask", "third")
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
-def test_buffers_that_never_change_are_stored_exactly(dtype, tmp_path):
-    """Fourier features, noise schedules and masks keep their bits and type; across a resume too."""
-    model = Fixed()
-    ema = PowerEMA(model, (5, 10))
-    for step in range(2000):
-        model.mean.fill_(step)
-        ema.update()
-    again = PowerEMA(Fixed(), (5, 10))
-    again.load_state_dict(ema.state_dict())
-    again.update()
-    for paths in (ema.save(tmp_path / "one", dtype=dtype), again.save(tmp_path / "two")):
-        for path in paths:
-            stored = load_file(path)
-            for name in CONSTANT:
-                held = getattr(model, name)
-                assert stored[name].dtype == held.dtype
-                assert torch.equal(stored[name], held)
-    assert load_file(ema.save(tmp_path, dtype=dtype)[0])["mean"].dtype == (dtype or torch.float32)
-    average = ema.average(5)
-    assert all(torch.equal(average[n], getattr(model, n)) for n in CONSTANT)
-
-
-def test_a_buffer_that_changed_and_came_back_is_averaged(tmp_path):
-    """What a buffer holds now says nothing of what it held at the steps before."""
-    model = nn.BatchNorm1d(1)
-    ema = PowerEMA(model, (5,))
-    for value in (0.0, 1.0, 0.0):
-        model.running_mean.fill_(value)
-        ema.update()
-    stored = load_file(ema.save(tmp_path, dtype=torch.float16)[0])["running_mean"]
-    weight = ema_weights(5, 3, np.arange(1, 4))[1]
-    assert (stored.dtype, stored.item()) == (torch.float16, pytest.approx(weight, rel=1e-3))
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e8m0fnu])
-def test_storage_dtypes_that_hold_no_average_are_refused(dtype, tmp_path):
-    """Integers have no fractions and a bare exponent no sign: nothing is written."""
-    with pytest.raises(UsageError, match=f"can't be stored as {str(dtype)[6:]}; pass dtype="):
-        normed(1.0).save(tmp_path / "out", dtype=dtype)
-    assert not (tmp_path / "out").exists()
-
-
 def test_resuming_gives_what_an_unbroken_run_gives(tmp_path):
     """state_dict through torch.save with weights_only restores the averages bit for bit."""
     torch.manual_seed(0)
@@ -284,128 +158,6 @@ def test_resuming_gives_what_an_unbroken_run_gives(tmp_path):
     for gamma in (5, 10):
         first, second = ema.average(gamma), again.average(gamma)
         assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def plain_state(model, gammas, step):
-    """A state as phema 0.1 left it: averages in float32, here of weights that never moved."""
-    values = {
-        n: t.detach().clone().float()
-        for n, t in model.state_dict().items()
-        if t.is_floating_point()
-    }
-    return {"step": step, "gammas": list(gammas), "averages": [dict(values) for _ in gammas]}
-
-
-def test_states_of_the_first_version_load():
-    """Its float32 averages go on as they are, and buffers that never changed are known by them."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    ema = PowerEMA(model, (5.0,))
-    ema.load_state_dict(plain_state(model, (5.0,), 1_000_000))
-    assert ema.step == 1_000_000
-    before = {n: t.clone() for n, t in ema.average(5).items()}
-    assert torch.equal(before["0.weight"], model[0].weight)
-    with torch.no_grad():
-        model[0].weight.add_(1.0)
-    for _ in range(200):
-        ema.update()
-    after = ema.average(5)
-    share = ema_weights(5, 1_000_200, np.arange(1_000_001, 1_000_201)).sum()
-    moved = (after["0.weight"] - before["0.weight"]).detach().numpy()
-    np.testing.assert_allclose(moved, share, atol=2e-7)
-    assert torch.equal(after["1.running_var"], model[1].running_var)
-
-
-@pytest.mark.parametrize("step", [1000, 1023, 1024, 1100, 5000])
-def test_resuming_is_not_stopping_wherever_it_happens(step, tmp_path):
-    """Stored and loaded between any two steps, and saved at any time, the bits are the same."""
-    torch.manual_seed(0)
-    model = nn.Linear(40, 30)
-    state = plain_state(model, (5.0, 10.0), step - 40)
-    whole, saved = PowerEMA(model), PowerEMA(model)
-    for ema in (whole, saved):
-        ema.load_state_dict(state)
-    for turn in range(300):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=1e-3)
-        whole.update()
-        saved.update()
-        if turn % 40 == 39:
-            saved.save(tmp_path)
-            torch.save(saved.state_dict(), tmp_path / "ema.pt")
-            saved = PowerEMA(model)
-            saved.load_state_dict(torch.load(tmp_path / "ema.pt", weights_only=True))
-    for gamma in (5, 10):
-        one, two = whole.average(gamma), saved.average(gamma)
-        assert all(torch.equal(one[n], two[n]) for n in one)
-
-
-@pytest.mark.parametrize("begin", [10_000, 1_000_000, 100_000_000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("drift", [2e-7, -2e-7, 2e-8])
-def test_long_runs_lose_nothing(begin, dtype, drift):
-    """Weights near 1 that drift a little each step: the average moves as the exact one does."""
-    random = np.random.default_rng(0)
-    model = nn.BatchNorm1d(256, dtype=dtype)
-    ema = PowerEMA(model, (5.0,))
-    ema.load_state_dict(plain_state(model, (5.0,), begin))
-    exact = torch.ones(256, dtype=torch.float64)
-    for step in range(1, 4001):
-        noise = torch.from_numpy(random.standard_normal(256)) * 1e-6
-        with torch.no_grad():
-            model.weight.copy_(1 + drift * step + noise)
-        ema.update()
-        now = begin + step
-        exact.lerp_(model.weight.detach().double(), 1 - (1 - 1 / now) ** 6)
-    moved = float((ema.average(5)["weight"].double() - 1).mean() / (exact - 1).mean())
-    # Single precision itself can't tell movements below a unit in its last place.
-    slack = 0.02 + 2**-24 / abs(float((exact - 1).mean()))
-    assert moved == pytest.approx(1, abs=slack)
-
-
-def test_an_average_at_a_million_steps_is_the_closed_form():
-    """Of any size, sign and place, a trajectory's average is exact to float32's rounding."""
-    random = np.random.default_rng(1)
-    begin, steps = 1_000_000, 1500
-    model = nn.Linear(300, 40, bias=False)
-    first = random.standard_normal((40, 300)) * 10.0 ** random.uniform(-6, 3, (40, 300))
-    with torch.no_grad():
-        model.weight.copy_(torch.from_numpy(first))
-    gammas = (-0.4, 5.0, 40.0)
-    ema = PowerEMA(model, gammas)
-    ema.load_state_dict(plain_state(model, gammas, begin))
-    exact = [model.weight.detach().double().clone() for _ in gammas]
-    speed = torch.from_numpy(random.standard_normal((40, 300))) * model.weight.detach().abs()
-    for step in range(1, steps + 1):
-        with torch.no_grad():
-            model.weight.add_(speed, alpha=1e-3)
-        ema.update()
-        for gamma, average in zip(gammas, exact, strict=True):
-            average.lerp_(
-                model.weight.detach().double(), 1 - (1 - 1 / (begin + step)) ** (gamma + 1)
-            )
-    for gamma, average in zip(gammas, exact, strict=True):
-        error = (ema.average(gamma)["weight"].double() - average).abs()
-        scale = torch.maximum(average.abs(), 1e-3 * model.weight.detach().abs())
-        assert (error / scale).max() < 2e-7
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_two_bytes_are_averaged_in_more(dtype):
-    """A 16-bit weight that moves by one unit moves its average by that, times its share."""
-    model = nn.Linear(3, 2, dtype=dtype)
-    ema = PowerEMA(model, (5.0,))
-    ema.load_state_dict(plain_state(model, (5.0,), 1_000_000))
-    before = ema.average(5)["weight"].clone()
-    with torch.no_grad():
-        model.weight.mul_(1.5)
-    for _ in range(300):
-        ema.update()
-    share = 1 - (1 - 300 / 1_000_300) ** 6
-    moved = ema.average(5)["weight"] - before
-    expected = share * (model.weight.detach().float() - before)
-    assert torch.allclose(moved, expected, rtol=0, atol=6e-8)
 
 
 def test_replaced_parameters_are_followed():
@@ -634,28 +386,6 @@ def test_what_is_not_in_the_state_dict_may_come_and_go():
     ema.update()
     ema.update()
     assert set(ema.average(5)) == {"0.weight", "0.bias"}
-
-
-def test_ranks_without_a_process_group_may_save_the_same_names(tmp_path):
-    """Writers that start together all end well, and leave what one of them alone leaves."""
-    model = nn.Linear(100, 100)
-    ranks = [PowerEMA(model) for _ in range(4)]
-    for ema in ranks:
-        ema.update()
-    together = threading.Barrier(len(ranks))
-
-    def save(ema):
-        for turn in range(10):
-            together.wait(timeout=20)
-            ema.save(tmp_path / str(turn), dtype=torch.float16)
-
-    with ThreadPoolExecutor(len(ranks)) as pool:
-        list(pool.map(save, ranks))
-    alone = ranks[0].save(tmp_path / "alone", dtype=torch.float16)
-    for turn in range(10):
-        written = sorted((tmp_path / str(turn)).iterdir())
-        assert [p.name for p in written] == sorted(p.name for p in alone)
-        assert {p.read_bytes() for p in written} == {p.read_bytes() for p in alone}
 
 
 def test_activation_checkpointing_leaves_no_trace_in_the_names():
