@@ -176,8 +176,11 @@ def _number(value: float | None) -> float:
 
 
 def _told(found: Evidence, best: Alternative) -> list[Profile]:
-    """The profiles that an alternative gives the snapshots."""
-    pairs = zip(best.laws, found.series, strict=True)
+    """The profiles that an alternative gives the snapshots, as its option would have them."""
+    laws = best.laws
+    if best.every is not None:
+        laws = tuple(s.law.slowed(best.every) for s in found.series)
+    pairs = zip(laws, found.series, strict=True)
     return [law.profile(t + best.offset) for law, s in pairs for t in s.times]
 
 

@@ -43,7 +43,7 @@ def write_page(cases: Sequence[Case], proposed: Sequence[Proposed]) -> None:
     PAGE.write_text(
         _TEMPLATE.read_text().format(
             limits=_limits(),
-            groups=_groups(),
+            groups=_groups({(c.group, c.seed) for c in cases}),
             combinations=len(RIGHT),
             right=len(fresh),
             alarms=_count(fresh, "contradicted"),
@@ -77,13 +77,15 @@ def _count(cases: Iterable[Case], state: str) -> int:
     return sum(c.state == state for c in cases)
 
 
-def _groups() -> str:
+def _groups(done: set[tuple[str, int]]) -> str:
     """Which runs there are."""
     rows = []
     for group in _GROUPS:
-        trials = [t for t in TRIALS if t.group == group]
+        listed = [t for t in TRIALS if t.group == group]
+        trials = [t for t in listed if (group, t.seed) in done]
         steps = sorted({t.steps for t in trials})
-        rows.append([f"`{group}`", len(trials), ", ".join(f"{s:,}" for s in steps)])
+        runs = f"{len(trials)} of {len(listed)}" if len(trials) < len(listed) else len(trials)
+        rows.append([f"`{group}`", runs, ", ".join(f"{s:,}" for s in steps)])
         rows[-1] += [_MEANING[group], "; ".join(t.run.name for t in trials)]
     return _rows(["group", "runs", "steps", "what for", "which"], rows)
 
@@ -97,7 +99,9 @@ _MEANING = {
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table."""
+    """A table, or that there is nothing to put in one."""
+    if not rows:
+        return "(not run)"
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(
         "| " + " | ".join(str(cell) for cell in row) + " |" for row in (head, rule, *rows)
@@ -205,7 +209,7 @@ def _detection(
 ) -> str:
     """One row a mistake."""
     rows = []
-    for mistake in mistakes:
+    for mistake in mistakes if wrong else ():
         mine = [c for c in wrong if c.name == mistake.name]
         row: list[object] = [
             mistake.name,
