@@ -53,6 +53,7 @@ class Journal:
     def __init__(self, folder: Path, plan: str) -> None:
         self.folder = folder
         self._descriptor = locked(folder / NAME)
+        begun = os.fstat(self._descriptor).st_size > 0
         try:
             found = read(folder)
             _check(folder, plan, found)
@@ -64,6 +65,10 @@ class Journal:
             if not found:
                 _append(folder / NAME, {"schema": _SCHEMA, "plan": plan})
         except BaseException:
+            if not begun:
+                # Interrupted before it says anything: the directory is to be left empty.
+                with suppress(OSError):
+                    (folder / NAME).unlink()
             self.close()
             raise
 
