@@ -65,7 +65,7 @@ class Journal:
             if not found:
                 _append(folder / NAME, {"schema": _SCHEMA, "plan": plan})
         except BaseException:
-            if not begun:
+            if not begun and [p.name for p in folder.iterdir()] == [NAME]:
                 # Interrupted before it says anything: the directory is to be left empty.
                 with suppress(OSError):
                     (folder / NAME).unlink()

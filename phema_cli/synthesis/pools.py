@@ -203,8 +203,7 @@ class _Forked(Generic[Result]):
             process = fork.Process(target=_work, args=(pool, work, theirs, *ends))
             process.start()
         except OSError as error:
-            what, remedy = f"can't start a worker process: {error.strerror}", "pass a smaller -j"
-            raise StorageError(what, remedy=remedy) from error
+            raise StorageError.wrap(error, None, "start a worker process") from error
         # One that is forked later does not hold it: its end is this process' end.
         theirs.close()
         return cls(process, pipe)
