@@ -257,7 +257,7 @@ def test_numbers_of_a_law_are_replaced():
         ("exponential:beta=1/0", "'beta=1/0' is not key=number"),
         ("exponential:rate=1", "has no key 'rate'"),
         ("exponential:beta=0.9,start=0.5", "start must be a whole number from 0 on"),
-        ("uniform:last=inf", "last must be from 1e-9 to 2"),
+        ("uniform:last=inf", r"last must be from 1e-9 to 2\^53"),
         ("raw:step=3", "raw: has no key 'step'; write raw"),
         ("diffusers:beta=0.9,warmup=2", "warmup must be 0 or 1"),
         ("ema-pytorch:gamma=4", r"gamma 4 averaged at every 10th step is gamma -0\.5 in effect"),
