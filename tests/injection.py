@@ -119,6 +119,12 @@ class Injected:
         return Run(self.process.returncode, out, err)
 
 
+def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something is so, or the process is over."""
+    while process.poll() is None and not found():
+        time.sleep(0.001)
+
+
 def digests(folder: Path) -> dict[str, str]:
     """What is in every file below a directory."""
     return {

@@ -20,7 +20,7 @@ from phema_cli.formats import safetensors
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, journal, plan, staging
 from tests.builders import PHEMA, execute
-from tests.injection import digests
+from tests.injection import digests, wait_for
 from tests.verified import verify_output
 
 #: `make faults` sets it to a hundred.
@@ -57,12 +57,6 @@ def ended(process):
     """A process's exit code and stderr, once it is over."""
     _, err = process.communicate(timeout=120)
     return process.returncode, err
-
-
-def wait_for(found, process):
-    """Wait until something is so, or the process is over."""
-    while process.poll() is None and not found():
-        time.sleep(0.002)
 
 
 def notes(out):

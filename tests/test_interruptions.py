@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.builders import PHEMA
-from tests.injection import digests
+from tests.injection import digests, wait_for
 
 #: `make faults` sets it to two hundred.
 INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "12"))
@@ -67,12 +67,6 @@ def workers(process):
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except OSError:
         return []
-
-
-def wait_for(found, process):
-    """Wait until something is so, or the process is over."""
-    while process.poll() is None and not found():
-        time.sleep(0.001)
 
 
 def interrupt(process, way, chance):
