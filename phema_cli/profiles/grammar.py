@@ -42,16 +42,17 @@ class Range:
         return above and below and (not self.whole or float(value).is_integer())
 
 
-_MOST = float(1 << 53)
+#: of whole numbers; above, not each one is exact as a float.
+MOST_EXACT = 1 << 53
 BETA = Range("between 0 and 1", 0, 1, inner=(True, True))
 CAP = Range("above 0 and at most 1", 0, 1, inner=(True, False))
 FLOOR = Range("at least 0 and below 1", 0, 1, inner=(False, True))
-POSITIVE = Range("from 1e-9 to 2^53", 1e-9, _MOST)
+POSITIVE = Range("from 1e-9 to 2^53", 1e-9, MOST_EXACT)
 GAMMA = Range("above -0.5 and at most 10000", -0.5, 1e4, inner=(True, False))
 SIGMA_REL = Range("between 0.0001 and 12^-1/2 = 0.2887", 1e-4, 12**-0.5, inner=(True, True))
-COUNT = Range("a whole number from 1 on", 1, _MOST, whole=True)
-STEPS = Range("a whole number from 0 on", 0, _MOST, whole=True)
-CALLS = Range("a whole number from -1 on", -1, _MOST, whole=True)
+COUNT = Range("a whole number from 1 on", 1, MOST_EXACT, whole=True)
+STEPS = Range("a whole number from 0 on", 0, MOST_EXACT, whole=True)
+CALLS = Range("a whole number from -1 on", -1, MOST_EXACT, whole=True)
 FLAG = Range("0 or 1", 0, 1, whole=True)
 
 
@@ -302,7 +303,7 @@ def _number(text: str) -> float | None:
 
 def _text(value: float) -> str:
     """The shortest text that means the number: ``2/3`` and not its sixteen digits."""
-    if value.is_integer() and abs(value) < _MOST:
+    if value.is_integer() and abs(value) < MOST_EXACT:
         return str(int(value))
     thirds = round(3 * value)
     return f"{thirds}/3" if thirds / 3 == value else repr(value)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
-from phema_cli.profiles.grammar import GAMMA, SIGMA_REL, Range
+from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL, Range
 from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import real
@@ -27,8 +27,6 @@ _MOST_DOTS = 8
 #: gammas, laws and keys that an entry may list.
 _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
-#: of steps; what counts more has no number that is exact.
-MOST_STEPS = 1 << 53
 _ENTRIES = {
     "pattern",
     "gammas",
@@ -272,7 +270,7 @@ def _flag(table: Mapping[str, Any], name: str) -> bool:
 
 def _count(table: Mapping[str, Any], name: str) -> int | None:
     value = table.get(name)
-    if value is not None and (type(value) is not int or not 1 <= value <= MOST_STEPS):
+    if value is not None and (type(value) is not int or not 1 <= value <= MOST_EXACT):
         raise InputError(f"{name} must be a whole number from 1")
     return value
 

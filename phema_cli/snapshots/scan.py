@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.locations import locate
 from phema_cli.globs import matching
-from phema_cli.snapshots.config import MOST_STEPS, Config, read_config
+from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.snapshots.config import Config, read_config
 from phema_cli.snapshots.consistency import (
     Finding,
     Snapshot,
@@ -103,8 +104,8 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     if said.pattern is not None:
         compile_pattern(said.pattern)
     for count in (said.update_every, said.steps_per_epoch):
-        if count is not None and not 1 <= count <= MOST_STEPS:
-            raise UsageError(f"{count} is no number of steps from 1 to {MOST_STEPS}")
+        if count is not None and not 1 <= count <= MOST_EXACT:
+            raise UsageError(f"{count} is no number of steps from 1 to {MOST_EXACT}")
     with _no_collection():
         return _scan(paths, said)
 

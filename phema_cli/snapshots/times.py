@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from phema_cli.errors import InputError, PhemaError
-from phema_cli.snapshots.config import MOST_STEPS, Config
+from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.resolve import Item, LeftOutError, Said
 from phema_cli.snapshots.tags import Origin
@@ -65,7 +66,7 @@ def _told(item: Item) -> Time:
         )
     if clock.doubt is not None:
         raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
-    if not abs(clock.value) <= MOST_STEPS:
+    if not abs(clock.value) <= MOST_EXACT:
         what = f"its {clock.field} is {clock.value:.10g}: more than can be"
         if not math.isfinite(clock.value):
             what = f"its {clock.field} is not a number"
@@ -98,8 +99,8 @@ def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
             continue
         text, origin = said[name]
         value = number(text)
-        if not abs(value) <= MOST_STEPS:
-            raise InputError(f"its {name} is {text!r:.80}, no number up to {MOST_STEPS}")
+        if not abs(value) <= MOST_EXACT:
+            raise InputError(f"its {name} is {text!r:.80}, no number up to {MOST_EXACT}")
         if name == "kimg":
             return Clock(images(int(value)), "images", name), origin
         if name == "epoch":
@@ -212,7 +213,7 @@ def _checked(item: Item, time: Time | PhemaError, *, timed: bool) -> Time | Phem
         return time
     if not isinstance(time, Time):
         return time
-    if time.clock.value > MOST_STEPS:
+    if time.clock.value > MOST_EXACT:
         return InputError(f"its {time.clock.field} is {time.clock.value:.10g}: more than can be")
     if time.clock.value <= 0:
         return LeftOutError("step 0 holds no average yet")

@@ -15,6 +15,7 @@ from phema_cli.estimate.solve import time_of
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.globs import matching
 from phema_cli.profiles import Array, PowerProfile
+from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
@@ -29,8 +30,6 @@ from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.trainers.base import real
 
 _ENTRIES = ("version", "method", "device", "target", "sources", "figures", "copy")
-#: of steps and weights; what counts more has no number that is exact.
-_MOST = 1 << 53
 _SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "weight")
 
 
@@ -95,7 +94,7 @@ def _source_flaw(entry: object) -> str | None:
 def _is_number(value: object) -> bool:
     """Whether it is a number that a step or a weight can be."""
     found = real(value)
-    return found is not None and abs(found) <= _MOST
+    return found is not None and abs(found) <= MOST_EXACT
 
 
 def _are_globs(listed: list[Any]) -> bool:
