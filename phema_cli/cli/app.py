@@ -26,8 +26,6 @@ from phema_cli.cli import (
     verify,
     weights,
 )
-from phema_cli.errors import SignalError
-from phema_cli.system.signals import ignore_signals, raise_on_signals
 
 _HELP = ["-h", "--help"]
 
@@ -124,17 +122,7 @@ def _command() -> Callable[..., object]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
-    raise_on_signals()
-    try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
-        ignore_signals()
-    except SignalError as error:
-        code = endings.ended(error)
-    sys.exit(code)
-
-
-def _run(given: list[str]) -> int:
-    """Run the command line; its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
     try:
         told = [a for a in given if a != "--debug"]
@@ -145,4 +133,4 @@ def _run(given: list[str]) -> int:
         if debug and not hasattr(error, "format_message"):
             raise
         code = endings.ended(error)
-    return code if isinstance(code, int) else 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -10,9 +10,7 @@ from contextlib import suppress
 from phema_cli.cli import render, streams
 from phema_cli.errors import InputError, PhemaError, SignalError, StorageError, UsageError
 
-#: what a shell adds to a signal's number.
-_SIGNALLED = 128
-ENDINGS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _LESS = "see ulimit -v and ulimit -u; -j 1 and a smaller --max-memory need less"
 #: what libraries say where the system gave them no memory or no thread.
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "failed to map segment")
@@ -38,9 +36,9 @@ def ended(error: BaseException) -> int:
     if isinstance(error, streams.OutputLostError):
         streams.discard()
         if error.piped:
-            return _SIGNALLED + signal.SIGPIPE
+            return SignalError(signal.SIGPIPE).exit_code
     if isinstance(error, SignalError):
-        _say(_with_notes(f"{ENDINGS[error.number]}; {error.outcome}", error))
+        _say(_with_notes(f"{_SIGNALS[error.number]}; {error.outcome}", error))
         return error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":
         render.line(getattr(error, "format_message", lambda: "")())
