@@ -124,7 +124,7 @@ def wrong_cases(kept: Kept) -> Iterator[Case]:
             groups = [name for name in stored_as for _ in at]
             values = mixed(wrong, kept, at)
             sample = rounded(values, stored)
-            odd = set(np.flatnonzero((values != exact).any(axis=1)).tolist())
+            odd = frozenset(np.flatnonzero((values != exact).any(axis=1)).tolist())
             name = (wrong.name, count, stored)
             case = _case(kept, name, profiles, groups, sample, wanted, odd)
             yield replace(case, right=False)
@@ -137,7 +137,7 @@ def _case(
     groups: Sequence[str],
     sample: Sample,
     wanted: NDArray[np.float64],
-    odd: set[int] = frozenset(),  # type: ignore[assignment]
+    odd: frozenset[int] = frozenset(),
 ) -> Case:
     """Test some tags."""
     called, count, stored = name

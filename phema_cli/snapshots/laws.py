@@ -251,16 +251,15 @@ def _say_known(member: Member, config: Config) -> None:
             remedy = "say what the average is in phema.toml"
             member.error = InputError(error.what, remedy=error.remedy or remedy)
     elif one.index is not None:
-        member.untagged, member.error = (
-            True,
-            InputError(
-                "its name counts gammas, but says none",
-                remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
-                option="--gammas G1,G2",
-            ),
+        member.untagged = True
+        member.error = InputError(
+            "its name counts gammas, but says none",
+            remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
+            option="--gammas G1,G2",
         )
     elif one.role == "average":
-        member.untagged, member.error = one.hint is None and one.grows is None, _unknown(member)
+        member.untagged = one.hint is None and one.grows is None
+        member.error = _unknown(member)
     else:
         member.error = InputError(
             "does not say whether it is an average or the raw weights",

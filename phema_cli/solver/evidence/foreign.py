@@ -97,11 +97,8 @@ class _Part:
                 break
             out.append(max(ratios, key=ratios.__getitem__))
         # What stood beside others that do not belong may do.
-        others = [[j for j in out if j != i] for i in out]
-        far = [
-            self._ratios(movement, rest).get(i, 0.0) for i, rest in zip(out, others, strict=True)
-        ]
-        return [rows[i] for i, ratio in zip(out, far, strict=True) if ratio >= FAR]
+        alone = {i: self._ratios(movement, [j for j in out if j != i]) for i in out}
+        return [rows[i] for i, ratios in alone.items() if ratios.get(i, 0.0) >= FAR]
 
     def _ratios(self, movement: Movement, out: Sequence[int]) -> dict[int, float]:
         """By number, ``l_i/v_i`` of all but those left out; empty where it has no solution."""
