@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from contextlib import suppress
 
 from phema_cli.cli import render, streams
 from phema_cli.errors import InputError, PhemaError, SignalError, StorageError, UsageError
+from phema_cli.system.processes import BROKEN_PIPE, ENDING
 
-_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _LESS = "see ulimit -v and ulimit -u; -j 1 and a smaller --max-memory need less"
 #: what libraries say where the system gave them no memory or no thread.
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "failed to map segment")
@@ -36,9 +35,9 @@ def ended(error: BaseException) -> int:
     if isinstance(error, streams.OutputLostError):
         streams.discard()
         if error.piped:
-            return SignalError(signal.SIGPIPE).exit_code
+            return SignalError(BROKEN_PIPE).exit_code
     if isinstance(error, SignalError):
-        _say(_with_notes(f"{_SIGNALS[error.number]}; {error.outcome}", error))
+        _say(_with_notes(f"{ENDING[error.number]}; {error.outcome}", error))
         return error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":
         render.line(getattr(error, "format_message", lambda: "")())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
+
+from phema_cli.system.processes import most_memory_bytes
 
 #: what the libraries under numpy read once, when they are loaded.
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -23,8 +24,8 @@ def load_numpy() -> None:
     """
     if "numpy" in sys.modules:
         return
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    if any(0 <= limit < _LEAST_BYTES for limit in limits):
+    allowed = most_memory_bytes()
+    if allowed is not None and allowed < _LEAST_BYTES:
         # OpenBLAS would end the process in its own way.
         raise MemoryError
     added = [name for name in _VARIABLES if name not in os.environ]

@@ -26,6 +26,7 @@ from phema_cli.formats.files import OpenFiles
 from phema_cli.formats.locations import beside
 from phema_cli.formats.torch_zip import data_offset, read_pickle, tensor_extent
 from phema_cli.pickles import Inert, Kind
+from phema_cli.system.files import read_at
 
 NAME = "dcp"
 
@@ -115,7 +116,7 @@ class _Window(RawIOBase):
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
         """Read on, up to the end of the chunk."""
         view = memoryview(buffer)[: max(0, self._chunk.length - self._at)]
-        got = os.preadv(self._descriptor, [view], self._chunk.offset + self._at)
+        got = read_at(self._descriptor, view, self._chunk.offset + self._at)
         self._at += got
         return got
 

@@ -16,6 +16,7 @@ import numpy as np
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Extent, StoredTensor
 from phema_cli.formats.locations import is_remote, read_ranges
+from phema_cli.system.files import read_at
 
 
 class OpenFiles:
@@ -88,7 +89,7 @@ class FileReader(OpenFiles):
         try:
             descriptor = self.descriptor(path)
             while done < len(out):
-                got = os.preadv(descriptor, [out[done:]], offset + done)
+                got = read_at(descriptor, out[done:], offset + done)
                 if got == 0:
                     raise InputError(
                         f"ends at byte {offset + done}, before its tensors do",
@@ -114,7 +115,7 @@ class FileReader(OpenFiles):
             descriptor = self._open.get(extent.file)
             if descriptor is not None and extent.strides is None and not extent.pieces:
                 with suppress(OSError):
-                    if os.preadv(descriptor, (row,), extent.offset + begin) == size:
+                    if read_at(descriptor, row, extent.offset + begin) == size:
                         continue
             others.append((extent, start, row))
         self.read_many(others)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.errors import InputError, UsageError
+from phema_cli.system.processes import time_limit
 
 #: of the processor's time: to compile a pattern, and to search it in paths.
 _MOST_SECONDS = 0.5
@@ -36,7 +33,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if len(pattern) > _LONGEST:
         raise UsageError(f"the pattern has {len(pattern)} characters, above {_LONGEST}")
     try:
-        with _limited([_MOST_SECONDS], UsageError("the pattern takes too long to compile")):
+        # What a phema.toml says may come from anyone.
+        with time_limit([_MOST_SECONDS], UsageError("the pattern takes too long to compile")):
             compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
         raise UsageError(f"the pattern is not a regular expression: {error}") from error
@@ -50,33 +48,6 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 class SlowPatternError(InputError):
     """A pattern that takes too long, as it may on all other paths too."""
-
-
-@contextmanager
-def _limited(left: list[float], error: PhemaError) -> Iterator[None]:
-    """End what a pattern makes of too little: what a phema.toml says may come from anyone.
-
-    Only a program's main thread can be stopped in this way; others take what time they need.
-
-    Args:
-        left: seconds of the processor, one number; what was not used is left in it.
-        error: what is raised when they are over.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: object) -> None:
-        raise error
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    # A timer of nothing would never ring.
-    signal.setitimer(signal.ITIMER_VIRTUAL, max(left[0], 1e-6))
-    try:
-        yield
-    finally:
-        left[0] = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
-        signal.signal(signal.SIGVTALRM, before)
 
 
 class PathPattern:
@@ -100,7 +71,7 @@ class PathPattern:
             SlowPatternError: it takes too long, with all paths before it.
         """
         self._left[0] = min(self._left[0] + _PATH_SECONDS, _MOST_SECONDS)
-        with _limited(self._left, SlowPatternError("the pattern takes too long", where=path)):
+        with time_limit(self._left, SlowPatternError("the pattern takes too long", where=path)):
             match = self._compiled.search(path.as_posix())
         if match is None:
             return None

@@ -7,18 +7,17 @@ import math
 import os
 import re
 import shlex
-import signal
 import string
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.system.processes import end_group
 
 #: what a command may name in braces.
 PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target")
@@ -171,20 +170,8 @@ def _run(line: str, out: int, errors: int | None, timeout: float | None) -> int 
     try:
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
-        _end(process)
+        end_group(process, _GRACE)
         return None
     except BaseException:
-        _end(process)
+        end_group(process, _GRACE)
         raise
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has started."""
-    # The group has the number of its first process, and outlives it.
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -7,11 +7,9 @@ that was damaged, counts for nothing, nor does what follows it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli._version import __version__
-from phema_cli.errors import StorageError, UsageError
-from phema_cli.synthesis.disk import append, unlock
+from phema_cli.errors import UsageError
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tensors import TensorPlan
+from phema_cli.system.files import append, lock, open_plain, unlock
 
 NAME = "journal"
 _SCHEMA = "phema/partial/1"
 #: how the first line of every journal begins.
 _HEAD = f'{{"schema": "{_SCHEMA}", "plan": "'.encode()
-#: seconds that a worker of a killed run may go on.
-_PATIENCE = 5.0
-_PAUSE = 0.05
 
 
 class Journal:
@@ -52,7 +47,7 @@ class Journal:
 
     def __init__(self, folder: Path, plan: str) -> None:
         self.folder = folder
-        self._descriptor = locked(folder / NAME)
+        self._descriptor = lock(folder / NAME)
         begun = os.fstat(self._descriptor).st_size > 0
         try:
             found = read(folder)
@@ -148,7 +143,7 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
     """Add a line and flush it."""
     text = json.dumps(entry).encode()
     line = b"%s %08x\n" % (text, zlib.crc32(text))
-    descriptor = _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         append(descriptor, line)
     finally:
@@ -157,18 +152,13 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 def _cut(path: Path, size: int) -> None:
     """Keep a file's first bytes, and see to it that no power loss brings back the others."""
-    descriptor = _opened(path, os.O_WRONLY)
+    descriptor = open_plain(path, os.O_WRONLY)
     try:
         if os.fstat(descriptor).st_size > size:
             os.ftruncate(descriptor, size)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _opened(path: Path, flags: int) -> int:
-    """The descriptor of a file that is no link to somewhere else."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
 
 def _whole(path: Path) -> list[bytes]:
@@ -222,29 +212,3 @@ def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
         else:
             found.append((n, n + 1))
     return found
-
-
-def locked(path: Path) -> int:
-    """The descriptor of a file that this process alone has locked.
-
-    The lock is the kernel's: it ends with the process that holds it and those forked from it.
-    """
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        descriptor = _opened(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file, and others may have made it anew.
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        if time.monotonic() > deadline:
-            raise StorageError(
-                "another process is writing this output", where=path.parent, remedy="wait for it"
-            )
-        time.sleep(_PAUSE)

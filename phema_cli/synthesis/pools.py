@@ -24,7 +24,7 @@ from typing import Generic, TypeVar, cast
 import numpy as np
 
 from phema_cli.errors import StorageError
-from phema_cli.system.signals import held_signals, ignore_signals
+from phema_cli.system.processes import held_signals, ignore_signals
 
 Result = TypeVar("Result")
 Progress = Callable[[int], None]

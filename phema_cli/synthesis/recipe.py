@@ -6,7 +6,6 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.team import ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
 from phema_cli.synthesis.tiling import tile_elements
+from phema_cli.system.processes import processors
 
 DEFAULT_MAX_MEMORY = 256 << 20
 #: workers of one process: far more than help, few enough to be started and ended at once.
@@ -107,7 +107,7 @@ class Recipe:
 
 def default_jobs() -> int:
     """Workers by default: one per processor, at most 8; ranks on one machine share them."""
-    return min(8, max(1, len(os.sched_getaffinity(0)) // ranks("LOCAL_WORLD_SIZE")))
+    return min(8, max(1, processors() // ranks("LOCAL_WORLD_SIZE")))
 
 
 def make_recipe(

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.synthesis.disk import append, sync_folder, unlock
-from phema_cli.synthesis.journal import locked
+from phema_cli.system.files import append, lock, sync_folder, unlock
 
 NAME = "sweep.jsonl"
 _SCHEMA = "phema/sweep-results/1"
@@ -80,7 +79,7 @@ class Results:
         self.stale: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = locked(self.path)
+            self._descriptor = lock(self.path)
         except OSError as error:
             raise StorageError.wrap(error, self.path, "write") from error
         try:

@@ -12,10 +12,18 @@ from phema_cli.formats._crc import join
 from phema_cli.formats.base import stamp
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis import journal
-from phema_cli.synthesis.disk import allocated_bytes, create, rewrite, size_of, sync, sync_folder
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.system.files import (
+    allocated_bytes,
+    create,
+    free_bytes,
+    rewrite,
+    size_of,
+    sync,
+    sync_folder,
+)
 
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
@@ -203,11 +211,8 @@ def _check_space(recipe: Recipe) -> None:
                 max(0, file.image.size_bytes - allocated_bytes(output.staged(file.path)))
                 for file in output.files
             )
-            disk = os.statvfs(output.staging)
-        # What is kept back for the superuser is free to that one alone.
-        free = disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
-        # A file system without a size does not say.
-        if disk.f_blocks and needed[device] > free:
+            free = free_bytes(output.staging)
+        if free is not None and needed[device] > free:
             raise StorageError(
                 f"needs {needed[device]:,} bytes more, and {free:,} are free",
                 where=output.path,

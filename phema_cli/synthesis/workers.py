@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +26,8 @@ from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.staging import Checks, Notes
 from phema_cli.synthesis.tensors import averaged_kinds
+from phema_cli.system.files import start_flush, write_at
+from phema_cli.system.processes import most_open_files
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
@@ -146,8 +147,7 @@ class _Work:
 
     def __call__(self, pool: Pool) -> Written:
         """One worker: take runs until none is left; what is known of what it wrote."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        open_files = max(4, (soft - 64) // (2 * self.recipe.jobs))
+        open_files = max(4, (most_open_files() - 64) // (2 * self.recipe.jobs))
         with (
             room_on(self.device),
             FileReader(open_files) as reader,
@@ -299,14 +299,9 @@ class _Worker:
         dtype = run.segment.plan.out_dtype
         start = dtype.size_bytes(run.start)
         for place in run.segment.places:
+            length = dtype.size_bytes(run.stop) - start
             with suppress(OSError):
-                os.posix_fadvise(
-                    self._writer.descriptor(place.path),
-                    place.offset + start,
-                    dtype.size_bytes(run.stop) - start,
-                    # What is not on the disk yet stays in memory and begins to be written.
-                    os.POSIX_FADV_DONTNEED,
-                )
+                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
 
     def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
@@ -314,10 +309,7 @@ class _Worker:
         if place.checksum is not None:
             parts = self.written.checks[target].setdefault(place.checksum, {})
             parts[start] = (zlib.crc32(data), len(data))
-        done = 0
         try:
-            descriptor = self._writer.descriptor(place.path)
-            while done < len(data):
-                done += os.pwrite(descriptor, data[done:], place.offset + start + done)
+            write_at(self._writer.descriptor(place.path), data, place.offset + start)
         except OSError as error:
             raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
