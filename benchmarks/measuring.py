@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import Recipe, default_jobs
 
 MIB = 1 << 20

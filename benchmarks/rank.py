@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch.distributed as dist
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan
-from phema_cli.synthesis.team import Team
+from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis.execute import execute
+from phema_cli.synthesis.ranks import Team
 
 
 def main() -> None:

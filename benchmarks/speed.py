@@ -37,7 +37,8 @@ from benchmarks.measuring import (
     seconds,
 )
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import default_jobs
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -22,7 +22,7 @@ from phema_cli.snapshots import scan
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
-from phema_cli.synthesis import engine
+from phema_cli.synthesis import execute as execution
 from phema_cli.synthesis.recipe import Recipe
 from tests.verified import verify_output, verify_run
 
@@ -94,8 +94,8 @@ def synthesize(
 
 
 def execute(recipe: Recipe, **options: Any) -> None:
-    """``phema_cli.synthesis.execute``, and what it writes is verified in full."""
-    engine.execute(recipe, **options)
+    """``phema_cli.synthesis.execute.execute``, and what it writes is verified in full."""
+    execution.execute(recipe, **options)
     for output in recipe.outputs:
         verify_output(output.path, Scan(recipe.sources, ()))
 

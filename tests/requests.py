@@ -24,8 +24,8 @@ from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY, read_checkpoint
 from phema_cli.synthesis import provenance
 from phema_cli.synthesis.layout import output_paths
-from phema_cli.synthesis.remaking import remake
 from phema_cli.trainers.registry import parse_law
+from phema_cli.verify.recipe import remake
 from tests.builders import write_run
 
 #: what ``EMAModel`` of diffusers stores beside its weights.

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
-from phema_cli.synthesis import Request, engine, plan
-from phema_cli.synthesis.remaking import provenance_of, remake
-from phema_cli.synthesis.verifying import verify
+from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import execute as execution
+from phema_cli.verify.check import verify
+from phema_cli.verify.recipe import provenance_of, remake
 from tests.builders import execute, run, synthesize, write_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -113,7 +114,7 @@ def test_a_run_that_goes_on_gives_the_same_digests(large, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.execute(broken, progress=stop)
+        execution.execute(broken, progress=stop)
     execute(broken)
     expected = hashlib.blake2b((tmp_path / "whole.safetensors").read_bytes()).digest()
     assert hashlib.blake2b((tmp_path / "b.safetensors").read_bytes()).digest() == expected

@@ -292,7 +292,7 @@ def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypa
 
 def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
     """When only names were left to give and somebody took the files, that is no success."""
-    monkeypatch.setattr("phema_cli.synthesis.engine.publish", lambda _: 1 / 0)
+    monkeypatch.setattr("phema_cli.synthesis.execute.publish", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(recipe)
     monkeypatch.undo()
@@ -338,7 +338,7 @@ def test_a_run_killed_between_names_gives_the_rest_theirs(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         publish(output)
 
-    monkeypatch.setattr("phema_cli.synthesis.engine.publish", fail)
+    monkeypatch.setattr("phema_cli.synthesis.execute.publish", fail)
     with pytest.raises(KeyboardInterrupt):
         execute(made)
     assert made.outputs[0].path.exists()
@@ -365,7 +365,7 @@ def test_an_input_that_changes_is_noticed(recipe, tmp_path, monkeypatch, change)
             source.unlink(missing_ok=True)
         monkeypatch.undo()
 
-    monkeypatch.setattr("phema_cli.synthesis.engine.check_outputs", lambda *_: meddle(None))
+    monkeypatch.setattr("phema_cli.synthesis.execute.check_outputs", lambda *_: meddle(None))
     with pytest.raises((InputError, StorageError)) as caught:
         execute(recipe)
     assert "s1.safetensors" in str(caught.value)

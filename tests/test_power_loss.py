@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis.execute import execute
 
 
 class Disk:

@@ -130,7 +130,8 @@ def test_a_server_without_ranges_is_refused(serve, tmp_path):
 
 def test_a_file_that_is_cut_is_an_error(tmp_path):
     """A remote file that ends early after it was planned leaves no output."""
-    from phema_cli.synthesis import Request, execute, plan
+    from phema_cli.synthesis import Request, plan
+    from phema_cli.synthesis.execute import execute
 
     write_run(tmp_path / "ckpts")
     memory = fsspec.filesystem("memory")

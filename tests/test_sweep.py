@@ -16,11 +16,11 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY
+from phema_cli.sweep.evaluation import Evaluator
+from phema_cli.sweep.results import NAME, Record, Results
+from phema_cli.sweep.run import sweep
+from phema_cli.sweep.targets import Sweep
 from phema_cli.synthesis import Request
-from phema_cli.synthesis.evaluating import Evaluator
-from phema_cli.synthesis.results import NAME, Record, Results
-from phema_cli.synthesis.sweeping import sweep
-from phema_cli.synthesis.workshop import Sweep
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.pages import ROOT, blocks
 
@@ -179,12 +179,12 @@ def test_a_killed_batch_goes_on(ckpts, tmp_path, monkeypatch):
         names.append(output.path.name)
         staging.publish(output)
 
-    monkeypatch.setattr("phema_cli.synthesis.engine.publish", fail)
+    monkeypatch.setattr("phema_cli.synthesis.execute.publish", fail)
     with pytest.raises(KeyboardInterrupt):
         swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
     monkeypatch.undo()
     # The free disk may have changed since; the batch has not.
-    monkeypatch.setattr("phema_cli.synthesis.sweeping._FREE_PART", 1e-12)
+    monkeypatch.setattr("phema_cli.sweep.run._FREE_PART", 1e-12)
     listener = Listener()
     swept(ckpts, tmp_path / "o", curve("u*u", 0.1), listener=listener, keep="all")
     assert listener.passes == [4]

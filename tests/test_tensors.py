@@ -19,11 +19,12 @@ from phema_cli.snapshots import Config, scan, ties
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
-from phema_cli.synthesis import Request, execute, plan
+from phema_cli.synthesis import Request, plan
 from phema_cli.synthesis.digests import prepared
+from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.finite import counted
-from phema_cli.synthesis.remaking import remake
-from phema_cli.synthesis.verifying import verify
+from phema_cli.verify.check import verify
+from phema_cli.verify.recipe import remake
 from tests.builders import phema, run, synthesize, write_run
 from tests.test_engine import recipe_of
 from tests.test_json import assert_fits

@@ -18,8 +18,8 @@ from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import prepared
-from phema_cli.synthesis.remaking import provenance_of, remake
-from phema_cli.synthesis.verifying import near, verify
+from phema_cli.verify.check import near, verify
+from phema_cli.verify.recipe import provenance_of, remake
 from tests.builders import execute, phema, synthesize, write_run
 from tests.edm2_files import network, write_edm2
 from tests.test_engine import recipe_of

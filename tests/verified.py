@@ -17,8 +17,8 @@ from phema_cli.cli.options import Sources
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
-from phema_cli.synthesis.remaking import remake
-from phema_cli.synthesis.verifying import verify
+from phema_cli.verify.check import verify
+from phema_cli.verify.recipe import remake
 
 
 def verify_output(path: Path, found: Scan) -> None:

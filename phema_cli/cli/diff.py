@@ -11,7 +11,7 @@ import typer
 from phema_cli.cli import completing, options, render
 
 if TYPE_CHECKING:
-    from phema_cli.synthesis.compare import Comparison
+    from phema_cli.verify.diff import Comparison
 
 _LISTED = 10
 
@@ -61,7 +61,7 @@ def diff(
         $ phema diff demo/truth/*-gamma7.safetensors ema.pt --tolerance 1 --json
     """
     from phema_cli.snapshots.reading import read_checkpoint
-    from phema_cli.synthesis.compare import compare
+    from phema_cli.verify.diff import compare
 
     first, second = read_checkpoint(a, key), read_checkpoint(b, key)
     with render.progress("comparing", first.size_bytes + second.size_bytes, quiet=quiet) as bar:

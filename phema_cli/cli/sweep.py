@@ -16,11 +16,11 @@ from phema_cli.errors import CheckFailedError, SignalError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from phema_cli.sweep.results import Record
+    from phema_cli.sweep.run import Outcome
+    from phema_cli.sweep.targets import Sweep
     from phema_cli.synthesis.pools import Progress
     from phema_cli.synthesis.recipe import Recipe
-    from phema_cli.synthesis.results import Record
-    from phema_cli.synthesis.sweeping import Outcome
-    from phema_cli.synthesis.workshop import Sweep
 
 _EVALUATION = "Evaluation"
 _LOG = "eval.log"
@@ -179,10 +179,10 @@ def sweep(
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
     from phema_cli.solver.search import FURTHER_POINTS
+    from phema_cli.sweep.evaluation import Evaluator
+    from phema_cli.sweep.run import sweep as run
+    from phema_cli.sweep.targets import Sweep
     from phema_cli.synthesis import Request, find_dtype
-    from phema_cli.synthesis.evaluating import Evaluator
-    from phema_cli.synthesis.sweeping import sweep as run
-    from phema_cli.synthesis.workshop import Sweep
 
     given = bool(wanted.gammas or wanted.sigma_rels or wanted.profiles)
     asked = Sweep(

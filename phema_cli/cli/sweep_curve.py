@@ -15,7 +15,7 @@ from phema_cli.cli.chart import Curve, Mark, chart
 
 if TYPE_CHECKING:
     from phema_cli.profiles import Array
-    from phema_cli.synthesis.sweeping import Outcome
+    from phema_cli.sweep.run import Outcome
 
 _ROWS = 12
 #: a flank is shown up to this many times the height of the lower one.

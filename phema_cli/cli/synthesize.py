@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from phema_cli.snapshots import Scan
     from phema_cli.synthesis import Request
+    from phema_cli.synthesis.ranks import Team
     from phema_cli.synthesis.recipe import Recipe
-    from phema_cli.synthesis.team import Team
 
 
 Output = Annotated[
@@ -123,7 +123,7 @@ def synthesize(
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.synthesis import Request, find_dtype
-    from phema_cli.synthesis.team import joined
+    from phema_cli.synthesis.ranks import joined
 
     request = Request(
         gammas=wanted.gammas,
@@ -178,7 +178,8 @@ def _lead(
     dry_run: bool,
 ) -> tuple[Recipe | None, list[Path]]:
     """Plan, tell the other ranks, and do this one's share."""
-    from phema_cli.synthesis import check_outputs, plan
+    from phema_cli.synthesis import plan
+    from phema_cli.synthesis.staging import check_outputs
 
     with team.telling() as told:
         found = find()
@@ -198,7 +199,7 @@ def _lead(
 
 def _carry_out(recipe: Recipe, team: Team, *, overwrite: bool, quiet: bool) -> None:
     """Execute the recipe, or this rank's share of it."""
-    from phema_cli.synthesis import execute
+    from phema_cli.synthesis.execute import execute
 
     total = (recipe.read_bytes + recipe.write_bytes) // team.size
     with render.progress("synthesizing", total, quiet=quiet) as progress:

@@ -62,8 +62,8 @@ def verify(
         $ phema verify ema.safetensors --json
     """
     from phema_cli.snapshots import scan
-    from phema_cli.synthesis.remaking import provenance_of, remake
-    from phema_cli.synthesis.verifying import verify as check
+    from phema_cli.verify.check import verify as check
+    from phema_cli.verify.recipe import provenance_of, remake
 
     checkpoint = _read(out)
     record = provenance_of(checkpoint)

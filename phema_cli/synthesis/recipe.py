@@ -22,7 +22,7 @@ from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import output_metadata, provenance
-from phema_cli.synthesis.team import ranks
+from phema_cli.synthesis.ranks import ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
 from phema_cli.synthesis.tiling import tile_elements
 from phema_cli.system.processes import processors

@@ -5,8 +5,8 @@ import pytest
 from rich.text import Text
 
 from phema_cli.cli.sweep_curve import lines, valley
-from phema_cli.synthesis.results import Record
-from phema_cli.synthesis.sweeping import Outcome
+from phema_cli.sweep.results import Record
+from phema_cli.sweep.run import Outcome
 
 
 def outcome(*points):

@@ -21,13 +21,13 @@ from phema_cli.formats.files import FileReader
 from phema_cli.profiles import Array
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import Hasher, source_digests
-from phema_cli.synthesis.headers import check_checksums, check_headers
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
-from phema_cli.synthesis.remaking import recorded_digest
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.tiling import Kind
 from phema_cli.synthesis.workers import Tiles
+from phema_cli.verify.headers import check_checksums, check_headers
+from phema_cli.verify.recipe import recorded_digest
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
     """Compare an output with what a recipe makes.
 
     Args:
-        recipe: as :func:`phema_cli.synthesis.remaking.remake` gives it; its one output exists.
+        recipe: as :func:`phema_cli.verify.recipe.remake` gives it; its one output exists.
         full: whether all tensors are made again, and digests of sources compared, and not a random
             choice of tiles.
         progress: called with bytes of the output that were looked at.

@@ -15,13 +15,13 @@ from phema_cli.formats.base import PARTIAL
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver.search import Point, Position, next_sigma_rel, position
-from phema_cli.synthesis import execute
-from phema_cli.synthesis.evaluating import Result
+from phema_cli.sweep.evaluation import Result
+from phema_cli.sweep.results import Record, Results
+from phema_cli.sweep.targets import Sweep, Target, Workshop
+from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import is_complete, remove_checkpoint
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.results import Record, Results
-from phema_cli.synthesis.workshop import Sweep, Target, Workshop
 
 #: part of the free disk that outputs may take where nobody sets a limit.
 _FREE_PART = 0.9

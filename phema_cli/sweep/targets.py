@@ -14,11 +14,12 @@ from phema_cli.profiles import PowerProfile, Profile, ProfileSpec
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import spread_out
-from phema_cli.synthesis import Request, measured_for, plan
-from phema_cli.synthesis.evaluating import Evaluator
+from phema_cli.sweep.evaluation import Evaluator
+from phema_cli.synthesis import Request, plan
 from phema_cli.synthesis.layout import output_format
 from phema_cli.synthesis.provenance import source_entry
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.request import measured_for
 
 Keep = Literal["best", "all", "none"]
 

@@ -9,6 +9,7 @@ from phema_cli.synthesis.digests import sealed
 from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
+from phema_cli.synthesis.ranks import Team
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
     Notes,
@@ -20,7 +21,6 @@ from phema_cli.synthesis.staging import (
     staged,
     write_checksums,
 )
-from phema_cli.synthesis.team import Team
 from phema_cli.synthesis.workers import Share, Written, fill, merged
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError
 from phema_cli.snapshots.reading import read_checkpoint
-from phema_cli.synthesis.compare import compare
+from phema_cli.verify.diff import compare
 from tests.builders import read_index
 
 

@@ -1,0 +1,1 @@
+"""Sweeps: the search for the averaging length whose checkpoint does best."""

@@ -1,0 +1,1 @@
+"""Verification: an output against its sources, and one checkpoint against another."""
