@@ -8,7 +8,6 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 #: what a file system answers that lacks a call.
 _NOT_THERE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -46,20 +45,9 @@ def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
             if error.errno not in _NOT_THERE:
                 raise
             os.ftruncate(stream.fileno(), size)
-        _write(stream, parts)
-
-
-def rewrite(path: Path, parts: Sequence[tuple[int, bytes]]) -> None:
-    """Put bytes at some places of a file that is there."""
-    with path.open("r+b") as stream:
-        _write(stream, parts)
-
-
-def _write(stream: IO[bytes], parts: Sequence[tuple[int, bytes]]) -> None:
-    """Put bytes at some places of an open file."""
-    for offset, data in parts:
-        stream.seek(offset)
-        stream.write(data)
+        for offset, data in parts:
+            stream.seek(offset)
+            stream.write(data)
 
 
 def append(descriptor: int, line: bytes) -> None:
