@@ -20,7 +20,6 @@ from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis import Request, plan
-from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.finite import counted
 from phema_cli.verify.check import verify
@@ -188,33 +187,19 @@ def test_what_is_alike_everywhere_comes_out_as_it_is(tmp_path):
 
 
 def test_same_bytes_for_any_jobs_tiles_and_shares(tmp_path):
-    """Neither workers nor tiles show where types differ; digests of sources are verified."""
+    """Neither workers nor tiles show where types differ."""
     write_run(tmp_path / "in", shape=(300, 70))
     recast(tmp_path / "in", [F16, BF16, F32])
     made = []
     for jobs, tile in ((1, None), (3, 512), (2, 4096)):
         out = tmp_path / f"{jobs}.safetensors"
-        request = Request(gammas=(7.0,), output=str(out), jobs=jobs, digest=True)
+        request = Request(gammas=(7.0,), output=str(out), jobs=jobs)
         found = scan([tmp_path / "in"])
         recipe, _ = plan(found, request)
         execute(recipe if tile is None else replace(recipe, tile_elements=tile))
         verify_output(out, found)
         made.append(out.read_bytes())
     assert len(set(made)) == 1
-
-
-def test_a_digest_is_that_of_the_source_alone(tmp_path):
-    """It is the same whatever types the other sources have."""
-    digests = set()
-    for other in (F32, BF16):
-        put(tmp_path / "in", 1, {"w": torch.linspace(0, 1, 50).to(BF16)})
-        put(tmp_path / "in", 2, {"w": torch.linspace(0, 2, 50).to(other)})
-        out = tmp_path / f"{other}.safetensors"
-        synthesize([tmp_path / "in"], gamma=7, output=out, digest=True, dtype="f32")
-        with safe_open(out, "pt") as file:
-            sources = json.loads(file.metadata()["phema"])["sources"]
-        digests.add(sources[0]["digest"])
-    assert len(digests) == 1
 
 
 def test_a_dry_run_counts_what_is_read(tmp_path):
@@ -298,7 +283,7 @@ def test_verify_finds_a_changed_bit_of_each_source(tmp_path):
     recipe, _ = plan(
         scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(out), dtype=DTYPES["F32"])
     )
-    execute(prepared(recipe))
+    execute(recipe)
     verify_output(out, scan([tmp_path / "in"]))
     for path in [*sorted((tmp_path / "in").iterdir())[:2], out]:
         before = path.read_bytes()

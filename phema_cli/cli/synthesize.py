@@ -61,14 +61,6 @@ AllowNonfinite = Annotated[
     bool,
     options.flag("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
 ]
-Digest = Annotated[
-    bool,
-    options.flag(
-        "--digest",
-        help="Record digests of the values read from the sources, for phema verify --full.",
-        panel=options.OUTPUT,
-    ),
-]
 
 
 @options.spread
@@ -85,7 +77,6 @@ def synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
-    digest: Digest = False,
     sources: options.Sources,
     copy: options.Copy = None,
     drop: options.Drop = None,
@@ -141,7 +132,6 @@ def synthesize(
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
-        digest=digest,
         skip_existing=skip_existing,
     )
     find = partial(sources.scan, paths, sampled=not solving.no_sample, copy=copy, drop=drop)

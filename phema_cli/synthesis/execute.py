@@ -5,23 +5,22 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from phema_cli.errors import StorageError
-from phema_cli.synthesis.digests import sealed
 from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.ranks import Team
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
+    Checks,
     Notes,
     check_inputs,
     check_outputs,
     make_durable,
     publish,
-    rewrite_headers,
     staged,
     write_checksums,
 )
-from phema_cli.synthesis.workers import Share, Written, fill, merged
+from phema_cli.synthesis.workers import Share, fill, merged
 
 
 def execute(
@@ -82,7 +81,7 @@ def _fill(
     progress: Progress | None,
     *,
     processes: bool,
-) -> Written:
+) -> list[Checks]:
     """Do this process's share."""
     try:
         return fill(
@@ -96,15 +95,11 @@ def _fill(
         raise counted(recipe) from error
 
 
-def _complete(recipe: Recipe, written: Written) -> None:
+def _complete(recipe: Recipe, checks: list[Checks]) -> None:
     """See that sources are still what they were, and that all of the outputs is on disk."""
     check_inputs(recipe)
-    if recipe.digest:
-        recipe = sealed(recipe, written.leaves)
-        for output in recipe.outputs:
-            rewrite_headers(output)
-    for output, checks in zip(recipe.outputs, written.checks, strict=True):
-        write_checksums(output, checks)
+    for output, found in zip(recipe.outputs, checks, strict=True):
+        write_checksums(output, found)
     for output in recipe.outputs:
         make_durable(output)
 

@@ -66,19 +66,6 @@ def provenance(
     return _dumps(record | {"digest": _digest(record)})
 
 
-def with_digests(origin: str, digests: Sequence[str | None]) -> str:
-    """The provenance with a digest of each source's values, in hexadecimal, but where it is None.
-
-    Digests of one length give texts of one length.
-    """
-    record = json.loads(origin)
-    del record["digest"]
-    for source, digest in zip(record["sources"], digests, strict=True):
-        if digest is not None:
-            source["digest"] = digest
-    return _dumps(record | {"digest": _digest(record)})
-
-
 def is_whole(record: dict[str, Any]) -> bool:
     """Whether a record is as it was made: its digest is that of all other entries."""
     rest = {key: value for key, value in record.items() if key != "digest"}

@@ -7,7 +7,7 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,14 +52,12 @@ class Recipe:
         ties: further names of tensors, by that further name.
         outputs: one per target.
         origins: (k,) the provenance that each output records.
-        max_shard_bytes: the most bytes of tensors in a file of an output, if that is limited.
         solution: all weights and figures, as solved.
         method: the method that solved them.
         form: the outputs' format.
         jobs: workers.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
-        digest: whether the outputs record digests of what is read.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -79,14 +77,12 @@ class Recipe:
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
     origins: tuple[str, ...]
-    max_shard_bytes: int | None
     solution: Solution
     method: str
     form: str
     jobs: int
     device: str
     allow_nonfinite: bool
-    digest: bool
     tile_elements: int
     read_bytes: int
     write_bytes: int
@@ -152,7 +148,8 @@ def make_recipe(
         tags: whether the snapshots bear their tags out.
 
     Raises:
-        InputError: a tensor's type can't be averaged and no glob has it copied.
+        InputError: a tensor's type can't be averaged and no glob has it copied, or the format
+            can't hold the tensors.
     """
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [_base(snapshots, target) for target in targets]
@@ -183,59 +180,53 @@ def make_recipe(
     averaged = sum(t.read_bytes(t.elements, len(used)) for t in tensors if t.average)
     copied = sum(t.read_bytes(t.elements, len(targets)) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
-    recipe = Recipe(
+    bases = tuple(kept.index(b) for b in bases_all)
+    outputs = _outputs(sources, tensors, ties, bases, origins, paths, form, max_shard_bytes)
+    return Recipe(
         sources=sources,
         targets=tuple(targets),
         step=step,
         weights=solution.weights[kept],
         sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
-        bases=tuple(kept.index(b) for b in bases_all),
+        bases=bases,
         spare=kept.index(spare[0]) if spare else None,
         tensors=tensors,
         ties=ties,
-        outputs=(),
-        origins=(),
-        max_shard_bytes=max_shard_bytes,
+        outputs=outputs,
+        origins=tuple(origins),
         solution=solution,
         method=method,
         form=form,
         jobs=workers,
         device=device,
         allow_nonfinite=allow_nonfinite,
-        digest=False,
         tile_elements=tile,
         read_bytes=averaged + copied,
-        write_bytes=0,
+        write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
         tags=tags or TagCheck(),
     )
-    return with_origins(recipe, origins, paths)
 
 
-def with_origins(
-    recipe: Recipe, origins: Sequence[str], paths: Sequence[Path] | None = None
-) -> Recipe:
-    """The recipe whose outputs record that they were made so.
-
-    Args:
-        recipe: what to do.
-        origins: (k,) the provenance of each output.
-        paths: (k,) the outputs, where the recipe has none yet.
-
-    Raises:
-        InputError: the format can't hold the tensors.
-    """
-    specs = {t.name: (t.out_dtype, t.shape) for t in recipe.tensors}
+def _outputs(
+    sources: Sequence[Snapshot],
+    tensors: Sequence[TensorPlan],
+    ties: Mapping[str, str],
+    bases: Sequence[int],
+    origins: Sequence[str],
+    paths: Sequence[Path],
+    form: str,
+    max_shard_bytes: int | None,
+) -> tuple[Output, ...]:
+    """The outputs, each with the metadata of its base and its own provenance."""
+    specs = {t.name: (t.out_dtype, t.shape) for t in tensors}
     outputs = []
-    places = [o.path for o in recipe.outputs] if paths is None else paths
-    for path, base, origin in zip(places, recipe.bases, origins, strict=True):
-        carried = recipe.sources[base].checkpoint
+    for path, base, origin in zip(paths, bases, origins, strict=True):
+        carried = sources[base].checkpoint
         metadata = output_metadata(carried, origin)
-        limit = recipe.max_shard_bytes
-        outputs.append(lay_out(path, recipe.form, specs, recipe.ties, carried, metadata, limit))
-    size = sum(o.size_bytes for o in outputs)
-    return replace(recipe, outputs=tuple(outputs), origins=tuple(origins), write_bytes=size)
+        outputs.append(lay_out(path, form, specs, ties, carried, metadata, max_shard_bytes))
+    return tuple(outputs)
 
 
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:

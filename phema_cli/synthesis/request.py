@@ -22,7 +22,6 @@ from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
 from phema_cli.synthesis.devices import find_device
-from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
@@ -63,7 +62,6 @@ class Request:
         jobs: workers; one per processor by default.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN, which averages then do too.
-        digest: whether outputs record digests of what is read of the sources.
         skip_existing: leave out targets whose output exists.
     """
 
@@ -82,7 +80,6 @@ class Request:
     jobs: int | None = None
     device: str = DEFAULT_DEVICE
     allow_nonfinite: bool = False
-    digest: bool = False
     skip_existing: bool = False
 
 
@@ -146,7 +143,7 @@ def plan(
         allow_nonfinite=request.allow_nonfinite,
         tags=measured.tags,
     )
-    return prepared(recipe) if request.digest else recipe, paths
+    return recipe, paths
 
 
 def measured_for(found: Scan, request: Request) -> Measured:
@@ -223,7 +220,6 @@ def synthesize(
     jobs: int | None = None,
     device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
-    digest: bool = False,
     overwrite: bool = False,
     config: Config | None = None,
 ) -> list[Path]:
@@ -245,7 +241,6 @@ def synthesize(
         jobs: workers, which are threads.
         device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
-        digest: whether outputs record digests of what is read of the sources.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
 
@@ -273,7 +268,6 @@ def synthesize(
         jobs=jobs,
         device=device,
         allow_nonfinite=allow_nonfinite,
-        digest=digest,
     )
     recipe, outputs = plan(scan(roots, config), request)
     if recipe is not None:

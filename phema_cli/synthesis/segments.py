@@ -68,8 +68,8 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
 
 
 def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
-    """Whether a tensor follows on another one in every source and output, and need not be told."""
-    if recipe.digest or (before.kind, before.average) != (plan.kind, plan.average):
+    """Whether a tensor follows on another one in every source and output."""
+    if (before.kind, before.average) != (plan.kind, plan.average):
         return False
     sources = _read(recipe, plan)
     if sources != _read(recipe, before):

@@ -19,7 +19,6 @@ from phema_cli.system.files import (
     allocated_bytes,
     create,
     free_bytes,
-    rewrite,
     size_of,
     sync,
     sync_folder,
@@ -78,9 +77,9 @@ class Notes:
     def __init__(self, recipe: Recipe, rank: int) -> None:
         self._recipe = recipe
         self._rank = rank
-        # Checksums and digests are known only to who has written all of a tensor.
+        # A checksum is known only to who has written all of a tensor.
         images = [file.image for output in recipe.outputs for file in output.files]
-        self._wanted = not (recipe.digest or any(image.checksums for image in images))
+        self._wanted = not any(image.checksums for image in images)
         # Small shards are noted one by one: a run that goes on makes none anew but the last.
         self._limit = min(_NOTED_BYTES, max(image.size_bytes for image in images))
         self._pending: list[int] = []
@@ -267,14 +266,6 @@ def _writing(output: Output) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError.wrap(error, output.path, "write") from error
-
-
-def rewrite_headers(output: Output) -> None:
-    """Put the headers and the index of an output of the same sizes in the place of others."""
-    with _writing(output):
-        for file in output.files:
-            rewrite(output.staged(file.path), file.image.segments)
-        _write_index(output)
 
 
 def make_durable(output: Output) -> None:

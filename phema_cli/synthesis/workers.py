@@ -19,7 +19,6 @@ from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager, Tile, Way
 from phema_cli.synthesis.devices import find_device, room_on
-from phema_cli.synthesis.digests import BLOCK_ELEMENTS, Hasher, Leaves
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
@@ -60,19 +59,6 @@ class Share:
     done: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What is known of values only when they have been read and written.
-
-    Attributes:
-        checks: checksums, by output.
-        leaves: digests of blocks of the sources, where the recipe wants them.
-    """
-
-    checks: list[Checks]
-    leaves: Leaves
-
-
 def fill(
     recipe: Recipe,
     progress: Progress,
@@ -80,7 +66,7 @@ def fill(
     *,
     share: Share,
     processes: bool = False,
-) -> Written:
+) -> list[Checks]:
     """Let workers take runs until none is left or one has failed.
 
     Args:
@@ -90,6 +76,9 @@ def fill(
         share: which runs.
         processes: whether workers are forked processes, which don't wait for one another as
             threads wait for the interpreter. Not where other threads of the program hold locks.
+
+    Returns:
+        Checksums of what was written, by output.
 
     Raises:
         NonFiniteError: a source holds values that are not finite.
@@ -125,15 +114,13 @@ def _can_fork(recipe: Recipe) -> bool:
     return recipe.device == DEFAULT_DEVICE and not any(is_remote(path) for path in recipe.inputs)
 
 
-def merged(recipe: Recipe, parts: Sequence[Written]) -> Written:
-    """What is known of what several workers have written."""
-    whole = Written([{} for _ in recipe.outputs], {})
+def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
+    """The checksums, by output, of what several workers have written."""
+    whole: list[Checks] = [{} for _ in recipe.outputs]
     for part in parts:
-        for own, more in zip(whole.checks, part.checks, strict=True):
+        for own, more in zip(whole, part, strict=True):
             for name, found in more.items():
                 own.setdefault(name, {}).update(found)
-        for tensor, leaves in part.leaves.items():
-            whole.leaves.setdefault(tensor, {}).update(leaves)
     return whole
 
 
@@ -145,8 +132,8 @@ class _Work:
     runs: list[_Run]
     device: str
 
-    def __call__(self, pool: Pool) -> Written:
-        """One worker: take runs until none is left; what is known of what it wrote."""
+    def __call__(self, pool: Pool) -> list[Checks]:
+        """One worker: take runs until none is left; the checksums of what it wrote, by output."""
         open_files = max(4, (most_open_files() - 64) // (2 * self.recipe.jobs))
         with (
             room_on(self.device),
@@ -158,17 +145,14 @@ class _Work:
                 for done in worker.do(self.runs[number]):
                     pool.report(done)
                     if pool.stopped():
-                        return worker.written
+                        return worker.checks
                 pool.finish(number)
-        return worker.written
+        return worker.checks
 
 
 def _runs(recipe: Recipe) -> Iterator[_Run]:
     """All work, in the order of the outputs' data."""
     size = recipe.tile_elements * _RUN_TILES
-    if recipe.digest:
-        # A block is hashed by one worker.
-        size = -(-size // BLOCK_ELEMENTS) * BLOCK_ELEMENTS
     numbers = itertools.count()
     for segment in segments(recipe):
         for start in range(0, segment.elements, size):
@@ -224,8 +208,8 @@ class Tiles:
             way,
         )
 
-    def read(self, segment: Segment, start: int, count: int, hasher: Hasher | None = None) -> Tile:
-        """The tile of these elements, with every source's values, hashed or not, in its rows."""
+    def read(self, segment: Segment, start: int, count: int) -> Tile:
+        """The tile of these elements, with every source's values in its rows."""
         tile = self._averager.tile(segment.plan.kind)
         extents = [segment.sources[source] for source in self.used]
         rows = tile.rows(count)
@@ -234,23 +218,22 @@ class Tiles:
             self._reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
             self._reader.read_rows(extents, start, rows)
-        if hasher is not None:
-            for source, extent, row in zip(self.used, extents, rows, strict=True):
-                hasher.add(source, segment.plan, extent.dtype, start, row)
         return tile
 
 
 class _Worker:
-    """One worker's buffers and what it does to a run."""
+    """One worker's buffers and what it does to a run.
+
+    Attributes:
+        checks: checksums of what it has written, by output.
+    """
 
     def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles, device: str) -> None:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
-        hasher = Hasher() if recipe.digest else None
-        self._hasher = hasher
         self._tiles = Tiles(recipe, reader, device)
-        self.written = Written([{} for _ in recipe.outputs], hasher.leaves if hasher else {})
+        self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
     def do(self, run: _Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
@@ -268,19 +251,17 @@ class _Worker:
         """Take elements from each target's base source as they are."""
         dtype = segment.plan.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
-        targets = range(len(self._recipe.bases))
-        givers = [self._recipe.giver(k, segment.plan.name) for k in targets]
-        for k, giver in enumerate(givers):
+        targets = range(len(self._recipe.outputs))
+        for target in targets:
+            giver = self._recipe.giver(target, segment.plan.name)
             self._reader.read_elements(segment.sources[giver], start, data)
-            if self._hasher is not None and giver not in givers[:k]:
-                self._hasher.add(giver, segment.plan, dtype, start, data)
-            self._write(k, segment, dtype.size_bytes(start), data)
-        return 2 * len(data) * len(givers)
+            self._write(target, segment, dtype.size_bytes(start), data)
+        return 2 * len(data) * len(targets)
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
         plan = segment.plan
-        tile = self._tiles.read(segment, start, count, self._hasher)
+        tile = self._tiles.read(segment, start, count)
         for k, data in enumerate(tile.averages(count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
         if not (tile.sound or self._recipe.allow_nonfinite):
@@ -307,7 +288,7 @@ class _Worker:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
         place = segment.places[target]
         if place.checksum is not None:
-            parts = self.written.checks[target].setdefault(place.checksum, {})
+            parts = self.checks[target].setdefault(place.checksum, {})
             parts[start] = (zlib.crc32(data), len(data))
         try:
             write_at(self._writer.descriptor(place.path), data, place.offset + start)

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from phema_cli.errors import StorageError
 
@@ -119,20 +118,9 @@ def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
             if error.errno not in _NOT_THERE:
                 raise
             os.ftruncate(stream.fileno(), size)
-        _write(stream, parts)
-
-
-def rewrite(path: Path, parts: Sequence[tuple[int, bytes]]) -> None:
-    """Put bytes at some places of a file that is there."""
-    with path.open("r+b") as stream:
-        _write(stream, parts)
-
-
-def _write(stream: IO[bytes], parts: Sequence[tuple[int, bytes]]) -> None:
-    """Put bytes at some places of an open file."""
-    for offset, data in parts:
-        stream.seek(offset)
-        stream.write(data)
+        for offset, data in parts:
+            stream.seek(offset)
+            stream.write(data)
 
 
 def append(descriptor: int, line: bytes) -> None:

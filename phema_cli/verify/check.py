@@ -20,14 +20,12 @@ from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats.files import FileReader
 from phema_cli.profiles import Array
 from phema_cli.synthesis.averaging import ways
-from phema_cli.synthesis.digests import Hasher, source_digests
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.tiling import Kind
 from phema_cli.synthesis.workers import Tiles
 from phema_cli.verify.headers import check_checksums, check_headers
-from phema_cli.verify.recipe import recorded_digest
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +49,12 @@ class Verification:
         files: files of the output.
         checked_bytes: bytes of tensors that were made again.
         total_bytes: bytes of tensors in the output.
-        digests: digests of sources that were compared.
     """
 
     sources: int
     files: int
     checked_bytes: int
     total_bytes: int
-    digests: int
 
 
 def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = None) -> Verification:
@@ -66,8 +62,7 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
 
     Args:
         recipe: as :func:`phema_cli.verify.recipe.remake` gives it; its one output exists.
-        full: whether all tensors are made again, and digests of sources compared, and not a random
-            choice of tiles.
+        full: whether all tensors are made again, and not a random choice of tiles.
         progress: called with bytes of the output that were looked at.
 
     Raises:
@@ -78,21 +73,17 @@ def verify(recipe: Recipe, *, full: bool = False, progress: Progress | None = No
     with FileReader() as reader:
         try:
             check_headers(output, reader)
-            hasher = Hasher() if recipe.digest and full else None
-            checker = _Checker(recipe, reader, hasher, progress or (lambda _: None))
+            checker = _Checker(recipe, reader, progress or (lambda _: None))
             tiles = list(_tiles(recipe))
             chosen = tiles if full else _chosen(tiles)
             for kind in dict.fromkeys(tile.kind for tile in chosen):
                 checker.check(kind, [tile for tile in chosen if tile.kind == kind])
-            digests = 0
             if full:
                 check_checksums(output, checker.sums, reader)
-            if hasher is not None:
-                digests = _check_digests(recipe, hasher)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
-    return Verification(len(recipe.sources), len(output.finals), checked, total, digests)
+    return Verification(len(recipe.sources), len(output.finals), checked, total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,40 +155,22 @@ def near(held: torch.Tensor, stored: torch.Tensor, weights: Array) -> torch.Tens
     return (within & exact.isfinite()) | (made == exact) | (made.isnan() & exact.isnan())
 
 
-def _check_digests(recipe: Recipe, hasher: Hasher) -> int:
-    """Compare digests of sources with what the output records of them; how many there are."""
-    record = json.loads(recipe.origins[0])
-    found = source_digests(recipe, hasher.leaves, 0)
-    for source, now in zip(recipe.sources, found, strict=True):
-        before = recorded_digest(record, source)
-        if before != now:
-            raise CheckFailedError(
-                f"the values of its source {source.name} have the digest {now}, not {before}",
-                where=recipe.outputs[0].path,
-            )
-    return len(found) - found.count(None)
-
-
 class _Checker:
     """Makes tiles again and compares them.
 
     Args:
         recipe: what makes them.
         reader: what reads them, and the output.
-        hasher: what is told all values of the sources, where digests are wanted.
         progress: called with bytes of the output that were looked at.
 
     Attributes:
         sums: CRC-32 of tensors that were checked from their first to their last element.
     """
 
-    def __init__(
-        self, recipe: Recipe, reader: FileReader, hasher: Hasher | None, progress: Progress
-    ) -> None:
+    def __init__(self, recipe: Recipe, reader: FileReader, progress: Progress) -> None:
         self._recipe = recipe
         (self._output,) = recipe.outputs
         self._reader = reader
-        self._hasher = hasher
         self._progress = progress
         exact = json.loads(recipe.origins[0])["device"] == DEFAULT_DEVICE
         # What a GPU has summed is looked at more closely where its bits differ.
@@ -226,8 +199,6 @@ class _Checker:
         plan = tile.segment.plan
         giver = self._recipe.giver(0, plan.name)
         self._reader.read_elements(tile.segment.sources[giver], tile.start, memoryview(wanted))
-        if self._hasher is not None:
-            self._hasher.add(giver, plan, plan.dtype, tile.start, memoryview(wanted))
         return wanted
 
     def _averaged(self, kind: Kind) -> Iterator[_Maker]:
@@ -236,7 +207,7 @@ class _Checker:
             tiles = Tiles(self._recipe, self._reader, way=way)
 
             def make(tile: _Range, tiles: Tiles = tiles) -> memoryview:
-                read = tiles.read(tile.segment, tile.start, tile.count, self._hasher)
+                read = tiles.read(tile.segment, tile.start, tile.count)
                 return read.averages(tile.count)[0]
 
             yield make

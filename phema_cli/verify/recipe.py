@@ -124,8 +124,7 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
     if recipe.outputs[0].finals[: len(out.files)] != list(out.files):
         made = ", ".join(p.name for p in recipe.outputs[0].finals)
         raise CheckFailedError(f"its files should be {made}", where=out.path)
-    digest = any("digest" in entry for entry in record["sources"])
-    return replace(recipe, jobs=1, digest=digest)
+    return replace(recipe, jobs=1)
 
 
 def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
@@ -192,13 +191,6 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
 def _change(entry: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What a source has that is not as it was recorded."""
     return next((name for name, value in now.items() if entry[name] != value), None)
-
-
-def recorded_digest(record: dict[str, Any], snapshot: Snapshot) -> str | None:
-    """The digest of a source's values that an output records, if it records one."""
-    now = source_entry(snapshot)
-    digests = (e.get("digest") for e in record["sources"] if _change(e, now) is None)
-    return next(digests, None)
 
 
 def _stored_as(out: Checkpoint, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> DType | None:
