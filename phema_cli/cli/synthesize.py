@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from phema_cli.snapshots import Scan
     from phema_cli.synthesis import Request
-    from phema_cli.synthesis.ranks import Team
+    from phema_cli.synthesis.ranks import Ranks
     from phema_cli.synthesis.recipe import Recipe
 
 
@@ -114,6 +114,7 @@ def synthesize(
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.synthesis import Request, find_dtype
+    from phema_cli.synthesis.execute import execute
     from phema_cli.synthesis.ranks import joined
 
     request = Request(
@@ -135,12 +136,12 @@ def synthesize(
         skip_existing=skip_existing,
     )
     find = partial(sources.scan, paths, sampled=not solving.no_sample, copy=copy, drop=drop)
-    with joined() as team:
-        if not team.leads:
-            _follow(team)
+    with joined() as ranks:
+        if not ranks.leads:
+            execute(None, processes=True, ranks=ranks)
             return
         shown = _Shown(quiet=quiet, figures=not (quiet or json or dry_run))
-        recipe, outputs = _lead(team, find, request, shown, overwrite=overwrite, dry_run=dry_run)
+        recipe, outputs = _lead(ranks, find, request, shown, overwrite=overwrite, dry_run=dry_run)
     if json:
         render.document("synthesize", _document(recipe, outputs, dry_run=dry_run))
     elif dry_run:
@@ -159,7 +160,7 @@ class _Shown:
 
 
 def _lead(
-    team: Team,
+    ranks: Ranks,
     find: Callable[[], Scan],
     request: Request,
     shown: _Shown,
@@ -167,40 +168,30 @@ def _lead(
     overwrite: bool,
     dry_run: bool,
 ) -> tuple[Recipe | None, list[Path]]:
-    """Plan, tell the other ranks, and do this one's share."""
+    """Decide, and have all ranks carry it out."""
     from phema_cli.synthesis import plan
     from phema_cli.synthesis.staging import check_outputs
 
-    with team.telling() as told:
-        found = find()
-        recipe, outputs = plan(found, request)
-        said = recipe.tags.findings if recipe is not None else ()
-        render.findings([*found.findings, *said], stderr=True, quiet=shown.quiet)
-        if recipe is not None:
-            check_outputs(recipe, overwrite)
-            if not dry_run:
-                told.append((recipe, overwrite))
+    found = find()
+    recipe, outputs = plan(found, request)
+    said = recipe.tags.findings if recipe is not None else ()
+    render.findings([*found.findings, *said], stderr=True, quiet=shown.quiet)
+    if recipe is not None:
+        check_outputs(recipe, overwrite)
     if recipe is not None and shown.figures:
         _show_figures(recipe)
     if recipe is not None and not dry_run:
-        _carry_out(recipe, team, overwrite=overwrite, quiet=shown.quiet)
+        _carry_out(recipe, ranks, overwrite=overwrite, quiet=shown.quiet)
     return recipe, outputs
 
 
-def _carry_out(recipe: Recipe, team: Team, *, overwrite: bool, quiet: bool) -> None:
+def _carry_out(recipe: Recipe, ranks: Ranks, *, overwrite: bool, quiet: bool) -> None:
     """Execute the recipe, or this rank's share of it."""
     from phema_cli.synthesis.execute import execute
 
-    total = (recipe.read_bytes + recipe.write_bytes) // team.size
+    total = (recipe.read_bytes + recipe.write_bytes) // ranks.size
     with render.progress("synthesizing", total, quiet=quiet) as progress:
-        execute(recipe, overwrite=overwrite, progress=progress, processes=True, team=team)
-
-
-def _follow(team: Team) -> None:
-    """Do a rank's share of what rank 0 has planned, in silence."""
-    todo: list[tuple[Recipe, bool]] = team.share([])
-    for recipe, overwrite in todo:
-        _carry_out(recipe, team, overwrite=overwrite, quiet=True)
+        execute(recipe, overwrite=overwrite, progress=progress, processes=True, ranks=ranks)
 
 
 def _show_figures(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from phema_cli.errors import StorageError
 from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
-from phema_cli.synthesis.ranks import Team
+from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import (
     Checks,
@@ -24,12 +24,12 @@ from phema_cli.synthesis.workers import Share, fill, merged
 
 
 def execute(
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
-    team: Team | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Carry out a recipe: when it returns, all outputs are complete and on disk.
 
@@ -37,12 +37,12 @@ def execute(
     recipe goes on with what was on the disk then.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; rank 0's counts, and where it has none all return.
         overwrite: whether existing outputs are replaced.
         progress: called with a number of bytes read and written, from one thread at a time.
         processes: whether workers are forked processes: faster, where the program has no other
             threads that hold locks.
-        team: the processes that share the work; each calls this with the same recipe.
+        ranks: the processes that share the work; each calls this.
 
     Raises:
         UsageError: as :func:`check_outputs`.
@@ -50,24 +50,33 @@ def execute(
             not finite; or an average is too large for the type that it is written in.
         StorageError: the operating system failed to read or write.
     """
-    team = team or Team()
+    ranks = ranks or Ranks()
+    told = ranks.share(None if recipe is None else (recipe, overwrite))
+    if told is not None:
+        _carry_out(*told, ranks, progress, processes=processes)
+
+
+def _carry_out(
+    recipe: Recipe, overwrite: bool, ranks: Ranks, progress: Progress | None, *, processes: bool
+) -> None:
+    """What every rank does, once all know the recipe."""
     with ExitStack() as stack:
         journal: Journal | None = None
-        if team.leads:
+        if ranks.leads:
             check_outputs(recipe, overwrite)
             journal = stack.enter_context(staged(recipe))
             # Another run of the same outputs may have ended while this one waited for its turn.
             check_outputs(recipe, overwrite)
-        done, complete = team.share(
+        done, complete = ranks.share(
             (set(), False) if journal is None else (journal.done, journal.complete)
         )
         own = merged(recipe, [])
         if not complete:
-            own = _fill(recipe, team, frozenset(done), progress, processes=processes)
-            if team.size > 1:
+            own = _fill(recipe, ranks, frozenset(done), progress, processes=processes)
+            if ranks.size > 1:
                 for output in recipe.outputs:
                     make_durable(output)
-        parts = team.gather(own)
+        parts = ranks.gather(own)
         if journal is not None:
             if not complete:
                 _complete(recipe, merged(recipe, parts))
@@ -76,7 +85,7 @@ def execute(
 
 def _fill(
     recipe: Recipe,
-    team: Team,
+    ranks: Ranks,
     done: frozenset[int],
     progress: Progress | None,
     *,
@@ -87,8 +96,8 @@ def _fill(
         return fill(
             recipe,
             progress or (lambda _: None),
-            Notes(recipe, team.rank),
-            share=Share(team.rank, team.size, done),
+            Notes(recipe, ranks.rank),
+            share=Share(ranks.rank, ranks.size, done),
             processes=processes,
         )
     except NonFiniteError as error:

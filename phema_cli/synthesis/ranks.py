@@ -1,6 +1,6 @@
-"""Teams: the processes that one synthesis runs in, on one machine or many that share their files.
+"""Ranks: the processes that one synthesis runs in, on machines that share their files.
 
-``torchrun -m phema_cli synthesize ...`` starts them. Rank 0 plans and publishes, and every rank
+``torchrun -m phema_cli synthesize ...`` starts them. Rank 0 decides and publishes, and every rank
 reads and writes its share. What they tell one another goes through torch.distributed with gloo.
 """
 
@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from phema_cli.errors import StorageError, UsageError
 
@@ -20,21 +19,22 @@ Value = TypeVar("Value")
 _DIGITS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Team:
-    """A process's place among all of them.
+class Ranks:
+    """The ranks of one synthesis, as one of them sees them.
 
-    Attributes:
+    Args:
         rank: its number.
         size: how many there are.
     """
 
-    rank: int = 0
-    size: int = 1
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self._waits = size > 1
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that plans, publishes and speaks."""
+        """Whether it is the one that decides, publishes and speaks."""
         return self.rank == 0
 
     def share(self, value: Value) -> Value:
@@ -43,6 +43,7 @@ class Team:
         Raises:
             StorageError: a rank is gone.
         """
+        self._waits = False
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -53,20 +54,10 @@ class Team:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    @contextmanager
-    def telling(self) -> Iterator[list[Any]]:
-        """Tell the others, who call ``share``, what was put into the list; nothing after an error.
-
-        None of them waits for a rank 0 that has given up.
-        """
-        told: list[Any] = []
-        try:
-            yield told
-        except BaseException:
-            told.clear()
-            raise
-        finally:
-            self.share(told)
+    def release(self) -> None:
+        """Let ranks that wait for rank 0's recipe go: there is none, if it has shared none."""
+        if self.leads and self._waits:
+            self.share(None)
 
     def gather(self, value: Value) -> list[Value]:
         """What every rank gives, by rank; all ranks call this at the same point.
@@ -95,7 +86,7 @@ def _told() -> Iterator[None]:
         ) from error
 
 
-def ranks(variable: str) -> int:
+def number_of_ranks(variable: str) -> int:
     """How many ranks a launcher says in a variable that there are; 1 where it says nothing.
 
     Raises:
@@ -108,21 +99,25 @@ def ranks(variable: str) -> int:
 
 
 @contextmanager
-def joined() -> Iterator[Team]:
-    """The team that a launcher started this process in, else a team of one.
+def joined() -> Iterator[Ranks]:
+    """The ranks that a launcher started this process among, else this one alone.
 
     Only ``python -m phema_cli`` joins: a training script's rank that calls ``phema`` passes the
     launcher's environment on, and means one process.
     """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     launched = getattr(spec, "name", None) == "phema_cli.__main__"
-    if not launched or ranks("WORLD_SIZE") == 1:
-        yield Team()
+    if not launched or number_of_ranks("WORLD_SIZE") == 1:
+        yield Ranks()
         return
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield ranks
     finally:
+        # Where another rank is gone too, the error that matters is the first one.
+        with suppress(StorageError):
+            ranks.release()
         dist.destroy_process_group()

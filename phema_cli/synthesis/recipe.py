@@ -22,7 +22,7 @@ from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import output_metadata, provenance
-from phema_cli.synthesis.ranks import ranks
+from phema_cli.synthesis.ranks import number_of_ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
 from phema_cli.synthesis.tiling import tile_elements
 from phema_cli.system.processes import processors
@@ -103,7 +103,7 @@ class Recipe:
 
 def default_jobs() -> int:
     """Workers by default: one per processor, at most 8; ranks on one machine share them."""
-    return min(8, max(1, processors() // ranks("LOCAL_WORLD_SIZE")))
+    return min(8, max(1, processors() // number_of_ranks("LOCAL_WORLD_SIZE")))
 
 
 def make_recipe(
