@@ -15,7 +15,7 @@ from phema_cli.formats.base import DTYPES
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.pools import forked, threaded
 from phema_cli.synthesis.summing import Sums, fastest_way
-from phema_cli.synthesis.tiling import Kind, buffers
+from phema_cli.synthesis.tiling import Kind, buffers, tile_elements
 
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))
 
@@ -200,6 +200,17 @@ def test_the_buffers_that_are_planned_are_those_that_are_made(kind, targets):
     made = sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
     planned = buffers([kind], 50, targets, 1 << 16).size_bytes
     assert planned / 3 < made <= planned
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 256 << 20, 4 << 30])
+def test_tiles_are_the_largest_that_memory_allows(memory):
+    """Half of the memory is kept to, and no wider tile would."""
+    kinds = [Kind(F16, F16), Kind(F32, F32)]
+    tile, size = tile_elements(kinds, 16, 1, 2, memory)
+    assert tile % 256 == 0
+    assert size <= memory // 2
+    wider = 2 * buffers(kinds, 16, 1, tile + 256).size_bytes
+    assert wider > memory // 2 or tile == (5 << 20) // (16 * 4 + 4) // 256 * 256
 
 
 @pytest.mark.parametrize("run", [threaded, forked])

@@ -24,7 +24,6 @@ LINES = [
     ("phema synthesize --method ", ["blue", "normalized", "projection"]),
     ("phema synthesize --format s", ["safetensors"]),
     ("phema synthesize --dtype b", ["bfloat16"]),
-    ("phema synthesize --device c", ["cpu", "cuda"]),
     ("phema synthesize --profile r", ["raw"]),
     ("phema inspect ", ["ckpts/", "docs/", "run/", "runs/", "sharded/", "top.ckpt"]),
     ("phema inspect ckpts/ ru", ["run/", "runs/"]),
@@ -164,7 +163,7 @@ def test_completion_is_without_torch(place):
     """No candidates of any kind need torch."""
     code = (
         "import sys; from phema_cli.cli import completing as c\n"
-        "for f in (c.paths, c.methods, c.formats, c.dtypes, c.devices, c.profiles, c.averages):\n"
+        "for f in (c.paths, c.methods, c.formats, c.dtypes, c.profiles, c.averages):\n"
         "    assert f('')\n"
         "assert 'torch' not in sys.modules\n"
     )

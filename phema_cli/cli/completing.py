@@ -107,10 +107,5 @@ def dtypes(incomplete: str) -> list[str]:
     return _beginning([d.label for d in DTYPES.values() if d.kind == "float"], incomplete)
 
 
-def devices(incomplete: str) -> list[str]:
-    """Kinds of devices; which of them there are only torch knows."""
-    return _beginning(("cpu", "cuda"), incomplete)
-
-
 def _beginning(values: Sequence[str], incomplete: str) -> list[str]:
     return [value for value in values if value.startswith(incomplete)]

@@ -244,15 +244,6 @@ Jobs = Annotated[
         metavar="N",
     ),
 ]
-Device = Annotated[
-    str,
-    option(
-        "--device",
-        help="What averages: cpu, cuda or cuda:N.",
-        metavar="NAME",
-        autocompletion=completing.devices,
-    ),
-]
 MaxMemory = Annotated[
     str,
     option("--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE"),

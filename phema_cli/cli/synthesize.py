@@ -81,7 +81,6 @@ def synthesize(
     copy: options.Copy = None,
     drop: options.Drop = None,
     jobs: options.Jobs = None,
-    device: options.Device = "cpu",
     allow_nonfinite: AllowNonfinite = False,
     max_memory: options.MaxMemory = "256MiB",
     json: options.Json = False,
@@ -131,7 +130,6 @@ def synthesize(
         max_error=max_error,
         max_memory=parsing.size(max_memory) or 0,
         jobs=jobs,
-        device=device,
         allow_nonfinite=allow_nonfinite,
         skip_existing=skip_existing,
     )

@@ -40,7 +40,6 @@ class Averager:
         weights: (n, k) float64; sources newest first, each with a weight for some target.
         totals: (k,) what the weights sum to; exactly 1 where they were meant to.
         elements: the most elements of a tile.
-        device: where tiles are averaged, ``cpu`` or ``cuda:N``.
         way: how tiles are summed, if that is not for the weights to say.
     """
 
@@ -50,20 +49,17 @@ class Averager:
         weights: Array,
         totals: Array,
         elements: int,
-        device: str = "cpu",
         way: Way | None = None,
     ) -> None:
         import torch
 
         sources, targets = weights.shape
-        self.apart = device != "cpu"
-        self.need = need = buffers(kinds, sources, targets, elements, apart=self.apart)
+        self.need = need = buffers(kinds, sources, targets, elements)
         self.weights = weights
         self.totals: list[float] = totals.tolist()
         self.compute = torch.float64 if need.compute == _DOUBLE else torch.float32
-        self.host = torch.empty(need.raw * need.width, dtype=torch.uint8, pin_memory=self.apart)
-        self.raw = torch.empty_like(self.host, device=device) if self.apart else self.host
-        empty = partial(torch.empty, dtype=self.compute, device=device)
+        self.raw = torch.empty(need.raw * need.width, dtype=torch.uint8)
+        empty = partial(torch.empty, dtype=self.compute)
         self.values = empty((need.group, need.block))
         self.reference = empty(need.sums)
         self.sums = empty((targets, need.sums))
@@ -73,10 +69,9 @@ class Averager:
         self.groups = [slice(i, min(i + GROUP, sources)) for i in starts]
         # By the length of the rows that are summed.
         self.add_up = {
-            width: [Sums(weights[group], width, self.compute, device) for group in self.groups]
+            width: [Sums(weights[group], width, self.compute) for group in self.groups]
             for width in {need.block, need.sums}
         }
-        self.stream = torch.cuda.Stream(device) if self.apart else None  # type: ignore[no-untyped-call]
         self._way = way
         self._tiles: dict[Kind, Tile] = {}
 
@@ -89,8 +84,6 @@ class Averager:
     def _make_tile(self, kind: Kind) -> Tile:
         """A tile, summed in the way asked for, else in the fastest one."""
         way = self._way or _fastest(kind, self.weights)
-        if self.apart:
-            return DistantTile(self, kind)
         return Tile(self, kind) if way == "differences" else DirectTile(self, kind, way)
 
 
@@ -130,11 +123,9 @@ class Tile:
 
     def __init__(self, own: Averager, kind: Kind) -> None:
         self._own = own
-        self._read, self._written = _views(own.host, own, kind)
-        # The same memory, unless it is that of a GPU.
-        self._stored, self._out = _views(own.raw, own, kind)
-        self._rows = _bytes(self._read)
-        self._made = _bytes(self._written)
+        self._stored, self._out = _views(own, kind)
+        self._rows = _bytes(self._stored)
+        self._made = _bytes(self._out)
         self._narrow = kind.out.name not in _WIDE_RANGE
         self.sound = True
         self._in_place = own.need.in_place(kind)
@@ -142,7 +133,7 @@ class Tile:
 
     def values(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
-        return _stack(self._read, count, self._own.compute), self._written[:, :count]
+        return _stack(self._stored, count, self._own.compute), self._out[:, :count]
 
     def rows(self, count: int) -> list[memoryview]:
         """Where ``count`` stored values of each source go."""
@@ -261,27 +252,7 @@ class DirectTile(Tile):
         out.copy_(direct.where(direct.isfinite(), out))
 
 
-class DistantTile(Tile):
-    """A tile that a GPU averages.
-
-    Workers have a stream each: while one waits for its copies and sums, others read and write.
-    """
-
-    def _make(self, count: int) -> None:
-        """Put the targets into ``out``, there and here."""
-        import torch
-
-        stream = self._own.stream
-        if stream is None:
-            raise AssertionError("a GPU's tile has a stream")
-        with torch.cuda.stream(stream):
-            _copy_rows(self._read, self._stored, count)
-            super()._make(count)
-            _copy_rows(self._out, self._written, count)
-            stream.synchronize()
-
-
-def _views(raw: torch.Tensor, own: Averager, kind: Kind) -> tuple[Rows, torch.Tensor]:
+def _views(own: Averager, kind: Kind) -> tuple[Rows, torch.Tensor]:
     """Bytes as stored values, n rows of the tile's width, and averages (k, width)."""
     import torch
 
@@ -289,7 +260,7 @@ def _views(raw: torch.Tensor, own: Averager, kind: Kind) -> tuple[Rows, torch.Te
     width = own.need.width
     sizes = [width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
     out_size = width * kind.out.bits // 8
-    held, made = raw[: sum(sizes)], raw[sum(sizes) :][: targets * out_size]
+    held, made = own.raw[: sum(sizes)], own.raw[sum(sizes) :][: targets * out_size]
     averages = made.view(targets, out_size).view(getattr(torch, kind.out.label))
     if not kind.stored:
         return held.view(sources, sizes[0]).view(getattr(torch, kind.dtype.label)), averages
@@ -312,12 +283,6 @@ def _bytes(rows: Rows) -> list[memoryview]:
     import torch
 
     return [row.view(torch.uint8).numpy().data for row in rows]
-
-
-def _copy_rows(source: Rows, target: Rows, count: int) -> None:
-    """Begin to copy the first elements of each row; each is one run of bytes."""
-    for here, there in zip(source, target, strict=True):
-        there[:count].copy_(here[:count], non_blocking=True)
 
 
 def _cut(rows: list[memoryview], count: int, width: int) -> list[memoryview]:

@@ -32,7 +32,6 @@ def provenance(
     figures: Figures,
     method: str,
     copy: Sequence[str],
-    device: str,
     drop: Sequence[str] = (),
 ) -> str:
     """How an output was made: JSON with sorted keys, no time, no path.
@@ -45,7 +44,6 @@ def provenance(
         figures: how good it is expected to be.
         method: the method that solved the weights.
         copy: globs of tensors that were copied.
-        device: what averages, ``cpu`` or ``cuda``, of whatever number.
         drop: globs of tensors that were left out.
     """
     found: dict[str, float | None] = asdict(figures)
@@ -53,7 +51,6 @@ def provenance(
         "schema": SCHEMA,
         "version": __version__,
         "method": method,
-        "device": device.partition(":")[0],
         "target": describe(target, step),
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)

@@ -30,8 +30,6 @@ from phema_cli.system.processes import processors
 DEFAULT_MAX_MEMORY = 256 << 20
 #: workers of one process: far more than help, few enough to be started and ended at once.
 MOST_JOBS = 256
-#: the device that averages by default.
-DEFAULT_DEVICE = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +49,10 @@ class Recipe:
         tensors: in the order in which they lie in the outputs.
         ties: further names of tensors, by that further name.
         outputs: one per target.
-        origins: (k,) the provenance that each output records.
         solution: all weights and figures, as solved.
         method: the method that solved them.
         form: the outputs' format.
         jobs: workers.
-        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
@@ -76,12 +72,10 @@ class Recipe:
     tensors: tuple[TensorPlan, ...]
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
-    origins: tuple[str, ...]
     solution: Solution
     method: str
     form: str
     jobs: int
-    device: str
     allow_nonfinite: bool
     tile_elements: int
     read_bytes: int
@@ -121,7 +115,6 @@ def make_recipe(
     max_shard_bytes: int | None = None,
     max_memory: int = DEFAULT_MAX_MEMORY,
     jobs: int | None = None,
-    device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
     origins: Sequence[str] | None = None,
     tags: TagCheck | None = None,
@@ -142,7 +135,6 @@ def make_recipe(
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
         max_memory: bytes that phema may take above what torch itself takes.
         jobs: workers, one per processor by default.
-        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
         origins: (k,) what is recorded in the outputs, if that is not made of all this.
         tags: whether the snapshots bear their tags out.
@@ -160,7 +152,7 @@ def make_recipe(
     sources = tuple(snapshots[i] for i in kept)
     if origins is None:
         origins = [
-            provenance(sources, weights, target, step, figures, method, copy, device, drop)
+            provenance(sources, weights, target, step, figures, method, copy, drop)
             for weights, target, figures in zip(
                 solution.weights[kept].T, targets, solution.figures, strict=True
             )
@@ -175,7 +167,6 @@ def make_recipe(
         max_memory,
         scattered=scattered,
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
-        apart=device != DEFAULT_DEVICE,
     )
     averaged = sum(t.read_bytes(t.elements, len(used)) for t in tensors if t.average)
     copied = sum(t.read_bytes(t.elements, len(targets)) for t in tensors if not t.average)
@@ -193,12 +184,10 @@ def make_recipe(
         tensors=tensors,
         ties=ties,
         outputs=outputs,
-        origins=tuple(origins),
         solution=solution,
         method=method,
         form=form,
         jobs=workers,
-        device=device,
         allow_nonfinite=allow_nonfinite,
         tile_elements=tile,
         read_bytes=averaged + copied,

@@ -21,7 +21,6 @@ from phema_cli.profiles import Profile, ProfileSpec, parse_profile
 from phema_cli.snapshots import Config, Snapshot, scan
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import DEFAULT_METHOD, Solution
-from phema_cli.synthesis.devices import find_device
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
@@ -32,7 +31,6 @@ from phema_cli.synthesis.layout import (
     output_paths,
 )
 from phema_cli.synthesis.recipe import (
-    DEFAULT_DEVICE,
     DEFAULT_MAX_MEMORY,
     MOST_JOBS,
     Recipe,
@@ -60,7 +58,6 @@ class Request:
         max_error: refuse to write when ``expected_error`` is above this.
         max_memory: bytes phema may take above what torch takes.
         jobs: workers; one per processor by default.
-        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN, which averages then do too.
         skip_existing: leave out targets whose output exists.
     """
@@ -78,7 +75,6 @@ class Request:
     max_error: float | None = None
     max_memory: int = DEFAULT_MAX_MEMORY
     jobs: int | None = None
-    device: str = DEFAULT_DEVICE
     allow_nonfinite: bool = False
     skip_existing: bool = False
 
@@ -101,7 +97,6 @@ def plan(
         CheckFailedError: an ``expected_error`` is above ``request.max_error``.
         PhemaError: the scan, the targets or the output make no sense.
     """
-    find_device(request.device)
     if request.jobs is not None and not 1 <= request.jobs <= MOST_JOBS:
         raise UsageError(f"{request.jobs} jobs are not from 1 to {MOST_JOBS}")
     snapshots = found.require()
@@ -139,7 +134,6 @@ def plan(
         max_shard_bytes=limit,
         max_memory=request.max_memory,
         jobs=request.jobs,
-        device=request.device,
         allow_nonfinite=request.allow_nonfinite,
         tags=measured.tags,
     )
@@ -218,7 +212,6 @@ def synthesize(
     max_error: float | None = None,
     sample: bool = True,
     jobs: int | None = None,
-    device: str = DEFAULT_DEVICE,
     allow_nonfinite: bool = False,
     overwrite: bool = False,
     config: Config | None = None,
@@ -239,7 +232,6 @@ def synthesize(
         max_error: refuse to write when the expected error is above this.
         sample: whether a sample of the tensors is read to learn how they move and round.
         jobs: workers, which are threads.
-        device: what averages: ``cpu``, ``cuda`` or ``cuda:N``.
         allow_nonfinite: whether sources may hold infinities and NaN.
         overwrite: whether existing outputs are replaced.
         config: how snapshots are found and read.
@@ -266,7 +258,6 @@ def synthesize(
         max_shard_bytes=max_shard_size,
         max_error=max_error,
         jobs=jobs,
-        device=device,
         allow_nonfinite=allow_nonfinite,
     )
     recipe, outputs = plan(scan(roots, config), request)

@@ -80,15 +80,14 @@ class Sums:
         weights: (rows, k) float64.
         width: elements of a row, a multiple of ``WIDTH``.
         dtype: type of rows and sums.
-        device: where they are. Sums of a GPU have other bits.
     """
 
-    def __init__(self, weights: Array, width: int, dtype: torch.dtype, device: str = "cpu") -> None:
+    def __init__(self, weights: Array, width: int, dtype: torch.dtype) -> None:
         import torch
 
-        self._weights = torch.from_numpy(weights.T.copy()).to(dtype).to(device)
+        self._weights = torch.from_numpy(weights.T.copy()).to(dtype)
         rows, targets = weights.shape
-        self._way = fastest_way(targets, rows, dtype) if device == "cpu" else "matmul"
+        self._way = fastest_way(targets, rows, dtype)
         self._bags = Bags(self._weights[:, :, None], width) if self._way == "bags" else None
 
     def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:

@@ -23,8 +23,8 @@ _BLOCK = 16 << 10
 # A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
 _TILE_BYTES = 5 << 20
 _LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
-# Every request of a remote file, and every call of a GPU, has its delay.
-_DISTANT_TILE = 2 << 20
+# Every request of a remote file has its delay.
+_REMOTE_TILE = 2 << 20
 # Indices in 64 bits and a window as wide as the widest type.
 _PLACE_BYTES = 5 * 8 + 8
 #: the most sources of a sum that is made in one go.
@@ -80,7 +80,6 @@ class Buffers:
         sums: elements of sums.
         targets: sums.
         compute: bytes of an element of a sum: 4, or 8 for float64.
-        apart: whether all but raw bytes lies on a GPU, and a copy of these too.
     """
 
     width: int
@@ -90,17 +89,12 @@ class Buffers:
     sums: int
     targets: int
     compute: int
-    apart: bool
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all of them in the processor's memory."""
-        raw = self.raw * self.width
-        if self.apart:
-            # Memory that a GPU reads is given out in powers of two.
-            return 1 << (raw - 1).bit_length()
+        """Bytes of all of them."""
         # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
-        return raw + self.compute * (
+        return self.raw * self.width + self.compute * (
             2 * self.group * self.block + (2 * self.targets + 3) * self.sums
         )
 
@@ -110,16 +104,14 @@ class Buffers:
         return self.targets < MANY and alike
 
 
-def buffers(
-    kinds: Sequence[Kind], sources: int, targets: int, elements: int, *, apart: bool = False
-) -> Buffers:
+def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) -> Buffers:
     """What is needed for tensors of these kinds, in tiles of at most so many elements."""
     # Of types that differ one may be narrower and none wider than the one that holds them.
     stored = max((k.dtype.bits // 8 for k in kinds), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
     width = -(-elements // WIDTH) * WIDTH
-    block = width if apart else min(_BLOCK, width)
+    block = min(_BLOCK, width)
     need = Buffers(
         width=width,
         raw=sources * stored + targets * out,
@@ -128,7 +120,6 @@ def buffers(
         sums=block,
         targets=targets,
         compute=_DOUBLE if wide else _SINGLE,
-        apart=apart,
     )
     in_place = [need.in_place(kind) for kind in kinds]
     return replace(
@@ -147,7 +138,6 @@ def tile_elements(
     *,
     scattered: bool = False,
     remote: bool = False,
-    apart: bool = False,
 ) -> tuple[int, int]:
     """How many elements tiles have.
 
@@ -159,7 +149,6 @@ def tile_elements(
         max_memory: bytes, half of which are left to everything else.
         scattered: whether elements don't all lie in one run: their places are held as well.
         remote: whether files are remote.
-        apart: whether tiles are averaged on a GPU.
 
     Returns:
         Elements of a tile, and the bytes of all workers' buffers.
@@ -167,7 +156,7 @@ def tile_elements(
 
     def size(elements: int) -> int:
         places = _PLACE_BYTES * elements if scattered else 0
-        need = buffers(kinds, sources, targets, elements, apart=apart)
+        need = buffers(kinds, sources, targets, elements)
         return jobs * (need.size_bytes + places)
 
     raw = buffers(kinds, sources, targets, WIDTH).raw
@@ -175,8 +164,8 @@ def tile_elements(
     if scattered:
         # A range of scattered elements may have to be looked for in the whole tensor.
         tile = _LARGEST_TILE
-    if remote or apart:
-        tile = _DISTANT_TILE
+    if remote:
+        tile = _REMOTE_TILE
     widths = range(1, max(tile // WIDTH, 1) + 1)
     # The largest that fits: sizes grow with it.
     fits = bisect_right(widths, max_memory // 2, key=lambda w: size(w * WIDTH))

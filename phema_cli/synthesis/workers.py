@@ -18,10 +18,9 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager, Tile, Way
-from phema_cli.synthesis.devices import find_device, room_on
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
-from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
+from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.staging import Checks, Notes
 from phema_cli.synthesis.tensors import averaged_kinds
@@ -84,11 +83,10 @@ def fill(
         NonFiniteError: a source holds values that are not finite.
         InputError: a source is shorter than its header says, or an average is too large.
         StorageError: the operating system failed to read or write, or ended a worker.
-        UsageError: the recipe's device is not there.
     """
     import torch
 
-    work = _Work(recipe, _dealt(recipe, share), find_device(recipe.device))
+    work = _Work(recipe, _dealt(recipe, share))
 
     def finished(numbers: Sequence[int]) -> None:
         runs = [work.runs[i] for i in numbers]
@@ -107,11 +105,8 @@ def fill(
 
 
 def _can_fork(recipe: Recipe) -> bool:
-    """Whether all that workers use comes along into a forked process.
-
-    What fsspec has running does not, and a GPU would be set up once more in each.
-    """
-    return recipe.device == DEFAULT_DEVICE and not any(is_remote(path) for path in recipe.inputs)
+    """Whether all that workers use comes along into a forked process: what fsspec runs does not."""
+    return not any(is_remote(path) for path in recipe.inputs)
 
 
 def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
@@ -130,17 +125,15 @@ class _Work:
 
     recipe: Recipe
     runs: list[_Run]
-    device: str
 
     def __call__(self, pool: Pool) -> list[Checks]:
         """One worker: take runs until none is left; the checksums of what it wrote, by output."""
         open_files = max(4, (most_open_files() - 64) // (2 * self.recipe.jobs))
         with (
-            room_on(self.device),
             FileReader(open_files) as reader,
             OpenFiles(open_files, os.O_WRONLY) as writer,
         ):
-            worker = _Worker(self.recipe, reader, writer, self.device)
+            worker = _Worker(self.recipe, reader, writer)
             for number in iter(pool.take, len(self.runs)):
                 for done in worker.do(self.runs[number]):
                     pool.report(done)
@@ -185,7 +178,6 @@ class Tiles:
     Args:
         recipe: what is read.
         reader: what reads it.
-        device: where they are averaged, ``cpu`` or ``cuda:N``.
         way: how they are summed, if that is not for the recipe to say.
     """
 
@@ -193,7 +185,6 @@ class Tiles:
         self,
         recipe: Recipe,
         reader: FileReader,
-        device: str = DEFAULT_DEVICE,
         way: Way | None = None,
     ) -> None:
         self._reader = reader
@@ -204,7 +195,6 @@ class Tiles:
             recipe.weights[self.used],
             recipe.sums,
             recipe.tile_elements,
-            device,
             way,
         )
 
@@ -228,11 +218,11 @@ class _Worker:
         checks: checksums of what it has written, by output.
     """
 
-    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles, device: str) -> None:
+    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles) -> None:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
-        self._tiles = Tiles(recipe, reader, device)
+        self._tiles = Tiles(recipe, reader)
         self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
     def do(self, run: _Run) -> Iterator[int]:

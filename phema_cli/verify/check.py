@@ -6,38 +6,28 @@ ways that depend on the other targets of the call: all of an output has to be wh
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats.files import FileReader
-from phema_cli.profiles import Array
 from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.pools import Progress
-from phema_cli.synthesis.recipe import DEFAULT_DEVICE, Recipe
+from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.segments import Segment, segments
 from phema_cli.synthesis.tiling import Kind
 from phema_cli.synthesis.workers import Tiles
 from phema_cli.verify.headers import check_checksums, check_headers
 
-if TYPE_CHECKING:
-    import torch
-
 Bytes = bytearray | memoryview
 _Maker = Callable[["_Range"], Bytes]
-Positions = NDArray[np.int64]
 
 #: bytes of an output that are looked at without ``full``.
 SAMPLE_BYTES = 64 << 20
-#: elements that are summed in float64 at a time.
-_PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,36 +113,10 @@ def _chosen(tiles: list[_Range]) -> list[_Range]:
     return chosen
 
 
-def _differing(found: bytearray, wanted: Bytes, bits: int) -> Positions:
-    """Indices of elements of so many bits that differ, ascending."""
-    places = np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(wanted, np.uint8))
-    return np.unique(places * 8 // bits)
-
-
-def near(held: torch.Tensor, stored: torch.Tensor, weights: Array) -> torch.Tensor:
-    """Whether averages are the sums in float64 within the rounding of whatever made them.
-
-    Args:
-        held: (m,) averages.
-        stored: (n, m) what they were made of, the reference of differences first.
-        weights: (n,) float64.
-
-    Returns:
-        (m,) of bool.
-    """
-    import torch
-
-    made, values, own = held.double(), stored.double(), torch.from_numpy(weights)
-    exact = own @ values
-    kind = torch.finfo(held.dtype)
-    units = torch.ldexp(torch.full_like(exact, kind.eps), torch.frexp(exact).exponent - 1)
-    units.clamp_(min=kind.smallest_normal * kind.eps)
-    # Differences from the reference are taken, weighed and added up in float32 or float64.
-    sizes = own.abs() @ (values.abs() + values[0].abs())
-    wide = torch.float64 in {held.dtype, stored.dtype}
-    step = torch.finfo(torch.float64 if wide else torch.float32).eps / 2
-    within = (made - exact).abs() <= units / 2 + (len(weights) + 2) * step * sizes
-    return (within & exact.isfinite()) | (made == exact) | (made.isnan() & exact.isnan())
+def _first_differing(found: bytearray, wanted: Bytes, bits: int) -> int:
+    """The index of the first element of so many bits that differs; there is one."""
+    differs = np.frombuffer(found, np.uint8) != np.frombuffer(wanted, np.uint8)
+    return int(differs.argmax()) * 8 // bits
 
 
 class _Checker:
@@ -172,9 +136,6 @@ class _Checker:
         (self._output,) = recipe.outputs
         self._reader = reader
         self._progress = progress
-        exact = json.loads(recipe.origins[0])["device"] == DEFAULT_DEVICE
-        # What a GPU has summed is looked at more closely where its bits differ.
-        self._closely = None if exact else Tiles(recipe, reader)
         self.sums: dict[str, int] = {}
 
     def check(self, kind: Kind | None, tiles: Sequence[_Range]) -> None:
@@ -221,11 +182,7 @@ class _Checker:
             self.sums[plan.name] = zlib.crc32(found, before)
             wanted = make(tile)
             if found != wanted:
-                places = _differing(found, wanted, plan.out_dtype.bits)
-                if plan.average and self._closely is not None:
-                    places = self._far(self._closely, tile, places, found)
-                if len(places):
-                    return number, int(places[0])
+                return number, _first_differing(found, wanted, plan.out_dtype.bits)
             self._progress(tile.size_bytes)
         return None
 
@@ -236,19 +193,6 @@ class _Checker:
         at = tile.segment.places[0].offset + tile.segment.plan.out_dtype.size_bytes(tile.start)
         self._reader.read_bytes(file.path, at, memoryview(found))
         return found
-
-    def _far(self, tiles: Tiles, tile: _Range, places: Positions, found: bytearray) -> Positions:
-        """Those of the elements that are not within rounding of the sums in float64."""
-        import torch
-
-        plan = tile.segment.plan
-        held = torch.frombuffer(found, dtype=getattr(torch, plan.out_dtype.label))
-        # Averages may have taken the place of the values that they were made of.
-        stored, _ = tiles.read(tile.segment, tile.start, tile.count).values(tile.count)
-        weights = self._recipe.weights[tiles.used, 0]
-        pieces = [places[i : i + _PIECE] for i in range(0, len(places), _PIECE)]
-        far = [piece[~near(held[piece], stored[:, piece], weights).numpy()] for piece in pieces]
-        return np.concatenate(far)
 
     def _refuse(self, tile: _Range, element: int) -> None:
         """Say which tensor and element differ."""

@@ -29,7 +29,7 @@ from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.trainers.base import real
 
-_ENTRIES = ("version", "method", "device", "target", "sources", "figures", "copy")
+_ENTRIES = ("version", "method", "target", "sources", "figures", "copy")
 _SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "weight")
 
 
@@ -68,7 +68,6 @@ def _flaw(record: dict[str, Any]) -> str | None:
     match record:
         case {
             "method": str(),
-            "device": str(),
             "target": {"step": step},
             "sources": [_, *_] as sources,
             "copy": [*copy],
@@ -116,6 +115,13 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
         PhemaError: the scan is of no use.
     """
     record = provenance_of(out)
+    # Version 0.1 could average on a GPU, whose sums have other bits.
+    if record.get("device", "cpu") != "cpu":
+        raise CheckFailedError(
+            "was averaged on a GPU, which this version can't repeat",
+            where=out.path,
+            remedy="synthesize it again",
+        )
     try:
         recipe = _remade(out, record, found)
     except InputError as error:
