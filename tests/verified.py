@@ -13,7 +13,7 @@ from unittest.mock import patch
 import typer
 
 from phema_cli.cli.app import app
-from phema_cli.cli.options import Sources
+from phema_cli.cli.groups import Sources
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from phema_cli.cli import listing, options, reach, render
+from phema_cli.cli import groups, listing, options, reach, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _MOVEMENT_ROWS = 12
 
 
-@options.spread
+@groups.spread
 def inspect(
     paths: options.Paths,
     context: typer.Context,
     *,
-    sources: options.Sources,
-    solving: options.Solving,
+    sources: groups.Sources,
+    solving: groups.Solving,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -74,7 +74,7 @@ def inspect(
 
 
 def _solve(
-    found: Scan, solving: options.Solving, findings: list[Finding]
+    found: Scan, solving: groups.Solving, findings: list[Finding]
 ) -> tuple[Sequence[Figures], Movement | None, TagCheck]:
     """Which targets can be reached how well, how the weights moved, how far the tags are known.
 

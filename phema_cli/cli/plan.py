@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from phema_cli.cli import options, parsing, planned, reach, render
+from phema_cli.cli import groups, options, parsing, planned, reach, render
 from phema_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Run:
     like: Like = None
 
 
-@options.spread
+@groups.spread
 def plan(
     *,
     steps: Steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from phema_cli.cli import options, render
+from phema_cli.cli import groups, options, render
 from phema_cli.errors import UsageError
 
 _MOST_TARGETS = 8
@@ -28,13 +28,13 @@ Width = Annotated[
 Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace a picture that exists.")]
 
 
-@options.spread
+@groups.spread
 def plot(
     paths: options.Paths,
     *,
-    wanted: options.Targets,
-    solving: options.Solving,
-    sources: options.Sources,
+    wanted: groups.Targets,
+    solving: groups.Solving,
+    sources: groups.Sources,
     output: Output = None,
     width: Width = 7.0,
     overwrite: Overwrite = False,

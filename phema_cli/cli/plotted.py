@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phema_cli.cli.options import Solving, Targets
+from phema_cli.cli.groups import Solving, Targets
 from phema_cli.profiles import Profile, describe, gamma_from_sigma_rel
 from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.solver import Figures

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import options, parsing, render
+from phema_cli.cli import groups, options, parsing, render
 from phema_cli.cli.reach import GRID
 from phema_cli.errors import CheckFailedError, SignalError
 
@@ -136,7 +136,7 @@ Plot = Annotated[
 ]
 
 
-@options.spread
+@groups.spread
 def sweep(
     paths: options.Paths,
     *,
@@ -147,8 +147,8 @@ def sweep(
     refine: Refine = None,
     timeout: Timeout = None,
     retry_failed: RetryFailed = False,
-    wanted: options.Targets,
-    solving: options.Solving,
+    wanted: groups.Targets,
+    solving: groups.Solving,
     output: Output = "sweep",
     keep: Keeping = Keep.best,
     max_disk: MaxDisk = None,
@@ -156,7 +156,7 @@ def sweep(
     plot: Plot = None,
     format: options.Format = None,  # noqa: A002 - the option's name
     dtype: options.Dtype = None,
-    sources: options.Sources,
+    sources: groups.Sources,
     copy: options.Copy = None,
     drop: options.Drop = None,
     jobs: options.Jobs = None,

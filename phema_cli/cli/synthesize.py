@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import listing, options, parsing, render
+from phema_cli.cli import groups, listing, options, parsing, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,12 +63,12 @@ AllowNonfinite = Annotated[
 ]
 
 
-@options.spread
+@groups.spread
 def synthesize(
     paths: options.Paths,
     *,
-    wanted: options.Targets,
-    solving: options.Solving,
+    wanted: groups.Targets,
+    solving: groups.Solving,
     output: Output = None,
     format: options.Format = None,  # noqa: A002 - the option's name
     dtype: options.Dtype = None,
@@ -77,7 +77,7 @@ def synthesize(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
-    sources: options.Sources,
+    sources: groups.Sources,
     copy: options.Copy = None,
     drop: options.Drop = None,
     jobs: options.Jobs = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phema_cli.cli import completing, options, render
+from phema_cli.cli import completing, groups, options, render
 from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ Full = Annotated[
 ]
 
 
-@options.spread
+@groups.spread
 def verify(
     out: Out,
     paths: Sources = None,
     *,
     full: Full = False,
-    sources: options.Sources,
+    sources: groups.Sources,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

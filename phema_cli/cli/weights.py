@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from phema_cli.cli import listing, options, render
+from phema_cli.cli import groups, listing, options, render
 
 
-@options.spread
+@groups.spread
 def weights(
     paths: options.Paths,
     *,
-    wanted: options.Targets,
-    solving: options.Solving,
-    sources: options.Sources,
+    wanted: groups.Targets,
+    solving: groups.Solving,
+    sources: groups.Sources,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -1,0 +1,63 @@
+"""The pages for contributors say what the code and the Makefile are."""
+
+import ast
+import re
+import tomllib
+
+import pytest
+
+from tests.pages import ROOT, blocks
+
+CODE = ROOT / "phema_cli"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+#: lines of a module.
+LONGEST = 400
+
+
+def test_the_page_draws_the_floors():
+    """The picture has the floors that import-linter holds, from the top down."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = [c["layers"] for c in contracts["contracts"] if c["type"] == "layers"]
+    (picture,) = blocks(ARCHITECTURE, "text")
+    drawn = [re.match(r"\w+( \| \w+)*", line)[0] for line in picture.text.splitlines()]
+    assert drawn == [layer.replace("phema_cli.", "") for layer in layers]
+
+
+def test_every_package_has_a_floor():
+    """No package stands beside the floors, where nothing would hold its imports."""
+    (picture,) = blocks(ARCHITECTURE, "text")
+    packages = {p.parent.name for p in CODE.glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"\w+", picture.text))
+
+
+@pytest.mark.parametrize("page", [ARCHITECTURE, CONTRIBUTING], ids=lambda p: p.name)
+def test_modules_that_a_page_names_exist(page):
+    """A module named by its path or by its name alone is there."""
+    names = {p.name for folder in (CODE, ROOT / "tests") for p in folder.rglob("*.py")}
+    paths = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/**/*.py")}
+    for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
+        assert name in names or any(p.endswith(f"/{name}") or p == name for p in paths), name
+
+
+def test_make_targets_that_pages_name_exist():
+    """Contributors are told of no target that the Makefile lacks."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in (CONTRIBUTING, ARCHITECTURE, ROOT / ".pre-commit-config.yaml"):
+        assert set(re.findall(r"(?:`|^|entry: )make ([a-z-]+)", page.read_text(), re.M)) <= targets
+
+
+@pytest.mark.parametrize("path", sorted(CODE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+def test_packages_hand_names_on(path):
+    """An ``__init__.py`` defines nothing; the one of phema itself imports on first use."""
+    defined = [
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert defined == (["__getattr__"] if path.parent == CODE else [])
+
+
+def test_modules_are_short():
+    """A module has one subject and fits into a reader's head."""
+    assert all(len(p.read_text().splitlines()) <= LONGEST for p in CODE.rglob("*.py"))
