@@ -63,7 +63,7 @@ def verify(
     """
     from phema_cli.snapshots import scan
     from phema_cli.verify.check import verify as check
-    from phema_cli.verify.recipe import provenance_of, remake
+    from phema_cli.verify.recipe import is_exact, provenance_of, remake
 
     checkpoint = _read(out)
     record = provenance_of(checkpoint)
@@ -72,7 +72,9 @@ def verify(
         config = sources.config()
         recipe = remake(checkpoint, scan(paths, config))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
-            content["checked"] = asdict(check(recipe, full=full, progress=progress))
+            content["checked"] = asdict(
+                check(recipe, full=full, exact=is_exact(record), progress=progress)
+            )
     if json:
         render.document("verify", content)
     elif not quiet:

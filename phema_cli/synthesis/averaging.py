@@ -1,266 +1,288 @@
 """Averages of a tile: the same few elements of every source, for every target.
 
-A tile's stored values stay in the processor's last cache from the read to the sum, and blocks of
-them, as wide numbers, in its nearer ones. One call sums all sources of a block.
+A target's average depends on its own sources and weights alone, not on the targets beside it. A
+tile's stored values stay in the processor's last cache from the read to the sum, and blocks of
+them, as wide numbers, in its nearer ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from phema_cli.profiles import Array
-from phema_cli.synthesis.summing import Bags, Sums, split
-from phema_cli.synthesis.tiling import GROUP, Kind, buffers
+from phema_cli.synthesis.summing import Bags, Sums
+from phema_cli.synthesis.tiling import GROUP, LEAST_ROWS, Kind, buffers
 
 if TYPE_CHECKING:
     import torch
 
-#: targets up to which one sum after the other is as fast as a matrix product of wide numbers.
-_FEW = 8
 _DOUBLE = 8
-#: types that no average of numbers that float32 holds is too large for.
-_WIDE_RANGE = {"F64", "F32", "BF16"}
 
 #: stored values of n sources: (n, width), or a row each where their types differ.
 Rows: TypeAlias = "torch.Tensor | list[torch.Tensor]"
+#: some of several rows, by their numbers; a slice where they follow on one another.
+Some: TypeAlias = slice | list[int]
 
-#: how a tile is summed: as it stands, for few targets or for many, or as differences.
-Way = Literal["few", "many", "differences"]
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Targets that are summed of the same sources in the same way.
+
+    Attributes:
+        targets: their numbers.
+        place: the same, to take their rows by.
+        sources: theirs, newest first.
+        totals: what the weights of each sum to.
+        direct: what sums values as they stand; None where differences are summed.
+        groups: sources whose differences are summed in one call, and what sums them.
+    """
+
+    targets: list[int]
+    place: Some
+    sources: list[int]
+    totals: list[float]
+    direct: Bags | None
+    groups: list[tuple[Some, Sums]]
+
+
+@dataclass(slots=True)
+class _Tile:
+    """The buffers as a tile of one kind.
+
+    Attributes:
+        stored: what the sources hold.
+        out: (k, width) the averages.
+        rows: the memory of each source's row.
+        made: that of each average.
+        copied: the source of targets that are one, by target.
+        alike: all other targets.
+    """
+
+    stored: Rows
+    out: torch.Tensor
+    rows: list[memoryview]
+    made: list[memoryview]
+    copied: dict[int, int]
+    alike: list[_Alike]
 
 
 class Averager:
-    """A worker's buffers.
+    """A worker's buffers, and the averages that it makes in them.
+
+    Fill ``rows``, then take ``averages``.
 
     Args:
         kinds: kinds of all averaged tensors.
         weights: (n, k) float64; sources newest first, each with a weight for some target.
         totals: (k,) what the weights sum to; exactly 1 where they were meant to.
         elements: the most elements of a tile.
-        way: how tiles are summed, if that is not for the weights to say.
-    """
-
-    def __init__(
-        self,
-        kinds: Sequence[Kind],
-        weights: Array,
-        totals: Array,
-        elements: int,
-        way: Way | None = None,
-    ) -> None:
-        import torch
-
-        sources, targets = weights.shape
-        self.need = need = buffers(kinds, sources, targets, elements)
-        self.weights = weights
-        self.totals: list[float] = totals.tolist()
-        self.compute = torch.float64 if need.compute == _DOUBLE else torch.float32
-        self.raw = torch.empty(need.raw * need.width, dtype=torch.uint8)
-        empty = partial(torch.empty, dtype=self.compute)
-        self.values = empty((need.group, need.block))
-        self.reference = empty(need.sums)
-        self.sums = empty((targets, need.sums))
-        self.part = empty((targets, need.sums))
-        self.alone = [_alone(column) for column in weights.T]
-        starts = range(0, sources, GROUP)
-        self.groups = [slice(i, min(i + GROUP, sources)) for i in starts]
-        # By the length of the rows that are summed.
-        self.add_up = {
-            width: [Sums(weights[group], width, self.compute) for group in self.groups]
-            for width in {need.block, need.sums}
-        }
-        self._way = way
-        self._tiles: dict[Kind, Tile] = {}
-
-    def tile(self, kind: Kind) -> Tile:
-        """The buffers as a tile of that kind."""
-        if kind not in self._tiles:
-            self._tiles[kind] = self._make_tile(kind)
-        return self._tiles[kind]
-
-    def _make_tile(self, kind: Kind) -> Tile:
-        """A tile, summed in the way asked for, else in the fastest one."""
-        way = self._way or _fastest(kind, self.weights)
-        return Tile(self, kind) if way == "differences" else DirectTile(self, kind, way)
-
-
-def _fastest(kind: Kind, weights: Array) -> Way:
-    """The way in which targets that are made together are summed."""
-    if not kind.is_direct(weights):
-        return "differences"
-    return "few" if weights.shape[1] <= _FEW else "many"
-
-
-def ways(kind: Kind, weights: Array) -> list[Way]:
-    """The ways in which one target may have been summed, alone or along with others.
-
-    Args:
-        kind: what it was summed of.
-        weights: (n, 1) its own weights.
-    """
-    # What is not summed directly for one target is not so for it and more.
-    return ["few", "many", "differences"] if kind.is_direct(weights) else ["differences"]
-
-
-def _alone(weights: Array) -> int | None:
-    """The source that a target is, where it has weight 1 and the others 0."""
-    used = weights.nonzero()[0]
-    return int(used[0]) if len(used) == 1 and weights[used[0]] == 1.0 else None
-
-
-class Tile:
-    """``y = s r + sum_i x_i (theta_i - r)`` with r the newest source and s the weights' sum.
-
-    What is alike in all sources has differences of exactly zero and comes out as it is. Fill
-    ``rows``, then take ``averages``.
 
     Attributes:
         sound: whether the last averages, and the sources that they were made of, are surely finite.
     """
 
-    def __init__(self, own: Averager, kind: Kind) -> None:
-        self._own = own
-        self._stored, self._out = _views(own, kind)
-        self._rows = _bytes(self._stored)
-        self._made = _bytes(self._out)
-        self._narrow = kind.out.name not in _WIDE_RANGE
+    def __init__(self, kinds: Sequence[Kind], weights: Array, totals: Array, elements: int) -> None:
+        import torch
+
+        sources, targets = weights.shape
+        need = buffers(kinds, sources, targets, elements)
+        self._weights = weights
+        self._totals: list[float] = totals.tolist()
+        self._width, self._block = need.width, need.block
+        self._compute = torch.float64 if need.compute == _DOUBLE else torch.float32
+        self._raw = torch.empty(need.raw * need.width, dtype=torch.uint8)
+        self._values = torch.empty((need.group, need.block), dtype=self._compute)
+        self._reference = torch.empty(need.block, dtype=self._compute)
+        self._sums = torch.empty((max(targets, LEAST_ROWS), need.block), dtype=self._compute)
+        self._part = torch.empty_like(self._sums)
+        self._tiles: dict[Kind, _Tile] = {}
         self.sound = True
-        self._in_place = own.need.in_place(kind)
-        self._size = own.need.sums if self._in_place else own.need.block
 
-    def values(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
-        return _stack(self._stored, count, self._own.compute), self._out[:, :count]
-
-    def rows(self, count: int) -> list[memoryview]:
+    def rows(self, kind: Kind, count: int) -> list[memoryview]:
         """Where ``count`` stored values of each source go."""
-        return _cut(self._rows, count, self._own.need.width)
+        return _cut(self._tile(kind).rows, count, self._width)
 
-    def averages(self, count: int) -> list[memoryview]:
-        """The bytes of each target's average; ``rows`` and they are overwritten by the next."""
-        self._make(count)
-        return _cut(self._made, count, self._own.need.width)
+    def values(self, kind: Kind, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
+        tile = self._tile(kind)
+        return _stack(tile.stored, count, self._compute), tile.out[:, :count]
 
-    def _make(self, count: int) -> None:
-        """Put the targets into ``out``."""
-        kept = {
-            k: self._stored[source][:count].to(self._out.dtype, copy=True)
-            for k, source in enumerate(self._own.alone)
-            if source is not None
-        }
-        self._average(count, signed=_has_negative_zeros(self._stored[0][:count]))
-        for k, values in kept.items():
-            self._out[k, :count].copy_(values)
+    def averages(self, kind: Kind, count: int) -> list[memoryview]:
+        """The bytes of each target's average; the next call overwrites them."""
+        tile = self._tile(kind)
+        self.sound = True
+        for k, source in tile.copied.items():
+            tile.out[k, :count].copy_(tile.stored[source][:count])
+            self.sound &= self._is_sound(tile.out[k : k + 1, :count])
+        for alike in tile.alike:
+            self._average(tile, alike, count)
+        return _cut(tile.made, count, self._width)
 
-    def _is_sound(self, count: int) -> bool:
-        """Whether averages are finite; a sum of them that overflows is a false alarm."""
-        # What is not finite in a source is so in every average; rounding may be too much for any.
-        rows = self._out[:, :count] if self._narrow else self._out[:1, :count]
-        if rows.element_size() == 1:
-            rows = rows.to(self._own.compute)
-        return math.isfinite(float(rows.sum(dtype=self._own.compute)))
+    def _tile(self, kind: Kind) -> _Tile:
+        """The buffers as a tile of that kind."""
+        if kind not in self._tiles:
+            stored, out = _views(self._raw, self._weights.shape, self._width, kind)
+            copied, alike = self._dealt(kind)
+            self._tiles[kind] = _Tile(stored, out, _bytes(stored), _bytes(out), copied, alike)
+        return self._tiles[kind]
 
-    def _average(self, count: int, *, signed: bool) -> None:
-        """Put the averages into ``out``."""
-        self._by_blocks(count, partial(self._differences, signed=signed))
-        self.sound = self._is_sound(count)
-
-    def _by_blocks(self, count: int, average: Callable[[int, int], torch.Tensor]) -> None:
-        """Put what is made of each block, (k, elements), into ``out``."""
-        for start in range(0, count, self._size):
-            stop = min(start + self._size, count)
-            self._out[:, start:stop].copy_(average(start, stop))
-
-    def _differences(self, start: int, stop: int, *, signed: bool) -> torch.Tensor:
-        """The averages (k, elements) of one block."""
-        reference = self._own.reference[: stop - start]
-        reference.copy_(self._stored[0][start:stop])
-        # A sum that overflows is a false alarm, and the careful way gives the same bits.
-        finite = math.isfinite(float(reference.sum()))
-
-        def widen(stored: torch.Tensor, out: torch.Tensor) -> None:
-            _subtract(stored, reference, out, finite=finite)
-
-        sums = self._sum_up(start, stop, widen)
-        for total, weight in zip(sums, self._own.totals, strict=True):
-            _add_reference(total, reference, weight, signed=signed)
-        return sums
-
-    def _sum_up(
-        self, start: int, stop: int, widen: Callable[[torch.Tensor, torch.Tensor], None]
-    ) -> torch.Tensor:
-        """The sums (k, elements) over what ``widen`` makes of stored values, group by group."""
-        own, count = self._own, stop - start
-        sums: torch.Tensor = own.sums[:, :count]
-        for number, (group, add_up) in enumerate(
-            zip(own.groups, own.add_up[self._size], strict=True)
-        ):
-            values = own.values[: group.stop - group.start]
-            if isinstance(self._stored, list):
-                for row, out in zip(self._stored[group], values, strict=True):
-                    widen(row[start:stop], out[:count])
+    def _dealt(self, kind: Kind) -> tuple[dict[int, int], list[_Alike]]:
+        """Targets that are one source each, and the others by sources and way of summing."""
+        copied: dict[int, int] = {}
+        alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
+        for k, column in enumerate(self._weights.T):
+            used = column.nonzero()[0]
+            if len(used) == 1 and column[used[0]] == 1.0:
+                copied[k] = int(used[0])
             else:
-                values = self._stored[group] if self._in_place else values
-                widen(self._stored[group, start:stop], values[:, :count])
-            add_up(values, count, own.part if number else own.sums)
-            if number:
-                sums.add_(own.part[:, :count])
-        return sums
+                sources = tuple(used.tolist())
+                key = kind.of(sources).is_direct(column[used]), sources
+                alike.setdefault(key, []).append(k)
+        return copied, [
+            self._alike(kind, targets, list(sources), direct=direct)
+            for (direct, sources), targets in alike.items()
+        ]
 
+    def _alike(self, kind: Kind, targets: list[int], sources: list[int], *, direct: bool) -> _Alike:
+        """What sums these sources for these targets."""
+        import torch
 
-class DirectTile(Tile):
-    """``y = sum_i x_i theta_i``, where :meth:`Kind.is_direct` allows it.
+        weights = self._weights[sources][:, targets]
+        bags = None
+        if direct:
+            rows = range(len(sources)) if kind.stored else sources
+            dtype: torch.dtype = getattr(torch, kind.out.label)
+            bags = Bags(weights, rows, self._width, dtype)
+        groups = [
+            (
+                _some(sources[start : start + GROUP]),
+                Sums(weights[start : start + GROUP], self._compute),
+            )
+            for start in range(0, len(sources), GROUP)
+        ]
+        totals = [self._totals[k] for k in targets]
+        return _Alike(targets, _some(targets), sources, totals, bags, groups)
 
-    Few targets are summed by a function that reads stored values and writes stored values.
-    """
+    def _average(self, tile: _Tile, alike: _Alike, count: int) -> None:
+        """Put the averages of these targets into the tile's ``out``."""
+        newest = tile.stored[alike.sources[0]][:count]
+        signed = _has_negative_zeros(newest)
+        if alike.direct is None:
+            self._add_differences(tile, alike, count, signed=signed)
+            self.sound &= self._is_sound(tile.out[alike.place, :count])
+            return
+        rows = tile.stored
+        if isinstance(rows, list):
+            import torch
 
-    def __init__(self, own: Averager, kind: Kind, way: Way) -> None:
-        super().__init__(own, kind)
-        if isinstance(self._stored, list):
-            raise AssertionError("several types are not summed directly")  # noqa: TRY004 - a bug, no input
-        self._together = self._stored
-        parts = split(own.weights, self._stored.dtype) if way == "few" else None
-        self._bags = None if parts is None else Bags(parts, own.need.width)
+            rows = torch.stack([rows[i] for i in alike.sources])
+        for k, total in zip(alike.targets, alike.direct(rows, count), strict=True):
+            tile.out[k, :count].copy_(total[:count])
+        if not self._is_sound(tile.out[alike.place, :count]):
+            self.sound &= self._mend(tile, alike, count, signed=signed)
+        if signed:
+            _restore_zeros(tile.out, alike, newest)
 
-    def _average(self, count: int, *, signed: bool) -> None:
-        """Put the averages into ``out``."""
-        if self._bags is not None:
-            self._bags(self._together, count, self._out)
-        else:
-            self._by_blocks(count, partial(self._sum_up, widen=_widen))
-        self.sound = self._is_sound(count)
-        if not self.sound:
-            self._mend(count, signed=signed)
-        newest = self._stored[0][:count]
-        for k, total in enumerate(self._own.totals):
-            if signed and total == 1.0:
-                # Sums of zeros are +0.0, whatever the zeros' sign.
-                out = self._out[k, :count]
-                out.copy_(newest.where((out == 0) & (newest == 0), out))
+    def _is_sound(self, out: torch.Tensor) -> bool:
+        """Whether averages of the same sources are finite; an overflowing sum is a false alarm."""
+        # What is not finite in a source is so in every average; rounding may be too much for any.
+        rows = out[:1] if _is_wide(out) else out
+        if rows.element_size() == 1:
+            rows = rows.to(self._compute)
+        return math.isfinite(float(rows.sum(dtype=self._compute)))
 
-    def _mend(self, count: int, *, signed: bool) -> None:
+    def _mend(self, tile: _Tile, alike: _Alike, count: int, *, signed: bool) -> bool:
         """Make what is not finite from differences: they say what infinities have in common.
 
-        Other elements stay as they are in tiles without any.
+        Other elements stay as they are in tiles without any. Returns whether all are finite now.
         """
-        out = self._out[:, :count]
-        direct = out.clone()
-        super()._average(count, signed=signed)
-        out.copy_(direct.where(direct.isfinite(), out))
+        direct = tile.out[alike.place, :count].clone()
+        self._add_differences(tile, alike, count, signed=signed)
+        made = tile.out[alike.place, :count]
+        sound = self._is_sound(made)
+        tile.out[alike.place, :count] = direct.where(direct.isfinite(), made)
+        return sound
+
+    def _add_differences(self, tile: _Tile, alike: _Alike, count: int, *, signed: bool) -> None:
+        """``y = s r + sum_i x_i (theta_i - r)``, block by block.
+
+        r is the newest source and s the weights' sum. What is alike in all sources has differences
+        of exactly zero and comes out as it is.
+        """
+        for start in range(0, count, self._block):
+            stop = min(start + self._block, count)
+            reference = self._reference[: stop - start]
+            reference.copy_(tile.stored[alike.sources[0]][start:stop])
+            sums = self._sum_up(tile.stored, alike, slice(start, stop), reference)
+            for k, total, weight in zip(alike.targets, sums, alike.totals, strict=True):
+                _add_reference(total, reference, weight, signed=signed)
+                tile.out[k, start:stop].copy_(total)
+
+    def _sum_up(
+        self, stored: Rows, alike: _Alike, span: slice, reference: torch.Tensor
+    ) -> torch.Tensor:
+        """The sums (k, elements) of a block's differences, a group of sources after the other."""
+        count = span.stop - span.start
+        sums: torch.Tensor = self._sums[: len(alike.targets), :count]
+        # A sum that overflows is a false alarm, and the careful way gives the same bits.
+        finite = math.isfinite(float(reference.sum()))
+        for number, (sources, add_up) in enumerate(alike.groups):
+            values = self._values[: add_up.rows]
+            for rows, wide in _taken(stored, sources, span, values[:, :count]):
+                _subtract(rows, reference, wide, finite=finite)
+            add_up(values, count, self._part if number else self._sums)
+            if number:
+                sums.add_(self._part[: len(alike.targets), :count])
+        return sums
 
 
-def _views(own: Averager, kind: Kind) -> tuple[Rows, torch.Tensor]:
+def _some(numbers: list[int]) -> Some:
+    """Ascending numbers, as a slice where they follow on one another."""
+    first, last = numbers[0], numbers[-1]
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers
+
+
+def _taken(
+    stored: Rows, sources: Some, span: slice, wide: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Stored values of some sources in a block, and where they go as wide numbers."""
+    if isinstance(sources, slice) and not isinstance(stored, list):
+        yield stored[sources, span], wide
+        return
+    rows = stored[sources] if isinstance(sources, slice) else [stored[i] for i in sources]
+    for row, out in zip(rows, wide, strict=True):
+        yield row[span], out
+
+
+def _restore_zeros(out: torch.Tensor, alike: _Alike, newest: torch.Tensor) -> None:
+    """Give zeros that all sources share their sign: sums of zeros are +0.0."""
+    for k, total in zip(alike.targets, alike.totals, strict=True):
+        if total == 1.0:
+            row = out[k, : len(newest)]
+            row.copy_(newest.where((row == 0) & (newest == 0), row))
+
+
+def _is_wide(values: torch.Tensor) -> bool:
+    """Whether no average of numbers that float32 holds is too large for the type."""
+    import torch
+
+    return values.dtype in {torch.float64, torch.float32, torch.bfloat16}
+
+
+def _views(
+    raw: torch.Tensor, shape: tuple[int, ...], width: int, kind: Kind
+) -> tuple[Rows, torch.Tensor]:
     """Bytes as stored values, n rows of the tile's width, and averages (k, width)."""
     import torch
 
-    sources, targets = own.weights.shape
-    width = own.need.width
+    sources, targets = shape
     sizes = [width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
     out_size = width * kind.out.bits // 8
-    held, made = own.raw[: sum(sizes)], own.raw[sum(sizes) :][: targets * out_size]
+    held, made = raw[: sum(sizes)], raw[sum(sizes) :][: targets * out_size]
     averages = made.view(targets, out_size).view(getattr(torch, kind.out.label))
     if not kind.stored:
         return held.view(sources, sizes[0]).view(getattr(torch, kind.dtype.label)), averages
@@ -288,11 +310,6 @@ def _bytes(rows: Rows) -> list[memoryview]:
 def _cut(rows: list[memoryview], count: int, width: int) -> list[memoryview]:
     """The first ``count`` of ``width`` elements of each row."""
     return rows if count == width else [row[: len(row) // width * count] for row in rows]
-
-
-def _widen(stored: torch.Tensor, out: torch.Tensor) -> None:
-    """Stored values as wide numbers."""
-    out.copy_(stored)
 
 
 def _subtract(

@@ -1,112 +1,108 @@
 """Weighted sums of rows, as fast as torch has them and with the bits of one chain.
 
-``sum_i x_i row_i`` is the chain of fused multiply-adds over the rows, first to last, from zero.
-Functions that read each row once are several times as fast; which of them give the chain's bits
-is tried out once per process, so that the number of sums made at once shows in none of them.
+``sum_i x_i row_i`` is the chain of fused multiply-adds over the rows, first to last, from zero. A
+matrix product reads each row once; whether it gives the chain's bits is tried out once per process,
+so that the number of sums made at once shows in none of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phema_cli.profiles import Array
-from phema_cli.synthesis.tiling import MANY, WIDTH
+from phema_cli.synthesis.tiling import LEAST_ROWS, WIDTH
 
 if TYPE_CHECKING:
     import torch
 
 _PIECE = 2048
 
-_Way = Literal["matmul", "bags", "chain"]
-
 
 class Bags:
-    """Sums of rows by ``embedding_bag``, which holds a sum in registers while it reads the rows.
+    """Sums of 16-bit rows by ``embedding_bag``, which widens nothing and sums in float32.
 
-    Rows are cut into pieces, and piece j of all rows is a bag for each target.
+    Rows are cut into pieces, and piece j of all rows is a bag for each target, by itself. A weight
+    is the sum of two numbers of the rows' type.
 
     Args:
-        weights: (k, rows, parts) of the rows' type; a weight is the sum of its parts.
+        weights: (n, k) float64.
+        rows: which rows these are the weights of.
         width: elements of a row, a multiple of ``WIDTH``.
+        dtype: type of the rows.
     """
 
-    def __init__(self, weights: torch.Tensor, width: int) -> None:
+    def __init__(self, weights: Array, rows: Sequence[int], width: int, dtype: torch.dtype) -> None:
         import torch
 
-        self._targets, rows, parts = weights.shape
+        parts = _split(weights, dtype)
+        self._targets = len(parts)
         self._piece = math.gcd(width, _PIECE)
-        self._entries = rows * parts
+        self._entries = 2 * len(rows)
         pieces = width // self._piece
-        place = torch.arange(pieces)[:, None, None, None] + pieces * torch.arange(rows)[:, None]
-        self._indices = place.expand(pieces, *weights.shape).reshape(-1).int()
+        place = torch.arange(pieces)[:, None, None, None] + pieces * torch.tensor(rows)[:, None]
+        self._indices = place.expand(pieces, *parts.shape).reshape(-1).int()
         bags = pieces * self._targets
         self._offsets = torch.arange(0, bags * self._entries + 1, self._entries).int()
-        self._weights = weights.reshape(-1).repeat(pieces)
+        self._weights = parts.reshape(-1).repeat(pieces)
 
-    def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:
-        """Put the sums over ``rows`` (rows, width) into the first ``count`` columns of ``out``.
-
-        Columns of ``out`` (k, width), of the rows' type, beyond them may change.
-        """
+    def __call__(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """The sums (k, count or more) over ``rows`` (all rows, width), in their type."""
         import torch
 
-        indices, offsets, weights = self._indices, self._offsets, self._weights
         pieces = -(-count // self._piece)
         bags = pieces * self._targets
-        if bags < len(offsets) - 1:
-            entries = bags * self._entries
-            indices, weights = indices[:entries], weights[:entries]
-            offsets = offsets[: bags + 1]
+        entries = bags * self._entries
         made = torch.nn.functional.embedding_bag(
-            indices,
+            self._indices[:entries],
             rows.view(-1, self._piece),
-            offsets,
+            self._offsets[: bags + 1],
             mode="sum",
-            per_sample_weights=weights,
+            per_sample_weights=self._weights[:entries],
             include_last_offset=True,
         )
-        cut = out[:, : pieces * self._piece].view(self._targets, pieces, self._piece)
-        cut.copy_(made.view(pieces, self._targets, self._piece).transpose(0, 1))
+        return made.view(pieces, self._targets, self._piece).transpose(0, 1).flatten(1)
 
 
 class Sums:
-    """Sums of the same rows with k sets of weights.
+    """Sums of the same wide rows with k sets of weights.
 
     Args:
         weights: (rows, k) float64.
-        width: elements of a row, a multiple of ``WIDTH``.
         dtype: type of rows and sums.
+
+    Attributes:
+        rows: how many there are.
     """
 
-    def __init__(self, weights: Array, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, weights: Array, dtype: torch.dtype) -> None:
         import torch
 
-        self._weights = torch.from_numpy(weights.T.copy()).to(dtype)
-        rows, targets = weights.shape
-        self._way = fastest_way(targets, rows, dtype)
-        self._bags = Bags(self._weights[:, :, None], width) if self._way == "bags" else None
+        self.rows, self._targets = weights.shape
+        padded = torch.zeros(max(self._targets, LEAST_ROWS), self.rows, dtype=dtype)
+        padded[: self._targets] = torch.from_numpy(weights.T.copy())
+        self._weights = padded
+        self._multiplies = product_is_chain(len(padded), self.rows, dtype)
 
     def __call__(self, rows: torch.Tensor, count: int, out: torch.Tensor) -> None:
         """Put the sums over ``rows`` (rows, width) into the first ``count`` columns of ``out``.
 
-        Columns of ``out`` (k, width) beyond them may change.
+        Columns of ``out`` (k or ``LEAST_ROWS``, width) beyond them may change, and its other rows.
         """
         import torch
 
-        if self._way == "matmul":
+        if self._multiplies:
             columns = -(-count // WIDTH) * WIDTH
-            torch.mm(self._weights, rows[:, :columns], out=out[:, :columns])
-        elif self._bags is not None:
-            self._bags(rows, count, out)
+            torch.mm(self._weights, rows[:, :columns], out=out[: len(self._weights), :columns])
         else:
-            _chain(self._weights, rows[:, :count], out[:, :count])
+            _chain(self._weights[: self._targets], rows[:, :count], out[: self._targets, :count])
 
 
-def split(weights: Array, dtype: torch.dtype) -> torch.Tensor:
+def _split(weights: Array, dtype: torch.dtype) -> torch.Tensor:
     """Weights (n, k) as sums of two numbers of a narrow type each, (k, n, 2)."""
     import torch
 
@@ -124,8 +120,8 @@ def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None
 
 
 @lru_cache
-def fastest_way(targets: int, rows: int, dtype: torch.dtype) -> _Way:
-    """The fastest function that gives the bits of the chain on this machine."""
+def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
+    """Whether a matrix product of that shape gives the bits of the chain on this machine."""
     import torch
 
     random = np.random.default_rng(0)
@@ -133,11 +129,4 @@ def fastest_way(targets: int, rows: int, dtype: torch.dtype) -> _Way:
     values = torch.from_numpy(random.standard_normal((rows, 4 * WIDTH))).to(dtype)
     expected = torch.empty(targets, 4 * WIDTH, dtype=dtype)
     _chain(weights, values, expected)
-    if targets >= MANY and torch.equal(torch.mm(weights, values), expected):
-        return "matmul"
-    if dtype == torch.float32:
-        made = torch.empty_like(expected)
-        Bags(weights[:, :, None], 4 * WIDTH)(values, 4 * WIDTH, made)
-        if torch.equal(made, expected):
-            return "bags"
-    return "chain"
+    return torch.equal(torch.mm(weights, values), expected)

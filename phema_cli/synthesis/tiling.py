@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from phema_cli.profiles import Array
 
 #: rows are this long, or a multiple: BLAS sums short ones in another order.
 WIDTH = 256
-#: targets from which on a matrix product is faster than one sum after the other.
-MANY = 4
+#: rows of a matrix product at least: with fewer BLAS libraries sum in another order.
+LEAST_ROWS = 4
 #: sources that are summed at a time: BLAS libraries sum many more in other orders.
 GROUP = 32
 
@@ -33,7 +33,6 @@ _MOST_DIRECT = 256
 _PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
 #: bytes of a number in float32 and float64.
 _SINGLE, _DOUBLE = 4, 8
-_WIDE = {_SINGLE: "F32", _DOUBLE: "F64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +49,27 @@ class Kind:
     out: DType
     stored: tuple[DType, ...] = ()
 
+    def of(self, sources: Sequence[int]) -> Kind:
+        """The kind of tensors of these sources alone."""
+        types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
+        return Kind(types.pop(), self.out) if len(types) == 1 else self
+
     def is_direct(self, weights: Array) -> bool:
-        """Whether ``sum_i x_i theta_i`` may be summed as it stands.
+        """Whether a target's ``sum_i x_i theta_i`` may be summed as it stands.
 
         So it is where values of 16 bits are read and written, and a number that all sources share
         comes out as it is: the error of its sum is below a quarter of the distance to the next
         number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
         rounded to float32, and each weight to two parts of the stored type.
+
+        Args:
+            weights: (n,) float64 of the target's own sources, none of them 0.
         """
         alike = self.dtype == self.out and not self.stored
         if not alike or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
             return False
-        partial = float(np.abs(weights.cumsum(axis=0)).max(initial=0.0))
-        size = float(np.abs(weights).sum(axis=0).max(initial=0.0))
+        partial = float(np.abs(weights.cumsum()).max(initial=0.0))
+        size = float(np.abs(weights).sum())
         error = 2 * len(weights) * partial * 2.0**-24 + size * _PARTS[self.dtype.name]
         # Below a power of two the next number is nearest: 2^-(m+1) of it away.
         return error < 2.0 ** -(self.dtype.mantissa_bits + 1) / 4
@@ -76,8 +83,7 @@ class Buffers:
         width: elements of a tile, a multiple of ``WIDTH``.
         raw: bytes of stored values and of averages, for each element of a tile.
         group: sources whose differences are held.
-        block: elements of differences.
-        sums: elements of sums.
+        block: elements of differences and of sums.
         targets: sums.
         compute: bytes of an element of a sum: 4, or 8 for float64.
     """
@@ -86,7 +92,6 @@ class Buffers:
     raw: int
     group: int
     block: int
-    sums: int
     targets: int
     compute: int
 
@@ -95,13 +100,8 @@ class Buffers:
         """Bytes of all of them."""
         # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
         return self.raw * self.width + self.compute * (
-            2 * self.group * self.block + (2 * self.targets + 3) * self.sums
+            2 * self.group * self.block + (2 * max(self.targets, LEAST_ROWS) + 3) * self.block
         )
-
-    def in_place(self, kind: Kind) -> bool:
-        """Whether differences replace the stored values, and are summed tile by tile."""
-        alike = kind.dtype.name == _WIDE[self.compute] and not kind.stored
-        return self.targets < MANY and alike
 
 
 def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) -> Buffers:
@@ -111,21 +111,13 @@ def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) ->
     out = max((k.out.bits // 8 for k in kinds), default=1)
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
     width = -(-elements // WIDTH) * WIDTH
-    block = min(_BLOCK, width)
-    need = Buffers(
+    return Buffers(
         width=width,
         raw=sources * stored + targets * out,
         group=min(sources, GROUP),
-        block=block,
-        sums=block,
+        block=min(_BLOCK, width),
         targets=targets,
         compute=_DOUBLE if wide else _SINGLE,
-    )
-    in_place = [need.in_place(kind) for kind in kinds]
-    return replace(
-        need,
-        group=0 if all(in_place) else need.group,
-        sums=width if any(in_place) else block,
     )
 
 

@@ -13,11 +13,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
-from phema_cli.synthesis.averaging import Averager, Tile, Way
+from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.recipe import Recipe
@@ -26,6 +27,9 @@ from phema_cli.synthesis.staging import Checks, Notes
 from phema_cli.synthesis.tensors import averaged_kinds
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.processes import most_open_files
+
+if TYPE_CHECKING:
+    import torch
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
@@ -178,37 +182,40 @@ class Tiles:
     Args:
         recipe: what is read.
         reader: what reads it.
-        way: how they are summed, if that is not for the recipe to say.
+
+    Attributes:
+        used: the sources that weigh, newest first: differences are taken from the newest.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        reader: FileReader,
-        way: Way | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, reader: FileReader) -> None:
         self._reader = reader
-        # Newest first: the reference that differences are taken from leads.
         self.used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
         self._averager = Averager(
             averaged_kinds(recipe.tensors),
             recipe.weights[self.used],
             recipe.sums,
             recipe.tile_elements,
-            way,
         )
 
-    def read(self, segment: Segment, start: int, count: int) -> Tile:
-        """The tile of these elements, with every source's values in its rows."""
-        tile = self._averager.tile(segment.plan.kind)
+    @property
+    def sound(self) -> bool:
+        """Whether the last averages, and what they were made of, are surely finite."""
+        return self._averager.sound
+
+    def averages(self, segment: Segment, start: int, count: int) -> list[memoryview]:
+        """The bytes of each target's average of these elements; the next call overwrites them."""
         extents = [segment.sources[source] for source in self.used]
-        rows = tile.rows(count)
+        rows = self._averager.rows(segment.plan.kind, count)
         if segment.plan.stored:
             wanted = zip(extents, rows, strict=True)
             self._reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
             self._reader.read_rows(extents, start, rows)
-        return tile
+        return self._averager.averages(segment.plan.kind, count)
+
+    def values(self, segment: Segment, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the last averages were made of, (n, count), and they (k, count), as numbers."""
+        return self._averager.values(segment.plan.kind, count)
 
 
 class _Worker:
@@ -251,17 +258,16 @@ class _Worker:
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
         plan = segment.plan
-        tile = self._tiles.read(segment, start, count)
-        for k, data in enumerate(tile.averages(count)):
+        for k, data in enumerate(self._tiles.averages(segment, start, count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
-        if not (tile.sound or self._recipe.allow_nonfinite):
+        if not (self._tiles.sound or self._recipe.allow_nonfinite):
             self._look_into(segment, start, count)
         read = plan.read_bytes(count, len(self._tiles.used))
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
 
     def _look_into(self, segment: Segment, start: int, count: int) -> None:
-        """See what is not finite in a tile; its averages may have taken the place of its values."""
-        stored, made = self._tiles.read(segment, start, count).values(count)
+        """See what is not finite in a tile."""
+        stored, made = self._tiles.values(segment, count)
         for plan, low, high, _ in segment.parts(start, start + count):
             refuse(plan, stored[:, low:high], made[:, low:high])
 

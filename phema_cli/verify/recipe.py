@@ -57,6 +57,15 @@ def provenance_of(out: Checkpoint) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
+def is_exact(record: dict[str, Any]) -> bool:
+    """Whether sources make the output's averages to the bit.
+
+    What version 0.1 made of values of 16 bits depended on the other targets of the call. It alone
+    recorded a device.
+    """
+    return "device" not in record
+
+
 def _flaw(record: dict[str, Any]) -> str | None:
     """What is missing in a record, or is not what phema writes there."""
     missing = next((name for name in _ENTRIES if name not in record), None)
