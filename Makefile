@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
 .PHONY: help install demo test lint types layers unit cover format docs figures bench evidence speed faults fuzz clean
@@ -10,14 +11,15 @@ WORKERS ?= 2
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# torch comes first and alone: with it in place nothing else can pull another build of it. timm,
-# k-diffusion and mmengine come without what they need: the tests use a few of their files, torchvision
-# is there for CUDA only, and OpenCV is large.
+# A venv may bring a pip that does not know dependency groups. torch comes alone: with it in place
+# nothing else can pull another build of it. timm, k-diffusion and mmengine come without what they
+# need: the tests use a few of their files, torchvision is there for CUDA only, and OpenCV is large.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm k-diffusion mmengine
+	$(INSTALL) pip
+	$(INSTALL) torch
+	$(INSTALL) -e . --group dev
+	$(INSTALL) --no-deps timm k-diffusion mmengine
 	@touch $@
 
 install: $(STAMP) ## set up .venv
@@ -77,7 +79,7 @@ faults: $(STAMP) ## kill a synthesis 100 times, interrupt it 200 times, fail 100
 	PHEMA_KILLS=100 PHEMA_INTERRUPTIONS=200 PHEMA_FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_interruptions.py tests/test_injected_faults.py tests/test_power_loss.py
 
 fuzz: $(STAMP) ## one and a half million inputs made up for all parsers, guided by coverage (15 minutes)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(INSTALL) --group fuzz
 	$(BIN)/python -m tests.fuzz
 
 clean: ## remove .venv and what the demo and the tests left

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every parser: ``make fuzz``, or ``python -m tests.fuzz NAME ...``.
 
-Each parser runs in a process of its own under atheris (``pip install 'phema-cli[fuzz]'``). An input
+Each parser runs in a process of its own under atheris, which ``make fuzz`` installs. An input
 that ends in anything but a result or an error of phema's, takes a second, or fills 64 MiB, is
 saved as ``fuzz-NAME-...``, and the exit code is 1.
 """

@@ -84,7 +84,7 @@ def place(tmp_path_factory):
         ("plot ckpts -g 7 --no-sample", 0),
         ("plot ckpts -s 0.1 --profile uniform:last=0.2 -o plot.svg", 0),
         ("plot ckpts -g 7 --profile raw", 0),
-        ("plan --steps 1000 --parameters 1M --schedule constant --compare", 0),
+        ("plan --steps 1000 --parameters 1M --schedule constant", 0),
         ("plan --steps 200 --like ckpts --gammas 5,10 --snapshots 4", 0),
         ("sweep ckpts -g 5,7 --profile raw -o swept --no-sample --eval", 0),
         ("sweep ckpts -g 5,7 --keep none --refine 0 --maximize -o none --eval", 0),

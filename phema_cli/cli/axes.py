@@ -42,38 +42,54 @@ class Axis:
         """Where values lie on ``count`` dots from ``low`` to ``high``, not yet rounded.
 
         Args:
-            values: any shape; what a logarithmic axis has no place for becomes NaN.
+            values: any shape, above 0 where the axis is logarithmic.
             count: dots, at least 2.
         """
         if self.log:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                logs = np.log(np.where(values > 0, values, np.nan))
             low, high = math.log(self.low), math.log(self.high)
-            return (logs - low) / (high - low) * (count - 1)
+            return (np.log(values) - low) / (high - low) * (count - 1)
         return (values - self.low) / (self.high - self.low) * (count - 1)
 
 
-def fit(values: Array, *, log: bool, most: int, whole: bool) -> Axis:
-    """The axis that holds values.
+def even(values: Array, most: int) -> Axis:
+    """The axis of equal differences that holds values, and begins and ends at ticks.
 
     Args:
-        values: (n,) what must be on it; NaN and infinities don't count.
-        log: whether it is logarithmic; values up to 0 don't count then.
+        values: (n,) finite; n is at least 1. At most a hundredth of their range is beyond the ends.
         most: ticks that there is room for.
-        whole: whether it begins and ends at ticks; of values, at most a hundredth of their range
-            is beyond.
     """
-    counted = values[np.isfinite(values) & ((values > 0) | (not log))]
-    low, high = (float(counted.min()), float(counted.max())) if len(counted) else (1.0, 1.0)
+    ticks = _even(*_ends(values), most, whole=True)
+    return Axis(ticks[0], ticks[-1], log=False, ticks=ticks)
+
+
+def logarithmic(values: Array, most: int) -> Axis:
+    """The axis of equal ratios from the least to the largest value.
+
+    Powers of ten are its ticks, and a few multiples of them on a short axis.
+
+    Args:
+        values: (n,) above 0 and finite; n is at least 1.
+        most: ticks that there is room for.
+    """
+    low, high = _ends(values)
+    decades = math.log10(high / low)
+    mantissas = next((m for span, m in _MANTISSAS if decades <= span), (1.0,))
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    every = max(1, math.ceil((last - first) / max(most - 1, 1))) if len(mantissas) == 1 else 1
+    found = [m * 10.0**e for e in range(first, last + 1, every) for m in mantissas]
+    ticks = tuple(t for t in found if low * (1 - 1e-9) <= t <= high * (1 + 1e-9))
+    if len(ticks) < 2:  # noqa: PLR2004 - one number doesn't say how long an axis is
+        ticks = tuple(t for t in _even(low, high, most, whole=False) if t > 0)
+    return Axis(low, high, log=True, ticks=ticks)
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    """The least and the largest value, moved apart where they are one."""
+    low, high = float(values.min()), float(values.max())
     if not high - low > 1e-9 * max(abs(low), abs(high)):
         beside = abs(low) / 10 or 1.0
-        low, high = low - beside, high + beside
-    if log:
-        return _logarithmic(low, high, most, whole)
-    ticks = _even(low, high, most, whole)
-    if whole:
-        low, high = ticks[0], ticks[-1]
-    return Axis(low, high, log=False, ticks=ticks)
+        return low - beside, high + beside
+    return low, high
 
 
 def _even(low: float, high: float, most: int, whole: bool) -> tuple[float, ...]:
@@ -94,22 +110,6 @@ def _multiples(low: float, high: float, step: float, whole: bool) -> tuple[int, 
         return math.floor(low / step + beyond), math.ceil(high / step - beyond)
     # Next to a multiple is on it: 0.3 is no multiple of 0.1 in binary.
     return math.ceil(low / step - _SAME), math.floor(high / step + _SAME)
-
-
-def _logarithmic(low: float, high: float, most: int, whole: bool) -> Axis:
-    """Powers of ten, and a few multiples of them on a short axis."""
-    decades = math.log10(high / low)
-    mantissas = next((m for span, m in _MANTISSAS if decades <= span), (1.0,))
-    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    every = max(1, math.ceil((last - first) / max(most - 1, 1))) if len(mantissas) == 1 else 1
-    found = [m * 10.0**e for e in range(first, last + 1, every) for m in mantissas]
-    if whole:
-        low = max((t for t in found if t <= low * (1 + 1e-9)), default=low)
-        high = min((t for t in found if t >= high * (1 - 1e-9)), default=high)
-    ticks = tuple(t for t in found if low * (1 - 1e-9) <= t <= high * (1 + 1e-9))
-    if len(ticks) < 2:  # noqa: PLR2004 - one number doesn't say how long an axis is
-        ticks = tuple(t for t in _even(low, high, most, whole=False) if t > 0)
-    return Axis(low, high, log=True, ticks=ticks)
 
 
 def written(ticks: Sequence[float]) -> list[str]:

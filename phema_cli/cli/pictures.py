@@ -24,8 +24,8 @@ ENDINGS: dict[str, dict[str, Any]] = {
     ".png": {},
     ".svg": {"Date": None},
 }
-#: inches: one column of a paper, and both.
-COLUMN, PAGE = 3.4, 7.0
+#: inches: one column of a paper.
+COLUMN = 3.4
 #: M. Okabe and K. Ito's colours, which the colour-blind tell apart, without their yellow.
 COLOURS = (
     "#0072b2",

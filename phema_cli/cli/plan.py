@@ -18,9 +18,6 @@ _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
 #: snapshots of each gamma where nothing is said, and gammas that are chosen then.
 _SNAPSHOTS, _NUMBER = 64, 2
 _MOST = 1024
-#: what plans are compared with: the tracker's own gammas and EDM2's sigma_rel.
-_USUAL_GAMMAS, _USUAL_SIGMA_RELS = (5.0, 10.0), (0.05, 0.10)
-_COMPARED = (8, 16, 32, 64, 128)
 
 Steps = Annotated[
     str,
@@ -106,14 +103,6 @@ Range = Annotated[
         metavar="LOW,HIGH",
     ),
 ]
-Compare = Annotated[
-    bool,
-    options.flag(
-        "--compare",
-        help="Compare gammas and numbers of snapshots in a table.",
-        panel=_STORED,
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +133,6 @@ def plan(
     run: Run,
     stored: Stored,
     served: Range = "0.03,0.20",
-    compare: Compare = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -160,8 +148,8 @@ def plan(
       What gammas 5 and 10 reach, stored every 10,000 steps:
         $ phema plan --steps 400k --parameters 280M --gammas 5,10 --every 10k
 
-      A run that moves as an earlier one did, beside other pairs and counts:
-        $ phema plan --steps 4000 --like ckpts/ --compare
+      A run that moves as an earlier one did:
+        $ phema plan --steps 4000 --like ckpts/
     """
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
     from phema_cli.solver.planning import figures
@@ -174,22 +162,20 @@ def plan(
     budget = parsing.size(stored.budget)
     most = None if budget is None else sizes.affordable(budget)
     chosen = _choose(aim, stored, most)
-    plans = [chosen, *(_others(aim, chosen, most) if compare else [])]
-    made = [figures(p, reach.GRID, assumed) for p in plans]
-    entry, *compared = [planned.entry(p, m, aim, sizes) for p, m in zip(plans, made, strict=True)]
+    made = figures(chosen, reach.GRID, assumed)
+    entry = planned.entry(chosen, made, aim, sizes)
     if json:
         known = {
             "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
             "like": run.like,
         }
-        render.document("plan", planned.document(aim, sizes, known, entry, made[0], compared))
+        render.document("plan", planned.document(aim, sizes, known, entry, made))
         return
     if not (run.schedule or run.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
     planned.show(entry, sizes, chosen, aim)
-    reach.show(made[0], aim.steps, "blue")
-    planned.show_figures(made[0], measured=run.like is not None)
-    planned.show_compared(compared)
+    reach.show(made, aim.steps, "blue")
+    planned.show_figures(made, measured=run.like is not None)
     planned.show_loop(chosen, dtype)
 
 
@@ -290,14 +276,3 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
     if not 1 <= count <= _MOST:
         raise UsageError(f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} will do")
     return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), every)
-
-
-def _others(aim: Aim, chosen: Plan, most: int | None) -> list[Plan]:
-    """Plans to compare: the chosen gammas and usual ones, some numbers of snapshots."""
-    from phema_cli.profiles import gamma_from_sigma_rel
-    from phema_cli.solver.planning import evenly
-
-    edm2 = tuple(gamma_from_sigma_rel(s) for s in _USUAL_SIGMA_RELS)
-    gammas = dict.fromkeys(tuple(sorted(g)) for g in (chosen.gammas, _USUAL_GAMMAS, edm2))
-    plans = [evenly(aim.steps, g, n) for g in gammas for n in _COMPARED if n <= aim.steps]
-    return [p for p in plans if most is None or p.files <= most]

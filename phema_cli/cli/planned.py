@@ -80,7 +80,6 @@ def document(
     known: Mapping[str, str | None],
     chosen: Mapping[str, Any],
     made: Sequence[Figures],
-    compared: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of ``--json``."""
     return {
@@ -92,7 +91,6 @@ def document(
         "method": "blue",
         "plan": chosen,
         "targets": reach.entries(made),
-        "compared": compared,
     }
 
 
@@ -138,30 +136,6 @@ def show_figures(made: Sequence[Figures], *, measured: bool) -> None:
             *([f"{f.expected_rms or 0.0:.2g}"] if measured else []),
             "" if f.sigma_error is None else render.per_cent(f.sigma_error),
             f"{f.profile_error or 0.0:.2g}",
-        )
-    out = render.console()
-    render.show(table, out)
-    out.print()
-
-
-def show_compared(compared: Sequence[Mapping[str, Any]]) -> None:
-    """Plans beside each other."""
-    if not compared:
-        return
-    names = ("each", "files", "disk", "worst", "good", "good or fair")
-    table = render.table("gammas", *names, right=names, gap=2)
-    for plan in compared:
-        disk = plan["disk_bytes"]
-        table.add_row(
-            ", ".join(f"{g:.4g}" for g in plan["gammas"]),
-            f"{plan['snapshots']}",
-            f"{plan['files']}",
-            "" if disk is None else render.size(disk),
-            render.per_cent(plan["worst_sigma_error"]),
-            *(
-                reach.written([plan[which]] if plan[which] else [])
-                for which in ("good", "good_or_fair")
-            ),
         )
     out = render.console()
     render.show(table, out)

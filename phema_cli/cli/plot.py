@@ -1,4 +1,4 @@
-"""``phema plot``: profiles, weights and the reachable range, as a picture or in the terminal."""
+"""``phema plot``: profiles, weights and the reachable range, as a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Output = Annotated[
     options.option(
         "--output",
         "-o",
-        help="Picture to write: .png, .svg or .pdf; drawn in the terminal without.",
+        help="Picture to write: .png, .svg or .pdf. Not needed with --json.",
         metavar="FILE",
     ),
 ]
@@ -46,42 +46,35 @@ def plot(
     Pictures need matplotlib: [bold]pip install 'phema-cli\[plot]'[/]
 
     Examples:
-      In the terminal, the EMA of gamma 7:
-        $ phema plot ckpts/ --gamma 7
+      The EMA of gamma 7:
+        $ phema plot ckpts/ --gamma 7 -o gamma7.svg
 
-      As a picture of two targets, seven inches wide:
+      Two targets, seven inches wide:
         $ phema plot ckpts/ --gamma 4,30 -o targets.pdf --width 7
 
       The curves as numbers:
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
-    from phema_cli.cli import pictures, plot_picture, plot_text
+    from phema_cli.cli import pictures, plot_picture
     from phema_cli.cli.plotted import solve_plotted
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
+    elif not json:
+        raise UsageError(
+            "a picture needs a file", remedy="pass -o FILE, or --json for the curves as numbers"
+        )
     found = sources.scan(paths, sampled=not solving.no_sample)
     plotted = solve_plotted(found, wanted, solving)
-    if len(plotted.panels) > _MOST_TARGETS and not (json and output is None):
+    if output is not None and len(plotted.panels) > _MOST_TARGETS:
         raise UsageError(
             f"{len(plotted.panels)} targets are more than a picture holds",
             remedy=f"pass at most {_MOST_TARGETS}",
         )
-    if not json:
-        render.findings(found.findings, stderr=True, quiet=quiet)
     if output is not None:
         plot_picture.draw(plotted, output, width=width, overwrite=overwrite)
     if json:
         render.document("plot", plotted.document() | {"output": output and str(output)})
-    elif output is not None:
-        render.line(output)
     else:
-        out = render.console()
-        out.print(
-            render.figures_table(
-                [p.target for p in plotted.panels], [p.figures for p in plotted.panels]
-            )
-        )
-        out.print()
-        for line in plot_text.drawing(plotted, render.columns(), unicode=render.unicode()):
-            out.print(line, soft_wrap=True)
+        render.findings(found.findings, stderr=True, quiet=quiet)
+        render.line(output)

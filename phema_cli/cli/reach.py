@@ -51,7 +51,7 @@ def show(figures: Sequence[Figures], step: float, method: str) -> None:
         ("fair", "by at most 10 %"),
         ("poor", "by more"),
     ):
-        style, shown = render.STYLES[verdict], written(spans(figures, (verdict,)))
+        style, shown = render.STYLES[verdict], _written(spans(figures, (verdict,)))
         out.print(f"  [{style}]{bars[verdict]} {verdict}[/]  {shown}  [dim]{meaning}[/]")
     out.print()
 
@@ -77,7 +77,7 @@ def spans(figures: Sequence[Figures], verdicts: Sequence[str]) -> list[tuple[flo
     return found
 
 
-def written(ranges: Sequence[tuple[float, float]]) -> str:
+def _written(ranges: Sequence[tuple[float, float]]) -> str:
     """Ranges as text."""
     parts = (f"{a:.3f}" if a == b else f"{a:.3f} to {b:.3f}" for a, b in ranges)
     return ", ".join(parts) or "none"

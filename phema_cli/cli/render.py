@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
-_PIPE_WIDTH, _DRAWN_WIDTH = 10_000, 80
+_PIPE_WIDTH = 10_000
 # columns of text, which may be folded where there is no room
 _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 # of which no less than so many columns is left
@@ -40,12 +40,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
-
-
-def columns() -> int:
-    """Columns of a drawing on stdout: the terminal's, 80 in a pipe."""
-    width = console().width
-    return _DRAWN_WIDTH if width == _PIPE_WIDTH else width
 
 
 def unicode() -> bool:

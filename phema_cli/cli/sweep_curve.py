@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.cli import render
-from phema_cli.cli.chart import Curve, Mark, chart
+from phema_cli.cli.chart import Mark, chart
 
 if TYPE_CHECKING:
     from phema_cli.profiles import Array
@@ -71,13 +71,12 @@ def lines(found: Valley, width: int) -> list[str]:
     points = "point is" if hidden == 1 else "points are"
     more = f"; {hidden} further {points} not shown" if hidden else ""
     return chart(
-        [Curve("metric", *_cut(found))],
+        *_cut(found),
+        Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}{more}"),
         width=width,
         height=_ROWS,
-        log_x=True,
         x_label="sigma_rel",
         y_label="metric",
-        mark=Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}{more}"),
         unicode=render.unicode(),
     )
 

@@ -60,6 +60,7 @@ class _Tile:
         made: that of each average.
         copied: the source of targets that are one, by target.
         alike: all other targets.
+        in_place: whether differences may take the place of the stored values.
     """
 
     stored: Rows
@@ -68,6 +69,7 @@ class _Tile:
     made: list[memoryview]
     copied: dict[int, int]
     alike: list[_Alike]
+    in_place: bool
 
 
 class Averager:
@@ -107,12 +109,12 @@ class Averager:
         return _cut(self._tile(kind).rows, count, self._width)
 
     def values(self, kind: Kind, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is in ``rows`` (n, count), and the averages (k, count), as numbers."""
+        """What is in ``rows`` (n, count), and the last averages (k, count), as numbers."""
         tile = self._tile(kind)
         return _stack(tile.stored, count, self._compute), tile.out[:, :count]
 
     def averages(self, kind: Kind, count: int) -> list[memoryview]:
-        """The bytes of each target's average; the next call overwrites them."""
+        """The bytes of each target's average; the next call overwrites them, this one ``rows``."""
         tile = self._tile(kind)
         self.sound = True
         for k, source in tile.copied.items():
@@ -127,7 +129,17 @@ class Averager:
         if kind not in self._tiles:
             stored, out = _views(self._raw, self._weights.shape, self._width, kind)
             copied, alike = self._dealt(kind)
-            self._tiles[kind] = _Tile(stored, out, _bytes(stored), _bytes(out), copied, alike)
+            self._tiles[kind] = _Tile(
+                stored,
+                out,
+                _bytes(stored),
+                _bytes(out),
+                copied,
+                alike,
+                in_place=not isinstance(stored, list)
+                and stored.dtype == self._compute
+                and [len(a.sources) for a in alike] == [len(stored)],
+            )
         return self._tiles[kind]
 
     def _dealt(self, kind: Kind) -> tuple[dict[int, int], list[_Alike]]:
@@ -181,7 +193,7 @@ class Averager:
 
             rows = torch.stack([rows[i] for i in alike.sources])
         for k, total in zip(alike.targets, alike.direct(rows, count), strict=True):
-            tile.out[k, :count].copy_(total[:count])
+            tile.out[k, : total.numel()].view(total.shape).copy_(total)
         if not self._is_sound(tile.out[alike.place, :count]):
             self.sound &= self._mend(tile, alike, count, signed=signed)
         if signed:
@@ -217,13 +229,13 @@ class Averager:
             stop = min(start + self._block, count)
             reference = self._reference[: stop - start]
             reference.copy_(tile.stored[alike.sources[0]][start:stop])
-            sums = self._sum_up(tile.stored, alike, slice(start, stop), reference)
+            sums = self._sum_up(tile, alike, slice(start, stop), reference)
             for k, total, weight in zip(alike.targets, sums, alike.totals, strict=True):
                 _add_reference(total, reference, weight, signed=signed)
                 tile.out[k, start:stop].copy_(total)
 
     def _sum_up(
-        self, stored: Rows, alike: _Alike, span: slice, reference: torch.Tensor
+        self, tile: _Tile, alike: _Alike, span: slice, reference: torch.Tensor
     ) -> torch.Tensor:
         """The sums (k, elements) of a block's differences, a group of sources after the other."""
         count = span.stop - span.start
@@ -232,7 +244,9 @@ class Averager:
         finite = math.isfinite(float(reference.sum()))
         for number, (sources, add_up) in enumerate(alike.groups):
             values = self._values[: add_up.rows]
-            for rows, wide in _taken(stored, sources, span, values[:, :count]):
+            if tile.in_place and not isinstance(tile.stored, list):
+                values = tile.stored[sources][:, span.start :]
+            for rows, wide in _taken(tile.stored, sources, span, values[:, :count]):
                 _subtract(rows, reference, wide, finite=finite)
             add_up(values, count, self._part if number else self._sums)
             if number:

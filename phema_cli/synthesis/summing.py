@@ -51,7 +51,11 @@ class Bags:
         self._weights = parts.reshape(-1).repeat(pieces)
 
     def __call__(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """The sums (k, count or more) over ``rows`` (all rows, width), in their type."""
+        """The sums over ``rows`` (all rows, width), in their type.
+
+        Returns:
+            (k, pieces, elements of a piece), together ``count`` elements or more of each target.
+        """
         import torch
 
         pieces = -(-count // self._piece)
@@ -65,7 +69,7 @@ class Bags:
             per_sample_weights=self._weights[:entries],
             include_last_offset=True,
         )
-        return made.view(pieces, self._targets, self._piece).transpose(0, 1).flatten(1)
+        return made.view(pieces, self._targets, self._piece).transpose(0, 1)
 
 
 class Sums:

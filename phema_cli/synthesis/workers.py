@@ -204,6 +204,16 @@ class Tiles:
 
     def averages(self, segment: Segment, start: int, count: int) -> list[memoryview]:
         """The bytes of each target's average of these elements; the next call overwrites them."""
+        self._read(segment, start, count)
+        return self._averager.averages(segment.plan.kind, count)
+
+    def values(self, segment: Segment, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the sources hold (n, count), and the last averages (k, count), as numbers."""
+        self._read(segment, start, count)
+        return self._averager.values(segment.plan.kind, count)
+
+    def _read(self, segment: Segment, start: int, count: int) -> None:
+        """Read these elements of every source that weighs."""
         extents = [segment.sources[source] for source in self.used]
         rows = self._averager.rows(segment.plan.kind, count)
         if segment.plan.stored:
@@ -211,11 +221,6 @@ class Tiles:
             self._reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
             self._reader.read_rows(extents, start, rows)
-        return self._averager.averages(segment.plan.kind, count)
-
-    def values(self, segment: Segment, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the last averages were made of, (n, count), and they (k, count), as numbers."""
-        return self._averager.values(segment.plan.kind, count)
 
 
 class _Worker:
@@ -267,7 +272,7 @@ class _Worker:
 
     def _look_into(self, segment: Segment, start: int, count: int) -> None:
         """See what is not finite in a tile."""
-        stored, made = self._tiles.values(segment, count)
+        stored, made = self._tiles.values(segment, start, count)
         for plan, low, high, _ in segment.parts(start, start + count):
             refuse(plan, stored[:, low:high], made[:, low:high])
 

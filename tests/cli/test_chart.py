@@ -1,4 +1,4 @@
-"""Charts as text: what is drawn where, numbers at the axes, widths, ASCII."""
+"""A curve as text: what is drawn where, numbers at the axes, widths, ASCII."""
 
 import math
 
@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from phema_cli.cli import axes
-from phema_cli.cli.chart import Curve, Mark, Rule, chart
+from phema_cli.cli.chart import Mark, chart
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 6))
-POINTS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=12)
+ABOVE_ZERO = st.floats(1e-3, 1e6).map(lambda v: round(v, 6))
+POINTS = st.lists(st.tuples(ABOVE_ZERO, NUMBERS), min_size=1, max_size=12)
 
 
 def plain(lines):
@@ -27,53 +28,48 @@ def drawn(lines, height, side):
     return [row[first:] for row in rows], first
 
 
-def curve(points, kind="points"):
-    """A curve through points."""
+def drawing(points, mark=None, **options):
+    """A chart of points, one of which is marked."""
     x, y = np.array(points, dtype=float).T
-    return Curve("a curve", x, y, kind)
+    mark = mark or Mark(x[0], y[0], "best")
+    return chart(x, y, mark, **{"x_label": "x", "y_label": "y", **options})
 
 
 @settings(deadline=None)
 @given(POINTS, st.booleans(), st.integers(24, 100), st.integers(3, 20))
-def test_every_point_is_in_its_cell(points, unicode, width, height):
-    """A point's symbol is in the row and column that the axes' ends say, to half a dot."""
-    lines = chart([curve(points)], width=width, height=height, unicode=unicode)
+def test_the_mark_is_in_its_cell(points, unicode, width, height):
+    """Its symbol is in the row and column that the axes' ends say, to half a dot."""
+    lines = drawing(points, width=width, height=height, unicode=unicode)
     rows, first = drawn(lines, height, "│┤" if unicode else "|+")
-    symbol = "●" if unicode else "o"
+    symbol = "★" if unicode else "*"
     x, y = np.array(points).T
     columns = width - first
     across, down = (2, 4) if unicode else (1, 1)
-    horizontal = axes.fit(x, log=False, most=columns // 10, whole=False)
-    vertical = axes.fit(y, log=False, most=max(3, height // 3 + 1), whole=True)
-    expected = set()
-    for px, py in points:
-        right = (px - horizontal.low) / (horizontal.high - horizontal.low)
-        up = (py - vertical.low) / (vertical.high - vertical.low)
-        dot = math.floor(right * (columns * across - 1) + 0.5)
-        fall = height * down - 1 - np.clip(up, 0, 1) * (height * down - 1)
-        expected.add((math.floor(fall + 0.5) // down, dot // across))
-    found = {(r, c) for r, row in enumerate(rows) for c, s in enumerate(row) if s == symbol}
-    assert found == expected
+    horizontal = axes.logarithmic(x, columns // 10)
+    vertical = axes.even(y, max(3, height // 3 + 1))
+    right = math.log(x[0] / horizontal.low) / math.log(horizontal.high / horizontal.low)
+    up = (y[0] - vertical.low) / (vertical.high - vertical.low)
+    dot = math.floor(right * (columns * across - 1) + 0.5)
+    fall = height * down - 1 - np.clip(up, 0, 1) * (height * down - 1)
+    expected = (math.floor(fall + 0.5) // down, dot // across)
+    found = [(r, c) for r, row in enumerate(rows) for c, s in enumerate(row) if s == symbol]
+    assert found == [expected]
 
 
 @settings(deadline=None)
-@given(POINTS, st.sampled_from(["line", "points", "stems"]), st.booleans(), st.booleans())
-def test_no_line_is_longer_than_the_width(points, kind, log, unicode):
-    """Whatever is drawn, labels and legend included, fits into the columns given."""
-    many = [curve(points, kind), Curve("the [bold]other[/] one" * 9, np.ones(2), np.ones(2))]
-    lines = chart(
-        many,
-        width=50,
+@given(POINTS, st.integers(24, 60), st.booleans())
+def test_no_line_is_longer_than_the_width(points, width, unicode):
+    """Whatever is drawn, labels and the mark's included, fits into the columns given."""
+    lines = drawing(
+        points,
+        Mark(*points[0], "the [bold]best[/] of them all, " * 5),
+        width=width,
         height=8,
-        log_x=log,
-        log_y=log,
         x_label="a label " * 9,
         y_label="a label " * 9,
-        mark=Mark(1, 1, "the best of them all, " * 5),
-        rules=[Rule(0.5, "half")],
         unicode=unicode,
     )
-    assert max(len(line) for line in plain(lines)) <= 50
+    assert max(len(line) for line in plain(lines)) <= width
     assert unicode or all(line.isascii() for line in plain(lines))
 
 
@@ -82,7 +78,7 @@ def test_no_line_is_longer_than_the_width(points, kind, log, unicode):
 @given(st.tuples(NUMBERS, NUMBERS).filter(lambda t: t[0] != t[1]), st.integers(3, 12))
 def test_ticks_are_round_numbers_apart_and_legible(ends, most):
     """Ticks are multiples of 1, 2 or 5 of a power of ten, in order, and their texts say them."""
-    axis = axes.fit(np.array(ends), log=False, most=most, whole=True)
+    axis = axes.even(np.array(ends), most)
     gaps = np.diff(axis.ticks)
     mantissa = float(f"{gaps[0]:.6e}".partition("e")[0])
     assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-3
@@ -98,13 +94,14 @@ def test_ticks_are_round_numbers_apart_and_legible(ends, most):
     ("values", "expected"),
     [
         ([0.01, 1000], ["0.01", "0.1", "1", "10", "100", "1000"]),
-        ([2, 40], ["2", "3", "5", "10", "20", "30", "50"]),
+        ([2, 40], ["2", "3", "5", "10", "20", "30"]),
         ([1e-9, 1e-3], ["1e-9", "1e-8", "1e-7", "1e-6", "1e-5", "0.0001", "0.001"]),
+        ([0.041, 0.043], ["0.0410", "0.0415", "0.0420", "0.0425", "0.0430"]),
     ],
 )
 def test_logarithmic_ticks(values, expected):
     """Powers of ten, with what lies between where there are few."""
-    axis = axes.fit(np.array(values, dtype=float), log=True, most=8, whole=True)
+    axis = axes.logarithmic(np.array(values, dtype=float), 8)
     assert axes.written(axis.ticks) == expected
 
 
@@ -112,7 +109,7 @@ def test_a_line_joins_its_points_and_a_gap_interrupts_it():
     """Every column between two points has a dot; none where the curve is not finite."""
     x = np.arange(0.0, 101.0)
     y = np.where((x > 40) & (x < 60), np.nan, x)
-    lines = chart([Curve("a", x, y)], width=60, height=10)
+    lines = drawing(np.stack([10 ** (x / 100), y], axis=1), width=60, height=10)
     rows, _ = drawn(lines, 10, "│┤")
     used = [any(len(row) > c and row[c] not in " ┈" for row in rows) for c in range(56)]
     assert used[:22] == [True] * 22
@@ -120,40 +117,18 @@ def test_a_line_joins_its_points_and_a_gap_interrupts_it():
     assert used[34:] == [True] * 22
 
 
-def test_curves_are_told_apart_without_colours():
-    """Lines, their legend and the marked point have symbols of their own; rules have labels."""
-    x = np.linspace(0, 1, 50)
-    lines = chart(
-        [Curve("up", x, x), Curve("down", x, 1 - x)],
-        width=60,
-        height=9,
-        mark=Mark(0.5, 0.9, "best"),
-        rules=[Rule(0.25, "a quarter")],
-    )
-    text = plain(lines)
-    assert text[-1].split() == ["●", "up", "○", "down", "★", "best"]
-    drawing = "\n".join(text[:-1])
-    assert drawing.count("●") >= 3
-    assert drawing.count("○") >= 3
-    assert drawing.count("★") == 1
-    assert "a quarter" in drawing
+def test_zero_has_a_line_of_its_own():
+    """Where the curve is on both sides of 0, and nowhere else."""
+    for shift, there in ((0.0, True), (2.0, False)):
+        lines = drawing([(1, shift - 1), (2, shift + 1)], width=60, height=9)
+        assert any("┈┈┈" in line for line in plain(lines)) == there
+    text = plain(drawing([(1, -1), (2, 1)], width=60, height=9))
+    assert [line[:2].strip() for line in text if "┈┈┈" in line] == ["0"]
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=2, max_size=8), st.integers(24, 60))
-def test_legends_are_broken_between_entries(lengths, width):
-    """However long the labels are, every symbol is in the legend once and no line too long."""
-    ends = np.array([0.0, 1.0])
-    curves = [Curve("a" * n, ends, ends, "points") for n in lengths]
-    lines = plain(chart(curves, width=width, height=3))
-    assert max(map(len, lines)) <= width
-    # Below three rows, the axis and its numbers.
-    symbols = [c for line in lines[5:] for c in line if c in "●○◆◇▲△■□"]
-    assert symbols == list("●○◆◇▲△■□"[: len(lengths)])
-
-
-def test_equal_points_and_none_at_all_are_drawn():
-    """One value, none, or nothing finite: axes all the same."""
-    for y in ([3.0, 3.0], [np.nan, np.inf], []):
-        values = np.array(y, dtype=float)
-        assert chart([Curve("a", values, values)], width=40, height=5)
+def test_a_single_point_and_equal_ones_are_drawn():
+    """One value: axes all the same, with numbers on both sides of it."""
+    for points in ([(3.0, 3.0)], [(3.0, 3.0), (3.0, 3.0)], [(0.1, 0.0)]):
+        text = plain(drawing(points, width=40, height=5))
+        assert sum(line.count("★") for line in text) == 2
+        assert sum("┤" in line for line in text) >= 2

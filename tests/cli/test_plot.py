@@ -1,4 +1,4 @@
-"""``phema plot``: pictures, terminal drawings and the data of the curves."""
+"""``phema plot``: pictures and the data of the curves."""
 
 import re
 import subprocess
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.cells import cell_len
 
 from tests.builders import phema, write_run
 
@@ -71,7 +70,7 @@ def test_pictures_that_cannot_be_are_refused_first(name, code, message, tmp_path
 
 
 def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
-    """A picture needs the extra; the terminal's drawing does without."""
+    """A picture needs the extra; the curves as numbers do without."""
     stub = tmp_path / "stub" / "matplotlib"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError('no matplotlib here')")
@@ -80,27 +79,16 @@ def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
     assert run.code == 2
     assert run.err.endswith("pictures need matplotlib; pip install 'phema-cli[plot]'\n")
     assert not (tmp_path / "p.png").exists()
-    assert plot(ckpts, "-g", 7, PYTHONPATH=where).code == 0
+    assert plot(ckpts, "-g", 7, "--json", PYTHONPATH=where).code == 0
 
 
-@pytest.mark.parametrize("columns", [None, 40, 80, 200])
-def test_terminal_drawings_fit_their_width(columns, ckpts):
-    """80 columns in a pipe, otherwise the terminal's; no line is longer, all three are there."""
-    run = plot(ckpts, "-g", "7,40", **({} if columns is None else {"COLUMNS": str(columns)}))
-    assert run.code == 0, run.err
-    drawings = run.out.partition("gamma 7: target and achieved profile")[2]
-    assert max(map(cell_len, drawings.splitlines())) <= (columns or 80)
-    for title in ("weights of the snapshots", "gamma 40: target", "sigma_rel", "achieved - target"):
-        assert title in drawings
-    assert not re.search(r"\x1b", run.out)
-
-
-def test_streams_without_braille_get_ascii(ckpts):
-    """Where stdout can't carry braille cells, nothing but ASCII is printed."""
-    run = plot(ckpts, "-g", 7, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert run.code == 0, run.err
-    assert run.out.isascii()
-    assert "+---" in run.out
+def test_without_a_file_the_message_says_what_to_pass(tmp_path):
+    """A picture needs a file, which is said before any snapshot is looked at."""
+    run = plot(tmp_path / "nowhere", "-g", 7)
+    assert (run.code, run.out) == (2, "")
+    assert run.err == (
+        "phema: a picture needs a file; pass -o FILE, or --json for the curves as numbers\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,9 +145,9 @@ def test_json_has_the_curves_and_the_range(ckpts):
     assert (reach[0]["sigma_rel"], reach[-1]["sigma_rel"]) == (0.01, 0.2875)
 
 
-def test_more_targets_than_a_picture_holds_are_refused(ckpts):
+def test_more_targets_than_a_picture_holds_are_refused(ckpts, tmp_path):
     """Nine are too many to see, not too many for a document."""
-    run = plot(ckpts, "-g", "1,2,...,9")
+    run = plot(ckpts, "-g", "1,2,...,9", "-o", tmp_path / "p.svg")
     assert run.code == 2
     assert "9 targets are more than a picture holds; pass at most 8" in run.err
     assert len(plot(ckpts, "-g", "1,2,...,9", "--json").json["targets"]) == 9
