@@ -1,4 +1,4 @@
-"""Builds what tests need: trajectories, snapshots on disk, and runs of the real console script."""
+"""Builds what tests need: trajectories, snapshots on disk, and runs of the console script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +24,7 @@ from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.synthesis import engine
 from phema_cli.synthesis.recipe import Recipe
+from tests.inprocess import called
 from tests.verified import verify_output, verify_run
 
 PHEMA = Path(sys.executable).with_name("phema")
@@ -49,34 +50,55 @@ class Run:
 
 
 def phema(
-    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    verified: bool = True,
+    process: bool = False,
+    **environment: str,
 ) -> Run:
     """Run the console script as a user does, without a terminal.
 
-    What a synthesis writes is verified in full, but where ``verified`` is false.
+    Args:
+        arguments: the command line behind ``phema``.
+        cwd: where it is called; here by default.
+        verified: whether all that a synthesis writes is verified in full.
+        process: in a process of its own, where the process is the point.
+        environment: variables that are set besides.
     """
     given = [str(a) for a in arguments]
+    seen = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    seen |= {"OMP_NUM_THREADS": "1"} | environment
+    done = Run(*(_started if process else called)(given, cwd, seen))
+    if verified and done.code == 0:
+        verify_run(given, done.out, cwd, environment)
+    return done
+
+
+def _started(
+    arguments: Sequence[str], cwd: Path | None, environment: Mapping[str, str]
+) -> tuple[int, str, str]:
+    """What the console script gives in a process of its own."""
     done = subprocess.run(
-        [str(PHEMA), *given],
+        [str(PHEMA), *arguments],
         cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "COLUMNS"}
-        | {"OMP_NUM_THREADS": "1"}
-        | environment,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    if verified and done.returncode == 0:
-        verify_run(given, done.stdout, cwd, environment)
-    return Run(done.returncode, done.stdout, done.stderr)
+    return done.returncode, done.stdout, done.stderr
 
 
 def run(
-    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    verified: bool = True,
+    process: bool = False,
+    **environment: str,
 ) -> Run:
     """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd, verified=verified, **environment)
+    done = phema(*arguments, cwd=cwd, verified=verified, process=process, **environment)
     assert done.code == 0, done.err or done.out[-1000:]
     return done
 

@@ -1,4 +1,4 @@
-"""Every command through the real console script, in a process of its own."""
+"""Every command as a user calls it; in a process of its own where the process is the point."""
 
 import json
 import math
@@ -287,7 +287,7 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
 
 def test_help_version_and_module():
     """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
-    assert phema("--version").out == f"phema {__version__} (phema-cli)\n"
+    assert phema("--version", process=True).out == f"phema {__version__} (phema-cli)\n"
     for command in ("inspect", "weights", "synthesize", "sweep", "diff", "demo"):
         run = phema(command, "--help")
         assert run.code == 0

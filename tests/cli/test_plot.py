@@ -14,9 +14,9 @@ from rich.cells import cell_len
 from tests.builders import phema, write_run
 
 
-def plot(*arguments, **environment):
-    """A run that reads no tensors, so that it need not load torch."""
-    return phema("plot", *arguments, "--no-sample", **environment)
+def plot(*arguments, **options):
+    """A run that reads no tensors: the pictures are the same with little less."""
+    return phema("plot", *arguments, "--no-sample", **options)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
@@ -76,11 +76,11 @@ def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("raise ImportError('no matplotlib here')")
     where = ":".join(p for p in (str(stub.parent), *sys.path) if p)
-    run = plot(ckpts, "-g", 7, "-o", tmp_path / "p.png", PYTHONPATH=where)
+    run = plot(ckpts, "-g", 7, "-o", tmp_path / "p.png", process=True, PYTHONPATH=where)
     assert run.code == 2
     assert run.err.endswith("pictures need matplotlib; pip install 'phema-cli[plot]'\n")
     assert not (tmp_path / "p.png").exists()
-    assert plot(ckpts, "-g", 7, PYTHONPATH=where).code == 0
+    assert plot(ckpts, "-g", 7, process=True, PYTHONPATH=where).code == 0
 
 
 @pytest.mark.parametrize("columns", [None, 40, 80, 200])
@@ -97,7 +97,7 @@ def test_terminal_drawings_fit_their_width(columns, ckpts):
 
 def test_streams_without_braille_get_ascii(ckpts):
     """Where stdout can't carry braille cells, nothing but ASCII is printed."""
-    run = plot(ckpts, "-g", 7, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    run = plot(ckpts, "-g", 7, process=True, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert run.code == 0, run.err
     assert run.out.isascii()
     assert "+---" in run.out
