@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs figures bench evidence speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence speed faults fuzz clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # torch comes first and alone: with it in place nothing else can pull another build of it. timm,
 # k-diffusion and mmengine come without what they need: the tests use a few of their files, torchvision
@@ -46,6 +46,9 @@ layers: $(STAMP) ## the import directions
 
 unit: $(STAMP) ## the tests alone
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: $(STAMP) ## the tests without those that start processes, train models or sweep sizes (2 minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 cover: $(STAMP) ## the tests with branch coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term

@@ -129,7 +129,7 @@ def _writing(number: int, errors: str) -> io.TextIOWrapper:
 
 @contextmanager
 def _replaced(number: int) -> Iterator[BinaryIO]:
-    """A file in the place of a file descriptor, whatever opens it, programs that are started too."""
+    """A file in the place of a file descriptor, for programs that are started too."""
     kept = os.dup(number)
     try:
         with tempfile.TemporaryFile() as file:
@@ -168,6 +168,7 @@ def _threads(number: int) -> Iterator[None]:
     torch.set_num_threads(number)
     try:
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.Generator().initial_seed())
             yield
     finally:
         torch.set_num_threads(before)

@@ -164,6 +164,7 @@ def check_same(found, truth):
         read_ranges(extent, tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("key", ["ema", "model"])
 def test_tensors_of_many_ranks(runs, ranks, key):
@@ -174,6 +175,7 @@ def test_tensors_of_many_ranks(runs, ranks, key):
     check_same(found.tensors, truth[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_files_of_many_ranks(runs, ranks):
     """The checkpoint is the directory with the files that hold its weights, sorted."""
@@ -184,6 +186,7 @@ def test_files_of_many_ranks(runs, ranks):
     assert found.size_bytes == sum(t.nbytes for t in truth["ema"].values())
 
 
+@pytest.mark.slow
 def test_pieces_are_those_of_the_ranks(runs):
     """A tensor split among ranks is in pieces, without those of no rows; others in one place."""
     out, _ = runs

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, execute, plan
 
+pytestmark = pytest.mark.slow
+
 
 class Disk:
     """What of a directory survives a power loss, and what may not: only what was flushed does.

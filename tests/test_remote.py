@@ -168,6 +168,7 @@ def test_files_by_url_are_local_and_outputs_can_be_nothing_else(tmp_path):
         synthesize(tmp_path / "ckpts", gamma=7, output="memory://o.safetensors")
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_remedy_is_named():
     """Where universal_pathlib is not installed the message says how to get it."""
     code = (

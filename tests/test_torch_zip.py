@@ -752,6 +752,7 @@ STATES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", GLOBALS, ids=".".join)
 def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
     """A pickle that sets attributes of what its globals stand for changes nothing here."""
@@ -787,6 +788,7 @@ def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_huge_persistent_id_is_not_shown(tmp_path):
     """A persistent id whose text would fill any memory is refused without spelling it out."""
     path = craft(tmp_path / "a.pt", b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b"Q.")
@@ -805,6 +807,7 @@ def test_huge_persistent_id_is_not_shown(tmp_path):
     assert done.stdout == f"{path}\n"
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(tmp_path):
     """Reading a torch file, header and elements, starts no torch."""
     path = saved(tmp_path / "a.pt", {"w": torch.rand(4, 3).t(), "h": torch.rand(2).bfloat16()})

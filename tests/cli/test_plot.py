@@ -1,7 +1,6 @@
 """``phema plot``: pictures, terminal drawings and the data of the curves."""
 
 import re
-import subprocess
 import sys
 from xml.dom import minidom
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from rich.cells import cell_len
 
+from phema_cli.cli.pictures import metric_picture
 from tests.builders import phema, write_run
 
 
@@ -70,6 +70,7 @@ def test_pictures_that_cannot_be_are_refused_first(name, code, message, tmp_path
     assert message in run.err
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
     """A picture needs the extra; the terminal's drawing does without."""
     stub = tmp_path / "stub" / "matplotlib"
@@ -95,6 +96,7 @@ def test_terminal_drawings_fit_their_width(columns, ckpts):
     assert not re.search(r"\x1b", run.out)
 
 
+@pytest.mark.slow
 def test_streams_without_braille_get_ascii(ckpts):
     """Where stdout can't carry braille cells, nothing but ASCII is printed."""
     run = plot(ckpts, "-g", 7, process=True, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
@@ -178,13 +180,8 @@ def test_the_picture_of_a_metric_marks_the_best(tmp_path):
     """Every evaluation is a point, whatever their order; one without a number is left out."""
     points = [(0.1, 3.0), (0.05, 4.0), (0.2, float("nan")), (0.15, 3.5)]
     for name, order in (("one.svg", points), ("two.svg", points[::-1])):
-        # matplotlib keeps its fonts open; here it does so in a process that ends.
-        code = (
-            "from pathlib import Path; from phema_cli.cli.pictures import metric_picture; "
-            f"nan = float('nan'); metric_picture(Path({name!r}), {order}, (0.1, 3.0), "
-            "metric_label='FID', overwrite=False)"
-        )
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        best = (0.1, 3.0)
+        metric_picture(tmp_path / name, order, best, metric_label="FID", overwrite=False)
     drawn = (tmp_path / "one.svg").read_text()
     assert drawn == (tmp_path / "two.svg").read_text()
     assert "best: 3 at sigma_rel 0.1, gamma 6.94" in drawn
