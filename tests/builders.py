@@ -19,11 +19,16 @@ import phema_cli
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots import scan
+from phema_cli.snapshots.consistency import Snapshot
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
+from phema_cli.solver import Solution
+from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.system import evaluate
 from phema_cli.synthesis import engine
-from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.recipe import Recipe, make_recipe
 from tests.inprocess import called
 from tests.verified import verify_output, verify_run
 
@@ -120,6 +125,18 @@ def execute(recipe: Recipe, **options: Any) -> None:
     engine.execute(recipe, **options)
     for output in recipe.outputs:
         verify_output(output.path, Scan(recipe.sources, ()))
+
+
+def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **more: Any) -> Recipe:
+    """A recipe with weights of the test's own."""
+    weights = np.asarray(weights, dtype=float)
+    figures = tuple(Figures(0.0, None, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
+    targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
+    movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
+    solution = Solution(weights, figures, movement)
+    return make_recipe(
+        snapshots, targets, solution, paths, step=len(snapshots), method="test", **more
+    )
 
 
 def ema_weights(gamma: float, step: int, at: np.ndarray) -> np.ndarray:

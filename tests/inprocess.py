@@ -44,7 +44,7 @@ def called(
     """
     with as_process(cwd, environment) as texts:
         code = exit_code(lambda: _script(arguments))
-    return code, *texts
+    return code, texts[0], texts[1]
 
 
 @contextmanager

@@ -25,10 +25,10 @@ from phema_cli.snapshots.config import read_config
 from phema_cli.trainers import registry
 from tests import requests
 from tests.builders import read_index
+from tests.dcp_files import save
 from tests.edm2_files import network, write_edm2
 from tests.limits import BYTES, SECONDS, LimitError, limits_of, seconds_of
-from tests.test_dcp import save
-from tests.test_torch_zip import craft, tensor_pickle
+from tests.torch_files import craft, tensor_pickle
 
 #: characters of a message.
 _LONGEST = 4000

@@ -24,9 +24,8 @@ from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.finite import counted
 from phema_cli.synthesis.remaking import remake
 from phema_cli.synthesis.verifying import verify
-from tests.builders import phema, run, synthesize, write_run
-from tests.test_engine import recipe_of
-from tests.test_json import assert_fits
+from tests.builders import phema, recipe_of, run, synthesize, write_run
+from tests.schemas import assert_fits
 from tests.verified import verify_output
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16

@@ -20,10 +20,9 @@ from phema_cli.synthesis.averaging import ways
 from phema_cli.synthesis.digests import prepared
 from phema_cli.synthesis.remaking import provenance_of, remake
 from phema_cli.synthesis.verifying import near, verify
-from tests.builders import execute, phema, synthesize, write_run
+from tests.builders import execute, phema, recipe_of, synthesize, write_run
 from tests.edm2_files import network, write_edm2
-from tests.test_engine import recipe_of
-from tests.test_torch_zip import raw_bytes
+from tests.torch_files import raw_bytes
 
 #: how an output of each kind is asked for.
 KINDS = {
