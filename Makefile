@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit cover format docs figures bench evidence speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence speed faults fuzz clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # A venv may bring a pip that does not know dependency groups. torch comes alone: with it in place
 # nothing else can pull another build of it. timm, k-diffusion and mmengine come without what they
@@ -48,6 +48,9 @@ layers: $(STAMP) ## the import directions
 
 unit: $(STAMP) ## the tests alone
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-fast: $(STAMP) ## the tests without those that start processes, train models or sweep sizes (2 minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 cover: $(STAMP) ## the tests with branch coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term

@@ -1,4 +1,4 @@
-"""Builds what tests need: trajectories, snapshots on disk, and runs of the real console script."""
+"""Builds what tests need: trajectories, snapshots on disk, and runs of the console script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,11 +19,17 @@ import phema_cli
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots import scan
+from phema_cli.snapshots.consistency import Snapshot
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
+from phema_cli.solver import Solution
+from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.system import evaluate
 from phema_cli.synthesis import execute as execution
-from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.recipe import Recipe, make_recipe
+from tests.inprocess import called
 from tests.verified import verify_output, verify_run
 
 PHEMA = Path(sys.executable).with_name("phema")
@@ -49,34 +55,55 @@ class Run:
 
 
 def phema(
-    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    verified: bool = True,
+    process: bool = False,
+    **environment: str,
 ) -> Run:
     """Run the console script as a user does, without a terminal.
 
-    What a synthesis writes is verified in full, but where ``verified`` is false.
+    Args:
+        arguments: the command line behind ``phema``.
+        cwd: where it is called; here by default.
+        verified: whether all that a synthesis writes is verified in full.
+        process: in a process of its own, where the process is the point.
+        environment: variables that are set besides.
     """
     given = [str(a) for a in arguments]
+    seen = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    seen |= {"OMP_NUM_THREADS": "1"} | environment
+    done = Run(*(_started if process else called)(given, cwd, seen))
+    if verified and done.code == 0:
+        verify_run(given, done.out, cwd, environment)
+    return done
+
+
+def _started(
+    arguments: Sequence[str], cwd: Path | None, environment: Mapping[str, str]
+) -> tuple[int, str, str]:
+    """What the console script gives in a process of its own."""
     done = subprocess.run(
-        [str(PHEMA), *given],
+        [str(PHEMA), *arguments],
         cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "COLUMNS"}
-        | {"OMP_NUM_THREADS": "1"}
-        | environment,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
-    if verified and done.returncode == 0:
-        verify_run(given, done.stdout, cwd, environment)
-    return Run(done.returncode, done.stdout, done.stderr)
+    return done.returncode, done.stdout, done.stderr
 
 
 def run(
-    *arguments: object, cwd: Path | None = None, verified: bool = True, **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    verified: bool = True,
+    process: bool = False,
+    **environment: str,
 ) -> Run:
     """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd, verified=verified, **environment)
+    done = phema(*arguments, cwd=cwd, verified=verified, process=process, **environment)
     assert done.code == 0, done.err or done.out[-1000:]
     return done
 
@@ -98,6 +125,18 @@ def execute(recipe: Recipe, **options: Any) -> None:
     execution.execute(recipe, **options)
     for output in recipe.outputs:
         verify_output(output.path, Scan(recipe.sources, ()))
+
+
+def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **more: Any) -> Recipe:
+    """A recipe with weights of the test's own."""
+    weights = np.asarray(weights, dtype=float)
+    figures = tuple(Figures(0.0, None, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
+    targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
+    movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
+    solution = Solution(weights, figures, movement)
+    return make_recipe(
+        snapshots, targets, solution, paths, step=len(snapshots), method="test", **more
+    )
 
 
 def ema_weights(gamma: float, step: int, at: np.ndarray) -> np.ndarray:

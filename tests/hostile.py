@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.builders import write_run
+from tests.dcp_files import EDITS, HOSTILE, NESTED, TRICKS, edit, save
 from tests.hostile_pickles import bombs, get, hostile_pickles, plain, put, text
-from tests.test_dcp import EDITS, HOSTILE, NESTED, TRICKS, edit, save
-from tests.test_safetensors import ENTRY, MALFORMED, entry, write_index, write_raw
-from tests.test_torch_zip import BROKEN_PICKLES, craft, hostile, tensor_pickle
+from tests.safetensors_files import ENTRY, MALFORMED, entry, write_index, write_raw
+from tests.torch_files import BROKEN_PICKLES, craft, hostile, tensor_pickle
 
 
 class Case(NamedTuple):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -26,7 +28,7 @@ class _StopError(BaseException):
 
 
 @contextmanager
-def _stopped(seconds: float) -> Iterator[None]:
+def stopped(seconds: float) -> Iterator[None]:
     """End what would not end."""
 
     def stop(_number: int, _frame: object) -> None:
@@ -43,6 +45,19 @@ def _stopped(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
+@contextmanager
+def private_memory(size_bytes: int) -> Iterator[None]:
+    """Let the system give this process no more than so much memory beyond what it has."""
+    with Path("/proc/self/status").open() as file:
+        held = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
     """What the work gives, and the processor's seconds that it took, up to ten times the limit.
 
@@ -51,7 +66,7 @@ def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
     tracer = sys.gettrace()
     sys.settrace(None)
     try:
-        with _stopped(10 * SECONDS):
+        with stopped(10 * SECONDS):
             start = time.process_time()
             result = work()
             return result, time.process_time() - start
@@ -63,8 +78,31 @@ def bytes_of(work: Callable[[], Result]) -> tuple[Result, int]:
     """What the work gives, and the bytes that it held at most."""
     tracemalloc.start()
     try:
-        with _stopped(60 * SECONDS):
+        with stopped(60 * SECONDS):
             result = work()
         return result, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def limits_of(work: Callable[[], Result]) -> tuple[Result, float, int]:
+    """What the work gives, the processor's seconds, and the bytes that it held at most.
+
+    Work that is quick enough while its memory is watched, which slows it down several times, is so
+    without that; only other work is done again.
+    """
+    tracemalloc.start()
+    try:
+        with stopped(60 * SECONDS):
+            start = time.process_time()
+            result = work()
+            seconds = time.process_time() - start
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if seconds >= SECONDS or held >= BYTES:
+        result, seconds = seconds_of(work)
+    if held >= BYTES:
+        # What is loaded once, and is no part of the work, is loaded by now.
+        held = bytes_of(work)[1]
+    return result, seconds, held

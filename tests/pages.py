@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.builders import PHEMA
+from tests.inprocess import as_process, called, exit_code
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 
-#: kinds of blocks that ``run`` runs; a page's blocks share a directory and a Python process.
+#: kinds of blocks that ``run`` runs; a page's blocks share a directory, and the Python ones names.
 RUN = ("console", "python", "sh")
 #: blocks that need more than that, and the test that has it.
 ELSEWHERE = {
@@ -47,13 +45,9 @@ _MEASURED = re.compile(
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: the first line of a block that is a file, after the line that names its interpreter.
 _NAME = re.compile(r"\A(?:#!.*\n)?# (Makefile|[\w-]+\.\w+)$", re.MULTILINE)
-_DRIVER = """
-import json, sys
-space = {"__name__": "__main__"}
-for line in sys.stdin:
-    exec(compile(json.loads(line), "<block>", "exec"), space)
-    print("\\0", flush=True)
-"""
+#: a call of phema of which the shell does no more than to take quotes away, and what reads its
+#: stdout.
+_CALL = re.compile(r"phema ((?:'[^']*'|[^'\"|&;<>()$`\\*?\[\]{}~#!\n])*)(?:\| (?!.*phema)(.+))?\n?")
 
 
 @dataclass(frozen=True)
@@ -84,16 +78,25 @@ def runnable(page: Path) -> list[Block]:
 
 def run(page: Path, place: Path) -> None:
     """Run a page's blocks in a directory; console blocks have to show what they print."""
-    with _python(place) as python:
-        for block in runnable(page):
-            if block.file:
-                (place / block.file).write_text(block.text)
-            elif block.language == "python":
-                python(block.text)
-            elif block.language == "sh":
-                shell(block.text, place)
-            else:
-                _session(block.text, place)
+    # What one Python block defines the later ones know.
+    space: dict[str, object] = {"__name__": "__main__"}
+    for block in runnable(page):
+        if block.file:
+            (place / block.file).write_text(block.text)
+        elif block.language == "python":
+            python(block.text, place, space)
+        elif block.language == "sh":
+            shell(block.text, place)
+        else:
+            _session(block.text, place)
+
+
+def python(code: str, place: Path, space: dict[str, object]) -> None:
+    """Run Python code in this process as a program of its own; it has to succeed."""
+    compiled = compile(code, "<block>", "exec")
+    with as_process(place, environment(place)) as texts:
+        ended = exit_code(lambda: exec(compiled, space))  # noqa: S102 - the documents' own
+    assert ended == 0, f"{code}\n{texts}"
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -104,11 +107,25 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def shell(command: str, place: Path) -> str:
-    """What a command prints, stderr first; it has to succeed."""
+    """What a command prints, stderr first; it has to succeed.
+
+    phema is called in this process, unless the shell has more to do than to start it.
+    """
+    call = _CALL.fullmatch(command)
+    if call is None:
+        return _bash(command, place)
+    code, out, err = called(shlex.split(call[1]), place, environment(place))
+    assert code == 0, f"{command}\n{err}"
+    return err + (out if call[2] is None else _bash(call[2], place, out))
+
+
+def _bash(command: str, place: Path, given: str = "") -> str:
+    """What bash prints, stderr first."""
     done = subprocess.run(
         ["bash", "-euc", command],
         cwd=place,
         env=environment(place),
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -131,32 +148,3 @@ def _session(text: str, place: Path) -> None:
 def without_measured(text: str) -> str:
     """Text with measured figures as # and single blanks."""
     return re.sub(r"\s+", " ", _MEASURED.sub("#", text)).strip()
-
-
-@contextmanager
-def _python(place: Path) -> Iterator[Callable[[str], None]]:
-    """What runs Python blocks in one process, so that each knows what the earlier ones defined."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _DRIVER],
-        cwd=place,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-    assert process.stdin
-    assert process.stdout
-    code_in, said_out = process.stdin, process.stdout
-
-    def execute(code: str) -> None:
-        code_in.write(json.dumps(code) + "\n")
-        code_in.flush()
-        said = ""
-        while not said.endswith("\0\n"):
-            line = said_out.readline()
-            assert line, f"{code}\n{said}"
-            said += line
-
-    with process:
-        yield execute

@@ -25,10 +25,10 @@ from phema_cli.snapshots.config import read_config
 from phema_cli.trainers import registry
 from tests import requests
 from tests.builders import read_index
+from tests.dcp_files import save
 from tests.edm2_files import network, write_edm2
-from tests.limits import BYTES, SECONDS, LimitError, bytes_of, seconds_of
-from tests.test_dcp import save
-from tests.test_torch_zip import craft, tensor_pickle
+from tests.limits import BYTES, SECONDS, LimitError, limits_of, seconds_of
+from tests.torch_files import craft, tensor_pickle
 
 #: characters of a message.
 _LONGEST = 4000
@@ -189,11 +189,12 @@ def check(name: str, data: bytes, *, memory: bool = True) -> object:
     Raises:
         LimitError: it takes more.
     """
-    found, seconds = seconds_of(lambda: outcome(name, data))
+    if memory:
+        found, seconds, held = limits_of(lambda: outcome(name, data))
+    else:
+        (found, seconds), held = seconds_of(lambda: outcome(name, data)), 0
     if seconds > SECONDS:
         raise LimitError(f"{seconds} s")
-    if memory:
-        _, held = bytes_of(lambda: outcome(name, data))
-        if held > BYTES:
-            raise LimitError(f"{held} bytes")
+    if held > BYTES:
+        raise LimitError(f"{held} bytes")
     return found

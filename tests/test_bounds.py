@@ -6,9 +6,7 @@ run takes; it is never measured how long one did take.
 
 import json
 import random
-import resource
 import struct
-import subprocess
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
@@ -22,7 +20,8 @@ from phema_cli.globs import Globs
 from phema_cli.profiles import PowerProfile, parse_law
 from phema_cli.snapshots import Config, pattern, scan
 from phema_cli.synthesis.layout import output_paths
-from tests.builders import PHEMA, phema, write_run
+from tests.builders import phema, write_run
+from tests.limits import private_memory, stopped
 from tests.requests import SETTINGS, diffusers
 
 #: of the processor's time and memory, for a run that takes 3 s and 0.3 GiB.
@@ -31,21 +30,9 @@ SECONDS, BYTES = 30, 2 << 30
 
 def limited(*arguments, cwd=None):
     """Exit code, stdout and stderr of a run that is ended at the limits."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-
-    done = subprocess.run(
-        [str(PHEMA), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        cwd=cwd,
-        preexec_fn=limit,
-    )
-    return done.returncode, done.stdout, done.stderr
+    with stopped(SECONDS), private_memory(BYTES):
+        done = phema(*arguments, cwd=cwd, verified=False)
+    return done.code, done.out, done.err
 
 
 def refused(ended, code, *words):

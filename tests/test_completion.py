@@ -79,6 +79,7 @@ def ask(shell, code, place):
     ).stdout
 
 
+@pytest.mark.slow
 def test_bash_gets_candidates(place):
     """The function that bash calls, given the words and the cursor, gives the candidates."""
     code = "complete -p phema\n"
@@ -91,6 +92,7 @@ def test_bash_gets_candidates(place):
     assert [sorted(a.split()) for a in answers] == [sorted(expected) for _, expected in LINES]
 
 
+@pytest.mark.slow
 def test_fish_gets_candidates(place):
     """What fish would complete a line by are the candidates; snapshots come with a word."""
     code = "".join(f"complete -C {shlex.quote(line)}; echo =\n" for line, _ in LINES)
@@ -100,6 +102,7 @@ def test_fish_gets_candidates(place):
     assert "ckpts/\tsnapshots\n" in "".join(answers)
 
 
+@pytest.mark.slow
 def test_completion_installs_itself(place):
     """``--install-completion`` knows the shell that it is called from, for which it stays."""
     code = "phema --install-completion\nbash --rcfile ~/.bashrc -ic 'complete -p phema'"
@@ -144,6 +147,7 @@ def read(terminal, until):
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @pytest.mark.parametrize(
     ("keys", "line"),
@@ -159,6 +163,7 @@ def test_keys_complete_a_line(shell, keys, line, place):
     assert [text.strip(" /") for text in typed(shell, keys, place)] == [line]
 
 
+@pytest.mark.slow
 def test_completion_is_without_torch(place):
     """No candidates of any kind need torch."""
     code = (

@@ -32,7 +32,21 @@ from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleE
 from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.formats.files import FileReader
 from tests import builders
-from tests.test_torch_zip import raw_bytes, stored_bytes
+from tests.dcp_files import (
+    EDITS,
+    HOSTILE,
+    NESTED,
+    TRICKS,
+    Calls,
+    W,
+    box,
+    edit,
+    entry,
+    info,
+    put,
+    save,
+)
+from tests.torch_files import raw_bytes, stored_bytes
 
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -129,13 +143,6 @@ def runs(tmp_path_factory):
     return out, torch.load(out / "truth.pt")
 
 
-def save(path, state, **options):
-    """Save from a single process and return the directory."""
-    writer = FileSystemWriter(path, sync_files=False, **options)
-    dcp.save(state, storage_writer=writer, no_dist=True)
-    return path
-
-
 def seeded(seed):
     """Chance that is the same in every run."""
     return random.Random(seed)  # noqa: S311
@@ -164,6 +171,7 @@ def check_same(found, truth):
         read_ranges(extent, tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("key", ["ema", "model"])
 def test_tensors_of_many_ranks(runs, ranks, key):
@@ -174,6 +182,7 @@ def test_tensors_of_many_ranks(runs, ranks, key):
     check_same(found.tensors, truth[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_files_of_many_ranks(runs, ranks):
     """The checkpoint is the directory with the files that hold its weights, sorted."""
@@ -184,6 +193,7 @@ def test_files_of_many_ranks(runs, ranks):
     assert found.size_bytes == sum(t.nbytes for t in truth["ema"].values())
 
 
+@pytest.mark.slow
 def test_pieces_are_those_of_the_ranks(runs):
     """A tensor split among ranks is in pieces, without those of no rows; others in one place."""
     out, _ = runs
@@ -193,15 +203,6 @@ def test_pieces_are_those_of_the_ranks(runs):
     assert len({p.extent.file for p in found["grid"].pieces}) == 4
     assert all(p.extent.strides for p in found["strided"].pieces)
     assert all(not found[n].pieces for n in ("one", "copies", "scalar", "plain", "empty"))
-
-
-W = torch.arange(3.0)
-NESTED = {
-    "ema": {"a.w": torch.rand(4, 5).t(), "a.n": torch.tensor(3), "a.b": W},
-    "model": {"a.w": torch.rand(5, 4), "a.n": torch.tensor(4), "a.b": W + 1},
-    "optimizer": {"state": {0: {"m": W}}, "param_groups": [{"lr": W, "betas": (0.9, 0.99)}]},
-    "step": 3,
-}
 
 
 @pytest.mark.parametrize(("key", "taken"), [(None, "ema"), ("ema", "ema"), ("model", "model")])
@@ -363,14 +364,6 @@ def test_replicas_listed_twice(tmp_path):
     check_same(found, {"x": tensor})
 
 
-def edit(path, change):
-    """Change the metadata of a checkpoint and write it anew."""
-    metadata = pickle.loads((path / ".metadata").read_bytes())
-    change(metadata)
-    (path / ".metadata").write_bytes(pickle.dumps(metadata))
-    return path
-
-
 def test_older_metadata(tmp_path):
     """What torch 2.1 wrote, with fewer fields and the properties in another module, is read."""
     path = save(tmp_path / "c", NESTED)
@@ -395,25 +388,6 @@ def test_path_of_another_python(tmp_path):
     check_same(read_index(path).tensors, NESTED["ema"])
 
 
-class Calls:
-    """Pickles as a call."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-HOSTILE = {
-    "posix.system": Calls(os.system, "touch ran"),
-    "builtins.eval": Calls(eval, "open('ran', 'w')"),
-    "builtins.getattr": Calls(getattr, {}, "clear"),
-    "subprocess.Popen": Calls(subprocess.Popen, ["touch", "ran"]),
-    "torch.serialization.load": Calls(torch.load, "ran"),
-}
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("field", ["storage_meta", "planner_data", "storage_data"])
 def test_hostile_metadata(tmp_path, monkeypatch, name, field):
@@ -433,37 +407,6 @@ def test_unknown_classes_in_metadata(tmp_path, field):
     check_same(read_index(path).tensors, {"w": W})
 
 
-def globally(module, attribute):
-    """The opcodes that push a global."""
-    return f"c{module}\n{attribute}\n".encode()
-
-
-HOME = "torch.distributed.checkpoint.metadata"
-INDEX = globally(HOME, "MetadataIndex")
-STATE = pickle.dumps({"call": len, "fqn": "x", "__class__": int}, 2)[2:-1].replace(
-    b"c__builtin__\nlen\n", b"K\x01"
-)
-TRICKS = {
-    "a class's state": INDEX + STATE + b"b.",
-    "a class's slots": INDEX + b"N" + STATE + b"\x86b.",
-    "a type's state": globally("torch", "float32") + STATE + b"b.",
-    "a function's state": globally("torch.serialization", "_get_layout") + STATE + b"b.",
-    "a class's entries": INDEX + b"U\x01aK\x01s.",
-    "a record called": INDEX + b")R(K\x01K\x02tR.",
-    "a record of arguments": INDEX + b"(K\x01t\x81.",
-    "a record made of a record": INDEX + b")\x81)\x81.",
-    "a type called": globally("torch", "float32") + b")R.",
-    "a persistent id": b"(U\x07storagetQ.",
-    "an attribute of a class": b"\x80\x04\x8c\x09" + b"torch.Siz" + b"\x8c\x01e\x93.",
-    "a large memo": b"]r\x00\x00\x00\x01.",
-    "many bytes": b"\x80\x04\x8e" + bytes([255] * 7) + b"\x00.",
-    "nothing": b"",
-    "only a stop": b".",
-    "a number": b"K\x01.",
-    "a record": INDEX + b")\x81.",
-}
-
-
 @pytest.mark.parametrize("trick", TRICKS)
 def test_tricks_of_metadata(tmp_path, trick):
     """No pickle changes what the next one is given, fills the memory, or raises anything else."""
@@ -478,135 +421,6 @@ def test_tricks_of_metadata(tmp_path, trick):
     assert caught.value.where == str(path / ".metadata")
     (path / ".metadata").write_bytes(good)
     check_same(read_index(path).tensors, NESTED["ema"])
-
-
-def info(metadata, name="ema.a.w"):
-    """Where the metadata say that a tensor lies."""
-    return next(v for k, v in metadata.storage_data.items() if k.fqn == name)
-
-
-def entry(metadata, name="ema.a.w"):
-    """What the metadata say of a tensor."""
-    return metadata.state_dict_metadata[name]
-
-
-def put(find, **values):
-    """A change of fields."""
-
-    def change(metadata):
-        for field, value in values.items():
-            setattr(find(metadata), field, value)
-
-    return change
-
-
-def box(origin, shape):
-    """A list of one chunk."""
-    return [ChunkStorageMetadata(torch.Size(origin), torch.Size(shape))]
-
-
-EDITS = {
-    "parent": (put(info, relative_path="../x.distcp"), "outside the directory"),
-    "absolute": (put(info, relative_path="/etc/passwd"), "outside the directory"),
-    "below": (put(info, relative_path="a/x.distcp"), "outside the directory"),
-    "backslash": (put(info, relative_path="a\\x.distcp"), "outside the directory"),
-    "dots": (put(info, relative_path=".."), "missing"),
-    "no name": (put(info, relative_path=""), "missing"),
-    "zero": (put(info, relative_path="a\0b"), "missing"),
-    "long": (put(info, relative_path="a" * 5000), "is missing"),
-    "half a pair": (put(info, relative_path="\ud800"), "missing"),
-    "itself": (
-        put(info, relative_path=".metadata", offset=0, length=500),
-        "not stored by torch.save",
-    ),
-    "missing": (put(info, relative_path="__9_0.distcp"), "'__9_0.distcp' is missing"),
-    "a list for a name": (put(info, relative_path=["x"]), "doesn't say where"),
-    "beyond the file": (put(info, length=1 << 40), "overlaps that of another"),
-    "far away": (put(info, offset=(1 << 62) - 1), "goes beyond"),
-    "too far": (put(info, offset=1 << 70), "doesn't say where"),
-    "huge": (put(info, offset=10**5000), "a number of 16610 bits"),
-    "before the file": (put(info, offset=-4), "doesn't say where"),
-    "no length": (put(info, length=0), "not stored by torch.save"),
-    "short length": (put(info, length=100), "its chunk is broken"),
-    "half": (put(info, offset=0.5), "doesn't say where"),
-    "true": (put(info, length=True), "doesn't say where"),
-    "compressed": (put(info, transform_descriptors=["zstd"]), "compressed"),
-    "no places": (lambda m: setattr(m, "storage_data", None), "doesn't say where"),
-    "no place": (lambda m: m.storage_data.clear(), "doesn't say where"),
-    "place of text": (
-        lambda m: setattr(m, "storage_data", dict.fromkeys(m.storage_data, "x")),
-        "doesn't say where",
-    ),
-    "a name that is a list": (
-        lambda m: object.__setattr__(key_of(m), "fqn", []),
-        "doesn't say where",
-    ),
-    "another type": (
-        put(lambda m: entry(m).properties, dtype=torch.float64),
-        "another type or shape",
-    ),
-    "a shape turned round": (
-        put(entry, size=torch.Size((4, 5)), chunks=box((0, 0), (4, 5))),
-        "another type or shape",
-    ),
-    "no shape": (put(entry, size=None), "malformed entry"),
-    "a negative shape": (put(entry, size=(-4, -5)), "malformed entry"),
-    "no properties": (put(entry, properties=None), "malformed entry"),
-    "no chunks": (put(entry, chunks=None), "malformed entry"),
-    "a chunk of text": (put(entry, chunks=["x"]), "malformed chunk"),
-    "a chunk without a shape": (put(lambda m: entry(m).chunks[0], sizes=None), "malformed chunk"),
-    "split 9 ways": (
-        put(entry, size=(2,) * 9, chunks=[]),
-        "overlap",
-    ),
-    "split along 9 dimensions": (
-        put(entry, size=(2,) * 9, chunks=box((0,) * 9, (1,) * 9)),
-        "overlap",
-    ),
-    "split along 300 dimensions": (
-        put(entry, size=(2,) * 300, chunks=box((0,) * 300, (1,) * 300)),
-        "malformed entry",
-    ),
-    "an entry of text": (
-        lambda m: m.state_dict_metadata.update({"ema.a.w": "x"}),
-        "malformed entry",
-    ),
-    "a number for a name": (lambda m: m.state_dict_metadata.update({5: entry(m)}), "no tensors"),
-    "half a pair for a name": (
-        lambda m: (
-            m.state_dict_metadata.update({"\ud800": entry(m)})
-            or m.planner_data.update({"\ud800": ("ema", "x")})
-        ),
-        "not text",
-    ),
-    "no entries": (lambda m: setattr(m, "state_dict_metadata", None), "no tensors"),
-    "nothing": (lambda m: m.state_dict_metadata.clear(), "holds no dict of tensors"),
-    "no path": (lambda m: m.planner_data.update({"ema.a.w": ()}), "path"),
-    "a path of dicts": (lambda m: m.planner_data.update({"ema.a.w": ({},)}), "path"),
-    "a path of text": (lambda m: m.planner_data.update({"ema.a.w": "ab"}), "path"),
-    "a long path": (lambda m: m.planner_data.update({"ema.a.w": ("a",) * 100_000}), "path"),
-    "a path of huge numbers": (
-        lambda m: m.planner_data.update({"ema.a.w": (10**5000,)}),
-        "16610 bits",
-    ),
-    "half a pair in a path": (
-        lambda m: m.planner_data.update({"ema.a.w": ("\ud800",)}),
-        "not text",
-    ),
-    "a path through a tensor": (
-        lambda m: m.planner_data.update({"ema.a.w": ("ema", "a.b", "x"), "ema.a.n": ("e", "a.b")}),
-        "another entry",
-    ),
-    "a path twice": (
-        lambda m: m.planner_data.update({"ema.a.w": ("ema", "a.b")}),
-        "there twice",
-    ),
-}
-
-
-def key_of(metadata, name="ema.a.w"):
-    """The key of a tensor's place."""
-    return next(k for k in metadata.storage_data if k.fqn == name)
 
 
 @pytest.mark.parametrize("change", EDITS)

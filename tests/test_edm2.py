@@ -16,7 +16,7 @@ from phema_cli.formats.files import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
 from tests.builders import phema, read_index, run
 from tests.edm2_files import load_edm2, network, write_edm2
-from tests.test_torch_zip import HOSTILE_NAMES, hostile, raw_bytes, stored_bytes
+from tests.torch_files import HOSTILE_NAMES, hostile, raw_bytes, stored_bytes
 
 
 @pytest.fixture

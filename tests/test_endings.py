@@ -44,6 +44,7 @@ def one_line(ended, code, *words):
 # --- streams --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_closed_stdout(ckpts):
     """What can't be told anybody is an error, and no file gets the descriptor of stdout."""
     one_line(shell("$PHEMA inspect été >&-", ckpts.parent), 5, "stdout", "Bad file descriptor")
@@ -55,6 +56,7 @@ def test_a_closed_stdout(ckpts):
     assert shell("$PHEMA inspect été --json <&- >&- 2>&-", ckpts.parent) == (5, "", "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough(ckpts):
     """A pipe that is closed ends a command as SIGPIPE does: quietly, 141 to who asks for it."""
     code, out, err = shell("$PHEMA inspect -v été | head -1", ckpts.parent)
@@ -69,6 +71,7 @@ def test_a_reader_that_has_enough(ckpts):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -96,6 +99,7 @@ def test_consoles_of_any_encoding(ckpts, environment):
     one_line((code, out, err), 3, "nothing")
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(ckpts):
     """The bytes of a name go to stdout as they are, so that a script finds the file."""
     made = "$PHEMA synthesize -g 7 été -o $'\\xff.safetensors' --overwrite -q"
@@ -110,6 +114,7 @@ def test_names_that_are_no_text(ckpts):
 UNMEASURED = "unset COVERAGE_PROCESS_CONFIG COVERAGE_PROCESS_START"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kib", [30_000, 100_000, 150_000, 250_000, 400_000])
 def test_little_memory(ckpts, kib):
     """Wherever memory runs out, the line says so and how to need less."""
@@ -118,6 +123,7 @@ def test_little_memory(ckpts, kib):
     assert not (ckpts.parent / "m.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [8, 12])
 def test_few_files(ckpts, files):
     """That no more files may be open is never laid to stdout."""
@@ -128,6 +134,7 @@ def test_few_files(ckpts, files):
     assert "stdout" not in ended[2]
 
 
+@pytest.mark.slow
 def test_deep_paths(ckpts, tmp_path):
     """110 levels, longer together than a path may be: the line names the path, not stdout."""
     descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -190,6 +197,7 @@ def test_what_fails_for_want_of_files_says_so():
 # --- several at once, and many files --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_five_runs_of_one_output(ckpts, tmp_path):
     """One makes it; the others say that it exists, whatever moment they come in."""
     for number in range(3):
@@ -205,6 +213,7 @@ def test_five_runs_of_one_output(ckpts, tmp_path):
         assert [p.name for p in place.parent.iterdir()] == [place.name]
 
 
+@pytest.mark.slow
 def test_many_broken_files_are_said_in_few_words(tmp_path):
     """Thousands of files that can't be read are a line or two, with -q too, and exit code 3."""
     for number in range(3000):

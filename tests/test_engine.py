@@ -18,14 +18,9 @@ from safetensors.torch import load_file, save_file
 from phema_cli import scan
 from phema_cli.errors import CheckFailedError, InputError, StorageError, UsageError
 from phema_cli.formats.base import DTYPES
-from phema_cli.profiles import PowerProfile
-from phema_cli.solver import Solution, storage_noise
-from phema_cli.solver.diagnostics import Figures
-from phema_cli.solver.movement import nominal
-from phema_cli.solver.system import evaluate
+from phema_cli.solver import storage_noise
 from phema_cli.synthesis import Request, find_dtype, plan
-from phema_cli.synthesis.recipe import make_recipe
-from tests.builders import ema_weights, execute, read_index, synthesize, write_run
+from tests.builders import ema_weights, execute, read_index, recipe_of, synthesize, write_run
 
 FLOATS = {name: getattr(torch, d.label) for name, d in DTYPES.items() if d.kind == "float"}
 #: distance between 1 and the next number, in which rounding is counted.
@@ -39,18 +34,6 @@ def write_snapshots(directory, tensors):
         metadata = {"gamma": "5.0", "step": str(step)}
         save_file(values, directory / f"s{step:02d}.safetensors", metadata)
     return scan([directory]).require()
-
-
-def recipe_of(snapshots, weights, paths, **more):
-    """A recipe with weights of the test's own."""
-    weights = np.asarray(weights, dtype=float)
-    figures = tuple(Figures(0.0, None, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
-    targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
-    movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
-    solution = Solution(weights, figures, movement)
-    return make_recipe(
-        snapshots, targets, solution, paths, step=len(snapshots), method="test", **more
-    )
 
 
 shapes = st.lists(st.integers(1, 9), max_size=3).map(tuple)

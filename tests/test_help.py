@@ -16,6 +16,7 @@ def examples(command, columns):
     return [line.rstrip() for line in re.findall(r"^ +\$ (.*)$", run.out, re.MULTILINE)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_examples_of_the_help_work(command, workplace):
     """Every command has examples, each of which succeeds as it stands, one after another."""

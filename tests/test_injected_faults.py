@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from tests.injection import ALWAYS, Fault, Injected, compiled, digests
 
+pytestmark = pytest.mark.slow
+
 #: how many faults the sweep injects; `make faults` sets it to a hundred.
 FAULTS = int(os.environ.get("PHEMA_FAULTS", "2"))
 

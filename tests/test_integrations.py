@@ -49,6 +49,7 @@ def by_hand(library, path, folder):
     return files(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(
     "how", [{}, {"accumulate": 3}, {"amp": True}], ids=["", "accumulate", "amp"]
@@ -64,6 +65,7 @@ def test_snapshots_are_those_of_a_loop_by_hand(library, how, tmp_path):
     assert stored == by_hand(library, path, tmp_path / "by hand")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_resumed_run_stores_what_an_unbroken_one_does(library, tmp_path):
     """After a crash at step 5 and from the checkpoint of step 3 on: the same files, bit for bit."""
@@ -77,6 +79,7 @@ def test_a_resumed_run_stores_what_an_unbroken_one_does(library, tmp_path):
     assert files(tmp_path / "broken" / "ckpts") == files(tmp_path / "unbroken" / "ckpts")
 
 
+@pytest.mark.slow
 def test_two_ranks_store_what_one_process_would(tmp_path):
     """Under torchrun each library leaves the snapshots of the loop by hand, which phema reads.
 
@@ -100,6 +103,7 @@ def test_two_ranks_store_what_one_process_would(tmp_path):
         assert found == [(s, g) for s in (4, 8, 10) for g in runs.GAMMAS]
 
 
+@pytest.mark.slow
 def test_a_fused_optimizer_skips_without_a_word(tmp_path):
     """A fused optimizer is called for a step that overflowed too, and that is not taken in."""
     path = run("lightning", tmp_path, amp=True, fused=True)
@@ -107,6 +111,7 @@ def test_a_fused_optimizer_skips_without_a_word(tmp_path):
     assert files(tmp_path / "ckpts") == by_hand("lightning", path, tmp_path / "by hand")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["lightning", "transformers"])
 def test_a_number_of_snapshots_is_spread_over_the_training(library, tmp_path):
     """snapshots=3 of 10 steps, and widths in the place of gammas, in half precision."""
@@ -134,6 +139,7 @@ def test_a_callback_with_senseless_arguments_is_refused(module, tmp_path):
             make(tmp_path, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["lightning", "transformers"])
 def test_a_checkpoint_without_averages_is_no_beginning(library, tmp_path, monkeypatch):
     """Going on from a checkpoint that has no averages is refused unless fresh=True says so."""
@@ -149,6 +155,7 @@ def test_a_checkpoint_without_averages_is_no_beginning(library, tmp_path, monkey
     assert files(tmp_path / "ckpts").keys() == names(4, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["lightning", "transformers"])
 def test_without_the_library_the_error_names_the_extra(library):
     """What to install is said, in the place of the library's own missing name."""

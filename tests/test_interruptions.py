@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tests.builders import PHEMA
 from tests.injection import digests, wait_for
 
+pytestmark = pytest.mark.slow
+
 #: `make faults` sets it to two hundred.
 INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "12"))
 JOBS = (1, 2, 4, 8, 16)

@@ -6,30 +6,13 @@ import shutil
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.builders import phema, write_run
 from tests.pages import ROOT, blocks
 from tests.reference import COMMANDS
-
-SCHEMAS = {
-    path.stem: json.loads(path.read_text())
-    for path in sorted((ROOT / "docs" / "schemas").glob("*.json"))
-}
-REGISTRY = Registry().with_resources(
-    (f"{name}.json", Resource.from_contents(schema)) for name, schema in SCHEMAS.items()
-)
-
-
-def assert_fits(document):
-    """A document has the fields and types that the schema of its name and version asks for."""
-    name, version = document["schema"].removeprefix("phema/").split("/")
-    assert version == "1"
-    validator = Draft202012Validator(SCHEMAS[name], registry=REGISTRY)
-    faults = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
-    assert not faults
+from tests.schemas import SCHEMAS, assert_fits
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,15 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from safetensors import safe_open
 
 from phema_cli.snapshots import scan
 from tests.builders import PHEMA
 from tests.verified import verify_output
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 LIMIT = 256 * MIB

@@ -47,6 +47,7 @@ def mutated(draw, seeds):
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_mutated_files(name):
     """A valid file with bytes changed anywhere is read within its bounds or refused."""
@@ -77,6 +78,7 @@ headers = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @quick
 @given(headers, st.binary(max_size=16))
 def test_headers(header, data):
@@ -88,6 +90,7 @@ def test_headers(header, data):
 shards = st.sampled_from(["x.safetensors", "../x.safetensors", "/x.safetensors", "", "\0", "y"])
 
 
+@pytest.mark.slow
 @quick
 @given(st.dictionaries(st.sampled_from(["w", "v", "u"]), shards | values, max_size=3) | values)
 def test_indexes(weight_map):
@@ -121,6 +124,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch-pickle", "edm2", "dcp-metadata"])
 def test_pickles_of_any_opcodes(name):
     """Opcodes in any order are read or refused, by the one machine for all three formats."""

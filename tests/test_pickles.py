@@ -33,9 +33,9 @@ from phema_cli.formats import _unpickle, dcp, torch_zip
 from phema_cli.pickles import Inert, Span, opened
 from phema_cli.pickles.trust import answer
 from tests.builders import read_index
+from tests.dcp_files import edit, save
 from tests.hostile_pickles import get, plain, put, span, text
-from tests.test_dcp import edit, save
-from tests.test_torch_zip import craft
+from tests.torch_files import craft
 
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

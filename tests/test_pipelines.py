@@ -8,6 +8,8 @@ import yaml
 
 from tests.pages import ROOT, blocks, environment, shell
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "pipelines.md"
 
 

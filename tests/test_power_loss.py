@@ -12,6 +12,8 @@ from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, plan
 from phema_cli.synthesis.execute import execute
 
+pytestmark = pytest.mark.slow
+
 
 class Disk:
     """What of a directory survives a power loss, and what may not: only what was flushed does.

@@ -51,6 +51,7 @@ def large(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--max-shard-size", "2MB"], ["--format", "torch"]])
 def test_ranks_write_the_bytes_of_one_process(large, tmp_path, options):
     """Three ranks, two targets: shards and their index, the checksums of a zip file."""
@@ -65,6 +66,7 @@ def test_ranks_write_the_bytes_of_one_process(large, tmp_path, options):
     assert len(contents(tmp_path / "ranks")) >= 2
 
 
+@pytest.mark.slow
 def test_one_message_for_all_ranks(ckpts, tmp_path):
     """What rank 0 finds wrong is said once, and no rank waits for it."""
     running = launch(2, "synthesize", ckpts, "-g", "7", "-o", tmp_path / "o", "--step", "1000")
@@ -74,6 +76,7 @@ def test_one_message_for_all_ranks(ckpts, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_rank_fails_the_job_and_leaves_nothing(large, tmp_path):
     """A file-size limit in every rank stands for a full disk: no output, no partial file."""
     running = launch(
@@ -87,6 +90,7 @@ def test_a_failed_rank_fails_the_job_and_leaves_nothing(large, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_fails_the_job_and_leaves_no_output(tmp_path):
     """Rank 1 is killed while it writes: rank 0 ends too, and no file has the output's name."""
     folder, out = tmp_path / "in", tmp_path / "out.safetensors"

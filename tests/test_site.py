@@ -8,6 +8,8 @@ import pytest
 
 from tests.pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

@@ -4,11 +4,14 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.builders import phema
 from tests.pages import ROOT, blocks
+
+pytestmark = pytest.mark.slow
 
 #: what the test adds to the page's loop: gamma 7 tracked in float64, and where it ends.
 _BEFORE = "known = [p.detach().double() for p in model.parameters()]\n"

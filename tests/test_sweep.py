@@ -112,6 +112,7 @@ def test_a_known_optimum_is_found(ckpts, tmp_path, optimum, formula, options):
     assert f"{made['sigma_rel']:.4g}" in next(x for x in run.err.splitlines() if "best" in x)
 
 
+@pytest.mark.slow
 def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
     """After kill -9 at several moments nothing finished runs again, and the result is the same."""
     command = f"echo {{gamma}} >> calls; sleep 0.03; {curve('u*u', 0.1)}"
@@ -147,6 +148,7 @@ def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
     assert outputs(tmp_path / "sweep") == [found["best"]["file"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_the_evaluation_too(ckpts, tmp_path, sent, code):
     """Nothing that the command has started goes on; the message says that the sweep can."""

@@ -24,9 +24,8 @@ from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.finite import counted
 from phema_cli.verify.check import verify
 from phema_cli.verify.recipe import remake
-from tests.builders import phema, run, synthesize, write_run
-from tests.test_engine import recipe_of
-from tests.test_json import assert_fits
+from tests.builders import phema, recipe_of, run, synthesize, write_run
+from tests.schemas import assert_fits
 from tests.verified import verify_output
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16

@@ -257,6 +257,7 @@ def test_buffers_that_share_storage_can_be_stored(tmp_path):
     assert stored["tail"].tolist() == [2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_shards_are_averaged_as_the_whole(tmp_path):
     """Two ranks of FSDP2 store what one process stores, bit for bit, and resume either state."""
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -323,6 +324,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_parameters_that_fsdp1_has_flattened_are_refused(tmp_path):
     """By FSDP1 itself, whether it shows its flat parameters or views by the model's names."""
     code = FSDP1.replace("{store}", str(tmp_path / "store"))

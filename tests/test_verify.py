@@ -20,8 +20,8 @@ from phema_cli.verify.check import verify
 from phema_cli.verify.recipe import provenance_of, remake
 from tests.builders import phema, synthesize, write_run
 from tests.edm2_files import network, write_edm2
-from tests.test_json import assert_fits
-from tests.test_torch_zip import raw_bytes
+from tests.schemas import assert_fits
+from tests.torch_files import raw_bytes
 
 #: how an output of each kind is asked for.
 KINDS = {

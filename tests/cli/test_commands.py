@@ -1,4 +1,4 @@
-"""Every command through the real console script, in a process of its own."""
+"""Every command as a user calls it; in a process of its own where the process is the point."""
 
 import json
 import math
@@ -266,6 +266,7 @@ def test_diff_of_other_names_and_shapes(tmp_path):
     assert document["worst"] is None
 
 
+@pytest.mark.slow
 def test_demo_leaves_snapshots_and_truth(tmp_path):
     """The synthesis of the demo's snapshots is the tracked EMA, within bounds."""
     run = phema("demo", tmp_path / "d", "--steps", 200)
@@ -285,9 +286,10 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
     assert phema("demo", tmp_path / "d", "--steps", 20, "--force", "-q").err == ""
 
 
+@pytest.mark.slow
 def test_help_version_and_module():
     """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
-    assert phema("--version").out == f"phema {__version__} (phema-cli)\n"
+    assert phema("--version", process=True).out == f"phema {__version__} (phema-cli)\n"
     for command in ("inspect", "weights", "synthesize", "sweep", "diff", "demo"):
         run = phema(command, "--help")
         assert run.code == 0
@@ -313,6 +315,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "loaded"),
     [
@@ -343,6 +346,7 @@ def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
     assert "Traceback" in phema("inspect", tmp_path / "none", PHEMA_DEBUG="1").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code", "message"),
     [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"")],
@@ -376,6 +380,7 @@ def test_signals_leave_no_output(tmp_path, sent, code, message):
     assert left == [".partial"] * (b"the same command goes on" in err)
 
 
+@pytest.mark.slow
 def test_a_full_stdout_is_a_storage_error(ckpts):
     """Where stdout can't be written the exit code is 5, in one line."""
     with Path("/dev/full").open("w") as full:
@@ -386,6 +391,7 @@ def test_a_full_stdout_is_a_storage_error(ckpts):
     assert run.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_tables_are_whole_in_a_pipe(ckpts):
     """Any number of targets has all its digits where stdout is no terminal."""
     gammas = ",".join(str(g / 4) for g in range(2, 60))
@@ -409,6 +415,7 @@ def test_dry_run_says_what_would_be_refused_or_skipped(ckpts, tmp_path):
     assert run.out == "would skip phema-step0000100-gamma7.safetensors: it exists\n"
 
 
+@pytest.mark.slow
 def test_colours_only_where_they_are_wanted(ckpts, monkeypatch):
     """On a terminal there is colour, with NO_COLOR there is none."""
     assert b"\x1b[32m" in on_terminal("inspect", ckpts, stream="stdout")
@@ -434,6 +441,7 @@ def on_terminal(*command, stream, cwd=None):
     return data
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal_only(ckpts, tmp_path):
     """A bar appears where stderr is a terminal, unless -q is given."""
     command = ("synthesize", "-g", "7", ckpts, "-o", tmp_path / "a.safetensors", "--overwrite")
@@ -532,6 +540,7 @@ def test_a_table_is_stretched_to_the_target(tmp_path):
     assert spec.label == "csv:t"
 
 
+@pytest.mark.slow
 def test_numpy_has_one_thread_and_programs_know_nothing_of_it():
     """What phema starts sees the environment as it was; a number that was set holds."""
     code = (

@@ -49,6 +49,7 @@ def test_a_plan_like_an_earlier_run_shows_its_errors(ckpts):
     assert coarse["expected_rms"] > fine["expected_rms"]
 
 
+@pytest.mark.slow
 def test_the_training_loop_stores_what_was_planned(tmp_path):
     """The shown code runs, and leaves the snapshots, in the type, that the plan counts."""
     run = phema("plan", "--steps", 10, "--snapshots", 4, "--gammas", "4,9", "-q")
@@ -69,6 +70,7 @@ def test_a_plan_of_one_gamma_is_a_tuple_too():
     assert 'ema.save("ckpts")' in run.out
 
 
+@pytest.mark.slow
 def test_budgets_are_kept():
     """A larger budget gives no worse plan, and none costs more than it may."""
     worst = float("inf")
@@ -82,6 +84,7 @@ def test_budgets_are_kept():
         worst = plan["worst_sigma_error"]
 
 
+@pytest.mark.slow
 def test_a_narrow_table_keeps_its_numbers():
     """Where there is no room for a number it goes beyond the edge: cut off it would be another."""
     arguments = ("plan", "--steps", 100, "--parameters", "1M", "--gammas", "8,24")
