@@ -115,8 +115,11 @@ def shell(command: str, place: Path) -> str:
     if call is None:
         return _bash(command, place)
     code, out, err = called(shlex.split(call[1]), place, environment(place))
+    if call[2] is not None:
+        # Of a pipe the shell has the last exit code.
+        return err + _bash(call[2], place, out)
     assert code == 0, f"{command}\n{err}"
-    return err + (out if call[2] is None else _bash(call[2], place, out))
+    return err + out
 
 
 def _bash(command: str, place: Path, given: str = "") -> str:
