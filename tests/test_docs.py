@@ -150,8 +150,6 @@ def test_the_fidelity_benchmark_runs(tmp_path):
     printed = subprocess.run(
         [*command, *chosen],
         cwd=ROOT,
-        # As the benchmark's own workers have it: more threads wait for each other.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=True,
