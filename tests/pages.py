@@ -6,6 +6,9 @@ import os
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,9 +97,23 @@ def run(page: Path, place: Path) -> None:
 def python(code: str, place: Path, space: dict[str, object]) -> None:
     """Run Python code in this process as a program of its own; it has to succeed."""
     compiled = compile(code, "<block>", "exec")
-    with as_process(place, environment(place)) as texts:
+    with as_process(place, environment(place)) as texts, _imports(place):
         ended = exit_code(lambda: exec(compiled, space))  # noqa: S102 - the documents' own
     assert ended == 0, f"{code}\n{texts}"
+
+
+@contextmanager
+def _imports(place: Path) -> Iterator[None]:
+    """A directory's modules are found, and forgotten afterwards: others have the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(place))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(place))
+        for name in sys.modules.keys() - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(place):
+                del sys.modules[name]
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -115,8 +132,11 @@ def shell(command: str, place: Path) -> str:
     if call is None:
         return _bash(command, place)
     code, out, err = called(shlex.split(call[1]), place, environment(place))
+    if call[2] is not None:
+        # Of a pipe the shell has the last exit code.
+        return err + _bash(call[2], place, out)
     assert code == 0, f"{command}\n{err}"
-    return err + (out if call[2] is None else _bash(call[2], place, out))
+    return err + out
 
 
 def _bash(command: str, place: Path, given: str = "") -> str:
