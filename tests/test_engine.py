@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from phema_cli import scan
 from phema_cli.errors import CheckFailedError, InputError, StorageError, UsageError
 from phema_cli.formats.base import DTYPES
+from phema_cli.profiles import PowerProfile
 from phema_cli.solver import storage_noise
 from phema_cli.synthesis import Request, find_dtype, plan
 from tests.builders import ema_weights, execute, read_index, recipe_of, synthesize, write_run
@@ -583,3 +584,31 @@ def test_far_targets_of_500_snapshots_are_summed_to_rounding(tmp_path, method):
     assert error < 4 * EPS["F32"]
     # The rounding of the stored values themselves weighs several times more.
     assert error < 0.3 * np.linalg.norm(weights) * storage_noise(23)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_output_depends_on_its_own_target_alone(tmp_path, dtype):
+    """Alone, beside another one or among ten, by any number of workers: the same file."""
+    (tmp_path / "in").mkdir()
+    random = torch.Generator().manual_seed(0)
+    walk = torch.randn(40, 30_000, generator=random).cumsum(dim=0)
+    for step in range(5, 41, 5):
+        for gamma in (5.0, 10.0):
+            weights = torch.from_numpy(np.diff(PowerProfile(gamma, step).cdf(np.arange(41.0))))
+            tensors = {"w": (weights @ walk.double()).to(dtype), "n": torch.tensor(step)}
+            metadata = {"gamma": str(gamma), "step": str(step)}
+            save_file(tensors, tmp_path / "in" / f"s{step}-{gamma}.safetensors", metadata)
+    given = {"sigma_rel": (), "profile": "uniform:last=0.3"}
+    made = {}
+    for name, gammas, jobs in (
+        ("alone", [7], 1),
+        ("beside", [8, 7], 2),
+        ("among", [*range(3, 13)], 5),
+        ("with a stored one and another shape", [5, 7], 3),
+    ):
+        more = given if "shape" in name else {}
+        out = tmp_path / name
+        synthesize(tmp_path / "in", gamma=gammas, output=out, jobs=jobs, **more)
+        (path,) = out.glob("*gamma7*")
+        made[name] = path.read_bytes()
+    assert len(set(made.values())) == 1, {name: len(data) for name, data in made.items()}

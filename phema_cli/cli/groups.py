@@ -154,9 +154,14 @@ class Solving:
         return measure(found.snapshots, copy=found.copy, trust_tags=found.trust_tags)
 
     def solve(
-        self, found: Scan, targets: Sequence[TargetProfile], measured: Measured | None = None
+        self,
+        found: Scan,
+        targets: Sequence[TargetProfile],
+        measured: Measured | None = None,
+        *,
+        together: bool = False,
     ) -> Solution:
-        """The weights of targets; errors as ``solve_snapshots`` has them.
+        """The weights of targets, or figures alone; errors as ``solve_snapshots`` has them.
 
         Raises:
             InputError: the snapshots contradict their tags, and ``measured`` was not given.
@@ -166,7 +171,9 @@ class Solving:
         if measured is None:
             measured = self.measure(found)
             measured.tags.require()
-        return solve_snapshots(found.snapshots, targets, measured, method=self.method)
+        return solve_snapshots(
+            found.snapshots, targets, measured, method=self.method, together=together
+        )
 
 
 #: the parameter that typer gives its context by.

@@ -95,7 +95,7 @@ def _solve(
         findings += tags.findings
         if tags.state == "contradicted":
             return (), None, tags
-        solution = solving.solve(found, targets, measured)
+        solution = solving.solve(found, targets, measured, together=True)
     except InputError as error:
         findings.append(Finding("error", error))
         return (), None, tags

@@ -140,7 +140,7 @@ def solve_plotted(found: Scan, wanted: Targets, solving: Solving) -> Plotted:
     snapshots = found.require()
     targets = wanted.at(solving.step, snapshots)
     reach = make_targets(snapshots, sigma_rels=REACH, step=solving.step)
-    solution = solving.solve(found, [*targets, *reach] if targets else [])
+    solution = solving.solve(found, [*targets, *reach] if targets else [], together=True)
     profiles = [s.tag.profile for s in snapshots]
     # All alike, so that they can be compared.
     dense = all(p.square_integrable for p in [*profiles, *targets])

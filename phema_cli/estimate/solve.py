@@ -15,7 +15,15 @@ from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_si
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
-from phema_cli.solver import DEFAULT_METHOD, Movement, Solution, calibrate, solve, storage_noise
+from phema_cli.solver import (
+    DEFAULT_METHOD,
+    Movement,
+    Solution,
+    calibrate,
+    solve,
+    solve_each,
+    storage_noise,
+)
 
 #: targets of one call: an output each.
 _MOST_TARGETS = 1000
@@ -111,6 +119,7 @@ def solve_snapshots(
     measured: Measured,
     *,
     method: str = DEFAULT_METHOD,
+    together: bool = False,
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
@@ -119,12 +128,15 @@ def solve_snapshots(
         targets: what to build.
         measured: what :func:`measure` found; ``Measured()`` to do without.
         method: one of ``phema_cli.solver.METHODS``.
+        together: whether only figures of many targets are wanted: far faster, and the last bits of
+            a target's weights depend on the others.
 
     Errors as :func:`phema_cli.solver.solve`.
     """
     profiles = [s.tag.profile for s in snapshots]
     noise = stored_noise(snapshots)
-    return solve(profiles, targets, method=method, movement=measured.movement, storage_noise=noise)
+    solved = solve if together else solve_each
+    return solved(profiles, targets, method=method, movement=measured.movement, storage_noise=noise)
 
 
 @dataclass(frozen=True, slots=True)

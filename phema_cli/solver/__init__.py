@@ -3,7 +3,14 @@
 from phema_cli.solver.calibration import Sample, calibrate
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import Movement
-from phema_cli.solver.weights import DEFAULT_METHOD, METHODS, Solution, solve, storage_noise
+from phema_cli.solver.weights import (
+    DEFAULT_METHOD,
+    METHODS,
+    Solution,
+    solve,
+    solve_each,
+    storage_noise,
+)
 
 __all__ = [
     "DEFAULT_METHOD",
@@ -14,5 +21,6 @@ __all__ = [
     "Solution",
     "calibrate",
     "solve",
+    "solve_each",
     "storage_noise",
 ]

@@ -112,6 +112,30 @@ def solve(
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
 
 
+def solve_each(
+    sources: Sequence[Profile],
+    targets: Sequence[Profile],
+    *,
+    method: str = DEFAULT_METHOD,
+    movement: Movement | None = None,
+    storage_noise: float = 0.0,
+) -> Solution:
+    """As :func:`solve`, each target by itself: the others show in no bit of its weights.
+
+    Times and rates at which profiles are evaluated depend on all targets that are solved together.
+    """
+    _check(sources, targets, method)
+    found = [
+        solve(sources, [target], method=method, movement=movement, storage_noise=storage_noise)
+        for target in targets
+    ]
+    return Solution(
+        np.hstack([one.weights for one in found]),
+        tuple(figures for one in found for figures in one.figures),
+        found[0].movement,
+    )
+
+
 def _figures(
     system: System,
     movement: Movement,

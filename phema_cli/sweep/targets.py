@@ -139,6 +139,7 @@ class Workshop:
             make_targets(self.snapshots, sigma_rels=candidates, step=self.step),
             self._measured,
             method=self.asked.request.method,
+            together=True,
         )
         runs: list[list[float]] = [[]]
         for sigma_rel, figures in zip(candidates, solution.figures, strict=True):

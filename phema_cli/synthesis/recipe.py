@@ -151,12 +151,14 @@ def make_recipe(
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
     if origins is None:
-        origins = [
-            provenance(sources, weights, target, step, figures, method, copy, drop)
-            for weights, target, figures in zip(
-                solution.weights[kept].T, targets, solution.figures, strict=True
-            )
-        ]
+        origins = []
+        for column, own, target, figures in zip(
+            solution.weights.T, bases_all, targets, solution.figures, strict=True
+        ):
+            # What other targets are made of is no part of it.
+            rows = [i for i in kept if column[i] or i == own or i in spare]
+            of = [snapshots[i] for i in rows]
+            origins.append(provenance(of, column[rows], target, step, figures, method, copy, drop))
     workers = jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
     tile, peak = tile_elements(
