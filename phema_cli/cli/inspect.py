@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from phema_cli.cli import groups, listing, options, reach, render
+from phema_cli.cli import groups, listing, options, reachable, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def inspect(
         listing.show(found.snapshots, verbose)
         if figures:
             at = found.snapshots[-1].tag.step if solving.step is None else solving.step
-            reach.show(figures, at, solving.method)
+            reachable.show(figures, at, solving.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
@@ -88,7 +88,7 @@ def _solve(
     tags = TagCheck()
     if not found.snapshots or any(f.level == "error" for f in findings):
         return (), None, tags
-    targets = make_targets(found.snapshots, sigma_rels=reach.GRID, step=solving.step)
+    targets = make_targets(found.snapshots, sigma_rels=reachable.GRID, step=solving.step)
     try:
         measured = solving.measure(found)
         tags = measured.tags
@@ -121,7 +121,7 @@ def _document(
             for f in findings
         ],
         "method": method,
-        "targets": reach.entries(figures) if figures else [],
+        "targets": reachable.entries(figures) if figures else [],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from phema_cli.cli import groups, options, parsing, planned, reach, render
+from phema_cli.cli import groups, options, parsing, plan_report, reachable, render
 from phema_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -158,25 +158,25 @@ def plan(
     dtype = find_dtype(stored.dtype)
     assumed, parameters = _assume(run, parsing.count(steps), dtype)
     aim = _aim(parsing.count(steps), served, assumed)
-    sizes = planned.Sizes(dtype, parameters)
+    sizes = plan_report.Sizes(dtype, parameters)
     budget = parsing.size(stored.budget)
     most = None if budget is None else sizes.affordable(budget)
     chosen = _choose(aim, stored, most)
-    made = figures(chosen, reach.GRID, assumed)
-    entry = planned.entry(chosen, made, aim, sizes)
+    made = figures(chosen, reachable.GRID, assumed)
+    entry = plan_report.entry(chosen, made, aim, sizes)
     if json:
         known = {
             "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
             "like": run.like,
         }
-        render.document("plan", planned.document(aim, sizes, known, entry, made))
+        render.document("plan", plan_report.document(aim, sizes, known, entry, made))
         return
     if not (run.schedule or run.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
-    planned.show(entry, sizes, chosen, aim)
-    reach.show(made, aim.steps, "blue")
-    planned.show_figures(made, measured=run.like is not None)
-    planned.show_loop(chosen, dtype)
+    plan_report.show(entry, sizes, chosen, aim)
+    reachable.show(made, aim.steps, "blue")
+    plan_report.show_figures(made, measured=run.like is not None)
+    plan_report.show_loop(chosen, dtype)
 
 
 def _assumed_notice() -> Finding:

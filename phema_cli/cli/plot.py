@@ -56,7 +56,7 @@ def plot(
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture
-    from phema_cli.cli.plotted import solve_plotted
+    from phema_cli.cli.plot_data import solve_plotted
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from phema_cli.cli.plotted import Panel, Plotted
+    from phema_cli.cli.plot_data import Panel, Plotted
 
 #: inches: the narrowest column of panels, the heights of a block of them, of the range, of the
 #: figure of one target, and the width of a character of a title.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from phema_cli.cli import groups, options, parsing, render
-from phema_cli.cli.reach import GRID
+from phema_cli.cli.reachable import GRID
 from phema_cli.errors import CheckFailedError, SignalError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phema_cli.cli import reach, render
+from phema_cli.cli import reachable, render
 from phema_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def entry(plan: Plan, made: Sequence[Figures], aim: Aim, sizes: Sizes) -> dict[s
 
 def _widest(made: Sequence[Figures], verdicts: Sequence[str]) -> tuple[float, float] | None:
     """The widest range of targets of the grid that have one of the verdicts."""
-    return max(reach.spans(made, verdicts), key=lambda span: span[1] - span[0], default=None)
+    return max(reachable.spans(made, verdicts), key=lambda span: span[1] - span[0], default=None)
 
 
 def document(
@@ -90,7 +90,7 @@ def document(
         "range": [aim.low, aim.high],
         "method": "blue",
         "plan": chosen,
-        "targets": reach.entries(made),
+        "targets": reachable.entries(made),
     }
 
 
@@ -125,7 +125,7 @@ def show_figures(made: Sequence[Figures], *, measured: bool) -> None:
     rms = ("expected_rms",) if measured else ()
     names = ("gamma", "verdict", "expected_error", *rms, "sigma_error", "profile_error")
     table = render.table("sigma_rel", *names, right=("sigma_rel", *names), gap=2)
-    by_sigma = dict(zip(reach.GRID, made, strict=True))
+    by_sigma = dict(zip(reachable.GRID, made, strict=True))
     for sigma in _SHOWN:
         f = by_sigma[sigma]
         table.add_row(
