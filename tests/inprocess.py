@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -70,6 +71,7 @@ def as_process(cwd: Path | None, environment: Mapping[str, str]) -> Iterator[lis
         warnings.resetwarnings()
         stack.enter_context(_streams(texts))
         stack.enter_context(_threads(int(environment.get("OMP_NUM_THREADS", "1"))))
+        stack.enter_context(_chance())
         yield texts
 
 
@@ -163,15 +165,25 @@ def _memory() -> Iterator[None]:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Torch has as many threads as it is told at its start, and its random numbers start anew."""
+    """Torch has as many threads as it is told at its start."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _chance() -> Iterator[None]:
+    """Torch's random numbers begin as in a new process; they and Python's go on as before."""
+    before = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.Generator().initial_seed())
             yield
     finally:
-        torch.set_num_threads(before)
+        random.setstate(before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tests.builders import phema, run
 
 # What the libraries themselves complain about is not ours.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),

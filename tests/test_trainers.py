@@ -46,6 +46,7 @@ def test_fixtures_are_of_trainers():
     assert all(whose <= known for whose, _ in base.FIXTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("whose", "write"), [pytest.param(w, f, id=f.__name__) for w, f in base.FIXTURES]
 )
