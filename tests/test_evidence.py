@@ -3,6 +3,7 @@
 import itertools
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from phema_cli.solver.evidence.laws import RATIO, Hypothesis, as_told
 from phema_cli.solver.evidence.reduction import reduce
 from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.trainers.registry import parse_law
-from tests.simulated import STEPS, glide, rounded, snapshots, tags, times_of
+from tests.simulated import ELEMENTS, STEPS, glide, rounded, snapshots, tags, times_of
 
 RIGHT = (
     ("5", "10"),
@@ -194,6 +195,18 @@ def test_files_of_another_run_are_named(run, rows):
     assert found.suspects[0][0] in rows
     assert found.foreign == rows
     assert not found.alternatives
+
+
+@pytest.mark.parametrize("names", [("5", "10"), ("5", "raw"), ("5", "10", "raw")])
+@pytest.mark.parametrize("size", [30.0, 300.0])
+def test_a_fast_start_is_no_foreign_file(run, names, size):
+    """Weights that move far at first, and little later: what came first is far off all others."""
+    random = np.random.default_rng(1)
+    fast = np.exp(-np.arange(1, STEPS + 1)[:, None] / 30) * random.standard_normal(ELEMENTS)
+    moved = replace(run, start=run.start + size * fast[0], path=run.path + size * fast)
+    found = weigh(tags(names, 8), snapshots(moved, names, 8))
+    assert not found.foreign
+    assert found.state != "contradicted"
 
 
 def test_no_right_file_is_blamed_for_many_foreign_ones(run):

@@ -18,6 +18,9 @@ from phema_cli.solver.movement import Movement
 #: 5.5. Files of another run gave 280 to 6e9 beside another average or raw weights; the first two
 #: of a single average of 8 or 16 gave 22 to 70, all later ones over 200.
 FAR = 200.0
+#: the same for a snapshot from before all those that the movement is known from: how much weights
+#: moved at first is a guess. With right tags a larger run gave 182, files of another run 20 to 9e3.
+FAR_AT_FIRST = 500.0
 #: one in so many snapshots is blamed at most, and at least so many may be: of more foreign ones
 #: some may agree with each other, and leaving out right ones explains as much.
 _SHARE, _FEW = 10, 2
@@ -57,9 +60,10 @@ def _strays(series: Sequence[Series], sample: Sample) -> list[int]:
     movements = [part.movement() for part in parts]
     found: list[int] = []
     for k, part in enumerate(parts):
-        movement = movements[(k + 1) % len(parts)]
+        other = (k + 1) % len(parts)
+        movement = movements[other]
         if movement is not None:
-            found += part.strays(movement)
+            found += part.strays(movement, parts[other].begin)
     return found
 
 
@@ -80,25 +84,44 @@ class _Part:
         """Snapshots with their sample."""
         return cls(series, reduce(sample, [row for s in series for row in s.rows], _ELEMENTS))
 
-    def movement(self) -> Movement | None:
-        """How the weights moved, as these tell; None where they don't."""
+    @property
+    def begin(self) -> float:
+        """The first of their times."""
+        return min(t for s in self.series for t in s.times)
+
+    def movement(self, out: Sequence[int] = ()) -> Movement | None:
+        """How the weights moved, as these tell but for some; None where they don't."""
         if self.reduced is None:
             return None
-        found = score(as_told(self.series), self.series, self.reduced)
+        series, reduced = without(self.series, self.reduced, out)
+        found = score(as_told(series), series, reduced)
         return None if found is None else found.movement
 
-    def strays(self, movement: Movement) -> list[int]:
-        """The rows of those that a movement does not foretell."""
+    def strays(self, movement: Movement, begin: float) -> list[int]:
+        """The rows of those that neither others' movement nor that of the rest foretells.
+
+        Args:
+            movement: of other snapshots.
+            begin: the first of their times.
+        """
         rows = [row for s in self.series for row in s.rows]
+        far = [FAR_AT_FIRST if t < begin else FAR for s in self.series for t in s.times]
         out: list[int] = []
         while len(out) < len(rows) - 1:
-            ratios = self._ratios(movement, out)
-            if max(ratios.values(), default=0.0) < FAR:
+            ratios = {i: r / far[i] for i, r in self._ratios(movement, out).items()}
+            if max(ratios.values(), default=0.0) < 1:
                 break
             out.append(max(ratios, key=ratios.__getitem__))
+        rest = self.movement(out) or movement
         # What stood beside others that do not belong may do.
-        alone = {i: self._ratios(movement, [j for j in out if j != i]) for i in out}
-        return [rows[i] for i, ratios in alone.items() if ratios.get(i, 0.0) >= FAR]
+        return [
+            rows[i]
+            for i in out
+            if all(
+                self._ratios(each, [j for j in out if j != i]).get(i, 0.0) >= far[i]
+                for each in (movement, rest)
+            )
+        ]
 
     def _ratios(self, movement: Movement, out: Sequence[int]) -> dict[int, float]:
         """By number, ``l_i/v_i`` of all but those left out; empty where it has no solution."""
