@@ -205,7 +205,7 @@ def test_toy_format_of_the_page_works(tmp_path):
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
     module, row = blocks(ROOT / "docs" / "formats.md", "python")
     (tmp_path / "phema_cli/formats/toy.py").write_text(module.text)
-    registry = tmp_path / "phema_cli/formats/__init__.py"
+    registry = tmp_path / "phema_cli/formats/registry.py"
     text = registry.read_text()
     first = text.index('        "safetensors": Row(')
     registry.write_text(text[:first] + row.text + text[first:])
