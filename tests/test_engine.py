@@ -6,6 +6,7 @@ import math
 import os
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -468,7 +469,7 @@ def test_more_sources_than_open_files(tmp_path):
     """With few file descriptors allowed a synthesis of many sources still works."""
     write_run(tmp_path / "in", steps=tuple(range(1, 61)))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = max(80, 30 + len(os.listdir("/proc/self/fd")))
+    few = max(80, 30 + len(list(Path("/proc/self/fd").iterdir())))
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
     try:
         (path,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
