@@ -21,7 +21,6 @@ from phema_cli.solver import (
     Solution,
     calibrate,
     solve,
-    solve_each,
     storage_noise,
 )
 
@@ -135,8 +134,14 @@ def solve_snapshots(
     """
     profiles = [s.tag.profile for s in snapshots]
     noise = stored_noise(snapshots)
-    solved = solve if together else solve_each
-    return solved(profiles, targets, method=method, movement=measured.movement, storage_noise=noise)
+    return solve(
+        profiles,
+        targets,
+        method=method,
+        movement=measured.movement,
+        storage_noise=noise,
+        together=together,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from phema_cli.solver.weights import (
     METHODS,
     Solution,
     solve,
-    solve_each,
     storage_noise,
 )
 
@@ -21,6 +20,5 @@ __all__ = [
     "Solution",
     "calibrate",
     "solve",
-    "solve_each",
     "storage_noise",
 ]

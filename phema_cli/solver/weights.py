@@ -60,6 +60,7 @@ def solve(
     method: str = DEFAULT_METHOD,
     movement: Movement | None = None,
     storage_noise: float = 0.0,
+    together: bool = True,
 ) -> Solution:
     """Weights that build each target from the sources, and how good they are.
 
@@ -74,6 +75,8 @@ def solve(
             log time.
         storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
             size.
+        together: whether targets share the times at which profiles are evaluated: far faster, and
+            the last bits of a target's weights depend on the others.
 
     Raises:
         InputError: no sources, two that are alike, or weights that float64 can't hold.
@@ -81,6 +84,23 @@ def solve(
             without a density where the method needs one.
     """
     _check(sources, targets, method)
+    groups = [targets] if together else [[target] for target in targets]
+    found = [_solved(sources, group, method, movement, storage_noise) for group in groups]
+    return Solution(
+        np.hstack([one.weights for one in found]),
+        tuple(figures for one in found for figures in one.figures),
+        found[0].movement,
+    )
+
+
+def _solved(
+    sources: Sequence[Profile],
+    targets: Sequence[Profile],
+    method: str,
+    movement: Movement | None,
+    storage_noise: float,
+) -> Solution:
+    """The solution of targets that share the times at which profiles are evaluated."""
     beside = neighbours(targets)
     k = len(targets)
     system = evaluate(sources, [*targets, *(p for p in beside if p is not None)])
@@ -110,30 +130,6 @@ def solve(
         for j, p in enumerate(beside)
     ]
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
-
-
-def solve_each(
-    sources: Sequence[Profile],
-    targets: Sequence[Profile],
-    *,
-    method: str = DEFAULT_METHOD,
-    movement: Movement | None = None,
-    storage_noise: float = 0.0,
-) -> Solution:
-    """As :func:`solve`, each target by itself: the others show in no bit of its weights.
-
-    Times and rates at which profiles are evaluated depend on all targets that are solved together.
-    """
-    _check(sources, targets, method)
-    found = [
-        solve(sources, [target], method=method, movement=movement, storage_noise=storage_noise)
-        for target in targets
-    ]
-    return Solution(
-        np.hstack([one.weights for one in found]),
-        tuple(figures for one in found for figures in one.figures),
-        found[0].movement,
-    )
 
 
 def _figures(

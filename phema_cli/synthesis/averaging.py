@@ -34,7 +34,6 @@ class _Alike:
 
     Attributes:
         targets: their numbers.
-        place: the same, to take their rows by.
         sources: theirs, newest first.
         totals: what the weights of each sum to.
         direct: what sums values as they stand; None where differences are summed.
@@ -42,11 +41,15 @@ class _Alike:
     """
 
     targets: list[int]
-    place: Some
     sources: list[int]
     totals: list[float]
     direct: Bags | None
     groups: list[tuple[Some, Sums]]
+
+    @property
+    def place(self) -> Some:
+        """The targets, to take their rows by."""
+        return _some(self.targets)
 
 
 @dataclass(slots=True)
@@ -177,7 +180,7 @@ class Averager:
             for start in range(0, len(sources), GROUP)
         ]
         totals = [self._totals[k] for k in targets]
-        return _Alike(targets, _some(targets), sources, totals, bags, groups)
+        return _Alike(targets, sources, totals, bags, groups)
 
     def _average(self, tile: _Tile, alike: _Alike, count: int) -> None:
         """Put the averages of these targets into the tile's ``out``."""
