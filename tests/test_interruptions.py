@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -92,6 +94,49 @@ def interrupt(process, way, chance):
     except ProcessLookupError:
         return False
     return True
+
+
+#: programs that lose the error of a signal, and would go on for a minute.
+LOSING = {
+    "an import that takes any error for a missing library": """
+        sys.path.insert(0, sys.argv[1])
+        import library
+    """,
+    "a finalizer": """
+        class Waiting:
+            def __del__(self):
+                print("waits", flush=True)
+                time.sleep(60)
+        Waiting()
+        time.sleep(60)
+    """,
+}
+LIBRARY = """
+import time
+try:
+    print("waits", flush=True)
+    time.sleep(60)
+except BaseException:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("losing", LOSING)
+def test_a_signal_is_not_lost_where_its_error_would_be(losing, tmp_path):
+    """While a library is loaded, and where Python only prints an error: the same line and code."""
+    (tmp_path / "library.py").write_text(LIBRARY)
+    begin = "import sys, time\nfrom phema_cli.system.processes import raise_on_signals\n"
+    program = f"{begin}raise_on_signals()\n{textwrap.dedent(LOSING[losing])}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "waits\n"
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == "phema: terminated\n"
+    assert process.returncode == 143
 
 
 def test_interruptions_end_at_once_and_lose_nothing(snapshots, tmp_path):

@@ -9,14 +9,18 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from phema_cli.errors import SignalError
 
 #: the signals that ask a program to end, and what they have done to it then.
 ENDING: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+#: the names of the module that imports others: before ``importlib`` is loaded, and from then on.
+_IMPORTING = ("_frozen_importlib", "importlib._bootstrap")
 #: what a program gets that writes to a pipe which nobody reads any more.
 BROKEN_PIPE: int = signal.SIGPIPE
 
@@ -24,17 +28,46 @@ BROKEN_PIPE: int = signal.SIGPIPE
 def raise_on_signals() -> None:
     """Have the first of them raise SignalError, and all later ones do nothing.
 
-    What cleans up on the way out is not interrupted. A signal that is ignored stays so.
+    What cleans up on the way out is not interrupted. A signal that is ignored stays so. Where an
+    error would not come through, the process ends at once, as it does by ``kill -9``.
     """
+    sys.unraisablehook = _end_if_lost
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
 
 
-def _raise(number: int, _frame: object) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
     """End, as a shell reports it."""
     ignore_signals()
-    raise SignalError(number)
+    error = SignalError(number)
+    if _imports(frame):
+        # A library that is being loaded may take any error for "not installed". In one of C++ an
+        # error aborts the process.
+        _end_now(error)
+    raise error
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a frame runs because a module is imported."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_if_lost(lost: sys.UnraisableHookArgs) -> None:
+    """End where Python drops the error of a signal, as it does in a ``__del__``."""
+    if isinstance(lost.exc_value, SignalError):
+        _end_now(lost.exc_value)
+    sys.__unraisablehook__(lost)
+
+
+def _end_now(error: SignalError) -> None:
+    """End without a way back, with the line and the exit code that a way back would end in."""
+    os.write(2, f"phema: {ENDING[error.number]}\n".encode())
+    os._exit(error.exit_code)
 
 
 def ignore_signals() -> None:
