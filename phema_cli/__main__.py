@@ -4,7 +4,7 @@ import gc
 import sys
 import warnings
 
-from phema_cli.cli import endings, streams
+from phema_cli.cli import process
 from phema_cli.errors import SignalError
 from phema_cli.system.processes import ignore_signals, raise_on_signals
 
@@ -12,23 +12,23 @@ from phema_cli.system.processes import ignore_signals, raise_on_signals
 def run() -> None:
     """The console script: ``main`` in a process of its own, which signals end.
 
-    Torch makes a million objects that all live to the end. To search them for garbage, while it is
-    imported and again at the end, takes longer than what most commands do.
+    Torch makes a million objects that live to the end. Searching them for garbage, while torch is
+    imported and again at the end, would take longer than most commands.
     """
     gc.disable()
-    streams.prepare()
+    process.prepare_streams()
     if not sys.warnoptions:
-        # What libraries warn of is no user's matter; what is, phema says itself.
+        # Warnings of libraries do not help users; phema prints its own.
         warnings.simplefilter("ignore")
     try:
         raise_on_signals()
         try:
             from phema_cli.cli.app import main
         except Exception as error:  # noqa: BLE001 - there may be too little memory to load it
-            sys.exit(endings.ended(error))
+            sys.exit(process.report(error))
         main()
     except SignalError as error:
-        sys.exit(endings.ended(error))
+        sys.exit(process.report(error))
     finally:
         ignore_signals()
         gc.freeze()

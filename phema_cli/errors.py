@@ -1,11 +1,11 @@
-"""The exception hierarchy: each error says what, where and the remedy, and knows its exit code."""
+"""The exceptions of phema: what is wrong, where, what to do about it, and the exit code."""
 
 from __future__ import annotations
 
 import errno
 from typing import ClassVar, Self
 
-#: characters of a message; what it quotes may come from files that hold anything.
+#: characters of a message or a place: it may quote files, which hold anything.
 _LONGEST = 1000
 
 
@@ -14,9 +14,9 @@ class PhemaError(Exception):
 
     Args:
         what: what is wrong, in a few words.
-        where: the file, tensor or option it is wrong in.
+        where: the file, tensor or option that is wrong.
         remedy: what the user can do about it.
-        option: what to add to the command line so that it goes on, where that is enough.
+        option: what to add to the command line, where that alone solves it.
     """
 
     exit_code: ClassVar[int] = 3
@@ -36,32 +36,32 @@ class PhemaError(Exception):
         super().__init__(what)
 
     def at(self, where: object) -> Self:
-        """The same error, in a place of its own if it has one, else in this one."""
+        """The same error with a place, unless it has one already."""
         place = self.where or where
         return type(self)(self.what, where=place, remedy=self.remedy, option=self.option)
 
     def __str__(self) -> str:
-        """One line: ``where: what; remedy``."""
-        head = self.what if self.where is None else f"{_short(self.where)}: {self.what}"
-        line = head if self.remedy is None else f"{head}; {self.remedy}"
-        return " ".join(line.split())
-
-
-def _short(where: str) -> str:
-    """A place whose middle is left out where it is very long, as paths of many levels are."""
-    half = _LONGEST // 2
-    return where if len(where) <= _LONGEST else f"{where[:half]}...{where[-half:]}"
+        """One line: ``where: what; remedy``. A long path loses its middle."""
+        line = self.what
+        if self.where is not None:
+            half = _LONGEST // 2
+            long = len(self.where) > _LONGEST
+            where = f"{self.where[:half]}...{self.where[-half:]}" if long else self.where
+            line = f"{where}: {line}"
+        return " ".join((line if self.remedy is None else f"{line}; {self.remedy}").split())
 
 
 class SignalError(BaseException):
-    """A signal that asks for an end; typer would turn a KeyboardInterrupt into a mere number.
+    """A signal told the process to end.
+
+    It is no KeyboardInterrupt: typer would turn that into an exit code by itself.
 
     Args:
         number: the signal's.
 
     Attributes:
-        outcome: what became of the command's work.
-        exit_code: as a shell reports it.
+        outcome: what happened to the command's work, for the message.
+        exit_code: the one that a shell reports for the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -72,13 +72,13 @@ class SignalError(BaseException):
 
 
 class CheckFailedError(PhemaError):
-    """A check that the user asked for failed (``--max-error``, ``diff``)."""
+    """A check that the user asked for failed (``--max-error``, ``diff``, ``verify``)."""
 
     exit_code = 1
 
 
 class UsageError(PhemaError):
-    """The command line, or a call's arguments, make no sense."""
+    """The command line, or the arguments of a call, are wrong."""
 
     exit_code = 2
 
@@ -90,7 +90,7 @@ class InputError(PhemaError):
 
 
 class UnsafePickleError(PhemaError):
-    """A pickle asks for what could do harm, or hides tensors behind unknown code."""
+    """A pickle could do harm, or hides tensors behind unknown code."""
 
     exit_code = 4
 
@@ -102,25 +102,25 @@ class StorageError(PhemaError):
 
     @classmethod
     def wrap(cls, error: OSError, where: object, doing: str) -> StorageError:
-        """Turn an ``OSError`` met while ``doing`` something to ``where`` into a StorageError."""
-        remedy = _REMEDIES.get(error.errno or 0, "the system's log may say more")
+        """The StorageError for an ``OSError`` met while ``doing`` something to ``where``."""
+        remedy = _REMEDIES.get(error.errno or 0, "the system log may say more")
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
 
 
 _REMEDIES = {
-    errno.EACCES: "see its permissions and its owner",
-    errno.EAGAIN: "see ulimit -u; -j 1 needs the least",
-    errno.EBADF: "it is closed: see how the command is run",
-    errno.EDQUOT: "free some of your quota, and run again",
-    errno.EFBIG: "see ulimit -f, and how large a file may be there",
-    errno.EIO: "the disk or its connection fails, see the system's log",
-    errno.ELOOP: "links are not followed there",
-    errno.EMFILE: "see ulimit -n",
-    errno.ENAMETOOLONG: "choose a shorter name, or go to a directory nearer to it",
-    errno.ENFILE: "close other programs, or see fs.file-max",
-    errno.ENOENT: "see whether it was moved or removed",
-    errno.ENOMEM: "see ulimit -v; -j 1 and a smaller --max-memory need less",
-    errno.ENOSPC: "free space there, and run again",
-    errno.EPERM: "see its permissions and its owner",
-    errno.EROFS: "it is mounted read-only: choose another place",
+    errno.EACCES: "check its owner and permissions",
+    errno.EAGAIN: "check ulimit -u, or pass -j 1",
+    errno.EBADF: "it was closed before phema started: check how the command is run",
+    errno.EDQUOT: "free some of your disk quota and run the command again",
+    errno.EFBIG: "check ulimit -f and the largest file that the file system allows",
+    errno.EIO: "the disk or its connection is failing: check the system log",
+    errno.ELOOP: "symbolic links are not followed here: pass the real path",
+    errno.EMFILE: "raise the limit with ulimit -n",
+    errno.ENAMETOOLONG: "use a shorter name, or run the command in a directory closer to it",
+    errno.ENFILE: "close other programs, or raise fs.file-max",
+    errno.ENOENT: "check whether it was moved or deleted",
+    errno.ENOMEM: "check ulimit -v; -j 1 and a smaller --max-memory use less memory",
+    errno.ENOSPC: "free space there and run the command again",
+    errno.EPERM: "check its owner and permissions",
+    errno.EROFS: "the file system is mounted read-only: choose another directory",
 }

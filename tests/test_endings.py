@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from phema_cli.cli import endings
+from phema_cli.cli import process
 from phema_cli.errors import InputError, StorageError
 from tests.builders import PHEMA, phema, write_run
 
@@ -155,7 +155,7 @@ def test_deep_paths(ckpts, tmp_path):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (MemoryError(), StorageError, "no more memory"),
+        (MemoryError(), StorageError, "out of memory"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             StorageError,
@@ -177,10 +177,10 @@ def test_whatever_escapes(error, kind, words):
         with pytest.raises(UnicodeError) as raised:
             error()
         error = raised.value
-    told = endings.known(error)
-    assert type(told) is kind
-    assert words in str(told)
-    assert "\n" not in str(told)
+    reported = process.as_phema_error(error)
+    assert type(reported) is kind
+    assert words in str(reported)
+    assert "\n" not in str(reported)
 
 
 def test_what_fails_for_want_of_files_says_so():
@@ -188,10 +188,10 @@ def test_what_fails_for_want_of_files_says_so():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
     try:
-        told = endings.known(ModuleNotFoundError("No module named 'numpy'"))
+        reported = process.as_phema_error(ModuleNotFoundError("No module named 'numpy'"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert "Too many open files" in str(told)
+    assert "Too many open files" in str(reported)
 
 
 # --- several at once, and many files --------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""The Typer application and ``main``, where every command begins and ends."""
+"""The Typer application, the layout of its help, and ``main``, which runs a command."""
 
 from __future__ import annotations
 
 import functools
+import inspect as introspection
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -15,11 +17,10 @@ from phema_cli._version import __version__
 from phema_cli.cli import (
     demo,
     diff,
-    endings,
     inspect,
-    manual,
     plan,
     plot,
+    process,
     render,
     sweep,
     synthesize,
@@ -28,6 +29,8 @@ from phema_cli.cli import (
 )
 
 _HELP = ["-h", "--help"]
+#: where a section of a docstring begins that the help shows as it is.
+_SECTION = re.compile(r"^(?=(?:Examples|Exit codes):$)", re.MULTILINE)
 
 app = typer.Typer(
     name="phema",
@@ -89,32 +92,54 @@ def phema(
       Write the EMA of gamma 7:
         $ phema synthesize --gamma 7 ckpts/
 
-      Complete commands, options and snapshots in bash; so source_zsh, source_fish:
+      Turn on completion in bash; source_zsh and source_fish are for the others:
         $ eval "$(_PHEMA_COMPLETE=source_bash phema)"
 
     Exit codes:
       0         done
       1         a check failed: --max-error, diff, verify
-      2         the command line makes no sense, or the output exists
+      2         the command line is wrong, or the output exists
       3         an input is missing, broken or does not fit the others
-      4         a pickle asks for what could harm, or hides tensors
-      5         disk or I/O error, no memory, no stdout
-      141       the reader of a pipe has closed it
+      4         a pickle could do harm, or hides tensors
+      5         disk or I/O error, out of memory, stdout lost
+      141       the reader of a pipe closed it
       130, 143  interrupted, terminated
     """
 
 
-manual.write(app)
+def _add_help(app: typer.Typer) -> None:
+    """Give every command the help and the epilog that its docstring holds.
+
+    The prose is folded by the terminal. The sections ``Examples:`` and ``Exit codes:`` at the end
+    are shown as they are; a line of them that begins with ``$`` is a command that works.
+    """
+    for info in [*app.registered_commands, app.registered_callback]:
+        if info is not None and info.callback is not None:
+            docstring = introspection.cleandoc(info.callback.__doc__ or "")
+            prose, *sections = _SECTION.split(docstring)
+            info.help = "\n\n".join(" ".join(p.split()) for p in prose.strip().split("\n\n"))
+            # Typer unindents all lines but the first, so the first is empty.
+            info.epilog = "\n" + "\n\n".join(map(_highlighted, sections))
+
+
+def _highlighted(section: str) -> str:
+    """A section of a help text with its title and its commands in bold, and no other markup."""
+    title, _, lines = section.strip().replace("[", r"\[").partition("\n")
+    commands = re.sub(r"^( *\$ )(.*)$", r"\1[bold]\2[/]", lines, flags=re.MULTILINE)
+    return f"[bold]{title}[/]\n{commands}"
+
+
+_add_help(app)
 
 
 @functools.cache
 def _command() -> Callable[..., object]:
-    """All commands with their options, put together when they are first needed."""
+    """All commands with their options, made when they are first needed."""
     command = typer.main.get_command(app)
     for each in (command, *getattr(command, "commands", {}).values()):
         context = typer.Context(each, help_option_names=_HELP)
         for option in (*each.params, each.get_help_option(context)):
-            # Behind the flags that typer adds the help would have a type, as if they took a value.
+            # The help would show a type beside typer's own flags, as if they took a value.
             if isinstance(option, typer.core.TyperOption) and option.is_flag:
                 option.metavar = ""
     return command
@@ -125,12 +150,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
     try:
-        told = [a for a in given if a != "--debug"]
-        code = _command()(told, standalone_mode=False, obj=told)
+        typed = [a for a in given if a != "--debug"]
+        code = _command()(typed, standalone_mode=False, obj=typed)
         sys.stdout.flush()
     except Exception as error:
-        # Whoever wants tracebacks wants none of what was typed.
+        # A mistake in the command line is no bug: a traceback would not help.
         if debug and not hasattr(error, "format_message"):
             raise
-        code = endings.ended(error)
+        code = process.report(error)
     sys.exit(code if isinstance(code, int) else 0)
