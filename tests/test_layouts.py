@@ -82,7 +82,7 @@ def test_ema_pytorch_without_its_gammas(every_step):
     missing, way = done.out.splitlines()
     assert "and 39 others" in missing
     assert "--sigma-rels" in missing
-    assert way == f"go on: phema inspect {folder} --gammas G1,G2"
+    assert way == f"try: phema inspect {folder} --gammas G1,G2"
 
 
 @pytest.mark.parametrize("gamma", [1.0, 4.0, 12.0])

@@ -32,7 +32,7 @@ def test_the_tutorials_loop_gives_gamma_7(tmp_path):
     subprocess.run([sys.executable, "-c", tracked], cwd=tmp_path, check=True)
     asked = phema("inspect", ".", cwd=tmp_path)
     assert asked.code == 3
-    assert asked.out.endswith("go on: phema inspect . --gammas 5,10\n")
+    assert asked.out.endswith("try: phema inspect . --gammas 5,10\n")
     made = phema("synthesize", "--gamma", "7", "--gammas", "5,10", ".", cwd=tmp_path)
     assert made.code == 0, made.err
     known, last = torch.load(tmp_path / "known.obj")

@@ -1,26 +1,160 @@
-"""A curve as text: in braille cells, or in ASCII where those don't print; one point stands out.
+"""A curve as text, with axes and one marked point: in braille cells, or in ASCII.
 
 Lines carry rich's markup for colours.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
-from phema_cli.cli import axes, render
-from phema_cli.cli.axes import Array, Axis
+from phema_cli.cli import render
+from phema_cli.profiles import Array
 
 _LEAST_WIDTH = 24
 #: columns of a tick and its label on the horizontal axis; rows on the vertical one.
 _TICK_COLUMNS, _TICK_ROWS = 10, 3
-#: a cell of the terminal holds two by four dots.
+#: mantissas of the ticks of a logarithmic axis that spans at most so many decades.
+_MANTISSAS = ((1.5, (1.0, 2.0, 3.0, 5.0)), (2.5, (1.0, 3.0)))
+#: numbers from the first on, and those below the second, are written with an exponent.
+_LARGE, _SMALL = 1e6, 1e-4
+#: the part of a range that may lie beyond the outer ticks.
+_BEYOND = 0.01
+#: relative differences up to here are rounding.
+_ROUNDING = 1e-9
+#: a braille character has two by four dots.
 _ACROSS, _DOWN = 2, 4
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _BRAILLE = 0x2800
 _COLOUR, _FAINT, _MARKED = "cyan", "bright_black", "bold"
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A range of numbers and the ticks in it.
+
+    Attributes:
+        low: the number at its beginning, above 0 where ``log`` is true.
+        high: the number at its end, above ``low``.
+        log: whether equal ratios are equal distances, instead of equal differences.
+        ticks: ascending, from ``low`` to ``high``.
+    """
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def dots(self, values: Array, count: int) -> Array:
+        """Where values lie on ``count`` dots from ``low`` to ``high``, not yet rounded.
+
+        Args:
+            values: any shape, above 0 where the axis is logarithmic.
+            count: dots, at least 2.
+        """
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            return (np.log(values) - low) / (high - low) * (count - 1)
+        return (values - self.low) / (self.high - self.low) * (count - 1)
+
+
+def linear_axis(values: Array, most: int) -> Axis:
+    """The axis of equal differences that holds values, and begins and ends at ticks.
+
+    Args:
+        values: (n,) finite; n is at least 1. At most a hundredth of their range is beyond the ends.
+        most: ticks that there is room for.
+    """
+    ticks = _round_ticks(*_ends(values), most, around=True)
+    return Axis(ticks[0], ticks[-1], log=False, ticks=ticks)
+
+
+def log_axis(values: Array, most: int) -> Axis:
+    """The axis of equal ratios from the least to the largest value.
+
+    Its ticks are powers of ten, and a few multiples of them on a short axis.
+
+    Args:
+        values: (n,) above 0 and finite; n is at least 1.
+        most: ticks that there is room for.
+    """
+    low, high = _ends(values)
+    decades = math.log10(high / low)
+    mantissas = next((m for span, m in _MANTISSAS if decades <= span), (1.0,))
+    first = math.floor(math.log10(low) + _ROUNDING)
+    last = math.ceil(math.log10(high) - _ROUNDING)
+    every = max(1, math.ceil((last - first) / max(most - 1, 1))) if len(mantissas) == 1 else 1
+    powers = (m * 10.0**e for e in range(first, last + 1, every) for m in mantissas)
+    ticks = tuple(t for t in powers if low * (1 - _ROUNDING) <= t <= high * (1 + _ROUNDING))
+    if len(ticks) < 2:  # noqa: PLR2004 - one number doesn't say how long an axis is
+        ticks = tuple(t for t in _round_ticks(low, high, most, around=False) if t > 0)
+    return Axis(low, high, log=True, ticks=ticks)
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    """The least and the largest value, moved apart where they are one."""
+    low, high = float(values.min()), float(values.max())
+    if not high - low > _ROUNDING * max(abs(low), abs(high)):
+        beside = abs(low) / 10 or 1.0
+        return low - beside, high + beside
+    return low, high
+
+
+def _round_ticks(low: float, high: float, most: int, *, around: bool) -> tuple[float, ...]:
+    """Multiples of 1, 2 or 5 times a power of ten: those in a range, or ``around`` it."""
+    room = max(most, 2)
+    exponent = math.floor(math.log10((high - low) / room))
+    steps = (m * 10.0 ** (exponent + e) for e in (0, 1) for m in (1, 2, 5))
+    step = next(
+        (s for s in steps if np.ptp(_multiples(low, high, s, around=around)) < room),
+        10.0 ** (exponent + 2),
+    )
+    first, last = _multiples(low, high, step, around=around)
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    return tuple(round(i * step, digits) for i in range(first, max(last, first) + 1))
+
+
+def _multiples(low: float, high: float, step: float, *, around: bool) -> tuple[int, int]:
+    """First and last multiple of a step in a range, or around it."""
+    if around:
+        beyond = _BEYOND * (high - low) / step
+        return math.floor(low / step + beyond), math.ceil(high / step - beyond)
+    # 0.3 counts as a multiple of 0.1, which it is not in binary.
+    return math.ceil(low / step - _ROUNDING), math.floor(high / step + _ROUNDING)
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text, with enough digits to tell them apart."""
+    largest = max((abs(t) for t in ticks), default=0.0)
+    gaps = [b - a for a, b in pairwise(ticks)] or [1.0]
+    if largest >= _LARGE or largest < _SMALL:
+        digits = 3 if not largest else max(3, math.ceil(math.log10(largest / min(gaps))))
+        return [_exponential(t, digits) for t in ticks]
+    if max(gaps) < 1.001 * min(gaps):
+        digits = max(0, -math.floor(math.log10(min(gaps)) + _ROUNDING))
+        return [f"{t:.{digits}f}" for t in ticks]
+    return [_exponential(t, 3) if abs(t) < _SMALL else f"{t:.4g}" for t in ticks]
+
+
+def _exponential(value: float, digits: int) -> str:
+    """``2e6``, ``1.5e-7``."""
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    return f"{float(mantissa):.{digits + 1}g}e{int(exponent)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point that stands out."""
+
+    x: float
+    y: float
+    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +173,6 @@ class _Signs:
 
 _UNICODE = _Signs("", "★", "┈", "│", "┤", "└", "─", "┴")
 _ASCII = _Signs("o", "*", ".", "|", "+", "+", "-", "+")
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point that stands out."""
-
-    x: float
-    y: float
-    label: str
 
 
 def chart(
@@ -71,46 +196,55 @@ def chart(
         height: rows of the drawing itself, without the horizontal axis and the labels.
         x_label: what the horizontal axis counts, with its unit.
         y_label: the same of the vertical one.
-        unicode: whether the stream carries it; see ``render.unicode``.
+        unicode: whether to draw with more than ASCII; see ``render.supports_unicode``.
 
     Returns:
         Lines with rich's markup, none longer than ``width``.
     """
     shown = np.isfinite(y)
-    y_axis = axes.even(np.append(y[shown], mark.y), max(3, height // _TICK_ROWS + 1))
-    numbers = axes.written(y_axis.ticks)
+    y_axis = linear_axis(np.append(y[shown], mark.y), max(3, height // _TICK_ROWS + 1))
+    numbers = tick_labels(y_axis.ticks)
     gutter = max(len(n) for n in numbers)
     columns = max(width, _LEAST_WIDTH) - gutter - 1
-    x_axis = axes.logarithmic(np.append(x[shown], mark.x), columns // _TICK_COLUMNS)
-    plane = _Plane(x_axis, y_axis, columns, height, _UNICODE if unicode else _ASCII)
-    plane.draw(x, y)
+    x_axis = log_axis(np.append(x[shown], mark.x), columns // _TICK_COLUMNS)
+    signs = _UNICODE if unicode else _ASCII
+    canvas = _Canvas(x_axis, y_axis, columns, height, signs)
+    canvas.draw_curve(x, y)
     if y_axis.low < 0 < y_axis.high:
-        plane.draw_zero()
-    plane.draw_mark(mark)
+        canvas.draw_zero()
+    canvas.draw_mark(mark)
+    number_at = {canvas.row(t): n for t, n in zip(y_axis.ticks, numbers, strict=True)}
+    room = columns - len(signs.mark) - 1
+    label = mark.label if len(mark.label) <= room else f"{mark.label[: room - 1]}~"
+    indent = " " * (gutter + 1)
     return [
         render.plain(y_label[: gutter + 1 + columns]),
-        *_with_side(plane, numbers, gutter),
-        *_base(plane, gutter),
-        " " * (gutter + 1) + render.plain(x_label[:columns].center(columns).rstrip()),
-        _legend(mark, plane.signs, gutter + 1, columns),
+        *(
+            f"{number_at.get(row, ''):>{gutter}}"
+            f"{signs.tick if row in number_at else signs.side}{canvas.text(row)}"
+            for row in range(height)
+        ),
+        *_base(canvas, gutter),
+        indent + render.plain(x_label[:columns].center(columns).rstrip()),
+        f"{indent}[{_MARKED}]{signs.mark}[/] {render.plain(label)}",
     ]
 
 
-class _Plane:
-    """Cells with dots and characters in them."""
+class _Canvas:
+    """The cells between the axes, with dots and characters in them."""
 
     def __init__(self, x: Axis, y: Axis, columns: int, rows: int, signs: _Signs) -> None:
         self.x, self.y, self.signs = x, y, signs
         self.across, self.down = (1, 1) if signs.dot else (_ACROSS, _DOWN)
         self.columns, self.rows = columns, rows
         self._dots = np.zeros((rows, columns), dtype=np.uint8)
-        self._text: dict[tuple[int, int], tuple[str, str]] = {}
+        self._characters: dict[tuple[int, int], tuple[str, str]] = {}
 
     def place(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Dots of points, not yet rounded, from the upper left corner."""
         right = self.x.dots(x, self.columns * self.across)
         last = self.rows * self.down - 1
-        # What lies beyond the last tick by less than a dot is at the edge.
+        # A point beyond the last tick, by less than a dot, is at the edge.
         return right, np.clip(last - self.y.dots(y, last + 1), 0, last)
 
     def row(self, y: float) -> int:
@@ -118,41 +252,34 @@ class _Plane:
         _, down = self.place(np.array([self.x.high]), np.array([y]))
         return _nearest(down[0]) // self.down
 
-    def draw(self, x: Array, y: Array) -> None:
+    def draw_curve(self, x: Array, y: Array) -> None:
         """A line through points, with gaps where they are not finite."""
         right, down = self.place(x, y)
         shown = np.isfinite(y)
         for i in np.flatnonzero(shown):
-            # A point between two gaps is a line of its own.
+            # A point between two gaps is a line from itself to itself.
             j = i + 1 if i + 1 < len(shown) and shown[i + 1] else i
-            self._line((right[i], down[i]), (right[j], down[j]))
-
-    def _line(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Set the dots from one place to another."""
-        count = int(max(abs(end[0] - start[0]), abs(end[1] - start[1]))) + 2
-        right = np.floor(np.linspace(start[0], end[0], count) + 0.5).astype(int)
-        down = np.floor(np.linspace(start[1], end[1], count) + 0.5).astype(int)
-        bits = _BITS[down % self.down, right % self.across]
-        np.bitwise_or.at(self._dots, (down // self.down, right // self.across), bits)
+            count = int(max(abs(right[j] - right[i]), abs(down[j] - down[i]))) + 2
+            across = np.floor(np.linspace(right[i], right[j], count) + 0.5).astype(int)
+            below = np.floor(np.linspace(down[i], down[j], count) + 0.5).astype(int)
+            bits = _BITS[below % self.down, across % self.across]
+            np.bitwise_or.at(self._dots, (below // self.down, across // self.across), bits)
 
     def draw_zero(self) -> None:
         """A faint line through the empty cells where the curve would be 0."""
         row = self.row(0.0)
         for column in np.flatnonzero(self._dots[row] == 0):
-            self._text[row, int(column)] = (self.signs.zero, _FAINT)
+            self._characters[row, int(column)] = (self.signs.zero, _FAINT)
 
     def draw_mark(self, mark: Mark) -> None:
         """The point that stands out, on top of everything else."""
         right, down = self.place(np.array([mark.x]), np.array([mark.y]))
         cell = _nearest(down[0]) // self.down, _nearest(right[0]) // self.across
-        self._text[cell] = (self.signs.mark, _MARKED)
+        self._characters[cell] = (self.signs.mark, _MARKED)
 
-    def lines(self) -> list[str]:
-        """The rows as text with markup."""
-        return [self._row_text(row) for row in range(self.rows)]
-
-    def _row_text(self, row: int) -> str:
-        cells = [self._character(row, column) for column in range(self.columns)]
+    def text(self, row: int) -> str:
+        """A row with markup, without blanks at its end."""
+        cells = [self._cell(row, column) for column in range(self.columns)]
         while cells and cells[-1][0] == " ":
             cells.pop()
         parts = []
@@ -161,45 +288,29 @@ class _Plane:
             parts.append(f"[{style}]{render.plain(text)}[/]" if style else text)
         return "".join(parts)
 
-    def _character(self, row: int, column: int) -> tuple[str, str]:
+    def _cell(self, row: int, column: int) -> tuple[str, str]:
         """What a cell shows, and in which colour."""
-        if (row, column) in self._text:
-            return self._text[row, column]
+        if (row, column) in self._characters:
+            return self._characters[row, column]
         dots = int(self._dots[row, column])
         return (self.signs.dot or chr(_BRAILLE + dots), _COLOUR) if dots else (" ", "")
 
 
 def _nearest(value: float) -> int:
-    """Halves go up, unlike round's."""
-    return int(np.floor(value + 0.5))
+    """The nearest whole number; halves go up, unlike round's."""
+    return math.floor(value + 0.5)
 
 
-def _with_side(plane: _Plane, numbers: list[str], gutter: int) -> list[str]:
-    """Rows with the vertical axis before them."""
-    signs = plane.signs
-    at = {plane.row(tick): n for tick, n in zip(plane.y.ticks, numbers, strict=True)}
-    return [
-        f"{at.get(row, ''):>{gutter}}{signs.tick if row in at else signs.side}{line}"
-        for row, line in enumerate(plane.lines())
-    ]
-
-
-def _base(plane: _Plane, gutter: int) -> list[str]:
+def _base(canvas: _Canvas, gutter: int) -> list[str]:
     """The horizontal axis and its numbers; one that would touch its neighbour is left out."""
-    right, _ = plane.place(np.array(plane.x.ticks), np.full(len(plane.x.ticks), plane.y.high))
-    rule = [plane.signs.base] * plane.columns
+    ticks = canvas.x.ticks
+    right, _ = canvas.place(np.array(ticks), np.full(len(ticks), canvas.y.high))
+    rule = [canvas.signs.base] * canvas.columns
     text = ""
-    for dot, number in zip(right, axes.written(plane.x.ticks), strict=True):
-        column = _nearest(dot) // plane.across
-        rule[column] = plane.signs.base_tick
-        first = min(column - len(number) // 2, plane.columns - len(number)) + gutter + 1
+    for dot, number in zip(right, tick_labels(ticks), strict=True):
+        column = _nearest(dot) // canvas.across
+        rule[column] = canvas.signs.base_tick
+        first = min(column - len(number) // 2, canvas.columns - len(number)) + gutter + 1
         if not text or first > len(text):
             text += " " * (first - len(text)) + number
-    return [" " * gutter + plane.signs.corner + "".join(rule), text]
-
-
-def _legend(mark: Mark, signs: _Signs, indent: int, columns: int) -> str:
-    """What the point is, cut where there is no room."""
-    room = columns - len(signs.mark) - 1
-    label = mark.label if len(mark.label) <= room else mark.label[: room - 1] + "~"
-    return f"{' ' * indent}[{_MARKED}]{signs.mark}[/] {render.plain(label)}"
+    return [" " * gutter + canvas.signs.corner + "".join(rule), text]

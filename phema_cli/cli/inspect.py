@@ -1,4 +1,4 @@
-"""``phema inspect``: what snapshots there are, and which targets they reach how well."""
+"""``phema inspect``: which snapshots there are, and which targets they reach how well."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 from phema_cli.cli import groups, listing, options, reachable, render
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from phema_cli.estimate.evidence import TagCheck
-    from phema_cli.snapshots import Finding, Scan, Snapshot
+    from phema_cli.snapshots import Finding, Scan
     from phema_cli.solver import Figures, Movement
 
+#: rows of the table of movement, at most.
 _MOVEMENT_ROWS = 12
 
 
@@ -52,33 +53,47 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    findings = list(found.findings)
-    figures, movement, tags = _solve(found, solving, findings)
+    scan = sources.scan(paths, sampled=not solving.no_sample)
+    findings = list(scan.findings)
+    reach, movement, tags = _solve(scan, solving, findings)
     errors = [f for f in findings if f.level == "error"]
     if json:
-        document = _document(found.snapshots, findings, figures, solving.method)
-        document |= {"movement": _movement(movement), "evidence": tags.entry()}
-        render.document("inspect", document)
+        content = {
+            "snapshots": [listing.entry(s) for s in scan.snapshots],
+            "findings": [
+                {
+                    "level": f.level,
+                    "where": f.error.where,
+                    "what": f.error.what,
+                    "remedy": f.error.remedy,
+                }
+                for f in findings
+            ],
+            "method": solving.method,
+            "targets": reachable.entries(reach),
+            "movement": _movement(movement),
+            "evidence": tags.entry(),
+        }
+        render.document("inspect", content)
     else:
-        listing.show(found.snapshots, verbose)
-        if figures:
-            at = found.snapshots[-1].tag.step if solving.step is None else solving.step
-            reachable.show(figures, at, solving.method)
+        listing.show(scan.snapshots, verbose)
+        if reach:
+            last = scan.snapshots[-1].tag.step
+            reachable.show(reach, solving.step or last, solving.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
-        render.way_on(context.obj, errors)
+        render.suggestion(context.obj, errors)
     if errors:
         raise typer.Exit(errors[0].error.exit_code)
 
 
 def _solve(
-    found: Scan, solving: groups.Solving, findings: list[Finding]
-) -> tuple[Sequence[Figures], Movement | None, TagCheck]:
-    """Which targets can be reached how well, how the weights moved, how far the tags are known.
+    scan: Scan, solving: groups.Solving, findings: list[Finding]
+) -> tuple[Mapping[float, Figures], Movement | None, TagCheck]:
+    """Figures of the reachable range, how the weights moved, and how far the tags are confirmed.
 
-    What stands against it is added to the findings.
+    What stands against a synthesis is added to the findings; then there are no figures.
     """
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck
@@ -86,47 +101,24 @@ def _solve(
     from phema_cli.snapshots import Finding
 
     tags = TagCheck()
-    if not found.snapshots or any(f.level == "error" for f in findings):
-        return (), None, tags
-    targets = make_targets(found.snapshots, sigma_rels=reachable.GRID, step=solving.step)
+    if not scan.snapshots or any(f.level == "error" for f in findings):
+        return {}, None, tags
+    targets = make_targets(scan.snapshots, sigma_rels=reachable.GRID, step=solving.step)
     try:
-        measured = solving.measure(found)
+        measured = solving.measure(scan)
         tags = measured.tags
         findings += tags.findings
         if tags.state == "contradicted":
-            return (), None, tags
-        solution = solving.solve(found, targets, measured, together=True)
+            return {}, None, tags
+        solution = solving.solve(scan, targets, measured, together=True)
     except InputError as error:
         findings.append(Finding("error", error))
-        return (), None, tags
-    return solution.figures, solution.movement, tags
-
-
-def _document(
-    snapshots: Sequence[Snapshot],
-    findings: Sequence[Finding],
-    figures: Sequence[Figures],
-    method: str,
-) -> dict[str, Any]:
-    """The content of ``--json``."""
-    return {
-        "snapshots": [listing.entry(s) for s in snapshots],
-        "findings": [
-            {
-                "level": f.level,
-                "where": f.error.where,
-                "what": f.error.what,
-                "remedy": f.error.remedy,
-            }
-            for f in findings
-        ],
-        "method": method,
-        "targets": reachable.entries(figures) if figures else [],
-    }
+        return {}, None, tags
+    return dict(zip(reachable.GRID, solution.figures, strict=True)), solution.movement, tags
 
 
 def _movement(movement: Movement | None) -> dict[str, Any] | None:
-    """How the weights moved, for ``--json``."""
+    """How the weights moved, in a JSON document."""
     if movement is None:
         return None
     return {
@@ -141,7 +133,7 @@ def _movement(movement: Movement | None) -> dict[str, Any] | None:
 
 
 def _show_movement(movement: Movement) -> None:
-    """How the weights moved, in a dozen rows."""
+    """Print how the weights moved."""
     import numpy as np
 
     out = render.console()
@@ -153,8 +145,9 @@ def _show_movement(movement: Movement) -> None:
         "what differs between snapshots"
     )
     rows = np.unique(np.linspace(0, len(movement.times) - 1, _MOVEMENT_ROWS).astype(int))
-    table = render.table("step", "drift", "roughness", "jitter", right=("step", "drift"), gap=2)
+    # The block of each time; blocks are known by their ends.
     blocks = np.searchsorted(movement.blocks * (1 + 1e-9), movement.times)
+    table = render.table("step", "drift", "roughness", "jitter", right=("step", "drift"), gap=2)
     for row in rows:
         block = int(blocks[row])
         table.add_row(

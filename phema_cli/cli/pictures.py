@@ -1,32 +1,30 @@
-"""Pictures by matplotlib: the style of the house, and files that are the same for the same data."""
+"""Pictures by matplotlib: their style, and files that are the same for the same data."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.profiles import gamma_from_sigma_rel, sigma_rel_from_gamma
+from phema_cli.profiles import sigma_rel_from_gamma
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: endings of pictures, and what of their metadata would differ from run to run.
-ENDINGS: dict[str, dict[str, Any]] = {
+#: endings of pictures, and the metadata to leave out because they differ from run to run.
+_ENDINGS: dict[str, dict[str, Any]] = {
     ".pdf": {"CreationDate": None},
     ".png": {},
     ".svg": {"Date": None},
 }
 #: inches: one column of a paper.
 COLUMN = 3.4
-#: M. Okabe and K. Ito's colours, which the colour-blind tell apart, without their yellow.
+#: the colours of M. Okabe and K. Ito, for the colour-blind too, without their yellow.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -54,7 +52,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.titlesize": 8,
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 8,
     "legend.borderaxespad": 0.2,
     "legend.fontsize": 7,
@@ -79,36 +77,33 @@ _STYLE: dict[Any, Any] = {
 
 
 def check(path: Path, *, overwrite: bool) -> None:
-    """Refuse a picture that could not be written, before the work for it begins.
+    """Refuse a picture that could not be written, before there is work to lose.
 
     Raises:
         UsageError: matplotlib is missing, the ending is unknown, or the file exists and
             ``overwrite`` is false.
         StorageError: there is no such directory.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(
-            f"no picture ends in {path.suffix!r}" if path.suffix else "has no ending",
-            where=path,
-            remedy=f"end it in {', '.join(ENDINGS)}",
-        )
+    if path.suffix.lower() not in _ENDINGS:
+        what = f"{path.suffix!r} is not a picture format" if path.suffix else "has no ending"
+        raise UsageError(what, where=path, remedy=f"use {', '.join(_ENDINGS)}")
     try:
-        import matplotlib.figure  # noqa: F401 - whether it can be
+        import matplotlib.figure  # noqa: F401 - only whether it can be imported
     except ImportError as error:
         raise UsageError(
             "pictures need matplotlib", where=path, remedy="pip install 'phema-cli[plot]'"
         ) from error
     if path.is_dir():
-        raise UsageError("is a directory", where=path, remedy="name a file in it")
+        raise UsageError("is a directory", where=path, remedy="pass a file in it")
     if path.exists() and not overwrite:
         raise UsageError("exists already", where=path, remedy="pass --overwrite")
     if not path.parent.is_dir():
-        raise StorageError("no such directory", where=path.parent, remedy="make it first")
+        raise StorageError("no such directory", where=path.parent, remedy="create it first")
 
 
 @contextmanager
 def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterator[Figure]:
-    """An empty figure; what is drawn on it is written to ``path`` at the end, whole or not at all.
+    """An empty figure; when the block ends it is written to ``path``, whole or not at all.
 
     Args:
         path: its ending says the format.
@@ -121,67 +116,21 @@ def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterat
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write under another name, then rename."""
     ending = path.suffix.lower()
     unfinished = path.with_name(f".{path.name}.part")
-    try:
-        with warnings.catch_warnings():
-            # Names may have letters that the font lacks; it shows boxes for them.
-            warnings.filterwarnings("ignore", message="Glyph ")
-            figure.savefig(unfinished, format=ending[1:], metadata=ENDINGS[ending])
-        os.replace(unfinished, path)  # noqa: PTH105 - as everywhere: replaces on every system
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
-
-
-def metric_picture(
-    path: Path,
-    points: Sequence[tuple[float, float]],
-    best: tuple[float, float] | None,
-    *,
-    metric_label: str,
-    overwrite: bool,
-    part: tuple[float, float, float] | None = None,
-) -> None:
-    """A metric against sigma_rel, with the best marked.
-
-    Args:
-        path: where to; its ending says the format.
-        points: sigma_rel and metric of each evaluation, in any order.
-        best: the point to mark; it need not be one of ``points``.
-        metric_label: what the metric is called, with its unit.
-        overwrite: whether a file of that name is replaced.
-        part: the least and the largest sigma_rel and the worst metric to show; all by default.
-
-    Errors as :func:`picture`.
-    """
-    shown = np.array(sorted(points), dtype=float).reshape(-1, 2)
-    shown = shown[np.isfinite(shown).all(axis=1)]
-    with picture(path, (COLUMN, 2.4), overwrite=overwrite) as figure:
-        axes = figure.subplots()
-        axes.plot(*shown.T, "-o", color=COLOURS[0], markeredgecolor="white", markeredgewidth=0.5)
-        if best is not None:
-            axes.plot(*best, "o", color=COLOURS[1], markersize=6, zorder=3)
-            found = f"sigma_rel {best[0]:.3g}, gamma {gamma_from_sigma_rel(best[0]):.3g}"
-            axes.set_title(f"best: {best[1]:.4g} at {found}", color=COLOURS[1])
-        axes.set_ylabel(metric_label)
-        axes.margins(x=0.04, y=0.08)
-        if best is not None and part is not None:
-            low, high, edge = part
-            room = 0.04 * (high - low)
-            axes.set_xlim(low - room, high + room)
-            axes.set_ylim(*sorted((best[1] + 0.08 * (best[1] - edge), edge)))
-        sigma_axis(axes)
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # Names may have letters that the font lacks; it shows boxes for them.
+        warnings.filterwarnings("ignore", message="Glyph ")
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        try:
+            figure.savefig(unfinished, format=ending[1:], metadata=_ENDINGS[ending])
+            os.replace(unfinished, path)  # noqa: PTH105 - as everywhere: replaces on every system
+        except OSError as error:
+            raise StorageError.wrap(error, path, "write") from error
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
 
 
 def sigma_axis(axes: Axes) -> None:
@@ -189,15 +138,14 @@ def sigma_axis(axes: Axes) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(low, high)
     axes.set_xlabel("sigma_rel")
-    reached = [(sigma_rel_from_gamma(g), g) for g in _GAMMAS]
-    inside = [(s, g) for s, g in reached if low <= s <= high]
-    # From the longest average on, those that have room for their numbers.
-    kept: list[tuple[float, float]] = []
-    for sigma, gamma in inside:
-        if not kept or kept[-1][0] - sigma > _ROOM * (high - low):
-            kept.append((sigma, gamma))
+    # From the longest average on, the gammas whose numbers have room.
+    ticks: list[tuple[float, int]] = []
+    for gamma in _GAMMAS:
+        sigma = sigma_rel_from_gamma(gamma)
+        if low <= sigma <= high and (not ticks or ticks[-1][0] - sigma > _ROOM * (high - low)):
+            ticks.append((sigma, gamma))
     upper = axes.secondary_xaxis("top")
-    upper.set_xticks([s for s, _ in kept], [f"{g:g}" for _, g in kept])
+    upper.set_xticks([s for s, _ in ticks], [str(g) for _, g in ticks])
     upper.set_xlabel("gamma", labelpad=3)
     upper.spines["top"].set_visible(False)
     upper.tick_params(pad=1)

@@ -162,39 +162,36 @@ def plan(
     budget = parsing.size(stored.budget)
     most = None if budget is None else sizes.affordable(budget)
     chosen = _choose(aim, stored, most)
-    made = figures(chosen, reachable.GRID, assumed)
-    entry = plan_report.entry(chosen, made, aim, sizes)
+    grid = reachable.GRID
+    reach = dict(zip(grid, figures(chosen, grid, assumed), strict=True))
+    report = plan_report.Report(chosen, aim, sizes, reach)
     if json:
-        known = {
-            "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
-            "like": run.like,
-        }
-        render.document("plan", plan_report.document(aim, sizes, known, entry, made))
+        schedule = None if run.like else run.schedule or DEFAULT_SCHEDULE
+        assumptions = {"schedule": schedule, "like": run.like}
+        render.document("plan", plan_report.document(report, assumptions))
         return
     if not (run.schedule or run.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
-    plan_report.show(entry, sizes, chosen, aim)
-    reachable.show(made, aim.steps, "blue")
-    plan_report.show_figures(made, measured=run.like is not None)
-    plan_report.show_loop(chosen, dtype)
+    plan_report.show(report, measured=run.like is not None)
 
 
 def _assumed_notice() -> Finding:
-    """What is said where nothing is known of the run."""
+    """The notice for a run that the user says nothing about."""
     from phema_cli.snapshots import Finding
 
-    remedy = "pass --schedule, or better --like and an earlier run's snapshots"
-    return Finding(
-        "notice", InputError("assumes that the learning rate falls by rsqrt", remedy=remedy)
+    error = InputError(
+        "the plan assumes that the learning rate falls by rsqrt",
+        remedy="pass --schedule, or better --like and an earlier run's snapshots",
     )
+    return Finding("notice", error)
 
 
 def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]:
-    """How the weights will move, and how many there are.
+    """How the weights will move, and the number of parameters where it is known.
 
     Raises:
-        UsageError: no such schedule, or a schedule beside an earlier run.
-        InputError: the earlier run's snapshots say nothing.
+        UsageError: an unknown schedule, or a schedule beside an earlier run.
+        InputError: the movement of the earlier run can't be measured.
     """
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE, Assumption, parse_schedule, scheduled
@@ -206,25 +203,29 @@ def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]
             return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters
         return Assumption(scheduled(rate, steps, dtype.mantissa_bits)), parameters
     if run.schedule is not None:
-        raise UsageError("--schedule and --like say two things", remedy="pass one of them")
-    return _like(run.like, steps, dtype, parameters)
+        raise UsageError("--schedule and --like contradict each other", remedy="pass one of them")
+    return _assume_like(run.like, steps, dtype, parameters)
 
 
-def _like(
+def _assume_like(
     path: str, steps: int, dtype: DType, parameters: int | None
 ) -> tuple[Assumption, int | None]:
-    """The same by the snapshots of an earlier run."""
+    """The same from the snapshots of an earlier run."""
     from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import Config, scan
     from phema_cli.snapshots.consistency import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 
-    found = scan([path], Config())
-    snapshots = found.require()
-    movement = measure(snapshots, copy=found.copy, trust_tags=True).movement
+    earlier_run = scan([path], Config())
+    snapshots = earlier_run.require()
+    movement = measure(snapshots, copy=earlier_run.copy, trust_tags=True).movement
     if movement is None:
-        raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
+        raise InputError(
+            "these snapshots are too few to measure how weights move",
+            where=path,
+            remedy="pass --schedule instead",
+        )
     newest = snapshots[-1]
     coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
     moved = earlier(movement, newest.tag.profile.end, steps, coarser)
@@ -232,10 +233,10 @@ def _like(
 
 
 def _aim(steps: int, served: str, assumed: Assumption) -> Aim:
-    """What is to be served.
+    """The targets to plan for.
 
     Raises:
-        UsageError: not a range of sigma_rel.
+        UsageError: ``served`` is not a range of sigma_rel.
     """
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Aim
@@ -249,10 +250,15 @@ def _aim(steps: int, served: str, assumed: Assumption) -> Aim:
 
 
 def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
-    """The plan that was asked for; what is left open is chosen.
+    """The plan that the options ask for; what they leave open is chosen.
+
+    Args:
+        aim: the targets to plan for.
+        stored: the options.
+        most: files that the budget allows; None without a budget.
 
     Raises:
-        UsageError: two options say the same thing, or too few or too many snapshots are left.
+        UsageError: two options say the same thing, or there are too few or too many snapshots.
     """
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Plan, best_gammas, best_plan, evenly
@@ -261,7 +267,8 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
         raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
     if (stored.snapshots, stored.every, most).count(None) < 2:  # noqa: PLR2004 - all but one
         raise UsageError(
-            "--snapshots, --every and --budget each say how many", remedy="pass one of them"
+            "--snapshots, --every and --budget each set the number of snapshots",
+            remedy="pass one of them",
         )
     gammas = parsing.numbers(stored.gammas) or tuple(
         gamma_from_sigma_rel(s) for s in parsing.numbers(stored.sigma_rels)
@@ -274,5 +281,7 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
     every = parsing.count(stored.every)
     count = aim.steps // every
     if not 1 <= count <= _MOST:
-        raise UsageError(f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} will do")
+        raise UsageError(
+            f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} are possible"
+        )
     return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), every)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from phema_cli.solver import Figures
     from phema_cli.solver.planning import Aim, Plan
 
-#: what a file's header takes of it at most.
+#: part of a file that its header takes, at most.
 _HEADER = 1e-3
 #: sigma_rel of the targets in the table.
 _SHOWN = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
+#: bytes that the tracker's average of a parameter takes in memory.
 _AVERAGE_BYTES = 4
 
 
@@ -27,7 +28,7 @@ class Sizes:
 
     Attributes:
         dtype: type that they are stored in.
-        parameters: of the model, if they are known.
+        parameters: of the model, where they are known.
     """
 
     dtype: DType
@@ -35,82 +36,106 @@ class Sizes:
 
     @property
     def file_bytes(self) -> int | None:
-        """Bytes of one snapshot, but for its header."""
+        """Bytes of one snapshot without its header."""
         return None if self.parameters is None else self.dtype.size_bytes(self.parameters)
 
     def affordable(self, budget_bytes: int) -> int:
-        """How many snapshots a budget holds.
+        """Number of snapshots that a budget holds.
 
         Raises:
-            UsageError: nobody said how large the model is.
+            UsageError: the size of the model is not known.
         """
         if self.file_bytes is None:
             raise UsageError("--budget needs the size of the model", remedy="pass --parameters")
         return int(budget_bytes / (self.file_bytes * (1 + _HEADER)))
 
 
-def entry(plan: Plan, made: Sequence[Figures], aim: Aim, sizes: Sizes) -> dict[str, Any]:
-    """A plan, what it reaches and costs, in a JSON document."""
-    from phema_cli.profiles import sigma_rel_from_gamma
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A plan and what it means.
+
+    Attributes:
+        plan: the snapshots to store.
+        aim: the targets that it was made for.
+        sizes: what the snapshots cost.
+        reach: figures of the targets of ``reachable.GRID``, by sigma_rel.
+    """
+
+    plan: Plan
+    aim: Aim
+    sizes: Sizes
+    reach: Mapping[float, Figures]
+
+    @property
+    def sigma_rels(self) -> list[float]:
+        """Of the gammas that are stored."""
+        from phema_cli.profiles import sigma_rel_from_gamma
+
+        return [sigma_rel_from_gamma(g) for g in self.plan.gammas]
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Bytes of all snapshots."""
+        one = self.sizes.file_bytes
+        return None if one is None else one * self.plan.files
+
+    def widest(self, *verdicts: str) -> tuple[float, float] | None:
+        """Ends of the widest range of sigma_rel that has one of the verdicts throughout."""
+        spans = reachable.spans(self.reach, verdicts)
+        return max(spans, key=lambda span: span[1] - span[0], default=None)
+
+
+def document(report: Report, assumed: Mapping[str, str | None]) -> dict[str, Any]:
+    """The content of ``--json``; ``assumed`` says what is assumed of the run."""
     from phema_cli.solver.planning import worst_error
 
-    one = sizes.file_bytes
-    return {
-        "gammas": plan.gammas,
-        "sigma_rels": [sigma_rel_from_gamma(g) for g in plan.gammas],
-        "every": plan.every,
-        "snapshots": len(plan.times),
-        "files": plan.files,
-        "file_bytes": one,
-        "disk_bytes": None if one is None else one * plan.files,
-        "worst_sigma_error": worst_error(plan, aim),
-        "good": _widest(made, ("good",)),
-        "good_or_fair": _widest(made, ("good", "fair")),
-    }
-
-
-def _widest(made: Sequence[Figures], verdicts: Sequence[str]) -> tuple[float, float] | None:
-    """The widest range of targets of the grid that have one of the verdicts."""
-    return max(reachable.spans(made, verdicts), key=lambda span: span[1] - span[0], default=None)
-
-
-def document(
-    aim: Aim,
-    sizes: Sizes,
-    known: Mapping[str, str | None],
-    chosen: Mapping[str, Any],
-    made: Sequence[Figures],
-) -> dict[str, Any]:
-    """The content of ``--json``."""
+    plan, aim, sizes = report.plan, report.aim, report.sizes
     return {
         "steps": aim.steps,
         "dtype": sizes.dtype.label,
         "parameters": sizes.parameters,
-        "assumed": known,
+        "assumed": assumed,
         "range": [aim.low, aim.high],
         "method": "blue",
-        "plan": chosen,
-        "targets": reachable.entries(made),
+        "plan": {
+            "gammas": plan.gammas,
+            "sigma_rels": report.sigma_rels,
+            "every": plan.every,
+            "snapshots": len(plan.times),
+            "files": plan.files,
+            "file_bytes": sizes.file_bytes,
+            "disk_bytes": report.disk_bytes,
+            "worst_sigma_error": worst_error(plan, aim),
+            "good": report.widest("good"),
+            "good_or_fair": report.widest("good", "fair"),
+        },
+        "targets": reachable.entries(report.reach),
     }
 
 
-def show(chosen: Mapping[str, Any], sizes: Sizes, plan: Plan, aim: Aim) -> None:
-    """What to store, what it costs, and the worst target."""
-    out = render.console()
+def show(report: Report, *, measured: bool) -> None:
+    """Print what to store, what it costs and reaches, and the lines for the training loop.
+
+    Args:
+        report: what to print.
+        measured: whether movement was measured, so that errors have a unit.
+    """
+    from phema_cli.solver.planning import worst_error
+
+    plan, aim = report.plan, report.aim
     gammas = _listed([f"{g:.6g}" for g in plan.gammas])
-    sigmas = _listed([f"{s:.4f}" for s in chosen["sigma_rels"]])
+    sigmas = _listed([f"{s:.4f}" for s in report.sigma_rels])
     last = "" if plan.steps % plan.every == 0 else f" and at step {plan.steps}"
-    cost = f"{plan.files} files in {sizes.dtype.label}"
-    if sizes.parameters is not None:
-        memory = render.size(_AVERAGE_BYTES * sizes.parameters * len(plan.gammas))
-        one, disk = render.size(chosen["file_bytes"]), render.size(chosen["disk_bytes"])
-        cost += f", {one} each, {disk} in all; {memory} of memory"
-    worst = render.per_cent(chosen["worst_sigma_error"])
+    worst = render.per_cent(worst_error(plan, aim))
+    out = render.console()
     out.print(f"[bold]Store[/]  gamma {gammas} (sigma_rel {sigmas})")
-    out.print(f"       {chosen['snapshots']} snapshots of each, every {plan.every} steps{last}")
-    out.print(f"[bold]Cost[/]   {cost}")
+    out.print(f"       {len(plan.times)} snapshots of each, every {plan.every} steps{last}")
+    out.print(f"[bold]Cost[/]   {_cost(report)}")
     out.print(f"[bold]Worst[/]  sigma_error {worst} from sigma_rel {aim.low:g} to {aim.high:g}")
     out.print()
+    reachable.show(report.reach, aim.steps, "blue")
+    _show_figures(report.reach, measured=measured)
+    _show_loop(plan, report.sizes.dtype)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -118,31 +143,35 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def show_figures(made: Sequence[Figures], *, measured: bool) -> None:
+def _cost(report: Report) -> str:
+    """Files, disk and memory, as far as they are known."""
+    plan, sizes = report.plan, report.sizes
+    files = f"{plan.files} files in {sizes.dtype.label}"
+    if sizes.parameters is None or sizes.file_bytes is None or report.disk_bytes is None:
+        return files
+    memory = render.size(_AVERAGE_BYTES * sizes.parameters * len(plan.gammas))
+    one, disk = render.size(sizes.file_bytes), render.size(report.disk_bytes)
+    return f"{files}, {one} each, {disk} in all; {memory} of memory"
+
+
+def _show_figures(reach: Mapping[float, Figures], *, measured: bool) -> None:
     """Figures of a few targets."""
     from phema_cli.profiles import gamma_from_sigma_rel
 
-    rms = ("expected_rms",) if measured else ()
-    names = ("gamma", "verdict", "expected_error", *rms, "sigma_error", "profile_error")
-    table = render.table("sigma_rel", *names, right=("sigma_rel", *names), gap=2)
-    by_sigma = dict(zip(reachable.GRID, made, strict=True))
+    rms = ["expected_rms"] if measured else []
+    names = ["verdict", "expected_error", *rms, "sigma_error", "profile_error"]
+    columns = ["sigma_rel", "gamma", *names]
+    table = render.table(*columns, right=columns, gap=2)
     for sigma in _SHOWN:
-        f = by_sigma[sigma]
-        table.add_row(
-            f"{sigma:.2f}",
-            f"{gamma_from_sigma_rel(sigma):.4g}",
-            f"[{render.STYLES[f.verdict]}]{f.verdict}[/]",
-            f"{f.expected_error:.2g}",
-            *([f"{f.expected_rms or 0.0:.2g}"] if measured else []),
-            "" if f.sigma_error is None else render.per_cent(f.sigma_error),
-            f"{f.profile_error or 0.0:.2g}",
-        )
+        cells = render.figure_cells(reach[sigma])
+        gamma = f"{gamma_from_sigma_rel(sigma):.4g}"
+        table.add_row(f"{sigma:.2f}", gamma, *(cells[name] for name in names))
     out = render.console()
     render.show(table, out)
     out.print()
 
 
-def show_loop(plan: Plan, dtype: DType) -> None:
+def _show_loop(plan: Plan, dtype: DType) -> None:
     """What to write into the training loop."""
     gammas = ", ".join(f"{g:.6g}" for g in plan.gammas) + ("," if len(plan.gammas) == 1 else "")
     due = f"step % {plan.every} == 0"

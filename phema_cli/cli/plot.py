@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import groups, options, render
+from phema_cli.cli import groups, listing, options, reachable, render
 from phema_cli.errors import UsageError
 
+if TYPE_CHECKING:
+    from phema_cli.cli.plot_picture import Plotted
+    from phema_cli.snapshots import Scan
+
 _MOST_TARGETS = 8
+#: sigma_rel of the reachable range as it is drawn: 0.0100, 0.0125, ..., 0.2875.
+_REACH = tuple(round(0.0025 * i, 4) for i in range(4, 116))
 
 Output = Annotated[
     Path | None,
@@ -56,7 +62,6 @@ def plot(
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture
-    from phema_cli.cli.plot_data import solve_plotted
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
@@ -64,17 +69,70 @@ def plot(
         raise UsageError(
             "a picture needs a file", remedy="pass -o FILE, or --json for the curves as numbers"
         )
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    plotted = solve_plotted(found, wanted, solving)
-    if output is not None and len(plotted.panels) > _MOST_TARGETS:
-        raise UsageError(
-            f"{len(plotted.panels)} targets are more than a picture holds",
-            remedy=f"pass at most {_MOST_TARGETS}",
-        )
+    scan = sources.scan(paths, sampled=not solving.no_sample)
+    plotted = _solve(scan, wanted, solving)
     if output is not None:
+        if len(plotted.panels) > _MOST_TARGETS:
+            raise UsageError(
+                f"{len(plotted.panels)} targets do not fit into one picture",
+                remedy=f"pass at most {_MOST_TARGETS}",
+            )
         plot_picture.draw(plotted, output, width=width, overwrite=overwrite)
     if json:
-        render.document("plot", plotted.document() | {"output": output and str(output)})
+        content = _document(plotted, solving)
+        render.document("plot", content | {"output": output and str(output)})
     else:
-        render.findings(found.findings, stderr=True, quiet=quiet)
+        render.findings(scan.findings, stderr=True, quiet=quiet)
         render.line(output)
+
+
+def _solve(scan: Scan, wanted: groups.Targets, solving: groups.Solving) -> Plotted:
+    """The targets and the whole range, solved for in one call.
+
+    Errors as :func:`phema_cli.estimate.solve.make_targets` and
+    :func:`phema_cli.estimate.solve.solve_snapshots`.
+    """
+    from phema_cli.cli.plot_picture import Panel, Plotted
+    from phema_cli.estimate.solve import make_targets
+    from phema_cli.solver.curves import curves
+
+    snapshots = scan.require()
+    targets = wanted.at(solving.step, snapshots)
+    reach = make_targets(snapshots, sigma_rels=_REACH, step=solving.step)
+    solution = solving.solve(scan, [*targets, *reach] if targets else [], together=True)
+    profiles = [s.tag.profile for s in snapshots]
+    # All by the same quantity, so that they can be compared.
+    dense = all(p.square_integrable for p in [*profiles, *targets])
+    panels = [
+        Panel(target, figures, curves(profiles, weights, target, dense=dense), weights)
+        for target, figures, weights in zip(
+            targets, solution.figures, solution.weights.T, strict=False
+        )
+    ]
+    figures = solution.figures[len(targets) :]
+    return Plotted(snapshots, panels, dict(zip(_REACH, figures, strict=True)))
+
+
+def _document(plotted: Plotted, solving: groups.Solving) -> dict[str, Any]:
+    """The content of ``--json``."""
+    from phema_cli.estimate.solve import target_step
+
+    step = target_step(plotted.snapshots, solving.step)
+    return {
+        "method": solving.method,
+        "unit": plotted.unit,
+        "targets": [
+            listing.target_entry(p.target, step, p.figures, plotted.snapshots, p.weights)
+            | {
+                "curves": {
+                    "quantity": p.curves.quantity,
+                    "times": p.curves.times.tolist(),
+                    "target": p.curves.target.tolist(),
+                    "achieved": p.curves.achieved.tolist(),
+                    "difference": p.curves.difference.tolist(),
+                }
+            }
+            for p in plotted.panels
+        ],
+        "reach": reachable.entries(plotted.reach),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -12,15 +13,15 @@ import numpy as np
 
 from phema_cli.cli import pictures, render
 from phema_cli.cli.pictures import COLOURS, FAINT
-from phema_cli.profiles import SIGMA_REL_LIMIT
+from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
+from phema_cli.snapshots import Snapshot
+from phema_cli.solver import Figures
+from phema_cli.solver.curves import Curves
 from phema_cli.solver.diagnostics import FAIR, GOOD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
-
-    from phema_cli.cli.plot_data import Panel, Plotted
 
 #: inches: the narrowest column of panels, the heights of a block of them, of the range, of the
 #: figure of one target, and the width of a character of a title.
@@ -29,13 +30,61 @@ _NARROWEST, _BLOCK, _REACH, _BESIDE, _CHARACTER = 1.65, 3.7, 2.3, 3.7, 0.064
 _HEIGHTS = (1.5, 0.6, 1.2)
 #: snapshots of a series up to which each has a symbol of its own.
 _WITH_SYMBOLS = 60
-#: weights above this are drawn on a scale that is logarithmic outside of -1 to 1.
+#: the scale of weights above this is logarithmic outside of -1 to 1.
 _LARGE = 5.0
 #: verdicts: upper end in per cent of sigma_error, and colour of the band.
 _BANDS = (("good", GOOD, "#e2f3e6"), ("fair", FAIR, "#fdf3d6"), ("poor", math.inf, "#fbe3dc"))
 _LEAST_ERROR = 1e-6
 #: part of the decades of the range that stays free for its legend.
 _HEADROOM = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A target, how well it is met, and by what.
+
+    Attributes:
+        target: its profile.
+        figures: of the weights.
+        curves: target and achieved profile.
+        weights: (n,) of the snapshots.
+    """
+
+    target: Profile
+    figures: Figures
+    curves: Curves
+    weights: Array
+
+    @property
+    def sigma_rel(self) -> float | None:
+        """Where it lies in the reachable range; None where it is no power function."""
+        sigma_rel = describe(self.target)["sigma_rel"]
+        return sigma_rel if isinstance(sigma_rel, float) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plotted:
+    """All that is drawn.
+
+    Attributes:
+        snapshots: n, oldest first.
+        panels: one a target.
+        reach: figures of the reachable range, by sigma_rel.
+    """
+
+    snapshots: Sequence[Snapshot]
+    panels: Sequence[Panel]
+    reach: Mapping[float, Figures]
+
+    @property
+    def unit(self) -> str:
+        """What the time counts: steps, images or epochs."""
+        return self.snapshots[-1].tag.unit
+
+    @property
+    def times(self) -> Array:
+        """(n,) times of the snapshots."""
+        return np.array([s.tag.profile.end for s in self.snapshots])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +170,7 @@ def _legend_above(axes: Axes) -> None:
 def _title(panel: Panel, letter: str, room: int) -> str:
     """The target, and below it how well it is met."""
     name = f"{letter} {panel.target.label}"
-    name = name if len(name) <= room else name[: room - 1] + "…"
+    name = name if len(name) <= room else f"{name[: room - 1]}…"
     error = panel.figures.sigma_error
     met = (
         f"expected_error {panel.figures.expected_error:.2g}"
@@ -132,18 +181,16 @@ def _title(panel: Panel, letter: str, room: int) -> str:
 
 
 def _plain(label: str) -> str:
-    """A label from outside: no control characters, no formulas."""
+    """A label from outside, without control characters or formulas."""
     return "".join(c if c.isprintable() else "?" for c in label).replace("$", r"\$")
 
 
-def _draw_profiles(
-    column: _Column, panel: Panel, times: NDArray[np.float64], factor: float
-) -> None:
-    """Target and achieved profile, the snapshots' times below, and the difference on its own."""
-    found, top, bottom = panel.curves, column.profile, column.difference
-    top.plot(found.times, found.target / factor, color="0.78", linewidth=3, label="target")
-    top.plot(found.times, found.achieved / factor, color=COLOURS[0], label="achieved")
-    seen = np.unique(times[times <= found.times[-1] * (1 + 1e-9)])
+def _draw_profiles(column: _Column, panel: Panel, times: Array, factor: float) -> None:
+    """Target and achieved profile, the snapshots' times, and below the difference."""
+    curves, top, bottom = panel.curves, column.profile, column.difference
+    top.plot(curves.times, curves.target / factor, color="0.78", linewidth=3, label="target")
+    top.plot(curves.times, curves.achieved / factor, color=COLOURS[0], label="achieved")
+    seen = np.unique(times[times <= curves.times[-1] * (1 + 1e-9)])
     top.plot(
         seen,
         np.full(len(seen), 0.025),
@@ -156,24 +203,28 @@ def _draw_profiles(
     top.margins(y=0.09)
     top.locator_params(axis="y", nbins=5)
     bottom.axhline(0, color=FAINT, linewidth=0.5)
-    own = _factor(found.difference)
-    bottom.plot(found.times, found.difference / own, color=COLOURS[0], linewidth=0.8)
+    own = _factor(curves.difference)
+    bottom.plot(curves.times, curves.difference / own, color=COLOURS[0], linewidth=0.8)
     bottom.set_title(f"achieved $-$ target{_power(own)}", fontsize=7)
     bottom.locator_params(axis="y", nbins=3)
     bottom.locator_params(axis="x", nbins=5)
-    bottom.set_xlim(0, found.times[-1] * 1.02)
+    bottom.set_xlim(0, curves.times[-1] * 1.02)
 
 
 def _draw_weights(axes: Axes, panel: Panel, plotted: Plotted) -> None:
     """A stem for each snapshot, a colour for each kind of average."""
     axes.axhline(0, color=FAINT, linewidth=0.5)
-    for i, (label, which) in enumerate(plotted.series.items()):
-        colour, times = COLOURS[(i + 1) % len(COLOURS)], plotted.times[which]
-        axes.vlines(times, 0, panel.weights[which], color=colour, linewidth=0.8)
-        size = 2.5 if len(which) <= _WITH_SYMBOLS else 1.0
+    tags = [s.tag for s in plotted.snapshots]
+    labels = [t.label if t.gamma is None else f"gamma {t.gamma:.6g}" for t in tags]
+    for i, label in enumerate(dict.fromkeys(labels)):
+        colour = COLOURS[(i + 1) % len(COLOURS)]
+        members = np.array(labels) == label
+        times, weights = plotted.times[members], panel.weights[members]
+        axes.vlines(times, 0, weights, color=colour, linewidth=0.8)
+        size = 2.5 if len(times) <= _WITH_SYMBOLS else 1.0
         axes.plot(
             times,
-            panel.weights[which],
+            weights,
             "o",
             color=colour,
             markersize=size,
@@ -201,9 +252,12 @@ def _label(column: _Column, panel: Panel, unit: str, factor: float, *, first: bo
 
 def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     """Errors against sigma_rel over bands of the verdicts, and where the targets lie."""
-    sigma, shift, error = plotted.reached()
-    axes.plot(sigma, shift, color=COLOURS[0], label="sigma_error")
-    axes.plot(sigma, error, color=COLOURS[3], linestyle=(0, (4, 1.5)), label="expected_error")
+    targets = {p.sigma_rel: p.figures for p in plotted.panels if p.sigma_rel is not None}
+    points = dict(sorted({**plotted.reach, **targets}.items()))
+    shift = np.array([f.sigma_error for f in points.values()], dtype=float)
+    error = np.array([100 * f.expected_error for f in points.values()])
+    axes.plot([*points], shift, color=COLOURS[0], label="sigma_error")
+    axes.plot([*points], error, color=COLOURS[3], linestyle=(0, (4, 1.5)), label="expected_error")
     axes.set_yscale("log")
     shown = np.array([*shift, *error, 3 * FAIR])
     shown = shown[np.isfinite(shown) & (shown > 0)]
@@ -213,9 +267,7 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     axes.set_xlim(0, SIGMA_REL_LIMIT)
     _draw_bands(axes, floor, ceiling)
     marks = [
-        (p.sigma_rel, max(p.figures.sigma_error, floor))
-        for p in plotted.panels
-        if p.sigma_rel is not None and p.figures.sigma_error is not None
+        (s, max(f.sigma_error, floor)) for s, f in targets.items() if f.sigma_error is not None
     ]
     if marks:
         axes.plot(
@@ -238,7 +290,7 @@ def _draw_bands(axes: Axes, low: float, ceiling: float) -> None:
         low = high
 
 
-def _factor(*curves: NDArray[np.float64]) -> float:
+def _factor(*curves: Array) -> float:
     """A power of ten to divide curves by, so that their numbers are short."""
     largest = max(float(np.abs(c).max()) for c in curves)
     exponent = math.floor(math.log10(largest)) if largest > 0 else 0

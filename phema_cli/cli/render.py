@@ -22,19 +22,22 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding
     from phema_cli.solver.diagnostics import Figures
 
+#: columns of a console that is no terminal: nothing is cut off in a pipe.
 _PIPE_WIDTH = 10_000
-# columns of text, which may be folded where there is no room
+#: columns of tables that may be folded where there is no room, and what is left of them at least.
 _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
-# of which no less than so many columns is left
 _LEAST_NAME = 16
-# findings that differ in their file alone and are more than this are one line
+#: more findings than this that differ in their file alone are printed as one line.
 _ALIKE = 3
+#: what differs between errors of one kind.
+_PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
 STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
-_LEVELS = {"error": "bold red", "warning": "yellow", "notice": "cyan"}
+#: levels of findings in the order in which they are printed.
+_LEVELS = {"notice": "cyan", "warning": "yellow", "error": "bold red"}
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console; in a pipe it is wide, so that nothing is cut off."""
+    """A console on stdout, or on stderr."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -42,8 +45,8 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
-def unicode() -> bool:
-    """Whether stdout carries more than ASCII drawings."""
+def supports_unicode() -> bool:
+    """Whether stdout's encoding has the characters of drawings."""
     try:
         "⣿●┤█…".encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -52,15 +55,9 @@ def unicode() -> bool:
 
 
 def document(command: str, content: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout; what is not finite becomes null."""
-    sys.stdout.write(
-        json.dumps({"schema": f"phema/{command}/1", **_finite(content)}, indent=2, allow_nan=False)
-        + "\n"
-    )
-
-
-#: what differs between faults of one kind.
-_PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
+    """Print one JSON document on stdout; numbers that are not finite become null."""
+    whole = {"schema": f"phema/{command}/1", **_finite(content)}
+    line(json.dumps(whole, indent=2, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
@@ -82,46 +79,50 @@ def fail(message: str) -> None:
 
 
 def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> None:
-    """Print findings, one a line, errors last; what is said of many files is said once."""
-    order = {"notice": 0, "warning": 1, "error": 2}
+    """Print findings, one a line, errors last; one that many files share is printed once.
+
+    Args:
+        found: the findings.
+        stderr: whether to print on stderr.
+        quiet: whether to leave notices out.
+    """
     out = console(stderr=stderr)
+    order = list(_LEVELS)
     alike: dict[tuple[str, str, str | None], list[Finding]] = {}
-    for finding in sorted(found, key=lambda f: order[f.level]):
-        key = (finding.level, _kind(finding), finding.error.remedy)
-        alike.setdefault(key, []).append(finding)
+    for finding in sorted(found, key=lambda f: order.index(f.level)):
+        what = finding.error.what
+        kind = _PARTICULAR.sub("#", what) if finding.level == "error" else what
+        alike.setdefault((finding.level, kind, finding.error.remedy), []).append(finding)
     for (level, _, remedy), members in alike.items():
         if quiet and level == "notice":
             continue
-        first = members[0].error
         texts = [str(f.error) for f in members]
         if len(members) > (1 if level == "error" else _ALIKE):
+            first = members[0].error
             where = f"{first.where} and {counted(len(members) - 1, 'other')}"
             texts = [str(InputError(first.what, where=where, remedy=remedy))]
         for text in texts:
             out.print(f"[{_LEVELS[level]}]{level}:[/] {plain(text)}", soft_wrap=True)
 
 
-def _kind(finding: Finding) -> str:
-    """What findings of one kind have in common: all but their numbers and names of tensors."""
-    if finding.level != "error":
-        return finding.error.what
-    return _PARTICULAR.sub("#", finding.error.what)
+def suggestion(typed: object, errors: Sequence[Finding]) -> None:
+    """Print the command line as it was typed, with the option that solves an error.
 
-
-def way_on(typed: object, errors: Sequence[Finding]) -> None:
-    """Print the command line, as it was typed, with what would let it go on."""
+    Args:
+        typed: the arguments behind ``phema``.
+        errors: findings, of which the first with such an option counts.
+    """
     option = next((f.error.option for f in errors if f.error.option is not None), None)
     if option is not None and isinstance(typed, list):
         text = f"phema {shlex.join(typed)} {option}"
-        console().print(f"[bold]go on:[/] {plain(text)}", soft_wrap=True)
+        console().print(f"[bold]try:[/] {plain(text)}", soft_wrap=True)
 
 
 def plain(text: object) -> str:
-    """Text from outside, such as a name: nothing in it is markup, or a control character."""
+    """Text from outside, such as a name, without markup or control characters."""
     from rich.markup import escape
 
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-    return escape(shown)
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)))
 
 
 def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
@@ -136,9 +137,9 @@ def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
 
 
 def show(made: Table, out: Console) -> None:
-    """Print a table; where there is no room for its numbers it goes beyond the edge.
+    """Print a table; one whose numbers need more room than there is goes beyond the edge.
 
-    Cut off they would be other numbers.
+    A number that is cut off would be another number.
     """
     from rich.text import Text
 
@@ -153,31 +154,28 @@ def show(made: Table, out: Console) -> None:
     out.print(made, crop=False)
 
 
+def figure_cells(figures: Figures) -> dict[str, str]:
+    """Figures as cells of a table, by name, in the order of their use; empty where one is None."""
+    rms, sigma, profile = figures.expected_rms, figures.sigma_error, figures.profile_error
+    return {
+        "verdict": f"[{STYLES[figures.verdict]}]{figures.verdict}[/]",
+        "expected_error": f"{figures.expected_error:.2g}",
+        "expected_rms": "" if rms is None else f"{rms:.2g}",
+        "sigma_error": "" if sigma is None else per_cent(sigma),
+        "profile_error": "" if profile is None else f"{profile:.2g}",
+        "weight_sum": f"{figures.weight_sum:.6f}",
+        "noise_gain": f"{figures.noise_gain:.3g}",
+    }
+
+
 def figures_table(targets: Sequence[Profile], figures: Sequence[Figures]) -> Table:
-    """A row of figures for each target, in the order of their use."""
-    names = (
-        "verdict",
-        "expected_error",
-        "expected_rms",
-        "sigma_error",
-        "profile_error",
-        "weight_sum",
-        "noise_gain",
-    )
+    """A row of figures for each target; there is at least one."""
+    rows = [figure_cells(f) for f in figures]
     # Names in two lines: eight columns fit into 80.
-    heads = [name.replace("_", "_\n") for name in names]
+    heads = [name.replace("_", "_\n") for name in rows[0]]
     made = table("target", *heads, right=heads[1:], gap=1)
-    for target, f in zip(targets, figures, strict=True):
-        made.add_row(
-            plain(target.label),
-            f"[{STYLES[f.verdict]}]{f.verdict}[/]",
-            f"{f.expected_error:.2g}",
-            "" if f.expected_rms is None else f"{f.expected_rms:.2g}",
-            "" if f.sigma_error is None else per_cent(f.sigma_error),
-            "" if f.profile_error is None else f"{f.profile_error:.2g}",
-            f"{f.weight_sum:.6f}",
-            f"{f.noise_gain:.3g}",
-        )
+    for target, row in zip(targets, rows, strict=True):
+        made.add_row(plain(target.label), *row.values())
     return made
 
 
@@ -189,27 +187,27 @@ def per_cent(value: float) -> str:
 
 def size(size_bytes: float) -> str:
     """Bytes in decimal units, three digits."""
+    return _scaled(size_bytes, (" B", " kB", " MB", " GB", " TB"))
+
+
+def count(number: int) -> str:
+    """Whole numbers with K, M, B or T, three digits."""
+    return _scaled(number, ("", " K", " M", " B", " T"))
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    """A number in the unit in which it is below 1000, or in the last one."""
     thousand = 1000
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < thousand:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= thousand
-    return f"{size_bytes:.3g} TB" if size_bytes < thousand else f"{size_bytes:,.0f} TB"
+    for unit in units[:-1]:
+        if value < thousand:
+            return f"{value:.3g}{unit}"
+        value /= thousand
+    return f"{value:.3g}{units[-1]}" if value < thousand else f"{value:,.0f}{units[-1]}"
 
 
 def counted(number: int, noun: str) -> str:
     """``1 tensor``, ``2 tensors``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def count(number: int) -> str:
-    """Whole numbers with K, M, B or T, three digits."""
-    thousand, value = 1000, float(number)
-    for unit in ("", " K", " M", " B"):
-        if value < thousand:
-            return f"{value:.3g}{unit}"
-        value /= thousand
-    return f"{value:.3g} T"
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from phema_cli.cli import groups, listing, options, render
 
 
@@ -38,33 +36,24 @@ def weights(
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
     from phema_cli.estimate.solve import target_step
-    from phema_cli.profiles import describe
-    from phema_cli.synthesis.provenance import source_entry
 
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    snapshots = found.require()
+    scan = sources.scan(paths, sampled=not solving.no_sample)
+    snapshots = scan.require()
     targets = wanted.at(solving.step, snapshots)
-    end = target_step(snapshots, solving.step)
-    measured = solving.measure(found)
+    measured = solving.measure(scan)
     measured.tags.require()
-    solution = solving.solve(found, targets, measured)
+    solution = solving.solve(scan, targets, measured)
     if json:
-        content = [
-            {
-                **describe(t, end),
-                **asdict(f),
-                "verdict": f.verdict,
-                "sources": [
-                    source_entry(s) | {"weight": float(w)}
-                    for s, w in zip(snapshots, solution.weights[:, k], strict=True)
-                ],
-            }
-            for k, (t, f) in enumerate(zip(targets, solution.figures, strict=True))
-        ]
-        document = {"method": solving.method, "evidence": measured.tags.entry()}
-        render.document("weights", document | {"targets": content})
+        step = target_step(snapshots, solving.step)
+        solved = zip(targets, solution.figures, solution.weights.T, strict=True)
+        content = {
+            "method": solving.method,
+            "evidence": measured.tags.entry(),
+            "targets": [listing.target_entry(t, step, f, snapshots, w) for t, f, w in solved],
+        }
+        render.document("weights", content)
         return
-    render.findings([*found.findings, *measured.tags.findings], stderr=True, quiet=quiet)
+    render.findings([*scan.findings, *measured.tags.findings], stderr=True, quiet=quiet)
     out = render.console()
     render.show(render.figures_table(targets, solution.figures), out)
     out.print()

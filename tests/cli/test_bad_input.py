@@ -241,7 +241,7 @@ def test_inspect_lists_every_problem(ckpts):
     assert "truncated?; copy it again, or leave it out with --exclude" in first
     assert second.startswith("error: weights-step30.safetensors: does not say")
     assert "; pass --raw" in second
-    assert way.startswith("go on: phema inspect ")
+    assert way.startswith("try: phema inspect ")
     assert run.out.count("error: ") == 2
     assert "7 snapshots" in run.out
     document = phema("inspect", ckpts, "--json").json

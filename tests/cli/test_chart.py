@@ -8,8 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
-from phema_cli.cli import axes
-from phema_cli.cli.chart import Mark, chart
+from phema_cli.cli.chart import Mark, chart, linear_axis, log_axis, tick_labels
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 6))
 ABOVE_ZERO = st.floats(1e-3, 1e6).map(lambda v: round(v, 6))
@@ -45,8 +44,8 @@ def test_the_mark_is_in_its_cell(points, unicode, width, height):
     x, y = np.array(points).T
     columns = width - first
     across, down = (2, 4) if unicode else (1, 1)
-    horizontal = axes.logarithmic(x, columns // 10)
-    vertical = axes.even(y, max(3, height // 3 + 1))
+    horizontal = log_axis(x, columns // 10)
+    vertical = linear_axis(y, max(3, height // 3 + 1))
     right = math.log(x[0] / horizontal.low) / math.log(horizontal.high / horizontal.low)
     up = (y[0] - vertical.low) / (vertical.high - vertical.low)
     dot = math.floor(right * (columns * across - 1) + 0.5)
@@ -78,14 +77,14 @@ def test_no_line_is_longer_than_the_width(points, width, unicode):
 @given(st.tuples(NUMBERS, NUMBERS).filter(lambda t: t[0] != t[1]), st.integers(3, 12))
 def test_ticks_are_round_numbers_apart_and_legible(ends, most):
     """Ticks are multiples of 1, 2 or 5 of a power of ten, in order, and their texts say them."""
-    axis = axes.even(np.array(ends), most)
+    axis = linear_axis(np.array(ends), most)
     gaps = np.diff(axis.ticks)
     mantissa = float(f"{gaps[0]:.6e}".partition("e")[0])
     assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-3
     assert 2 <= len(axis.ticks) <= most
     assert axis.low == axis.ticks[0]
     assert axis.high == axis.ticks[-1]
-    texts = axes.written(axis.ticks)
+    texts = tick_labels(axis.ticks)
     assert len(set(texts)) == len(texts)
     np.testing.assert_allclose([float(t) for t in texts], axis.ticks, atol=1e-3 * gaps[0])
 
@@ -101,8 +100,8 @@ def test_ticks_are_round_numbers_apart_and_legible(ends, most):
 )
 def test_logarithmic_ticks(values, expected):
     """Powers of ten, with what lies between where there are few."""
-    axis = axes.logarithmic(np.array(values, dtype=float), 8)
-    assert axes.written(axis.ticks) == expected
+    axis = log_axis(np.array(values, dtype=float), 8)
+    assert tick_labels(axis.ticks) == expected
 
 
 def test_a_line_joins_its_points_and_a_gap_interrupts_it():

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from phema_cli.cli.pictures import metric_picture
 from tests.builders import phema, write_run
 
 
@@ -57,8 +56,8 @@ def test_an_existing_picture_is_kept(ckpts, tmp_path):
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("p.jpg", 2, "no picture ends in '.jpg'; end it in .pdf, .png, .svg"),
-        ("p", 2, "has no ending; end it in .pdf, .png, .svg"),
+        ("p.jpg", 2, "'.jpg' is not a picture format; use .pdf, .png, .svg"),
+        ("p", 2, "has no ending; use .pdf, .png, .svg"),
         ("none/p.png", 5, "no such directory"),
     ],
 )
@@ -150,7 +149,7 @@ def test_more_targets_than_a_picture_holds_are_refused(ckpts, tmp_path):
     """Nine are too many to see, not too many for a document."""
     run = plot(ckpts, "-g", "1,2,...,9", "-o", tmp_path / "p.svg")
     assert run.code == 2
-    assert "9 targets are more than a picture holds; pass at most 8" in run.err
+    assert "9 targets do not fit into one picture; pass at most 8" in run.err
     assert len(plot(ckpts, "-g", "1,2,...,9", "--json").json["targets"]) == 9
 
 
@@ -161,16 +160,3 @@ def test_eight_targets_and_many_gammas_fit_a_narrow_picture(tmp_path):
     run = plot(tmp_path / "ckpts", "-g", "3,5,...,17", "--width", 3, "-o", path)
     assert (run.code, run.err) == (0, "")
     assert path.read_bytes().startswith(b"%PDF-")
-
-
-def test_the_picture_of_a_metric_marks_the_best(tmp_path):
-    """Every evaluation is a point, whatever their order; one without a number is left out."""
-    points = [(0.1, 3.0), (0.05, 4.0), (0.2, float("nan")), (0.15, 3.5)]
-    for name, order in (("one.svg", points), ("two.svg", points[::-1])):
-        best = (0.1, 3.0)
-        metric_picture(tmp_path / name, order, best, metric_label="FID", overwrite=False)
-    drawn = (tmp_path / "one.svg").read_text()
-    assert drawn == (tmp_path / "two.svg").read_text()
-    assert "best: 3 at sigma_rel 0.1, gamma 6.94" in drawn
-    (line,) = re.findall(r'<path d="(M [^"]*)" clip-path[^>]*stroke: #0072b2', drawn, re.DOTALL)
-    assert len(re.findall(r"[ML]", line)) == 3

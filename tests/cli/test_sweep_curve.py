@@ -1,10 +1,12 @@
 """The curve of a sweep: which part of it is shown, and what marks the best."""
 
+import re
+
 import numpy as np
 import pytest
 from rich.text import Text
 
-from phema_cli.cli.sweep_curve import lines, valley
+from phema_cli.cli.sweep_curve import draw, lines, valley
 from phema_cli.sweep.results import Record
 from phema_cli.sweep.run import Outcome
 
@@ -62,3 +64,24 @@ def test_half_of_the_points_are_shown():
 def test_without_power_functions_there_is_no_curve():
     """Failures and other profiles have no place on it."""
     assert valley(outcome((None, 1.0), (0.1, None)), maximize=False) is None
+
+
+def test_the_picture_marks_the_best(tmp_path):
+    """Every evaluation with a metric is a point; a second run makes the same bytes."""
+    curve = valley(outcome((0.05, 4.0), (0.1, 3.0), (0.15, 3.5), (0.2, None)), maximize=False)
+    for name in ("one.svg", "two.svg"):
+        draw(curve, tmp_path / name, "FID")
+    drawn = (tmp_path / "one.svg").read_text()
+    assert drawn == (tmp_path / "two.svg").read_text()
+    assert "best: 3 at sigma_rel 0.1, gamma 6.94" in drawn
+    assert "FID" in drawn
+    (line,) = re.findall(r'<path d="(M [^"]*)" clip-path[^>]*stroke: #0072b2', drawn, re.DOTALL)
+    assert len(re.findall(r"[ML]", line)) == 3
+
+
+def test_a_picture_without_points_is_empty(tmp_path):
+    """Where no power function has a metric the picture has axes alone."""
+    draw(None, tmp_path / "none.svg", "FID")
+    drawn = (tmp_path / "none.svg").read_text()
+    assert "sigma_rel" in drawn
+    assert "#0072b2" not in drawn
