@@ -1,6 +1,6 @@
-"""What a shell offers for values of the command line: quickly, and without torch.
+"""Candidates by which a shell completes values of options and arguments, without loading torch.
 
-Where nothing is offered the shell completes names of files by itself.
+Without candidates the shell completes names of files by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-#: what ``--profile`` may say, by examples.
+#: examples of what ``--profile`` takes.
 PROFILES = (
     "uniform:last=0.1",
     "uniform:last=0.2",
@@ -22,16 +22,16 @@ PROFILES = (
     "raw",
     "csv:",
 )
-#: names that shells take as they are, wherever they stand; others are left to the shell's quoting.
+#: paths that need no quotes in any shell; others are left to the shell's own completion.
 _PLAIN = re.compile(r"[\w./~+@%,-]*")
-# Of huge directories only so much is looked at: of what is listed, and of what is only looked into.
+#: entries that are read of a huge directory: of one that is listed, and of one in the list.
 _LISTED, _LOOKED_AT = 2000, 200
 
 
 def paths(incomplete: str) -> list[tuple[str, str]]:
-    """Directories that hold snapshots, then checkpoints, then other directories, each with a word.
+    """Directories with snapshots, then checkpoints, then other directories, each with its kind.
 
-    A directory that is the only one is gone into, so that a shell does not stop there.
+    A directory that is the only candidate is replaced by what it contains.
     """
     folder = incomplete[: incomplete.rfind("/") + 1]
     kinds: dict[str, list[str]] = {"snapshots": [], "checkpoint": [], "directory": []}
@@ -43,13 +43,13 @@ def paths(incomplete: str) -> list[tuple[str, str]]:
                 kinds["snapshots" if _holds(path) else "directory"].append(f"{path}/")
             elif _is_checkpoint(entry.name):
                 kinds["checkpoint"].append(path)
-    found = [(path, kind) for kind, members in kinds.items() for path in members]
-    only = kinds["directory"] if len(found) == 1 else []
-    return (paths(only[0]) if only else []) or found
+    candidates = [(path, kind) for kind, members in kinds.items() for path in members]
+    only = kinds["directory"] if len(candidates) == 1 else []
+    return (paths(only[0]) if only else []) or candidates
 
 
 def _entries(folder: str, most: int) -> Iterator[os.DirEntry[str]]:
-    """What a directory has; nothing where it can't be listed."""
+    """The first entries of a directory; none if it can't be listed."""
     try:
         with os.scandir(Path(folder).expanduser()) as entries:
             yield from islice(entries, most)
@@ -58,7 +58,7 @@ def _entries(folder: str, most: int) -> Iterator[os.DirEntry[str]]:
 
 
 def _holds(folder: str, *, deeper: bool = True) -> bool:
-    """Whether checkpoints lie in a directory, or in one of it that is called by a step."""
+    """Whether a directory has checkpoints, or has a directory named by a step that does."""
     return any(
         (deeper and re.search(r"\d", entry.name) and _holds(f"{folder}/{entry.name}", deeper=False))
         if entry.is_dir()
@@ -75,37 +75,38 @@ def _is_checkpoint(name: str) -> bool:
 
 def profiles(incomplete: str) -> list[str]:
     """Target profiles."""
-    return _beginning(PROFILES, incomplete)
+    return _matching(PROFILES, incomplete)
 
 
 def averages(incomplete: str) -> list[str]:
-    """Decay laws of stored averages, a trainer's own among them."""
+    """Decay laws of stored averages, with those of single trainers."""
     from phema_cli.profiles import LAWS
-    from phema_cli.trainers.registry import LAWS as OWN
+    from phema_cli.trainers.registry import LAWS as TRAINERS_LAWS
 
-    return _beginning([form.example for form in (*LAWS.values(), *OWN.values())], incomplete)
+    laws = (*LAWS.values(), *TRAINERS_LAWS.values())
+    return _matching([law.example for law in laws], incomplete)
 
 
 def methods(incomplete: str) -> list[str]:
     """Methods that solve weights."""
     from phema_cli.solver import METHODS
 
-    return _beginning(METHODS, incomplete)
+    return _matching(METHODS, incomplete)
 
 
 def formats(incomplete: str) -> list[str]:
     """Formats of outputs."""
     from phema_cli.formats import writable
 
-    return _beginning(writable(), incomplete)
+    return _matching(writable(), incomplete)
 
 
 def dtypes(incomplete: str) -> list[str]:
     """Types of floats."""
     from phema_cli.formats.base import DTYPES
 
-    return _beginning([d.label for d in DTYPES.values() if d.kind == "float"], incomplete)
+    return _matching([d.label for d in DTYPES.values() if d.kind == "float"], incomplete)
 
 
-def _beginning(values: Sequence[str], incomplete: str) -> list[str]:
+def _matching(values: Sequence[str], incomplete: str) -> list[str]:
     return [value for value in values if value.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""``phema demo``: trains a small real model with the tracker, leaves snapshots and the truth."""
+"""``phema demo``: trains a small real model, and stores snapshots and directly tracked EMAs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from phema_cli.cli import options, render
 from phema_cli.errors import StorageError, UsageError
 
-TRACKED = (5.0, 10.0)
-TRUTH = (3.0, 7.0, 14.0)
+#: gammas that are stored as snapshots, and those to compare a synthesis with.
+_TRACKED, _TRUTH = (5.0, 10.0), (3.0, 7.0, 14.0)
 _BATCH = 64
 _VALIDATE = "validate.py"
 
-Directory = Annotated[Path, typer.Argument(help="Where to put all of it.", metavar="DIR")]
+Directory = Annotated[Path, typer.Argument(help="Directory for all files.", metavar="DIR")]
 Steps = Annotated[
     int, options.option("--steps", help="Training steps.", min=20, max=1_000_000, metavar="N")
 ]
@@ -33,7 +33,7 @@ def demo(
     gammas at the last step, to compare a synthesis with, and DIR/validate.py measures a checkpoint.
 
     Examples:
-      Snapshots to try phema with, and how near to the truth it comes with them:
+      Snapshots to try phema with, and a synthesis compared with the truth:
         $ phema demo try/
         $ phema synthesize --gamma 7 try/ckpts/ -o try/ema.pt
         $ phema diff try/truth/*-gamma7.safetensors try/ema.pt --tolerance 1e-3
@@ -45,7 +45,7 @@ def demo(
         _clear(folder, force=force)
     began = time.monotonic()
     loss = _train(directory, steps)
-    _leave_validation(directory)
+    _copy_validation(directory)
     if not quiet:
         render.console(stderr=True).print(
             f"trained {steps} steps in {time.monotonic() - began:.1f} s, last loss {loss:.3f}"
@@ -70,37 +70,38 @@ def _clear(folder: Path, *, force: bool) -> None:
 def _train(directory: Path, steps: int) -> float:
     """Train with AdamW at a constant rate; returns the mean loss of the last tenth.
 
-    Without a decay of the rate averaging is what quiets the weights, and its best length shows.
+    The rate does not decay, so that averaging alone removes the noise of the weights and a best
+    length shows.
     """
     import torch
 
     from phema_cli.cli.validate import flow_loss, make_model
     from phema_cli.tracker import PowerEMA
 
-    # Layers as small as these are no faster with more threads, and far slower on a busy machine.
+    # Layers this small are no faster with more threads, and far slower on a busy machine.
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    kept, truth = PowerEMA(model, TRACKED), PowerEMA(model, TRUTH)
+    tracked, truth = PowerEMA(model, _TRACKED), PowerEMA(model, _TRUTH)
     losses = []
     for step in range(1, steps + 1):
         loss = flow_loss(model, _BATCH)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        kept.update()
+        tracked.update()
         truth.update()
         losses.append(loss.item())
         if step * 20 // steps > (step - 1) * 20 // steps:
-            kept.save(directory / "ckpts", name="demo")
+            tracked.save(directory / "ckpts", name="demo")
     truth.save(directory / "truth", name="demo")
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
 
 
-def _leave_validation(directory: Path) -> None:
-    """Put the script that measures a checkpoint beside the snapshots."""
+def _copy_validation(directory: Path) -> None:
+    """Copy the script that measures a checkpoint beside the snapshots."""
     path = directory / _VALIDATE
     try:
         shutil.copyfile(Path(__file__).with_name(_VALIDATE), path)

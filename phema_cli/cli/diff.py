@@ -13,6 +13,7 @@ from phema_cli.cli import completing, options, render
 if TYPE_CHECKING:
     from phema_cli.verify.diff import Comparison
 
+#: tensors that are listed without --verbose.
 _LISTED = 10
 
 First = Annotated[
@@ -23,14 +24,12 @@ First = Annotated[
 ]
 Second = Annotated[
     Path,
-    typer.Argument(
-        help="The checkpoint that is compared.", metavar="B", autocompletion=completing.paths
-    ),
+    typer.Argument(help="The checkpoint to compare.", metavar="B", autocompletion=completing.paths),
 ]
 Tolerance = Annotated[
     float,
     options.option(
-        "--tolerance", help="Relative difference up to which a tensor passes.", min=0.0, metavar="X"
+        "--tolerance", help="Largest relative difference that passes.", min=0.0, metavar="X"
     ),
 ]
 
@@ -45,12 +44,12 @@ def diff(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Compare two checkpoints; exit with 1 where a tensor's relative difference is above tolerance.
+    """Compare two checkpoints; exit with 1 if a tensor differs by more than --tolerance.
 
     The relative difference of a tensor is the RMS of B - A over the RMS of A. Names and shapes
     must be the same; dtypes and file formats may differ.
 
-    Exits with 1 as well where one of them has a tensor that the other lacks, or of another shape.
+    Exits with 1 too if a tensor is missing from one of them, or has another shape.
 
     Examples:
       A synthesized EMA and the one of this gamma that was tracked while training:
@@ -65,31 +64,25 @@ def diff(
 
     first, second = read_checkpoint(a, key), read_checkpoint(b, key)
     with render.progress("comparing", first.size_bytes + second.size_bytes, quiet=quiet) as bar:
-        found = compare(first, second, bar)
-    passed = found.worst <= tolerance
+        comparison = compare(first, second, bar)
+    passed = comparison.worst <= tolerance
     if json:
-        content = {**asdict(found), "worst": found.worst, "tolerance": tolerance, "passed": passed}
-        render.document("diff", content)
+        content = asdict(comparison) | {"worst": comparison.worst, "tolerance": tolerance}
+        render.document("diff", content | {"passed": passed})
     elif not quiet:
-        _show(found, None if verbose else _LISTED)
+        _show(comparison, None if verbose else _LISTED)
     if not passed:
         raise typer.Exit(1)
 
 
-def _show(found: Comparison, most: int | None) -> None:
-    """The tensors that differ most, what only one side has, and the sums."""
+def _show(comparison: Comparison, most: int | None) -> None:
+    """Print the tensors that differ most, what only one side has, and the sums."""
     out = render.console()
-    worst = sorted(found.tensors, key=lambda t: -t.relative)
+    worst = sorted(comparison.tensors, key=lambda t: -t.relative)
     listed = [t for t in worst if t.relative > 0][:most]
     if listed:
-        table = render.table(
-            "tensor",
-            "relative",
-            "rms",
-            "max_abs",
-            "elements",
-            right=("relative", "rms", "max_abs", "elements"),
-        )
+        numbers = ("relative", "rms", "max_abs", "elements")
+        table = render.table("tensor", *numbers, right=numbers)
         for t in listed:
             table.add_row(
                 render.plain(t.name),
@@ -99,16 +92,17 @@ def _show(found: Comparison, most: int | None) -> None:
                 f"{t.elements:,}",
             )
         render.show(table, out)
-    for names, what in (
-        (found.only_a, "only in A"),
-        (found.only_b, "only in B"),
-        (found.reshaped, "other shape"),
+    for what, names in (
+        ("only in A", comparison.only_a),
+        ("only in B", comparison.only_b),
+        ("other shape", comparison.reshaped),
     ):
         for name in names:
             out.print(f"[red]{what}[/] {render.plain(name)}")
-    same = sum(t.relative == 0 for t in found.tensors)
+    same = sum(t.relative == 0 for t in comparison.tensors)
     out.print(
-        f"{render.counted(len(found.tensors), 'tensor')} compared, {same} identical; "
-        f"relative difference [bold]{found.relative:.2e}[/] in all, {found.worst:.2e} at worst",
+        f"{render.counted(len(comparison.tensors), 'tensor')} compared, {same} identical; "
+        f"relative difference [bold]{comparison.relative:.2e}[/] in all, "
+        f"{comparison.worst:.2e} at worst",
         soft_wrap=True,
     )

@@ -32,13 +32,12 @@ def inspect(
 ) -> None:
     r"""Show the snapshots found, what is wrong with them, and which targets can be reached.
 
-    Reads headers, and a sample of the tensors to learn how they move and round. What a snapshot is
-    an average of, and of which step, is taken from the command line, from phema.toml, from the
-    file's metadata or from its name, in this order. The bar shows for each sigma_rel how far a
-    target would be from the true EMA, as the error in sigma_rel that would do the same harm.
+    Reads headers, and a sample of the tensors to learn how they move and are rounded. The average
+    and the step of a snapshot come from the command line, phema.toml, the file's metadata or its
+    name, in this order. The bar shows for each sigma_rel how far a target would be from the true
+    EMA, as the error in sigma_rel that would do the same harm.
 
-    Exits with 3 where something stands against a synthesis, or with 4 where that is an unsafe
-    pickle.
+    Exits with 3 if something prevents a synthesis, or with 4 if that is an unsafe pickle.
 
     Examples:
       What a directory of snapshots can give:
@@ -93,7 +92,7 @@ def _solve(
 ) -> tuple[Mapping[float, Figures], Movement | None, TagCheck]:
     """Figures of the reachable range, how the weights moved, and how far the tags are confirmed.
 
-    What stands against a synthesis is added to the findings; then there are no figures.
+    Without figures something prevents a synthesis; it is added to the findings.
     """
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phema_cli.solver.planning import Aim, Plan
 
 _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
-#: snapshots of each gamma where nothing is said, and gammas that are chosen then.
+#: snapshots of each gamma, and number of gammas, by default.
 _SNAPSHOTS, _NUMBER = 64, 2
 _MOST = 1024
 
@@ -26,15 +26,18 @@ Steps = Annotated[
 Parameters = Annotated[
     str | None,
     options.option(
-        "--parameters", help="Of the model: 280M, 1.2B. Gives sizes.", panel=_RUN, metavar="N"
+        "--parameters",
+        help="Parameters of the model, for sizes: 280M, 1.2B.",
+        panel=_RUN,
+        metavar="N",
     ),
 ]
 Schedule = Annotated[
     str | None,
     options.option(
         "--schedule",
-        help="Of the learning rate: constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, "
-        "rsqrt:start=0.06 (the default); or walk, what --no-sample assumes.",
+        help="Schedule of the learning rate: constant, cosine, cosine:end=0.1, linear, "
+        "wsd:last=0.2, rsqrt:start=0.06 (the default); or walk, which --no-sample assumes.",
         panel=_RUN,
         metavar="NAME",
     ),
@@ -52,7 +55,7 @@ Gammas = Annotated[
     list[str] | None,
     options.option(
         "--gammas",
-        help="Gammas to store: 5,10. By default the best are found.",
+        help="Gammas to store: 5,10; phema finds the best by default.",
         panel=_STORED,
         metavar="LIST",
     ),
@@ -80,7 +83,7 @@ Dtype = Annotated[
     str,
     options.option(
         "--dtype",
-        help="In which snapshots are stored: float16, bf16, ...",
+        help="Type of the stored snapshots: float16, bf16, ...",
         panel=_STORED,
         metavar="NAME",
     ),
@@ -89,7 +92,7 @@ Budget = Annotated[
     str | None,
     options.option(
         "--budget",
-        help="Disk that snapshots may take, 200GB: the best gammas and number are found.",
+        help="Disk space for all snapshots, 200GB: phema finds the best gammas and number.",
         panel=_STORED,
         metavar="SIZE",
     ),
@@ -98,7 +101,7 @@ Range = Annotated[
     str,
     options.option(
         "--range",
-        help="Targets that must be served, by sigma_rel: least and largest.",
+        help="Targets to plan for, by sigma_rel: least and largest.",
         panel=_SERVED,
         metavar="LOW,HIGH",
     ),
@@ -107,7 +110,7 @@ Range = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is to be stored, as far as it is said."""
+    """What to store; None where it is left open."""
 
     gammas: Gammas = None
     sigma_rels: SigmaRels = None
@@ -119,7 +122,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The run that is planned."""
+    """What is known of the run."""
 
     parameters: Parameters = None
     schedule: Schedule = None
@@ -138,8 +141,8 @@ def plan(
 ) -> None:
     """Plan a run: which snapshots to store, which targets they will reach, what they cost.
 
-    What is left open is chosen, so that the worst target of --range is met best. Figures are those
-    that inspect will show, as far as the run moves as assumed.
+    phema chooses what you leave open so that the error of the worst target in --range is least.
+    The figures are those that inspect will show, if the weights move as assumed.
 
     Examples:
       What is best within a budget:
@@ -148,7 +151,7 @@ def plan(
       What gammas 5 and 10 reach, stored every 10,000 steps:
         $ phema plan --steps 400k --parameters 280M --gammas 5,10 --every 10k
 
-      A run that moves as an earlier one did:
+      A run whose weights move as in an earlier one:
         $ phema plan --steps 4000 --like ckpts/
     """
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE

@@ -1,4 +1,4 @@
-"""How many threads numpy's linear algebra has."""
+"""numpy's linear algebra with one thread."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import sys
 
 from phema_cli.system.processes import most_memory_bytes
 
-#: what the libraries under numpy read once, when they are loaded.
+#: variables that the libraries under numpy read once, when they are loaded.
 _VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-#: what a process has to be allowed for numpy.
+#: memory that a process needs for numpy.
 _LEAST_BYTES = 256 << 20
 
 
 def load_numpy() -> None:
     """Load numpy with one thread, unless the environment says otherwise.
 
-    phema's matrices are small: more threads take three times the processor time to wait for each
-    other. What phema starts itself sees the environment as it was.
+    phema's matrices are small: more threads would wait for each other and take three times the
+    processor time. Programs that phema starts get the environment unchanged.
 
     Raises:
-        MemoryError: the process may have too little to load it.
+        MemoryError: the process is allowed too little memory to load it.
     """
     if "numpy" in sys.modules:
         return
     allowed = most_memory_bytes()
     if allowed is not None and allowed < _LEAST_BYTES:
-        # OpenBLAS would end the process in its own way.
+        # OpenBLAS would end the process itself, with its own message.
         raise MemoryError
     added = [name for name in _VARIABLES if name not in os.environ]
     os.environ.update(dict.fromkeys(added, "1"))

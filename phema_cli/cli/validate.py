@@ -1,7 +1,7 @@
 """Validation loss of a checkpoint of the demo's model: python validate.py CHECKPOINT.
 
-`phema demo` trains this model for this task, and leaves this file beside its snapshots: a pattern
-for evaluations of your own. `phema sweep` takes the last number that a script prints.
+`phema demo` trains this model for this task and copies this file beside its snapshots, as an
+example for evaluations of your own. `phema sweep` takes the last number that a script prints.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def flow_loss(model: nn.Module, points: int) -> torch.Tensor:
 
 
 def validate(checkpoint: str) -> float:
-    """Loss of a checkpoint on points that it was not trained with."""
+    """Loss of a checkpoint on held-out points."""
     model = make_model()
     model.load_state_dict(load_file(checkpoint))
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Out = Annotated[
     Path,
     typer.Argument(
-        help="What phema synthesize has written.",
+        help="An output of phema synthesize.",
         metavar="OUT",
         autocompletion=completing.paths,
     ),
@@ -25,13 +25,13 @@ Out = Annotated[
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
-        help="The snapshots it was made of, as they were given.",
+        help="Its sources: the paths given to phema synthesize.",
         metavar="[PATH...]",
         autocompletion=completing.paths,
     ),
 ]
 Full = Annotated[
-    bool, options.flag("--full", help="Make all values again, not a random 64 MiB of them.")
+    bool, options.flag("--full", help="Check all values, not a random 64 MiB of them.")
 ]
 
 
@@ -45,13 +45,13 @@ def verify(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Check an output: its provenance, its files, and with its sources its values.
+    """Check an output: its provenance and its files, and its values if PATH is given.
 
-    The output's plan is made again from what it records, and its bytes are compared with what the
-    plan gives: the headers whole, of the values 64 MiB at random, or all. Without PATH only what
-    the output says of itself is checked.
+    phema repeats the synthesis that the output records and compares bytes: all headers, and 64 MiB
+    of values at random, or all values with --full. Without PATH it checks only what the output
+    says of itself.
 
-    Exits with 1 where anything differs, and names the tensor and the element.
+    Exits with 1 if anything differs, and names the tensor and the element.
 
     Examples:
       All values of an output, from the snapshots it was made of:
@@ -67,22 +67,32 @@ def verify(
 
     checkpoint = _read(out)
     record = provenance_of(checkpoint)
-    content: dict[str, object] = {"path": str(out), "target": record["target"], "checked": None}
+    checked = None
     if paths:
-        config = sources.config()
-        recipe = remake(checkpoint, scan(paths, config))
+        recipe = remake(checkpoint, scan(paths, sources.config()))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
-            content["checked"] = asdict(
-                check(recipe, full=full, exact=is_exact(record), progress=progress)
-            )
+            checked = check(recipe, full=full, exact=is_exact(record), progress=progress)
     if json:
+        values = None if checked is None else asdict(checked)
+        content = {"path": str(out), "target": record["target"], "checked": values}
         render.document("verify", content)
     elif not quiet:
-        _show(out, content, len(record["sources"]))
+        count = render.counted(len(record["sources"]), "source")
+        if checked is None:
+            text = f"records {count}; pass their paths to check its values"
+        else:
+            amount = f"{render.size(checked.checked_bytes)} of {render.size(checked.total_bytes)}"
+            text = f"matches its {count} in {amount} of values and all headers"
+        render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)
 
 
 def _read(out: Path) -> Checkpoint:
-    """The output as its headers describe it; what is wrong with these is what was asked."""
+    """The output as its headers describe it.
+
+    Raises:
+        CheckFailedError: its headers are broken: that is what the user wanted to know.
+        InputError: there is no such file.
+    """
     from phema_cli.snapshots.reading import read_checkpoint
 
     if not out.exists():
@@ -91,14 +101,3 @@ def _read(out: Path) -> Checkpoint:
         return read_checkpoint(out)
     except (InputError, UnsafePickleError) as error:
         raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
-
-
-def _show(out: Path, content: dict[str, object], sources: int) -> None:
-    """What was checked."""
-    checked, made_of = content["checked"], render.counted(sources, "source")
-    if isinstance(checked, dict):
-        amount = f"{render.size(checked['checked_bytes'])} of {render.size(checked['total_bytes'])}"
-        text = f"as its {made_of} make it, in {amount} of values and all headers"
-    else:
-        text = f"records {made_of}; pass their paths to check its values"
-    render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)

@@ -16,17 +16,17 @@ def weights(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Solve for targets and show the weights of the snapshots; writes nothing.
+    """Solve for targets and show the weights of the snapshots, without writing anything.
 
     The figures say how good the targets would be, before a tensor is averaged. expected_error is a
-    fraction of the distance by which averaging moves the last weights, sigma_error the error in
+    fraction of the distance by which averaging moves the last weights. sigma_error is the error in
     sigma_rel that would do the same harm: good up to 1 %, fair up to 10 %, poor above.
 
     Examples:
       The snapshots that weigh most in the EMA of gamma 7:
         $ phema weights ckpts/ --gamma 7
 
-      All of them, without a look at the tensors:
+      All of them, without reading tensors:
         $ phema weights ckpts/ --gamma 7 --no-sample --verbose
 
       Several targets by sigma_rel, as the paper's algorithm weighs them:
