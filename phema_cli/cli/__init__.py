@@ -1,1 +1,15 @@
-"""The command line: one thin module a command, which parses, calls and renders."""
+"""The command line: one thin module a command, which parses, calls and prints.
+
+``app`` puts the commands together and runs one. ``process`` prepares the streams around it, and
+turns an error into one line and an exit code. Options that commands share are in ``options``, their
+values are read by ``parsing``, and ``completing`` has the candidates that shells offer.
+
+What the commands print comes from a few modules:
+
+- ``render``: consoles, tables, JSON documents, findings, numbers
+- ``listing``: snapshots and their weights
+- ``reachable``: which targets are reached how well
+- ``plan_report``: a plan
+- ``chart``: a curve as text
+- ``pictures``: files by matplotlib, on which ``plot_picture`` and ``sweep_curve`` draw
+"""

@@ -63,8 +63,8 @@ class _Stdout(io.FileIO):
 def prepare_streams() -> None:
     """Make stdout and stderr usable, however the process was started.
 
-    The next file that is opened would take the number of a stream that is closed. So /dev/null
-    takes it, opened the wrong way round: writing to stdout fails and is reported.
+    The next file that is opened would get the descriptor of a stream that is closed, so /dev/null
+    gets it: read-only for stdout, where lost output is reported, and writable for stderr.
     """
     for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
