@@ -183,7 +183,7 @@ def _assumed_notice() -> Finding:
     from phema_cli.snapshots import Finding
 
     error = InputError(
-        "the plan assumes that the learning rate falls by rsqrt",
+        "the plan assumes the learning-rate schedule rsqrt",
         remedy="pass --schedule, or better --like and an earlier run's snapshots",
     )
     return Finding("notice", error)

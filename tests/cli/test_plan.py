@@ -97,7 +97,7 @@ def test_a_narrow_table_keeps_its_numbers():
 
 def test_what_is_assumed_is_said_unless_it_was_chosen():
     """Without --schedule and --like a notice says so; -q and --schedule leave stderr empty."""
-    assert "falls by rsqrt" in phema("plan", "--steps", 64).err
+    assert "schedule rsqrt" in phema("plan", "--steps", 64).err
     assert phema("plan", "--steps", 64, "-q").err == ""
     assert phema("plan", "--steps", 64, "--schedule", "rsqrt").err == ""
 
