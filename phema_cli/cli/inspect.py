@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phema_cli.cli import groups, listing, options, reachable, render
+from phema_cli.cli import listing, options, reachable, render
+from phema_cli.request import GRID, SOLVING, SOURCES, Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
 _MOVEMENT_ROWS = 12
 
 
-@groups.spread
+@options.command
 def inspect(
     paths: options.Paths,
     context: typer.Context,
     *,
-    sources: groups.Sources,
-    solving: groups.Solving,
+    request: Annotated[Request, SOURCES | SOLVING],
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -52,9 +52,11 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    scan = sources.scan(paths, sampled=not solving.no_sample)
+    from phema_cli.estimate.proposal import scan_for
+
+    scan = scan_for(paths, request)
     findings = list(scan.findings)
-    reach, movement, tags = _solve(scan, solving, findings)
+    reach, movement, tags = _solve(scan, request, findings)
     errors = [f for f in findings if f.level == "error"]
     if json:
         content = {
@@ -68,7 +70,7 @@ def inspect(
                 }
                 for f in findings
             ],
-            "method": solving.method,
+            "method": request.method,
             "targets": reachable.entries(reach),
             "movement": _movement(movement),
             "evidence": tags.entry(),
@@ -78,7 +80,7 @@ def inspect(
         listing.show(scan.snapshots, verbose)
         if reach:
             last = scan.snapshots[-1].tag.step
-            reachable.show(reach, solving.step or last, solving.method)
+            reachable.show(reach, request.step or last, request.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
@@ -88,7 +90,7 @@ def inspect(
 
 
 def _solve(
-    scan: Scan, solving: groups.Solving, findings: list[Finding]
+    scan: Scan, request: Request, findings: list[Finding]
 ) -> tuple[Mapping[float, Figures], Movement | None, TagCheck]:
     """Figures of the reachable range, how the weights moved, and how far the tags are confirmed.
 
@@ -96,24 +98,26 @@ def _solve(
     """
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck
-    from phema_cli.estimate.solve import make_targets
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots
     from phema_cli.snapshots import Finding
 
     tags = TagCheck()
     if not scan.snapshots or any(f.level == "error" for f in findings):
         return {}, None, tags
-    targets = make_targets(scan.snapshots, sigma_rels=reachable.GRID, step=solving.step)
+    targets = make_targets(scan.snapshots, Request(sigma_rel=GRID, step=request.step))
     try:
-        measured = solving.measure(scan)
+        measured = measure(scan, request)
         tags = measured.tags
         findings += tags.findings
         if tags.state == "contradicted":
             return {}, None, tags
-        solution = solving.solve(scan, targets, measured, together=True)
+        solution = solve_snapshots(
+            scan.snapshots, targets, measured, method=request.method, together=True
+        )
     except InputError as error:
         findings.append(Finding("error", error))
         return {}, None, tags
-    return dict(zip(reachable.GRID, solution.figures, strict=True)), solution.movement, tags
+    return dict(zip(GRID, solution.figures, strict=True)), solution.movement, tags
 
 
 def _movement(movement: Movement | None) -> dict[str, Any] | None:

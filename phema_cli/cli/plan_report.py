@@ -58,7 +58,7 @@ class Report:
         plan: the snapshots to store.
         aim: the targets that it was made for.
         sizes: what the snapshots cost.
-        reach: figures of the targets of ``reachable.GRID``, by sigma_rel.
+        reach: figures of the targets of ``phema_cli.request.GRID``, by sigma_rel.
     """
 
     plan: Plan

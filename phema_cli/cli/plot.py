@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import groups, listing, options, reachable, render
+from phema_cli.cli import listing, options, reachable, render
 from phema_cli.errors import UsageError
+from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 if TYPE_CHECKING:
     from phema_cli.cli.plot_picture import Plotted
@@ -34,13 +35,11 @@ Width = Annotated[
 Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace a picture that exists.")]
 
 
-@groups.spread
+@options.command
 def plot(
     paths: options.Paths,
     *,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    sources: groups.Sources,
+    request: Annotated[Request, TARGETS | SOLVING | SOURCES],
     output: Output = None,
     width: Width = 7.0,
     overwrite: Overwrite = False,
@@ -62,6 +61,7 @@ def plot(
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture
+    from phema_cli.estimate.proposal import scan_for
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
@@ -69,8 +69,8 @@ def plot(
         raise UsageError(
             "a picture needs a file", remedy="pass -o FILE, or --json for the curves as numbers"
         )
-    scan = sources.scan(paths, sampled=not solving.no_sample)
-    plotted = _solve(scan, wanted, solving)
+    scan = scan_for(paths, request)
+    plotted = _solve(scan, request)
     if output is not None:
         if len(plotted.panels) > _MOST_TARGETS:
             raise UsageError(
@@ -79,27 +79,30 @@ def plot(
             )
         plot_picture.draw(plotted, output, width=width, overwrite=overwrite)
     if json:
-        content = _document(plotted, solving)
+        content = _document(plotted, request)
         render.document("plot", content | {"output": output and str(output)})
     else:
         render.findings(scan.findings, stderr=True, quiet=quiet)
         render.line(output)
 
 
-def _solve(scan: Scan, wanted: groups.Targets, solving: groups.Solving) -> Plotted:
+def _solve(scan: Scan, request: Request) -> Plotted:
     """The targets and the whole range, solved for in one call.
 
     Errors as :func:`phema_cli.estimate.solve.make_targets` and
     :func:`phema_cli.estimate.solve.solve_snapshots`.
     """
     from phema_cli.cli.plot_picture import Panel, Plotted
-    from phema_cli.estimate.solve import make_targets
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots
     from phema_cli.solver.curves import curves
 
     snapshots = scan.require()
-    targets = wanted.at(solving.step, snapshots)
-    reach = make_targets(snapshots, sigma_rels=_REACH, step=solving.step)
-    solution = solving.solve(scan, [*targets, *reach] if targets else [], together=True)
+    targets = make_targets(snapshots, request)
+    reach = make_targets(snapshots, Request(sigma_rel=_REACH, step=request.step))
+    measured = measure(scan, request)
+    measured.tags.require()
+    wanted = [*targets, *reach] if targets else []
+    solution = solve_snapshots(snapshots, wanted, measured, method=request.method, together=True)
     profiles = [s.tag.profile for s in snapshots]
     # All by the same quantity, so that they can be compared.
     dense = all(p.square_integrable for p in [*profiles, *targets])
@@ -113,13 +116,13 @@ def _solve(scan: Scan, wanted: groups.Targets, solving: groups.Solving) -> Plott
     return Plotted(snapshots, panels, dict(zip(_REACH, figures, strict=True)))
 
 
-def _document(plotted: Plotted, solving: groups.Solving) -> dict[str, Any]:
+def _document(plotted: Plotted, request: Request) -> dict[str, Any]:
     """The content of ``--json``."""
     from phema_cli.estimate.solve import target_step
 
-    step = target_step(plotted.snapshots, solving.step)
+    step = target_step(plotted.snapshots, request.step)
     return {
-        "method": solving.method,
+        "method": request.method,
         "unit": plotted.unit,
         "targets": [
             listing.target_entry(p.target, step, p.figures, plotted.snapshots, p.weights)

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from phema_cli.solver import Figures
 
-#: sigma_rel of the targets: 0.010, 0.015, ..., 0.285.
-GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
 _MEANINGS = {

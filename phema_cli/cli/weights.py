@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from phema_cli.cli import groups, listing, options, render
+from typing import Annotated
+
+from phema_cli.cli import listing, options, render
+from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 
-@groups.spread
+@options.command
 def weights(
     paths: options.Paths,
     *,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    sources: groups.Sources,
+    request: Annotated[Request, TARGETS | SOLVING | SOURCES],
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -35,19 +36,20 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
-    from phema_cli.estimate.solve import target_step
+    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
 
-    scan = sources.scan(paths, sampled=not solving.no_sample)
+    scan = scan_for(paths, request)
     snapshots = scan.require()
-    targets = wanted.at(solving.step, snapshots)
-    measured = solving.measure(scan)
+    targets = make_targets(snapshots, request)
+    measured = measure(scan, request)
     measured.tags.require()
-    solution = solving.solve(scan, targets, measured)
+    solution = solve_snapshots(snapshots, targets, measured, method=request.method)
     if json:
-        step = target_step(snapshots, solving.step)
+        step = target_step(snapshots, request.step)
         solved = zip(targets, solution.figures, solution.weights.T, strict=True)
         content = {
-            "method": solving.method,
+            "method": request.method,
             "evidence": measured.tags.entry(),
             "targets": [listing.target_entry(t, step, f, snapshots, w) for t, f, w in solved],
         }
