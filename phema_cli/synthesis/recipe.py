@@ -14,7 +14,7 @@ import numpy as np
 
 from phema_cli.estimate.evidence import TagCheck
 from phema_cli.formats.base import DType, Extent
-from phema_cli.formats.locations import is_remote
+from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import reference
