@@ -56,13 +56,17 @@ def endings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(ending for row in FORMATS.values() for ending in row.endings))
 
 
-def format_of(path: Path) -> Format | None:
-    """The module that reads the file, or None if its name is not that of a checkpoint.
+def _reader(path: Path) -> Format:
+    """The module that reads the file.
 
     Raises:
+        InputError: the name is not that of a checkpoint.
         StorageError: several formats share the ending, and the file can't be read.
     """
     rows = [row for row in FORMATS.values() if path.name.endswith(row.endings)]
+    if not rows:
+        remedy = f"known endings: {', '.join(endings())}"
+        raise InputError("not a checkpoint", where=path, remedy=remedy)
     if len(rows) > 1:
         try:
             with path.open("rb") as file:
@@ -70,7 +74,7 @@ def format_of(path: Path) -> Format | None:
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
         rows = [row for row in rows if head.startswith(row.magic)] or rows
-    return cast("Format", import_module(rows[0].module)) if rows else None
+    return cast("Format", import_module(rows[0].module))
 
 
 def writable() -> list[str]:
@@ -90,11 +94,7 @@ def read(path: Path) -> Contents:
         InputError, UnsafePickleError, StorageError: as :meth:`Format.read` says.
     """
     with remote_errors(path):
-        reader = format_of(path)
-        if reader is None:
-            raise InputError(
-                "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
-            )
+        reader = _reader(path)
         before = _stamps(path)
         contents = reader.read(path)
         local = [p for p in contents.files or before if not is_remote(p)]
