@@ -101,7 +101,7 @@ def test_packed_floats_in_another_order(tmp_path, view):
     """A view of 4-bit floats that are not in row-major order is refused, not read wrongly."""
     tensor = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     path = saved(tmp_path / "a.pt", {"x": getattr(tensor, view)()})
-    with pytest.raises(InputError, match="x: float4") as caught:
+    with pytest.raises(InputError, match="x: its float4") as caught:
         read_index(path)
     assert caught.value.where == str(path)
 

@@ -37,9 +37,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def text_to_text(value: object, path: Path) -> dict[str, str]:
-    """Metadata; raises ``InputError`` if they are not text to text."""
+    """Metadata; raises ``InputError`` unless it maps text to text."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise InputError("the metadata is not text to text", where=path, remedy=REMEDY)
+        raise InputError("its metadata has values that are not text", where=path, remedy=REMEDY)
     check_text([*value, *value.values()], path)
     return value
 

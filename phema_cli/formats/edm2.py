@@ -89,7 +89,7 @@ class _Storages:
         count = machine.take_number(_COUNT_BYTES)
         start, length = machine.tell(), count * storage.dtype.bits // 8
         if start + length != end:
-            raise InputError(f"a storage of {length} bytes in {span.length}")
+            raise InputError(f"a storage of {length} bytes in a string of {span.length}")
         # Storages of several objects may share a key; the place of each is its own.
         placed = storage._replace(key=str(start))
         self.records[placed.key] = (start, length)
@@ -139,7 +139,9 @@ def read(path: Path) -> Contents:
     """
     content, records, end = _load(path)
     if not isinstance(content, dict):
-        raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
+        raise InputError(
+            "not an EDM2 network pickle", where=path, remedy="leave it out with --exclude"
+        )
     refuse_hidden(content, path)
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}

@@ -101,7 +101,7 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
             raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
     if code not in DTYPES:
         raise InputError(
-            f"tensor {name}: unknown dtype {code}", where=path, remedy="is phema out of date?"
+            f"tensor {name}: unknown dtype {code}", where=path, remedy="a newer phema may know it"
         )
     if len(shape) > MOST_DIMENSIONS:
         what = f"tensor {name}: {len(shape)} dimensions are too many"

@@ -97,8 +97,8 @@ class TensorStub(StoredTensor):
         end = self.offset + math.prod(shape)
         in_record = bool(shape) and min(*shape, self.offset) >= 0 and end <= length
         if not in_record or not _row_major(shape, self.strides):
-            what = f"tensor {name}: {self.dtype.label} that is not stored in row-major order"
-            raise InputError(what, where=path, remedy=REMEDY)
+            what = f"tensor {name}: its {self.dtype.label} values are not in row-major order"
+            raise InputError(what, where=path, remedy="call contiguous() on it before saving")
         unpacked = (*shape[:-1], shape[-1] * (_BYTE_BITS // self.dtype.bits))
         return Extent(name, self.dtype, unpacked, path, start + self.offset)
 
@@ -120,7 +120,7 @@ def _integers(numbers: object) -> tuple[int, ...]:
     if not isinstance(numbers, tuple) or not all(type(n) is int for n in numbers):
         raise InputError("a tensor's shape or strides are not integers")
     if len(numbers) > MOST_DIMENSIONS:
-        raise InputError(f"a tensor of {len(numbers)} dimensions")
+        raise InputError(f"a tensor of {len(numbers)} dimensions has too many")
     return numbers
 
 

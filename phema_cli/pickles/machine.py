@@ -130,7 +130,7 @@ class Machine:
         at = self.at
         if at + length > len(self.window):
             if length > _MOST_BYTES:
-                raise InputError(f"a text or number of {length} bytes")
+                raise InputError(f"a text or number of {length} bytes is too long")
             self._refill(length)
             at = 0
         self.at = at + length

@@ -86,7 +86,7 @@ def _usual_text(machine: Machine) -> None:
 def _number(machine: Machine, value: int) -> None:
     """Push a number of any length."""
     if value.bit_length() > _MOST_BITS:
-        raise InputError(f"a number of {value.bit_length()} bits")
+        raise InputError(f"a number of {value.bit_length()} bits is too long")
     machine.stack.append(value)
 
 
@@ -228,7 +228,7 @@ def _push(make: Callable[[], object]) -> _Action:
 
 def _unknown(name: str) -> _Action:
     def action(machine: Machine) -> None:
-        raise InputError(f"opcode {name} at byte {machine.tell() - 1}")
+        raise InputError(f"unsupported opcode {name} at byte {machine.tell() - 1}")
 
     return action
 

@@ -104,7 +104,7 @@ class PowerEMA:
             UsageError: gamma is not tracked, nothing was averaged yet, or the model was changed.
         """
         if gamma not in self.gammas:
-            raise UsageError(f"gamma {gamma:g} is not tracked", remedy=f"one of {self.gammas}")
+            raise UsageError(f"gamma {gamma:g} is not tracked", remedy=f"pass one of {self.gammas}")
         now, averaged = self._current()
         index = self.gammas.index(gamma)
         return {n: self._average(index, n, t) if n in averaged else t for n, t in now.items()}
