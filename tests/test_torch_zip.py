@@ -630,10 +630,10 @@ def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
         from pathlib import Path
         from phema_cli.errors import PhemaError
         from phema_cli.formats import torch_pickle, base, read as read_index
-        from phema_cli.pickles.globals import KNOWN
+        from phema_cli.pickles.globals import STAND_INS
 
         def facts():
-            known = dict(torch_pickle.GLOBALS) | dict(KNOWN)
+            known = dict(torch_pickle.GLOBALS) | dict(STAND_INS)
             shown = [
                 (key, repr(x), x.__doc__, getattr(x, "__defaults__", 0), getattr(x, "__init__", 0))
                 for key, x in sorted(known.items(), key=lambda item: item[0])

@@ -36,7 +36,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def text_to_text(value: object, path: Path) -> dict[str, str]:
+def checked_metadata(value: object, path: Path) -> dict[str, str]:
     """Metadata; raises ``InputError`` unless it maps text to text."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise InputError("its metadata has values that are not text", where=path, remedy=REMEDY)

@@ -81,8 +81,8 @@ class _Storages:
         magic, protocol, system = machine.load(), machine.load(), machine.load()
         little = isinstance(system, dict) and system.get("little_endian") is True
         storage, keys = machine.load(), machine.load()
-        known = (magic, protocol, little) == (_MAGIC, _PROTOCOL, True)
-        if not known or not isinstance(storage, Storage):
+        header = (magic, protocol, little)
+        if header != (_MAGIC, _PROTOCOL, True) or not isinstance(storage, Storage):
             raise InputError("a storage in an unknown format")
         if keys != [storage.key]:
             raise InputError("a storage of several parts")
@@ -239,11 +239,11 @@ def encode(
 
 def _check_names(names: Set[str], carried: Checkpoint) -> None:
     """Refuse to leave a tensor of the pickle as it is, or to write one that is not in it."""
-    known = carried.tensors.keys()
+    stored = carried.tensors.keys()
     # A further name of a tensor gets its values with the first one.
-    for name in sorted((names - known) | (known - carried.ties.keys() - names)):
+    for name in sorted((names - stored) | (stored - carried.ties.keys() - names)):
         raise InputError(
-            f"tensor {name}: {'gets no values' if name in known else 'is not in the pickle'}",
+            f"tensor {name}: {'gets no values' if name in stored else 'is not in the pickle'}",
             where=carried.path,
             remedy=_OTHER_FORMATS,
         )

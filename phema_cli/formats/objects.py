@@ -57,7 +57,7 @@ def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, object]]:
 def refuse_hidden(
     content: object, path: Path, is_ignored: Callable[[object], bool] = lambda _: False
 ) -> None:
-    """Refuse an object of an unknown class that was made from tensors: its values are not known.
+    """Refuse an object of an unknown class that was made from tensors: its values are unknown.
 
     Args:
         content: what a file holds.

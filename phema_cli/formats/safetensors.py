@@ -25,7 +25,7 @@ from phema_cli.formats.base import (
     Specs,
     located,
 )
-from phema_cli.formats.checks import REMEDY, check_text, parse_object, text_to_text
+from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
 from phema_cli.formats.sharded import read_sharded
 
 NAME = "safetensors"
@@ -69,7 +69,7 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     header = parse_object(raw, path)
-    metadata = text_to_text(header.pop("__metadata__", {}), path)
+    metadata = checked_metadata(header.pop("__metadata__", {}), path)
     check_text(header, path)
     start = _LENGTH.size + length
     entries = [_parse_entry(path, name, entry, start) for name, entry in header.items()]

@@ -152,7 +152,7 @@ def _rebuild_tensor_v3(
     dtype: object,
     metadata: object = None,
 ) -> TensorStub:
-    """A tensor whose storage has no element type of its own."""
+    """A tensor with an element type, whose storage has none."""
     if not isinstance(dtype, DType):
         raise InputError("a tensor has no element type")
     stub = _rebuild_tensor(storage, offset, shape, strides, metadata=metadata)
@@ -166,14 +166,14 @@ def _rebuild_parameter(tensor: object, *_: object) -> object:
 def _rebuild_from_type(
     rebuild: object, kind: object, arguments: object, _state: object = None
 ) -> object:
-    """A tensor that has attributes, or a class of its own.
+    """A tensor that has attributes, or is of a subclass.
 
-    A class of torch leaves the tensor's values as they are; what another class makes of them is
-    not known.
+    torch's own classes leave the tensor's values as they are; what another class makes of them is
+    unknown.
     """
     name = kind.name if isinstance(kind, StandIn) else "a call"
-    known = isinstance(rebuild, StandIn) and rebuild.make in _REBUILD.values()
-    if not known or name not in _TENSOR_CLASSES:
+    is_torchs = isinstance(rebuild, StandIn) and rebuild.make in _REBUILD.values()
+    if not is_torchs or name not in _TENSOR_CLASSES:
         return _hidden(name, rebuild, kind, arguments)
     if not isinstance(arguments, tuple):
         raise InputError("a tensor's arguments are not a tuple")
@@ -220,13 +220,13 @@ GLOBALS: Globals = {
 }
 
 
-def torch_global(module: str, name: str, known: Globals = GLOBALS) -> StandIn | DType | None:
-    """What answers a global of torch; None for globals of others."""
-    found = known.get((module, name))
-    if found is None and module == "torch._utils" and name.startswith("_rebuild_"):
+def torch_global(module: str, name: str, table: Globals = GLOBALS) -> StandIn | DType | None:
+    """What answers a global of torch, from a format's table; None for globals of others."""
+    answer = table.get((module, name))
+    if answer is None and module == "torch._utils" and name.startswith("_rebuild_"):
         # Sparse, quantized, on no device: tensors that are more than the values of a storage.
         return StandIn(name, partial(_hidden, f"{module}.{name}"))
-    return found
+    return answer
 
 
 def _persistent(pid: object) -> Storage:
@@ -241,7 +241,7 @@ def _persistent(pid: object) -> Storage:
 def load(
     data: bytes,
     path: Path,
-    known: Globals = GLOBALS,
+    table: Globals = GLOBALS,
     remedy: str = "phema runs no code from files; re-save only the state dict with torch.save",
 ) -> object:
     """What a pickle holds: plain containers, :class:`TensorStub`, and inert objects.
@@ -249,7 +249,7 @@ def load(
     Args:
         data: the pickle.
         path: the file, for messages.
-        known: what answers the format's globals.
+        table: what answers the format's globals.
         remedy: what to do about a pickle that asks for what could do harm.
 
     Raises:
@@ -258,7 +258,7 @@ def load(
     """
 
     def find(module: str, name: str) -> object:
-        return torch_global(module, name, known)
+        return torch_global(module, name, table)
 
     try:
         machine = Machine(BytesIO(data), 0, len(data), find, _persistent, guarded=TENSORS)

@@ -14,7 +14,7 @@ from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats.base import Contents, Extent, StoredTensor, located
-from phema_cli.formats.checks import REMEDY, check_text, parse_object, text_to_text
+from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
 from phema_cli.formats.sharded import read_sharded
 from phema_cli.formats.torch_pickle import Record, TensorStub, load
 from phema_cli.formats.torch_write import METADATA_RECORD, encode
@@ -48,7 +48,7 @@ def read(path: Path) -> Contents:
         }
         metadata = {}
         if (name := f"{root}/{METADATA_RECORD}") in archive.NameToInfo:
-            metadata = text_to_text(parse_object(_read_entry(archive, name, path), path), path)
+            metadata = checked_metadata(parse_object(_read_entry(archive, name, path), path), path)
         locate = partial(_locate, path, records, archive.start_dir)
     return Contents(path, NAME, content, locate, (path,), metadata, path.stem)
 

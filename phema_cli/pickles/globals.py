@@ -1,10 +1,9 @@
 """Which stand-in answers for a class or function that a pickle names.
 
-Nothing is ever imported. What is known is answered by a maker of its own, which gives what its
-namesake gives; what is unknown by inert objects. A pickle that names what runs code, opens files
-or makes calls is refused: it was made to harm who loads it, or its user would run the code of
-others by loading it. The list of such names is a warning; nobody's safety depends on whether it is
-complete.
+Nothing is imported. Containers, paths, numbers and Python's own constructors have a stand-in that
+makes the same value; all other stand-ins make inert objects. A pickle that names what runs code,
+opens files or makes calls is refused: it was made to do harm, or loading it elsewhere would run
+somebody's code. The list of such names is a warning; safety does not depend on its being complete.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from phema_cli.pickles.values import Inert, Span, StandIn, hashable, stand_ins
 
 #: characters of a path.
 _MOST_PATH = 4096
-#: characters of a text that stands for bytes and is given as bytes: numbers are not longer.
+#: characters of a text that is turned into bytes: those of numbers are no longer.
 _MOST_LATIN = 16
 #: numpy's numbers as ``struct`` names them.
 _NUMBERS = dict(
@@ -133,8 +132,8 @@ def _newobj(kind: object = None, *arguments: object) -> object:
 
 
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-#: what has a maker of its own.
-KNOWN: Mapping[tuple[str, str], StandIn] = {
+#: what makes the same value as the original, by module and name.
+STAND_INS: Mapping[tuple[str, str], StandIn] = {
     **stand_ins(
         ("collections",),
         {
@@ -262,9 +261,8 @@ def find_global(module: str, name: str) -> StandIn:
     """
     if (module, name) in _GETATTR:
         return StandIn("builtins.getattr", _getattr)
-    known = KNOWN.get((module, name))
-    if known is not None:
-        return known
+    if (stand_in := STAND_INS.get((module, name))) is not None:
+        return stand_in
     if _harmful(module, name):
         raise UnsafePickleError(f"the pickle asks for {module:.200}.{name:.200}")
     return StandIn(f"{_RENAMED.get(module, module)}.{name}")
@@ -285,7 +283,7 @@ def _getattr(owner: object = None, name: object = None, *others: object) -> Stan
 
 
 def _harmful(module: str, name: str) -> bool:
-    """Whether a global is known to run code, open files or make calls."""
+    """Whether a global is in the lists of what runs code, opens files or makes calls."""
     raw = [*module.split("."), *name.split(".")]
     parts = [part.strip().strip("_") for part in raw]
     if ".".join(parts) in _HARMLESS:

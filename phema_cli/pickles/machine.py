@@ -209,8 +209,8 @@ class Machine:
         full = f"{module}.{name}"
         if not full.isprintable() or full.count(".") > _MOST_PARTS:
             raise InputError("a global whose name is invalid")
-        known = self._find(module, name)
-        self.stack.append(find_global(module, name) if known is None else known)
+        stand_in = self._find(module, name)
+        self.stack.append(find_global(module, name) if stand_in is None else stand_in)
 
     def call(self, function: object, arguments: object) -> None:
         """Call a stand-in, and push the result."""
