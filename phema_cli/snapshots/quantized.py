@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
 from phema_cli.snapshots.consistency import NARROW, UNQUANTIZED, Finding, Snapshot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
-from phema_cli.formats.locations import is_remote, locate
+from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
 from phema_cli.snapshots.consistency import Finding
@@ -32,7 +32,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     Raises:
         InputError: there is none, there are several, or it is broken.
     """
-    root = locate(path)
+    root = to_path(path)
     found = [c for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
     if len(found) != 1:
         raise InputError(

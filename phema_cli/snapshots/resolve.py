@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.base import StoredTensor
-from phema_cli.formats.hidden import refuse_beside, refuse_hidden
+from phema_cli.formats.objects import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.tags import Origin
@@ -120,7 +119,7 @@ def _keyed(item: Item, key: str) -> Series | None:
     if (found := asked_for(file.contents.content, key)) is not None:
         path, node = file.contents.path, by_path(file.contents.content, key)
         refuse_hidden(node, path)
-        refuse_beside(node, path, StoredTensor, is_state_key)
+        refuse_beside(node, path, is_state_key)
         tensors, named = found
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."

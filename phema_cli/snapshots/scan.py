@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.locations import locate
+from phema_cli.formats.remote import to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
 from phema_cli.snapshots.config import checked, read_config
@@ -124,7 +124,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
     seen: set[object] = set()
     copy, drop = said.copy, said.drop
     unmatched, trusted = said.typed_files, said.trust_tags
-    for root in map(locate, paths):
+    for root in map(to_path, paths):
         local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or local.copy, drop or local.drop
         trusted = trusted or local.trust_tags

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Checkpoint, Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
 from phema_cli.snapshots.consistency import Finding, Snapshot, is_float, reference
 

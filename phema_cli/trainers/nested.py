@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from phema_cli.formats._modules import module_tensors
 from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.objects import module_tensors
 from phema_cli.pickles import Inert, opened
 
 #: the key that means the top level.
@@ -151,7 +151,7 @@ def by_path(content: object, key: str) -> object:
 
 def _tensors(value: object) -> Mapping[str, StoredTensor]:
     """The entries of a dict that are tensors under a text key; those of a pickled module."""
-    if isinstance(value, Inert) and not value and value.listed is None:
+    if isinstance(value, Inert) and not value and value.appended is None:
         return module_tensors(value)
     if not isinstance(value, dict):
         return {}
@@ -160,7 +160,7 @@ def _tensors(value: object) -> Mapping[str, StoredTensor]:
 
 def _numbered(value: object) -> Mapping[str, StoredTensor]:
     """The tensors of a list of nothing else, by their number."""
-    value = value.listed if isinstance(value, Inert) else value
+    value = value.appended if isinstance(value, Inert) else value
     if not isinstance(value, list):
         return {}
     found = {str(k): v for k, v in enumerate(value) if isinstance(v, StoredTensor)}

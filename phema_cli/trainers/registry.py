@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import cast
 
-from phema_cli.formats.base import StoredTensor
-from phema_cli.formats.hidden import refuse_beside, refuse_hidden
+from phema_cli.formats.objects import refuse_beside, refuse_hidden
 from phema_cli.profiles import Law, LawForm
 from phema_cli.profiles import parse_law as parse
 from phema_cli.trainers import generic
@@ -116,7 +115,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
         passed = {key for _, r in readings for key in r.passed}
         series += generic.series_of(file, series, passed)
     for one in series:
-        refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
+        refuse_beside(by_path(content, one.within), path, is_state_key)
     series = _raw_beside(series)
     series = [generic.labelled(file, s) for s in series]
     hint = next((r.hint for _, r in readings if r.hint is not None), None)
