@@ -272,9 +272,9 @@ def test_a_run_goes_on_behind_a_torn_line(recipe, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "o").glob("*.partial")
     with (folder / "journal").open("ab") as stream:
         stream.write(b'{"done": [[')
-    first = journal.noted(folder)
+    first = journal.runs_done(folder)
     interrupted(recipe, monkeypatch, after=200_000)
-    assert len(journal.noted(folder)) > len(first) > 0
+    assert len(journal.runs_done(folder)) > len(first) > 0
 
 
 def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypatch):
@@ -285,7 +285,7 @@ def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypa
     def fail(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("phema_cli.synthesis.journal._whole", fail)
+    monkeypatch.setattr("phema_cli.system.log.Log.lines", fail)
     with pytest.raises(StorageError, match="cannot write: Input/output error"):
         execute(recipe)
     assert digests(tmp_path) == left

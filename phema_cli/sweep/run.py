@@ -78,7 +78,7 @@ def sweep(found: Scan, asked: Sweep, listener: Listener) -> Outcome:
 def _opened(workshop: Workshop) -> Iterator[Results]:
     """The results' file; outputs of results that are forgotten go too."""
     folder = workshop.folder
-    results = Results(folder, workshop.identity(), anew=workshop.asked.overwrite)
+    results = Results(folder, workshop.identity(), overwrite=workshop.asked.overwrite)
     try:
         for name in results.stale:
             remove_checkpoint(folder / name)

@@ -93,7 +93,7 @@ class Notes:
             for output in self._recipe.outputs:
                 make_durable(output)
             with _writing(self._recipe.outputs[0]):
-                journal.note(self._recipe.outputs[0].staging, self._rank, self._pending)
+                journal.record(self._recipe.outputs[0].staging, self._rank, self._pending)
             self._pending, self._pending_bytes = [], 0
 
 
