@@ -21,10 +21,10 @@ from phema_cli.snapshots.consistency import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
+from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.ranks import number_of_ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
-from phema_cli.synthesis.tiling import tile_elements
 from phema_cli.system.processes import processors
 
 DEFAULT_MAX_MEMORY = 256 << 20

@@ -13,8 +13,8 @@ from phema_cli.globs import matching
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import not_averaged, reference
 from phema_cli.snapshots.tensors import averaged
+from phema_cli.synthesis.memory import Kind
 from phema_cli.synthesis.provenance import RESERVED
-from phema_cli.synthesis.tiling import Kind
 
 
 @dataclass(frozen=True, slots=True)

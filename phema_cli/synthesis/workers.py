@@ -200,7 +200,7 @@ class Tiles:
     @property
     def sound(self) -> bool:
         """Whether the last averages, and what they were made of, are surely finite."""
-        return self._averager.sound
+        return self._averager.finite
 
     def averages(self, segment: Segment, start: int, count: int) -> list[memoryview]:
         """The bytes of each target's average of these elements; the next call overwrites them."""
