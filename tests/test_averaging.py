@@ -264,5 +264,5 @@ def test_a_worker_that_is_killed_is_an_error():
             os._exit(9)
         return []
 
-    with pytest.raises(StorageError, match=r"ended from outside.*memory"):
+    with pytest.raises(StorageError, match=r"was killed.*memory"):
         forked(work, 2, 2, lambda _: None, lambda _: None)

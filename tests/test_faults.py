@@ -117,7 +117,7 @@ def recipe(tmp_path):
 
 def interrupted(recipe, monkeypatch, after=100_000):
     """Execute a recipe until so many bytes were read and written."""
-    monkeypatch.setattr(staging, "_NOTED_BYTES", 10_000)
+    monkeypatch.setattr(staging, "_RECORDED_BYTES", 10_000)
     monkeypatch.setattr("phema_cli.synthesis.pools._GLANCE_SECONDS", 0.001)
     seen = []
 
@@ -138,7 +138,7 @@ def test_a_run_goes_on_with_what_was_done(recipe, tmp_path, monkeypatch):
     expected = out.read_bytes()
     out.unlink()
     error = interrupted(recipe, monkeypatch, after=300_000)
-    assert "the same command goes on" in error.__notes__[0]
+    assert "the same command resumes" in error.__notes__[0]
     assert list((tmp_path / "o").glob("*.partial/journal"))
     done = []
     execute(recipe, progress=done.append)
@@ -366,7 +366,7 @@ def test_an_input_that_changes_is_noticed(recipe, tmp_path, monkeypatch, change)
             source.unlink(missing_ok=True)
         monkeypatch.undo()
 
-    monkeypatch.setattr("phema_cli.synthesis.execute.check_outputs", lambda *_: meddle(None))
+    monkeypatch.setattr("phema_cli.synthesis.staging.check_outputs", lambda *_: meddle(None))
     with pytest.raises((InputError, StorageError)) as caught:
         execute(recipe)
     assert "s1.safetensors" in str(caught.value)
@@ -402,7 +402,7 @@ def test_signals_keep_what_is_done(large, tmp_path, sent, code):
     found, err = ended(process)
     assert found == code
     assert not list(out.glob("*[0-9]"))
-    assert "no output was written; the same command goes on from" in err
+    assert "no output was written; the same command resumes from" in err
     assert ended(start(large, out)) == (0, "")
     assert not list(out.glob("*.partial"))
 

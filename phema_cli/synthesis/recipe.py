@@ -84,6 +84,11 @@ class Recipe:
     inputs: tuple[Path, ...]
     tags: TagCheck = field(default_factory=TagCheck)
 
+    @property
+    def used(self) -> list[int]:
+        """Indices of the sources that weigh, newest first: differences are taken from that one."""
+        return [i for i in range(len(self.sources)) if self.weights[i].any()][::-1]
+
     def extent(self, source: int, name: str) -> Extent:
         """Where a source's tensor lies."""
         return self.sources[source].checkpoint.tensors[name]

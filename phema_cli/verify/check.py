@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.errors import CheckFailedError, InputError, StorageError
 from phema_cli.formats.files import FileReader
+from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.segments import Segment, segments
-from phema_cli.synthesis.workers import Tiles
-from phema_cli.verify.headers import check_checksums, check_headers
+from phema_cli.synthesis.tensors import averaged_kinds
+from phema_cli.synthesis.tiles import Run, runs
 
 Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
 
 #: bytes of an output that are looked at without ``full``.
 SAMPLE_BYTES = 64 << 20
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,43 +72,21 @@ def verify(
     (output,) = recipe.outputs
     with FileReader() as reader:
         try:
-            check_headers(output, reader)
+            _check_headers(output, reader)
             checker = _Checker(recipe, reader, progress or (lambda _: None), exact=exact)
-            tiles = list(_tiles(recipe))
+            tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _chosen(tiles)
             for tile in chosen:
                 checker.check(tile)
             if full:
-                check_checksums(output, checker.sums, reader)
+                _check_checksums(output, checker.sums, reader)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
     return Verification(len(recipe.sources), len(output.finals), checked, total)
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """A range of a segment's elements."""
-
-    segment: Segment
-    start: int
-    count: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the output."""
-        return self.segment.plan.out_dtype.size_bytes(self.count)
-
-
-def _tiles(recipe: Recipe) -> Iterator[_Range]:
-    """All ranges, in the order of the output."""
-    size = recipe.tile_elements
-    for segment in segments(recipe):
-        for start in range(0, segment.elements, size):
-            yield _Range(segment, start, min(size, segment.elements - start))
-
-
-def _chosen(tiles: list[_Range]) -> list[_Range]:
+def _chosen(tiles: list[Run]) -> list[Run]:
     """Tiles at random, other ones each time."""
     left, chosen = SAMPLE_BYTES, []
     for tile in random.sample(tiles, len(tiles)):
@@ -156,52 +137,55 @@ class _Checker:
         (self._output,) = recipe.outputs
         self._reader = reader
         self._progress = progress
-        self._tiles = Tiles(recipe, reader)
+        self._used = recipe.used
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self._used],
+            recipe.sums,
+            recipe.tile_elements,
+        )
         self._exact = exact
         self.sums: dict[str, int] = {}
 
-    def check(self, tile: _Range) -> None:
-        """Compare a range with what its sources make.
+    def check(self, tile: Run) -> None:
+        """Compare a tile with what its sources make.
 
         Raises:
             CheckFailedError: an element differs.
         """
         plan = tile.segment.plan
-        found = self._written(tile)
+        file = self._output.files[self._output.homes[plan.name]]
+        offset = tile.segment.places[0].offset + plan.out_dtype.size_bytes(tile.start)
+        written = bytearray(tile.size_bytes)
+        self._reader.read_bytes(file.path, offset, memoryview(written))
         before = self.sums.get(plan.name, 0) if tile.start else 0
-        self.sums[plan.name] = zlib.crc32(found, before)
-        wanted = self._averaged(tile) if plan.average else self._copied(tile)
-        if found != wanted:
+        self.sums[plan.name] = zlib.crc32(written, before)
+        wanted = self._wanted(tile)
+        if written != wanted:
             compare = _apart if plan.average and not self._exact else _differing
-            places = compare(found, wanted, plan.out_dtype.bits)
+            places = compare(written, wanted, plan.out_dtype.bits)
             if len(places):
                 self._refuse(tile, int(places[0]))
         self._progress(tile.size_bytes)
 
-    def _averaged(self, tile: _Range) -> Bytes:
-        """The averages of a range."""
-        return self._tiles.averages(tile.segment, tile.start, tile.count)[0]
-
-    def _copied(self, tile: _Range) -> Bytes:
-        """The values of a range that is copied."""
+    def _wanted(self, tile: Run) -> Bytes:
+        """What the sources make of a tile."""
+        segment, plan = tile.segment, tile.segment.plan
+        if plan.average:
+            count = tile.stop - tile.start
+            rows = self._averager.rows(plan.kind, count)
+            segment.read(self._reader, self._used, tile.start, rows)
+            return self._averager.averages(plan.kind, count)[0]
         wanted = bytearray(tile.size_bytes)
-        giver = self._recipe.giver(0, tile.segment.plan.name)
-        self._reader.read_elements(tile.segment.sources[giver], tile.start, memoryview(wanted))
+        giver = self._recipe.giver(0, plan.name)
+        self._reader.read_elements(segment.sources[giver], tile.start, memoryview(wanted))
         return wanted
 
-    def _written(self, tile: _Range) -> bytearray:
-        """What the output holds."""
-        found = bytearray(tile.size_bytes)
-        file = self._output.files[self._output.homes[tile.segment.plan.name]]
-        at = tile.segment.places[0].offset + tile.segment.plan.out_dtype.size_bytes(tile.start)
-        self._reader.read_bytes(file.path, at, memoryview(found))
-        return found
-
-    def _refuse(self, tile: _Range, element: int) -> None:
+    def _refuse(self, tile: Run, element: int) -> None:
         """Say which tensor and element differ."""
         plan, low, _, first = next(
             part
-            for part in tile.segment.parts(tile.start, tile.start + tile.count)
+            for part in tile.segment.parts(tile.start, tile.stop)
             if part[1] <= element < part[2]
         )
         raise CheckFailedError(
@@ -209,3 +193,74 @@ class _Checker:
             f"first in element {first + element - low:,}",
             where=self._output.path,
         )
+
+
+def _check_headers(output: Output, reader: FileReader) -> None:
+    """Compare all bytes of the files but those of tensors and of their checksums.
+
+    Raises:
+        CheckFailedError: a file is missing, too many, of another size, or has other bytes.
+    """
+    try:
+        for file in output.files:
+            _check_file(file, reader)
+        if output.index is not None:
+            _check_index(*output.index)
+        stale = output.stale()
+    except OSError as error:
+        raise StorageError.wrap(error, output.path, "read") from error
+    if stale:
+        raise CheckFailedError("is no file of this output", where=stale[0])
+
+
+def _check_file(file: OutputFile, reader: FileReader) -> None:
+    """Compare a file's size and what is no tensor's."""
+    size = file.path.stat().st_size if file.path.exists() else 0
+    if size != file.image.size_bytes:
+        raise CheckFailedError(
+            f"has {size:,} bytes instead of {file.image.size_bytes:,}", where=file.path
+        )
+    places = (p for found in file.image.checksums.values() for p in found)
+    later = {place + i for place in places for i in range(_CRC_BYTES)}
+    for offset, data in file.image.segments:
+        found = bytearray(len(data))
+        reader.read_bytes(file.path, offset, memoryview(found))
+        if found != data:
+            _refuse_bytes(file.path, offset, found, data, later)
+
+
+def _check_index(path: Path, wanted: bytes) -> None:
+    """Compare the index of shards."""
+    found = path.read_bytes() if path.exists() else b""
+    if len(found) != len(wanted):
+        raise CheckFailedError(f"has {len(found):,} bytes instead of {len(wanted):,}", where=path)
+    _refuse_bytes(path, 0, found, wanted, set())
+
+
+def _refuse_bytes(
+    path: Path, offset: int, found: bytes | bytearray, wanted: bytes, later: set[int]
+) -> None:
+    """Refuse bytes that differ, but where checksums go."""
+    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        if a != b and offset + i not in later:
+            raise CheckFailedError(f"byte {offset + i:,}, of no tensor, differs", where=path)
+
+
+def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
+    """Compare each CRC-32 that the files hold with that of the tensor's bytes.
+
+    Args:
+        output: what is there.
+        sums: CRC-32 by name of the tensor.
+        reader: what reads it.
+
+    Raises:
+        CheckFailedError: one differs.
+    """
+    for file in output.files:
+        for name, places in file.image.checksums.items():
+            for place in places:
+                found = bytearray(_CRC_BYTES)
+                reader.read_bytes(file.path, place, memoryview(found))
+                if found != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
+                    raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)

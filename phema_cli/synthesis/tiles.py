@@ -1,12 +1,14 @@
-"""Segments: runs of elements that lie one after the other in every source and every output."""
+"""What is read and written together: segments of tensors, and runs of tiles in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.formats.base import Extent
+from phema_cli.formats.files import FileReader
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tensors import TensorPlan
 
@@ -45,6 +47,17 @@ class Segment:
     sources: Mapping[int, Extent]
     places: tuple[Place, ...]
 
+    def read(
+        self, reader: FileReader, sources: Sequence[int], start: int, rows: Sequence[memoryview]
+    ) -> None:
+        """Fill a row for each of these sources with its elements from ``start`` on."""
+        extents = [self.sources[source] for source in sources]
+        if self.plan.stored:
+            wanted = zip(extents, rows, strict=True)
+            reader.read_many([(extent, start, row) for extent, row in wanted])
+        else:
+            reader.read_rows(extents, start, rows)
+
     def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
         """Tensors in a range of elements: where they begin and end in it, and their first there."""
         begin = 0
@@ -55,8 +68,39 @@ class Segment:
             begin += plan.elements
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A range of a segment's elements, the same on every rank and in every run of a recipe.
+
+    Attributes:
+        number: its place among all of them.
+        segment: the segment.
+        start: index of its first element.
+        stop: index behind its last one.
+    """
+
+    number: int
+    segment: Segment
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in an output."""
+        return self.segment.plan.out_dtype.size_bytes(self.stop - self.start)
+
+
+def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
+    """All elements of a recipe, at most so many at a time, in the order of the outputs."""
+    numbers = itertools.count()
+    for segment in segments(recipe):
+        for start in range(0, segment.elements, elements):
+            stop = min(start + elements, segment.elements)
+            yield Run(next(numbers), segment, start, stop)
+
+
 def segments(recipe: Recipe) -> Iterator[Segment]:
-    """All elements of a recipe, in the order in which they lie in the outputs."""
+    """All tensors of a recipe, in the order in which they lie in the outputs."""
     run: list[TensorPlan] = []
     for plan in recipe.tensors:
         if run and not _continues(recipe, run[-1], plan):
