@@ -118,7 +118,7 @@ def recipe(tmp_path):
 def interrupted(recipe, monkeypatch, after=100_000):
     """Execute a recipe until so many bytes were read and written."""
     monkeypatch.setattr(staging, "_RECORDED_BYTES", 10_000)
-    monkeypatch.setattr("phema_cli.synthesis.pools._GLANCE_SECONDS", 0.001)
+    monkeypatch.setattr("phema_cli.synthesis.pools._REPORT_SECONDS", 0.001)
     seen = []
 
     def stop(done):
@@ -159,7 +159,7 @@ def test_another_plan_refuses_leftovers(recipe, tmp_path, monkeypatch):
     interrupted(recipe, monkeypatch, after=300_000)
     other = replace(recipe, weights=recipe.weights[::-1].copy())
     left = digests(tmp_path)
-    with pytest.raises(UsageError, match=r"another synthesis has left .* rm -r"):
+    with pytest.raises(UsageError, match=r"unfinished files of another synthesis.* rm -r"):
         execute(other)
     assert digests(tmp_path) == left
 
@@ -299,7 +299,7 @@ def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
     monkeypatch.undo()
     (folder,) = (tmp_path / "o").glob("*.partial")
     (folder / recipe.outputs[0].path.name).unlink()
-    with pytest.raises(StorageError, match=r"was complete, and is gone; rm -r"):
+    with pytest.raises(StorageError, match=r"was finished, and is missing now; rm -r"):
         execute(recipe)
 
 

@@ -26,7 +26,6 @@ from phema_cli.synthesis.memory import GROUP, LEAST_ROWS, WIDTH, Kind, buffers
 if TYPE_CHECKING:
     import torch
 
-_DOUBLE = 8
 #: elements of a piece of a row, at most, where values of 16 bits are summed as they are stored.
 _PIECE = 2048
 
@@ -106,7 +105,7 @@ class Averager:
         self._totals: list[float] = totals.tolist()
         self._width, self._block = need.width, need.block
         self._piece = math.gcd(need.width, _PIECE)
-        self._compute = torch.float64 if need.compute == _DOUBLE else torch.float32
+        self._compute = torch.float64 if need.wide else torch.float32
         self._raw = torch.empty(need.raw * need.width, dtype=torch.uint8)
         self._values = torch.empty((need.group, need.block), dtype=self._compute)
         self._reference = torch.empty(need.block, dtype=self._compute)

@@ -1,6 +1,6 @@
-"""Values that are not finite: found in sources, counted by tensor and file, or made by rounding.
+"""Infinities and NaN: in some of the sources, or in an average that is too large for its type.
 
-An infinity that all sources share is no harm, and masks have them: it comes out as it is.
+Masks have infinities: one that all sources share does no harm and comes out as it is.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class NonFiniteError(InputError):
     """A source holds infinities or NaN where others don't."""
 
 
-def odd(stored: torch.Tensor) -> torch.Tensor:
-    """Where sources (n, elements) are not finite, and not alike: (n, elements) of bool."""
+def nonfinite(stored: torch.Tensor) -> torch.Tensor:
+    """Where sources (n, elements) are not finite and differ: (n, elements) of bool."""
     values = _wide(stored)
     alike = (values == values[0]).all(dim=0)
     return ~(values.isfinite() | alike)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    """Values in a type that torch can compare."""
+    """The values, or those of 8 and 16 bits as float32: torch can't compare all narrow types."""
     return values.float() if values.element_size() < _SINGLE else values
 
 
 def refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
-    """Say what is wrong with a part of a tensor whose averages look odd, if anything is.
+    """Refuse a part of a tensor whose averages may not be finite, if something is wrong.
 
     Args:
         plan: the tensor.
@@ -47,9 +47,9 @@ def refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
 
     Raises:
         NonFiniteError: some source is not finite.
-        InputError: all are, and an average is beyond the type that it is written in.
+        InputError: all are, and an average is too large for the type that it is written in.
     """
-    if bool(odd(stored).any()):
+    if bool(nonfinite(stored).any()):
         raise NonFiniteError(f"tensor {plan.name} holds values that are not finite")
     finite = _wide(stored).isfinite().all(dim=0)
     if not bool(_wide(made).isfinite()[:, finite].all()):
@@ -59,27 +59,25 @@ def refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
         )
 
 
-def counted(recipe: Recipe) -> InputError:
-    """The error that says how many values are not finite, of which tensors in which files.
+def count_nonfinite(recipe: Recipe) -> InputError:
+    """The error that says how many values are not finite, in which tensors of which files.
 
-    Reads all sources once more, in the order of the outputs.
+    It reads all sources once more, in the order of the outputs.
     """
-    found: list[tuple[int, str, str]] = []
+    counts: list[tuple[int, str, str]] = []
     with FileReader() as reader:
         for plan in recipe.tensors:
             if plan.average:
-                counts = _count(recipe, plan, reader)
-                found += [
-                    (n, plan.name, s.name) for n, s in zip(counts, recipe.sources, strict=True) if n
-                ]
-    total = sum(n for n, _, _ in found)
-    shown = ", ".join(f"{n:,} in tensor {name} of {source}" for n, name, source in found[:_SHOWN])
-    more = f" and {len(found) - _SHOWN} others" if len(found) > _SHOWN else ""
+                by_source = zip(_count(recipe, plan, reader), recipe.sources, strict=True)
+                counts += [(n, plan.name, source.name) for n, source in by_source if n]
+    total = sum(n for n, _, _ in counts)
+    shown = ", ".join(f"{n:,} in tensor {name} of {source}" for n, name, source in counts[:_SHOWN])
+    more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
     return InputError(f"{total:,} values are not finite: {shown}{more}", remedy=_REMEDY)
 
 
 def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int]:
-    """How many elements of a tensor are odd, by source."""
+    """How many elements of a tensor are not finite and differ, by source."""
     import torch
 
     size = recipe.tile_elements // 8 * 8 or plan.elements
@@ -94,5 +92,5 @@ def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int
             stored = torch.empty(count, dtype=getattr(torch, label))
             reader.read_elements(extent, start, stored.view(torch.uint8).numpy().data)
             row.copy_(stored)
-        counts += odd(held).sum(dim=1)
+        counts += nonfinite(held).sum(dim=1)
     return counts.tolist()

@@ -143,9 +143,9 @@ def _check(folder: Path, recipe: str, entries: list[dict[str, Any]]) -> None:
     """Refuse what another recipe, or somebody else, has left."""
     if entries and entries[0].get("plan") != recipe:
         raise UsageError(
-            "another synthesis has left its work here",
+            "holds the unfinished files of another synthesis",
             where=folder,
-            remedy=f"run that one again to finish it, or rm -r '{folder}'",
+            remedy=f"run its command again to finish it, or rm -r '{folder}'",
         )
     text = (folder / NAME).read_bytes()
     begun = _HEAD.startswith(text[: len(_HEAD)]) or not text.strip(b"\0")

@@ -1,8 +1,8 @@
 """Pools of workers: threads of this process, or processes forked from it.
 
 Work is numbered, and a worker takes the next number when it is done with one. Threads of one
-interpreter wait for one another after every call that they make; forked processes don't, start with
-all that this one holds, and read it without a copy.
+interpreter wait for one another after every call; forked processes don't. They start with all that
+this process holds, without a copy.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from phema_cli.system.processes import held_signals, ignore_signals
 Result = TypeVar("Result")
 Progress = Callable[[int], None]
 Finished = Callable[[Sequence[int]], None]
-#: seconds between two looks at how far forked workers are.
-_GLANCE_SECONDS = 0.05
-#: seconds that workers are given to stop by themselves.
+#: seconds between two reports of how far workers are.
+_REPORT_SECONDS = 0.05
+#: seconds that workers have to stop by themselves.
 _GRACE_SECONDS = 0.5
 
 
 class Pool:
-    """What workers know of one another: numbers in memory that they share.
+    """How far workers are: numbers in memory that they share.
 
     Args:
         count: pieces of work.
-        lock: held while a number is taken.
+        lock: held while a shared number changes.
     """
 
     def __init__(self, count: int, lock: AbstractContextManager[bool]) -> None:
@@ -67,11 +67,11 @@ class Pool:
             self._shared[1] += done
 
     def finish(self, number: int) -> None:
-        """Say that a piece of work is done."""
+        """Mark a piece of work as done."""
         self._ended[number] = 1
 
     def stop(self) -> None:
-        """Have all workers stop."""
+        """Ask all workers to stop."""
         self._shared[2] = 1
 
     def stopped(self) -> bool:
@@ -111,7 +111,7 @@ def threaded(
         left = set(futures)
         try:
             while left:
-                ended, left = wait(left, _GLANCE_SECONDS, FIRST_EXCEPTION)
+                ended, left = wait(left, _REPORT_SECONDS, FIRST_EXCEPTION)
                 pool.pass_on(progress, finished)
                 for future in ended:
                     future.result()
@@ -125,8 +125,8 @@ def forked(
 ) -> list[Result]:
     """Run workers as forked processes; as :func:`threaded`, results and errors are pickled.
 
-    No worker outlives this call, or this process, whatever ends it. Signals are this process's
-    alone to act on, also where a terminal sends them to the workers too.
+    No worker outlives this call, or this process, whatever ends it. Workers ignore signals, which a
+    terminal sends to them too.
 
     Raises:
         StorageError: the system has ended a worker.
@@ -135,14 +135,14 @@ def forked(
     pool = Pool(count, fork.Lock())
     workers: list[_Forked] = []
     results: dict[Connection, Result] = {}
-    # What this process holds of the pipe is closed when it ends, in whatever way.
+    # This process's end of the pipe is closed when the process ends, in whatever way.
     ends = os.pipe()
     try:
         with held_signals():
             workers.extend(_fork(fork, pool, work, ends) for _ in range(jobs))
         left = [worker.pipe for worker in workers]
         while left:
-            ready = wait_for(left, _GLANCE_SECONDS)
+            ready = wait_for(left, _REPORT_SECONDS)
             pool.pass_on(progress, finished)
             for pipe in [pipe for pipe in left if pipe in ready]:
                 results[pipe] = _result(pipe)
@@ -171,7 +171,7 @@ def _fork(fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, in
         process.start()
     except OSError as error:
         raise StorageError.wrap(error, None, "start a worker process") from error
-    # One that is forked later does not hold it: its end is this process' end.
+    # A worker that is forked later must not hold this end: when it closes, this worker has ended.
     theirs.close()
     return _Forked(process, pipe)
 
@@ -196,7 +196,7 @@ def _result(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the worker retu
 
 
 def _end(workers: Sequence[_Forked]) -> None:
-    """Wait a moment for workers to stop, then end those that have not."""
+    """Wait a moment for workers to stop, then kill those that have not."""
     left = [w.process.sentinel for w in workers]
     until = time.monotonic() + _GRACE_SECONDS
     while left and time.monotonic() < until:
@@ -210,7 +210,7 @@ def _end(workers: Sequence[_Forked]) -> None:
 
 
 def _work(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: int) -> None:
-    """A forked process: do the work of one worker, and end with the process that forked it."""
+    """A forked process: do the work of one worker, and end when the parent does."""
     ignore_signals()
     os.close(held)
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
@@ -219,11 +219,11 @@ def _work(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: i
     except BaseException as error:  # noqa: BLE001 - the process that forked this one raises it
         result = False, error
     with suppress(OSError):
-        # Where nobody reads it any more, nobody wants it.
+        # Nobody may read it any more.
         pipe.send(result)
 
 
 def _end_after(parent: int) -> None:
-    """End this process, and what it has locked, once there is nobody at the pipe's other end."""
+    """End this process, which frees its locks, once nobody holds the pipe's other end."""
     os.read(parent, 1)
     os._exit(1)

@@ -186,13 +186,15 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
 
 
 def _check_complete(recipe: Recipe) -> None:
-    """Refuse to give names to files that somebody has taken away since they were complete."""
+    """Refuse to publish files that somebody has removed since they were complete."""
     for output in recipe.outputs:
         lost = [p for p in output.finals if not p.exists() and not output.staged(p).exists()]
         if lost:
             staging = recipe.outputs[0].staging
             raise StorageError(
-                "was complete, and is gone", where=lost[0], remedy=f"rm -r '{staging}', run again"
+                "was finished, and is missing now",
+                where=lost[0],
+                remedy=f"rm -r '{staging}', and run again",
             )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DTYPES, DType, Extent
@@ -81,14 +80,16 @@ def plan_tensors(
     given = (newest if base is None else snapshots[base]).checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
     names, copied = set(averaged(snapshots, copy)), matching(copy)
+    extents = sorted(newest.checkpoint.tensors.items(), key=lambda e: (e[1].file, e[1].offset))
     ties = _ties(snapshots, copy)
     plans = []
-    for name, extent in sorted(newest.checkpoint.tensors.items(), key=_place):
+    for name, extent in extents:
         if name in ties:
             continue
-        if name == "__metadata__" or not _is_text(name):
+        # Half of a surrogate pair can't be encoded.
+        if name == "__metadata__" or name.encode(errors="ignore").decode() != name:
             raise InputError(
-                f"tensor {name!a}: safetensors has no place for that name",
+                f"tensor {name!a}: safetensors can't store that name",
                 where=newest.name,
                 remedy="rename it in the snapshots",
             )
@@ -118,8 +119,7 @@ def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) 
 def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
     """Names whose tensor lies under another name in every snapshot: that other name, by name."""
     checkpoint = reference(snapshots).checkpoint
-    known = checkpoint.ties
-    shared = {*known, *known.values()}
+    shared = {*checkpoint.ties, *checkpoint.ties.values()}
     # Further names become entries of the metadata in safetensors: not ones that are taken there.
     names = sorted((n for n in checkpoint.tensors if n in shared), key=lambda n: n not in RESERVED)
     copied = matching(copy)
@@ -132,20 +132,6 @@ def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
         if kept != name and name not in RESERVED:
             ties[name] = kept
     return ties
-
-
-def _place(item: tuple[str, Extent]) -> tuple[Path, int]:
-    """Where a named tensor lies."""
-    return item[1].file, item[1].offset
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be encoded; half surrogate pairs can't."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:

@@ -101,14 +101,25 @@ def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
 
 def segments(recipe: Recipe) -> Iterator[Segment]:
     """All tensors of a recipe, in the order in which they lie in the outputs."""
-    run: list[TensorPlan] = []
+    neighbours: list[list[TensorPlan]] = []
     for plan in recipe.tensors:
-        if run and not _continues(recipe, run[-1], plan):
-            yield _segment(recipe, run)
-            run = []
-        run.append(plan)
-    if run:
-        yield _segment(recipe, run)
+        if neighbours and _continues(recipe, neighbours[-1][-1], plan):
+            neighbours[-1].append(plan)
+        else:
+            neighbours.append([plan])
+    for plans in neighbours:
+        first = plans[0]
+        elements = sum(plan.elements for plan in plans)
+        extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
+        if len(plans) > 1:
+            extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
+        places = []
+        for output in recipe.outputs:
+            file = output.files[output.homes[first.name]]
+            checksum = first.name if first.name in file.image.checksums else None
+            offset = file.image.offsets[first.name]
+            places.append(Place(output.staged(file.path), offset, checksum))
+        yield Segment(first, tuple(plans), elements, extents, tuple(places))
 
 
 def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
@@ -132,7 +143,7 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
 
 
 def _read(recipe: Recipe, plan: TensorPlan) -> list[int]:
-    """The sources that a tensor is read of; whatever is averaged lies in all of them."""
+    """The sources that a tensor is read from: all where it is averaged, which all of them have."""
     if plan.average:
         return list(range(len(recipe.sources)))
     return sorted({recipe.giver(target, plan.name) for target in range(len(recipe.outputs))})
@@ -147,18 +158,3 @@ def _follows(first: Extent, second: Extent) -> bool:
         and not (first.pieces or second.pieces)
         and first.elements * first.dtype.bits % 8 == 0
     )
-
-
-def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
-    """Tensors that follow on one another as one segment."""
-    first = run[0]
-    elements = sum(plan.elements for plan in run)
-    extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
-    places = []
-    for output in recipe.outputs:
-        file = output.files[output.homes[first.name]]
-        checksum = first.name if first.name in file.image.checksums else None
-        places.append(Place(output.staged(file.path), file.image.offsets[first.name], checksum))
-    if len(run) > 1:
-        extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
-    return Segment(first, tuple(run), elements, extents, tuple(places))

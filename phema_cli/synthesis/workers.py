@@ -18,7 +18,7 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager
-from phema_cli.synthesis.finite import NonFiniteError, counted, refuse
+from phema_cli.synthesis.finite import NonFiniteError, count_nonfinite, refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
@@ -68,7 +68,7 @@ def fill(
     try:
         parts = run(partial(_work, recipe, own), len(own), recipe.jobs, progress, recorder.finished)
     except NonFiniteError as error:
-        raise counted(recipe) from error
+        raise count_nonfinite(recipe) from error
     finally:
         torch.set_num_threads(threads)
     return merged(recipe, parts)

@@ -28,14 +28,14 @@ from phema_cli.synthesis.tiles import Run, runs
 Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
 
-#: bytes of an output that are looked at without ``full``.
+#: bytes of an output that are checked without ``full``.
 SAMPLE_BYTES = 64 << 20
 _CRC_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found to be as it should.
+    """How much of an output was checked, without a difference.
 
     Attributes:
         sources: sources that the output was made of.
@@ -61,9 +61,9 @@ def verify(
 
     Args:
         recipe: as :func:`phema_cli.verify.recipe.remake` gives it; its one output exists.
-        full: whether all tensors are made again, and not a random choice of tiles.
-        exact: whether averages have to be alike to the bit, and not to one unit in the last place.
-        progress: called with bytes of the output that were looked at.
+        full: whether all tensors are made again, not a random sample of tiles.
+        exact: whether averages must agree to the bit, not to one unit in the last place.
+        progress: called with bytes of the output that were checked.
 
     Raises:
         CheckFailedError: something differs; the tensor and element are named.
@@ -75,7 +75,7 @@ def verify(
             _check_headers(output, reader)
             checker = _Checker(recipe, reader, progress or (lambda _: None), exact=exact)
             tiles = list(runs(recipe, recipe.tile_elements))
-            chosen = tiles if full else _chosen(tiles)
+            chosen = tiles if full else _sample(tiles)
             for tile in chosen:
                 checker.check(tile)
             if full:
@@ -86,8 +86,8 @@ def verify(
     return Verification(len(recipe.sources), len(output.finals), checked, total)
 
 
-def _chosen(tiles: list[Run]) -> list[Run]:
-    """Tiles at random, other ones each time."""
+def _sample(tiles: list[Run]) -> list[Run]:
+    """A random sample of tiles, another one each time."""
     left, chosen = SAMPLE_BYTES, []
     for tile in random.sample(tiles, len(tiles)):
         if left > 0:
@@ -96,22 +96,22 @@ def _chosen(tiles: list[Run]) -> list[Run]:
     return chosen
 
 
-def _differing(found: bytearray, wanted: Bytes, bits: int) -> Positions:
+def _differing(written: bytearray, wanted: Bytes, bits: int) -> Positions:
     """Indices of elements of so many bits that differ, ascending."""
-    places = np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(wanted, np.uint8))
+    places = np.flatnonzero(np.frombuffer(written, np.uint8) != np.frombuffer(wanted, np.uint8))
     return np.unique(places * 8 // bits)
 
 
-def _apart(found: bytearray, wanted: Bytes, bits: int) -> Positions:
-    """Indices of floats of so many bits that are neither alike nor neighbours, ascending."""
+def _far_apart(written: bytearray, wanted: Bytes, bits: int) -> Positions:
+    """Indices of floats of so many bits that are neither equal nor neighbours, ascending."""
     size = bits // 8
-    one, other = (_ordinals(np.frombuffer(data, f"<i{size}")) for data in (found, wanted))
+    one, other = (_ordinals(np.frombuffer(data, f"<i{size}")) for data in (written, wanted))
     steps = one - other
     return np.flatnonzero((steps < -1) | (steps > 1))
 
 
 def _ordinals(bits: NDArray[np.signedinteger[Any]]) -> NDArray[np.int64]:
-    """Patterns of floats as integers in the order of the numbers."""
+    """Floats, given as integers of the same bits, as integers in the order of the floats."""
     wide = bits.astype(np.int64)
     least = np.int64(np.iinfo(bits.dtype).min)
     return np.where(wide < 0, least - wide, wide)
@@ -123,8 +123,8 @@ class _Checker:
     Args:
         recipe: what makes them.
         reader: what reads them, and the output.
-        progress: called with bytes of the output that were looked at.
-        exact: whether averages have to be alike to the bit.
+        progress: called with bytes of the output that were checked.
+        exact: whether averages must agree to the bit.
 
     Attributes:
         sums: CRC-32 of tensors that were checked from their first to their last element.
@@ -162,7 +162,7 @@ class _Checker:
         self.sums[plan.name] = zlib.crc32(written, before)
         wanted = self._wanted(tile)
         if written != wanted:
-            compare = _apart if plan.average and not self._exact else _differing
+            compare = _far_apart if plan.average and not self._exact else _differing
             places = compare(written, wanted, plan.out_dtype.bits)
             if len(places):
                 self._refuse(tile, int(places[0]))
@@ -196,7 +196,7 @@ class _Checker:
 
 
 def _check_headers(output: Output, reader: FileReader) -> None:
-    """Compare all bytes of the files but those of tensors and of their checksums.
+    """Compare all bytes of the files except those of tensors and of their checksums.
 
     Raises:
         CheckFailedError: a file is missing, too many, of another size, or has other bytes.
@@ -210,11 +210,11 @@ def _check_headers(output: Output, reader: FileReader) -> None:
     except OSError as error:
         raise StorageError.wrap(error, output.path, "read") from error
     if stale:
-        raise CheckFailedError("is no file of this output", where=stale[0])
+        raise CheckFailedError("does not belong to this output", where=stale[0])
 
 
 def _check_file(file: OutputFile, reader: FileReader) -> None:
-    """Compare a file's size and what is no tensor's."""
+    """Compare a file's size and its header."""
     size = file.path.stat().st_size if file.path.exists() else 0
     if size != file.image.size_bytes:
         raise CheckFailedError(
@@ -240,10 +240,12 @@ def _check_index(path: Path, wanted: bytes) -> None:
 def _refuse_bytes(
     path: Path, offset: int, found: bytes | bytearray, wanted: bytes, later: set[int]
 ) -> None:
-    """Refuse bytes that differ, but where checksums go."""
+    """Refuse bytes that differ, except where checksums are."""
     for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
         if a != b and offset + i not in later:
-            raise CheckFailedError(f"byte {offset + i:,}, of no tensor, differs", where=path)
+            raise CheckFailedError(
+                f"byte {offset + i:,}, which belongs to no tensor, differs", where=path
+            )
 
 
 def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
