@@ -45,7 +45,7 @@ class Journal:
         self.folder = folder
         self._log = Log(folder / NAME, checksums=True)
         self._log.lock()
-        is_ours = bool(size_of(folder / NAME))
+        was_empty = not size_of(folder / NAME)
         try:
             entries = read(folder)
             _check(folder, recipe, entries)
@@ -56,8 +56,8 @@ class Journal:
             if not entries:
                 self._log.append({"schema": _SCHEMA, "plan": recipe})
         except BaseException:
-            if not is_ours and [p.name for p in folder.iterdir()] == [NAME]:
-                # Interrupted before it says anything: the directory is to be left empty.
+            if was_empty and [p.name for p in folder.iterdir()] == [NAME]:
+                # Interrupted before it had a line: the directory is left empty.
                 with suppress(OSError):
                     (folder / NAME).unlink()
             self.close()
@@ -72,7 +72,7 @@ class Journal:
             return False
 
     def restart(self) -> None:
-        """Forget what is recorded, but for the recipe."""
+        """Forget all that is recorded except the recipe."""
         lead, *others = _logs(self.folder)
         for log in others:
             log.truncate(0)

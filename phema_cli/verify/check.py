@@ -6,6 +6,7 @@ depended on the other targets of the call: its averages may differ by one unit i
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Mapping
@@ -220,29 +221,29 @@ def _check_file(file: OutputFile, reader: FileReader) -> None:
         raise CheckFailedError(
             f"has {size:,} bytes instead of {file.image.size_bytes:,}", where=file.path
         )
-    places = (p for found in file.image.checksums.values() for p in found)
-    later = {place + i for place in places for i in range(_CRC_BYTES)}
+    places = itertools.chain(*file.image.checksums.values())
+    checksums = {place + i for place in places for i in range(_CRC_BYTES)}
     for offset, data in file.image.segments:
-        found = bytearray(len(data))
-        reader.read_bytes(file.path, offset, memoryview(found))
-        if found != data:
-            _refuse_bytes(file.path, offset, found, data, later)
+        written = bytearray(len(data))
+        reader.read_bytes(file.path, offset, memoryview(written))
+        if written != data:
+            _refuse_bytes(file.path, offset, written, data, checksums)
 
 
 def _check_index(path: Path, wanted: bytes) -> None:
     """Compare the index of shards."""
-    found = path.read_bytes() if path.exists() else b""
-    if len(found) != len(wanted):
-        raise CheckFailedError(f"has {len(found):,} bytes instead of {len(wanted):,}", where=path)
-    _refuse_bytes(path, 0, found, wanted, set())
+    written = path.read_bytes() if path.exists() else b""
+    if len(written) != len(wanted):
+        raise CheckFailedError(f"has {len(written):,} bytes instead of {len(wanted):,}", where=path)
+    _refuse_bytes(path, 0, written, wanted, set())
 
 
 def _refuse_bytes(
-    path: Path, offset: int, found: bytes | bytearray, wanted: bytes, later: set[int]
+    path: Path, offset: int, written: bytes | bytearray, wanted: bytes, checksums: set[int]
 ) -> None:
     """Refuse bytes that differ, except where checksums are."""
-    for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        if a != b and offset + i not in later:
+    for i, (a, b) in enumerate(zip(written, wanted, strict=True)):
+        if a != b and offset + i not in checksums:
             raise CheckFailedError(
                 f"byte {offset + i:,}, which belongs to no tensor, differs", where=path
             )
@@ -262,7 +263,7 @@ def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader
     for file in output.files:
         for name, places in file.image.checksums.items():
             for place in places:
-                found = bytearray(_CRC_BYTES)
-                reader.read_bytes(file.path, place, memoryview(found))
-                if found != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
+                written = bytearray(_CRC_BYTES)
+                reader.read_bytes(file.path, place, memoryview(written))
+                if written != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
                     raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)
