@@ -21,7 +21,7 @@ from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis import Request, plan
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.finite import count_nonfinite
+from phema_cli.synthesis.workers import count_nonfinite
 from phema_cli.verify.check import verify
 from phema_cli.verify.recipe import remake
 from tests.builders import phema, recipe_of, run, synthesize, write_run

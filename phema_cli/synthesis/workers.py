@@ -3,6 +3,9 @@
 A worker takes the next run of tiles, reads a tile's elements of every source into its buffers, and
 writes their averages to every output. What a tile's bytes are depends on the recipe alone, so
 neither workers nor their order show in the outputs.
+
+Infinities and NaN in some of the sources are refused. Masks have infinities: one that all sources
+share does no harm and comes out as it is.
 """
 
 from __future__ import annotations
@@ -13,25 +16,35 @@ import zlib
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.files import FileReader, OpenFiles
 from phema_cli.formats.locations import is_remote
 from phema_cli.synthesis.averaging import Averager
-from phema_cli.synthesis.finite import NonFiniteError, count_nonfinite, refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Checks, Recorder
-from phema_cli.synthesis.tensors import averaged_kinds
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
 from phema_cli.synthesis.tiles import Run, Segment, runs
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.processes import most_open_files
+
+if TYPE_CHECKING:
+    import torch
 
 #: tiles that a worker takes at a time, so that it reads each file from front to back.
 _RUN_TILES = 16
 #: bytes of a tile that is copied.
 _COPY_BYTES = 1 << 20
+#: places of values that are not finite which an error names.
+_SHOWN = 3
+_SINGLE_BYTES = 4
+
+
+class _NonFiniteError(InputError):
+    """A source holds infinities or NaN where others don't."""
 
 
 def fill(
@@ -67,7 +80,7 @@ def fill(
     torch.set_num_threads(1)
     try:
         parts = run(partial(_work, recipe, own), len(own), recipe.jobs, progress, recorder.finished)
-    except NonFiniteError as error:
+    except _NonFiniteError as error:
         raise count_nonfinite(recipe) from error
     finally:
         torch.set_num_threads(threads)
@@ -175,7 +188,7 @@ class _Worker:
             segment.read(self._reader, self._used, start, averager.rows(plan.kind, count))
             stored, made = averager.values(plan.kind, count)
             for tensor, low, high, _ in segment.parts(start, start + count):
-                refuse(tensor, stored[:, low:high], made[:, low:high])
+                _refuse(tensor, stored[:, low:high], made[:, low:high])
         read = plan.read_bytes(count, len(self._used))
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
 
@@ -189,3 +202,78 @@ class _Worker:
             write_at(self._writer.descriptor(place.path), data, place.offset + start)
         except OSError as error:
             raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
+
+
+def _nonfinite(stored: torch.Tensor) -> torch.Tensor:
+    """Where sources (n, elements) are not finite and differ: (n, elements) of bool."""
+    values = _wide(stored)
+    alike = (values == values[0]).all(dim=0)
+    return ~(values.isfinite() | alike)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """The values, or those of 8 and 16 bits as float32: torch can't compare all narrow types."""
+    return values.float() if values.element_size() < _SINGLE_BYTES else values
+
+
+def _refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
+    """Refuse a part of a tensor whose averages may not be finite, if something is wrong.
+
+    Args:
+        plan: the tensor.
+        stored: (n, elements) what the sources hold.
+        made: (k, elements) the averages.
+
+    Raises:
+        _NonFiniteError: some source is not finite.
+        InputError: all are, and an average is too large for the type that it is written in.
+    """
+    if bool(_nonfinite(stored).any()):
+        raise _NonFiniteError(f"tensor {plan.name} holds values that are not finite")
+    finite = _wide(stored).isfinite().all(dim=0)
+    if not bool(_wide(made).isfinite()[:, finite].all()):
+        raise InputError(
+            f"tensor {plan.name}: an average is too large for {plan.out_dtype.label}",
+            remedy="pass --dtype float32, or leave the tensor out with --copy",
+        )
+
+
+def count_nonfinite(recipe: Recipe) -> InputError:
+    """The error that says how many values are not finite, in which tensors of which files.
+
+    It reads all sources once more, in the order of the outputs.
+    """
+    counts: list[tuple[int, str, str]] = []
+    with FileReader() as reader:
+        for plan in recipe.tensors:
+            if plan.average:
+                by_source = zip(_count(recipe, plan, reader), recipe.sources, strict=True)
+                counts += [(n, plan.name, source.name) for n, source in by_source if n]
+    total = sum(n for n, _, _ in counts)
+    shown = ", ".join(f"{n:,} in tensor {name} of {source}" for n, name, source in counts[:_SHOWN])
+    more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
+    return InputError(
+        f"{total:,} values are not finite: {shown}{more}",
+        remedy="leave out the file with --exclude, copy the tensor with --copy, or "
+        "pass --allow-nonfinite",
+    )
+
+
+def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int]:
+    """How many elements of a tensor are not finite and differ, by source."""
+    import torch
+
+    size = recipe.tile_elements // 8 * 8 or plan.elements
+    extents = [recipe.extent(i, plan.name) for i in range(len(recipe.sources))]
+    labels = [e.dtype.label for e in extents]
+    wide = torch.float64 if "float64" in labels else torch.float32
+    counts = torch.zeros(len(extents), dtype=torch.int64)
+    for start in range(0, plan.elements, size):
+        count = min(size, plan.elements - start)
+        held = torch.empty(len(extents), count, dtype=wide)
+        for extent, label, row in zip(extents, labels, held, strict=True):
+            stored = torch.empty(count, dtype=getattr(torch, label))
+            reader.read_elements(extent, start, stored.view(torch.uint8).numpy().data)
+            row.copy_(stored)
+        counts += _nonfinite(held).sum(dim=1)
+    return counts.tolist()
