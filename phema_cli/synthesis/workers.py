@@ -180,13 +180,14 @@ class _Worker:
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
         plan, averager = segment.plan, self._averager
-        segment.read(self._reader, self._used, start, averager.rows(plan.kind, count))
-        for target, data in enumerate(averager.averages(plan.kind, count)):
+        kind = plan.kind
+        segment.read(self._reader, self._used, start, averager.rows(kind, count))
+        for target, data in enumerate(averager.averages(kind, count)):
             self._write(target, segment, plan.out_dtype.size_bytes(start), data)
         if not (averager.finite or self._recipe.allow_nonfinite):
             # What was read may have been overwritten.
-            segment.read(self._reader, self._used, start, averager.rows(plan.kind, count))
-            stored, made = averager.values(plan.kind, count)
+            segment.read(self._reader, self._used, start, averager.rows(kind, count))
+            stored, made = averager.values(kind, count)
             for tensor, low, high, _ in segment.parts(start, start + count):
                 _refuse(tensor, stored[:, low:high], made[:, low:high])
         read = plan.read_bytes(count, len(self._used))
