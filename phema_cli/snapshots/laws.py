@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.profiles import Law
-from phema_cli.snapshots.config import Config
+from phema_cli.request import Config
 from phema_cli.snapshots.resolve import LeftOutError, Member
 from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import Series

@@ -12,7 +12,7 @@ from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.locations import is_remote, locate
 from phema_cli.globs import matching
-from phema_cli.snapshots.config import Config
+from phema_cli.request import Config
 from phema_cli.snapshots.consistency import Finding
 from phema_cli.snapshots.files import Candidate, candidates
 from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.locations import locate
 from phema_cli.globs import matching
-from phema_cli.profiles.grammar import MOST_EXACT
-from phema_cli.snapshots.config import Config, read_config
+from phema_cli.request import Config
+from phema_cli.snapshots.config import checked, read_config
 from phema_cli.snapshots.consistency import (
     Finding,
     Snapshot,
@@ -22,7 +22,6 @@ from phema_cli.snapshots.consistency import (
 )
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
 from phema_cli.snapshots.laws import settle_laws
-from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.snapshots.reading import fault, left_out, notice, read_all
 from phema_cli.snapshots.resolve import (
     Item,
@@ -100,12 +99,7 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
         InputError: a path does not exist, or there is no snapshot at all.
         UsageError: what ``config`` says fits nothing that was found.
     """
-    said = config or Config()
-    if said.pattern is not None:
-        compile_pattern(said.pattern)
-    for count in (said.update_every, said.steps_per_epoch):
-        if count is not None and not 1 <= count <= MOST_EXACT:
-            raise UsageError(f"{count} is no number of steps from 1 to {MOST_EXACT}")
+    said = checked(config or Config())
     with _no_collection():
         return _scan(paths, said)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import Law
-from phema_cli.snapshots.config import Config
+from phema_cli.request import Config
 from phema_cli.snapshots.consistency import Finding, Snapshot
 from phema_cli.snapshots.naming import give_names
 from phema_cli.snapshots.reading import notice, read_checkpoint

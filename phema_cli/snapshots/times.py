@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.profiles.grammar import MOST_EXACT
-from phema_cli.snapshots.config import Config
+from phema_cli.request import Config
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.resolve import Item, LeftOutError, Said
 from phema_cli.snapshots.tags import Origin

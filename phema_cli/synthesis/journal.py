@@ -123,7 +123,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def fingerprint(recipe: Recipe) -> str:
     """What is the same for two runs that write the same bytes by the same steps, in hexadecimal."""
     facts = (
-        (__version__, recipe.form, recipe.tile_elements, recipe.bases, recipe.spare),
+        (__version__, recipe.format, recipe.tile_elements, recipe.bases, recipe.spare),
         [
             (t.name, t.shape, t.dtype.name, t.out_dtype.name, t.average, [d.name for d in t.stored])
             for t in recipe.tensors

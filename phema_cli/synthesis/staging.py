@@ -33,13 +33,13 @@ _RECORDED_BYTES = 64 << 20
 _TRIES = 100
 
 
-def check_outputs(recipe: Recipe, overwrite: bool) -> None:
+def check_outputs(recipe: Recipe) -> None:
     """Refuse outputs that exist already, or would replace a snapshot.
 
     Outputs of this very recipe may exist where a run of it was killed between two names.
 
     Raises:
-        UsageError: an output exists and ``overwrite`` is false, or it is a snapshot.
+        UsageError: an output exists and was not to be replaced, or it is a snapshot.
         StorageError: the operating system can't look there.
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
@@ -58,7 +58,7 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
-        if present and not overwrite and not resumes:
+        if present and not recipe.request.overwrite and not resumes:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )
@@ -99,7 +99,7 @@ class Recorder:
 
 
 @contextmanager
-def staged(recipe: Recipe, *, overwrite: bool) -> Iterator[Journal]:
+def staged(recipe: Recipe) -> Iterator[Journal]:
     """Make the staging directories and files, or keep those that an earlier run has left.
 
     At the end they are gone, unless the work failed after some of it was recorded: then they stay,
@@ -120,7 +120,7 @@ def staged(recipe: Recipe, *, overwrite: bool) -> Iterator[Journal]:
             with _writing(output):
                 journals.append(_claim(output, name, made))
         # Not before they are locked: another run of the same outputs may have ended just now.
-        check_outputs(recipe, overwrite)
+        check_outputs(recipe)
         _prepare(recipe, journals[0])
         yield journals[0]
     except BaseException as error:

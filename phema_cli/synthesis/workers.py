@@ -184,7 +184,7 @@ class _Worker:
         segment.read(self._reader, self._used, start, averager.rows(kind, count))
         for target, data in enumerate(averager.averages(kind, count)):
             self._write(target, segment, plan.out_dtype.size_bytes(start), data)
-        if not (averager.finite or self._recipe.allow_nonfinite):
+        if not (averager.finite or self._recipe.request.allow_nonfinite):
             # What was read may have been overwritten.
             segment.read(self._reader, self._used, start, averager.rows(kind, count))
             stored, made = averager.values(kind, count)
