@@ -125,7 +125,7 @@ def test_averages_of_the_first_version_may_be_neighbours():
     far = [(1.0, 1.0 + 2**-9), (6e-8, -6e-8), (0.0, 1.2e-7), (1.0, -1.0), (1.0, np.inf)]
     for pairs, least in ((near, 0), (far, len(far))):
         one, other = (np.array(half, np.float16) for half in zip(*pairs, strict=True))
-        places = check._apart(bytearray(one.tobytes()), bytearray(other.tobytes()), 16)  # noqa: SLF001
+        places = check._far_apart(bytearray(one.tobytes()), bytearray(other.tobytes()), 16)  # noqa: SLF001
         assert len(places) == least, pairs
 
 
