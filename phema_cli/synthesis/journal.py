@@ -125,8 +125,9 @@ def fingerprint(recipe: Recipe) -> str:
     facts = (
         (__version__, recipe.format, recipe.tile_elements, recipe.bases, recipe.spare),
         [
-            (t.name, t.shape, t.dtype.name, t.out_dtype.name, t.average, [d.name for d in t.stored])
+            (t.name, t.shape, k.dtype.name, k.out.name, t.average, [d.name for d in k.stored])
             for t in recipe.tensors
+            for k in (t.kind,)
         ],
         [(str(p), s) for c in recipe.sources for p, s in sorted(c.checkpoint.stamps.items())],
         [[str(p) for p in s.checkpoint.files] for s in recipe.sources],

@@ -23,34 +23,19 @@ class TensorPlan:
     Attributes:
         name: its name.
         shape: its shape.
-        dtype: element type in the sources, or one that holds all of theirs.
-        out_dtype: element type in the outputs.
+        kind: its element types: in the sources that weigh, and in the outputs.
         average: averaged if true, else copied from each target's base source.
-        stored: element types in the sources that weigh, newest first, where they differ.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
-    out_dtype: DType
+    kind: Kind
     average: bool
-    stored: tuple[DType, ...] = ()
 
     @property
     def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-    @property
-    def kind(self) -> Kind:
-        """What tensors that are averaged alike have in common."""
-        return Kind(self.dtype, self.out_dtype, self.stored)
-
-    def read_bytes(self, count: int, sources: int) -> int:
-        """Bytes of so many elements in all of the sources that weigh."""
-        if self.stored:
-            return sum(dtype.size_bytes(count) for dtype in self.stored)
-        return self.dtype.size_bytes(count) * sources
 
 
 def plan_tensors(
@@ -100,8 +85,8 @@ def plan_tensors(
             raise not_averaged(name, extent, newest.name)
         # What is copied need not be alike in all snapshots.
         kept = given.get(name, extent)
-        plans.append(TensorPlan(name, kept.shape, kept.dtype, kept.dtype, average=False))
-    return tuple(sorted(plans, key=lambda plan: -plan.out_dtype.bits)), ties
+        plans.append(TensorPlan(name, kept.shape, Kind(kept.dtype, kept.dtype), average=False))
+    return tuple(sorted(plans, key=lambda plan: -plan.kind.out.bits)), ties
 
 
 def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) -> TensorPlan:
@@ -110,10 +95,10 @@ def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) 
     stored = tuple(s.checkpoint.tensors[name].dtype for s in reversed(sources))
     kinds = {d.name for d in stored}
     if len(kinds) == 1:
-        return TensorPlan(name, extent.shape, stored[0], out, average=True)
+        return TensorPlan(name, extent.shape, Kind(stored[0], out), average=True)
     # Of two types neither may hold the other's numbers; these two hold all narrower ones'.
     wide = DTYPES["F64" if "F64" in kinds else "F32"]
-    return TensorPlan(name, extent.shape, wide, out, True, stored)
+    return TensorPlan(name, extent.shape, Kind(wide, out, stored), average=True)
 
 
 def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Segment:
     ) -> None:
         """Fill a row for each of these sources with its elements from ``start`` on."""
         extents = [self.sources[source] for source in sources]
-        if self.plan.stored:
+        if self.plan.kind.stored:
             wanted = zip(extents, rows, strict=True)
             reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
@@ -87,7 +87,7 @@ class Run:
     @property
     def size_bytes(self) -> int:
         """Bytes in an output."""
-        return self.segment.plan.out_dtype.size_bytes(self.stop - self.start)
+        return self.segment.plan.kind.out.size_bytes(self.stop - self.start)
 
 
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
@@ -133,7 +133,7 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
         image = output.files[output.homes[plan.name]].image
         if output.homes[before.name] != output.homes[plan.name] or image.checksums:
             return False
-        end = image.offsets[before.name] + before.out_dtype.size_bytes(before.elements)
+        end = image.offsets[before.name] + before.kind.out.size_bytes(before.elements)
         if image.offsets[plan.name] != end:
             return False
     return all(

@@ -102,9 +102,9 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
     left = [r for r in runs(recipe, recipe.tile_elements * _RUN_TILES) if r.number not in done]
     sizes = [
         (run.stop - run.start)
-        * (len(recipe.sources) * plan.dtype.bits + len(recipe.outputs) * plan.out_dtype.bits)
+        * (len(recipe.sources) * kind.dtype.bits + len(recipe.outputs) * kind.out.bits)
         for run in left
-        for plan in (run.segment.plan,)
+        for kind in (run.segment.plan.kind,)
     ]
     total, ends = sum(sizes), itertools.accumulate(sizes)
     # By the middle of each: a number that is the same on every rank.
@@ -154,21 +154,21 @@ class _Worker:
         """Treat a run tile by tile; yields the bytes read and written for each."""
         plan = run.segment.plan
         # Multiples of 8: elements of less than a byte begin at whole bytes too.
-        copied = _COPY_BYTES // plan.dtype.bits * 8
+        copied = _COPY_BYTES // plan.kind.dtype.bits * 8
         size = self._recipe.tile_elements if plan.average else copied
         treat = self._average if plan.average else self._copy
         for start in range(run.start, run.stop, size):
             yield treat(run.segment, start, min(size, run.stop - start))
         # The run's bytes go to the disk while others are made: all are flushed at the end.
-        start = plan.out_dtype.size_bytes(run.start)
-        length = plan.out_dtype.size_bytes(run.stop) - start
+        start = plan.kind.out.size_bytes(run.start)
+        length = plan.kind.out.size_bytes(run.stop) - start
         for place in run.segment.places:
             with suppress(OSError):
                 start_flush(self._writer.descriptor(place.path), place.offset + start, length)
 
     def _copy(self, segment: Segment, start: int, count: int) -> int:
         """Take elements from each target's base source as they are."""
-        dtype = segment.plan.dtype
+        dtype = segment.plan.kind.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
         targets = range(len(self._recipe.outputs))
         for target in targets:
@@ -179,19 +179,18 @@ class _Worker:
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
-        plan, averager = segment.plan, self._averager
-        kind = plan.kind
-        segment.read(self._reader, self._used, start, averager.rows(kind, count))
+        kind, averager = segment.plan.kind, self._averager
+        rows = averager.rows(kind, count)
+        segment.read(self._reader, self._used, start, rows)
         for target, data in enumerate(averager.averages(kind, count)):
-            self._write(target, segment, plan.out_dtype.size_bytes(start), data)
+            self._write(target, segment, kind.out.size_bytes(start), data)
         if not (averager.finite or self._recipe.request.allow_nonfinite):
             # What was read may have been overwritten.
-            segment.read(self._reader, self._used, start, averager.rows(kind, count))
+            segment.read(self._reader, self._used, start, rows)
             stored, made = averager.values(kind, count)
             for tensor, low, high, _ in segment.parts(start, start + count):
                 _refuse(tensor, stored[:, low:high], made[:, low:high])
-        read = plan.read_bytes(count, len(self._used))
-        return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
+        return sum(map(len, rows)) + kind.out.size_bytes(count) * len(self._recipe.outputs)
 
     def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
@@ -234,7 +233,7 @@ def _refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
     finite = _wide(stored).isfinite().all(dim=0)
     if not bool(_wide(made).isfinite()[:, finite].all()):
         raise InputError(
-            f"tensor {plan.name}: an average is too large for {plan.out_dtype.label}",
+            f"tensor {plan.name}: an average is too large for {plan.kind.out.label}",
             remedy="pass --dtype float32, or leave the tensor out with --copy",
         )
 

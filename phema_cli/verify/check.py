@@ -156,7 +156,7 @@ class _Checker:
         """
         plan = tile.segment.plan
         file = self._output.files[self._output.homes[plan.name]]
-        offset = tile.segment.places[0].offset + plan.out_dtype.size_bytes(tile.start)
+        offset = tile.segment.places[0].offset + plan.kind.out.size_bytes(tile.start)
         written = bytearray(tile.size_bytes)
         self._reader.read_bytes(file.path, offset, memoryview(written))
         before = self.sums.get(plan.name, 0) if tile.start else 0
@@ -164,7 +164,7 @@ class _Checker:
         wanted = self._wanted(tile)
         if written != wanted:
             compare = _far_apart if plan.average and not self._exact else _differing
-            places = compare(written, wanted, plan.out_dtype.bits)
+            places = compare(written, wanted, plan.kind.out.bits)
             if len(places):
                 self._refuse(tile, int(places[0]))
         self._progress(tile.size_bytes)
