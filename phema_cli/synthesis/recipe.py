@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,7 @@ class Recipe:
     write_bytes: int
     peak_bytes: int
     inputs: tuple[Path, ...]
-    tags: TagCheck = field(default_factory=TagCheck)
+    tags: TagCheck
 
     @property
     def used(self) -> list[int]:
