@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from phema_cli.trainers.registry import TRAINERS
-from tests.builders import phema
+from tests.builders import phema, write_run
 from tests.pages import CONTRIBUTING, ELSEWHERE, PAGES, README, ROOT, RUN, blocks, run, runnable
 from tests.reference import COMMANDS, reference
 
@@ -203,7 +203,7 @@ def test_plan_and_fidelity_page_tell_the_same():
 def test_toy_format_of_the_page_works(tmp_path):
     """The format that the page adds is read, compared and written by the real commands."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
-    _, module = blocks(CONTRIBUTING, "python")
+    _, module, _ = blocks(CONTRIBUTING, "python")
     (tmp_path / "phema_cli/formats/toy.py").write_text(module.text)
     registry = tmp_path / "phema_cli/formats/registry.py"
     text = registry.read_text()
@@ -247,7 +247,7 @@ def test_the_table_of_trainers_is_the_registry():
 def test_toy_trainer_of_the_page_works(tmp_path):
     """The trainer that the page adds says all of its files, by the real command."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
-    module, _ = blocks(CONTRIBUTING, "python")
+    module, *_ = blocks(CONTRIBUTING, "python")
     (tmp_path / "phema_cli/trainers/toy.py").write_text(module.text)
     registry = tmp_path / "phema_cli/trainers/registry.py"
     text = registry.read_text()
@@ -271,3 +271,26 @@ def test_toy_trainer_of_the_page_works(tmp_path):
         for average, series in (("exponential:beta=0.9", "slow"), ("raw", "net"))
         for step in (100, 200)
     }
+
+
+@pytest.mark.slow
+def test_toy_command_of_the_page_works(tmp_path):
+    """The command that the page adds has the options that it takes, and its help."""
+    shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
+    *_, module = blocks(CONTRIBUTING, "python")
+    (tmp_path / "phema_cli/cli/steps.py").write_text(module.text)
+    app = tmp_path / "phema_cli/cli/app.py"
+    text = app.read_text()
+    line = 'app.command("demo")(demo.demo)\n'
+    added = f'{line}app.command("steps")(steps.steps)\n'
+    app.write_text(text.replace(line, added).replace("    render,\n", "    render,\n    steps,\n"))
+    write_run(tmp_path / "ckpts")
+
+    def toy_phema(*arguments):
+        command = [sys.executable, "-m", "phema_cli", "steps", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert toy_phema("ckpts", "--exclude", "*25*") == "50\n75\n100\n"
+    assert "phema steps ckpts/" in toy_phema("--help")

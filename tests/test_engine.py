@@ -69,7 +69,7 @@ def test_sums_against_float64(tmp_path_factory, data):
         snapshots,
         weights,
         outputs,
-        dtype=None if target is None else DTYPES[target],
+        dtype=None if target is None else DTYPES[target].label,
         jobs=data.draw(st.integers(1, 3)),
     )
     recipe = replace(recipe, tile_elements=2 * data.draw(st.integers(1, 40)))
@@ -295,9 +295,7 @@ def test_names_that_safetensors_cannot_hold_are_refused(tmp_path):
 
 def test_shards_are_counted_in_what_is_written(ckpts, tmp_path):
     """Copied tensors keep their type, and their size counts for the shards."""
-    request = Request(
-        gamma=(7.0,), dtype=DTYPES["F8_E5M2"], max_shard_size=50, output=str(tmp_path)
-    )
+    request = Request(gamma=(7.0,), dtype="float8_e5m2", max_shard_size=50, output=str(tmp_path))
     whole, _ = make_recipe(scan([ckpts]), request)
     split, _ = make_recipe(replace(scan([ckpts]), copy=("*",)), request)
     assert len(whole.outputs[0].files) == 1

@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY
@@ -21,6 +22,7 @@ from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import NAME, Record, Results
 from phema_cli.sweep.run import sweep
 from phema_cli.synthesis import Request
+from phema_cli.system.processes import ENDING, raise_on_signals
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.pages import ROOT, blocks
 
@@ -163,6 +165,30 @@ def test_signals_end_the_evaluation_too(ckpts, tmp_path, sent, code):
     assert process.returncode == code
     assert "finished evaluations stay in sweep; the same command goes on" in err
     assert all(ended(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_a_signal_while_the_evaluation_starts_ends_it(ckpts, tmp_path, monkeypatch):
+    """The command runs already, and phema does not yet know its number."""
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    raise_on_signals()
+    monkeypatch.setattr("phema_cli.sweep.evaluation.subprocess.Popen", Interrupted)
+    try:
+        with pytest.raises(SignalError):
+            swept(ckpts, tmp_path / "o", "sleep 60 # {path}")
+    finally:
+        sys.unraisablehook = sys.__unraisablehook__
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert all(ended(pid) for pid in started)
+    assert started
 
 
 def test_a_killed_batch_goes_on(ckpts, tmp_path, monkeypatch):

@@ -49,8 +49,9 @@ def synthesize(
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.estimate.proposal import scan_for
-    from phema_cli.synthesis import execute, make_recipe
+    from phema_cli.synthesis.execute import execute
     from phema_cli.synthesis.ranks import joined
+    from phema_cli.synthesis.recipe import make_recipe
     from phema_cli.synthesis.staging import check_outputs
 
     with joined() as ranks:

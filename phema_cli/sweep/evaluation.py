@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.system.processes import end_group
+from phema_cli.system.processes import end_group, held_signals
 
 #: what a command may name in braces.
 PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target")
@@ -159,19 +159,22 @@ def _by_key(text: str, key: str | None) -> str | None:
 
 def _run(line: str, out: int, errors: int | None, timeout: float | None) -> int | None:
     """Run a line of shell; its exit code, or None where time was up."""
-    process = subprocess.Popen(  # noqa: S602 - what the user wants run, pipelines and all
-        line,
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=errors,
-        start_new_session=True,
-    )
+    process = None
     try:
+        with held_signals():
+            process = subprocess.Popen(  # noqa: S602 - what the user wants run, pipelines and all
+                line,
+                shell=True,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                start_new_session=True,
+            )
         return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        end_group(process, _GRACE)
-        return None
-    except BaseException:
-        end_group(process, _GRACE)
+    except BaseException as error:
+        if process is not None:
+            with held_signals():
+                end_group(process, _GRACE)
+        if isinstance(error, subprocess.TimeoutExpired):
+            return None
         raise
