@@ -28,7 +28,7 @@ from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
-from phema_cli.synthesis import execute as execution
+from phema_cli.synthesis.execute import execute as execute_recipe
 from phema_cli.synthesis.recipe import Recipe, assemble
 from tests.inprocess import called
 from tests.verified import verify_output, verify_run
@@ -123,7 +123,7 @@ def synthesize(
 
 def execute(recipe: Recipe, **options: Any) -> None:
     """``phema_cli.synthesis.execute.execute``, and what it writes is verified in full."""
-    execution.execute(recipe, **options)
+    execute_recipe(recipe, **options)
     for output in recipe.outputs:
         verify_output(output.path, Scan(recipe.sources, ()))
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import DTYPES
-from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.averaging import Averager, add_up, product_is_chain
+from phema_cli.synthesis.memory import Kind, buffers, tile_elements
 from phema_cli.synthesis.pools import forked, threaded
-from phema_cli.synthesis.summing import Sums, product_is_chain
-from phema_cli.synthesis.tiling import Kind, buffers, tile_elements
 
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))
 
@@ -49,13 +48,13 @@ def averages(kind, weights, values, width):
 def test_sums_are_the_chain_bit_for_bit(count, rows, targets, dtype):
     """Whatever function is chosen gives the bits of adding one row after the other."""
     random = np.random.default_rng(0)
-    weights = random.standard_normal((rows, targets))
+    weights = torch.from_numpy(random.standard_normal((max(targets, 4), rows))).to(dtype)
     values = torch.from_numpy(random.standard_normal((rows, 2048))).to(dtype)
     out = torch.full((max(targets, 4), 2048), math.nan, dtype=dtype)
-    Sums(weights, dtype)(values, count, out)
+    add_up(weights, targets, values, count, out)
     for k in range(targets):
         chain = torch.zeros(count, dtype=dtype)
-        for row, weight in zip(values, weights[:, k].tolist(), strict=True):
+        for row, weight in zip(values, weights[k].tolist(), strict=True):
             chain.add_(row[:count], alpha=weight)
         assert torch.equal(out[k, :count], chain)
 
@@ -66,14 +65,14 @@ def test_a_faster_sum_with_other_bits_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda *a, **k: product(*a, **k).mul(1 + 1e-6))
     product_is_chain.cache_clear()
     try:
-        weights = np.random.default_rng(0).standard_normal((5, 4))
+        weights = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 5))).float()
         out = torch.empty(4, 512)
-        Sums(weights, torch.float32)(torch.ones(5, 512), 512, out)
+        add_up(weights, 4, torch.ones(5, 512), 512, out)
     finally:
         product_is_chain.cache_clear()
     expected = torch.zeros(4)
-    for row in torch.from_numpy(weights).float():
-        expected += row
+    for column in weights.T:
+        expected += column
     assert torch.equal(out[:, 0], expected)
 
 
@@ -265,5 +264,5 @@ def test_a_worker_that_is_killed_is_an_error():
             os._exit(9)
         return []
 
-    with pytest.raises(StorageError, match=r"ended from outside.*memory"):
+    with pytest.raises(StorageError, match=r"was killed.*memory"):
         forked(work, 2, 2, lambda _: None, lambda _: None)

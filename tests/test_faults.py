@@ -119,8 +119,8 @@ def recipe(tmp_path):
 
 def interrupted(recipe, monkeypatch, after=100_000):
     """Execute a recipe until so many bytes were read and written."""
-    monkeypatch.setattr(staging, "_NOTED_BYTES", 10_000)
-    monkeypatch.setattr("phema_cli.synthesis.pools._GLANCE_SECONDS", 0.001)
+    monkeypatch.setattr(staging, "_RECORDED_BYTES", 10_000)
+    monkeypatch.setattr("phema_cli.synthesis.pools._REPORT_SECONDS", 0.001)
     seen = []
 
     def stop(done):
@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_what_was_done(recipe, tmp_path, monkeypatch):
     expected = out.read_bytes()
     out.unlink()
     error = interrupted(recipe, monkeypatch, after=300_000)
-    assert "the same command goes on" in error.__notes__[0]
+    assert "the same command resumes" in error.__notes__[0]
     assert list((tmp_path / "o").glob("*.partial/journal"))
     done = []
     execute(recipe, progress=done.append)
@@ -161,7 +161,7 @@ def test_another_plan_refuses_leftovers(recipe, tmp_path, monkeypatch):
     interrupted(recipe, monkeypatch, after=300_000)
     other = replace(recipe, weights=recipe.weights[::-1].copy())
     left = digests(tmp_path)
-    with pytest.raises(UsageError, match=r"another synthesis has left .* rm -r"):
+    with pytest.raises(UsageError, match=r"unfinished files of another synthesis.* rm -r"):
         execute(other)
     assert digests(tmp_path) == left
 
@@ -274,9 +274,9 @@ def test_a_run_goes_on_behind_a_torn_line(recipe, tmp_path, monkeypatch):
     (folder,) = (tmp_path / "o").glob("*.partial")
     with (folder / "journal").open("ab") as stream:
         stream.write(b'{"done": [[')
-    first = journal.noted(folder)
+    first = journal.runs_done(folder)
     interrupted(recipe, monkeypatch, after=200_000)
-    assert len(journal.noted(folder)) > len(first) > 0
+    assert len(journal.runs_done(folder)) > len(first) > 0
 
 
 def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypa
     def fail(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("phema_cli.synthesis.journal._whole", fail)
+    monkeypatch.setattr("phema_cli.system.log.Log.lines", fail)
     with pytest.raises(StorageError, match="cannot write: Input/output error"):
         execute(recipe)
     assert digests(tmp_path) == left
@@ -301,7 +301,7 @@ def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
     monkeypatch.undo()
     (folder,) = (tmp_path / "o").glob("*.partial")
     (folder / recipe.outputs[0].path.name).unlink()
-    with pytest.raises(StorageError, match=r"was complete, and is gone; rm -r"):
+    with pytest.raises(StorageError, match=r"was finished, and is missing now; rm -r"):
         execute(recipe)
 
 
@@ -370,7 +370,7 @@ def test_an_input_that_changes_is_noticed(recipe, tmp_path, monkeypatch, change)
             source.unlink(missing_ok=True)
         monkeypatch.undo()
 
-    monkeypatch.setattr("phema_cli.synthesis.execute.check_outputs", lambda *_: meddle(None))
+    monkeypatch.setattr("phema_cli.synthesis.staging.check_outputs", lambda *_: meddle(None))
     with pytest.raises((InputError, StorageError)) as caught:
         execute(recipe)
     assert "s1.safetensors" in str(caught.value)
@@ -406,7 +406,7 @@ def test_signals_keep_what_is_done(large, tmp_path, sent, code):
     found, err = ended(process)
     assert found == code
     assert not list(out.glob("*[0-9]"))
-    assert "no output was written; the same command goes on from" in err
+    assert "no output was written; the same command resumes from" in err
     assert ended(start(large, out)) == (0, "")
     assert not list(out.glob("*.partial"))
 

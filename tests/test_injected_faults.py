@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_during_the_work(start, small_disk, undisturbed):
     run.go_on()
     done = run.end()
     check_failed(done, out, 5, "cannot write: No space left on device; free space there")
-    assert "the same command goes on from" in done.err
+    assert "the same command resumes from" in done.err
     (small_disk / "filler").unlink()
     check_goes_on(start, out, undisturbed)
 

@@ -26,7 +26,7 @@ JOBS = (1, 2, 4, 8, 16)
 WAYS = {
     "ctrl-c": (130, "phema: interrupted"),
     "terminated": (143, "phema: terminated"),
-    "worker killed": (5, "a worker process was ended from outside"),
+    "worker killed": (5, "a worker process was killed"),
 }
 
 

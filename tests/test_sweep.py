@@ -263,11 +263,14 @@ def test_a_torn_line_counts_for_nothing(ckpts, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no json\n", "line 2 is no result"),
-        ("[1]\n", "line 2 is no result"),
-        ('{"target": "gamma 1"}\n', "a line has no"),
-        ('{"batch": ["../ckpts"]}\n', "no name of an output"),
-        (json.dumps(dict.fromkeys(RECORD, "x") | {"file": "../ckpts"}) + "\n", "no name of an out"),
+        ("no json\n", "line 2 is not a JSON"),
+        ("[1]\n", "line 2 is not a JSON"),
+        ('{"target": "gamma 1"}\n', "a line lacks"),
+        ('{"batch": ["../ckpts"]}\n', "not the name of an output"),
+        (
+            json.dumps(dict.fromkeys(RECORD, "x") | {"file": "../ckpts"}) + "\n",
+            "not the name of an out",
+        ),
     ],
 )
 def test_a_file_that_is_no_results_is_refused(ckpts, tmp_path, text, message):

@@ -20,7 +20,7 @@ from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.finite import counted
+from phema_cli.synthesis.workers import count_nonfinite
 from phema_cli.verify.check import verify
 from phema_cli.verify.recipe import remake
 from tests.builders import phema, recipe_of, run, synthesize, write_run
@@ -237,7 +237,7 @@ def test_what_is_not_finite_is_counted_in_each_type(tmp_path, types):
     assert "3 values are not finite: 1 in tensor b of step0000001" in done.err
     assert "2 in tensor b of step0000004" in done.err
     recipe, _ = make_recipe(scan([tmp_path / "in"]), Request(gamma=(7.0,), sample=False))
-    assert "3 values are not finite" in str(counted(recipe))
+    assert "3 values are not finite" in str(count_nonfinite(recipe))
 
 
 def test_a_sample_reads_each_type_and_counts_the_coarsest_unit(tmp_path):

@@ -125,7 +125,7 @@ def test_averages_of_the_first_version_may_be_neighbours():
     far = [(1.0, 1.0 + 2**-9), (6e-8, -6e-8), (0.0, 1.2e-7), (1.0, -1.0), (1.0, np.inf)]
     for pairs, least in ((near, 0), (far, len(far))):
         one, other = (np.array(half, np.float16) for half in zip(*pairs, strict=True))
-        places = check._apart(bytearray(one.tobytes()), bytearray(other.tobytes()), 16)  # noqa: SLF001
+        places = check._far_apart(bytearray(one.tobytes()), bytearray(other.tobytes()), 16)  # noqa: SLF001
         assert len(places) == least, pairs
 
 
@@ -204,7 +204,7 @@ def test_wrong_shards_are_found(made):
             path.write_bytes(kept)
     more = files[0].with_name("model-00009-of-00009.safetensors")
     shutil.copy(files[0], more)
-    assert "is no file of this output" in str(fails(out, sources))
+    assert "does not belong to this output" in str(fails(out, sources))
     more.unlink()
     text = index.read_text()
     index.write_text(text.replace("00001-of", "00002-of"))
@@ -308,8 +308,8 @@ ENTRIES = ("version", "method", "target", "sources", "figures", "copy")
         (lambda r: r["sources"][0].pop("step"), "lacks the step of a source"),
         (lambda r: r["sources"].clear(), "that phema does not write"),
         (lambda r: r["sources"].append(7), "that phema does not write"),
-        (lambda r: r["sources"][0].update(weight="1"), "a weight that is no number"),
-        (lambda r: r["sources"][0].update(weight=float("nan")), "a weight that is no number"),
+        (lambda r: r["sources"][0].update(weight="1"), "a weight that is not a number"),
+        (lambda r: r["sources"][0].update(weight=float("nan")), "a weight that is not a number"),
         (lambda r: r["sources"].pop(0), "differs from what its sources make"),
         (lambda r: r["target"].update(step=float("inf")), "that phema does not write"),
         (lambda r: r.update(copy=[1]), "that phema does not write"),
@@ -327,7 +327,7 @@ def test_incomplete_provenance_is_found(ckpts, tmp_path, change, message):
 def test_what_records_no_provenance_is_refused(tmp_path, text):
     """Nothing, or nothing that is a record, whatever it is."""
     save_file({"w": torch.ones(1)}, tmp_path / "o.safetensors", text and {"phema": text})
-    with pytest.raises(PhemaError, match="records no provenance"):
+    with pytest.raises(PhemaError, match="has no provenance"):
         provenance_of(read_checkpoint(tmp_path / "o.safetensors"))
 
 

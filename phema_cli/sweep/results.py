@@ -1,20 +1,19 @@
-"""The results of a sweep on disk: a line for each finished evaluation, for a run that goes on.
+"""The results of a sweep on disk: a log with a line for each finished evaluation.
 
 The first line says what is evaluated, and how; lines of batches name the outputs that are made
-together. A last line that a kill cut short counts for nothing.
+together. A sweep that was killed resumes from it.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.system.files import append, lock, sync_folder, unlock
+from phema_cli.system.files import sync_folder
+from phema_cli.system.log import Log
 
 NAME = "sweep.jsonl"
 _SCHEMA = "phema/sweep-results/1"
@@ -25,7 +24,7 @@ class Record:
     """A finished evaluation.
 
     Attributes:
-        target: what tells the target from others.
+        target: the target's unique name.
         profile: what users call it.
         gamma: exponent, None for other profiles than powers.
         sigma_rel: relative standard deviation, None for other profiles.
@@ -59,7 +58,7 @@ class Results:
     Args:
         folder: the directory of the sweep, which is made if need be.
         what: what is evaluated and how; results of anything else are refused.
-        anew: whether results that are there are forgotten.
+        overwrite: whether results that are there are forgotten.
 
     Attributes:
         records: by ``Record.target``, the latest of each.
@@ -68,73 +67,55 @@ class Results:
 
     Raises:
         UsageError: the file has the results of another sweep.
-        InputError: it is no such file.
+        InputError: the file is not one of results.
         StorageError: another sweep is writing there, or the operating system failed.
     """
 
-    def __init__(self, folder: Path, what: Mapping[str, Any], *, anew: bool = False) -> None:
+    def __init__(self, folder: Path, what: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = folder / NAME
         self.records: dict[str, Record] = {}
         self.batch: list[str] = []
         self.stale: list[str] = []
+        self._log = Log(self.path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = lock(self.path)
+            self._log.lock()
+            self._open({"schema": _SCHEMA, **what}, overwrite=overwrite)
         except OSError as error:
+            self.close()
             raise StorageError.wrap(error, self.path, "write") from error
-        try:
-            self._open({"schema": _SCHEMA, **what}, anew=anew)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, first: Mapping[str, Any], *, anew: bool) -> None:
-        """Read what is there, or begin."""
-        found = self._lines()
-        if found:
-            for entry in found[1:]:
-                self._take(entry)
-            if not anew:
-                self._check(found[0], first)
+    def _open(self, first: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Read the lines that are there, or write the first one."""
+        self._log.truncate()
+        entries = self._log.entries()
+        if entries:
+            for entry in entries[1:]:
+                self._read_line(entry)
+            if not overwrite:
+                self._check(entries[0], first)
                 return
             self.stale = sorted({*self.batch, *(r.file for r in self.records.values())})
             self.records, self.batch = {}, []
-            os.ftruncate(self._descriptor, 0)
-        self._append(first)
+            self._log.truncate(0)
+        self._log.append(first)
         sync_folder(self.path.parent)
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines; what a kill has left of one is cut off."""
-        data = self.path.read_bytes()
-        whole = data.rpartition(b"\n")[0] + b"\n" if b"\n" in data else b""
-        os.ftruncate(self._descriptor, len(whole))
-        entries = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                entry = None
-            if not isinstance(entry, dict):
-                raise InputError(
-                    f"line {number} is no result of a sweep",
-                    where=self.path,
-                    remedy="mend or remove it, or choose another -o",
-                )
-            entries.append(entry)
-        return entries
-
-    def _check(self, found: Mapping[str, Any], first: Mapping[str, Any]) -> None:
-        """Refuse results of something else."""
-        other = [key for key in {**first, **found} if found.get(key) != first.get(key)]
+    def _check(self, there: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+        """Refuse results of another sweep."""
+        other = [key for key in {**first, **there} if there.get(key) != first.get(key)]
         if other:
             raise UsageError(
                 f"has the results of another sweep: not the same {' and '.join(other)}",
                 where=self.path,
-                remedy="choose another -o, or pass --overwrite to begin anew",
+                remedy="choose another -o, or pass --overwrite to start again",
             )
 
-    def _take(self, entry: Mapping[str, Any]) -> None:
-        """Take a line into account."""
+    def _read_line(self, entry: Mapping[str, Any]) -> None:
+        """Read a line of a batch or of an evaluation."""
         batch = entry.get("batch")
         if isinstance(batch, list):
             self.batch = [_plain(name, self.path) for name in batch]
@@ -142,35 +123,35 @@ class Results:
         try:
             record = Record(**{f.name: entry[f.name] for f in fields(Record)})
         except KeyError as error:
-            raise InputError(f"a line has no {error}", where=self.path) from error
+            raise InputError(f"a line lacks {error}", where=self.path) from error
         _plain(record.file, self.path)
         self.records[record.target] = record
 
     def add(self, record: Record) -> None:
-        """Put a finished evaluation on the disk."""
+        """Record a finished evaluation."""
         self._append(asdict(record))
         self.records[record.target] = record
 
     def begin(self, batch: Sequence[str]) -> None:
-        """Put on the disk which outputs are made together, so that the same are after a kill."""
+        """Record which outputs are made together: after a kill the same are made together again."""
         if self.batch != list(batch):
             self._append({"batch": list(batch)})
             self.batch = list(batch)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line and flush it."""
+        """Write a line and flush it."""
         try:
-            append(self._descriptor, json.dumps(entry, allow_nan=False).encode() + b"\n")
+            self._log.append(entry)
         except OSError as error:
             raise StorageError.wrap(error, self.path, "write") from error
 
     def close(self) -> None:
-        """Let others write there."""
-        unlock(self._descriptor)
+        """Let other sweeps write there."""
+        self._log.unlock()
 
 
 def _plain(name: object, where: Path) -> str:
-    """A file's name without a way out of its directory."""
+    """A file's name, which does not lead out of its directory."""
     if not isinstance(name, str) or Path(name).name != name or name in {"", ".."}:
-        raise InputError(f"{name!r} is no name of an output", where=where)
+        raise InputError(f"{name!r} is not the name of an output", where=where)
     return name

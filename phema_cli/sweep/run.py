@@ -79,7 +79,7 @@ def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
 def _opened(planner: Planner) -> Iterator[Results]:
     """The results' file; outputs of results that are forgotten go too."""
     folder = planner.folder
-    results = Results(folder, planner.identity(), anew=planner.asked.overwrite)
+    results = Results(folder, planner.identity(), overwrite=planner.asked.overwrite)
     try:
         for name in results.stale:
             remove_checkpoint(folder / name)

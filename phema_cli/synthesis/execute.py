@@ -13,22 +13,19 @@ from typing import Concatenate, ParamSpec
 from phema_cli.errors import StorageError
 from phema_cli.estimate.proposal import scan_for
 from phema_cli.request import Request
-from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.staging import (
     Checks,
-    Notes,
     check_inputs,
-    check_outputs,
     make_durable,
     publish,
     staged,
     write_checksums,
 )
-from phema_cli.synthesis.workers import Share, fill, merged
+from phema_cli.synthesis.workers import fill, merged
 
 
 def execute(
@@ -41,7 +38,7 @@ def execute(
     """Carry out a recipe: when it returns, all outputs are complete and on disk.
 
     No output gets its name before all of them are complete. After a kill, or an error, the same
-    recipe goes on with what was on the disk then.
+    recipe resumes with what was on the disk then.
 
     Args:
         recipe: what to do; rank 0's counts, and where it has none all return.
@@ -51,74 +48,44 @@ def execute(
         ranks: the processes that share the work; each calls this.
 
     Raises:
-        UsageError: as :func:`check_outputs`.
+        UsageError: an output exists and is not to be replaced, or is in the way of another file.
         InputError: a source is shorter than its header says, has changed, or holds values that are
             not finite; or an average is too large for the type that it is written in.
         StorageError: the operating system failed to read or write.
     """
     ranks = ranks or Ranks()
     recipe = ranks.share(recipe)
-    if recipe is not None:
-        _carry_out(recipe, ranks, progress, processes=processes)
-
-
-def _carry_out(recipe: Recipe, ranks: Ranks, progress: Progress | None, *, processes: bool) -> None:
-    """What every rank does, once all know the recipe."""
+    if recipe is None:
+        return
     with ExitStack() as stack:
         journal: Journal | None = None
         if ranks.leads:
-            check_outputs(recipe)
             journal = stack.enter_context(staged(recipe))
-            # Another run of the same outputs may have ended while this one waited for its turn.
-            check_outputs(recipe)
         done, complete = ranks.share(
             (set(), False) if journal is None else (journal.done, journal.complete)
         )
-        own = merged(recipe, [])
+        checks: list[Checks] = [{} for _ in recipe.outputs]
         if not complete:
-            own = _fill(recipe, ranks, frozenset(done), progress, processes=processes)
+            checks = fill(
+                recipe, progress or (lambda _: None), done=done, ranks=ranks, processes=processes
+            )
             if ranks.size > 1:
-                for output in recipe.outputs:
-                    make_durable(output)
-        parts = ranks.gather(own)
+                make_durable(recipe)
+        parts = ranks.gather(checks)
         if journal is not None:
-            if not complete:
-                _complete(recipe, merged(recipe, parts))
-            _publish(recipe, journal)
+            _finish(recipe, journal, merged(recipe, parts))
 
 
-def _fill(
-    recipe: Recipe,
-    ranks: Ranks,
-    done: frozenset[int],
-    progress: Progress | None,
-    *,
-    processes: bool,
-) -> list[Checks]:
-    """Do this process's share."""
-    try:
-        return fill(
-            recipe,
-            progress or (lambda _: None),
-            Notes(recipe, ranks.rank),
-            share=Share(ranks.rank, ranks.size, done),
-            processes=processes,
-        )
-    except NonFiniteError as error:
-        raise counted(recipe) from error
+def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
+    """See that sources are what they were and outputs are on the disk; then give all their names.
 
-
-def _complete(recipe: Recipe, checks: list[Checks]) -> None:
-    """See that sources are still what they were, and that all of the outputs is on disk."""
-    check_inputs(recipe)
-    for output, found in zip(recipe.outputs, checks, strict=True):
-        write_checksums(output, found)
-    for output in recipe.outputs:
-        make_durable(output)
-
-
-def _publish(recipe: Recipe, journal: Journal) -> None:
-    """Give all files their names; from here on a run that goes on does only that."""
+    Once the journal says that all is complete, a run that resumes gives names and no more.
+    """
+    if not journal.complete:
+        check_inputs(recipe)
+        for output, own in zip(recipe.outputs, checks, strict=True):
+            write_checksums(output, own)
+        make_durable(recipe)
     try:
         journal.finish()
     except OSError as error:

@@ -72,11 +72,11 @@ class Output:
         return path.with_name(path.name + PARTIAL)
 
     def staged(self, final: Path) -> Path:
-        """What one of ``finals`` is called until it is complete."""
+        """Where one of ``finals`` is until it is complete."""
         return self.staging / final.name
 
     def stale(self) -> list[Path]:
-        """Files of an earlier checkpoint of that name, in other shards."""
+        """Files of an earlier checkpoint of that name that this one does not replace."""
         return [p for p in self.present() if p != self.path and p not in self.finals]
 
     def present(self) -> list[Path]:
@@ -92,10 +92,10 @@ def output_format(template: str | None, asked: str | None) -> str:
     Raises:
         UsageError: phema does not write the format, or the ending is another one's.
     """
-    known = writable()
-    if asked is not None and asked not in known:
-        raise UsageError(f"no output format {asked!r}", remedy=f"one of {', '.join(known)}")
-    ending = next((f for f in known if template and template.endswith(FORMATS[f].endings)), None)
+    names = writable()
+    if asked is not None and asked not in names:
+        raise UsageError(f"no output format {asked!r}", remedy=f"one of {', '.join(names)}")
+    ending = next((f for f in names if template and template.endswith(FORMATS[f].endings)), None)
     if asked is None:
         return ending or DEFAULT_FORMAT
     if ending is not None and template and not template.endswith(FORMATS[asked].endings):
@@ -110,7 +110,7 @@ def output_paths(
     template: str | None,
     targets: Sequence[Profile],
     step: float,
-    form: str = DEFAULT_FORMAT,
+    format_name: str = DEFAULT_FORMAT,
     *,
     split: bool,
 ) -> list[Path]:
@@ -121,7 +121,7 @@ def output_paths(
             ``{step}``, or None for default names in the working directory.
         targets: the targets.
         step: their time as the trainer counts.
-        form: the outputs' format.
+        format_name: the outputs' format.
         split: whether the outputs are sharded, so that default names mean directories.
 
     Raises:
@@ -132,7 +132,7 @@ def output_paths(
             f"-o {template} is a URL, and outputs are written to this machine",
             remedy="pass a local path, and copy what is there afterwards",
         )
-    paths = [_path(template, target, step, form, split=split) for target in targets]
+    paths = [_path(template, target, step, format_name, split=split) for target in targets]
     counts = Counter(paths)
     for path in paths:
         if path.name.endswith(INDEX_SUFFIX):
@@ -152,29 +152,37 @@ def output_paths(
     return paths
 
 
-def _path(template: str | None, target: Profile, step: float, form: str, *, split: bool) -> Path:
+def _path(
+    template: str | None, target: Profile, step: float, format_name: str, *, split: bool
+) -> Path:
     """One target's path."""
-    endings = FORMATS[form].endings
+    endings = FORMATS[format_name].endings
     slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
-    name = _default_name(target, step, slug, form) + ("" if split else endings[0])
-    if template is None:
-        return Path(name)
-    if "{" not in template:
-        given = Path(template)
-        return given if given.name.endswith(endings) else given / name
-    fields: dict[str, str | float] = {
-        "step": int(step) if float(step).is_integer() else step,
-        "profile": slug,
-    }
-    if isinstance(target, PowerProfile):
-        fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
-    made = Path(_filled(template, fields))
-    single = form != DEFAULT_FORMAT and not made.name.endswith(endings)
-    return made.with_name(made.name + endings[0]) if single else made
+    if template is not None and "{" in template:
+        fields: dict[str, str | float] = {
+            "step": int(step) if float(step).is_integer() else step,
+            "profile": slug,
+        }
+        if isinstance(target, PowerProfile):
+            fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
+        path = Path(_filled(template, fields))
+        single = format_name != DEFAULT_FORMAT and not path.name.endswith(endings)
+        return path.with_name(path.name + endings[0]) if single else path
+    folder = Path(template or "")
+    if folder.name.endswith(endings):
+        return folder
+    if not isinstance(target, PowerProfile):
+        name = f"{step_name('phema', step)}-{slug}"
+    elif format_name == "edm2":
+        # EDM2's scripts know files by their names.
+        name = f"phema-{int(step) // 1000:07d}-{target.sigma_rel:.3f}"
+    else:
+        name = snapshot_name("phema", step, target.gamma)
+    return folder / (name + ("" if split else endings[0]))
 
 
 def _filled(template: str, fields: Mapping[str, str | float]) -> str:
-    """The template with its placeholders filled in; each may only be padded, or rounded, a little.
+    """The template with its placeholders filled in; a format may pad or round, no more.
 
     Raises:
         UsageError: a placeholder or a format is none of these.
@@ -184,21 +192,12 @@ def _filled(template: str, fields: Mapping[str, str | float]) -> str:
         if all(n in fields and not how and _SPEC.fullmatch(s or "") for _, n, s, how in parts):
             return template.format(**fields)
     except ValueError:
-        # A brace alone, or a format of numbers for a text.
+        # A single brace, or a format of numbers for a text.
         pass
     raise UsageError(
         f"-o {template!r:.200} has an unknown placeholder or format",
-        remedy="use {gamma}, {sigma_rel}, {profile} and {step}, plainly",
+        remedy="use {gamma}, {sigma_rel}, {profile} and {step}, without a format or as {step:07}",
     )
-
-
-def _default_name(target: Profile, step: float, slug: str, form: str) -> str:
-    """What an output is called, without ending; EDM2's scripts know files by their names."""
-    if not isinstance(target, PowerProfile):
-        return f"{step_name('phema', step)}-{slug}"
-    if form == "edm2":
-        return f"phema-{int(step) // 1000:07d}-{target.sigma_rel:.3f}"
-    return snapshot_name("phema", step, target.gamma)
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -238,7 +237,7 @@ def remove_checkpoint(path: Path) -> None:
 
 def lay_out(
     path: Path,
-    form: str,
+    format_name: str,
     specs: Specs,
     ties: Mapping[str, str],
     carried: Checkpoint,
@@ -249,7 +248,7 @@ def lay_out(
 
     Args:
         path: a file if it has an ending of the format's, else a directory.
-        form: the format's name.
+        format_name: the outputs' format.
         specs: dtype and shape of each tensor, in the order to write.
         ties: further names of these tensors.
         carried: the checkpoint that the output continues.
@@ -259,8 +258,8 @@ def lay_out(
     Raises:
         InputError: the format can't hold the tensors.
     """
-    encode = writer(form).encode
-    if path.name.endswith(FORMATS[form].endings):
+    encode = writer(format_name).encode
+    if path.name.endswith(FORMATS[format_name].endings):
         image = encode(specs, metadata, ties, carried)
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
     base = carried.base_name if carried.base_name in BASE_NAMES else BASE_NAMES[0]

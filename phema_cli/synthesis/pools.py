@@ -1,8 +1,8 @@
 """Pools of workers: threads of this process, or processes forked from it.
 
 Work is numbered, and a worker takes the next number when it is done with one. Threads of one
-interpreter wait for one another after every call that they make; forked processes don't, start with
-all that this one holds, and read it without a copy.
+interpreter wait for one another after every call; forked processes don't. They start with all that
+this process holds, without a copy.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,39 +29,30 @@ from phema_cli.system.processes import held_signals, ignore_signals
 Result = TypeVar("Result")
 Progress = Callable[[int], None]
 Finished = Callable[[Sequence[int]], None]
-#: seconds between two looks at how far forked workers are.
-_GLANCE_SECONDS = 0.05
-#: seconds that workers are given to stop by themselves.
+#: seconds between two reports of how far workers are.
+_REPORT_SECONDS = 0.05
+#: seconds that workers have to stop by themselves.
 _GRACE_SECONDS = 0.5
 
 
 class Pool:
-    """What workers know of one another: numbers in memory that they share.
+    """How far workers are: numbers in memory that they share.
 
     Args:
         count: pieces of work.
-        memory: the pool's, of ``Pool.size_bytes(count)`` zeros.
-        lock: held while a number is taken.
+        lock: held while a shared number changes.
     """
 
-    def __init__(
-        self,
-        count: int,
-        memory: bytearray | mmap.mmap,
-        lock: AbstractContextManager[bool],
-    ) -> None:
+    def __init__(self, count: int, lock: AbstractContextManager[bool]) -> None:
         self._count = count
         self._lock = lock
+        # Anonymous memory is the same for a process and those forked from it.
+        memory = mmap.mmap(-1, 3 * 8 + count)
         # The next number, the bytes reported, and whether to stop; then a flag for each number.
         self._shared = np.frombuffer(memory, np.int64, 3)
         self._ended = np.frombuffer(memory, np.uint8, count, 3 * 8)
         self._seen_bytes = 0
         self._seen_ended = np.zeros(count, np.uint8)
-
-    @staticmethod
-    def size_bytes(count: int) -> int:
-        """Bytes of memory for so many pieces of work."""
-        return 3 * 8 + count
 
     def take(self) -> int:
         """The next number; the number of all work when none is left."""
@@ -76,35 +67,24 @@ class Pool:
             self._shared[1] += done
 
     def finish(self, number: int) -> None:
-        """Say that a piece of work is done."""
+        """Mark a piece of work as done."""
         self._ended[number] = 1
 
     def stop(self) -> None:
-        """Have all workers stop."""
+        """Ask all workers to stop."""
         self._shared[2] = 1
 
     def stopped(self) -> bool:
         """Whether another worker has failed, or the program is interrupted."""
         return bool(self._shared[2])
 
-    def reported(self) -> int:
-        """Bytes reported since the last call."""
+    def pass_on(self, progress: Progress, finished: Finished) -> None:
+        """Pass on the bytes reported and the numbers finished since the last call."""
         before, self._seen_bytes = self._seen_bytes, int(self._shared[1])
-        return self._seen_bytes - before
-
-    def finished(self) -> list[int]:
-        """Numbers that are done since the last call."""
+        progress(self._seen_bytes - before)
         new: list[int] = np.flatnonzero(self._ended > self._seen_ended).tolist()
         self._seen_ended[new] = 1
-        return new
-
-    def run(self, work: Work[Result]) -> Result:
-        """One worker, which stops the others when it fails."""
-        try:
-            return work(self)
-        except BaseException:
-            self.stop()
-            raise
+        finished(new)
 
 
 Work = Callable[[Pool], Result]
@@ -125,15 +105,14 @@ def threaded(
     Raises:
         BaseException: the first that a worker raised, after the others have stopped.
     """
-    pool = Pool(count, bytearray(Pool.size_bytes(count)), threading.Lock())
+    pool = Pool(count, threading.Lock())
     with ThreadPoolExecutor(jobs) as executor:
-        futures = [executor.submit(pool.run, work) for _ in range(jobs)]
+        futures = [executor.submit(work, pool) for _ in range(jobs)]
         left = set(futures)
         try:
             while left:
-                ended, left = wait(left, timeout=_GLANCE_SECONDS)
-                progress(pool.reported())
-                finished(pool.finished())
+                ended, left = wait(left, _REPORT_SECONDS, FIRST_EXCEPTION)
+                pool.pass_on(progress, finished)
                 for future in ended:
                     future.result()
         finally:
@@ -146,31 +125,29 @@ def forked(
 ) -> list[Result]:
     """Run workers as forked processes; as :func:`threaded`, results and errors are pickled.
 
-    No worker outlives this call, or this process, whatever ends it. The process alone heeds
-    signals, also where a terminal sends them to the workers too.
+    No worker outlives this call, or this process, whatever ends it. Workers ignore signals, which a
+    terminal sends to them too.
 
     Raises:
         StorageError: the system has ended a worker.
     """
     fork = multiprocessing.get_context("fork")
-    # Anonymous memory is the same for a process and those forked from it.
-    memory = mmap.mmap(-1, Pool.size_bytes(count))
-    pool = Pool(count, memory, fork.Lock())
-    workers: list[_Forked[Result]] = []
-    # What this process holds of the pipe is closed when it ends, in whatever way.
+    pool = Pool(count, fork.Lock())
+    workers: list[_Forked] = []
+    results: dict[Connection, Result] = {}
+    # This process's end of the pipe is closed when the process ends, in whatever way.
     ends = os.pipe()
     try:
         with held_signals():
-            workers.extend(_Forked.start(fork, pool, work, ends) for _ in range(jobs))
-        left = list(workers)
+            workers.extend(_fork(fork, pool, work, ends) for _ in range(jobs))
+        left = [worker.pipe for worker in workers]
         while left:
-            ready = connection.wait([w.pipe for w in left], _GLANCE_SECONDS)
-            progress(pool.reported())
-            finished(pool.finished())
-            for worker in [w for w in left if w.pipe in ready]:
-                worker.take()
-                left.remove(worker)
-        return [cast("Result", worker.value) for worker in workers]
+            ready = wait_for(left, _REPORT_SECONDS)
+            pool.pass_on(progress, finished)
+            for pipe in [pipe for pipe in left if pipe in ready]:
+                results[pipe] = _result(pipe)
+                left.remove(pipe)
+        return [results[worker.pipe] for worker in workers]
     finally:
         pool.stop()
         with held_signals():
@@ -179,60 +156,51 @@ def forked(
                 os.close(end)
 
 
-@dataclass(slots=True)
-class _Forked(Generic[Result]):
-    """A worker in a process of its own.
-
-    Attributes:
-        process: that process.
-        pipe: what its result comes by; at its end when the process is.
-        value: what it returned; None while it is at work.
-    """
+class _Forked(NamedTuple):
+    """A worker in a process of its own, and the pipe that its result comes by."""
 
     process: BaseProcess
-    pipe: connection.Connection
-    value: Result | None = None
-
-    @classmethod
-    def start(
-        cls, fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, int]
-    ) -> _Forked[Result]:
-        """Fork it."""
-        try:
-            pipe, theirs = fork.Pipe(duplex=False)
-            process = fork.Process(target=_work, args=(pool, work, theirs, *ends))
-            process.start()
-        except OSError as error:
-            raise StorageError.wrap(error, None, "start a worker process") from error
-        # One that is forked later does not hold it: its end is this process' end.
-        theirs.close()
-        return cls(process, pipe)
-
-    def take(self) -> None:
-        """Take its result, or wait for it.
-
-        Raises:
-            BaseException: what it raised.
-            StorageError: it was ended before it had one.
-        """
-        try:
-            succeeded, value = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise StorageError(
-                "a worker process was ended from outside",
-                remedy="see whether memory ran out; -j 1 needs the least",
-            ) from error
-        if not succeeded:
-            raise value
-        self.value = value
+    pipe: Connection
 
 
-def _end(workers: Sequence[_Forked[Result]]) -> None:
-    """Wait a moment for workers that were told to stop, then end those that have not."""
+def _fork(fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, int]) -> _Forked:
+    """Start a worker."""
+    try:
+        pipe, theirs = fork.Pipe(duplex=False)
+        process = fork.Process(target=_work, args=(pool, work, theirs, *ends))
+        process.start()
+    except OSError as error:
+        raise StorageError.wrap(error, None, "start a worker process") from error
+    # A worker that is forked later must not hold this end: when it closes, this worker has ended.
+    theirs.close()
+    return _Forked(process, pipe)
+
+
+def _result(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the worker returned
+    """The result of a worker that has one, or has ended.
+
+    Raises:
+        BaseException: what it raised.
+        StorageError: it was ended before it had a result.
+    """
+    try:
+        succeeded, value = pipe.recv()
+    except (EOFError, OSError) as error:
+        raise StorageError(
+            "a worker process was killed",
+            remedy="see whether memory ran out; -j 1 needs the least",
+        ) from error
+    if not succeeded:
+        raise value
+    return value
+
+
+def _end(workers: Sequence[_Forked]) -> None:
+    """Wait a moment for workers to stop, then kill those that have not."""
     left = [w.process.sentinel for w in workers]
     until = time.monotonic() + _GRACE_SECONDS
     while left and time.monotonic() < until:
-        ended = connection.wait(left, until - time.monotonic())
+        ended = wait_for(left, until - time.monotonic())
         left = [s for s in left if s not in ended]
     for worker in workers:
         worker.process.kill()
@@ -241,23 +209,21 @@ def _end(workers: Sequence[_Forked[Result]]) -> None:
         worker.pipe.close()
 
 
-def _work(
-    pool: Pool, work: Work[Result], pipe: connection.Connection, parent: int, held: int
-) -> None:
-    """A forked process: do the work of one worker, and end with the process that forked it."""
+def _work(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: int) -> None:
+    """A forked process: do the work of one worker, and end when the parent does."""
     ignore_signals()
     os.close(held)
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     try:
-        result: tuple[bool, object] = True, pool.run(work)
+        result: tuple[bool, object] = True, work(pool)
     except BaseException as error:  # noqa: BLE001 - the process that forked this one raises it
         result = False, error
     with suppress(OSError):
-        # Where nobody reads it any more, nobody wants it.
+        # Nobody may read it any more.
         pipe.send(result)
 
 
 def _end_after(parent: int) -> None:
-    """End this process, and what it has locked, once there is nobody at the pipe's other end."""
+    """End this process, which frees its locks, once nobody holds the pipe's other end."""
     os.read(parent, 1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What an output records of how it was made, and what it carries over from its sources."""
+"""What an output records of how it was made, and the metadata that it keeps of a source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def provenance(
     copy: Sequence[str],
     drop: Sequence[str] = (),
 ) -> str:
-    """How an output was made: JSON with sorted keys, no time, no path.
+    """How an output was made, as JSON: sorted keys, no time of day, no path.
 
     Args:
         sources: n snapshots, oldest first.
@@ -46,7 +46,7 @@ def provenance(
         copy: globs of tensors that were copied.
         drop: globs of tensors that were left out.
     """
-    found: dict[str, float | None] = asdict(figures)
+    numbers: dict[str, float | None] = asdict(figures)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
@@ -55,7 +55,7 @@ def provenance(
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
         ],
-        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in found.items()},
+        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in numbers.items()},
         "copy": sorted(copy),
     }
     if drop:
@@ -64,13 +64,13 @@ def provenance(
 
 
 def is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record is as it was made: its digest is that of all other entries."""
+    """Whether a record was not changed: its digest is that of all other entries."""
     rest = {key: value for key, value in record.items() if key != "digest"}
     return record.get("digest") == _digest(rest)
 
 
 def _digest(record: dict[str, Any]) -> str:
-    """A checksum of a record; it guards against accidents, not against forgery."""
+    """A checksum of a record. It guards against accidents, not against forgery."""
     return hashlib.blake2b(_dumps(record).encode(), digest_size=16).hexdigest()
 
 
@@ -95,7 +95,7 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
 def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
     dropped = {*METADATA_FIELDS, *_HASHES, PROVENANCE_KEY}
-    # Further names of tensors, which are recorded anew where they still are.
+    # Further names of tensors: those that the output has are added with its header.
     dropped |= {k for k in carried.ties if carried.metadata.get(k) in carried.tensors}
     kept = carried.metadata if carried.format == "safetensors" else {}
     ours = {"format": "pt", PROVENANCE_KEY: origin}

@@ -1,7 +1,7 @@
 """Ranks: the processes that one synthesis runs in, on machines that share their files.
 
 ``torchrun -m phema_cli synthesize ...`` starts them. Rank 0 decides and publishes, and every rank
-reads and writes its share. What they tell one another goes through torch.distributed with gloo.
+reads and writes its share. They exchange objects by torch.distributed with gloo.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 from phema_cli.errors import StorageError, UsageError
 
 Value = TypeVar("Value")
-#: of a number of ranks.
+#: digits of a number of ranks, at most.
 _DIGITS = 6
 
 
@@ -25,17 +25,16 @@ class Ranks:
     Args:
         rank: its number.
         size: how many there are.
+
+    Attributes:
+        leads: whether it is the one that decides, publishes and prints.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank = rank
         self.size = size
+        self.leads = rank == 0
         self._waits = size > 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is the one that decides, publishes and speaks."""
-        return self.rank == 0
 
     def share(self, value: Value) -> Value:
         """What rank 0 gives; all ranks call this at the same point.
@@ -49,7 +48,7 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value]
-        with _told():
+        with _rank_errors():
             # Pickled, between processes of one job that started from one command.
             dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -69,15 +68,15 @@ class Ranks:
             return [value]
         import torch.distributed as dist
 
-        found: list[Value] = [value] * self.size
-        with _told():
-            dist.all_gather_object(found, value)
-        return found
+        values: list[Value] = [value] * self.size
+        with _rank_errors():
+            dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Say in phema's words that another rank is gone."""
+def _rank_errors() -> Iterator[None]:
+    """Raise phema's error where another rank is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -87,10 +86,10 @@ def _told() -> Iterator[None]:
 
 
 def number_of_ranks(variable: str) -> int:
-    """How many ranks a launcher says in a variable that there are; 1 where it says nothing.
+    """The number of ranks that a launcher has put into a variable; 1 where it is not set.
 
     Raises:
-        UsageError: it says something else.
+        UsageError: the variable holds something else.
     """
     text = os.environ.get(variable, "1")
     if not (text.isdecimal() and len(text) <= _DIGITS and int(text)):

@@ -6,10 +6,9 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +40,10 @@ from phema_cli.synthesis.layout import (
     output_format,
     output_paths,
 )
+from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.ranks import number_of_ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
-from phema_cli.synthesis.tiling import tile_elements
 from phema_cli.system.processes import processors
 
 
@@ -96,7 +95,12 @@ class Recipe:
     write_bytes: int
     peak_bytes: int
     inputs: tuple[Path, ...]
-    tags: TagCheck = field(default_factory=TagCheck)
+    tags: TagCheck
+
+    @property
+    def used(self) -> list[int]:
+        """Indices of the sources that weigh, newest first: differences are taken from that one."""
+        return [i for i in range(len(self.sources)) if self.weights[i].any()][::-1]
 
     def extent(self, source: int, name: str) -> Extent:
         """Where a source's tensor lies."""
@@ -185,8 +189,7 @@ def _shard_limit(
             return None
         limit = DEFAULT_MAX_SHARD_BYTES
     size = sum(
-        t.out_dtype.size_bytes(math.prod(t.shape))
-        for t in plan_tensors(snapshots, _dtype(request), copy)[0]
+        t.kind.out.size_bytes(t.elements) for t in plan_tensors(snapshots, _dtype(request), copy)[0]
     )
     return limit if size > limit else None
 
@@ -259,18 +262,20 @@ def assemble(
                 provenance(of, column[rows], target, step, figures, request.method, copy, drop)
             )
     jobs = request.jobs or default_jobs()
-    scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
+    extents = [e for s in sources for e in s.checkpoint.tensors.values()]
     tile, peak = tile_elements(
         averaged_kinds(tensors),
         len(used),
         len(targets),
         jobs,
         request.max_memory,
-        scattered=scattered,
+        scattered=any(e.strides or e.pieces for e in extents),
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
     )
-    averaged = sum(t.read_bytes(t.elements, len(used)) for t in tensors if t.average)
-    copied = sum(t.read_bytes(t.elements, len(targets)) for t in tensors if not t.average)
+    read_bytes = 0
+    for t in tensors:
+        types = t.kind.stored or [t.kind.dtype] * len(used if t.average else targets)
+        read_bytes += sum(dtype.size_bytes(t.elements) for dtype in types)
     sums = solution.weights.sum(axis=0)
     bases = tuple(kept.index(b) for b in bases_all)
     form = str(request.format)
@@ -291,7 +296,7 @@ def assemble(
         format=form,
         jobs=jobs,
         tile_elements=tile,
-        read_bytes=averaged + copied,
+        read_bytes=read_bytes,
         write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=peak,
         inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
@@ -310,7 +315,7 @@ def _outputs(
     max_shard_bytes: int | None,
 ) -> tuple[Output, ...]:
     """The outputs, each with the metadata of its base and its own provenance."""
-    specs = {t.name: (t.out_dtype, t.shape) for t in tensors}
+    specs = {t.name: (t.kind.out, t.shape) for t in tensors}
     outputs = []
     for path, base, origin in zip(paths, bases, origins, strict=True):
         carried = sources[base].checkpoint
@@ -335,11 +340,6 @@ def _spare(
         return []
     newest = reference(snapshots)
     return [next(i for i, s in enumerate(snapshots) if s is newest)]
-
-
-def _scattered(extent: Extent) -> bool:
-    """Whether a range of the tensor's elements may lie in many places of the file."""
-    return bool(extent.strides or extent.pieces)
 
 
 def _dtype(request: Request) -> DType | None:

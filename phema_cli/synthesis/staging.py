@@ -15,6 +15,7 @@ from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Output
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.tiles import Run
 from phema_cli.system.files import (
     allocated_bytes,
     create,
@@ -26,14 +27,16 @@ from phema_cli.system.files import (
 
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
-#: the most bytes of outputs after which what is done is flushed and noted.
-_NOTED_BYTES = 64 << 20
-#: runs of one output that may end while another one is about to begin.
+#: the most bytes of outputs after which they are flushed and recorded.
+_RECORDED_BYTES = 64 << 20
+#: runs of one output that may end while another one is about to start.
 _TRIES = 100
 
 
 def check_outputs(recipe: Recipe) -> None:
     """Refuse outputs that exist already, or would replace a snapshot.
+
+    Outputs of this very recipe may exist where a run of it was killed between two names.
 
     Raises:
         UsageError: an output exists and was not to be replaced, or it is a snapshot.
@@ -41,7 +44,9 @@ def check_outputs(recipe: Recipe) -> None:
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
     with _writing(recipe.outputs[0]):
-        ours = _is_complete(recipe)
+        entries = journal.read(recipe.outputs[0].staging)
+        complete = any(entry.get("complete") for entry in entries)
+        resumes = complete and entries[0].get("plan") == journal.fingerprint(recipe)
     for output in recipe.outputs:
         try:
             present = output.present()
@@ -53,78 +58,76 @@ def check_outputs(recipe: Recipe) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
-        if present and not recipe.request.overwrite and not ours:
+        if present and not recipe.request.overwrite and not resumes:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )
 
 
-def _is_complete(recipe: Recipe) -> bool:
-    """Whether only names were left to give when a run of this recipe was killed."""
-    entries = journal.read(recipe.outputs[0].staging)
-    marked = any(entry.get("complete") for entry in entries)
-    return marked and entries[0].get("plan") == journal.fingerprint(recipe)
-
-
-class Notes:
-    """What one rank has written, flushed and noted now and then.
+class Recorder:
+    """Flushes what one rank has written, and records it in the journal, every few megabytes.
 
     Args:
         recipe: what is written.
         rank: the rank.
+        runs: its runs.
     """
 
-    def __init__(self, recipe: Recipe, rank: int) -> None:
+    def __init__(self, recipe: Recipe, rank: int, runs: Sequence[Run]) -> None:
         self._recipe = recipe
         self._rank = rank
+        self._runs = runs
         # A checksum is known only to who has written all of a tensor.
         images = [file.image for output in recipe.outputs for file in output.files]
-        self._wanted = not any(image.checksums for image in images)
-        # Small shards are noted one by one: a run that goes on makes none anew but the last.
-        self._limit = min(_NOTED_BYTES, max(image.size_bytes for image in images))
-        self._pending: list[int] = []
+        self._resumes = not any(image.checksums for image in images)
+        # Small shards are recorded one by one: a run that resumes makes only the last one again.
+        self._limit = min(_RECORDED_BYTES, max(image.size_bytes for image in images))
+        self._pending: list[Run] = []
         self._pending_bytes = 0
 
-    def __call__(self, numbers: Sequence[int], written: int) -> None:
-        """Take note of runs that are written, and of how many bytes those are."""
-        self._pending += numbers
-        self._pending_bytes += written
-        if self._wanted and self._pending_bytes > self._limit:
-            for output in self._recipe.outputs:
-                make_durable(output)
-            with _writing(self._recipe.outputs[0]):
-                journal.note(self._recipe.outputs[0].staging, self._rank, self._pending)
+    def finished(self, indices: Sequence[int]) -> None:
+        """Take note of runs that are written, by their indices."""
+        runs = [self._runs[i] for i in indices]
+        self._pending += runs
+        self._pending_bytes += sum(run.size_bytes for run in runs) * len(self._recipe.outputs)
+        if self._resumes and self._pending_bytes > self._limit:
+            make_durable(self._recipe)
+            lead = self._recipe.outputs[0]
+            with _writing(lead):
+                journal.record(lead.staging, self._rank, [run.number for run in self._pending])
             self._pending, self._pending_bytes = [], 0
 
 
 @contextmanager
 def staged(recipe: Recipe) -> Iterator[Journal]:
-    """Make the staging directories and files, or go on with those that a run has left.
+    """Make the staging directories and files, or keep those that an earlier run has left.
 
-    At the end they are gone, unless the work failed after some of it was noted: then they stay, and
-    the error says so.
+    At the end they are gone, unless the work failed after some of it was recorded: then they stay,
+    and the error says so.
 
     Yields:
         The first output's journal, which says what is done.
 
     Raises:
-        UsageError: another synthesis has left its work there.
+        UsageError: another synthesis has left its work there, or as :func:`check_outputs`.
         StorageError: another process writes there, or the operating system failed.
     """
-    plan = journal.fingerprint(recipe)
+    name = journal.fingerprint(recipe)
     journals: list[Journal] = []
     made: list[Path] = []
     try:
         for output in recipe.outputs:
             with _writing(output):
-                journals.append(_claimed(output, plan, made))
+                journals.append(_claim(output, name, made))
+        # Not before they are locked: another run of the same outputs may have ended just now.
+        check_outputs(recipe)
         _prepare(recipe, journals[0])
         yield journals[0]
     except BaseException as error:
         if journals and journals[0].is_new:
             _remove(recipe, journals)
         elif journals:
-            error.add_note(f"the same command goes on from {journals[0].folder}")
+            error.add_note(f"the same command resumes from {journals[0].folder}")
         raise
     else:
         _remove(recipe, journals)
@@ -136,40 +139,35 @@ def staged(recipe: Recipe) -> Iterator[Journal]:
                 path.rmdir()
 
 
-def _claimed(output: Output, plan: str, made: list[Path]) -> Journal:
-    """The journal of an output's staging directory, locked.
-
-    A run that ends removes its directory, which others may be about to lock.
-    """
-    for _ in range(_TRIES):
-        _make_folders(output, made)
-        with suppress(FileNotFoundError):
-            return Journal(output.staging, plan)
-    _make_folders(output, made)
-    return Journal(output.staging, plan)
-
-
-def _make_folders(output: Output, made: list[Path]) -> None:
-    """Make the directory of the files, and the one they are made in; adds those that are new."""
+def _claim(output: Output, recipe: str, made: list[Path]) -> Journal:
+    """Make an output's directories, and lock the one it is made in; adds new ones to ``made``."""
     staging = output.staging
-    if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
-        raise UsageError(
-            "is in the way of the output", where=staging, remedy="move it, or pass another -o"
-        )
-    for wanted in (output.finals[0].parent, staging):
-        new = [p for p in (wanted, *wanted.parents) if not p.exists()]
-        made += new
-        wanted.mkdir(parents=True, exist_ok=True)
-        for path in {wanted, *new}:
-            sync_folder(path.parent)
+    for left in reversed(range(_TRIES)):
+        if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+            raise UsageError(
+                "is in the way of the output", where=staging, remedy="move it, or pass another -o"
+            )
+        for wanted in (output.finals[0].parent, staging):
+            new = [p for p in (wanted, *wanted.parents) if not p.exists()]
+            made += new
+            wanted.mkdir(parents=True, exist_ok=True)
+            for path in {wanted, *new}:
+                sync_folder(path.parent)
+        try:
+            return Journal(staging, recipe)
+        except FileNotFoundError:
+            # A run that ends removes its directory, which this one was about to lock.
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _prepare(recipe: Recipe, lead: Journal) -> None:
     """Create the files, full size and with headers, or keep those that are there."""
-    files = [(output, file) for output in recipe.outputs for file in output.files]
     if lead.complete:
         _check_complete(recipe)
         return
+    files = [(output, file) for output in recipe.outputs for file in output.files]
     with _writing(recipe.outputs[0]):
         # No file may be on the disk without the journal that says whose it is.
         sync_folder(lead.folder)
@@ -181,23 +179,27 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
         with _writing(output):
             for file in output.files if not lead.done else ():
                 create(output.staged(file.path), file.image.size_bytes, file.image.segments)
-            _write_index(output)
+            if output.index is not None:
+                path, data = output.index
+                create(output.staged(path), len(data), [(0, data)])
             sync_folder(output.staging)
 
 
 def _check_complete(recipe: Recipe) -> None:
-    """Refuse to give names to files that somebody has taken away since they were complete."""
+    """Refuse to publish files that somebody has removed since they were complete."""
     for output in recipe.outputs:
         lost = [p for p in output.finals if not p.exists() and not output.staged(p).exists()]
         if lost:
             staging = recipe.outputs[0].staging
             raise StorageError(
-                "was complete, and is gone", where=lost[0], remedy=f"rm -r '{staging}', run again"
+                "was finished, and is missing now",
+                where=lost[0],
+                remedy=f"rm -r '{staging}', and run again",
             )
 
 
 def _check_space(recipe: Recipe) -> None:
-    """Refuse to begin what the disks have no room for; what is there already counts.
+    """Refuse outputs that the disks have no room for; what is there already counts.
 
     Raises:
         StorageError: a file system has less free space than its outputs need.
@@ -217,13 +219,6 @@ def _check_space(recipe: Recipe) -> None:
                 where=output.path,
                 remedy="free space there, or pass another -o",
             )
-
-
-def _write_index(output: Output) -> None:
-    """Write the index of shards, where there are some."""
-    if output.index is not None:
-        path, data = output.index
-        create(output.staged(path), len(data), [(0, data)])
 
 
 def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
@@ -268,11 +263,12 @@ def _writing(output: Output) -> Iterator[None]:
         raise StorageError.wrap(error, output.path, "write") from error
 
 
-def make_durable(output: Output) -> None:
-    """Flush all that is to get a name."""
-    with _writing(output):
-        for path in output.finals:
-            sync(output.staged(path))
+def make_durable(recipe: Recipe) -> None:
+    """Flush all files that are to get a name."""
+    for output in recipe.outputs:
+        with _writing(output):
+            for path in output.finals:
+                sync(output.staged(path))
 
 
 def publish(output: Output) -> None:

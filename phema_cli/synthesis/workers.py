@@ -3,6 +3,9 @@
 A worker takes the next run of tiles, reads a tile's elements of every source into its buffers, and
 writes their averages to every output. What a tile's bytes are depends on the recipe alone, so
 neither workers nor their order show in the outputs.
+
+Infinities and NaN in some of the sources are refused. Masks have infinities: one that all sources
+share does no harm and comes out as it is.
 """
 
 from __future__ import annotations
@@ -10,21 +13,21 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
 from phema_cli.synthesis.averaging import Averager
-from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
+from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.segments import Segment, segments
-from phema_cli.synthesis.staging import Checks, Notes
-from phema_cli.synthesis.tensors import averaged_kinds
+from phema_cli.synthesis.staging import Checks, Recorder
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tiles import Run, Segment, runs
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.processes import most_open_files
 
@@ -35,48 +38,25 @@ if TYPE_CHECKING:
 _RUN_TILES = 16
 #: bytes of a tile that is copied.
 _COPY_BYTES = 1 << 20
+#: places of values that are not finite which an error names.
+_SHOWN = 3
+_SINGLE_BYTES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A range of a segment's elements, the same on every rank and in every run of a recipe."""
-
-    number: int
-    segment: Segment
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What part of the work is to be done here.
-
-    Attributes:
-        rank: which share it is.
-        ranks: how many shares there are, of as many bytes each.
-        done: runs that need not be done.
-    """
-
-    rank: int = 0
-    ranks: int = 1
-    done: frozenset[int] = frozenset()
+class _NonFiniteError(InputError):
+    """A source holds infinities or NaN where others don't."""
 
 
 def fill(
-    recipe: Recipe,
-    progress: Progress,
-    notes: Notes,
-    *,
-    share: Share,
-    processes: bool = False,
+    recipe: Recipe, progress: Progress, *, done: Set[int], ranks: Ranks, processes: bool
 ) -> list[Checks]:
-    """Let workers take runs until none is left or one has failed.
+    """Let workers take this rank's runs until none is left or one has failed.
 
     Args:
         recipe: what to do; its outputs are staged.
         progress: called with a number of bytes read and written, from this thread.
-        notes: told of runs that are written.
-        share: which runs.
+        done: numbers of the runs that an earlier process has done.
+        ranks: the processes that share the work.
         processes: whether workers are forked processes, which don't wait for one another as
             threads wait for the interpreter. Not where other threads of the program hold locks.
 
@@ -84,33 +64,27 @@ def fill(
         Checksums of what was written, by output.
 
     Raises:
-        NonFiniteError: a source holds values that are not finite.
-        InputError: a source is shorter than its header says, or an average is too large.
+        InputError: a source is shorter than its header says or holds values that are not finite,
+            or an average is too large.
         StorageError: the operating system failed to read or write, or ended a worker.
     """
     import torch
 
-    work = _Work(recipe, _dealt(recipe, share))
-
-    def finished(numbers: Sequence[int]) -> None:
-        runs = [work.runs[i] for i in numbers]
-        written = sum(r.segment.plan.out_dtype.size_bytes(r.stop - r.start) for r in runs)
-        notes([r.number for r in runs], written * len(recipe.outputs))
-
-    run = forked if processes and recipe.jobs > 1 and _can_fork(recipe) else threaded
+    own = _share(recipe, done, ranks)
+    recorder = Recorder(recipe, ranks.rank, own)
+    # What fsspec runs for remote files does not come along into a forked process.
+    remote = any(is_remote(path) for path in recipe.inputs)
+    run = forked if processes and recipe.jobs > 1 and not remote else threaded
     threads = torch.get_num_threads()
     # The workers are the parallelism: torch's own threads on top of them cost time.
     torch.set_num_threads(1)
     try:
-        found = run(work, len(work.runs), recipe.jobs, progress, finished)
+        parts = run(partial(_work, recipe, own), len(own), recipe.jobs, progress, recorder.finished)
+    except _NonFiniteError as error:
+        raise count_nonfinite(recipe) from error
     finally:
         torch.set_num_threads(threads)
-    return merged(recipe, found)
-
-
-def _can_fork(recipe: Recipe) -> bool:
-    """Whether all that workers use comes along into a forked process: what fsspec runs does not."""
-    return not any(is_remote(path) for path in recipe.inputs)
+    return merged(recipe, parts)
 
 
 def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
@@ -118,109 +92,42 @@ def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
     whole: list[Checks] = [{} for _ in recipe.outputs]
     for part in parts:
         for own, more in zip(whole, part, strict=True):
-            for name, found in more.items():
-                own.setdefault(name, {}).update(found)
+            for name, checks in more.items():
+                own.setdefault(name, {}).update(checks)
     return whole
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What all workers share."""
-
-    recipe: Recipe
-    runs: list[_Run]
-
-    def __call__(self, pool: Pool) -> list[Checks]:
-        """One worker: take runs until none is left; the checksums of what it wrote, by output."""
-        open_files = max(4, (most_open_files() - 64) // (2 * self.recipe.jobs))
-        with (
-            FileReader(open_files) as reader,
-            OpenFiles(open_files, os.O_WRONLY) as writer,
-        ):
-            worker = _Worker(self.recipe, reader, writer)
-            for number in iter(pool.take, len(self.runs)):
-                for done in worker.do(self.runs[number]):
-                    pool.report(done)
-                    if pool.stopped():
-                        return worker.checks
-                pool.finish(number)
-        return worker.checks
-
-
-def _runs(recipe: Recipe) -> Iterator[_Run]:
-    """All work, in the order of the outputs' data."""
-    size = recipe.tile_elements * _RUN_TILES
-    numbers = itertools.count()
-    for segment in segments(recipe):
-        for start in range(0, segment.elements, size):
-            stop = min(start + size, segment.elements)
-            yield _Run(next(numbers), segment, start, stop)
-
-
-def _dealt(recipe: Recipe, share: Share) -> list[_Run]:
-    """The rank's share: runs that follow on one another, so that most files have one writer."""
-    runs = [run for run in _runs(recipe) if run.number not in share.done]
+def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
+    """The rank's share of the bytes: neighbouring runs, so that most files have one writer."""
+    left = [r for r in runs(recipe, recipe.tile_elements * _RUN_TILES) if r.number not in done]
     sizes = [
         (run.stop - run.start)
-        * (len(recipe.sources) * plan.dtype.bits + len(recipe.outputs) * plan.out_dtype.bits)
-        for run in runs
-        for plan in (run.segment.plan,)
+        * (len(recipe.sources) * kind.dtype.bits + len(recipe.outputs) * kind.out.bits)
+        for run in left
+        for kind in (run.segment.plan.kind,)
     ]
     total, ends = sum(sizes), itertools.accumulate(sizes)
     # By the middle of each: a number that is the same on every rank.
     middles = [2 * end - size for end, size in zip(ends, sizes, strict=True)]
     return [
         run
-        for run, middle in zip(runs, middles, strict=True)
-        if middle * share.ranks // (2 * total or 1) == share.rank
+        for run, middle in zip(left, middles, strict=True)
+        if middle * ranks.size // (2 * total or 1) == ranks.rank
     ]
 
 
-class Tiles:
-    """A recipe's tiles, read one after the other into the same buffers.
-
-    Args:
-        recipe: what is read.
-        reader: what reads it.
-
-    Attributes:
-        used: the sources that weigh, newest first: differences are taken from the newest.
-    """
-
-    def __init__(self, recipe: Recipe, reader: FileReader) -> None:
-        self._reader = reader
-        self.used = [i for i in range(len(recipe.sources)) if recipe.weights[i].any()][::-1]
-        self._averager = Averager(
-            averaged_kinds(recipe.tensors),
-            recipe.weights[self.used],
-            recipe.sums,
-            recipe.tile_elements,
-        )
-
-    @property
-    def sound(self) -> bool:
-        """Whether the last averages, and what they were made of, are surely finite."""
-        return self._averager.sound
-
-    def averages(self, segment: Segment, start: int, count: int) -> list[memoryview]:
-        """The bytes of each target's average of these elements; the next call overwrites them."""
-        self._read(segment, start, count)
-        return self._averager.averages(segment.plan.kind, count)
-
-    def values(self, segment: Segment, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the sources hold (n, count), and the last averages (k, count), as numbers."""
-        self._read(segment, start, count)
-        return self._averager.values(segment.plan.kind, count)
-
-    def _read(self, segment: Segment, start: int, count: int) -> None:
-        """Read these elements of every source that weighs."""
-        extents = [segment.sources[source] for source in self.used]
-        rows = self._averager.rows(segment.plan.kind, count)
-        if segment.plan.stored:
-            wanted = zip(extents, rows, strict=True)
-            self._reader.read_many([(extent, start, row) for extent, row in wanted])
-        else:
-            self._reader.read_rows(extents, start, rows)
+def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> list[Checks]:
+    """One worker: take runs until none is left; the checksums of what it wrote, by output."""
+    open_files = max(4, (most_open_files() - 64) // (2 * recipe.jobs))
+    with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
+        worker = _Worker(recipe, reader, writer)
+        for number in iter(pool.take, len(own)):
+            for done in worker.tiles(own[number]):
+                pool.report(done)
+                if pool.stopped():
+                    return worker.checks
+            pool.finish(number)
+    return worker.checks
 
 
 class _Worker:
@@ -234,24 +141,34 @@ class _Worker:
         self._recipe = recipe
         self._reader = reader
         self._writer = writer
-        self._tiles = Tiles(recipe, reader)
+        self._used = recipe.used
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self._used],
+            recipe.sums,
+            recipe.tile_elements,
+        )
         self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
-    def do(self, run: _Run) -> Iterator[int]:
+    def tiles(self, run: Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
         plan = run.segment.plan
         # Multiples of 8: elements of less than a byte begin at whole bytes too.
-        copied = _COPY_BYTES // plan.dtype.bits * 8
+        copied = _COPY_BYTES // plan.kind.dtype.bits * 8
         size = self._recipe.tile_elements if plan.average else copied
+        treat = self._average if plan.average else self._copy
         for start in range(run.start, run.stop, size):
-            count = min(size, run.stop - start)
-            treat = self._average if plan.average else self._copy
-            yield treat(run.segment, start, count)
-        self._start_flush(run)
+            yield treat(run.segment, start, min(size, run.stop - start))
+        # The run's bytes go to the disk while others are made: all are flushed at the end.
+        start = plan.kind.out.size_bytes(run.start)
+        length = plan.kind.out.size_bytes(run.stop) - start
+        for place in run.segment.places:
+            with suppress(OSError):
+                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
 
     def _copy(self, segment: Segment, start: int, count: int) -> int:
         """Take elements from each target's base source as they are."""
-        dtype = segment.plan.dtype
+        dtype = segment.plan.kind.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
         targets = range(len(self._recipe.outputs))
         for target in targets:
@@ -262,28 +179,18 @@ class _Worker:
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
-        plan = segment.plan
-        for k, data in enumerate(self._tiles.averages(segment, start, count)):
-            self._write(k, segment, plan.out_dtype.size_bytes(start), data)
-        if not (self._tiles.sound or self._recipe.request.allow_nonfinite):
-            self._look_into(segment, start, count)
-        read = plan.read_bytes(count, len(self._tiles.used))
-        return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)
-
-    def _look_into(self, segment: Segment, start: int, count: int) -> None:
-        """See what is not finite in a tile."""
-        stored, made = self._tiles.values(segment, start, count)
-        for plan, low, high, _ in segment.parts(start, start + count):
-            refuse(plan, stored[:, low:high], made[:, low:high])
-
-    def _start_flush(self, run: _Run) -> None:
-        """Have the run's bytes go to the disk while others are made: all are flushed at the end."""
-        dtype = run.segment.plan.out_dtype
-        start = dtype.size_bytes(run.start)
-        for place in run.segment.places:
-            length = dtype.size_bytes(run.stop) - start
-            with suppress(OSError):
-                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
+        kind, averager = segment.plan.kind, self._averager
+        rows = averager.rows(kind, count)
+        segment.read(self._reader, self._used, start, rows)
+        for target, data in enumerate(averager.averages(kind, count)):
+            self._write(target, segment, kind.out.size_bytes(start), data)
+        if not (averager.finite or self._recipe.request.allow_nonfinite):
+            # What was read may have been overwritten.
+            segment.read(self._reader, self._used, start, rows)
+            stored, made = averager.values(kind, count)
+            for tensor, low, high, _ in segment.parts(start, start + count):
+                _refuse(tensor, stored[:, low:high], made[:, low:high])
+        return sum(map(len, rows)) + kind.out.size_bytes(count) * len(self._recipe.outputs)
 
     def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
@@ -295,3 +202,78 @@ class _Worker:
             write_at(self._writer.descriptor(place.path), data, place.offset + start)
         except OSError as error:
             raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
+
+
+def _nonfinite(stored: torch.Tensor) -> torch.Tensor:
+    """Where sources (n, elements) are not finite and differ: (n, elements) of bool."""
+    values = _wide(stored)
+    alike = (values == values[0]).all(dim=0)
+    return ~(values.isfinite() | alike)
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """The values, or those of 8 and 16 bits as float32: torch can't compare all narrow types."""
+    return values.float() if values.element_size() < _SINGLE_BYTES else values
+
+
+def _refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
+    """Refuse a part of a tensor whose averages may not be finite, if something is wrong.
+
+    Args:
+        plan: the tensor.
+        stored: (n, elements) what the sources hold.
+        made: (k, elements) the averages.
+
+    Raises:
+        _NonFiniteError: some source is not finite.
+        InputError: all are, and an average is too large for the type that it is written in.
+    """
+    if bool(_nonfinite(stored).any()):
+        raise _NonFiniteError(f"tensor {plan.name} holds values that are not finite")
+    finite = _wide(stored).isfinite().all(dim=0)
+    if not bool(_wide(made).isfinite()[:, finite].all()):
+        raise InputError(
+            f"tensor {plan.name}: an average is too large for {plan.kind.out.label}",
+            remedy="pass --dtype float32, or leave the tensor out with --copy",
+        )
+
+
+def count_nonfinite(recipe: Recipe) -> InputError:
+    """The error that says how many values are not finite, in which tensors of which files.
+
+    It reads all sources once more, in the order of the outputs.
+    """
+    counts: list[tuple[int, str, str]] = []
+    with FileReader() as reader:
+        for plan in recipe.tensors:
+            if plan.average:
+                by_source = zip(_count(recipe, plan, reader), recipe.sources, strict=True)
+                counts += [(n, plan.name, source.name) for n, source in by_source if n]
+    total = sum(n for n, _, _ in counts)
+    shown = ", ".join(f"{n:,} in tensor {name} of {source}" for n, name, source in counts[:_SHOWN])
+    more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
+    return InputError(
+        f"{total:,} values are not finite: {shown}{more}",
+        remedy="leave out the file with --exclude, copy the tensor with --copy, or "
+        "pass --allow-nonfinite",
+    )
+
+
+def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int]:
+    """How many elements of a tensor are not finite and differ, by source."""
+    import torch
+
+    size = recipe.tile_elements // 8 * 8 or plan.elements
+    extents = [recipe.extent(i, plan.name) for i in range(len(recipe.sources))]
+    labels = [e.dtype.label for e in extents]
+    wide = torch.float64 if "float64" in labels else torch.float32
+    counts = torch.zeros(len(extents), dtype=torch.int64)
+    for start in range(0, plan.elements, size):
+        count = min(size, plan.elements - start)
+        held = torch.empty(len(extents), count, dtype=wide)
+        for extent, label, row in zip(extents, labels, held, strict=True):
+            stored = torch.empty(count, dtype=getattr(torch, label))
+            reader.read_elements(extent, start, stored.view(torch.uint8).numpy().data)
+            row.copy_(stored)
+        counts += _nonfinite(held).sum(dim=1)
+    return counts.tolist()

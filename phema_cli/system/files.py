@@ -123,19 +123,6 @@ def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
             stream.write(data)
 
 
-def append(descriptor: int, line: bytes) -> None:
-    """Write all of a line and flush it."""
-    while line:
-        line = line[os.write(descriptor, line) :]
-    os.fsync(descriptor)
-
-
-def unlock(descriptor: int) -> None:
-    """Close a locked file, whose bytes have been flushed."""
-    with suppress(OSError):
-        os.close(descriptor)
-
-
 def sync_folder(path: Path) -> None:
     """Flush a directory, if the file system can and the user may open it."""
     try:

@@ -6,33 +6,37 @@ depended on the other targets of the call: its averages may differ by one unit i
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import CheckFailedError, InputError
+from phema_cli.errors import CheckFailedError, InputError, StorageError
 from phema_cli.formats.reader import FileReader
+from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.segments import Segment, segments
-from phema_cli.synthesis.workers import Tiles
-from phema_cli.verify.headers import check_checksums, check_headers
+from phema_cli.synthesis.tensors import averaged_kinds
+from phema_cli.synthesis.tiles import Run, runs
 
 Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
 
-#: bytes of an output that are looked at without ``full``.
+#: bytes of an output that are checked without ``full``.
 SAMPLE_BYTES = 64 << 20
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found to be as it should.
+    """How much of an output was checked, without a difference.
 
     Attributes:
         sources: sources that the output was made of.
@@ -58,9 +62,9 @@ def verify(
 
     Args:
         recipe: as :func:`phema_cli.verify.recipe.remake` gives it; its one output exists.
-        full: whether all tensors are made again, and not a random choice of tiles.
-        exact: whether averages have to be alike to the bit, and not to one unit in the last place.
-        progress: called with bytes of the output that were looked at.
+        full: whether all tensors are made again, not a random sample of tiles.
+        exact: whether averages must agree to the bit, not to one unit in the last place.
+        progress: called with bytes of the output that were checked.
 
     Raises:
         CheckFailedError: something differs; the tensor and element are named.
@@ -69,44 +73,22 @@ def verify(
     (output,) = recipe.outputs
     with FileReader() as reader:
         try:
-            check_headers(output, reader)
+            _check_headers(output, reader)
             checker = _Checker(recipe, reader, progress or (lambda _: None), exact=exact)
-            tiles = list(_tiles(recipe))
-            chosen = tiles if full else _chosen(tiles)
+            tiles = list(runs(recipe, recipe.tile_elements))
+            chosen = tiles if full else _sample(tiles)
             for tile in chosen:
                 checker.check(tile)
             if full:
-                check_checksums(output, checker.sums, reader)
+                _check_checksums(output, checker.sums, reader)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
     return Verification(len(recipe.sources), len(output.finals), checked, total)
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """A range of a segment's elements."""
-
-    segment: Segment
-    start: int
-    count: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the output."""
-        return self.segment.plan.out_dtype.size_bytes(self.count)
-
-
-def _tiles(recipe: Recipe) -> Iterator[_Range]:
-    """All ranges, in the order of the output."""
-    size = recipe.tile_elements
-    for segment in segments(recipe):
-        for start in range(0, segment.elements, size):
-            yield _Range(segment, start, min(size, segment.elements - start))
-
-
-def _chosen(tiles: list[_Range]) -> list[_Range]:
-    """Tiles at random, other ones each time."""
+def _sample(tiles: list[Run]) -> list[Run]:
+    """A random sample of tiles, another one each time."""
     left, chosen = SAMPLE_BYTES, []
     for tile in random.sample(tiles, len(tiles)):
         if left > 0:
@@ -115,22 +97,22 @@ def _chosen(tiles: list[_Range]) -> list[_Range]:
     return chosen
 
 
-def _differing(found: bytearray, wanted: Bytes, bits: int) -> Positions:
+def _differing(written: bytearray, wanted: Bytes, bits: int) -> Positions:
     """Indices of elements of so many bits that differ, ascending."""
-    places = np.flatnonzero(np.frombuffer(found, np.uint8) != np.frombuffer(wanted, np.uint8))
+    places = np.flatnonzero(np.frombuffer(written, np.uint8) != np.frombuffer(wanted, np.uint8))
     return np.unique(places * 8 // bits)
 
 
-def _apart(found: bytearray, wanted: Bytes, bits: int) -> Positions:
-    """Indices of floats of so many bits that are neither alike nor neighbours, ascending."""
+def _far_apart(written: bytearray, wanted: Bytes, bits: int) -> Positions:
+    """Indices of floats of so many bits that are neither equal nor neighbours, ascending."""
     size = bits // 8
-    one, other = (_ordinals(np.frombuffer(data, f"<i{size}")) for data in (found, wanted))
+    one, other = (_ordinals(np.frombuffer(data, f"<i{size}")) for data in (written, wanted))
     steps = one - other
     return np.flatnonzero((steps < -1) | (steps > 1))
 
 
 def _ordinals(bits: NDArray[np.signedinteger[Any]]) -> NDArray[np.int64]:
-    """Patterns of floats as integers in the order of the numbers."""
+    """Floats, given as integers of the same bits, as integers in the order of the floats."""
     wide = bits.astype(np.int64)
     least = np.int64(np.iinfo(bits.dtype).min)
     return np.where(wide < 0, least - wide, wide)
@@ -142,8 +124,8 @@ class _Checker:
     Args:
         recipe: what makes them.
         reader: what reads them, and the output.
-        progress: called with bytes of the output that were looked at.
-        exact: whether averages have to be alike to the bit.
+        progress: called with bytes of the output that were checked.
+        exact: whether averages must agree to the bit.
 
     Attributes:
         sums: CRC-32 of tensors that were checked from their first to their last element.
@@ -156,52 +138,55 @@ class _Checker:
         (self._output,) = recipe.outputs
         self._reader = reader
         self._progress = progress
-        self._tiles = Tiles(recipe, reader)
+        self._used = recipe.used
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self._used],
+            recipe.sums,
+            recipe.tile_elements,
+        )
         self._exact = exact
         self.sums: dict[str, int] = {}
 
-    def check(self, tile: _Range) -> None:
-        """Compare a range with what its sources make.
+    def check(self, tile: Run) -> None:
+        """Compare a tile with what its sources make.
 
         Raises:
             CheckFailedError: an element differs.
         """
         plan = tile.segment.plan
-        found = self._written(tile)
+        file = self._output.files[self._output.homes[plan.name]]
+        offset = tile.segment.places[0].offset + plan.kind.out.size_bytes(tile.start)
+        written = bytearray(tile.size_bytes)
+        self._reader.read_bytes(file.path, offset, memoryview(written))
         before = self.sums.get(plan.name, 0) if tile.start else 0
-        self.sums[plan.name] = zlib.crc32(found, before)
-        wanted = self._averaged(tile) if plan.average else self._copied(tile)
-        if found != wanted:
-            compare = _apart if plan.average and not self._exact else _differing
-            places = compare(found, wanted, plan.out_dtype.bits)
+        self.sums[plan.name] = zlib.crc32(written, before)
+        wanted = self._wanted(tile)
+        if written != wanted:
+            compare = _far_apart if plan.average and not self._exact else _differing
+            places = compare(written, wanted, plan.kind.out.bits)
             if len(places):
                 self._refuse(tile, int(places[0]))
         self._progress(tile.size_bytes)
 
-    def _averaged(self, tile: _Range) -> Bytes:
-        """The averages of a range."""
-        return self._tiles.averages(tile.segment, tile.start, tile.count)[0]
-
-    def _copied(self, tile: _Range) -> Bytes:
-        """The values of a range that is copied."""
+    def _wanted(self, tile: Run) -> Bytes:
+        """What the sources make of a tile."""
+        segment, plan = tile.segment, tile.segment.plan
+        if plan.average:
+            count = tile.stop - tile.start
+            rows = self._averager.rows(plan.kind, count)
+            segment.read(self._reader, self._used, tile.start, rows)
+            return self._averager.averages(plan.kind, count)[0]
         wanted = bytearray(tile.size_bytes)
-        giver = self._recipe.giver(0, tile.segment.plan.name)
-        self._reader.read_elements(tile.segment.sources[giver], tile.start, memoryview(wanted))
+        giver = self._recipe.giver(0, plan.name)
+        self._reader.read_elements(segment.sources[giver], tile.start, memoryview(wanted))
         return wanted
 
-    def _written(self, tile: _Range) -> bytearray:
-        """What the output holds."""
-        found = bytearray(tile.size_bytes)
-        file = self._output.files[self._output.homes[tile.segment.plan.name]]
-        at = tile.segment.places[0].offset + tile.segment.plan.out_dtype.size_bytes(tile.start)
-        self._reader.read_bytes(file.path, at, memoryview(found))
-        return found
-
-    def _refuse(self, tile: _Range, element: int) -> None:
+    def _refuse(self, tile: Run, element: int) -> None:
         """Say which tensor and element differ."""
         plan, low, _, first = next(
             part
-            for part in tile.segment.parts(tile.start, tile.start + tile.count)
+            for part in tile.segment.parts(tile.start, tile.stop)
             if part[1] <= element < part[2]
         )
         raise CheckFailedError(
@@ -209,3 +194,76 @@ class _Checker:
             f"first in element {first + element - low:,}",
             where=self._output.path,
         )
+
+
+def _check_headers(output: Output, reader: FileReader) -> None:
+    """Compare all bytes of the files except those of tensors and of their checksums.
+
+    Raises:
+        CheckFailedError: a file is missing, too many, of another size, or has other bytes.
+    """
+    try:
+        for file in output.files:
+            _check_file(file, reader)
+        if output.index is not None:
+            _check_index(*output.index)
+        stale = output.stale()
+    except OSError as error:
+        raise StorageError.wrap(error, output.path, "read") from error
+    if stale:
+        raise CheckFailedError("does not belong to this output", where=stale[0])
+
+
+def _check_file(file: OutputFile, reader: FileReader) -> None:
+    """Compare a file's size and its header."""
+    size = file.path.stat().st_size if file.path.exists() else 0
+    if size != file.image.size_bytes:
+        raise CheckFailedError(
+            f"has {size:,} bytes instead of {file.image.size_bytes:,}", where=file.path
+        )
+    places = itertools.chain(*file.image.checksums.values())
+    checksums = {place + i for place in places for i in range(_CRC_BYTES)}
+    for offset, data in file.image.segments:
+        written = bytearray(len(data))
+        reader.read_bytes(file.path, offset, memoryview(written))
+        if written != data:
+            _refuse_bytes(file.path, offset, written, data, checksums)
+
+
+def _check_index(path: Path, wanted: bytes) -> None:
+    """Compare the index of shards."""
+    written = path.read_bytes() if path.exists() else b""
+    if len(written) != len(wanted):
+        raise CheckFailedError(f"has {len(written):,} bytes instead of {len(wanted):,}", where=path)
+    _refuse_bytes(path, 0, written, wanted, set())
+
+
+def _refuse_bytes(
+    path: Path, offset: int, written: bytes | bytearray, wanted: bytes, checksums: set[int]
+) -> None:
+    """Refuse bytes that differ, except where checksums are."""
+    for i, (a, b) in enumerate(zip(written, wanted, strict=True)):
+        if a != b and offset + i not in checksums:
+            raise CheckFailedError(
+                f"byte {offset + i:,}, which belongs to no tensor, differs", where=path
+            )
+
+
+def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
+    """Compare each CRC-32 that the files hold with that of the tensor's bytes.
+
+    Args:
+        output: what is there.
+        sums: CRC-32 by name of the tensor.
+        reader: what reads it.
+
+    Raises:
+        CheckFailedError: one differs.
+    """
+    for file in output.files:
+        for name, places in file.image.checksums.items():
+            for place in places:
+                written = bytearray(_CRC_BYTES)
+                reader.read_bytes(file.path, place, memoryview(written))
+                if written != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
+                    raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)

@@ -34,10 +34,10 @@ _SOURCE_ENTRIES = ("name", "average", "gamma", "step", "time", "size_bytes", "we
 
 
 def provenance_of(out: Checkpoint) -> dict[str, Any]:
-    """What an output records of how it was made, complete.
+    """What an output records of how it was made.
 
     Raises:
-        CheckFailedError: nothing, or nothing that phema writes.
+        CheckFailedError: there is no record, or phema does not write such a one.
     """
     try:
         record = json.loads(out.metadata[PROVENANCE_KEY])
@@ -45,10 +45,10 @@ def provenance_of(out: Checkpoint) -> dict[str, Any]:
         whole = is_whole(record)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckFailedError(
-            "records no provenance that phema wrote", where=out.path, remedy="synthesize it again"
+            "has no provenance that phema wrote", where=out.path, remedy="synthesize it again"
         ) from error
     if schema != SCHEMA:
-        raise CheckFailedError("records a provenance of another schema", where=out.path)
+        raise CheckFailedError("has a provenance of another schema", where=out.path)
     if not whole:
         raise CheckFailedError("its provenance was changed after it was written", where=out.path)
     flaw = _flaw(record)
@@ -58,7 +58,7 @@ def provenance_of(out: Checkpoint) -> dict[str, Any]:
 
 
 def is_exact(record: dict[str, Any]) -> bool:
-    """Whether sources make the output's averages to the bit.
+    """Whether the sources give the output's averages to the bit.
 
     What version 0.1 made of values of 16 bits depended on the other targets of the call. It alone
     recorded a device.
@@ -67,7 +67,7 @@ def is_exact(record: dict[str, Any]) -> bool:
 
 
 def _flaw(record: dict[str, Any]) -> str | None:
-    """What is missing in a record, or is not what phema writes there."""
+    """What is wrong with a record, None if nothing is."""
     missing = next((name for name in _ENTRIES if name not in record), None)
     if missing is not None:
         return f"lacks its {missing}"
@@ -86,7 +86,7 @@ def _flaw(record: dict[str, Any]) -> str | None:
 
 
 def _source_flaw(entry: object) -> str | None:
-    """What is wrong with the record of a source."""
+    """What is wrong with the record of a source, None if nothing is."""
     if not isinstance(entry, dict):
         return "has a source that phema does not write"
     missing = next((name for name in _SOURCE_ENTRIES if name not in entry), None)
@@ -95,14 +95,14 @@ def _source_flaw(entry: object) -> str | None:
     if not isinstance(entry["name"], str):
         return "has a source that phema does not write"
     if not _is_number(entry["weight"]):
-        return "has a weight that is no number"
+        return "has a weight that is not a number"
     return None
 
 
 def _is_number(value: object) -> bool:
     """Whether it is a number that a step or a weight can be."""
-    found = real(value)
-    return found is not None and abs(found) <= MOST_EXACT
+    number = real(value)
+    return number is not None and abs(number) <= MOST_EXACT
 
 
 def _are_globs(listed: list[Any]) -> bool:
@@ -181,9 +181,9 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
     now = [source_entry(s) for s in snapshots]
     # Snapshots of several directories may have one name.
     by_name: dict[object, list[int]] = {}
-    for i, known in enumerate(now):
-        by_name.setdefault(known["name"], []).append(i)
-    taken: set[int] = set()
+    for i, source in enumerate(now):
+        by_name.setdefault(source["name"], []).append(i)
+    used: set[int] = set()
     for entry in record["sources"]:
         named = by_name.get(entry["name"], [])
         if not named:
@@ -200,15 +200,15 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
                 f"not {now[named[0]][str(changed)]}",
                 where=out.path,
             )
-        if place in taken:
-            raise CheckFailedError(f"records its source {entry['name']} twice", where=out.path)
-        taken.add(place)
+        if place in used:
+            raise CheckFailedError(f"lists its source {entry['name']} twice", where=out.path)
+        used.add(place)
         weights[place] = entry["weight"]
     return weights
 
 
 def _change(entry: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """What a source has that is not as it was recorded."""
+    """The first entry of a source that is not as it was recorded."""
     return next((name for name, value in now.items() if entry[name] != value), None)
 
 
@@ -216,8 +216,8 @@ def _stored_as(out: Checkpoint, snapshots: Sequence[Snapshot], copy: Sequence[st
     """The type that averaged tensors were converted to, None where it is the newest snapshot's."""
     newest = reference(snapshots).checkpoint.tensors
     names = [n for n in averaged(snapshots, copy) if n in out.tensors]
-    found = [out.tensors[n].dtype for n in names]
-    return next((d for n, d in zip(names, found, strict=True) if d != newest[n].dtype), None)
+    types = ((n, out.tensors[n].dtype) for n in names)
+    return next((dtype for n, dtype in types if dtype != newest[n].dtype), None)
 
 
 def _shard_bytes(out: Checkpoint) -> int | None:

@@ -377,7 +377,7 @@ def test_signals_leave_no_output(tmp_path, sent, code, message):
     assert message in err
     assert b"Traceback" not in err
     left = [p.suffix for p in (tmp_path / "out").glob("*")]
-    assert left == [".partial"] * (b"the same command goes on" in err)
+    assert left == [".partial"] * (b"the same command resumes" in err)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
 from phema_cli.synthesis import Request, make_recipe
-from phema_cli.synthesis.segments import segments
+from phema_cli.synthesis.tiles import segments
 from tests.builders import execute
 
 

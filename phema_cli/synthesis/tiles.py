@@ -1,12 +1,14 @@
-"""Segments: runs of elements that lie one after the other in every source and every output."""
+"""What is read and written together: segments of tensors, and runs of tiles in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.formats.base import Extent
+from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tensors import TensorPlan
 
@@ -45,6 +47,17 @@ class Segment:
     sources: Mapping[int, Extent]
     places: tuple[Place, ...]
 
+    def read(
+        self, reader: FileReader, sources: Sequence[int], start: int, rows: Sequence[memoryview]
+    ) -> None:
+        """Fill a row for each of these sources with its elements from ``start`` on."""
+        extents = [self.sources[source] for source in sources]
+        if self.plan.kind.stored:
+            wanted = zip(extents, rows, strict=True)
+            reader.read_many([(extent, start, row) for extent, row in wanted])
+        else:
+            reader.read_rows(extents, start, rows)
+
     def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
         """Tensors in a range of elements: where they begin and end in it, and their first there."""
         begin = 0
@@ -55,16 +68,58 @@ class Segment:
             begin += plan.elements
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A range of a segment's elements, the same on every rank and in every run of a recipe.
+
+    Attributes:
+        number: its place among all of them.
+        segment: the segment.
+        start: index of its first element.
+        stop: index behind its last one.
+    """
+
+    number: int
+    segment: Segment
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in an output."""
+        return self.segment.plan.kind.out.size_bytes(self.stop - self.start)
+
+
+def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
+    """All elements of a recipe, at most so many at a time, in the order of the outputs."""
+    numbers = itertools.count()
+    for segment in segments(recipe):
+        for start in range(0, segment.elements, elements):
+            stop = min(start + elements, segment.elements)
+            yield Run(next(numbers), segment, start, stop)
+
+
 def segments(recipe: Recipe) -> Iterator[Segment]:
-    """All elements of a recipe, in the order in which they lie in the outputs."""
-    run: list[TensorPlan] = []
+    """All tensors of a recipe, in the order in which they lie in the outputs."""
+    neighbours: list[list[TensorPlan]] = []
     for plan in recipe.tensors:
-        if run and not _continues(recipe, run[-1], plan):
-            yield _segment(recipe, run)
-            run = []
-        run.append(plan)
-    if run:
-        yield _segment(recipe, run)
+        if neighbours and _continues(recipe, neighbours[-1][-1], plan):
+            neighbours[-1].append(plan)
+        else:
+            neighbours.append([plan])
+    for plans in neighbours:
+        first = plans[0]
+        elements = sum(plan.elements for plan in plans)
+        extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
+        if len(plans) > 1:
+            extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
+        places = []
+        for output in recipe.outputs:
+            file = output.files[output.homes[first.name]]
+            checksum = first.name if first.name in file.image.checksums else None
+            offset = file.image.offsets[first.name]
+            places.append(Place(output.staged(file.path), offset, checksum))
+        yield Segment(first, tuple(plans), elements, extents, tuple(places))
 
 
 def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
@@ -78,7 +133,7 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
         image = output.files[output.homes[plan.name]].image
         if output.homes[before.name] != output.homes[plan.name] or image.checksums:
             return False
-        end = image.offsets[before.name] + before.out_dtype.size_bytes(before.elements)
+        end = image.offsets[before.name] + before.kind.out.size_bytes(before.elements)
         if image.offsets[plan.name] != end:
             return False
     return all(
@@ -88,7 +143,7 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
 
 
 def _read(recipe: Recipe, plan: TensorPlan) -> list[int]:
-    """The sources that a tensor is read of; whatever is averaged lies in all of them."""
+    """The sources that a tensor is read from: all where it is averaged, which all of them have."""
     if plan.average:
         return list(range(len(recipe.sources)))
     return sorted({recipe.giver(target, plan.name) for target in range(len(recipe.outputs))})
@@ -103,18 +158,3 @@ def _follows(first: Extent, second: Extent) -> bool:
         and not (first.pieces or second.pieces)
         and first.elements * first.dtype.bits % 8 == 0
     )
-
-
-def _segment(recipe: Recipe, run: list[TensorPlan]) -> Segment:
-    """Tensors that follow on one another as one segment."""
-    first = run[0]
-    elements = sum(plan.elements for plan in run)
-    extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
-    places = []
-    for output in recipe.outputs:
-        file = output.files[output.homes[first.name]]
-        checksum = first.name if first.name in file.image.checksums else None
-        places.append(Place(output.staged(file.path), file.image.offsets[first.name], checksum))
-    if len(run) > 1:
-        extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
-    return Segment(first, tuple(run), elements, extents, tuple(places))

@@ -1,4 +1,4 @@
-"""Tiles: kinds of tensors, how many of their elements a worker holds, the memory that takes."""
+"""Memory: the buffers that a worker needs, and how many elements of a tensor fit into them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REMOTE_TILE = 2 << 20
 _PLACE_BYTES = 5 * 8 + 8
 #: the most sources of a sum that is made in one go.
 _MOST_DIRECT = 256
-#: what is lost of a weight in two parts of a type, relative to it or to 1.
+#: error of a weight that is stored as two numbers of a type, relative to it or to 1.
 _PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
 #: bytes of a number in float32 and float64.
 _SINGLE, _DOUBLE = 4, 8
@@ -84,41 +84,31 @@ class Buffers:
         raw: bytes of stored values and of averages, for each element of a tile.
         group: sources whose differences are held.
         block: elements of differences and of sums.
-        targets: sums.
-        compute: bytes of an element of a sum: 4, or 8 for float64.
+        wide: whether sums are float64, not float32.
+        size_bytes: bytes of all buffers.
     """
 
     width: int
     raw: int
     group: int
     block: int
-    targets: int
-    compute: int
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all of them."""
-        # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
-        return self.raw * self.width + self.compute * (
-            2 * self.group * self.block + (2 * max(self.targets, LEAST_ROWS) + 3) * self.block
-        )
+    wide: bool
+    size_bytes: int
 
 
 def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) -> Buffers:
-    """What is needed for tensors of these kinds, in tiles of at most so many elements."""
+    """The buffers for tensors of these kinds, in tiles of at most so many elements."""
     # Of types that differ one may be narrower and none wider than the one that holds them.
     stored = max((k.dtype.bits // 8 for k in kinds), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
-    wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
+    raw = sources * stored + targets * out
     width = -(-elements // WIDTH) * WIDTH
-    return Buffers(
-        width=width,
-        raw=sources * stored + targets * out,
-        group=min(sources, GROUP),
-        block=min(_BLOCK, width),
-        targets=targets,
-        compute=_DOUBLE if wide else _SINGLE,
-    )
+    group, block = min(sources, GROUP), min(_BLOCK, width)
+    wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
+    # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
+    blocks = 2 * group + 2 * max(targets, LEAST_ROWS) + 3
+    size = raw * width + (_DOUBLE if wide else _SINGLE) * blocks * block
+    return Buffers(width, raw, group, block, wide, size)
 
 
 def tile_elements(
@@ -131,7 +121,7 @@ def tile_elements(
     scattered: bool = False,
     remote: bool = False,
 ) -> tuple[int, int]:
-    """How many elements tiles have.
+    """The number of elements of a tile: as many as the memory allows, and no more than help.
 
     Args:
         kinds: kinds of all averaged tensors.
@@ -139,7 +129,7 @@ def tile_elements(
         targets: targets that are written.
         jobs: workers.
         max_memory: bytes, half of which are left to everything else.
-        scattered: whether elements don't all lie in one run: their places are held as well.
+        scattered: whether some tensor's elements lie in many places, which are held as well.
         remote: whether files are remote.
 
     Returns:
