@@ -64,7 +64,7 @@ def average(snapshot: Snapshot) -> str:
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """The summary and the table."""
-    from phema_cli.snapshots.consistency import reference
+    from phema_cli.snapshots.base import reference
 
     if not snapshots:
         return

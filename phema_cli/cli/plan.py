@@ -216,7 +216,7 @@ def _like(
     """The same by the snapshots of an earlier run."""
     from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import Config, scan
-    from phema_cli.snapshots.consistency import reference
+    from phema_cli.snapshots.base import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 

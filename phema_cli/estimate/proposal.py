@@ -11,7 +11,8 @@ from phema_cli.errors import InputError, PhemaError
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.consistency import Untagged, differences
+from phema_cli.snapshots.base import Untagged
+from phema_cli.snapshots.consistency import differences
 from phema_cli.solver.evidence import Law, law_of, propose
 
 #: key and index of an average.

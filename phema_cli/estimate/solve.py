@@ -13,7 +13,7 @@ from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import is_float, reference
+from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
     DEFAULT_METHOD,

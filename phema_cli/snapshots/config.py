@@ -14,8 +14,8 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL, Range
+from phema_cli.snapshots.base import Origin
 from phema_cli.snapshots.pattern import compile_pattern
-from phema_cli.snapshots.tags import Origin
 from phema_cli.trainers.base import real
 from phema_cli.trainers.registry import parse_law
 

@@ -17,7 +17,7 @@ from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.locations import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import reference
+from phema_cli.snapshots.base import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
