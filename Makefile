@@ -63,7 +63,7 @@ docs: $(STAMP) ## write docs/cli.md from the commands' own help, build the pages
 	$(BIN)/python -m tests.reference > docs/cli.md
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs site
 
-figures: $(STAMP) ## draw the figures of docs/method.md and docs/plot.md
+figures: $(STAMP) ## draw the figures of docs/maths.md and docs/plot.md
 	$(BIN)/python docs/toy.py
 	$(BIN)/phema demo demo --force
 	$(BIN)/phema plot --gamma 7 demo/ckpts -o docs/plot.svg --overwrite

@@ -252,34 +252,30 @@ def _row(label: str, found: Sequence[Case]) -> str:
 
 _HEADING = """# Fidelity
 
-How far synthesized averages are from the ones that were tracked directly. Written by
-`{command}`, with nothing edited by hand.
+How far synthesized averages are from averages that were tracked directly.
+`{command}` wrote this page.
 
-Small models are really trained: an MLP that learns a flow in the plane, a convolutional flow
-model on images of blobs, and a causal transformer with tied embeddings; Adam, AdamW with weight
-decay and SGD with momentum; constant, cosine, warm-up-stable-decay and rsqrt schedules; 4,096
-steps each. Snapshots of two gammas (5 and 10, and EDM2's 6.94 and 16.97) are stored in float32,
-float16 and bfloat16, 4 to 256 of each gamma. Targets are sigma_rel 0.03 to 0.25 at the last
-step. The truth is the average of the target gamma, tracked in float64 beside the others. Errors
-are RMS over all parameters, before the result is rounded to its own type.
+Small models are really trained for 4,096 steps: an MLP that learns a flow in the plane, a
+convolutional flow model on images of blobs, a causal transformer with tied embeddings; by Adam,
+AdamW with weight decay and SGD with momentum. Snapshots of two gammas (5 and 10, or EDM2's 6.94
+and 16.97), 4 to 256 of each, are stored in three types. Targets are sigma_rel 0.03 to 0.25 at the
+last step. The truth is tracked in float64. Errors are RMS over all parameters, before the result
+is rounded to its own type.
 
-Columns: geometric mean and worst case of the error of `blue` over that of `normalized` (what
-NVIDIA's code does), the geometric mean over `projection` (the paper's algorithm), the same
-against `normalized` for `blue` with `--no-sample`; then the error that `blue` foretold over the
-true one, and the share of cases in which the two are within a factor of 2 and of 3."""
+Columns: the error of `blue` over that of `normalized` (what NVIDIA's code does), geometric mean
+and worst; over `projection` (the paper's); the error of `blue` with `--no-sample` over that of
+`normalized`; the error that `blue` expected over the true one, and in how many cases the two are
+within a factor of 2 and of 3."""
 
 _PURE = """\
-The live weights of this run are bfloat16 themselves, without a float32 copy. Under a cosine
-schedule most of them stand still at the end, on values that bfloat16 and float16 store exactly,
-so that there is no rounding at all. The files don't say so: a value that stands still on the
-grid looks like one that was rounded to it. phema expects rounding, is right not to lean on
-single snapshots if there is any, and foretells too large an error. Where `normalized` does
-better here, both are below half a unit in the last place of the stored type, which the rounding
-of the result undoes. These cases are not among those above."""
+The live weights of this run are bfloat16 themselves. Under a cosine schedule most of them stand
+still at the end, on values that are stored exactly. The files don't say so, so phema expects
+rounding where there is none. Where `normalized` does better, both are below half a unit in the
+last place of the stored type. These cases are not among those above."""
 
 _RAW = """\
-No average was kept, only the weights at the snapshots. `blue` against replaying the EMA over the
-files, and against the trapezoid rule for the target's density, normalised."""
+No average was kept, only weights. `blue` against replaying the EMA over the files, and against
+the normalised trapezoid rule for the target's density."""
 
 _RAW_HEAD = (
     "| per run | cases | blue / replay | worst | blue / trapezoid | worst | expected / true |\n"
@@ -335,9 +331,9 @@ def report(found: Sequence[Case], command: str) -> str:
         _table(usual, "sigma_rel", "target sigma_rel"),
         "## Where blue loses",
         _listing(lost, "blue / normalized", "normalized"),
-        "## Where the error is foretold worst",
+        "## Where the predicted error is most wrong",
         _listing(missed, "expected / true", None),
-        "## What was foretold before the run",
+        "## What was predicted before the run",
         planning.section(usual),
     ]
     if raw:

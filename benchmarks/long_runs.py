@@ -147,16 +147,15 @@ def _bytes(make: Callable[[Sequence[torch.Tensor], Sequence[float], int], Method
 
 
 _TEXT = f"""\
-What an average loses late in a run, and what it costs not to. Weights near 1 that drift by 2e-7 or
-2e-8 a step, with noise of 1e-6, take {STEPS:,} steps from the step named on (gamma 5); *lost* is
-the share of the average's movement that is missing, in percent, and below 0 it moved too far. A
-trained flow model takes {STEPS // 4:,} steps of AdamW at a learning rate of 3e-6 from step
-{_TRAINED_AT:,} on; its error is RMS over the RMS movement of its average, in percent. Both are of
-what is kept, before it is rounded to be stored. Memory is that of two gammas, in bytes a
-parameter. The time of an update is the processor's, over that of plain float32, on 120 small
-tensors and on 2 of half a million elements. The anchor is the weights at the step named;
-differences from it are rounded the more coarsely the further weights go away. `PowerEMA` keeps its
-averages in the last way; until phema 0.1 it kept them in the first."""
+What an average loses late in a run, and what it costs not to. *Lost* is the share of the average's
+movement that is missing, in percent (below 0 it moved too far): weights near 1 drift by 2e-7 or
+2e-8 a step, with noise of 1e-6, for {STEPS:,} steps from the step named on (gamma 5). The last
+column is the RMS error over the RMS movement, in percent, of a trained flow model after
+{STEPS // 4:,} steps of AdamW at a learning rate of 3e-6 from step {_TRAINED_AT:,} on. Both are
+taken before the average is rounded to be stored. Bytes are those of two gammas for each parameter.
+Times of an update are the processor's, over those of plain float32, on 120 small tensors and on 2
+of half a million elements. The anchor is the weights at the step named. `PowerEMA` keeps its
+averages in the last way, phema 0.1 in the first."""
 
 
 def section(rows: Sequence[Row]) -> str:

@@ -27,19 +27,15 @@ if TYPE_CHECKING:
 HELD_OUT = frozenset(r.name for r in RUNS[::3])
 
 _TEXT = """\
-The same errors, foretold before the run by `phema plan`. With `--like` it knows an earlier run of
-the same kind: here one half as long, begun with another seed, of which 32 snapshots each of gamma 5
-and 10 are left in float32, whatever is planned. With `--schedule` it knows the schedule of the
-learning rate and no weights at all; its constants were fitted on two runs of three, the others were
-held out. Without either it assumes `rsqrt`.
+The same errors, predicted before the run by `phema plan`. With `--like` it knows an earlier run,
+here half as long and of another seed, of which 32 snapshots each of gamma 5 and 10 are left in
+float32. With `--schedule` it knows the learning rate's schedule and no weights; its constants were
+fitted on two runs of three, the others held out. Without either it assumes `rsqrt`.
 
-`expected_rms` is compared with the true RMS error; it takes an earlier run or the snapshots
-themselves. `expected_error`, a fraction of the distance by which averaging moves the final weights,
-is compared with the true error over the true distance. The last line is what `inspect` says of the
-snapshots afterwards: even then the distance is known less well than the error, since it depends on
-the noise of the last steps and on whether early movement had a direction, which averages don't
-show. What limits `--schedule` is how far weights move for their size, on which the harm of rounding
-depends: that differs between these runs by a factor of 4."""
+`expected_rms` is compared with the true error, `expected_error` with the true error over the true
+distance by which averaging moves the final weights. Averages don't show that distance well, even
+in the last line, which is what `inspect` says afterwards. `--schedule` can't know how far weights
+move for their size: these runs differ in it by a factor of 4."""
 
 _HEAD = (
     "| known | runs | cases | expected_rms within 2 (%) | within 3 (%) | "

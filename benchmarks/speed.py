@@ -75,8 +75,7 @@ def one_target(root: Path) -> Lines:
     yield "| --- | --- | --- | --- |"
     yield from whole
     yield ""
-    yield "The bar is `import torch`, 1.6 times the flushed floor and half a second. The command"
-    yield "does not look for garbage, which makes the import faster than it is alone."
+    yield "The bar is `import torch`, 1.6 times the flushed floor and half a second."
 
 
 def many_targets(root: Path) -> Lines:
@@ -98,9 +97,9 @@ def many_targets(root: Path) -> Lines:
         )
     seven = middles[8]["flushed"] - middles[1]["flushed"]
     yield ""
-    yield f"Writing the other seven of eight takes {seven:.2f} s: eight targets take"
     times = (middles[8]["phema"] - seven) / middles[1]["phema"]
-    yield f"{times:.2f} times what one takes, and that."
+    yield f"Eight targets take {times:.2f} times as long as one, and the {seven:.2f} s of writing"
+    yield "the other seven."
 
 
 def ranks(root: Path) -> Lines:
@@ -269,13 +268,12 @@ SECTIONS = {
 HEAD = """\
 # Performance
 
-Written by `python -m benchmarks.speed`, with nothing edited by hand. Medians and ratios within a
-round, on {jobs} processors ({machine}), torch {torch}; the machine is shared with others.
+`python -m benchmarks.speed` wrote this page. Medians and ratios within a round, on {jobs}
+processors ({machine}), torch {torch}; the machine is shared with others.
 
-The *floor* reads all inputs and writes all outputs, in blocks of 1 MiB, by as many processes as
-phema has workers, and does nothing else. *Flushed* has the outputs on the disk at the end, which
-phema's are before they get their names. Inputs are 16 snapshots of 256 MiB, in the cache, unless
-something else is said.
+The *floor* only reads all inputs and writes all outputs, in blocks of 1 MiB, by as many processes
+as phema has workers. *Flushed* also flushes the outputs to the disk, as phema does. Inputs are 16
+snapshots of 256 MiB in the cache, unless a section says otherwise.
 """
 
 

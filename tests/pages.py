@@ -17,7 +17,8 @@ from tests.inprocess import as_process, called, exit_code
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = sorted([README, CONTRIBUTING, *(ROOT / "docs").glob("*.md")])
 
 #: kinds of blocks that ``run`` runs; a page's blocks share a directory, and the Python ones names.
 RUN = ("console", "python", "sh")
@@ -26,10 +27,9 @@ ELSEWHERE = {
     ("architecture.md", "text"): "test_layout_of_the_code.py::test_the_page_draws_the_floors",
     ("README.md", "sh"): "test_docs.py::test_make_targets_of_the_readme_exist",
     ("cli.md", "text"): "test_docs.py::test_reference_is_what_the_commands_say",
-    ("formats.md", "python"): "test_docs.py::test_toy_format_of_the_page_works",
+    ("CONTRIBUTING.md", "sh"): "test_layout_of_the_code.py::test_make_targets_of_pages_exist",
+    ("CONTRIBUTING.md", "python"): "test_docs.py::test_toy_format_of_the_page_works",
     ("trainers.md", "toml"): "test_docs.py::test_toml_example_is_understood",
-    ("trainers.md", "python"): "test_docs.py::test_toy_trainer_of_the_page_works",
-    ("trainers.md", "text"): "test_docs.py::test_toy_trainer_of_the_page_works",
     ("index.md", "{include}"): "test_site.py::test_the_site_is_built_without_a_warning",
     ("index.md", "{toctree}"): "test_site.py::test_the_site_is_built_without_a_warning",
     ("json.md", "json"): "test_json.py::test_examples_of_the_page_fit_their_schemas",

@@ -14,7 +14,7 @@ import torch
 
 from phema_cli.trainers.registry import TRAINERS
 from tests.builders import phema
-from tests.pages import ELSEWHERE, PAGES, README, ROOT, RUN, blocks, run, runnable
+from tests.pages import CONTRIBUTING, ELSEWHERE, PAGES, README, ROOT, RUN, blocks, run, runnable
 from tests.reference import COMMANDS, reference
 
 
@@ -191,7 +191,7 @@ def test_plan_and_fidelity_page_tell_the_same():
     page = (ROOT / "docs" / "fidelity.md").read_text()
     cells = [
         [c.strip() for c in line.strip("|").split("|")]
-        for line in page.split("## What was foretold before the run")[1].splitlines()
+        for line in page.split("## What was predicted before the run")[1].splitlines()
         if line.startswith(("| an earlier run", "| the schedule", "| nothing"))
     ]
     assert float(cells[0][3]) >= 90
@@ -203,12 +203,13 @@ def test_plan_and_fidelity_page_tell_the_same():
 def test_toy_format_of_the_page_works(tmp_path):
     """The format that the page adds is read, compared and written by the real commands."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
-    module, row = blocks(ROOT / "docs" / "formats.md", "python")
+    _, module = blocks(CONTRIBUTING, "python")
     (tmp_path / "phema_cli/formats/toy.py").write_text(module.text)
     registry = tmp_path / "phema_cli/formats/registry.py"
     text = registry.read_text()
     first = text.index('        "safetensors": Row(')
-    registry.write_text(text[:first] + row.text + text[first:])
+    (row,) = re.findall(r'`("toy": Row\(.*?\))`', CONTRIBUTING.read_text())
+    registry.write_text(f"{text[:first]}        {row},\n{text[first:]}")
     ckpts = tmp_path / "ckpts"
     ckpts.mkdir()
     for gamma, value in ((5, 1.0), (10, 2.0)):
@@ -246,13 +247,12 @@ def test_the_table_of_trainers_is_the_registry():
 def test_toy_trainer_of_the_page_works(tmp_path):
     """The trainer that the page adds says all of its files, by the real command."""
     shutil.copytree(ROOT / "phema_cli", tmp_path / "phema_cli")
-    (module,) = blocks(ROOT / "docs" / "trainers.md", "python")
-    (row,) = (b for b in blocks(ROOT / "docs" / "trainers.md", "text") if '"toy"' in b.text)
+    module, _ = blocks(CONTRIBUTING, "python")
     (tmp_path / "phema_cli/trainers/toy.py").write_text(module.text)
     registry = tmp_path / "phema_cli/trainers/registry.py"
     text = registry.read_text()
     first = text.index('    "phema",\n')
-    registry.write_text(text[:first] + row.text + text[first:])
+    registry.write_text(f'{text[:first]}    "toy",\n{text[first:]}')
     (tmp_path / "ckpts").mkdir()
     for done in (100, 200):
         content = {"net": {"w": torch.rand(3)}, "slow": {"w": torch.rand(3)}}

@@ -6,11 +6,10 @@ import tomllib
 
 import pytest
 
-from tests.pages import ROOT, blocks
+from tests.pages import CONTRIBUTING, ROOT, blocks
 
 CODE = ROOT / "phema_cli"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 #: lines of a module.
 LONGEST = 400
 
@@ -40,7 +39,7 @@ def test_modules_that_a_page_names_exist(page):
         assert name in names or any(p.endswith(f"/{name}") or p == name for p in paths), name
 
 
-def test_make_targets_that_pages_name_exist():
+def test_make_targets_of_pages_exist():
     """Contributors are told of no target that the Makefile lacks."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in (CONTRIBUTING, ARCHITECTURE, ROOT / ".pre-commit-config.yaml"):
