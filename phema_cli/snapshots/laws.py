@@ -214,7 +214,7 @@ def _raw_alone(drafts: Sequence[Draft], origin: Origin) -> None:
         draft.law, draft.origin = parse_law("raw"), origin
     for draft in free:
         if not draft.settled:
-            draft.error = LeftOutError("an average, and --raw takes the raw weights beside it")
+            draft.error = LeftOutError("it is an average, and --raw takes the raw weights")
 
 
 def _law_by_file(draft: Draft, config: Config) -> None:
@@ -306,7 +306,7 @@ def _growth_error(draft: Draft, law: Law, own: Law | None) -> InputError | None:
     if law.distance(own, updates) <= _ALIKE:
         return None
     return InputError(
-        f"its average {series.key} has no constant decay: it grows to {beta:.10g}",
+        f"its average {series.key} warms up: its decay is not constant, but grows to {beta:.10g}",
         remedy=f"pass --average {own.text}, or --trust-tags to insist",
     )
 

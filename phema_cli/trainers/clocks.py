@@ -47,11 +47,6 @@ _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 #: units, the finest first.
 _FINEST: tuple[Unit, ...] = ("steps", "images", "epochs")
 
-#: ``<prefix>-step0001000-gamma5``, as phema's tracker writes; both numbers count only together.
-_OWN = re.compile(
-    r"(?:.*-)?step(?P<step>\d+(?:\.\d+)?(?:e[-+]\d+)?)-gamma(?P<gamma>(?:=-)?\d+(?:\.\d+)?(?:e[-+]\d+)?)"
-)
-
 
 def clocks_of(
     file: StoredFile, readings: Sequence[Clock]
@@ -97,14 +92,6 @@ def _named(file: StoredFile, search: Callable[[str, bool], Clock | None]) -> Clo
     """What a search finds in the snapshot's own name, else in that of a directory above it."""
     above = (search(folder, True) for folder in file.folders)
     return search(file.name, False) or next((clock for clock in above if clock), None)
-
-
-def own_name(name: str) -> tuple[Clock, str] | None:
-    """The time and the gamma in a name that phema writes; None for other names."""
-    match = _OWN.fullmatch(name)
-    if match is None:
-        return None
-    return Clock(float(match["step"]), "steps", "step", "name"), match["gamma"].removeprefix("=")
 
 
 def clock_in(name: str, whole: bool = False) -> Clock | None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 
 from phema_cli.errors import PhemaError
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, parsed, text
-from phema_cli.trainers.clocks import own_name
 
 NAME = "phema"
 FILES = "`<name>-step0001000-gamma5.safetensors`"
 CALL = "`phema inspect DIR`"
 SOURCE = "phema itself: phema_cli/tracker"
 
+#: ``<prefix>-step0001000-gamma5``, as the tracker writes; both numbers count only together.
+_NAME = re.compile(
+    r"(?:.*-)?step(?P<step>\d+(?:\.\d+)?(?:e[-+]\d+)?)-gamma(?P<gamma>(?:=-)?\d+(?:\.\d+)?(?:e[-+]\d+)?)"
+)
 _FIELDS = ("gamma", "sigma_rel")
 #: names have six digits.
 _DIGITS = 1e-5
@@ -23,23 +27,24 @@ _DIGITS = 1e-5
 
 def read(file: StoredFile) -> Reading | None:
     """A snapshot with gamma and step in its metadata, or in its name, which has nothing else."""
-    named = own_name(file.name)
+    named = file.matches(_NAME)
+    gamma = None if named is None else named["gamma"].removeprefix("=")
     entries = {f: file.metadata[f] for f in _FIELDS if f in file.metadata}
-    if not entries and (named is None or len(file.dicts) != 1):
+    if not entries and (gamma is None or len(file.dicts) != 1):
         return None
-    clock = None if named is None else named[0]
+    clock = None if named is None else Clock(float(named["step"]), "steps", "step", "name")
     if "step" in file.metadata:
         clock = Clock(parsed(file.metadata["step"]), "steps", "step")
     within, tensors = next(iter(file.dicts.items()), (".", {}))
     if entries:
         field, value = next(iter(entries.items()))
-        law, doubt = f"power:{field}={text(parsed(value))}", _doubt(entries, named)
+        law, doubt = f"power:{field}={text(parsed(value))}", _doubt(entries, gamma)
         return Reading((Series(tensors, "average", within, law=law, doubt=doubt),), clock)
-    own = f"power:gamma={named[1]}" if named else None
-    return Reading((Series(tensors, "average", within, law=own, evidence="name"),), clock)
+    law = f"power:gamma={gamma}"
+    return Reading((Series(tensors, "average", within, law=law, evidence="name"),), clock)
 
 
-def _doubt(entries: Mapping[str, str], named: tuple[Clock, str] | None) -> str | None:
+def _doubt(entries: Mapping[str, str], named: str | None) -> str | None:
     """Which entry is not a number, or how gamma, sigma_rel and the name contradict each other."""
     found = []
     for field, value in entries.items():
@@ -52,9 +57,9 @@ def _doubt(entries: Mapping[str, str], named: tuple[Clock, str] | None) -> str |
         found.append((f"its entry {field}", gamma, _DIGITS * (abs(gamma) + 1)))
     if named is not None:
         # Names are rounded to half of their last decimal.
-        exponent = int(Decimal(named[1]).as_tuple().exponent)
+        exponent = int(Decimal(named).as_tuple().exponent)
         slack = 0.5 * 10.0**exponent + _DIGITS if exponent < 0 else 0.0
-        found.append(("its name", float(named[1]), slack))
+        found.append(("its name", float(named), slack))
     (first, one, slack), *others = found
     for where, other, also in others:
         if abs(one - other) > max(slack, also):

@@ -26,7 +26,7 @@ def read(file: StoredFile) -> Reading | None:
     if not file.top.keys() >= _MARKS or _RAW not in file.dicts:
         return None
     if file.matches(_RECOVERY) is not None:
-        return Reading(left_out="stored in the middle of an epoch")
+        return Reading(left_out="it was stored in the middle of an epoch")
     epoch = file.number("epoch")
     clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")
     if _AVERAGE not in file.dicts:
