@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import Recipe, default_jobs
 
@@ -163,8 +163,8 @@ def gammas_of(targets: int) -> tuple[float, ...]:
 
 def recipe_for(inputs: Inputs, targets: int, out: Path) -> Recipe:
     """The plan for so many targets."""
-    request = Request(gammas=gammas_of(targets), output=str(out / "{gamma}.safetensors"))
-    recipe, _ = plan(scan([inputs.folder]), request)
+    request = Request(gamma=gammas_of(targets), output=str(out / "{gamma}.safetensors"))
+    recipe, _ = make_recipe(scan([inputs.folder]), request)
     if recipe is None:
         raise RuntimeError("nothing to do")
     return recipe

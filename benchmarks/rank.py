@@ -11,7 +11,7 @@ import time
 import torch.distributed as dist
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.ranks import Ranks
 
@@ -23,10 +23,12 @@ def main() -> None:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     recipe = None
     if ranks.leads:
-        recipe, _ = plan(scan([folder]), Request(gammas=(7.0,), output=out, jobs=1))
+        recipe, _ = make_recipe(
+            scan([folder]), Request(gamma=(7.0,), output=out, jobs=1, overwrite=True)
+        )
     dist.barrier()
     start = time.perf_counter()
-    execute(recipe, overwrite=True, ranks=ranks)
+    execute(recipe, ranks=ranks)
     if ranks.leads:
         print(time.perf_counter() - start)
     dist.destroy_process_group()

@@ -37,7 +37,7 @@ from benchmarks.measuring import (
     seconds,
 )
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import default_jobs
 
@@ -172,9 +172,9 @@ def growth(root: Path) -> Lines:
         with emptied(root / "out") as out:
             measures = measures_of(inputs, 1, out)
             taken = rounds({"phema": measures["phema"]}, 5)
-            request = Request(gammas=(7.0,), output=str(out / "o.safetensors"))
+            request = Request(gamma=(7.0,), output=str(out / "o.safetensors"))
             planned = seconds(
-                lambda request=request, inputs=inputs: plan(scan([inputs.folder]), request)
+                lambda request=request, inputs=inputs: make_recipe(scan([inputs.folder]), request)
             )
         shutil.rmtree(inputs.folder)
         points.append((16.0 * count, statistics.median(taken["phema"])))
@@ -194,10 +194,10 @@ def small_tensors(root: Path) -> Lines:
 
     def run() -> float:
         with emptied(root / "out") as out:
-            request = Request(gammas=(7.0,), output=str(out / "o.safetensors"))
+            request = Request(gamma=(7.0,), output=str(out / "o.safetensors"))
 
             def everything() -> None:
-                recipe, _ = plan(scan([inputs.folder]), request)
+                recipe, _ = make_recipe(scan([inputs.folder]), request)
                 if recipe is not None:
                     execute(recipe, processes=True)
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import phema_cli
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile
+from phema_cli.request import Request
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.base import Snapshot
 from phema_cli.snapshots.files import Candidate
@@ -28,7 +29,7 @@ from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis import execute as execution
-from phema_cli.synthesis.recipe import Recipe, make_recipe
+from phema_cli.synthesis.recipe import Recipe, assemble
 from tests.inprocess import called
 from tests.verified import verify_output, verify_run
 
@@ -127,16 +128,20 @@ def execute(recipe: Recipe, **options: Any) -> None:
         verify_output(output.path, Scan(recipe.sources, ()))
 
 
-def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **more: Any) -> Recipe:
-    """A recipe with weights of the test's own."""
+def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **options: Any) -> Recipe:
+    """A recipe with weights of the test's own, and options of a request."""
     weights = np.asarray(weights, dtype=float)
     figures = tuple(Figures(0.0, None, 0.0, 0.0, float(s), 1.0) for s in weights.sum(axis=0))
     targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
     movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
     solution = Solution(weights, figures, movement)
-    return make_recipe(
-        snapshots, targets, solution, paths, step=len(snapshots), method="test", **more
-    )
+    request = Request(method="test", format="safetensors", **options)
+    return assemble(snapshots, targets, solution, paths, request, step=len(snapshots))
+
+
+def replacing(recipe: Recipe) -> Recipe:
+    """The recipe with outputs that replace those that exist."""
+    return replace(recipe, request=replace(recipe.request, overwrite=True))
 
 
 def ema_weights(gamma: float, step: int, at: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from phema_cli.errors import CheckFailedError, InputError, StorageError, UsageEr
 from phema_cli.formats.base import DTYPES
 from phema_cli.profiles import PowerProfile
 from phema_cli.solver import storage_noise
-from phema_cli.synthesis import Request, find_dtype, plan
+from phema_cli.synthesis import Request, find_dtype, make_recipe
 from tests.builders import ema_weights, execute, read_index, recipe_of, synthesize, write_run
 from tests.verified import verify_output
 
@@ -148,8 +148,8 @@ def test_true_ema_is_met(tmp_path):
     """Synthesized from 2 x 20 snapshots, gamma 7 lies within the expected error of the true EMA."""
     steps = tuple(range(20, 401, 20))
     walk = write_run(tmp_path / "ckpts", steps=steps, shape=(200,))
-    recipe, (path,) = plan(
-        scan([tmp_path / "ckpts"]), Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors"))
+    recipe, (path,) = make_recipe(
+        scan([tmp_path / "ckpts"]), Request(gamma=(7.0,), output=str(tmp_path / "o.safetensors"))
     )
     execute(recipe)
     at = np.arange(1, 401)
@@ -171,10 +171,10 @@ def test_integers_come_from_the_newest_source_not_after_the_target(ckpts, tmp_pa
 def test_copied_tensors_are_not_averaged(ckpts, tmp_path):
     """--copy takes a float tensor from the newest snapshot, in its stored type."""
     found = scan([ckpts])
-    recipe, (path,) = plan(
+    recipe, (path,) = make_recipe(
         # What is left to be averaged is the same everywhere.
         replace(found, copy=("w",), trust_tags=True),
-        Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors"), dtype=DTYPES["F16"]),
+        Request(gamma=(7.0,), output=str(tmp_path / "o.safetensors"), dtype="float16"),
     )
     execute(recipe)
     newest = load_file(found.snapshots[-1].checkpoint.path)
@@ -189,9 +189,9 @@ def test_types_that_cannot_be_averaged_are_refused_or_copied(tmp_path):
     write_snapshots(tmp_path / "in", values)
     with pytest.raises(InputError, match="--copy 'z'"):
         synthesize(tmp_path / "in", gamma=7, output=tmp_path / "o.safetensors")
-    recipe, (path,) = plan(
+    recipe, (path,) = make_recipe(
         replace(scan([tmp_path / "in"]), copy=("z",)),
-        Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors")),
+        Request(gamma=(7.0,), output=str(tmp_path / "o.safetensors")),
     )
     execute(recipe)
     assert torch.equal(load_file(path)["z"], values[1]["z"])
@@ -296,10 +296,10 @@ def test_names_that_safetensors_cannot_hold_are_refused(tmp_path):
 def test_shards_are_counted_in_what_is_written(ckpts, tmp_path):
     """Copied tensors keep their type, and their size counts for the shards."""
     request = Request(
-        gammas=(7.0,), dtype=DTYPES["F8_E5M2"], max_shard_bytes=50, output=str(tmp_path)
+        gamma=(7.0,), dtype=DTYPES["F8_E5M2"], max_shard_size=50, output=str(tmp_path)
     )
-    whole, _ = plan(scan([ckpts]), request)
-    split, _ = plan(replace(scan([ckpts]), copy=("*",)), request)
+    whole, _ = make_recipe(scan([ckpts]), request)
+    split, _ = make_recipe(replace(scan([ckpts]), copy=("*",)), request)
     assert len(whole.outputs[0].files) == 1
     assert len(split.outputs[0].files) == 2
 
@@ -325,7 +325,9 @@ def test_same_bytes_for_any_jobs_and_chunks(ckpts, tmp_path):
     seen = []
     for number, (jobs, chunk) in enumerate([(1, None), (1, None), (4, None), (3, 2), (2, 10)]):
         out = tmp_path / str(number)
-        recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(out), jobs=jobs))
+        recipe, _ = make_recipe(
+            scan([ckpts]), Request(gamma=(7.0, 3.0), output=str(out), jobs=jobs)
+        )
         execute(recipe if chunk is None else replace(recipe, tile_elements=chunk))
         seen.append(digest(out))
     assert all(s == seen[0] for s in seen)
@@ -416,8 +418,8 @@ def test_existing_outputs_are_kept_unless_told(ckpts, tmp_path):
     with pytest.raises(UsageError, match="exists already"):
         synthesize(ckpts, gamma=7, output=path)
     assert path.read_text() == "mine"
-    request = Request(gammas=(7.0,), output=str(path), skip_existing=True)
-    assert plan(scan([ckpts]), request) == (None, [path])
+    request = Request(gamma=(7.0,), output=str(path), skip_existing=True)
+    assert make_recipe(scan([ckpts]), request) == (None, [path])
     synthesize(ckpts, gamma=7, output=path, overwrite=True)
     assert "w" in load_file(path)
 
@@ -442,8 +444,8 @@ def test_overwriting_a_sharded_output_replaces_it_whole(ckpts, tmp_path):
 
 def test_a_source_that_shrinks_leaves_no_output(ckpts, tmp_path):
     """A source cut off after the scan is an error that names it, and nothing half is left."""
-    recipe, _ = plan(
-        scan([ckpts]), Request(gammas=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
+    recipe, _ = make_recipe(
+        scan([ckpts]), Request(gamma=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
     )
     victim = recipe.sources[3].checkpoint.path
     os.truncate(victim, victim.stat().st_size - 60)
@@ -454,8 +456,8 @@ def test_a_source_that_shrinks_leaves_no_output(ckpts, tmp_path):
 
 def test_a_full_disk_leaves_no_output(ckpts, tmp_path):
     """When the space can't be had the error says so, and nothing half is left."""
-    recipe, _ = plan(
-        scan([ckpts]), Request(gammas=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
+    recipe, _ = make_recipe(
+        scan([ckpts]), Request(gamma=(7.0,), output=str(tmp_path / "new" / "o.safetensors"))
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
@@ -484,7 +486,7 @@ def test_more_sources_than_open_files(tmp_path):
 
 def test_progress_counts_all_bytes(ckpts, tmp_path):
     """The bytes reported add up to those that the plan promised, headers excepted."""
-    recipe, _ = plan(scan([ckpts]), Request(gammas=(7.0, 3.0), output=str(tmp_path)))
+    recipe, _ = make_recipe(scan([ckpts]), Request(gamma=(7.0, 3.0), output=str(tmp_path)))
     done = []
     execute(recipe, progress=done.append)
     heads = sum(len(h) for o in recipe.outputs for f in o.files for _, h in f.image.segments)
@@ -531,40 +533,40 @@ def test_unknown_dtype_names(name):
 )
 def test_output_paths(ckpts, output, expected):
     """-o is a file, a directory, or a name with placeholders."""
-    _, (path,) = plan(scan([ckpts]), Request(gammas=(7.0,), output=output))
+    _, (path,) = make_recipe(scan([ckpts]), Request(gamma=(7.0,), output=output))
     assert str(path) == expected
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(gammas=(7.0, 8.0), output="a.safetensors"), "several targets"),
-        (Request(gammas=(7.0,), output="{nope}"), "unknown placeholder"),
-        (Request(gammas=(7.0,), output="a.pt", form="safetensors"), "has the ending of torch"),
-        (Request(gammas=(7.0,), form="gguf"), "no output format 'gguf'"),
-        (Request(gammas=(7.0,), output="a.pt", max_shard_bytes=10), "torch is one file"),
-        (Request(gammas=(7.0,), output="a.safetensors.index.json"), "name of an index"),
-        (Request(gammas=(7.0,), output="{gamma.real}"), "unknown placeholder"),
-        (Request(gammas=(7.0,), output="a.safetensors", max_shard_bytes=10), "one file"),
-        (Request(gammas=(7.0, 7.0)), "given twice"),
-        (Request(gammas=(-0.2,)), "below 0"),
+        (Request(gamma=(7.0, 8.0), output="a.safetensors"), "several targets"),
+        (Request(gamma=(7.0,), output="{nope}"), "unknown placeholder"),
+        (Request(gamma=(7.0,), output="a.pt", format="safetensors"), "has the ending of torch"),
+        (Request(gamma=(7.0,), format="gguf"), "no output format 'gguf'"),
+        (Request(gamma=(7.0,), output="a.pt", max_shard_size=10), "torch is one file"),
+        (Request(gamma=(7.0,), output="a.safetensors.index.json"), "name of an index"),
+        (Request(gamma=(7.0,), output="{gamma.real}"), "unknown placeholder"),
+        (Request(gamma=(7.0,), output="a.safetensors", max_shard_size=10), "one file"),
+        (Request(gamma=(7.0, 7.0)), "given twice"),
+        (Request(gamma=(-0.2,)), "below 0"),
         (Request(), "no target"),
-        (Request(gammas=(7.0,), step=101.0), "later than the last"),
-        (Request(gammas=(7.0,), step=0.0), "not above 0"),
-        (Request(sigma_rels=(0.2887,)), "0.2887"),
+        (Request(gamma=(7.0,), step=101.0), "later than the last"),
+        (Request(gamma=(7.0,), step=0.0), "not above 0"),
+        (Request(sigma_rel=(0.2887,)), "0.2887"),
     ],
 )
 def test_requests_that_make_no_sense(ckpts, request_, message):
     """Each is refused before anything is written."""
     with pytest.raises(UsageError, match=message):
-        plan(scan([ckpts]), request_)
+        make_recipe(scan([ckpts]), request_)
 
 
 def test_memory_bound_shrinks_the_chunks(ckpts):
     """max_memory bounds the buffers of all workers together."""
     for limit in (8 << 20, 64 << 20):
-        request = Request(gammas=(7.0, 3.0), max_memory=limit, jobs=4)
-        recipe, _ = plan(scan([ckpts]), request)
+        request = Request(gamma=(7.0, 3.0), max_memory=limit, jobs=4)
+        recipe, _ = make_recipe(scan([ckpts]), request)
         assert limit / 4 < recipe.peak_bytes <= limit / 2
 
 
@@ -576,8 +578,8 @@ def test_far_targets_of_500_snapshots_are_summed_to_rounding(tmp_path, method):
     """
     write_run(tmp_path / "run", steps=tuple(range(4, 1001, 4)), shape=(30, 30))
     out = tmp_path / "out.safetensors"
-    request = Request(gammas=(97.0,), output=str(out), method=method, sample=False)
-    recipe, _ = plan(scan([tmp_path / "run"]), request)
+    request = Request(gamma=(97.0,), output=str(out), method=method, sample=False)
+    recipe, _ = make_recipe(scan([tmp_path / "run"]), request)
     execute(recipe)
     weights = recipe.weights[:, 0]
     assert np.abs(weights).sum() > 700

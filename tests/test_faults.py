@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import safetensors
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, journal, plan, staging
+from phema_cli.synthesis import Request, journal, make_recipe, staging
 from tests.builders import PHEMA, execute
 from tests.injection import digests, wait_for
 from tests.verified import verify_output
@@ -111,7 +111,9 @@ def recipe(tmp_path):
         metadata = {"gamma": "5.0", "step": str(step)}
         values = {"w": torch.rand(50_000), "n": torch.arange(1000)}
         save_file(values, tmp_path / "in" / f"s{step}.safetensors", metadata)
-    made, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(tmp_path / "o")))
+    made, _ = make_recipe(
+        scan([tmp_path / "in"]), Request(gamma=(7.0,), output=str(tmp_path / "o"))
+    )
     return replace(made, tile_elements=8, jobs=1)
 
 
@@ -317,7 +319,9 @@ def test_a_snapshot_replaced_between_header_and_values(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("phema_cli.formats.safetensors.read_header", read_and_replace)
-    made, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(tmp_path / "o")))
+    made, _ = make_recipe(
+        scan([tmp_path / "in"]), Request(gamma=(7.0,), output=str(tmp_path / "o"))
+    )
     with pytest.raises(InputError, match=r"s1.safetensors: changed while it was read"):
         execute(made)
 
@@ -325,8 +329,8 @@ def test_a_snapshot_replaced_between_header_and_values(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("recipe")
 def test_a_run_killed_between_names_gives_the_rest_theirs(tmp_path, monkeypatch):
     """Of two outputs one has its name already: without --overwrite the same command goes on."""
-    made, _ = plan(
-        scan([tmp_path / "in"]), Request(gammas=(6.0, 7.0), output=str(tmp_path / "two"))
+    made, _ = make_recipe(
+        scan([tmp_path / "in"]), Request(gamma=(6.0, 7.0), output=str(tmp_path / "two"))
     )
     execute(made)
     expected = digests(tmp_path / "two")

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from phema_cli.snapshots import scan
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
+from tests.builders import replacing
 
 pytestmark = pytest.mark.slow
 
@@ -99,11 +100,11 @@ def make(tmp_path):
             form
         ]
         request = Request(
-            gammas=gammas,
+            gamma=gammas,
             output=f"{tmp_path}/disk/{out}",
-            max_shard_bytes=9_000 if form == "sharded" else None,
+            max_shard_size=9_000 if form == "sharded" else None,
         )
-        recipe, _ = plan(scan([tmp_path / "in"]), request)
+        recipe, _ = make_recipe(scan([tmp_path / "in"]), request)
         return replace(recipe, tile_elements=64, jobs=1)
 
     return planned
@@ -124,7 +125,7 @@ def test_the_same_command_goes_on(make, tmp_path, monkeypatch, form, overwrite, 
     monkeypatch.setattr("phema_cli.synthesis.pools._GLANCE_SECONDS", 0.001)
     with monkeypatch.context() as patch:
         record(patch, disk)
-        execute(recipe, overwrite=overwrite)
+        execute(replacing(recipe) if overwrite else recipe)
     disk.power_loss()
     new = content(root)
     assert len(disk.states) > 8
@@ -135,7 +136,7 @@ def test_the_same_command_goes_on(make, tmp_path, monkeypatch, form, overwrite, 
         check_names(root, recipe, old, new)
         # Only where all is there, and nothing else, it is no beginning of another run.
         whole = content(root) == new
-        execute(recipe, overwrite=overwrite or whole)
+        execute(replacing(recipe) if overwrite or whole else recipe)
         assert content(root) == new, number
         assert not list(root.rglob("*.partial")), number
 

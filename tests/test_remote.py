@@ -135,15 +135,15 @@ def test_a_server_without_ranges_is_refused(serve, tmp_path):
 
 def test_a_file_that_is_cut_is_an_error(tmp_path):
     """A remote file that ends early after it was planned leaves no output."""
-    from phema_cli.synthesis import Request, plan
+    from phema_cli.synthesis import Request, make_recipe
     from phema_cli.synthesis.execute import execute
 
     write_run(tmp_path / "ckpts")
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "ckpts"), "/cut", recursive=True)
     try:
-        request = Request(gammas=(7.0,), output=str(tmp_path / "o.safetensors"))
-        recipe, _ = plan(scan(["memory://cut"]), request)
+        request = Request(gamma=(7.0,), output=str(tmp_path / "o.safetensors"))
+        recipe, _ = make_recipe(scan(["memory://cut"]), request)
         name = sorted(memory.ls("/cut", detail=False))[-1]
         memory.pipe_file(name, memory.cat_file(name)[:-10])
         with pytest.raises(InputError, match="ends at byte"):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import scan
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.segments import segments
 from tests.builders import execute
 
@@ -19,7 +19,9 @@ def planned(folder, names, **request):
         tensors = {n: torch.full((5,), float(step)).to(dtype) for n, dtype in names.items()}
         metadata = {"gamma": "5.0", "step": str(step)}
         save_file(tensors, folder / f"s{step}.safetensors", metadata)
-    return plan(scan([folder]), Request(gammas=(7.0,), output=str(folder / "out"), **request))[0]
+    return make_recipe(
+        scan([folder]), Request(gamma=(7.0,), output=str(folder / "out"), **request)
+    )[0]
 
 
 def parts(recipe):
@@ -79,8 +81,8 @@ def test_many_small_tensors_come_out_right(tmp_path):
     for step, tensors in enumerate(values, start=1):
         metadata = {"gamma": "5.0", "step": str(step)}
         save_file(tensors, tmp_path / "in" / f"s{step}.safetensors", metadata)
-    request = Request(gammas=(5.0,), step=1.5, output=str(tmp_path / "o.safetensors"), jobs=3)
-    recipe, (path,) = plan(scan([tmp_path / "in"]), request)
+    request = Request(gamma=(5.0,), step=1.5, output=str(tmp_path / "o.safetensors"), jobs=3)
+    recipe, (path,) = make_recipe(scan([tmp_path / "in"]), request)
     execute(replace(recipe, tile_elements=100), processes=True)
     first, second = recipe.weights[:, 0]
     for name, made in load_file(path).items():

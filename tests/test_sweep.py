@@ -8,18 +8,18 @@ import signal
 import subprocess
 import time
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.profiles import gamma_from_sigma_rel, parse_profile
+from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.sweep.evaluation import Evaluator
+from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import NAME, Record, Results
 from phema_cli.sweep.run import sweep
-from phema_cli.sweep.targets import Sweep
 from phema_cli.synthesis import Request
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.pages import ROOT, blocks
@@ -50,14 +50,10 @@ class Listener:
         self.evaluated_names.append(record.profile)
 
 
-def swept(ckpts, out, command, *, evaluator=None, listener=None, **options):
+def swept(ckpts, out, command, *, listener=None, **options):
     """A sweep in this process, over GRID unless the options say otherwise."""
-    request = {"sigma_rels": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
-    asked = Sweep(
-        request=Request(output=str(out), **request),
-        evaluator=evaluator or Evaluator(command),
-        **options,
-    )
+    request = {"sigma_rel": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
+    asked = SweepRequest(eval=command, output=str(out), request=Request(**request), **options)
     return sweep(scan([ckpts]), asked, listener or Listener())
 
 
@@ -202,7 +198,7 @@ def test_a_rerun_evaluates_what_is_new(ckpts, tmp_path):
         ({}, 0),
         ({"refine": 2}, 2),
         ({"refine": 2}, 0),
-        ({"refine": 2, "request": {"sigma_rels": (*GRID, 0.25)}}, 1),
+        ({"refine": 2, "request": {"sigma_rel": (*GRID, 0.25)}}, 1),
     ):
         listener = Listener()
         outcome = swept(ckpts, tmp_path / "o", command, listener=listener, **options)
@@ -218,7 +214,7 @@ def test_what_a_kill_left_on_the_disk_is_used_and_tidied(ckpts, tmp_path):
     file = tmp_path / "o" / NAME
     file.write_text("\n".join(lines(file)[:-2]) + "\n")
     listener = Listener()
-    more = {"sigma_rels": (0.25, *GRID)}
+    more = {"sigma_rel": (0.25, *GRID)}
     outcome = swept(ckpts, tmp_path / "o", command, listener=listener, request=more)
     assert listener.passes == [1]
     assert len(listener.evaluated_names) == 3
@@ -264,12 +260,11 @@ def test_a_file_that_is_no_results_is_refused(ckpts, tmp_path, text, message):
 def test_another_sweep_is_refused(ckpts, tmp_path, change, named):
     """Results of another command, or of snapshots that are not the same, are never mixed."""
     swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
-    evaluator = Evaluator(curve("u*u", 0.1))
-    request = {}
+    command, request, more = curve("u*u", 0.1), {}, {}
     if change == "eval":
-        evaluator = Evaluator(curve("u*u", 0.11))
+        command = curve("u*u", 0.11)
     elif change == "metric":
-        evaluator = replace(evaluator, pattern=r"(\S+)")
+        more = {"metric": r"(\S+)"}
     elif change == "step":
         request = {"step": 75}
     else:
@@ -277,8 +272,8 @@ def test_another_sweep_is_refused(ckpts, tmp_path, change, named):
     with pytest.raises(
         UsageError, match=f"not the same {named}; choose another -o, or pass --over"
     ):
-        swept(ckpts, tmp_path / "o", "", evaluator=evaluator, request=request)
-    outcome = swept(ckpts, tmp_path / "o", "", evaluator=evaluator, request=request, overwrite=True)
+        swept(ckpts, tmp_path / "o", command, request=request, **more)
+    outcome = swept(ckpts, tmp_path / "o", command, request=request, overwrite=True, **more)
     assert len(outcome.records) == 4
     assert outputs(tmp_path / "o") == [outcome.best.file]
 
@@ -289,7 +284,7 @@ def test_overwrite_removes_what_it_forgets(ckpts, tmp_path):
     (tmp_path / "o" / "mine.safetensors").write_bytes(b"mine")
     outcome = swept(
         *(ckpts, tmp_path / "o", curve("u*u", 0.1)),
-        request={"sigma_rels": (0.1,)},
+        request={"sigma_rel": (0.1,)},
         overwrite=True,
     )
     assert outputs(tmp_path / "o") == ["mine.safetensors", outcome.best.file]
@@ -302,7 +297,7 @@ def test_a_file_of_somebody_else_is_not_taken_for_an_output(ckpts, tmp_path):
     (tmp_path / "o" / name).write_text("mine")
     for _ in range(2):
         with pytest.raises(UsageError, match="exists already"):
-            swept(ckpts, tmp_path / "o", "cat {path}", request={"sigma_rels": (0.1,)})
+            swept(ckpts, tmp_path / "o", "cat {path}", request={"sigma_rel": (0.1,)})
     assert (tmp_path / "o" / name).read_text() == "mine"
 
 
@@ -323,7 +318,7 @@ def test_failures_are_recorded_and_skipped(ckpts, tmp_path):
         "case {sigma_rel} in 0.05) exit 3;; 0.08) echo loss nan;; 0.13) echo nothing;; "
         "0.2) kill -9 $$;; *) echo 1;; esac"
     )
-    outcome = swept(ckpts, tmp_path / "o", command, request={"sigma_rels": (*GRID, 0.25)})
+    outcome = swept(ckpts, tmp_path / "o", command, request={"sigma_rel": (*GRID, 0.25)})
     assert [r.failure for r in outcome.records] == [
         "exit code 3",
         "its metric is nan",
@@ -339,11 +334,8 @@ def test_a_timeout_ends_all_that_was_started(ckpts, tmp_path):
     """Also what ignores the request to end; it is a failure, and the next one runs."""
     stubborn = f'trap "" TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 0.1; done'
     command = f"sh -c '{stubborn}' | sleep 30 # {{path}}"
-    evaluator = Evaluator(command, timeout=0.2)
-    outcome = swept(
-        ckpts, tmp_path / "o", "", evaluator=evaluator, request={"sigma_rels": (0.1, 0.2)}
-    )
-    assert [r.failure for r in outcome.records] == ["no end after 0.2 s"] * 2
+    outcome = swept(ckpts, tmp_path / "o", command, timeout=0.2, request={"sigma_rel": (0.1, 0.2)})
+    assert [r.failure for r in outcome.records] == ["timed out after 0.2 s"] * 2
     assert outcome.best is None
     pids = [int(pid) for pid in lines(tmp_path / "pids")]
     assert len(pids) == 2
@@ -432,7 +424,7 @@ def test_batches_keep_to_max_disk(ckpts, tmp_path, keep, room, passes):
     limit = room * (size + 200)
     swept(
         *(ckpts, out, command),
-        request={"sigma_rels": sigma_rels},
+        request={"sigma_rel": sigma_rels},
         max_disk=limit,
         keep=keep,
         listener=listener,
@@ -456,7 +448,7 @@ def test_a_limit_without_room_is_refused(ckpts, tmp_path, keep, needed):
 def test_other_profiles_are_evaluated_and_not_searched(ckpts, tmp_path):
     """They have no sigma_rel for the search, but may be the best."""
     command = "case {target} in uniform*) echo {gamma} {sigma_rel} 0;; *) echo {sigma_rel};; esac"
-    request = {"sigma_rels": (0.1, 0.2), "profiles": (parse_profile("uniform:last=0.2"),)}
+    request = {"sigma_rel": (0.1, 0.2), "profile": "uniform:last=0.2"}
     outcome = swept(ckpts, tmp_path / "o", command, request=request, refine=1)
     assert outcome.best.profile == "uniform:last=0.2"
     assert outcome.position == "lowest"
@@ -465,7 +457,7 @@ def test_other_profiles_are_evaluated_and_not_searched(ckpts, tmp_path):
     outcome.path.unlink()
     assert swept(ckpts, tmp_path / "o", command, request=request, refine=1).path == outcome.path
     outcome.path.unlink()
-    assert swept(ckpts, tmp_path / "o", command, request={"sigma_rels": (0.1, 0.2)}).path is None
+    assert swept(ckpts, tmp_path / "o", command, request={"sigma_rel": (0.1, 0.2)}).path is None
 
 
 def test_the_default_grid_is_what_can_be_reached(ckpts, tmp_path):
@@ -483,7 +475,7 @@ def test_values_are_quoted_for_the_shell(ckpts, tmp_path):
     """A directory's name with blanks and worse is one word, and nothing in it is run."""
     out = tmp_path / "a b'; touch hacked; '$(touch hacked)"
     outcome = swept(
-        *(ckpts, out, "test -s {path} && echo '{{\"n\": 1}}'"), request={"sigma_rels": (0.1,)}
+        *(ckpts, out, "test -s {path} && echo '{{\"n\": 1}}'"), request={"sigma_rel": (0.1,)}
     )
     assert outcome.best.metric == 1
     assert not list(tmp_path.rglob("hacked"))

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from phema_cli.errors import CheckFailedError, InputError, UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.solve import stored_noise
-from phema_cli.formats.base import DTYPES
 from phema_cli.snapshots import Config, scan, ties
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
-from phema_cli.synthesis import Request, plan
+from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.finite import counted
 from phema_cli.verify.check import verify
@@ -118,12 +117,11 @@ def test_the_bits_of_values_that_were_wide_before(tmp_path, types, out, targets)
     weights = random.uniform(-1, 1, (len(types), targets))
     weights += (1 - weights.sum(axis=0)) / len(types)
     label = str(out).removeprefix("torch.")
-    dtype = next(d for d in DTYPES.values() if d.label == label)
     made = []
     for name, rows in (("mixed", values), ("wide", [v.to(wide) for v in values])):
         snapshots = snapshots_of(tmp_path / name, [{"w": v} for v in rows])
         paths = [tmp_path / f"{name}{k}.safetensors" for k in range(targets)]
-        recipe = recipe_of(snapshots, weights, paths, dtype=dtype)
+        recipe = recipe_of(snapshots, weights, paths, dtype=label)
         execute(recipe)
         made.append([load_file(path)["w"] for path in paths])
         assert {t.dtype for t in made[-1]} == {out}
@@ -145,7 +143,7 @@ def test_a_stored_snapshot_comes_back_bit_for_bit(tmp_path, place):
     weights[:, 0] = np.eye(3)[place]
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     execute(
-        recipe_of(snapshots, weights, paths, dtype=DTYPES["BF16"], allow_nonfinite=True),
+        recipe_of(snapshots, weights, paths, dtype="bfloat16", allow_nonfinite=True),
     )
     made = load_file(paths[0])["w"]
     assert torch.equal(made.view(torch.int16), odd.view(torch.int16))
@@ -192,9 +190,9 @@ def test_same_bytes_for_any_jobs_tiles_and_shares(tmp_path):
     made = []
     for jobs, tile in ((1, None), (3, 512), (2, 4096)):
         out = tmp_path / f"{jobs}.safetensors"
-        request = Request(gammas=(7.0,), output=str(out), jobs=jobs)
+        request = Request(gamma=(7.0,), output=str(out), jobs=jobs)
         found = scan([tmp_path / "in"])
-        recipe, _ = plan(found, request)
+        recipe, _ = make_recipe(found, request)
         execute(recipe if tile is None else replace(recipe, tile_elements=tile))
         verify_output(out, found)
         made.append(out.read_bytes())
@@ -207,7 +205,9 @@ def test_a_dry_run_counts_what_is_read(tmp_path):
     recast(tmp_path / "in", [BF16, F32])
     done = run("synthesize", "-g", 7, tmp_path / "in", "--dry-run", "--json", cwd=tmp_path)
     assert done.json["read_bytes"] == 4 * 1007 * (2 + 4) + 8
-    recipe, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(tmp_path / "o")))
+    recipe, _ = make_recipe(
+        scan([tmp_path / "in"]), Request(gamma=(7.0,), output=str(tmp_path / "o"))
+    )
     counts = []
     execute(recipe, progress=counts.append)
     body = sum(i.size_bytes - o for i, o in _headers(recipe))
@@ -236,7 +236,7 @@ def test_what_is_not_finite_is_counted_in_each_type(tmp_path, types):
     assert done.code == 3
     assert "3 values are not finite: 1 in tensor b of step0000001" in done.err
     assert "2 in tensor b of step0000004" in done.err
-    recipe, _ = plan(scan([tmp_path / "in"]), Request(gammas=(7.0,), sample=False))
+    recipe, _ = make_recipe(scan([tmp_path / "in"]), Request(gamma=(7.0,), sample=False))
     assert "3 values are not finite" in str(counted(recipe))
 
 
@@ -279,8 +279,8 @@ def test_verify_finds_a_changed_bit_of_each_source(tmp_path):
     write_run(tmp_path / "in", shape=(50, 20), gammas=(5.0,))
     recast(tmp_path / "in", [F32, BF16])
     out = tmp_path / "out.safetensors"
-    recipe, _ = plan(
-        scan([tmp_path / "in"]), Request(gammas=(7.0,), output=str(out), dtype=DTYPES["F32"])
+    recipe, _ = make_recipe(
+        scan([tmp_path / "in"]), Request(gamma=(7.0,), output=str(out), dtype="float32")
     )
     execute(recipe)
     verify_output(out, scan([tmp_path / "in"]))
@@ -336,7 +336,7 @@ def test_what_an_average_lacks_is_copied_from_the_whole_model(tmp_path):
     assert len(told) == 3
     assert averaged(found.snapshots, ()) == ["body"]
     out = tmp_path / "out.safetensors"
-    recipe, _ = plan(found, Request(gammas=(7.0,), output=str(out)))
+    recipe, _ = make_recipe(found, Request(gamma=(7.0,), output=str(out)))
     assert all(not recipe.sources[base].partial for base in recipe.bases)
     execute(recipe)
     verify_output(out, found)
@@ -353,7 +353,7 @@ def test_copies_are_of_the_targets_time(tmp_path, step, source):
     """What is copied is from the newest whole model at or before it, else from the oldest."""
     found = parts_of(whole_and_parts(tmp_path / "in"))
     out = tmp_path / "out.safetensors"
-    recipe, _ = plan(found, Request(gammas=(7.0,), step=step, output=str(out)))
+    recipe, _ = make_recipe(found, Request(gamma=(7.0,), step=step, output=str(out)))
     execute(recipe)
     verify_output(out, found)
     assert load_file(out)["head"][0, 0] == 10.0 + source
@@ -388,7 +388,7 @@ def test_a_tie_is_not_torn_by_a_part_that_stores_it_once(tmp_path):
     assert said(found, "error") == []
     assert sorted(averaged(found.snapshots, ())) == ["embed_tokens.weight", "lm_head.weight"]
     out = tmp_path / "out" / "x.pt"
-    recipe, _ = plan(found, Request(gammas=(7.0,), output=str(out)))
+    recipe, _ = make_recipe(found, Request(gamma=(7.0,), output=str(out)))
     execute(recipe)
     verify_output(out, found)
     made = torch.load(out)

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
-from dataclasses import fields
 from pathlib import Path
 from unittest.mock import patch
 
 import typer
 
 from phema_cli.cli.app import app
-from phema_cli.cli.groups import Sources
+from phema_cli.cli.options import made
+from phema_cli.request import Request
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.snapshots.scan import Scan
@@ -38,7 +38,7 @@ def verify_run(
         given = command.make_context("synthesize", list(arguments[1:])).params
         if given["dry_run"]:
             return
-        sources = Sources(**{f.name: given[f.name] for f in fields(Sources)})
-        found = scan(given["paths"], sources.config(given["copy"], given["drop"]))
+        asked = made(Request, None, dict(given), frozenset())
+        found = scan(given["paths"], asked.config)
         for path in json.loads(out)["outputs"] if given["json"] else out.splitlines():
             verify_output(Path(path), found)

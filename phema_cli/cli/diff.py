@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phema_cli.cli import completing, options, render
+from phema_cli.request import Config
 
 if TYPE_CHECKING:
     from phema_cli.verify.diff import Comparison
@@ -35,12 +36,13 @@ Tolerance = Annotated[
 ]
 
 
+@options.command
 def diff(
     a: First,
     b: Second,
     *,
     tolerance: Tolerance = 0.0,
-    key: options.Key = None,
+    config: Annotated[Config, frozenset({"key"})],
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -63,7 +65,7 @@ def diff(
     from phema_cli.snapshots.reading import read_checkpoint
     from phema_cli.verify.diff import compare
 
-    first, second = read_checkpoint(a, key), read_checkpoint(b, key)
+    first, second = read_checkpoint(a, config.key), read_checkpoint(b, config.key)
     with render.progress("comparing", first.size_bytes + second.size_bytes, quiet=quiet) as bar:
         found = compare(first, second, bar)
     passed = found.worst <= tolerance

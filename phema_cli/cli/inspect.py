@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phema_cli.cli import groups, listing, options, reachable, render
+from phema_cli.cli import listing, options, reachable, render
+from phema_cli.request import GRID, SOLVING, SOURCES, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
 _MOVEMENT_ROWS = 12
 
 
-@groups.spread
+@options.command
 def inspect(
     paths: options.Paths,
     context: typer.Context,
     *,
-    sources: groups.Sources,
-    solving: groups.Solving,
+    request: Annotated[Request, SOURCES | SOLVING],
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -52,19 +52,21 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    findings = list(found.findings)
-    figures, movement, tags = _solve(found, solving, findings)
+    from phema_cli.estimate.proposal import scan_for
+
+    scan = scan_for(paths, request)
+    findings = list(scan.findings)
+    figures, movement, tags = _solve(scan, request, findings)
     errors = [f for f in findings if f.level == "error"]
     if json:
-        document = _document(found.snapshots, findings, figures, solving.method)
+        document = _document(scan.snapshots, findings, figures, request.method)
         document |= {"movement": _movement(movement), "evidence": tags.entry()}
         render.document("inspect", document)
     else:
-        listing.show(found.snapshots, verbose)
+        listing.show(scan.snapshots, verbose)
         if figures:
-            at = found.snapshots[-1].tag.step if solving.step is None else solving.step
-            reachable.show(figures, at, solving.method)
+            at = scan.snapshots[-1].tag.step if request.step is None else request.step
+            reachable.show(figures, at, request.method)
         if movement is not None and verbose:
             _show_movement(movement)
         render.findings(findings, stderr=False, quiet=quiet)
@@ -74,7 +76,7 @@ def inspect(
 
 
 def _solve(
-    found: Scan, solving: groups.Solving, findings: list[Finding]
+    scan: Scan, request: Request, findings: list[Finding]
 ) -> tuple[Sequence[Figures], Movement | None, TagCheck]:
     """Which targets can be reached how well, how the weights moved, how far the tags are known.
 
@@ -82,20 +84,22 @@ def _solve(
     """
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck
-    from phema_cli.estimate.solve import make_targets
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots
     from phema_cli.snapshots import Finding
 
     tags = TagCheck()
-    if not found.snapshots or any(f.level == "error" for f in findings):
+    if not scan.snapshots or any(f.level == "error" for f in findings):
         return (), None, tags
-    targets = make_targets(found.snapshots, sigma_rels=reachable.GRID, step=solving.step)
+    targets = make_targets(scan.snapshots, Request(sigma_rel=GRID, step=request.step))
     try:
-        measured = solving.measure(found)
+        measured = measure(scan, request)
         tags = measured.tags
         findings += tags.findings
         if tags.state == "contradicted":
             return (), None, tags
-        solution = solving.solve(found, targets, measured, together=True)
+        solution = solve_snapshots(
+            scan.snapshots, targets, measured, method=request.method, together=True
+        )
     except InputError as error:
         findings.append(Finding("error", error))
         return (), None, tags

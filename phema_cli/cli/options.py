@@ -1,18 +1,24 @@
-"""The options that commands share, each declared once."""
+"""Commands whose options are made from the declarations in ``phema_cli.request``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, is_dataclass, replace
+from functools import wraps
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from phema_cli.cli import completing
+from phema_cli.cli import completing, parsing
+from phema_cli.cli.threads import load_numpy
+from phema_cli.options import Option, Part, declared
+from phema_cli.request import Config
 
-_TARGETS, _SOURCES, _GENERAL, OUTPUT = "Targets", "Sources", "General", "Output"
+GENERAL = "General"
 
 
-def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
+def option(*names: str, help: str, panel: str = GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
     """A typer option that also reads ``PHEMA_<OPTION>``."""
     long = next(n for n in names if n.startswith("--")).partition("/")[0]
     variable = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
@@ -21,7 +27,7 @@ def option(*names: str, help: str, panel: str = _GENERAL, **more: Any) -> Any:  
     )
 
 
-def flag(*names: str, help: str, panel: str = _GENERAL) -> Any:  # noqa: A002, ANN401 - as above
+def flag(*names: str, help: str, panel: str = GENERAL) -> Any:  # noqa: A002, ANN401 - as above
     """An option without a value; nothing stands for one in the help."""
     return option(*names, help=help, panel=panel, metavar="")
 
@@ -34,207 +40,178 @@ Paths = Annotated[
         autocompletion=completing.paths,
     ),
 ]
-Gamma = Annotated[
-    list[str] | None,
-    option(
-        "--gamma",
-        "-g",
-        help="Target gammas: 7 or 5,7,9 or 4,5,...,10.",
-        panel=_TARGETS,
-        metavar="LIST",
-    ),
-]
-SigmaRel = Annotated[
-    list[str] | None,
-    option(
-        "--sigma-rel",
-        "-s",
-        help="Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.",
-        panel=_TARGETS,
-        metavar="LIST",
-    ),
-]
-Profile = Annotated[
-    list[str] | None,
-    option(
-        "--profile",
-        help="Target of another weighting: uniform:last=0.2, exponential:beta=0.999, "
-        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE.",
-        panel=_TARGETS,
-        metavar="PROFILE",
-        autocompletion=completing.profiles,
-    ),
-]
-Step = Annotated[
-    float | None,
-    option(
-        "--step",
-        help="Time of the targets; the last snapshot's by default.",
-        panel=_TARGETS,
-        metavar="N",
-    ),
-]
-Method = Annotated[
-    str,
-    option(
-        "--method",
-        help="How weights are solved: blue, normalized, projection.",
-        panel=_TARGETS,
-        metavar="NAME",
-        autocompletion=completing.methods,
-    ),
-]
-Pattern = Annotated[
-    str | None,
-    option(
-        "--pattern",
-        help="Regular expression searched in each path, with named groups gamma, sigma_rel, "
-        "beta, index, step, kimg or epoch.",
-        panel=_SOURCES,
-        metavar="REGEX",
-    ),
-]
-Gammas = Annotated[
-    list[str] | None,
-    option(
-        "--gammas",
-        help="Gammas that the index in a name counts, or the one gamma of all.",
-        panel=_SOURCES,
-        metavar="LIST",
-    ),
-]
-SigmaRels = Annotated[
-    list[str] | None,
-    option("--sigma-rels", help="The same by sigma_rel.", panel=_SOURCES, metavar="LIST"),
-]
-UpdateEvery = Annotated[
-    int | None,
-    option(
-        "--update-every",
-        help="Steps between two updates of the averages, as the trainer was told.",
-        panel=_SOURCES,
-        min=1,
-        metavar="N",
-    ),
-]
-StepsPerEpoch = Annotated[
-    int | None,
-    option(
-        "--steps-per-epoch",
-        help="Steps of an epoch, for snapshots that count epochs.",
-        panel=_SOURCES,
-        min=1,
-        metavar="N",
-    ),
-]
-Average = Annotated[
-    list[str] | None,
-    option(
-        "--average",
-        help="What the average is, where the files don't say: exponential:beta=0.999, ...",
-        panel=_SOURCES,
-        metavar="LAW",
-        autocompletion=completing.averages,
-    ),
-]
-Raw = Annotated[
-    bool,
-    flag(
-        "--raw",
-        help="The snapshots are raw weights; averages beside them are left out.",
-        panel=_SOURCES,
-    ),
-]
-TrustTags = Annotated[
-    bool,
-    flag(
-        "--trust-tags",
-        help="What you say of the snapshots holds, whatever the files say.",
-        panel=_SOURCES,
-    ),
-]
-NamesFrom = Annotated[
-    Path | None,
-    option(
-        "--names-from",
-        help="State dict that names the tensors of snapshots that are lists.",
-        panel=_SOURCES,
-        metavar="FILE",
-    ),
-]
-Key = Annotated[
-    str | None,
-    option(
-        "--key",
-        help="Dict of weights inside a nested checkpoint, dotted.",
-        panel=_SOURCES,
-        metavar="NAME",
-    ),
-]
-Select = Annotated[
-    list[str] | None,
-    option("--select", help="Use only these snapshots.", panel=_SOURCES, metavar="GLOB"),
-]
-Exclude = Annotated[
-    list[str] | None,
-    option("--exclude", help="Leave these snapshots out.", panel=_SOURCES, metavar="GLOB"),
-]
-Copy = Annotated[
-    list[str] | None,
-    option(
-        "--copy",
-        help="Tensors to copy from the newest snapshot instead of averaging.",
-        panel=_SOURCES,
-        metavar="GLOB",
-    ),
-]
-Drop = Annotated[
-    list[str] | None,
-    option("--drop", help="Tensors to leave out.", panel=_SOURCES, metavar="GLOB"),
-]
-NoSample = Annotated[
-    bool,
-    flag(
-        "--no-sample",
-        help="Read no tensors to learn how they move and round; assume a random walk in log time.",
-        panel=_TARGETS,
-    ),
-]
-Format = Annotated[
-    str | None,
-    option(
-        "--format",
-        help="safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
-        panel=OUTPUT,
-        metavar="NAME",
-        autocompletion=completing.formats,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    option(
-        "--dtype",
-        help="Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
-        panel=OUTPUT,
-        metavar="TYPE",
-        autocompletion=completing.dtypes,
-    ),
-]
-Jobs = Annotated[
-    int | None,
-    option(
-        "--jobs",
-        "-j",
-        help="Workers, up to 256; one per processor by default, at most 8.",
-        min=1,
-        max=256,
-        metavar="N",
-    ),
-]
-MaxMemory = Annotated[
-    str,
-    option("--max-memory", help="Memory to use above what torch itself takes.", metavar="SIZE"),
-]
 Json = Annotated[bool, flag("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress, tables or notices on stderr.")]
 Verbose = Annotated[bool, flag("--verbose", "-v", help="Show every snapshot or tensor.")]
+
+#: what a shell offers for values, by the name of the field.
+_OFFERED: Mapping[str, Callable[[str], Any]] = {
+    "average": completing.averages,
+    "dtype": completing.dtypes,
+    "format": completing.formats,
+    "method": completing.methods,
+    "profile": completing.profiles,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """How the values of a metavar are written: typer's type, and what reads that."""
+
+    kind: Any
+    read: Callable[[Any], Any] = lambda value: value
+
+
+_LISTED = _Values(list[str] | None, lambda texts: tuple(texts or ()))
+_WRITTEN: Mapping[str, _Values] = {
+    "LIST": _Values(list[str] | None, parsing.numbers),
+    "PROFILE": _Values(list[str] | None, parsing.profiles),
+    "GLOB": _LISTED,
+    "LAW": _Values(list[str] | None, lambda texts: tuple(texts or ()) or None),
+    "SIZE": _Values(str | None, parsing.size),
+    "TIME": _Values(str | None, parsing.seconds),
+    "COUNT": _Values(str | None, parsing.count),
+    "LOW,HIGH": _Values(str, parsing.ends),
+}
+
+
+def _values(each: Field[Any], says: Option) -> _Values:
+    """How the values of an option are written."""
+    if isinstance(each.default, bool):
+        return _Values(bool)
+    optional = each.default is None and not says.required
+    return _WRITTEN.get(says.metavar) or _Values(says.type | None if optional else says.type)
+
+
+def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
+    """The typer parameter of a field; a flag ``--no-...`` is one that is off by default."""
+    more: dict[str, Any] = {}
+    if says.least is not None:
+        more |= {"min": says.least, "max": says.most}
+    if each.name in _OFFERED:
+        more["autocompletion"] = _OFFERED[each.name]
+    # Of typer's own types the metavar says the choices.
+    if says.metavar or isinstance(each.default, bool):
+        more["metavar"] = says.metavar
+    typers = option(
+        says.flag or f"--{each.name.replace('_', '-')}",
+        *([says.short] if says.short else []),
+        help=says.help,
+        panel=says.group,
+        **more,
+    )
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if says.required else _default(each, says),
+        annotation=Annotated[str if says.required else _values(each, says).kind, typers],
+    )
+
+
+def _default(each: Field[Any], says: Option) -> Any:  # noqa: ANN401 - a value as it would be typed
+    """What an option is where it is not given."""
+    default: Any = each.default
+    if _is_negated(says):
+        return not default
+    if says.metavar == "SIZE" and default is not None:
+        return f"{default >> 20}MiB"
+    if says.metavar == "LOW,HIGH":
+        return ",".join(f"{end:.2f}" for end in default)
+    return default or None if says.metavar in _WRITTEN else default
+
+
+def _is_negated(says: Option) -> bool:
+    """Whether a flag takes back what is so by default."""
+    return says.flag is not None and says.flag.startswith("--no-")
+
+
+def _parameters(kind: type, names: frozenset[str] | None) -> Iterator[inspect.Parameter]:
+    """The typer parameters of a class of options."""
+    for each, says in declared(kind, names):
+        if isinstance(says, Part):
+            yield from _parameters(says.kind, says.names)
+        else:
+            yield _parameter(each, says)
+
+
+def made(
+    kind: type, names: frozenset[str] | None, given: dict[str, Any], typed: frozenset[str]
+) -> Any:  # noqa: ANN401 - an object of that class
+    """An object of a class of options, made of values that it takes out of what typer has read.
+
+    Args:
+        kind: the class.
+        names: those of its options that the command has; None for all.
+        given: values as they were typed.
+        typed: names of options that were typed in this call, not read from a variable.
+    """
+    values = {}
+    for each, says in declared(kind, names):
+        if isinstance(says, Part):
+            values[each.name] = made(says.kind, says.names, given, typed)
+        elif _is_negated(says):
+            values[each.name] = not given.pop(each.name)
+        else:
+            values[each.name] = _values(each, says).read(given.pop(each.name))
+    asked = kind(**values)
+    return _insisting(asked, typed) if isinstance(asked, Config) else asked
+
+
+def _insisting(config: Config, typed: frozenset[str]) -> Config:
+    """What was typed in this call, and not read from a variable, has to fit something."""
+
+    def globs(*names: str) -> tuple[tuple[str, str], ...]:
+        return tuple((f"--{n}", v) for n in names if n in typed for v in getattr(config, n))
+
+    return replace(
+        config,
+        insists=not typed.isdisjoint({"average", "gammas", "sigma_rels"}),
+        typed=globs("copy", "drop"),
+        typed_files=globs("select", "exclude"),
+    )
+
+
+def _is_general(parameter: inspect.Parameter) -> bool:
+    """Whether it is one of the options that all commands have in common."""
+    info = (get_args(parameter.annotation) or (None,))[-1]
+    return getattr(info, "rich_help_panel", None) == GENERAL
+
+
+#: the parameter that typer gives its context by.
+_CONTEXT = "context"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of classes of options become the options that these declare.
+
+    ``Annotated[Request, names]`` has those of these names alone.
+    """
+    groups: dict[str, tuple[type, frozenset[str] | None]] = {}
+    taken: list[inspect.Parameter] = []
+    hints = get_type_hints(function, include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, *extra = get_args(hints[name]) or (hints[name],)
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind, next(iter(extra), None)
+            taken += _parameters(*groups[name])
+        else:
+            taken.append(parameter.replace(annotation=hints[name]))
+    # In the help the last group is that of all commands.
+    taken.sort(key=_is_general)
+    wants_context = any(parameter.name == _CONTEXT for parameter in taken)
+    if not wants_context:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        taken.append(inspect.Parameter(_CONTEXT, kind, annotation=typer.Context))
+
+    @wraps(function)
+    def called(**given: Any) -> None:  # noqa: ANN401 - values of all options
+        load_numpy()
+        context = given[_CONTEXT] if wants_context else given.pop(_CONTEXT)
+        sources = {name: context.get_parameter_source(name) for name in given}
+        typed = frozenset(n for n, s in sources.items() if s and s.name == "COMMANDLINE")
+        for name, (kind, names) in groups.items():
+            given[name] = made(kind, names, given, typed)
+        function(**given)
+
+    called.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]  # read by inspect
+    return called

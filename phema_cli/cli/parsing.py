@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from phema_cli.errors import InputError, StorageError, UsageError
 
@@ -25,25 +22,6 @@ _MOST_COUNT = 1 << 53
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
-class Typed(list[str]):
-    """Values of an option that were typed in this call, and not read from its variable."""
-
-
-def mark_typed(given: dict[str, Any], context: typer.Context) -> None:
-    """Have the lists among the values of a command's options say whether they were typed."""
-    for name, value in given.items():
-        source = context.get_parameter_source(name)
-        if isinstance(value, list) and source is not None and source.name == "COMMANDLINE":
-            given[name] = Typed(value)
-
-
-def typed(options: Mapping[str, Sequence[str] | None]) -> tuple[tuple[str, str], ...]:
-    """Each value that was typed, with its option, by what options were given."""
-    return tuple(
-        (o, v) for o, values in options.items() if isinstance(values, Typed) for v in values
-    )
-
-
 def numbers(texts: list[str] | None) -> tuple[float, ...]:
     """Numbers of lists like ``5,7,9`` and ``0.05,0.06,...,0.15``; ``...`` fills an even interval.
 
@@ -54,6 +32,18 @@ def numbers(texts: list[str] | None) -> tuple[float, ...]:
     if len(found) > _MOST_NUMBERS:
         raise UsageError(f"{len(found)} numbers are above {_MOST_NUMBERS}")
     return found
+
+
+def ends(text: str) -> tuple[float, float]:
+    """The two ends of a range like ``0.03,0.20``.
+
+    Raises:
+        UsageError: not two numbers, the smaller first.
+    """
+    found = numbers([text])
+    if len(found) != 2 or not found[0] < found[1]:  # noqa: PLR2004 - a range has two ends
+        raise UsageError(f"{text!r} is not a range of sigma_rel", remedy="write 0.03,0.20")
+    return found[0], found[1]
 
 
 def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
@@ -162,12 +152,14 @@ def size(text: str | None) -> int | None:
     return value
 
 
-def count(text: str) -> int:
+def count(text: str | None) -> int | None:
     """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``.
 
     Raises:
         UsageError: not a whole number above 0.
     """
+    if text is None:
+        return None
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?)\s*([kKMBT]?)\s*", text)
     value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
     if not 0 < value <= _MOST_COUNT or value != int(value):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from phema_cli.cli import groups, options, parsing, plan_report, reachable, render
+from phema_cli.cli import options, plan_report, reachable, render
 from phema_cli.errors import InputError, UsageError
+from phema_cli.options import option
+from phema_cli.request import GRID, Config, Request
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import DType
@@ -14,125 +16,90 @@ if TYPE_CHECKING:
     from phema_cli.solver.assumptions import Assumption
     from phema_cli.solver.planning import Aim, Plan
 
-_RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
+#: snapshots of each gamma that a plan may have.
+_MOST_SNAPSHOTS = 1024
 #: snapshots of each gamma where nothing is said, and gammas that are chosen then.
 _SNAPSHOTS, _NUMBER = 64, 2
-_MOST = 1024
 
-Steps = Annotated[
-    str,
-    options.option("--steps", help="Length of the run: 400000 or 400k.", panel=_RUN, metavar="N"),
-]
-Parameters = Annotated[
-    str | None,
-    options.option(
-        "--parameters", help="Of the model: 280M, 1.2B. Gives sizes.", panel=_RUN, metavar="N"
-    ),
-]
-Schedule = Annotated[
-    str | None,
-    options.option(
-        "--schedule",
-        help="Of the learning rate: constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, "
+_RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """A run that is planned, what is to be stored and which targets must be served.
+
+    Attributes:
+        steps: length of the run.
+        parameters: of the model.
+        schedule: of the learning rate, or how weights move.
+        like: snapshots of an earlier run.
+        gammas: exponents to store.
+        sigma_rels: the same by sigma_rel.
+        snapshots: of each gamma.
+        every: steps between snapshots.
+        dtype: in which they are stored.
+        budget: bytes that they may take.
+        range: least and largest sigma_rel of the targets.
+    """
+
+    steps: int = option(
+        "Length of the run: 400000 or 400k.", group=_RUN, metavar="COUNT", required=True
+    )
+    parameters: int | None = option(
+        "Of the model: 280M, 1.2B. Gives sizes.", group=_RUN, metavar="COUNT"
+    )
+    schedule: str | None = option(
+        "Of the learning rate: constant, cosine, cosine:end=0.1, linear, wsd:last=0.2, "
         "rsqrt:start=0.06 (the default); or walk, what --no-sample assumes.",
-        panel=_RUN,
+        group=_RUN,
         metavar="NAME",
-    ),
-]
-Like = Annotated[
-    str | None,
-    options.option(
-        "--like",
-        help="Snapshots of an earlier run of the same kind, to measure how weights move.",
-        panel=_RUN,
+    )
+    like: str | None = option(
+        "Snapshots of an earlier run of the same kind, to measure how weights move.",
+        group=_RUN,
         metavar="PATH",
-    ),
-]
-Gammas = Annotated[
-    list[str] | None,
-    options.option(
-        "--gammas",
-        help="Gammas to store: 5,10. By default the best are found.",
-        panel=_STORED,
+    )
+    gammas: tuple[float, ...] = option(
+        "Gammas to store: 5,10. By default the best are found.",
+        default=(),
+        group=_STORED,
         metavar="LIST",
-    ),
-]
-SigmaRels = Annotated[
-    list[str] | None,
-    options.option("--sigma-rels", help="The same by sigma_rel.", panel=_STORED, metavar="LIST"),
-]
-Snapshots = Annotated[
-    int | None,
-    options.option(
-        "--snapshots",
-        help="Snapshots of each gamma; 64 by default.",
-        panel=_STORED,
-        min=1,
-        max=_MOST,
+    )
+    sigma_rels: tuple[float, ...] = option(
+        "The same by sigma_rel.", default=(), group=_STORED, metavar="LIST"
+    )
+    snapshots: int | None = option(
+        "Snapshots of each gamma; 64 by default.",
+        group=_STORED,
         metavar="N",
-    ),
-]
-Every = Annotated[
-    str | None,
-    options.option("--every", help="Steps between snapshots.", panel=_STORED, metavar="N"),
-]
-Dtype = Annotated[
-    str,
-    options.option(
-        "--dtype",
-        help="In which snapshots are stored: float16, bf16, ...",
-        panel=_STORED,
-        metavar="NAME",
-    ),
-]
-Budget = Annotated[
-    str | None,
-    options.option(
-        "--budget",
-        help="Disk that snapshots may take, 200GB: the best gammas and number are found.",
-        panel=_STORED,
+        type=int,
+        least=1,
+        most=_MOST_SNAPSHOTS,
+    )
+    every: int | None = option("Steps between snapshots.", group=_STORED, metavar="COUNT")
+    dtype: str = option(
+        "In which snapshots are stored: float16, bf16, ...",
+        default="float16",
+        group=_STORED,
+        metavar="TYPE",
+    )
+    budget: int | None = option(
+        "Disk that snapshots may take, 200GB: the best gammas and number are found.",
+        group=_STORED,
         metavar="SIZE",
-    ),
-]
-Range = Annotated[
-    str,
-    options.option(
-        "--range",
-        help="Targets that must be served, by sigma_rel: least and largest.",
-        panel=_SERVED,
+    )
+    range: tuple[float, ...] = option(
+        "Targets that must be served, by sigma_rel: least and largest.",
+        default=(0.03, 0.2),
+        group=_SERVED,
         metavar="LOW,HIGH",
-    ),
-]
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What is to be stored, as far as it is said."""
-
-    gammas: Gammas = None
-    sigma_rels: SigmaRels = None
-    snapshots: Snapshots = None
-    every: Every = None
-    dtype: Dtype = "float16"
-    budget: Budget = None
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """The run that is planned."""
-
-    parameters: Parameters = None
-    schedule: Schedule = None
-    like: Like = None
-
-
-@groups.spread
+@options.command
 def plan(
     *,
-    steps: Steps,
-    run: Run,
-    stored: Stored,
-    served: Range = "0.03,0.20",
+    asked: PlanRequest,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -155,27 +122,26 @@ def plan(
     from phema_cli.solver.planning import figures
     from phema_cli.synthesis import find_dtype
 
-    dtype = find_dtype(stored.dtype)
-    assumed, parameters = _assume(run, parsing.count(steps), dtype)
-    aim = _aim(parsing.count(steps), served, assumed)
+    dtype = find_dtype(asked.dtype)
+    assumed, parameters = _assume(asked, dtype)
+    aim = _aim(asked, assumed)
     sizes = plan_report.Sizes(dtype, parameters)
-    budget = parsing.size(stored.budget)
-    most = None if budget is None else sizes.affordable(budget)
-    chosen = _choose(aim, stored, most)
-    made = figures(chosen, reachable.GRID, assumed)
+    most = None if asked.budget is None else sizes.affordable(asked.budget)
+    chosen = _choose(aim, asked, most)
+    made = figures(chosen, GRID, assumed)
     entry = plan_report.entry(chosen, made, aim, sizes)
     if json:
         known = {
-            "schedule": None if run.like else run.schedule or DEFAULT_SCHEDULE,
-            "like": run.like,
+            "schedule": None if asked.like else asked.schedule or DEFAULT_SCHEDULE,
+            "like": asked.like,
         }
         render.document("plan", plan_report.document(aim, sizes, known, entry, made))
         return
-    if not (run.schedule or run.like):
+    if not (asked.schedule or asked.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
     plan_report.show(entry, sizes, chosen, aim)
     reachable.show(made, aim.steps, "blue")
-    plan_report.show_figures(made, measured=run.like is not None)
+    plan_report.show_figures(made, measured=asked.like is not None)
     plan_report.show_loop(chosen, dtype)
 
 
@@ -189,7 +155,7 @@ def _assumed_notice() -> Finding:
     )
 
 
-def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]:
+def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None]:
     """How the weights will move, and how many there are.
 
     Raises:
@@ -199,15 +165,15 @@ def _assume(run: Run, steps: int, dtype: DType) -> tuple[Assumption, int | None]
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE, Assumption, parse_schedule, scheduled
 
-    parameters = None if run.parameters is None else parsing.count(run.parameters)
-    if run.like is None:
-        rate = parse_schedule(run.schedule or DEFAULT_SCHEDULE)
+    parameters = asked.parameters
+    if asked.like is None:
+        rate = parse_schedule(asked.schedule or DEFAULT_SCHEDULE)
         if rate is None:
             return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters
-        return Assumption(scheduled(rate, steps, dtype.mantissa_bits)), parameters
-    if run.schedule is not None:
+        return Assumption(scheduled(rate, asked.steps, dtype.mantissa_bits)), parameters
+    if asked.schedule is not None:
         raise UsageError("--schedule and --like say two things", remedy="pass one of them")
-    return _like(run.like, steps, dtype, parameters)
+    return _like(asked.like, asked.steps, dtype, parameters)
 
 
 def _like(
@@ -215,14 +181,14 @@ def _like(
 ) -> tuple[Assumption, int | None]:
     """The same by the snapshots of an earlier run."""
     from phema_cli.estimate.solve import measure, stored_noise
-    from phema_cli.snapshots import Config, scan
+    from phema_cli.snapshots import scan
     from phema_cli.snapshots.base import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 
-    found = scan([path], Config())
+    found = scan([path], Config(trust_tags=True))
     snapshots = found.require()
-    movement = measure(snapshots, copy=found.copy, trust_tags=True).movement
+    movement = measure(found, Request()).movement
     if movement is None:
         raise InputError("too little to measure movement by", where=path, remedy="pass --schedule")
     newest = snapshots[-1]
@@ -231,7 +197,7 @@ def _like(
     return Assumption(moved), parameters or reference(snapshots).checkpoint.parameters
 
 
-def _aim(steps: int, served: str, assumed: Assumption) -> Aim:
+def _aim(asked: PlanRequest, assumed: Assumption) -> Aim:
     """What is to be served.
 
     Raises:
@@ -240,15 +206,13 @@ def _aim(steps: int, served: str, assumed: Assumption) -> Aim:
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Aim
 
-    ends = parsing.numbers([served])
-    if len(ends) != 2 or not ends[0] < ends[1]:  # noqa: PLR2004 - a range has two ends
-        raise UsageError(f"{served!r} is not a range of sigma_rel", remedy="write 0.03,0.20")
-    for end in ends:
+    low, high = asked.range
+    for end in (low, high):
         gamma_from_sigma_rel(end)
-    return Aim(steps, ends[0], ends[1], assumed)
+    return Aim(asked.steps, low, high, assumed)
 
 
-def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
+def _choose(aim: Aim, asked: PlanRequest, most: int | None) -> Plan:
     """The plan that was asked for; what is left open is chosen.
 
     Raises:
@@ -257,22 +221,22 @@ def _choose(aim: Aim, stored: Stored, most: int | None) -> Plan:
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Plan, best_gammas, best_plan, evenly
 
-    if stored.gammas and stored.sigma_rels:
+    if asked.gammas and asked.sigma_rels:
         raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
-    if (stored.snapshots, stored.every, most).count(None) < 2:  # noqa: PLR2004 - all but one
+    if (asked.snapshots, asked.every, most).count(None) < 2:  # noqa: PLR2004 - all but one
         raise UsageError(
             "--snapshots, --every and --budget each say how many", remedy="pass one of them"
         )
-    gammas = parsing.numbers(stored.gammas) or tuple(
-        gamma_from_sigma_rel(s) for s in parsing.numbers(stored.sigma_rels)
-    )
+    gammas = asked.gammas or tuple(gamma_from_sigma_rel(s) for s in asked.sigma_rels)
     if most is not None:
         return best_plan(aim, most, gammas)
-    if stored.every is None:
-        count = min(stored.snapshots or _SNAPSHOTS, aim.steps)
+    if asked.every is None:
+        count = min(asked.snapshots or _SNAPSHOTS, aim.steps)
         return evenly(aim.steps, gammas or best_gammas(aim, _NUMBER, count), count)
-    every = parsing.count(stored.every)
-    count = aim.steps // every
-    if not 1 <= count <= _MOST:
-        raise UsageError(f"--every {every} gives {count} snapshots", remedy=f"1 to {_MOST} will do")
-    return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), every)
+    count = aim.steps // asked.every
+    if not 1 <= count <= _MOST_SNAPSHOTS:
+        raise UsageError(
+            f"--every {asked.every} gives {count} snapshots",
+            remedy=f"1 to {_MOST_SNAPSHOTS} will do",
+        )
+    return Plan(aim.steps, tuple(sorted(gammas)) or best_gammas(aim, _NUMBER, count), asked.every)

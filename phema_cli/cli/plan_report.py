@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phema_cli.cli import reachable, render
 from phema_cli.errors import UsageError
+from phema_cli.request import GRID
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import DType
@@ -125,7 +126,7 @@ def show_figures(made: Sequence[Figures], *, measured: bool) -> None:
     rms = ("expected_rms",) if measured else ()
     names = ("gamma", "verdict", "expected_error", *rms, "sigma_error", "profile_error")
     table = render.table("sigma_rel", *names, right=("sigma_rel", *names), gap=2)
-    by_sigma = dict(zip(reachable.GRID, made, strict=True))
+    by_sigma = dict(zip(GRID, made, strict=True))
     for sigma in _SHOWN:
         f = by_sigma[sigma]
         table.add_row(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from phema_cli.cli import groups, options, render
+from phema_cli.cli import options, render
 from phema_cli.errors import UsageError
+from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 _MOST_TARGETS = 8
 
@@ -28,13 +29,11 @@ Width = Annotated[
 Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace a picture that exists.")]
 
 
-@groups.spread
+@options.command
 def plot(
     paths: options.Paths,
     *,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    sources: groups.Sources,
+    request: Annotated[Request, TARGETS | SOLVING | SOURCES],
     output: Output = None,
     width: Width = 7.0,
     overwrite: Overwrite = False,
@@ -57,6 +56,7 @@ def plot(
     """
     from phema_cli.cli import pictures, plot_picture
     from phema_cli.cli.plot_data import solve_plotted
+    from phema_cli.estimate.proposal import scan_for
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
@@ -64,8 +64,8 @@ def plot(
         raise UsageError(
             "a picture needs a file", remedy="pass -o FILE, or --json for the curves as numbers"
         )
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    plotted = solve_plotted(found, wanted, solving)
+    scan = scan_for(paths, request)
+    plotted = solve_plotted(scan, request)
     if output is not None and len(plotted.panels) > _MOST_TARGETS:
         raise UsageError(
             f"{len(plotted.panels)} targets are more than a picture holds",
@@ -76,5 +76,5 @@ def plot(
     if json:
         render.document("plot", plotted.document() | {"output": output and str(output)})
     else:
-        render.findings(found.findings, stderr=True, quiet=quiet)
+        render.findings(scan.findings, stderr=True, quiet=quiet)
         render.line(output)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phema_cli.cli.groups import Solving, Targets
 from phema_cli.profiles import Profile, describe, gamma_from_sigma_rel
+from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.solver import Figures
 from phema_cli.solver.curves import Curves, curves
@@ -129,18 +129,21 @@ class Plotted:
         }
 
 
-def solve_plotted(found: Scan, wanted: Targets, solving: Solving) -> Plotted:
+def solve_plotted(scan: Scan, request: Request) -> Plotted:
     """Solve for the targets and for the whole range in one call.
 
     Errors as :func:`phema_cli.estimate.solve.make_targets` and
     :func:`phema_cli.estimate.solve.solve_snapshots`.
     """
-    from phema_cli.estimate.solve import make_targets, target_step
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
 
-    snapshots = found.require()
-    targets = wanted.at(solving.step, snapshots)
-    reach = make_targets(snapshots, sigma_rels=REACH, step=solving.step)
-    solution = solving.solve(found, [*targets, *reach] if targets else [], together=True)
+    snapshots = scan.require()
+    targets = make_targets(snapshots, request)
+    reach = make_targets(snapshots, Request(sigma_rel=REACH, step=request.step))
+    measured = measure(scan, request)
+    measured.tags.require()
+    wanted = [*targets, *reach] if targets else []
+    solution = solve_snapshots(snapshots, wanted, measured, method=request.method, together=True)
     profiles = [s.tag.profile for s in snapshots]
     # All alike, so that they can be compared.
     dense = all(p.square_integrable for p in [*profiles, *targets])
@@ -150,5 +153,5 @@ def solve_plotted(found: Scan, wanted: Targets, solving: Solving) -> Plotted:
             targets, solution.figures, solution.weights.T, strict=False
         )
     ]
-    step = target_step(snapshots, solving.step)
-    return Plotted(snapshots, step, solving.method, panels, solution.figures[len(targets) :])
+    step = target_step(snapshots, request.step)
+    return Plotted(snapshots, step, request.method, panels, solution.figures[len(targets) :])

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.cli import render
+from phema_cli.request import GRID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phema_cli.solver import Figures
 
-#: sigma_rel of the targets: 0.010, 0.015, ..., 0.285.
-GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
 

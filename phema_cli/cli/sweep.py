@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
-from enum import StrEnum
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import groups, options, parsing, render
-from phema_cli.cli.reachable import GRID
+from phema_cli.cli import options, render
 from phema_cli.errors import CheckFailedError, SignalError
+from phema_cli.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from phema_cli.sweep.results import Record
     from phema_cli.sweep.run import Outcome
-    from phema_cli.sweep.targets import Sweep
     from phema_cli.synthesis.pools import Progress
     from phema_cli.synthesis.recipe import Recipe
 
-_EVALUATION = "Evaluation"
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
@@ -30,137 +27,23 @@ _MOST_COLUMNS = 80
 _NEAR_LIMIT = 0.28
 
 
-class Keep(StrEnum):
-    """Which outputs stay."""
-
-    best = "best"
-    all = "all"
-    none = "none"
-
-
-Eval = Annotated[
-    str,
-    options.option(
-        "--eval",
-        help="What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, "
-        "{target}.",
-        panel=_EVALUATION,
-        metavar="CMD",
-    ),
-]
-Metric = Annotated[
-    str | None,
-    options.option(
-        "--metric",
-        help="Regular expression whose last match, or its group, is the metric; by default the "
-        "last number printed is.",
-        panel=_EVALUATION,
-        metavar="REGEX",
-    ),
-]
-MetricKey = Annotated[
-    str | None,
-    options.option(
-        "--metric-key",
-        help="Name of the metric in the JSON printed, dotted.",
-        panel=_EVALUATION,
-        metavar="KEY",
-    ),
-]
-Maximize = Annotated[
-    bool,
-    options.flag(
-        "--maximize/--minimize", help="Which metric is the best; the lowest.", panel=_EVALUATION
-    ),
-]
-Refine = Annotated[
-    int | None,
-    options.option(
-        "--refine",
-        help="Further points searched around the best; 6 without targets given, else 0.",
-        panel=_EVALUATION,
-        min=0,
-        metavar="N",
-    ),
-]
-Timeout = Annotated[
-    str | None,
-    options.option(
-        "--timeout",
-        help="Time after which an evaluation has failed: 90s, 30m, 2h.",
-        panel=_EVALUATION,
-        metavar="TIME",
-    ),
-]
-RetryFailed = Annotated[
-    bool,
-    options.flag(
-        "--retry-failed", help="Run again what failed in an earlier run.", panel=_EVALUATION
-    ),
-]
-Output = Annotated[
-    str,
-    options.option(
-        "--output",
-        "-o",
-        help="Directory for the outputs and sweep.jsonl.",
-        panel=options.OUTPUT,
-        metavar="DIR",
-    ),
-]
-Keeping = Annotated[
-    Keep,
-    options.option("--keep", help="Which outputs stay: best, all, none.", panel=options.OUTPUT),
-]
-MaxDisk = Annotated[
-    str | None,
-    options.option(
-        "--max-disk",
-        help="Disk that outputs may take at a time; 90 % of what is free by default.",
-        panel=options.OUTPUT,
-        metavar="SIZE",
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    options.flag("--overwrite", help="Forget an earlier sweep's results.", panel=options.OUTPUT),
-]
 Plot = Annotated[
     Path | None,
     options.option(
         "--plot",
         help="Draw metric against sigma_rel: png, svg, pdf.",
-        panel=options.OUTPUT,
+        panel="Output",
         metavar="FILE",
     ),
 ]
 
 
-@groups.spread
+@options.command
 def sweep(
     paths: options.Paths,
     *,
-    eval: Eval,  # noqa: A002 - the option's name
-    metric: Metric = None,
-    metric_key: MetricKey = None,
-    maximize: Maximize = False,
-    refine: Refine = None,
-    timeout: Timeout = None,
-    retry_failed: RetryFailed = False,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    output: Output = "sweep",
-    keep: Keeping = Keep.best,
-    max_disk: MaxDisk = None,
-    overwrite: Overwrite = False,
+    asked: SweepRequest,
     plot: Plot = None,
-    format: options.Format = None,  # noqa: A002 - the option's name
-    dtype: options.Dtype = None,
-    sources: groups.Sources,
-    copy: options.Copy = None,
-    drop: options.Drop = None,
-    jobs: options.Jobs = None,
-    max_memory: options.MaxMemory = "256MiB",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -177,58 +60,32 @@ def sweep(
       Three gammas and what lies around the best; larger is better:
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
-    from phema_cli.solver.search import FURTHER_POINTS
-    from phema_cli.sweep.evaluation import Evaluator
+    from phema_cli.estimate.proposal import scan_for
     from phema_cli.sweep.run import sweep as run
-    from phema_cli.sweep.targets import Sweep
-    from phema_cli.synthesis import Request, find_dtype
 
-    given = bool(wanted.gammas or wanted.sigma_rels or wanted.profiles)
-    asked = Sweep(
-        request=Request(
-            gammas=wanted.gammas,
-            sigma_rels=wanted.sigma_rels,
-            profiles=wanted.profiles,
-            step=solving.step,
-            method=solving.method,
-            sample=not solving.no_sample,
-            output=output,
-            form=format,
-            dtype=find_dtype(dtype) if dtype else None,
-            max_memory=parsing.size(max_memory) or 0,
-            jobs=jobs,
-        ),
-        evaluator=Evaluator(eval, metric, metric_key, parsing.seconds(timeout)),
-        maximize=maximize,
-        refine=refine if refine is not None else 0 if given else FURTHER_POINTS,
-        keep=keep.value,
-        max_disk=parsing.size(max_disk),
-        retry_failed=retry_failed,
-        overwrite=overwrite,
-        candidates=GRID,
-        log=Path(output) / _LOG if quiet else None,
-    )
     if plot is not None:
         from phema_cli.cli import pictures
 
         pictures.check(plot, overwrite=True)
-    found = sources.scan(paths, sampled=not solving.no_sample, copy=copy, drop=drop)
-    render.findings(found.findings, stderr=True, quiet=quiet)
-    with _resumable(output):
-        outcome = run(found, asked, _Shown(quiet=quiet))
+    if quiet:
+        asked = replace(asked, log=Path(asked.output) / _LOG)
+    scan = scan_for(paths, asked.request)
+    render.findings(scan.findings, stderr=True, quiet=quiet)
+    with _resumable(asked.output):
+        outcome = run(scan, asked, _Shown(quiet=quiet))
     if not quiet:
-        _show(outcome, maximize=maximize)
+        _show(outcome, maximize=asked.maximize)
     if plot is not None and outcome.best is not None:
         from phema_cli.cli import sweep_curve
 
-        curve = sweep_curve.valley(outcome, maximize=maximize)
-        sweep_curve.draw(curve, plot, metric_key or "metric")
+        curve = sweep_curve.valley(outcome, maximize=asked.maximize)
+        sweep_curve.draw(curve, plot, asked.metric_key or "metric")
     if json:
         render.document("sweep", _document(outcome, asked))
     if outcome.best is None:
         raise CheckFailedError(
             "no evaluation gave a metric",
-            where=output,
+            where=asked.output,
             remedy=f"the first: {outcome.records[0].failure}; mend --eval, or pass --retry-failed",
         )
     if not json:
@@ -330,10 +187,10 @@ def _table(outcome: Outcome) -> Table:
     return table
 
 
-def _document(outcome: Outcome, asked: Sweep) -> dict[str, Any]:
+def _document(outcome: Outcome, asked: SweepRequest) -> dict[str, Any]:
     """The content of ``--json``."""
     return {
-        "eval": asked.evaluator.command,
+        "eval": asked.eval,
         "direction": "maximize" if asked.maximize else "minimize",
         "best": None if outcome.best is None else asdict(outcome.best),
         "position": outcome.position,

@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from phema_cli.cli import groups, listing, options, parsing, render
+from phema_cli.cli import listing, options, render
+from phema_cli.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-    from phema_cli.snapshots import Scan
-    from phema_cli.synthesis import Request
-    from phema_cli.synthesis.ranks import Ranks
     from phema_cli.synthesis.recipe import Recipe
 
 
-Output = Annotated[
-    str | None,
-    options.option(
-        "--output",
-        "-o",
-        help="A file, a directory, or a name with {gamma}, {sigma_rel}, {profile}, {step}.",
-        panel=options.OUTPUT,
-        metavar="PATH",
-    ),
-]
-MaxShardSize = Annotated[
-    str | None,
-    options.option(
-        "--max-shard-size",
-        help="Split outputs into shards of at most this size; 5GB by default.",
-        panel=options.OUTPUT,
-        metavar="SIZE",
-    ),
-]
-MaxError = Annotated[
-    float | None,
-    options.option(
-        "--max-error",
-        help="Exit with 1 before writing when expected_error is above this.",
-        panel=options.OUTPUT,
-        metavar="X",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    options.flag("--dry-run", help="Show what would be done, write nothing.", panel=options.OUTPUT),
-]
-Overwrite = Annotated[
-    bool, options.flag("--overwrite", help="Replace outputs that exist.", panel=options.OUTPUT)
-]
-SkipExisting = Annotated[
-    bool,
-    options.flag("--skip-existing", help="Leave outputs that exist alone.", panel=options.OUTPUT),
-]
-AllowNonfinite = Annotated[
-    bool,
-    options.flag("--allow-nonfinite", help="Average infinities and NaN instead of refusing."),
-]
-
-
-@groups.spread
+@options.command
 def synthesize(
     paths: options.Paths,
     *,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    output: Output = None,
-    format: options.Format = None,  # noqa: A002 - the option's name
-    dtype: options.Dtype = None,
-    max_shard_size: MaxShardSize = None,
-    max_error: MaxError = None,
-    dry_run: DryRun = False,
-    overwrite: Overwrite = False,
-    skip_existing: SkipExisting = False,
-    sources: groups.Sources,
-    copy: options.Copy = None,
-    drop: options.Drop = None,
-    jobs: options.Jobs = None,
-    allow_nonfinite: AllowNonfinite = False,
-    max_memory: options.MaxMemory = "256MiB",
+    request: Request,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -112,84 +48,34 @@ def synthesize(
       The path of the result in a shell's variable:
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
-    from phema_cli.synthesis import Request, find_dtype
-    from phema_cli.synthesis.execute import execute
+    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.synthesis import execute, make_recipe
     from phema_cli.synthesis.ranks import joined
+    from phema_cli.synthesis.staging import check_outputs
 
-    request = Request(
-        gammas=wanted.gammas,
-        sigma_rels=wanted.sigma_rels,
-        profiles=wanted.profiles,
-        step=solving.step,
-        method=solving.method,
-        sample=not solving.no_sample,
-        output=output,
-        form=format,
-        dtype=find_dtype(dtype) if dtype else None,
-        max_shard_bytes=parsing.size(max_shard_size),
-        max_error=max_error,
-        max_memory=parsing.size(max_memory) or 0,
-        jobs=jobs,
-        allow_nonfinite=allow_nonfinite,
-        skip_existing=skip_existing,
-    )
-    find = partial(sources.scan, paths, sampled=not solving.no_sample, copy=copy, drop=drop)
     with joined() as ranks:
         if not ranks.leads:
             execute(None, processes=True, ranks=ranks)
             return
-        shown = _Shown(quiet=quiet, figures=not (quiet or json or dry_run))
-        recipe, outputs = _lead(ranks, find, request, shown, overwrite=overwrite, dry_run=dry_run)
+        scan = scan_for(paths, request)
+        recipe, outputs = make_recipe(scan, request)
+        findings = [*scan.findings, *(recipe.tags.findings if recipe else ())]
+        render.findings(findings, stderr=True, quiet=quiet)
+        if recipe is not None:
+            check_outputs(recipe)
+            if not (quiet or json or request.dry_run):
+                _show_figures(recipe)
+            if not request.dry_run:
+                total = (recipe.read_bytes + recipe.write_bytes) // ranks.size
+                with render.progress("synthesizing", total, quiet=quiet) as progress:
+                    execute(recipe, progress=progress, processes=True, ranks=ranks)
     if json:
-        render.document("synthesize", _document(recipe, outputs, dry_run=dry_run))
-    elif dry_run:
+        render.document("synthesize", _document(recipe, outputs, dry_run=request.dry_run))
+    elif request.dry_run:
         _show_plan(recipe, outputs)
     else:
         for path in outputs:
             render.line(path)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What is said on stderr while the work goes on."""
-
-    quiet: bool
-    figures: bool
-
-
-def _lead(
-    ranks: Ranks,
-    find: Callable[[], Scan],
-    request: Request,
-    shown: _Shown,
-    *,
-    overwrite: bool,
-    dry_run: bool,
-) -> tuple[Recipe | None, list[Path]]:
-    """Decide, and have all ranks carry it out."""
-    from phema_cli.synthesis import plan
-    from phema_cli.synthesis.staging import check_outputs
-
-    found = find()
-    recipe, outputs = plan(found, request)
-    said = recipe.tags.findings if recipe is not None else ()
-    render.findings([*found.findings, *said], stderr=True, quiet=shown.quiet)
-    if recipe is not None:
-        check_outputs(recipe, overwrite)
-    if recipe is not None and shown.figures:
-        _show_figures(recipe)
-    if recipe is not None and not dry_run:
-        _carry_out(recipe, ranks, overwrite=overwrite, quiet=shown.quiet)
-    return recipe, outputs
-
-
-def _carry_out(recipe: Recipe, ranks: Ranks, *, overwrite: bool, quiet: bool) -> None:
-    """Execute the recipe, or this rank's share of it."""
-    from phema_cli.synthesis.execute import execute
-
-    total = (recipe.read_bytes + recipe.write_bytes) // ranks.size
-    with render.progress("synthesizing", total, quiet=quiet) as progress:
-        execute(recipe, overwrite=overwrite, progress=progress, processes=True, ranks=ranks)
 
 
 def _show_figures(recipe: Recipe) -> None:
@@ -207,9 +93,9 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
     if recipe is None:
         return content | {"targets": []}
     return content | {
-        "method": recipe.method,
+        "method": recipe.request.method,
         "evidence": recipe.tags.entry(),
-        "format": recipe.form,
+        "format": recipe.format,
         "targets": [
             {
                 "path": str(o.path),
@@ -244,7 +130,7 @@ def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
         out.print(
-            f"would write {render.plain(output.path)} ({recipe.form}, "
+            f"would write {render.plain(output.path)} ({recipe.format}, "
             f"{render.size(output.size_bytes)}{shards})",
             soft_wrap=True,
         )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phema_cli.cli import completing, groups, options, render
+from phema_cli.cli import completing, options, render
 from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
+from phema_cli.request import SOURCES, Config
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
@@ -35,13 +36,13 @@ Full = Annotated[
 ]
 
 
-@groups.spread
+@options.command
 def verify(
     out: Out,
     paths: Sources = None,
     *,
     full: Full = False,
-    sources: groups.Sources,
+    config: Annotated[Config, SOURCES],
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -69,7 +70,6 @@ def verify(
     record = provenance_of(checkpoint)
     content: dict[str, object] = {"path": str(out), "target": record["target"], "checked": None}
     if paths:
-        config = sources.config()
         recipe = remake(checkpoint, scan(paths, config))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
             content["checked"] = asdict(

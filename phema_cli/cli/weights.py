@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
-from phema_cli.cli import groups, listing, options, render
+from phema_cli.cli import listing, options, render
+from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 
-@groups.spread
+@options.command
 def weights(
     paths: options.Paths,
     *,
-    wanted: groups.Targets,
-    solving: groups.Solving,
-    sources: groups.Sources,
+    request: Annotated[Request, TARGETS | SOLVING | SOURCES],
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -37,17 +37,18 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
-    from phema_cli.estimate.solve import target_step
+    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
     from phema_cli.profiles import describe
     from phema_cli.synthesis.provenance import source_entry
 
-    found = sources.scan(paths, sampled=not solving.no_sample)
-    snapshots = found.require()
-    targets = wanted.at(solving.step, snapshots)
-    end = target_step(snapshots, solving.step)
-    measured = solving.measure(found)
+    scan = scan_for(paths, request)
+    snapshots = scan.require()
+    targets = make_targets(snapshots, request)
+    end = target_step(snapshots, request.step)
+    measured = measure(scan, request)
     measured.tags.require()
-    solution = solving.solve(found, targets, measured)
+    solution = solve_snapshots(snapshots, targets, measured, method=request.method)
     if json:
         content = [
             {
@@ -61,10 +62,10 @@ def weights(
             }
             for k, (t, f) in enumerate(zip(targets, solution.figures, strict=True))
         ]
-        document = {"method": solving.method, "evidence": measured.tags.entry()}
+        document = {"method": request.method, "evidence": measured.tags.entry()}
         render.document("weights", document | {"targets": content})
         return
-    render.findings([*found.findings, *measured.tags.findings], stderr=True, quiet=quiet)
+    render.findings([*scan.findings, *measured.tags.findings], stderr=True, quiet=quiet)
     out = render.console()
     render.show(render.figures_table(targets, solution.figures), out)
     out.print()

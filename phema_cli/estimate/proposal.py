@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
-from phema_cli.snapshots import Finding, Scan, Snapshot
+from phema_cli.request import Request
+from phema_cli.snapshots import Finding, Scan, Snapshot, scan
 from phema_cli.snapshots.base import Untagged
 from phema_cli.snapshots.consistency import differences
 from phema_cli.solver.evidence import Law, law_of, propose
@@ -19,7 +21,16 @@ from phema_cli.solver.evidence import Law, law_of, propose
 _Group = tuple[str, int]
 
 
-def with_proposal(found: Scan) -> Scan:
+def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
+    """The snapshots of a request; where only their laws are missing, what these look like.
+
+    Errors as :func:`phema_cli.snapshots.scan`.
+    """
+    found = scan(paths, request.config)
+    return _with_proposal(found) if request.sample and found.untagged else found
+
+
+def _with_proposal(found: Scan) -> Scan:
     """The scan with errors that say what to pass, where only laws are missing and data tell them.
 
     Args:

@@ -11,12 +11,12 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags
-from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
-from phema_cli.snapshots import Snapshot
+from phema_cli.profiles import PowerProfile, Profile, gamma_from_sigma_rel, parse_profile
+from phema_cli.request import DEFAULT_METHOD, Request
+from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
-    DEFAULT_METHOD,
     Movement,
     Solution,
     calibrate,
@@ -28,15 +28,8 @@ from phema_cli.solver import (
 _MOST_TARGETS = 1000
 
 
-def make_targets(
-    snapshots: Sequence[Snapshot],
-    *,
-    gammas: Sequence[float] = (),
-    sigma_rels: Sequence[float] = (),
-    profiles: Sequence[ProfileSpec] = (),
-    step: float | None = None,
-) -> list[Profile]:
-    """Targets in the order given, gammas first, at ``step`` or at the last snapshot's.
+def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profile]:
+    """The targets of a request in its order, gammas first, at its step or the last snapshot's.
 
     Their ends are times as the snapshots' profiles have them, which may differ from the trainer's
     count.
@@ -44,24 +37,31 @@ def make_targets(
     Raises:
         UsageError: more than 1000, one given twice, or one that does not exist.
     """
-    end = time_of(snapshots, target_step(snapshots, step))
-    asked = len(gammas) + len(sigma_rels) + len(profiles)
+    end = time_of(snapshots, target_step(snapshots, request.step))
+    gammas = [*_several(request.gamma), *map(gamma_from_sigma_rel, _several(request.sigma_rel))]
+    profiles = [request.profile] if isinstance(request.profile, str) else request.profile
+    asked = len(gammas) + len(profiles)
     if asked > _MOST_TARGETS:
         raise UsageError(
             f"{asked} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
         )
-    wanted = [*gammas, *(gamma_from_sigma_rel(s) for s in sigma_rels)]
-    for gamma in wanted:
+    for gamma in gammas:
         if gamma < 0:
             raise UsageError(
                 f"target gamma {gamma:g} is below 0", remedy="pass 0, the longest average, or more"
             )
-    targets: list[Profile] = [PowerProfile(gamma, end) for gamma in wanted]
-    targets += [spec.ending_at(end) for spec in profiles]
+    targets: list[Profile] = [PowerProfile(gamma, end) for gamma in gammas]
+    specs = [parse_profile(p) if isinstance(p, str) else p for p in profiles]
+    targets += [spec.ending_at(end) for spec in specs]
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"target {target.label} is given twice")
     return targets
+
+
+def _several(numbers: float | Sequence[float]) -> Sequence[float]:
+    """One number, or several."""
+    return [numbers] if isinstance(numbers, int | float) else numbers
 
 
 def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
@@ -157,28 +157,21 @@ class Measured:
     tags: TagCheck = field(default_factory=TagCheck)
 
 
-def measure(
-    snapshots: Sequence[Snapshot],
-    *,
-    copy: Sequence[str] = (),
-    allow_nonfinite: bool = False,
-    trust_tags: bool = False,
-) -> Measured:
+def measure(scan: Scan, request: Request) -> Measured:
     """How the weights moved during training, and whether that bears the tags out.
 
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are not averaged.
-        allow_nonfinite: whether values that are not finite are left out of the sample.
-        trust_tags: whether the tags are not to be tested.
+    Contradicted tags are no error yet: ``tags.require()`` raises it. Without ``request.sample``
+    nothing is measured.
 
-    Errors as :func:`phema_cli.estimate.sample.sample`; contradicted tags are none yet.
+    Errors as :func:`phema_cli.estimate.sample.sample`.
     """
-    found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
+    if not request.sample:
+        return Measured()
+    found = sampling.sample(scan.snapshots, scan.copy, allow_nonfinite=request.allow_nonfinite)
     if found is None:
         return Measured()
-    tags = TagCheck() if trust_tags else check_tags(snapshots, found)
-    return Measured(calibrate([s.tag.profile for s in snapshots], found), tags)
+    tags = TagCheck() if scan.trust_tags else check_tags(scan.snapshots, found)
+    return Measured(calibrate([s.tag.profile for s in scan.snapshots], found), tags)
 
 
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL, Range
-from phema_cli.snapshots.base import Origin
+from phema_cli.request import Config
 from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.trainers.base import real
 from phema_cli.trainers.registry import parse_law
@@ -27,107 +27,32 @@ _MOST_DOTS = 8
 #: gammas, laws and keys that an entry may list.
 _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
-_ENTRIES = {
-    "pattern",
-    "gammas",
-    "sigma_rels",
-    "average",
-    "raw",
-    "trust_tags",
-    "update_every",
-    "steps_per_epoch",
-    "key",
-    "names_from",
-    "select",
-    "exclude",
-    "copy",
-    "drop",
-    "snapshots",
-}
+#: fields of Config that say how it came about, and are no entries.
+_OURS = {"typed", "typed_files", "insists", "origin"}
+_ENTRIES = {f.name for f in fields(Config)} - _OURS
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """How snapshots are found and read; None or empty where nothing was said.
+def checked(said: Config) -> Config:
+    """What is said, with sigma_rels as gammas.
 
-    Attributes:
-        pattern: regular expression with named groups, searched in a snapshot's relative path.
-        gammas: what the ``index`` of a name counts; a single one holds for every snapshot that
-            says none itself.
-        average: what averages are, as ``--average`` writes it: one for the only average whose law
-            is not known, or several in the order of ``keys``. ``raw`` is the same as ``raw=True``.
-        raw: whether the snapshots are raw weights; where files hold averages too, these are left
-            out.
-        trust_tags: whether what the user says holds, whatever the files say.
-        update_every: N, where the trainer averaged at every N-th step only.
-        steps_per_epoch: steps of an epoch, where snapshots count these.
-        key: dotted name of the dict of weights inside a nested checkpoint, or a prefix of names;
-            several, with commas, are several series.
-        names_from: checkpoint that names the tensors of snapshots that don't.
-        select: globs of relative paths; others are left out.
-        exclude: globs of relative paths to leave out.
-        copy: globs of tensor names to copy instead of average.
-        drop: globs of tensor names to leave out.
-        typed: options with a glob of tensor names each that has to match some.
-        typed_files: options with a glob of files each that has to match some.
-        snapshots: tags by relative path (phema.toml only).
-        insists: whether it is an error where what it says of averages fits none; a variable or a
-            phema.toml may speak of other directories and files.
-        origin: where it was said.
+    Raises:
+        UsageError: a value makes no sense, or two of them say the same thing.
     """
-
-    pattern: str | None = None
-    gammas: tuple[float, ...] = ()
-    average: str | tuple[str, ...] | None = None
-    raw: bool = False
-    trust_tags: bool = False
-    update_every: int | None = None
-    steps_per_epoch: float | None = None
-    key: str | None = None
-    names_from: Path | None = None
-    select: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    copy: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    typed: tuple[tuple[str, str], ...] = ()
-    typed_files: tuple[tuple[str, str], ...] = ()
-    snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    insists: bool = True
-    origin: Origin = "command line"
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The series that the user names."""
-        given = (k.strip() for k in (self.key or "").split(","))
-        return tuple(k if k == "." else k.rstrip(".") for k in given if k)
-
-    @property
-    def averages(self) -> tuple[str, ...]:
-        """The laws that the user names."""
-        given = (self.average,) if isinstance(self.average, str) else self.average or ()
-        return tuple(law for law in given if law != "raw")
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether the user says that snapshots are raw weights."""
-        return self.raw or self.average in {"raw", ("raw",)}
-
-    @property
-    def says_average(self) -> bool:
-        """Whether it says what the averages are."""
-        return bool(self.gammas or self.average or self.raw)
-
-    def over(self, other: Config) -> Config:
-        """This, with what it leaves open taken from ``other``."""
-        said = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) and f.name not in {"origin", "insists", "typed", "typed_files"}
-        }
-        if self.says_average:
-            # One statement of what the averages are takes the place of another.
-            other = replace(other, gammas=(), average=None, raw=False, insists=self.insists)
-        return replace(other, **said)
+    if said.gammas and said.sigma_rels:
+        raise UsageError("gammas and sigma_rels say the same thing", remedy="keep one of them")
+    if said.average and said.raw:
+        raise UsageError("average and raw say two things", remedy="keep one of them")
+    for law in said.averages:
+        parse_law(law)
+    if said.pattern is not None:
+        compile_pattern(said.pattern)
+    for count in (said.update_every, said.steps_per_epoch):
+        if count is not None and not 1 <= count <= MOST_EXACT:
+            raise UsageError(f"{count} is no number of steps from 1 to {MOST_EXACT}")
+    gammas = said.gammas or tuple(gamma_from_sigma_rel(s) for s in said.sigma_rels)
+    for gamma in gammas:
+        PowerProfile(gamma, 1.0)
+    return replace(said, gammas=gammas, sigma_rels=())
 
 
 def read_config(directory: Path) -> Config:
@@ -171,35 +96,27 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
         if name not in _ENTRIES:
             known = ", ".join(sorted(_ENTRIES))
             raise InputError(f"unknown entry {name!r}", remedy=f"known: {known}")
-    if "gammas" in table and "sigma_rels" in table:
-        raise InputError("gammas and sigma_rels say the same thing", remedy="keep one of them")
-    gammas = _numbers(table, "gammas") or tuple(
-        gamma_from_sigma_rel(s) for s in _numbers(table, "sigma_rels")
-    )
-    for gamma in gammas:
-        PowerProfile(gamma, 1.0)
-    pattern, average = _text(table, "pattern"), _few(_texts(table, "average"))
-    if pattern is not None:
-        compile_pattern(pattern)
-    for law in average:
-        parse_law(law)
-    return Config(
-        pattern=pattern,
-        gammas=gammas,
-        average=average[0] if len(average) == 1 else average or None,
-        raw=_flag(table, "raw"),
-        trust_tags=_flag(table, "trust_tags"),
-        update_every=_count(table, "update_every"),
-        steps_per_epoch=_count(table, "steps_per_epoch"),
-        key=",".join(_few(_texts(table, "key"))) or None,
-        names_from=_inside(directory, _text(table, "names_from")),
-        select=_globs(table, "select"),
-        exclude=_globs(table, "exclude"),
-        copy=_globs(table, "copy"),
-        drop=_globs(table, "drop"),
-        snapshots=_snapshots(table.get("snapshots", {})),
-        insists=False,
-        origin="phema.toml",
+    average = _few(_texts(table, "average"))
+    return checked(
+        Config(
+            pattern=_text(table, "pattern"),
+            gammas=_numbers(table, "gammas"),
+            sigma_rels=_numbers(table, "sigma_rels"),
+            average=average[0] if len(average) == 1 else average or None,
+            raw=_flag(table, "raw"),
+            trust_tags=_flag(table, "trust_tags"),
+            update_every=_count(table, "update_every"),
+            steps_per_epoch=_count(table, "steps_per_epoch"),
+            key=",".join(_few(_texts(table, "key"))) or None,
+            names_from=_inside(directory, _text(table, "names_from")),
+            select=_globs(table, "select"),
+            exclude=_globs(table, "exclude"),
+            copy=_globs(table, "copy"),
+            drop=_globs(table, "drop"),
+            snapshots=_snapshots(table.get("snapshots", {})),
+            insists=False,
+            origin="phema.toml",
+        )
     )
 
 

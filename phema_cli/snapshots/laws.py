@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.profiles import Law
+from phema_cli.request import Config
 from phema_cli.snapshots.base import LeftOutError, Origin
-from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.reading import Draft
 from phema_cli.trainers.base import Series
 from phema_cli.trainers.nested import AVERAGE

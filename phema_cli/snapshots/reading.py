@@ -14,8 +14,8 @@ from phema_cli.formats.hidden import refuse_beside, refuse_hidden
 from phema_cli.formats.locations import is_remote, locate
 from phema_cli.globs import matching
 from phema_cli.profiles import Law
+from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of
-from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.files import Candidate, candidates
 from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError
 from phema_cli.trainers.base import Clock, Series, StoredFile, under

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.locations import locate
 from phema_cli.globs import matching
-from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Snapshot, Untagged, finding_of, notice
-from phema_cli.snapshots.config import Config, read_config
+from phema_cli.snapshots.config import checked, read_config
 from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
 from phema_cli.snapshots.laws import settle_laws
-from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
 from phema_cli.snapshots.tag import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
@@ -86,12 +85,7 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
         InputError: a path does not exist, or there is no snapshot at all.
         UsageError: an option fits no file, no average or no tensor.
     """
-    command_line = config or Config()
-    if command_line.pattern is not None:
-        compile_pattern(command_line.pattern)
-    for count in (command_line.update_every, command_line.steps_per_epoch):
-        if count is not None and not 1 <= count <= MOST_EXACT:
-            raise UsageError(f"{count} is not a number of steps from 1 to {MOST_EXACT}")
+    command_line = checked(config or Config())
     # Headers of many tensors are objects without cycles that all stay: nothing to collect.
     collecting = gc.isenabled()
     gc.disable()

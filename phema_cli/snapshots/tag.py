@@ -8,8 +8,8 @@ from dataclasses import replace
 from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.profiles import Law
+from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Snapshot, Tag, notice
-from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.reading import Draft, read_checkpoint
 from phema_cli.trainers.base import Clock, Series
 from phema_cli.trainers.clocks import has_number

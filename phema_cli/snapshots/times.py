@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.request import Config
 from phema_cli.snapshots.base import LeftOutError, Origin
-from phema_cli.snapshots.config import Config
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.reading import InputFile, UserField
 from phema_cli.trainers.base import Clock, parsed

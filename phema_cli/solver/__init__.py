@@ -4,7 +4,6 @@ from phema_cli.solver.calibration import Sample, calibrate
 from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import Movement
 from phema_cli.solver.weights import (
-    DEFAULT_METHOD,
     METHODS,
     Solution,
     solve,
@@ -12,7 +11,6 @@ from phema_cli.solver.weights import (
 )
 
 __all__ = [
-    "DEFAULT_METHOD",
     "METHODS",
     "Figures",
     "Movement",

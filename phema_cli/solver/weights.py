@@ -10,6 +10,7 @@ import numpy as np
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import Array, PowerProfile, Profile
+from phema_cli.request import DEFAULT_METHOD
 from phema_cli.solver.diagnostics import (
     Figures,
     averaging_distance,
@@ -24,7 +25,6 @@ from phema_cli.solver.system import System, evaluate, split
 
 #: the best linear unbiased estimator; the projection divided by its sum; the paper's projection.
 METHODS = ("blue", "normalized", "projection")
-DEFAULT_METHOD = "blue"
 #: relative difference of gamma + 1 up to which two gammas are one.
 SAME_GAMMA = 1e-12
 

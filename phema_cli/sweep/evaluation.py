@@ -114,7 +114,7 @@ class Evaluator:
             raise StorageError.wrap(error, "--eval", "run the command") from error
         seconds = round(time.monotonic() - began, 3)
         if code is None:
-            return Result(None, f"no end after {self.timeout:g} s", seconds)
+            return Result(None, f"timed out after {self.timeout:g} s", seconds)
         if code:
             how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
             return Result(None, how, seconds)

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +16,9 @@ from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver.search import Point, Position, next_sigma_rel, position
 from phema_cli.sweep.evaluation import Result
+from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record, Results
-from phema_cli.sweep.targets import Sweep, Target, Workshop
+from phema_cli.sweep.targets import Planner, Target
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import is_complete, remove_checkpoint
 from phema_cli.synthesis.pools import Progress
@@ -56,7 +57,7 @@ class Listener(Protocol):
         ...
 
 
-def sweep(found: Scan, asked: Sweep, listener: Listener) -> Outcome:
+def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
     """Evaluate targets and search for the best; go on from the results of an earlier run.
 
     Without targets in the request a grid over the sigma_rel that the snapshots reach is evaluated.
@@ -66,19 +67,19 @@ def sweep(found: Scan, asked: Sweep, listener: Listener) -> Outcome:
         PhemaError: the snapshots, the targets or the options make no sense, or the disk failed. An
             evaluation that fails is a result, not an error.
     """
-    workshop = Workshop(found, asked)
+    planner = Planner(scan, asked)
     # What can't be planned is not begun.
-    targets = workshop.targets(asked.request)
-    workshop.check_room(targets)
-    with _opened(workshop) as results:
-        return _Run(workshop, results, listener).search(targets)
+    targets = planner.targets()
+    planner.check_room(targets)
+    with _opened(planner) as results:
+        return _Run(planner, results, listener).search(targets)
 
 
 @contextmanager
-def _opened(workshop: Workshop) -> Iterator[Results]:
+def _opened(planner: Planner) -> Iterator[Results]:
     """The results' file; outputs of results that are forgotten go too."""
-    folder = workshop.folder
-    results = Results(folder, workshop.identity(), anew=workshop.asked.overwrite)
+    folder = planner.folder
+    results = Results(folder, planner.identity(), anew=planner.asked.overwrite)
     try:
         for name in results.stale:
             remove_checkpoint(folder / name)
@@ -92,14 +93,14 @@ class _Run:
     """A sweep from the results so far to the last one.
 
     Args:
-        workshop: what makes the outputs.
+        planner: plans the outputs.
         results: what is known, and where what is found goes.
         listener: whom to tell.
     """
 
-    def __init__(self, workshop: Workshop, results: Results, listener: Listener) -> None:
-        self._workshop = workshop
-        self._asked = workshop.asked
+    def __init__(self, planner: Planner, results: Results, listener: Listener) -> None:
+        self._planner = planner
+        self._asked = planner.asked
         self._results = results
         self._listener = listener
 
@@ -110,28 +111,21 @@ class _Run:
         if self._asked.retry_failed:
             failed = [r for r in records.values() if r.refined and r.failure is not None]
             given = {t.name for t in targets}
-            waiting += self._powers(
+            waiting += self._planner.powers(
                 [r.gamma for r in failed if r.gamma is not None and r.target not in given]
             )
         self._evaluate(waiting)
-        while sum(r.refined for r in records.values()) < self._asked.refine:
+        while sum(r.refined for r in records.values()) < self._planner.refine:
             sigma_rel = next_sigma_rel(self._points(), maximize=self._asked.maximize)
             if sigma_rel is None:
                 break
-            self._evaluate(self._powers([gamma_from_sigma_rel(sigma_rel)]))
+            self._evaluate(self._planner.powers([gamma_from_sigma_rel(sigma_rel)]))
         return self._outcome(targets)
 
     def _is_open(self, name: str) -> bool:
         """Whether a target is to be evaluated."""
         record = self._results.records.get(name)
         return record is None or (self._asked.retry_failed and record.failure is not None)
-
-    def _powers(self, gammas: Sequence[float]) -> list[Target]:
-        """Targets that the search has chosen."""
-        if not gammas:
-            return []
-        request = replace(self._asked.request, gammas=tuple(gammas), sigma_rels=(), profiles=())
-        return self._workshop.targets(request, refined=True)
 
     def _points(self) -> list[Point]:
         """What the search knows."""
@@ -146,7 +140,7 @@ class _Run:
             batch = self._batch(left)
             self._make(batch)
             for target in batch:
-                result = self._asked.evaluator.run(self._values(target), self._asked.log)
+                result = self._planner.evaluator.run(self._values(target), self._asked.log)
                 # On the disk before the output goes: a kill in between loses nothing.
                 self._results.add(_record(target, result))
                 self._listener.evaluated(self._results.records[target.name])
@@ -167,7 +161,7 @@ class _Run:
 
     def _room(self, size_bytes: int) -> int:
         """How many outputs of that size there is room for."""
-        folder, limit = self._workshop.folder, self._asked.max_disk
+        folder, limit = self._planner.folder, self._asked.max_disk
         if limit is None:
             try:
                 free = shutil.disk_usage(folder).free
@@ -188,10 +182,10 @@ class _Run:
             )
         if len(there) == len(batch) and not foreign and not _is_begun(batch):
             return
-        recipe = self._workshop.plan(self._workshop.request(batch))
+        recipe = self._planner.recipe(batch)
         self._results.begin([t.path.name for t in batch])
         with self._listener.synthesizing(recipe) as progress:
-            execute(recipe, overwrite=True, progress=progress, processes=True)
+            execute(recipe, progress=progress, processes=True)
 
     def _known(self) -> set[str]:
         """Names of the outputs that are, or were, this sweep's."""
@@ -204,7 +198,7 @@ class _Run:
             "path": str(target.path),
             "gamma": "nan" if power is None else f"{power.gamma:.12g}",
             "sigma_rel": "nan" if power is None else f"{power.sigma_rel:.12g}",
-            "step": f"{self._workshop.step:.12g}",
+            "step": f"{self._planner.step:.12g}",
             "target": target.profile.label,
         }
 
@@ -218,7 +212,7 @@ class _Run:
             staying.add(best.file)
         for record in self._results.records.values():
             if record.file not in staying:
-                remove_checkpoint(self._workshop.folder / record.file)
+                remove_checkpoint(self._planner.folder / record.file)
 
     def _best(self) -> Record | None:
         """The evaluation with the best metric; of several, the one of the least sigma_rel."""
@@ -233,7 +227,7 @@ class _Run:
     def _made_again(self, best: Record, targets: Sequence[Target]) -> Path | None:
         """The output of an evaluation whose own is gone; None where its profile is not known."""
         gammas = [] if best.gamma is None else [best.gamma]
-        lost = [t for t in targets if t.name == best.target] or self._powers(gammas)
+        lost = [t for t in targets if t.name == best.target] or self._planner.powers(gammas)
         if not lost:
             return None
         self._make(lost)
@@ -244,7 +238,7 @@ class _Run:
         best = self._best()
         path = None
         if best is not None and self._asked.keep != "none":
-            path = self._workshop.folder / best.file
+            path = self._planner.folder / best.file
             if not is_complete(path):
                 path = self._made_again(best, targets)
         records = sorted(self._results.records.values(), key=_order)

@@ -6,52 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.estimate.solve import make_targets, solve_snapshots, target_step
+from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec
+from phema_cli.request import GRID, Request
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
-from phema_cli.solver.search import spread_out
+from phema_cli.solver.search import FURTHER_POINTS, spread_out
 from phema_cli.sweep.evaluation import Evaluator
-from phema_cli.synthesis import Request, plan
+from phema_cli.sweep.request import SweepRequest
+from phema_cli.synthesis import find_dtype, make_recipe
 from phema_cli.synthesis.layout import output_format
 from phema_cli.synthesis.provenance import source_entry
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.request import measured_for
-
-Keep = Literal["best", "all", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What to evaluate and how; each field is the option of its name.
-
-    Attributes:
-        request: the targets and how they are made; its output is the directory of the sweep.
-        evaluator: what is run on each, and how its metric is read.
-        maximize: whether the highest metric is the best, instead of the lowest.
-        refine: how many further points are searched around the best.
-        keep: which outputs stay.
-        max_disk: bytes that outputs may take at a time; nine tenths of the free disk by default.
-        retry_failed: whether evaluations that failed before are run again.
-        overwrite: whether results of an earlier sweep are forgotten.
-        candidates: sigma_rel among which the range of a grid is looked for, where the request has
-            no targets.
-        log: file for what evaluations say on stderr, instead of phema's.
-    """
-
-    request: Request
-    evaluator: Evaluator
-    maximize: bool = False
-    refine: int = 0
-    keep: Keep = "best"
-    max_disk: int | None = None
-    retry_failed: bool = False
-    overwrite: bool = False
-    candidates: tuple[float, ...] = ()
-    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +28,7 @@ class Target:
 
     Attributes:
         profile: the target.
-        spec: what the user wrote, where it is no power function.
+        spec: what asks for it, where it is no power function.
         path: its output.
         size_bytes: bytes of that.
         figures: how good it is expected to be.
@@ -68,7 +36,7 @@ class Target:
     """
 
     profile: Profile
-    spec: ProfileSpec | None
+    spec: str | ProfileSpec | None
     path: Path
     size_bytes: int
     figures: Figures
@@ -82,32 +50,55 @@ class Target:
         return f"{self.profile.label} {_digest(self.profile)}"
 
 
-class Workshop:
-    """What makes the outputs of a sweep.
+class Planner:
+    """Plans the outputs of a sweep.
 
     Args:
-        found: the snapshots.
+        scan: the snapshots.
         asked: what to make of them.
+
+    Attributes:
+        evaluator: what is run on each output.
     """
 
-    def __init__(self, found: Scan, asked: Sweep) -> None:
+    def __init__(self, scan: Scan, asked: SweepRequest) -> None:
         self.asked = asked
-        self.folder = Path(asked.request.output or "")
-        if "{" in str(self.folder):
-            raise UsageError(f"-o {self.folder} is no directory", remedy="leave braces out")
-        self.found = found
-        self.snapshots = found.require()
-        self.step = target_step(self.snapshots, asked.request.step)
-        self._measured = measured_for(found, asked.request)
+        self.folder = Path(asked.output)
+        if "{" in asked.output:
+            raise UsageError(f"-o {asked.output} is no directory", remedy="leave braces out")
+        self.evaluator = Evaluator(asked.eval, asked.metric, asked.metric_key, asked.timeout)
+        self.scan = scan
+        self.snapshots = scan.require()
+        self.request = replace(asked.request, output=asked.output, overwrite=True)
+        self.step = target_step(self.snapshots, self.request.step)
+        self._measured = measure(scan, self.request)
+        self._measured.tags.require()
         self.tags = self._measured.tags
 
-    def targets(self, request: Request, *, refined: bool = False) -> list[Target]:
-        """The targets of a request, or the default grid where it has none."""
-        if not (request.gammas or request.sigma_rels or request.profiles):
-            request = replace(request, sigma_rels=self._reached())
-        recipe = self.plan(request)
-        powers = len(recipe.targets) - len(request.profiles)
-        specs = [*[None] * powers, *request.profiles]
+    @property
+    def refine(self) -> int:
+        """How many further points are searched."""
+        if self.asked.refine is not None:
+            return self.asked.refine
+        return 0 if _has_targets(self.request) else FURTHER_POINTS
+
+    def targets(self) -> list[Target]:
+        """The targets of the request, or the default grid where it has none."""
+        if _has_targets(self.request):
+            return self._targets(self.request)
+        return self._targets(replace(self.request, sigma_rel=self._reached()))
+
+    def powers(self, gammas: Sequence[float]) -> list[Target]:
+        """Targets that the search has chosen."""
+        if not gammas:
+            return []
+        return self._targets(self._of(gammas, ()), refined=True)
+
+    def _targets(self, request: Request, *, refined: bool = False) -> list[Target]:
+        """The targets of a request."""
+        recipe = self._recipe(request)
+        others = _specs(request)
+        specs = [*[None] * (len(recipe.targets) - len(others)), *others]
         return [
             Target(profile, spec, output.path, output.size_bytes, figures, refined)
             for profile, spec, output, figures in zip(
@@ -115,34 +106,33 @@ class Workshop:
             )
         ]
 
-    def plan(self, request: Request) -> Recipe:
+    def recipe(self, targets: Sequence[Target]) -> Recipe:
+        """The recipe of these targets."""
+        gammas = [t.profile.exponent for t in targets if t.spec is None]
+        return self._recipe(self._of(gammas, [t.spec for t in targets if t.spec is not None]))
+
+    def _of(self, gammas: Sequence[float], specs: Sequence[str | ProfileSpec]) -> Request:
+        """The request with other targets."""
+        return replace(self.request, gamma=tuple(gammas), sigma_rel=(), profile=tuple(specs))
+
+    def _recipe(self, request: Request) -> Recipe:
         """The recipe of a request, all of whose outputs are made."""
-        recipe, _ = plan(self.found, replace(request, skip_existing=False), self._measured)
+        recipe, _ = make_recipe(self.scan, request, self._measured)
         if recipe is None:
             raise AssertionError("nothing was to be skipped")
         return recipe
 
-    def request(self, targets: Sequence[Target]) -> Request:
-        """What asks for these targets."""
-        return replace(
-            self.asked.request,
-            gammas=tuple(t.profile.exponent for t in targets if t.spec is None),
-            sigma_rels=(),
-            profiles=tuple(t.spec for t in targets if t.spec is not None),
-        )
-
     def _reached(self) -> tuple[float, ...]:
         """A grid over the widest range of sigma_rel that can be reached fairly or well."""
-        candidates = self.asked.candidates
         solution = solve_snapshots(
             self.snapshots,
-            make_targets(self.snapshots, sigma_rels=candidates, step=self.step),
+            make_targets(self.snapshots, Request(sigma_rel=GRID, step=self.step)),
             self._measured,
-            method=self.asked.request.method,
+            method=self.request.method,
             together=True,
         )
         runs: list[list[float]] = [[]]
-        for sigma_rel, figures in zip(candidates, solution.figures, strict=True):
+        for sigma_rel, figures in zip(GRID, solution.figures, strict=True):
             if figures.verdict == "poor":
                 runs.append([])
             else:
@@ -157,7 +147,7 @@ class Workshop:
 
     def check_room(self, targets: Sequence[Target]) -> None:
         """Refuse a --max-disk that can't be kept."""
-        limit, total = self.asked.max_disk, len(targets) + self.asked.refine
+        limit, total = self.asked.max_disk, len(targets) + self.refine
         needed = {"all": total, "best": min(2, total), "none": 1}[self.asked.keep]
         size = max(t.size_bytes for t in targets)
         if limit is not None and needed * size > limit:
@@ -168,7 +158,7 @@ class Workshop:
 
     def identity(self) -> dict[str, object]:
         """What results depend on, beside the targets."""
-        request, evaluator = self.asked.request, self.asked.evaluator
+        request, evaluator = self.request, self.evaluator
         # Copies of the snapshots have other inodes, and are the same.
         sources = [
             (
@@ -186,11 +176,21 @@ class Workshop:
             "step": self.step,
             "method": request.method,
             "sample": request.sample,
-            "copy": list(self.found.copy),
-            **({"drop": list(self.found.drop)} if self.found.drop else {}),
-            "dtype": None if request.dtype is None else request.dtype.label,
-            "format": output_format(request.output, request.form),
+            "copy": list(self.scan.copy),
+            **({"drop": list(self.scan.drop)} if self.scan.drop else {}),
+            "dtype": None if request.dtype is None else find_dtype(request.dtype).label,
+            "format": output_format(self.asked.output, request.format),
         }
+
+
+def _has_targets(request: Request) -> bool:
+    """Whether a request says what to make."""
+    return not all(t in ((), [], "") for t in (request.gamma, request.sigma_rel, request.profile))
+
+
+def _specs(request: Request) -> list[str | ProfileSpec]:
+    """The profiles of a request, as it has them."""
+    return [request.profile] if isinstance(request.profile, str) else list(request.profile)
 
 
 def _digest(value: object) -> str:

@@ -1,5 +1,7 @@
 """Synthesis: from snapshots and targets to written checkpoints."""
 
-from phema_cli.synthesis.request import Request, find_dtype, plan, synthesize
+from phema_cli.request import Request
+from phema_cli.synthesis.execute import execute, synthesize
+from phema_cli.synthesis.recipe import find_dtype, make_recipe
 
-__all__ = ["Request", "find_dtype", "plan", "synthesize"]
+__all__ = ["Request", "execute", "find_dtype", "make_recipe", "synthesize"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import update_wrapper
+from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 from phema_cli.errors import StorageError
+from phema_cli.estimate.proposal import scan_for
+from phema_cli.request import Request
 from phema_cli.synthesis.finite import NonFiniteError, counted
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.ranks import Ranks
-from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.staging import (
     Checks,
     Notes,
@@ -26,7 +34,6 @@ from phema_cli.synthesis.workers import Share, fill, merged
 def execute(
     recipe: Recipe | None,
     *,
-    overwrite: bool = False,
     progress: Progress | None = None,
     processes: bool = False,
     ranks: Ranks | None = None,
@@ -38,7 +45,6 @@ def execute(
 
     Args:
         recipe: what to do; rank 0's counts, and where it has none all return.
-        overwrite: whether existing outputs are replaced.
         progress: called with a number of bytes read and written, from one thread at a time.
         processes: whether workers are forked processes: faster, where the program has no other
             threads that hold locks.
@@ -51,22 +57,20 @@ def execute(
         StorageError: the operating system failed to read or write.
     """
     ranks = ranks or Ranks()
-    told = ranks.share(None if recipe is None else (recipe, overwrite))
-    if told is not None:
-        _carry_out(*told, ranks, progress, processes=processes)
+    recipe = ranks.share(recipe)
+    if recipe is not None:
+        _carry_out(recipe, ranks, progress, processes=processes)
 
 
-def _carry_out(
-    recipe: Recipe, overwrite: bool, ranks: Ranks, progress: Progress | None, *, processes: bool
-) -> None:
+def _carry_out(recipe: Recipe, ranks: Ranks, progress: Progress | None, *, processes: bool) -> None:
     """What every rank does, once all know the recipe."""
     with ExitStack() as stack:
         journal: Journal | None = None
         if ranks.leads:
-            check_outputs(recipe, overwrite)
+            check_outputs(recipe)
             journal = stack.enter_context(staged(recipe))
             # Another run of the same outputs may have ended while this one waited for its turn.
-            check_outputs(recipe, overwrite)
+            check_outputs(recipe)
         done, complete = ranks.share(
             (set(), False) if journal is None else (journal.done, journal.complete)
         )
@@ -121,3 +125,54 @@ def _publish(recipe: Recipe, journal: Journal) -> None:
         raise StorageError.wrap(error, journal.folder, "write") from error
     for output in recipe.outputs:
         publish(output)
+
+
+_Options = ParamSpec("_Options")
+_Roots = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+
+
+def _with_options(
+    request: Callable[_Options, Request],
+) -> Callable[
+    [Callable[[_Roots, Request], list[Path]]],
+    Callable[Concatenate[_Roots, _Options], list[Path]],
+]:
+    """Let a function of a request take the request's fields by their names."""
+
+    def decorated(
+        function: Callable[[_Roots, Request], list[Path]],
+    ) -> Callable[Concatenate[_Roots, _Options], list[Path]]:
+        def called(
+            paths: _Roots, /, *args: _Options.args, **options: _Options.kwargs
+        ) -> list[Path]:
+            return function(paths, request(*args, **options))
+
+        update_wrapper(called, function)
+        first = next(iter(inspect.signature(function).parameters.values()))
+        fields = inspect.signature(request).parameters.values()
+        called.__signature__ = inspect.Signature([first, *fields])  # type: ignore[attr-defined]  # read by inspect
+        return called
+
+    return decorated
+
+
+@_with_options(Request)
+def synthesize(paths: _Roots, request: Request) -> list[Path]:
+    """Write the checkpoints of the targets; what ``phema synthesize`` does, from Python.
+
+    Args:
+        paths: snapshots or directories of them.
+        request: its fields, as keywords: ``synthesize("ckpts/", gamma=7)``; the options of
+            :class:`phema_cli.request.Request`. Workers are threads.
+
+    Returns:
+        The outputs' paths, one per target.
+
+    Raises:
+        PhemaError: what is wrong, where, and the remedy.
+    """
+    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
+    recipe, outputs = make_recipe(scan_for(roots, request), request)
+    if recipe is not None and not request.dry_run:
+        execute(recipe)
+    return outputs

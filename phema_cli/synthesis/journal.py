@@ -191,7 +191,7 @@ def fingerprint(recipe: Recipe) -> str:
     """What is the same for two runs that write the same bytes by the same steps, in hexadecimal."""
     told = hashlib.blake2b(digest_size=16)
     facts = (
-        (__version__, recipe.form, recipe.tile_elements, recipe.bases, recipe.spare),
+        (__version__, recipe.format, recipe.tile_elements, recipe.bases, recipe.spare),
         [_treatment(t) for t in recipe.tensors],
         [(str(p), s) for c in recipe.sources for p, s in sorted(c.checkpoint.stamps.items())],
         [[str(p) for p in s.checkpoint.files] for s in recipe.sources],

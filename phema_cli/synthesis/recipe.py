@@ -6,30 +6,46 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from phema_cli.errors import CheckFailedError, UsageError
 from phema_cli.estimate.evidence import TagCheck
-from phema_cli.formats.base import DType, Extent
+from phema_cli.estimate.solve import (
+    Measured,
+    make_targets,
+    measure,
+    solve_snapshots,
+    target_step,
+)
+from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.formats.locations import is_remote
 from phema_cli.profiles import Array, Profile
-from phema_cli.snapshots import Snapshot
+from phema_cli.request import Request
+from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
-from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
+from phema_cli.synthesis.layout import (
+    DEFAULT_FORMAT,
+    DEFAULT_MAX_SHARD_BYTES,
+    ENDING,
+    Output,
+    is_complete,
+    lay_out,
+    output_format,
+    output_paths,
+)
 from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.ranks import number_of_ranks
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
 from phema_cli.synthesis.tiling import tile_elements
 from phema_cli.system.processes import processors
-
-DEFAULT_MAX_MEMORY = 256 << 20
-#: workers of one process: far more than help, few enough to be started and ended at once.
-MOST_JOBS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +66,9 @@ class Recipe:
         ties: further names of tensors, by that further name.
         outputs: one per target.
         solution: all weights and figures, as solved.
-        method: the method that solved them.
-        form: the outputs' format.
+        request: what was asked for.
+        format: the outputs' format.
         jobs: workers.
-        allow_nonfinite: whether sources may hold infinities and NaN.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
         write_bytes: bytes of all output files.
@@ -73,10 +88,9 @@ class Recipe:
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
     solution: Solution
-    method: str
-    form: str
+    request: Request
+    format: str
     jobs: int
-    allow_nonfinite: bool
     tile_elements: int
     read_bytes: int
     write_bytes: int
@@ -101,41 +115,124 @@ def default_jobs() -> int:
 
 
 def make_recipe(
+    scan: Scan, request: Request, measured: Measured | None = None
+) -> tuple[Recipe | None, list[Path]]:
+    """Decide a synthesis.
+
+    Args:
+        scan: the snapshots.
+        request: what to make of them.
+        measured: what a sample of the snapshots shows, where that is known.
+
+    Returns:
+        The recipe, None where every output exists and is skipped, and all outputs' paths in the
+        order of the targets.
+
+    Raises:
+        CheckFailedError: an ``expected_error`` is above ``request.max_error``.
+        PhemaError: the scan, the targets or the output make no sense.
+    """
+    snapshots = scan.require()
+    targets = make_targets(snapshots, request)
+    step = target_step(snapshots, request.step)
+    template = None if request.output is None else os.fspath(request.output)
+    # The recipe has the targets themselves; what they were written as can't be sent to other ranks.
+    request = replace(
+        request, profile=(), output=template, format=output_format(template, request.format)
+    )
+    limit = _shard_limit(request, snapshots, scan.copy)
+    paths = output_paths(template, targets, step, str(request.format), split=limit is not None)
+    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
+    if targets and not kept:
+        return None, paths
+    open_targets = [targets[k] for k in kept]
+    if measured is None:
+        measured = measure(scan, request)
+        measured.tags.require()
+    solution = solve_snapshots(snapshots, open_targets, measured, method=request.method)
+    if request.max_error is not None:
+        _check_error(solution, open_targets, request.max_error)
+    recipe = assemble(
+        snapshots,
+        open_targets,
+        solution,
+        [paths[k] for k in kept],
+        request,
+        step=step,
+        copy=scan.copy,
+        drop=scan.drop,
+        max_shard_bytes=limit,
+        tags=measured.tags,
+    )
+    return recipe, paths
+
+
+def _shard_limit(
+    request: Request, snapshots: Sequence[Snapshot], copy: Sequence[str]
+) -> int | None:
+    """Bytes a shard may have, or None for a single file."""
+    single = str(request.output or "").endswith(ENDING)
+    limit = request.max_shard_size
+    if request.format != DEFAULT_FORMAT:
+        if limit is not None:
+            raise UsageError(
+                f"an output of format {request.format} is one file",
+                remedy="leave --max-shard-size out",
+            )
+        return None
+    if limit is None:
+        if single:
+            return None
+        limit = DEFAULT_MAX_SHARD_BYTES
+    size = sum(
+        t.out_dtype.size_bytes(math.prod(t.shape))
+        for t in plan_tensors(snapshots, _dtype(request), copy)[0]
+    )
+    return limit if size > limit else None
+
+
+def _check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
+    """Raise where a target's expected error is above ``most``."""
+    for figures, target in zip(solution.figures, targets, strict=True):
+        if not target.square_integrable:
+            raise UsageError(
+                f"{target.label} has no expected_error: it is a fraction of what averaging moves",
+                remedy="leave --max-error out for it",
+            )
+        if not figures.expected_error <= most:
+            raise CheckFailedError(
+                f"expected_error {figures.expected_error:.3g} of {target.label} is "
+                f"above --max-error {most:g}",
+                remedy="nothing was written; phema inspect shows which targets are in reach",
+            )
+
+
+def assemble(
     snapshots: Sequence[Snapshot],
     targets: Sequence[Profile],
     solution: Solution,
     paths: Sequence[Path],
+    request: Request,
     *,
     step: float,
-    method: str,
-    form: str = DEFAULT_FORMAT,
-    dtype: DType | None = None,
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
     max_shard_bytes: int | None = None,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    jobs: int | None = None,
-    allow_nonfinite: bool = False,
     origins: Sequence[str] | None = None,
     tags: TagCheck | None = None,
 ) -> Recipe:
-    """Decide a synthesis.
+    """A recipe of weights that are known.
 
     Args:
         snapshots: oldest first, as a scan gives them; they fit together.
         targets: k profiles.
         solution: weights of the targets, rows in the order of ``snapshots``.
         paths: k outputs: a file each, or a directory where the path has no ending of the format.
+        request: what was asked for; its format is settled.
         step: the targets' time as the trainer counts.
-        method: the method that solved the weights, for the provenance.
-        form: the outputs' format.
-        dtype: element type of averaged tensors in the outputs; as stored by default.
         copy: globs of tensor names that are copied.
         drop: globs of tensor names that were left out.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
-        max_memory: bytes that phema may take above what torch itself takes.
-        jobs: workers, one per processor by default.
-        allow_nonfinite: whether sources may hold infinities and NaN.
         origins: (k,) what is recorded in the outputs, if that is not made of all this.
         tags: whether the snapshots bear their tags out.
 
@@ -146,7 +243,7 @@ def make_recipe(
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [_base(snapshots, target) for target in targets]
     base = bases_all[0] if bases_all else None
-    tensors, ties = plan_tensors(snapshots, dtype, copy, base=base, used=used)
+    tensors, ties = plan_tensors(snapshots, _dtype(request), copy, base=base, used=used)
     spare = _spare(snapshots, bases_all, tensors)
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
@@ -158,15 +255,17 @@ def make_recipe(
             # What other targets are made of is no part of it.
             rows = [i for i in kept if column[i] or i == own or i in spare]
             of = [snapshots[i] for i in rows]
-            origins.append(provenance(of, column[rows], target, step, figures, method, copy, drop))
-    workers = jobs or default_jobs()
+            origins.append(
+                provenance(of, column[rows], target, step, figures, request.method, copy, drop)
+            )
+    jobs = request.jobs or default_jobs()
     scattered = any(_scattered(e) for s in sources for e in s.checkpoint.tensors.values())
     tile, peak = tile_elements(
         averaged_kinds(tensors),
         len(used),
         len(targets),
-        workers,
-        max_memory,
+        jobs,
+        request.max_memory,
         scattered=scattered,
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
     )
@@ -174,6 +273,7 @@ def make_recipe(
     copied = sum(t.read_bytes(t.elements, len(targets)) for t in tensors if not t.average)
     sums = solution.weights.sum(axis=0)
     bases = tuple(kept.index(b) for b in bases_all)
+    form = str(request.format)
     outputs = _outputs(sources, tensors, ties, bases, origins, paths, form, max_shard_bytes)
     return Recipe(
         sources=sources,
@@ -187,10 +287,9 @@ def make_recipe(
         ties=ties,
         outputs=outputs,
         solution=solution,
-        method=method,
-        form=form,
-        jobs=workers,
-        allow_nonfinite=allow_nonfinite,
+        request=request,
+        format=form,
+        jobs=jobs,
         tile_elements=tile,
         read_bytes=averaged + copied,
         write_bytes=sum(o.size_bytes for o in outputs),
@@ -241,3 +340,24 @@ def _spare(
 def _scattered(extent: Extent) -> bool:
     """Whether a range of the tensor's elements may lie in many places of the file."""
     return bool(extent.strides or extent.pieces)
+
+
+def _dtype(request: Request) -> DType | None:
+    """The float type of averaged tensors; None where they keep their own."""
+    return find_dtype(request.dtype) if request.dtype else None
+
+
+def find_dtype(name: str) -> DType:
+    """The float type of that name, as safetensors, torch or people call it (``fp16``).
+
+    Raises:
+        UsageError: no float type has that name.
+    """
+    plain = name.lower().removeprefix("torch.").replace("float", "f").replace("fp", "f")
+    plain = plain.replace("bf16", "b16").replace("half", "f16").replace("_", "").removesuffix("fn")
+    for dtype in DTYPES.values():
+        label = dtype.label.replace("bfloat", "b").replace("float", "f").replace("_", "")
+        if dtype.kind == "float" and plain in {label.removesuffix("fn"), dtype.name.lower()}:
+            return dtype
+    known = ", ".join(d.label for d in DTYPES.values() if d.kind == "float")
+    raise UsageError(f"no float type {name!r}", remedy=f"one of {known}")

@@ -32,11 +32,11 @@ _NOTED_BYTES = 64 << 20
 _TRIES = 100
 
 
-def check_outputs(recipe: Recipe, overwrite: bool) -> None:
+def check_outputs(recipe: Recipe) -> None:
     """Refuse outputs that exist already, or would replace a snapshot.
 
     Raises:
-        UsageError: an output exists and ``overwrite`` is false, or it is a snapshot.
+        UsageError: an output exists and was not to be replaced, or it is a snapshot.
         StorageError: the operating system can't look there.
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
@@ -53,7 +53,7 @@ def check_outputs(recipe: Recipe, overwrite: bool) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
-        if present and not overwrite and not ours:
+        if present and not recipe.request.overwrite and not ours:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
             )

@@ -265,7 +265,7 @@ class _Worker:
         plan = segment.plan
         for k, data in enumerate(self._tiles.averages(segment, start, count)):
             self._write(k, segment, plan.out_dtype.size_bytes(start), data)
-        if not (self._tiles.sound or self._recipe.allow_nonfinite):
+        if not (self._tiles.sound or self._recipe.request.allow_nonfinite):
             self._look_into(segment, start, count)
         read = plan.read_bytes(count, len(self._tiles.used))
         return read + plan.out_dtype.size_bytes(count) * len(self._recipe.outputs)

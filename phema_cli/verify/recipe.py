@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.globs import matching
 from phema_cli.profiles import Array, PowerProfile
 from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
@@ -26,7 +26,7 @@ from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
-from phema_cli.synthesis.recipe import Recipe, make_recipe
+from phema_cli.synthesis.recipe import Recipe, assemble
 from phema_cli.trainers.base import real
 
 _ENTRIES = ("version", "method", "target", "sources", "figures", "copy")
@@ -139,7 +139,7 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
     if recipe.outputs[0].finals[: len(out.files)] != list(out.files):
         made = ", ".join(p.name for p in recipe.outputs[0].finals)
         raise CheckFailedError(f"its files should be {made}", where=out.path)
-    return replace(recipe, jobs=1)
+    return recipe
 
 
 def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
@@ -150,20 +150,24 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     target = PowerProfile(1.0, time_of(snapshots, step))
     system = evaluate([s.tag.profile for s in snapshots], [target])
     nothing = Figures(0.0, None, None, None, 1.0, 1.0)
-    return make_recipe(
+    dtype = _stored_as(out, snapshots, record["copy"])
+    return assemble(
         snapshots,
         [target],
         Solution(_weights(out, record, snapshots), (nothing,), nominal(system, 0.0)),
         [out.path if len(out.files) == 1 else out.files[0].parent],
+        Request(
+            method=record["method"],
+            format=out.format,
+            dtype=None if dtype is None else dtype.label,
+            jobs=1,
+            allow_nonfinite=True,
+        ),
         step=step,
-        method=record["method"],
-        form=out.format,
-        dtype=_stored_as(out, snapshots, record["copy"]),
         copy=record["copy"],
         drop=found.drop,
         max_shard_bytes=_shard_bytes(out),
         origins=[out.metadata[PROVENANCE_KEY]],
-        allow_nonfinite=True,
     )
 
 

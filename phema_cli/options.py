@@ -1,0 +1,81 @@
+"""Declarations of options: each stands once, at the field of the class that holds its value.
+
+The command line is made from them (``phema_cli.cli.options``); from Python the same class takes the
+same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+_KEY = "option"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What the command line says of a field; its name is the field's, with dashes.
+
+    Attributes:
+        help: one sentence.
+        group: the heading under which the help lists it.
+        metavar: what stands for its value in the help. It says how the value is written: LIST,
+            SIZE, TIME, COUNT, GLOB, PROFILE, LAW and LOW,HIGH have ways of their own.
+        short: a second name of one letter, with its dash.
+        flag: the name of a flag that is not ``--<field>``, such as ``--no-sample``.
+        type: of its value as typed, where the metavar has no way of its own.
+        least: the smallest number allowed.
+        most: the largest number allowed.
+        required: whether the command line has to give it.
+    """
+
+    help: str
+    group: str = "General"
+    metavar: str = ""
+    short: str | None = None
+    flag: str | None = None
+    type: Any = str
+    least: float | None = None
+    most: float | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Options that stand in a class of their own.
+
+    Attributes:
+        kind: the dataclass.
+        names: those that the command line has; None for all.
+    """
+
+    kind: type
+    names: frozenset[str] | None
+
+
+def option(help: str, *, default: Any = None, **more: Any) -> Any:  # noqa: A002, ANN401 - as dataclasses.field
+    """A field of a dataclass that is an option; ``more`` is what :class:`Option` takes."""
+    return field(default=default, metadata={_KEY: Option(help, **more)})
+
+
+def part(kind: type, names: frozenset[str] | None = None) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """A field that is a dataclass of options itself, of which the command line has ``names``."""
+    return field(default_factory=kind, metadata={_KEY: Part(kind, names)})
+
+
+def declared(
+    kind: type, names: frozenset[str] | None = None
+) -> Iterator[tuple[Field[Any], Option | Part]]:
+    """The fields of a dataclass that are options, or parts of some, and what they declare.
+
+    Args:
+        kind: the dataclass.
+        names: options to give; all by default.
+    """
+    for each in fields(kind):
+        says = each.metadata.get(_KEY)
+        if isinstance(says, Part):
+            yield each, Part(says.kind, names if says.names is None else says.names)
+        elif says is not None and (names is None or each.name in names):
+            yield each, says

@@ -1,0 +1,94 @@
+"""What can be asked of a sweep: its options, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from phema_cli.options import option, part
+from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
+
+Keep = Literal["best", "all", "none"]
+
+_EVALUATION, _OUTPUT = "Evaluation", "Output"
+#: the options of Request that a sweep has too.
+SWEPT = TARGETS | SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "jobs", "max_memory"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRequest:
+    """What to evaluate and how.
+
+    Attributes:
+        eval: command that is run on each target, with placeholders in braces.
+        metric: regular expression of the metric in what the command prints.
+        metric_key: dotted name of the metric in the JSON that the command prints.
+        maximize: whether the highest metric is the best, instead of the lowest.
+        refine: how many further points are searched around the best; by default 6 where the
+            request has no targets, else none.
+        timeout: seconds after which an evaluation has failed.
+        retry_failed: whether evaluations that failed before are run again.
+        request: the targets and how they are made. Without targets a grid over what the snapshots
+            reach is evaluated. Its outputs go into ``output`` and replace others there.
+        output: directory of the sweep.
+        keep: which outputs stay.
+        max_disk: bytes that outputs may take at a time; nine tenths of the free disk by default.
+        overwrite: whether results of an earlier sweep are forgotten.
+        log: file for what evaluations say on stderr, instead of phema's.
+    """
+
+    eval: str = option(
+        "What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, {target}.",
+        group=_EVALUATION,
+        metavar="CMD",
+        required=True,
+    )
+    metric: str | None = option(
+        "Regular expression whose last match, or its group, is the metric; by default the last "
+        "number printed is.",
+        group=_EVALUATION,
+        metavar="REGEX",
+    )
+    metric_key: str | None = option(
+        "Name of the metric in the JSON printed, dotted.", group=_EVALUATION, metavar="KEY"
+    )
+    maximize: bool = option(
+        "Which metric is the best; the lowest.",
+        default=False,
+        group=_EVALUATION,
+        flag="--maximize/--minimize",
+    )
+    refine: int | None = option(
+        "Further points searched around the best; 6 without targets given, else 0.",
+        group=_EVALUATION,
+        metavar="N",
+        type=int,
+        least=0,
+    )
+    timeout: float | None = option(
+        "Time after which an evaluation has failed: 90s, 30m, 2h.",
+        group=_EVALUATION,
+        metavar="TIME",
+    )
+    retry_failed: bool = option(
+        "Run again what failed in an earlier run.", default=False, group=_EVALUATION
+    )
+    request: Request = part(Request, SWEPT)
+    output: str = option(
+        "Directory for the outputs and sweep.jsonl.",
+        default="sweep",
+        group=_OUTPUT,
+        metavar="DIR",
+        short="-o",
+    )
+    keep: Keep = option(
+        "Which outputs stay: best, all, none.", default="best", group=_OUTPUT, type=Keep
+    )
+    max_disk: int | None = option(
+        "Disk that outputs may take at a time; 90 % of what is free by default.",
+        group=_OUTPUT,
+        metavar="SIZE",
+    )
+    overwrite: bool = option("Forget an earlier sweep's results.", default=False, group=_OUTPUT)
+    log: Path | None = None
