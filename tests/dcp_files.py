@@ -209,7 +209,7 @@ EDITS = {
     ),
     "a path twice": (
         lambda m: m.planner_data.update({"ema.a.w": ("ema", "a.b")}),
-        "there twice",
+        "listed twice",
     ),
 }
 

@@ -56,11 +56,11 @@ MALFORMED = {
     "unknown dtype": ({"a": entry(dtype="F31")}, bytes(4), "unknown dtype F31"),
     "truncated": ({"a": entry(0, 8, shape=(2,))}, bytes(7), "truncated"),
     "bytes behind the data": ({"a": entry()}, bytes(5), "5 bytes|has .* bytes"),
-    "a name twice": (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), bytes(4), "'a' is there twice"),
+    "a name twice": (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), bytes(4), "has 'a' twice"),
     "a field twice": (
         b'{"a":{"dtype":"F32","shape":[1],"shape":[1],"data_offsets":[0,4]}}',
         bytes(4),
-        "'shape' is there twice",
+        "has 'shape' twice",
     ),
     "65 dimensions": ({"a": entry(shape=(1,) * 65)}, bytes(4), "65 dimensions"),
     "a name that is no text": (

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from phema_cli import PowerEMA
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.tracker.model import local as shard
+from phema_cli.tracker.sharding import local as shard
 
 STEPS = 6
 #: the updates before the first one here: so late that averages are kept in two parts.

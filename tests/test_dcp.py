@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, Checkpoint
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from tests import builders
 from tests.dcp_files import (
     EDITS,
@@ -460,7 +460,7 @@ def test_metadata_of_each_rank(tmp_path):
     """Metadata that each rank kept to itself are refused with the remedy."""
     path = save(tmp_path / "c", {"w": W})
     (path / ".metadata").rename(path / "__0.metadata")
-    with pytest.raises(InputError, match="a rank") as caught:
+    with pytest.raises(InputError, match="each rank") as caught:
         read_index(path)
     assert "use_collectives" in caught.value.remedy
 

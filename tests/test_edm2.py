@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats import edm2
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
 from tests.builders import phema, read_index, run
 from tests.edm2_files import load_edm2, network, write_edm2
@@ -263,7 +263,7 @@ def storage(count=3, key="0", kind="FloatStorage", size=None, magic=0x1950A86A20
         (storage(size=2), "a storage of 12 bytes"),
         (storage(magic=7), "a storage in an unknown format"),
         (storage(kind="Tensor"), "unknown persistent id"),
-        (b"", "goes beyond its end"),
+        (b"", "ends too early"),
     ],
 )
 def test_storages_that_make_no_sense(tmp_path, data, message):
@@ -283,11 +283,11 @@ def test_storages_that_make_no_sense(tmp_path, data, message):
         (pickle.dumps({"ema": {"w": torch.ones(2)}}, 2), "protocol 2 or older"),
         (b"\x80\x04\x95", "broken"),
         (b"\x80\x04X\xff\xff\xff\x7f.", "a text or number of 2147483647 bytes"),
-        (b"\x80\x04B\xff\xff\xff\x7f.", "goes beyond its end"),
+        (b"\x80\x04B\xff\xff\xff\x7f.", "ends too early"),
         (b"\x80\x04" + b"K\x01" + b"\x85" * 100_000 + b".", "not an EDM2 network pickle"),
-        (b"\x80\x04}r\xff\xff\xff\x7f.", "more of its bytes than they are"),
-        (b"\x80\x04K\x01}b.", "state for what has none|broken"),
-        (b"\x80\x04K\x01)R.", "a call of what is no function"),
+        (b"\x80\x04}r\xff\xff\xff\x7f.", "copies more items than it has bytes"),
+        (b"\x80\x04K\x01}b.", "sets the state of something|broken"),
+        (b"\x80\x04K\x01)R.", "calls something that is not a function"),
         (b"\x80\x04P1\n.", "opcode PERSID"),
         (b"\x80\x04}" + b"K\x01" + b"\x85" * 1_000_000 + b"K\x01s.", "holds no dict of tensors"),
         (b"\x80\x04\x82\x01.", "opcode EXT1"),

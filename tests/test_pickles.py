@@ -29,9 +29,9 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats import _unpickle, dcp, torch_zip
+from phema_cli.formats import dcp, torch_pickle, torch_zip
 from phema_cli.pickles import Inert, Span, opened
-from phema_cli.pickles.trust import answer
+from phema_cli.pickles.globals import find_global
 from tests.builders import read_index
 from tests.dcp_files import edit, save
 from tests.hostile_pickles import get, plain, put, span, text
@@ -241,7 +241,7 @@ def held(tmp_path, value, protocol=2):
     path = tmp_path / "held.pt"
     torch.save(value, path, pickle_protocol=protocol)
     with zipfile.ZipFile(path) as archive:
-        return _unpickle.load(archive.read("held/data.pkl"), path)
+        return torch_pickle.load(archive.read("held/data.pkl"), path)
 
 
 NUMBERS = [
@@ -265,7 +265,7 @@ def test_numbers_in_either_order(order):
     kind = pickle.dumps(np.dtype(f"{order}i4"), 2)[2:-1]
     number = b"C\x04" + struct.pack(f"{order}i", 7)
     data = b"\x80\x04" + plain("numpy.core.multiarray", "scalar") + kind + number + b"\x86R."
-    assert _unpickle.load(data, Path("a")) == 7
+    assert torch_pickle.load(data, Path("a")) == 7
 
 
 def test_numbers_are_metadata(tmp_path):
@@ -304,8 +304,8 @@ def test_objects_say_what_they_were(tmp_path):
     color, config, made, name = held(
         tmp_path, [Color.RED, Config(), Keywords(), uuid.UUID(int=5)], 4
     )
-    assert (color.kind, color.arguments) == (f"{__name__}.Color", (1,))
-    assert (config.kind, config.state) == (f"{__name__}.Config", {"lr": 0.1, "names": []})
+    assert (color.class_name, color.arguments) == (f"{__name__}.Color", (1,))
+    assert (config.class_name, config.state) == (f"{__name__}.Config", {"lr": 0.1, "names": []})
     assert made.arguments == (1, {"a": 2})
     assert name.state == {"int": 5}
     assert repr(color) == f"<{__name__}.Color>"
@@ -316,13 +316,13 @@ def test_old_protocols():
 
     def load(value, base):
         made = Reduced(vars(copyreg)["_reconstructor"], (type(value), base, base(value)))
-        return _unpickle.load(b"\x80\x04" + pickle.dumps(made, 2)[2:], Path("a"))
+        return torch_pickle.load(b"\x80\x04" + pickle.dumps(made, 2)[2:], Path("a"))
 
     assert load(EasyDict(a=1), dict)["a"] == 1
     assert opened(load(Items([1]), list)) == [1]
     assert load(Pair(1, 2), tuple).arguments == ((1, 2),)
     pairs = Reduced(collections.OrderedDict, ([["a", 1], ["b", 2]],))
-    assert _unpickle.load(pickle.dumps(pairs, 2), Path("a")) == {"a": 1, "b": 2}
+    assert torch_pickle.load(pickle.dumps(pairs, 2), Path("a")) == {"a": 1, "b": 2}
 
 
 def test_omegaconf():
@@ -358,9 +358,9 @@ def test_whole_module(tmp_path):
     torch.save(module, tmp_path / "a.pt")
     assert list(read_index(tmp_path / "a.pt").tensors) == list(module.state_dict())
     found = held(tmp_path, module)
-    assert found.kind == "torch.nn.modules.container.Sequential"
+    assert found.class_name == "torch.nn.modules.container.Sequential"
     inner = found.state["_modules"]["0"].state["_parameters"]
-    assert isinstance(inner["weight"], _unpickle.TensorStub)
+    assert isinstance(inner["weight"], torch_pickle.TensorStub)
     torch.save({"model": module, "ema": module.state_dict()}, tmp_path / "b.pt")
     for key in ("model", "ema"):
         assert list(read_index(tmp_path / "b.pt", key).tensors) == list(module.state_dict())
@@ -476,9 +476,10 @@ def test_plans_in_metadata(tmp_path):
 
     path = edit(save(tmp_path / "c", {"w": W}), add)
     assert list(read_index(path / ".metadata").tensors) == ["w"]
-    metadata = vars(dcp)["_load"]((path / ".metadata").read_bytes(), path)
+    known = vars(dcp)["_GLOBALS"]
+    metadata = torch_pickle.load((path / ".metadata").read_bytes(), path, known)
     (found,) = metadata.state["all_local_plans"]
-    assert found.kind == "torch.distributed.checkpoint.planner.SavePlan"
+    assert found.class_name == "torch.distributed.checkpoint.planner.SavePlan"
     (inner,) = found.state["items"]
     assert inner.state["type"].arguments == (WriteItemType.TENSOR.value,)
 
@@ -516,7 +517,7 @@ def test_what_could_harm(full):
     parts = full.split(".")
     for at in range(1, len(parts)):
         with pytest.raises(UnsafePickleError) as caught:
-            answer(".".join(parts[:at]), ".".join(parts[at:]))
+            find_global(".".join(parts[:at]), ".".join(parts[at:]))
         assert caught.value.what == f"the pickle asks for {full}"
 
 
@@ -526,22 +527,22 @@ def test_what_could_harm(full):
 def test_a_name_through_a_module(name):
     """A name that leads through a module that another one has imported is refused as well."""
     with pytest.raises(UnsafePickleError, match=f"asks for some.library.{name}"):
-        answer("some.library", name)
+        find_global("some.library", name)
 
 
 @pytest.mark.parametrize("full", HARMLESS)
 def test_what_could_not_harm(full):
     """All else is answered by its name."""
-    found = answer(*full.rsplit(".", 1))
+    found = find_global(*full.rsplit(".", 1))
     assert found.name == full.replace("__builtin__", "builtins")
     made = found(1)
     assert isinstance(made, Inert)
-    assert (made.kind, made.arguments) == (found.name, (1,))
+    assert (made.class_name, made.arguments) == (found.name, (1,))
 
 
 def test_a_class_inside_another():
     """Protocols up to 3 look up nested classes and methods: their names are put together."""
-    look_up, outer = answer("__builtin__", "getattr"), answer("some.library", "Outer")
+    look_up, outer = find_global("__builtin__", "getattr"), find_global("some.library", "Outer")
     inner = look_up(outer, "Inner")
     assert inner.name == "some.library.Outer.Inner"
     assert look_up(inner, "method").name == "some.library.Outer.Inner.method"
@@ -550,7 +551,7 @@ def test_a_class_inside_another():
             look_up(*wrong)
     with pytest.raises(UnsafePickleError, match=r"Outer\.system"):
         look_up(outer, "system")
-    with pytest.raises(UnsafePickleError, match="inside too many"):
+    with pytest.raises(UnsafePickleError, match="nested too deeply"):
         look_up(outer, "a" * 1000)
 
 
@@ -562,11 +563,11 @@ def test_nothing_is_imported(tmp_path):
     data = b"\x80\x04}" + text("x") + body + b"s."
     sys.path.insert(0, str(tmp_path))
     try:
-        found = _unpickle.load(data, tmp_path)
+        found = torch_pickle.load(data, tmp_path)
     finally:
         sys.path.remove(str(tmp_path))
     assert isinstance(found, dict)
-    assert found["x"].kind == "never_imported.Thing"
+    assert found["x"].class_name == "never_imported.Thing"
     assert "never_imported" not in sys.modules
 
 
@@ -649,6 +650,6 @@ def test_broken(tmp_path, case):
 def test_short_bytes_are_kept():
     """Strings of bytes are known by their places, short ones by their bytes too."""
     data = b"\x80\x04" + span(b"ab") + span(b"a" * 40) + b"\x86."
-    short, long = _unpickle.load(data, Path("a"))
+    short, long = torch_pickle.load(data, Path("a"))
     assert (short, long) == (Span(7, 2, b"ab"), Span(14, 40))
     assert data[7:9] == b"ab"

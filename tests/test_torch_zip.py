@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from phema_cli.errors import InputError, StorageError, UnsafePickleError, UsageError
 from phema_cli.formats import read
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.trainers.base import StoredFile
 from tests.builders import read_index
 from tests.torch_files import (
@@ -101,7 +101,7 @@ def test_packed_floats_in_another_order(tmp_path, view):
     """A view of 4-bit floats that are not in row-major order is refused, not read wrongly."""
     tensor = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     path = saved(tmp_path / "a.pt", {"x": getattr(tensor, view)()})
-    with pytest.raises(InputError, match="x: float4") as caught:
+    with pytest.raises(InputError, match="x: its float4") as caught:
         read_index(path)
     assert caught.value.where == str(path)
 
@@ -629,11 +629,11 @@ def test_pickle_cannot_change_what_it_is_given(tmp_path, target):
     script = f"""if True:
         from pathlib import Path
         from phema_cli.errors import PhemaError
-        from phema_cli.formats import _unpickle, base, read as read_index
-        from phema_cli.pickles.plain import PLAIN
+        from phema_cli.formats import torch_pickle, base, read as read_index
+        from phema_cli.pickles.globals import KNOWN
 
         def facts():
-            known = dict(_unpickle.ALLOWED) | dict(PLAIN)
+            known = dict(torch_pickle.GLOBALS) | dict(KNOWN)
             shown = [
                 (key, repr(x), x.__doc__, getattr(x, "__defaults__", 0), getattr(x, "__init__", 0))
                 for key, x in sorted(known.items(), key=lambda item: item[0])
@@ -681,7 +681,7 @@ def test_torch_is_not_imported(tmp_path):
         import sys
         from pathlib import Path
         from phema_cli.formats import read
-        from phema_cli.formats.files import FileReader
+        from phema_cli.formats.reader import FileReader
         found = read(Path({str(path)!r}))
         extents = found.locate(found.content)
         with FileReader() as reader:

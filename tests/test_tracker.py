@@ -333,7 +333,7 @@ def test_parameters_that_fsdp1_has_flattened_are_refused(tmp_path):
     )
     told = done.stdout.splitlines()
     assert ["_flat_param" in told[0], "weight" in told[1]] == [True, True]
-    assert all("is flattened by FSDP1, which is not averaged; use FSDP2" in line for line in told)
+    assert all("is flattened by FSDP1 and cannot be averaged; use FSDP2" in line for line in told)
 
 
 def test_a_changed_model_is_refused(tmp_path):
@@ -356,7 +356,7 @@ def test_a_changed_model_is_refused(tmp_path):
         (lambda m: m.__setitem__(1, nn.Linear(2, 2, bias=False)), "1.bias was removed"),
         (lambda m: m.pop(1), "1.bias was removed"),
         (lambda m: delattr(m[0], "bias"), "0.bias was removed"),
-        (lambda m: setattr(m[0], "bias", None), "no bias any more"),
+        (lambda m: setattr(m[0], "bias", None), "no longer has bias"),
         (lambda m: setattr(m[1], "weight", m[0].weight), "1.weight is tied to 0.weight"),
         (lambda m: setattr(m[0], "weight", nn.Parameter(torch.ones(3, 2))), r"\[3, 2\]"),
         (lambda m: m.__setitem__(0, nn.Linear(2, 3)), r"\[3, 2\]"),

@@ -10,7 +10,7 @@ import zipfile
 
 import torch
 
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 
 
 def raw_bytes(tensor):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference

@@ -1,5 +1,5 @@
-"""Checkpoint formats: one module each, and the registry that finds the module for a file."""
+"""Checkpoint formats: a module for each, and the registry that finds the module of a file."""
 
-from phema_cli.formats.registry import FORMATS, endings, format_of, read, writable, writer
+from phema_cli.formats.registry import FORMATS, endings, read, writable, writer
 
-__all__ = ["FORMATS", "endings", "format_of", "read", "writable", "writer"]
+__all__ = ["FORMATS", "endings", "read", "writable", "writer"]

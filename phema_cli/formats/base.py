@@ -1,4 +1,9 @@
-"""What a checkpoint is reduced to: extents of tensor data in files, and how they are read."""
+"""What formats read and write: element types, the places of tensors in files, file layouts.
+
+A format's module reads a file into :class:`Contents`: nested content without the tensors' values.
+Its callers decide which tensors are the weights, and make a :class:`Checkpoint` of them, in which
+each has an :class:`Extent`. A module that writes lays out a :class:`FileImage`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["float", "exact", "other"]
 #: of a tensor; torch and numpy have no more.
 MOST_DIMENSIONS = 64
+#: ending of the name of a file that is not complete yet.
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,9 @@ class DType:
 
     Attributes:
         name: safetensors name, e.g. ``BF16``.
-        label: the name that users know, e.g. ``bfloat16``.
+        label: torch's name, e.g. ``bfloat16``.
         bits: bits of an element.
-        kind: ``float`` is averaged, ``exact`` (integers, booleans) copied, ``other`` refused
+        kind: ``float`` is averaged, ``exact`` (integers, booleans) is copied, ``other`` is refused
             unless the user has it copied.
         mantissa_bits: stored bits of the mantissa, for ``float``.
     """
@@ -33,11 +39,11 @@ class DType:
     name: str
     label: str
     bits: int
-    kind: Kind
+    kind: Literal["float", "exact", "other"]
     mantissa_bits: int = 0
 
     def size_bytes(self, elements: int) -> int:
-        """Bytes that so many elements take."""
+        """Bytes of so many elements."""
         return -(-elements * self.bits // 8)
 
 
@@ -74,12 +80,7 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
 
 
 class StoredTensor:
-    """A tensor in what a format found, before its place in the file is looked up.
-
-    Attributes:
-        dtype: its element type.
-        shape: its shape.
-    """
+    """A tensor in a file's content, whose place need not be known yet."""
 
     __slots__ = ()
 
@@ -97,10 +98,10 @@ class Extent(StoredTensor):
         shape: its shape.
         file: the file that holds it.
         offset: byte in the file at which the first element lies.
-        strides: steps in elements along each dimension, or None when the elements lie one after
-            the other in row-major order.
-        pieces: the boxes that the tensor is split into, in any order, where it does not lie in
-            one place; ``file``, ``offset`` and ``strides`` say nothing then.
+        strides: steps in elements along each dimension; None if the elements lie one after the
+            other in row-major order.
+        pieces: the boxes that the tensor is split into, in any order, if it does not lie in one
+            place; ``file``, ``offset`` and ``strides`` mean nothing then.
     """
 
     name: str
@@ -113,7 +114,7 @@ class Extent(StoredTensor):
 
     @property
     def elements(self) -> int:
-        """Number of elements."""
+        """How many there are."""
         return math.prod(self.shape)
 
     @property
@@ -135,9 +136,9 @@ class Piece:
     extent: Extent
 
     def elements_before(self, flat: int, shape: tuple[int, ...]) -> int:
-        """How many of its elements come before the tensor's element ``flat``, in row-major order.
+        """How many elements of the box come before the tensor's element ``flat``.
 
-        The box's own order is that of the tensor, so that they are its first ones.
+        Both are in row-major order, so that these are the box's first ones.
 
         Args:
             flat: index in the flattened tensor, up to the number of its elements.
@@ -166,32 +167,31 @@ class Piece:
         return flat
 
 
-#: inode, bytes, and the time of the last change in ns.
+#: inode, bytes, and the time of the last change in ns: what another file, or a later version of the
+#: same one, does not share.
 Stamp = tuple[int, int, int]
-#: ending of what is not complete yet.
-PARTIAL = ".partial"
 
 
 def stamp(path: Path) -> Stamp:
-    """What a file has that another one, or a later version, does not; raises ``OSError``."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    """The stamp of a file now; raises ``OSError``."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint as its headers describe it; no tensor data.
+    """The weights of a checkpoint, as its headers describe them; no tensor's values.
 
     Attributes:
         path: the file or directory that the user would name.
-        format: a key of the format registry.
-        files: all files that hold tensor data, sorted.
+        format: a key of ``FORMATS``.
+        files: all files that hold values, sorted.
         tensors: extents by tensor name, in the order in which the files list them.
-        metadata: string metadata of the checkpoint.
-        base_name: what its files are called, without shard number and suffix.
-        key: dotted name of the dict of weights, where the files hold more than that.
-        unnamed: whether tensors are a list, so that their names are numbers.
-        stamps: what told each local file from another when the headers were read.
+        metadata: text to text.
+        base_name: what its files are called, without shard number and ending.
+        key: dotted name of the dict of weights, if the files hold more than that.
+        unnamed: whether the tensors are a list, so that their names are numbers.
+        stamps: of each local file, from before its header was read.
     """
 
     path: Path
@@ -206,7 +206,7 @@ class Checkpoint:
 
     @property
     def ties(self) -> dict[str, str]:
-        """Names whose tensor is stored once, under another name: that other, first name by name."""
+        """The first name of each tensor that has several, by each further name."""
         first: dict[object, str] = {}
         ties: dict[str, str] = {}
         for name, e in self.tensors.items():
@@ -233,23 +233,23 @@ class Checkpoint:
         return sum(e.elements for e in self.stored if e.dtype.kind == "float")
 
 
-#: looks up where tensors lie, by any names.
+#: looks up where tensors of the content lie; the names are the caller's.
 Locate = Callable[[Mapping[str, StoredTensor]], dict[str, Extent]]
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All that a checkpoint's files hold, nested as it was saved, but the tensors' values.
+    """All that a checkpoint's files hold, nested as it was saved, but no tensor's values.
 
     Attributes:
         path: the file or directory that the user would name.
-        format: a key of the format registry.
+        format: a key of ``FORMATS``.
         content: nested dicts and lists of :class:`StoredTensor`, plain values, and inert objects.
-        locate: looks up where tensors of ``content`` lie.
-        files: the files that hold tensor data, sorted; where empty, those of the extents.
-        metadata: string metadata of the checkpoint.
-        base_name: what its files are called, without shard number and suffix.
-        stamps: what told each local file from another when the headers were read.
+        locate: looks up where tensors of ``content`` lie; :func:`located` if they are extents.
+        files: the files that hold values, sorted; if empty, those of the extents.
+        metadata: text to text.
+        base_name: what its files are called, without shard number and ending.
+        stamps: of each local file; the registry adds them.
     """
 
     path: Path
@@ -264,42 +264,36 @@ class Contents:
     def checkpoint(
         self, tensors: Mapping[str, StoredTensor], key: str | None = None, *, unnamed: bool = False
     ) -> Checkpoint:
-        """The checkpoint that some of the tensors are, under the names given.
+        """The checkpoint that some of the tensors make up.
 
         Args:
-            tensors: tensors of ``content``.
-            key: dotted name of the dict, or prefix of names, that they were taken from.
+            tensors: tensors of ``content``, under the names that they get.
+            key: dotted name of the dict, or prefix of names, that they come from.
             unnamed: whether their names are numbers.
 
         Raises:
             InputError, StorageError: as ``locate`` says.
         """
         extents = self.locate(tensors)
-        places = (e for extent in extents.values() for e in _places(extent))
-        files = self.files or tuple(sorted({e.file for e in places}))
-        metadata, stamps = self.metadata, {f: s for f, s in self.stamps.items() if f in files}
+        places = (p for e in extents.values() for p in ([q.extent for q in e.pieces] or [e]))
+        files = self.files or tuple(sorted({place.file for place in places}))
         return Checkpoint(
             self.path,
             self.format,
             files,
             extents,
-            metadata,
+            self.metadata,
             self.base_name,
             key,
             unnamed,
-            stamps,
+            {f: s for f, s in self.stamps.items() if f in files},
         )
 
 
 def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
-    """:data:`Locate` for formats whose headers say where tensors lie: only names may differ."""
+    """:data:`Locate` for formats whose content has extents already: only names may differ."""
     extents = {name: e for name, e in tensors.items() if isinstance(e, Extent)}
     return {name: e if e.name == name else replace(e, name=name) for name, e in extents.items()}
-
-
-def _places(extent: Extent) -> list[Extent]:
-    """Where the parts of a tensor lie."""
-    return [piece.extent for piece in extent.pieces] or [extent]
 
 
 #: element type and shape of tensors to be written, by name.
@@ -311,11 +305,11 @@ class FileImage:
     """A file to be written: all of its bytes but the tensors' values.
 
     Attributes:
-        segments: bytes by the offset at which they lie, ascending.
+        segments: offsets and the bytes that lie there, ascending.
         offsets: where each tensor's values go, in row-major order and one after the other.
-        size_bytes: bytes of the whole file.
-        checksums: for tensors whose CRC-32 the file holds, the offsets at which it goes (32 bits,
-            little-endian).
+        size_bytes: of the whole file.
+        checksums: offsets at which a tensor's CRC-32 goes (32 bits, little-endian), for tensors
+            whose CRC-32 the file holds.
     """
 
     segments: tuple[tuple[int, bytes], ...]
@@ -325,26 +319,26 @@ class FileImage:
 
 
 class Format(Protocol):
-    """What a format's module provides to be read."""
-
-    NAME: str
+    """What the module of a format provides."""
 
     def read(self, path: Path) -> Contents:
-        """Find what the checkpoint at ``path`` holds; no tensor's values are read.
+        """What the checkpoint at ``path`` holds; no tensor's values are read.
+
+        A size or an offset that the file says is checked against the file before it is used.
 
         Args:
-            path: a file with an ending of the format's.
+            path: a file with one of the format's endings.
 
         Raises:
             InputError: the file is not what its name says, or is broken.
-            UnsafePickleError: reading it would run code.
+            UnsafePickleError: loading it elsewhere would run code.
             StorageError: the operating system failed.
         """
         ...
 
 
 class Writer(Protocol):
-    """What a format's module provides in addition where phema writes the format."""
+    """What the module of a format that phema writes provides too."""
 
     def encode(
         self,
@@ -357,10 +351,10 @@ class Writer(Protocol):
 
         Args:
             specs: the tensors to be written, in the order in which they should lie.
-            metadata: text to text, the provenance among it.
-            ties: further names of tensors in ``specs``, by that further name.
-            carried: the checkpoint that the output continues: what a format holds beside tensors
-                is taken from it.
+            metadata: text to text, with the provenance.
+            ties: names of tensors in ``specs``, by each further name of theirs.
+            carried: the checkpoint that the output continues; what a format holds beside tensors
+                comes from it.
 
         Raises:
             InputError: the format can't hold that.

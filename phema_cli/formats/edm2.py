@@ -1,22 +1,18 @@
-"""EDM2's network pickles: read by extents without running the code in them, and written again.
+"""EDM2's network pickles: read without running the code in them, and written again.
 
 Such a file is a plain pickle whose objects carry their own source code, and whose tensors are
-streams of ``torch.save``'s old format, one a storage. The code is passed over, the values are
+streams of ``torch.save``'s legacy format, one for each storage. The code is skipped, the values are
 addressed where they lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats._metadata import REMEDY, check_text
-from phema_cli.formats._modules import module_tensors
-from phema_cli.formats._unpickle import ALLOWED, TENSORS, StandIn, Storage, TensorStub, stand_in
 from phema_cli.formats.base import (
     Checkpoint,
     Contents,
@@ -26,49 +22,62 @@ from phema_cli.formats.base import (
     Specs,
     StoredTensor,
 )
-from phema_cli.formats.hidden import refuse_hidden
-from phema_cli.formats.torch_zip import tensor_extent
-from phema_cli.pickles import Inert, Kind, Machine, Span, dict_of
+from phema_cli.formats.checks import REMEDY, check_text
+from phema_cli.formats.objects import module_tensors, refuse_hidden
+from phema_cli.formats.torch_pickle import (
+    GLOBALS,
+    TENSORS,
+    Globals,
+    Record,
+    Storage,
+    TensorStub,
+    torch_global,
+)
+from phema_cli.pickles import Inert, Machine, Span, StandIn, dict_of
 
 NAME = "edm2"
 
-#: what precedes the provenance, behind the end of the pickle.
+#: what precedes the provenance, after the end of the pickle.
 _TRAILER = b"\n# phema "
 _MAX_TRAILER_BYTES = 256 << 20
-#: of the number of a storage's elements.
+#: bytes of the number that says how many elements a storage has.
 _COUNT_BYTES = 8
 #: bytes of opcodes, source code and names in a network's pickle.
 _MOST_OPCODES = 64 << 20
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_OTHER_FORMATS = "write .safetensors or .pt"
 
 
-@dataclass(slots=True)
-class _Reader:
-    """What is known while a file is read: where each storage lies, by its key."""
+class _Storages:
+    """Finds the storages of a pickle, each a stream of torch's legacy format.
 
-    file: IO[bytes]
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
-    known: dict[Span, Storage] = field(default_factory=dict)
+    Attributes:
+        records: where the bytes of each storage lie, by its key.
+    """
 
-    def find(self, module: str, name: str) -> object:
-        """The stand-in of a global."""
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.records: dict[str, Record] = {}
+        self._by_span: dict[Span, Storage] = {}
+
+    def find_global(self, module: str, name: str) -> object:
+        """What answers a global of the pickle."""
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return StandIn(self.storage)
-        return stand_in(module, name, _FOUND)
+            return StandIn("torch.storage._load_from_bytes", self._storage)
+        return torch_global(module, name, _GLOBALS)
 
-    def storage(self, span: object) -> Storage:
-        """A storage that lies in ``span`` as a stream of torch's old format."""
+    def _storage(self, span: object) -> Storage:
+        """The storage whose stream lies in ``span``."""
         if not isinstance(span, Span):
-            raise InputError("a storage that is no string of bytes")
-        # A pickle of seven bytes can ask for it again, as often as it likes.
-        if span not in self.known:
-            self.known[span] = self._read_storage(span)
-        return self.known[span]
+            raise InputError("a storage that is not a string of bytes")
+        # A pickle can ask for the same one again and again, in seven bytes.
+        if span not in self._by_span:
+            self._by_span[span] = self._read(span)
+        return self._by_span[span]
 
-    def _read_storage(self, span: Span) -> Storage:
-        """The storage, where its span is met for the first time."""
+    def _read(self, span: Span) -> Storage:
         end = span.offset + span.length
-        machine = Machine(self.file, span.offset, end, _find_storage, _described)
+        machine = Machine(self._file, span.offset, end, _storage_global, _persistent)
         magic, protocol, system = machine.load(), machine.load(), machine.load()
         little = isinstance(system, dict) and system.get("little_endian") is True
         storage, keys = machine.load(), machine.load()
@@ -80,62 +89,63 @@ class _Reader:
         count = machine.take_number(_COUNT_BYTES)
         start, length = machine.tell(), count * storage.dtype.bits // 8
         if start + length != end:
-            raise InputError(f"a storage of {length} bytes in {span.length}")
-        # Storages of several objects may have one key; their place is theirs alone.
+            raise InputError(f"a storage of {length} bytes in a string of {span.length}")
+        # Storages of several objects may share a key; the place of each is its own.
         placed = storage._replace(key=str(start))
-        self.places[placed.key] = (start, length)
+        self.records[placed.key] = (start, length)
         return placed
 
 
-def _find_storage(module: str, name: str) -> object:
-    """The stand-in of a kind of storage; a storage asks for nothing else."""
-    return ALLOWED.get((module, name)) if module in {"torch", "torch.storage"} else None
+def _storage_global(module: str, name: str) -> object:
+    """What answers a global of a storage, which names its own type alone."""
+    return GLOBALS.get((module, name)) if module in {"torch", "torch.storage"} else None
 
 
-def _described(pid: object) -> Storage:
-    """The storage that a persistent id of the old format names."""
+def _persistent(pid: object) -> Storage:
+    """The storage that a persistent id of the legacy format names."""
     match pid:
-        case ("storage", StandIn(dtype=DType() as dtype), str(key), str(), int(), None):
+        case ("storage", DType() as dtype, str(key), str(), int(), None):
             return Storage(key, dtype)
         case _:
             raise InputError("unknown persistent id")
 
 
-def _persistent(meta: object) -> Inert:
-    """An object that carries its source code: its state alone."""
+def _reconstruct(meta: object) -> Inert:
+    """An object that carries its source code: only its state."""
     made = Inert("persistent")
     state = meta.get("state") if isinstance(meta, dict) else None
     made.state = state if isinstance(state, dict) else {}
     return made
 
 
-def _old_bytes(*_: object) -> object:
-    """Strings of bytes of old protocols are text: their values have no place."""
+def _legacy_bytes(*_: object) -> object:
+    """Refuse strings of bytes of old protocols: they are text, and their values have no place."""
     remedy = "load it and pickle it again with protocol=4"
     raise InputError("tensors in a pickle of protocol 2 or older", remedy=remedy)
 
 
-#: stand-ins by global.
-_FOUND: Mapping[tuple[str, str], object] = {
-    **ALLOWED,
-    ("dnnlib.util", "EasyDict"): Kind("EasyDict", dict_of),
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_persistent),
-    ("_codecs", "encode"): StandIn(_old_bytes),
+_GLOBALS: Globals = {
+    **GLOBALS,
+    ("dnnlib.util", "EasyDict"): StandIn("EasyDict", dict_of),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn("persistent", _reconstruct),
+    ("_codecs", "encode"): StandIn("_codecs.encode", _legacy_bytes),
 }
 
 
 def read(path: Path) -> Contents:
-    """What a network pickle holds; networks are dicts of their tensors.
+    """What a network pickle holds; networks become dicts of their tensors.
 
-    Errors as :class:`phema_cli.formats.base.Format` says.
+    Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
-    content, places, end = _load(path)
+    content, records, end = _load(path)
     if not isinstance(content, dict):
-        raise InputError("not an EDM2 network pickle", where=path, remedy="leave it out: --exclude")
+        raise InputError(
+            "not an EDM2 network pickle", where=path, remedy="leave it out with --exclude"
+        )
     refuse_hidden(content, path)
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}
-        # An inert object with items is a dict of a class of its own.
+        # An inert object with items is a dict of its own class.
         nested = {
             k: module_tensors(v) if isinstance(v, Inert) and not v else v for k, v in named.items()
         }
@@ -146,22 +156,23 @@ def read(path: Path) -> Contents:
     def locate(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
         check_text(tensors, path)
         return {
-            name: tensor_extent(name, t, path, *places[t.storage.key])
-            for name, t in tensors.items()
-            if isinstance(t, TensorStub)
+            name: stub.extent(name, path, records[stub.storage.key])
+            for name, stub in tensors.items()
+            if isinstance(stub, TensorStub)
         }
 
     return Contents(path, NAME, nested, locate, (path,), metadata, path.stem)
 
 
-def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
-    """The pickle's content, the places of its storages, and where it ends."""
+def _load(path: Path) -> tuple[object, Mapping[str, Record], int]:
+    """The pickle's content, the records of its storages by their keys, and where it ends."""
     try:
         with path.open("rb") as file:
-            reader = _Reader(file)
+            storages = _Storages(file)
             size = path.stat().st_size
-            machine = Machine(file, 0, size, reader.find, most=_MOST_OPCODES, guarded=TENSORS)
-            return machine.load(), reader.places, machine.tell()
+            find = storages.find_global
+            machine = Machine(file, 0, size, find, most=_MOST_OPCODES, guarded=TENSORS)
+            return machine.load(), storages.records, machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
@@ -170,13 +181,13 @@ def _load(path: Path) -> tuple[object, Mapping[str, tuple[int, int]], int]:
     except Exception as error:
         # A broken pickle can raise anything at all.
         reason = error.what if isinstance(error, PhemaError) else str(error)
-        advice = error.remedy if isinstance(error, PhemaError) else None
+        remedy = (error.remedy if isinstance(error, PhemaError) else None) or REMEDY
         what = f"not a network pickle, or broken ({reason:.80})"
-        raise InputError(what, where=path, remedy=advice or REMEDY) from error
+        raise InputError(what, where=path, remedy=remedy) from error
 
 
 def _read_trailer(path: Path, end: int) -> dict[str, str]:
-    """The provenance behind the end of the pickle, where there is one."""
+    """The provenance after the end of the pickle, if there is one."""
     try:
         with path.open("rb") as file:
             file.seek(end)
@@ -194,9 +205,9 @@ def _read_trailer(path: Path, end: int) -> dict[str, str]:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """The pickle that ``carried`` is, with other values; as ``formats.base.Writer`` says.
+    """Lay out the pickle ``carried`` with other values; as ``formats.base.Writer`` says.
 
-    The provenance comes behind the end of the pickle, where loaders don't look.
+    The provenance comes after the end of the pickle, where loaders don't look.
 
     Raises:
         InputError: ``carried`` is no such pickle, or its tensors are not those of ``specs``.
@@ -205,18 +216,18 @@ def encode(
         raise InputError(
             f"an EDM2 pickle is made from EDM2 pickles, not from {carried.format}",
             where=carried.path,
-            remedy="write .safetensors or .pt",
+            remedy=_OTHER_FORMATS,
         )
     _check_names(specs.keys() | ties.keys(), carried)
     extents = {name: carried.tensors[name] for name in specs}
     for name, extent in extents.items():
-        _check(extent, *specs[name])
+        _check_place(extent, *specs[name])
     ordered = sorted(extents.values(), key=lambda e: e.offset)
     if any(a.offset + a.length > b.offset for a, b in pairwise(ordered)):
         raise InputError(
             "tensors share values, but not in every snapshot",
             where=carried.path,
-            remedy="write .safetensors or .pt",
+            remedy=_OTHER_FORMATS,
         )
     _, _, end = _load(carried.path)
     segments = list(_gaps(carried.path, ordered, end))
@@ -227,18 +238,18 @@ def encode(
 
 
 def _check_names(names: Set[str], carried: Checkpoint) -> None:
-    """Refuse to leave tensors of the pickle as they are, or to write what is not in it."""
+    """Refuse to leave a tensor of the pickle as it is, or to write one that is not in it."""
     known = carried.tensors.keys()
-    # A further name of a tensor has its values wherever these are written.
+    # A further name of a tensor gets its values with the first one.
     for name in sorted((names - known) | (known - carried.ties.keys() - names)):
         raise InputError(
             f"tensor {name}: {'gets no values' if name in known else 'is not in the pickle'}",
             where=carried.path,
-            remedy="write .safetensors or .pt",
+            remedy=_OTHER_FORMATS,
         )
 
 
-def _check(extent: Extent, dtype: DType, shape: tuple[int, ...]) -> None:
+def _check_place(extent: Extent, dtype: DType, shape: tuple[int, ...]) -> None:
     """Refuse a tensor that has no place in the pickle."""
     kind = f"{dtype.label} {list(shape)}"
     if (extent.dtype, extent.shape) != (dtype, shape):
@@ -246,18 +257,18 @@ def _check(extent: Extent, dtype: DType, shape: tuple[int, ...]) -> None:
             f"tensor {extent.name}: the pickle holds {extent.dtype.label} "
             f"{list(extent.shape)}, not {kind}",
             where=extent.file,
-            remedy="leave --dtype out, or write .safetensors or .pt",
+            remedy=f"leave --dtype out, or {_OTHER_FORMATS}",
         )
     if extent.strides is not None:
         raise InputError(
             f"tensor {extent.name}: is not stored in row-major order",
             where=extent.file,
-            remedy="write .safetensors or .pt",
+            remedy=_OTHER_FORMATS,
         )
 
 
 def _gaps(path: Path, extents: list[Extent], end: int) -> Iterator[tuple[int, bytes]]:
-    """All bytes of the pickle that are no values."""
+    """Offsets and bytes of all that lies between the values."""
     at = 0
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The registry of formats: which module reads or writes a file."""
+"""The registry of formats: a row for each, with the module that reads and writes it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Format, Stamp, Writer, stamp
-from phema_cli.formats.locations import is_remote, reading
+from phema_cli.formats.remote import is_remote, remote_errors
 
 
 class Row(NamedTuple):
     """A registered format.
 
     Attributes:
-        module: what reads it.
-        endings: of the names of its files; outputs take the first.
-        magic: the first bytes of its files, where another format has the same ending.
-        writes: whether the module writes it too.
+        module: a :class:`Format`, and a :class:`Writer` unless ``writes`` is false; imported when
+            a file of the format is read or written.
+        endings: of its files' names; outputs get the first.
+        magic: the first bytes of its files, if another format has the same ending.
+        writes: whether phema writes the format.
     """
 
     module: str
@@ -46,6 +47,8 @@ FORMATS: Mapping[str, Row] = MappingProxyType(
         "dcp": Row("phema_cli.formats.dcp", (".metadata",), writes=False),
     }
 )
+#: endings of files that say what others beside them hold.
+_INDEXES = (".index.json", ".metadata")
 
 
 def endings() -> tuple[str, ...]:
@@ -53,55 +56,50 @@ def endings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(ending for row in FORMATS.values() for ending in row.endings))
 
 
-def format_of(path: Path) -> Format | None:
-    """The module that reads files of this name, or None.
+def _reader(path: Path) -> Format:
+    """The module that reads the file.
 
     Raises:
-        StorageError: formats share the ending, and the file can't be read.
+        InputError: the name is not that of a checkpoint.
+        StorageError: several formats share the ending, and the file can't be read.
     """
     rows = [row for row in FORMATS.values() if path.name.endswith(row.endings)]
+    if not rows:
+        remedy = f"known endings: {', '.join(endings())}"
+        raise InputError("not a checkpoint", where=path, remedy=remedy)
     if len(rows) > 1:
-        head = _head(path)
+        try:
+            with path.open("rb") as file:
+                head = file.read(max(len(row.magic) for row in rows))
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
         rows = [row for row in rows if head.startswith(row.magic)] or rows
-    return cast("Format", import_module(rows[0].module)) if rows else None
+    return cast("Format", import_module(rows[0].module))
 
 
 def writable() -> list[str]:
-    """Formats that phema writes."""
+    """Names of the formats that phema writes."""
     return [name for name, row in FORMATS.items() if row.writes]
 
 
 def writer(name: str) -> Writer:
-    """The module that writes one of the formats of ``writable``."""
+    """The module that writes a format."""
     return cast("Writer", import_module(FORMATS[name].module))
-
-
-def _head(path: Path) -> bytes:
-    """The first bytes of a file."""
-    try:
-        with path.open("rb") as file:
-            return file.read(max(len(row.magic) for row in FORMATS.values()))
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
 
 
 def read(path: Path) -> Contents:
     """What the checkpoint at ``path`` holds, whatever its format.
 
     Raises:
-        InputError, UnsafePickleError, StorageError: as the format's ``read`` says.
+        InputError, UnsafePickleError, StorageError: as :meth:`Format.read` says.
     """
-    with reading(path):
-        reader = format_of(path)
-        if reader is None:
-            raise InputError(
-                "not a checkpoint", where=path, remedy=f"known endings: {', '.join(endings())}"
-            )
+    with remote_errors(path):
+        reader = _reader(path)
         before = _stamps(path)
-        found = reader.read(path)
-        local = [p for p in found.files or before if not is_remote(p)]
+        contents = reader.read(path)
+        local = [p for p in contents.files or before if not is_remote(p)]
         try:
-            return replace(found, stamps={p: before.get(p) or stamp(p) for p in local})
+            return replace(contents, stamps={p: before.get(p) or stamp(p) for p in local})
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
 
@@ -109,14 +107,12 @@ def read(path: Path) -> Contents:
 def _stamps(path: Path) -> dict[Path, Stamp]:
     """Stamps of the files that a checkpoint may have, from before any of them is read.
 
-    Were they taken after, a file that is replaced in between would pass for what its header says.
+    After the reading, a file that was replaced meanwhile would pass for what its header says.
     """
-    shared = path.name.endswith((".index.json", ".metadata"))
-    found: dict[Path, Stamp] = {}
-    if is_remote(path):
-        return found
-    # What can't be looked at is reported by what reads it.
-    with suppress(OSError):
-        for file in path.parent.iterdir() if shared else [path]:
-            found[file] = stamp(file)
-    return found
+    stamps: dict[Path, Stamp] = {}
+    if not is_remote(path):
+        # The reader reports what can't be looked at.
+        with suppress(OSError):
+            for file in path.parent.iterdir() if path.name.endswith(_INDEXES) else [path]:
+                stamps[file] = stamp(file)
+    return stamps

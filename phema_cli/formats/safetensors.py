@@ -1,4 +1,4 @@
-"""The safetensors format: reading headers and indexes, and laying out files to be written.
+"""The safetensors format, read and written.
 
 A file is a little-endian u64, the length of a JSON header, the header, and the data. Sharded
 checkpoints have an index that maps each tensor to its shard.
@@ -10,13 +10,11 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats._metadata import REMEDY, check_text, parse_object, text_to_text
-from phema_cli.formats._sharded import read_sharded
 from phema_cli.formats.base import (
     DTYPES,
     MOST_DIMENSIONS,
@@ -27,6 +25,8 @@ from phema_cli.formats.base import (
     Specs,
     located,
 )
+from phema_cli.formats.checks import REMEDY, check_text, parse_object, text_to_text
+from phema_cli.formats.sharded import read_sharded
 
 NAME = "safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -39,7 +39,7 @@ _MAX_NUMBER = 1 << 63
 def read(path: Path) -> Contents:
     """What a safetensors file holds, or an index with its shards.
 
-    Errors as :class:`phema_cli.formats.base.Format` says.
+    Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
     if path.name.endswith(INDEX_SUFFIX):
         tensors, metadata, files = read_sharded(path, ".safetensors", read_header)
@@ -47,21 +47,17 @@ def read(path: Path) -> Contents:
     else:
         tensors, metadata = read_header(path)
         files, base = (path,), re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-    tensors |= _aliases(tensors, metadata)
-    return Contents(path, NAME, tensors, located, files, metadata, base)
-
-
-def _aliases(tensors: Mapping[str, Extent], metadata: Mapping[str, str]) -> dict[str, Extent]:
-    """Further names of tensors, which ``safetensors.torch.save_model`` leaves to the metadata."""
-    return {
+    # safetensors.torch.save_model leaves further names of tensors to the metadata.
+    tensors |= {
         alias: replace(tensors[name], name=alias)
         for alias, name in metadata.items()
         if name in tensors and alias not in tensors and alias != "format"
     }
+    return Contents(path, NAME, tensors, located, files, metadata, base)
 
 
 def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
-    """Extents, in the order of their data, and metadata of one file, checked against its size."""
+    """Extents, in the order of their data, and metadata of one file; its size is checked."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -82,7 +78,7 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     for extent, stop in entries:
         if extent.offset != end:
             raise InputError(
-                f"tensor {extent.name}: its data overlap others or leave a hole",
+                f"tensor {extent.name}: its data overlap others or leave a gap",
                 where=path,
                 remedy=REMEDY,
             )
@@ -94,23 +90,18 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     return {extent.name: extent for extent, _ in entries}, metadata
 
 
-def _natural(numbers: Sequence[int]) -> bool:
-    """Whether numbers are sizes that 64 bits hold."""
-    return min(numbers) >= 0 and max(numbers) < _MAX_NUMBER
-
-
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:
-    """One tensor's extent and the file offset at which its data end."""
+    """A tensor's extent, and the file offset at which its data end."""
     match entry:
-        case {"dtype": str(code), "shape": [*shape], "data_offsets": [low, high]} if {
-            int
-        }.issuperset(map(type, numbers := (low, high, *shape))) and _natural(numbers):
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [low, high]} if all(
+            type(n) is int and 0 <= n < _MAX_NUMBER for n in (low, high, *shape)
+        ):
             pass
         case _:
             raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
     if code not in DTYPES:
         raise InputError(
-            f"tensor {name}: unknown dtype {code}", where=path, remedy="is phema out of date?"
+            f"tensor {name}: unknown dtype {code}", where=path, remedy="a newer phema may know it"
         )
     if len(shape) > MOST_DIMENSIONS:
         what = f"tensor {name}: {len(shape)} dimensions are too many"
@@ -130,9 +121,9 @@ def encode(
 ) -> FileImage:
     """Lay out a file; as :class:`phema_cli.formats.base.Writer` says.
 
-    The header is padded with spaces to a multiple of 8 bytes, its metadata sorted so that equal
-    input gives equal bytes. Further names of a tensor go into the metadata, from where
-    ``safetensors.torch.load_model`` has them.
+    The header is padded with spaces to a multiple of 8 bytes, and its metadata are sorted so that
+    equal input gives equal bytes. Further names of a tensor go into the metadata, where
+    ``safetensors.torch.load_model`` finds them.
     """
     del carried
     header: dict[str, object] = {"__metadata__": dict(sorted({**metadata, **ties}.items()))}

@@ -1,25 +1,23 @@
-"""PyTorch's zip format (``torch.save`` since 1.6), read by extents, without running its pickle."""
+"""PyTorch's zip format (``torch.save`` since 1.6), read without running its pickle."""
 
 from __future__ import annotations
 
 import errno
-import math
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
-from phema_cli.formats import _unpickle
-from phema_cli.formats._metadata import check_text, parse_object, text_to_text
-from phema_cli.formats._sharded import read_sharded
-from phema_cli.formats._torch_write import METADATA_RECORD, encode
-from phema_cli.formats._unpickle import TensorStub
 from phema_cli.formats.base import Contents, Extent, StoredTensor, located
+from phema_cli.formats.checks import REMEDY, check_text, parse_object, text_to_text
+from phema_cli.formats.sharded import read_sharded
+from phema_cli.formats.torch_pickle import Record, TensorStub, load
+from phema_cli.formats.torch_write import METADATA_RECORD, encode
 
 __all__ = ["INDEX_SUFFIX", "NAME", "encode", "read"]
 
@@ -27,48 +25,49 @@ NAME = "torch"
 INDEX_SUFFIX = ".bin.index.json"
 
 _MAX_PICKLE_BYTES = 256 << 20
-# Views may show what is stored again and again; of a few bytes up to so many.
-_MOST_REPEATED = 1 << 30
-_BYTE = 8
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_REMEDY = "copy it again, or leave it out with --exclude"
-_LEGACY = "in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip format"
 
 
 def read(path: Path) -> Contents:
     """What a file of ``torch.save`` holds, or an index with its shards.
 
-    Errors as :class:`phema_cli.formats.base.Format` says.
+    Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
     if path.name.endswith(INDEX_SUFFIX):
         tensors, metadata, files = read_sharded(path, ".bin", _read_shard)
         base = path.name.removesuffix(INDEX_SUFFIX)
         return Contents(path, NAME, tensors, located, files, metadata, base)
-    with _telling(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with _zip_errors(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         root, data = read_pickle(archive, path)
-        content = _unpickle.load(data, path)
+        content = load(data, path)
         prefix = f"{root}/data/"
         records = {
             info.filename.removeprefix(prefix): info
             for info in archive.infolist()
             if info.filename.startswith(prefix)
         }
-        places = _Places(path, records, archive.start_dir)
-        metadata = _stored_metadata(archive, root, path)
-    return Contents(path, NAME, content, places, (path,), metadata, path.stem)
+        metadata = {}
+        if (name := f"{root}/{METADATA_RECORD}") in archive.NameToInfo:
+            metadata = text_to_text(parse_object(_read_entry(archive, name, path), path), path)
+        locate = partial(_locate, path, records, archive.start_dir)
+    return Contents(path, NAME, content, locate, (path,), metadata, path.stem)
 
 
 def _read_shard(path: Path) -> tuple[Mapping[str, Extent], Mapping[str, str]]:
     """The tensors of a shard, which is a flat dict."""
-    found = read(path)
-    content = found.content if isinstance(found.content, dict) else {}
-    named = {k: v for k, v in content.items() if isinstance(k, str)}
-    return found.locate({k: v for k, v in named.items() if isinstance(v, TensorStub)}), {}
+    shard = read(path)
+    content = shard.content if isinstance(shard.content, dict) else {}
+    stubs = {
+        name: stub
+        for name, stub in content.items()
+        if isinstance(name, str) and isinstance(stub, TensorStub)
+    }
+    return shard.locate(stubs), {}
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Errors of reading an archive, in phema's words."""
+def _zip_errors(path: Path) -> Iterator[None]:
+    """Turn errors of reading an archive into those of phema."""
     try:
         yield
     except PhemaError:
@@ -79,64 +78,32 @@ def _telling(path: Path) -> Iterator[None]:
             raise _not_a_zip(path) from error
         raise StorageError.wrap(error, path, "read") from error
     except Exception as error:
-        # Nor does it raise BadZipFile alone: NotImplementedError, UnicodeDecodeError, struct.error.
+        # zipfile also raises NotImplementedError, UnicodeDecodeError and struct.error.
         raise _not_a_zip(path) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Looks up where tensors of an archive lie.
-
-    Attributes:
-        path: the archive.
-        records: its records by key.
-        end: where they end.
-    """
-
-    path: Path
-    records: Mapping[str, zipfile.ZipInfo]
-    end: int
-
-    def __call__(self, tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
-        """Extents of tensors; errors as :func:`read` has them."""
-        check_text(tensors, self.path)
-        stubs = {name: t for name, t in tensors.items() if isinstance(t, TensorStub)}
-        with _telling(self.path), self.path.open("rb") as file:
-            starts = {
-                stub.storage.key: data_offset(file, self.records, stub, self.end, self.path)
-                for stub in stubs.values()
-            }
-        _check_apart(starts.values(), self.path)
-        return {
-            name: tensor_extent(name, stub, self.path, *starts[stub.storage.key])
-            for name, stub in stubs.items()
-        }
-
-
-def _check_apart(places: Iterable[tuple[int, int]], path: Path) -> None:
-    """Refuse records that share bytes."""
-    for (start, length), (other, _) in pairwise(sorted(places)):
-        if start + length > other:
-            raise InputError("records overlap", where=path, remedy=_REMEDY)
-
-
 def _not_a_zip(path: Path) -> InputError:
-    """The error for a file that is no zip: legacy, or not a checkpoint at all."""
+    """The error for a file that is no zip: one of the legacy format, or no checkpoint at all."""
     with path.open("rb") as file:
-        legacy = file.read(1) == b"\x80"
-    if legacy:
-        return InputError("written by torch's legacy format", where=path, remedy=_LEGACY)
-    return InputError("not a PyTorch checkpoint, or truncated", where=path, remedy=_REMEDY)
+        is_legacy = file.read(1) == b"\x80"
+    if is_legacy:
+        return InputError(
+            "written in torch's legacy format",
+            where=path,
+            remedy="in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip "
+            "format",
+        )
+    return InputError("not a PyTorch checkpoint, or truncated", where=path, remedy=REMEDY)
 
 
 def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
-    """The archive's root name and its ``data.pkl``, after checks of kind, size and byte order."""
+    """The archive's root and its ``data.pkl``; kind, size and byte order are checked."""
     names = archive.namelist()
     if len(archive.NameToInfo) < len(names):
-        raise InputError("an archive with two entries of one name", where=path, remedy=_REMEDY)
+        raise InputError("an archive with two entries of one name", where=path, remedy=REMEDY)
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise InputError("a zip, but not one of torch.save", where=path, remedy=_REMEDY)
+        raise InputError("a zip, but not one of torch.save", where=path, remedy=REMEDY)
     root = pickles[0].removesuffix("/data.pkl")
     if f"{root}/constants.pkl" in names:
         raise InputError(
@@ -145,111 +112,79 @@ def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     order = f"{root}/byteorder"
     if order in names and archive.getinfo(order).file_size == len(b"big"):
         raise InputError("big-endian data", where=path, remedy="re-save it on this machine")
-    return root, _read_record(archive, pickles[0], path)
+    return root, _read_entry(archive, pickles[0], path)
 
 
-def _read_record(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    """A record that is read as a whole, and stored as torch stores it: nothing is unpacked."""
+def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """An entry that is read as a whole."""
     info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise _compressed(name, path)
-    # Sizes are what the archive says.
+    _check_stored(info, name, path)
+    # The archive says these sizes.
     if info.file_size > min(_MAX_PICKLE_BYTES, archive.start_dir - info.header_offset):
         what = f"its {name:.80} is larger than 256 MiB, or than the file"
-        raise InputError(what, where=path, remedy=_REMEDY)
+        raise InputError(what, where=path, remedy=REMEDY)
     return archive.read(name)
 
 
-def _compressed(record: str, path: Path) -> InputError:
-    """The error for a record that torch would have stored."""
-    what = f"record {record:.80} is compressed"
-    return InputError(what, where=path, remedy="re-save it with torch")
+def _check_stored(info: zipfile.ZipInfo, name: str, path: Path) -> None:
+    """Refuse a compressed entry: torch stores all of them, and nothing is unpacked."""
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        what = f"record {name:.80} is compressed"
+        raise InputError(what, where=path, remedy="re-save it with torch")
 
 
-def data_offset(
-    file: IO[bytes],
-    records: Mapping[str, zipfile.ZipInfo],
-    stub: TensorStub,
-    end: int,
+def _locate(
     path: Path,
-) -> tuple[int, int]:
-    """Where a stored record's bytes begin in the file, and how many they are.
+    entries: Mapping[str, zipfile.ZipInfo],
+    end: int,
+    tensors: Mapping[str, StoredTensor],
+) -> dict[str, Extent]:
+    """Extents of an archive's tensors.
+
+    Args:
+        path: the archive.
+        entries: its records by key.
+        end: where they end.
+        tensors: the tensors.
+    """
+    check_text(tensors, path)
+    stubs = {name: t for name, t in tensors.items() if isinstance(t, TensorStub)}
+    with _zip_errors(path), path.open("rb") as file:
+        records = {
+            key: find_record(file, entries.get(key), key, end, path)
+            for key in dict.fromkeys(stub.storage.key for stub in stubs.values())
+        }
+    for (start, length), (following, _) in pairwise(sorted(records.values())):
+        if start + length > following:
+            raise InputError("records overlap", where=path, remedy=REMEDY)
+    return {
+        name: stub.extent(name, path, records[stub.storage.key]) for name, stub in stubs.items()
+    }
+
+
+def find_record(
+    file: IO[bytes], info: zipfile.ZipInfo | None, key: str, end: int, path: Path
+) -> Record:
+    """Where the bytes of a storage lie in the archive.
 
     Args:
         file: the archive.
-        records: its records by key.
-        stub: a tensor.
+        info: the record's entry in the directory; None if there is none.
+        key: the storage's key.
         end: where the archive's records end.
         path: the file, for messages.
+
+    Raises:
+        InputError: the record is missing, compressed, or broken.
     """
-    info = records.get(stub.storage.key)
     if info is None:
-        raise InputError(f"record {stub.storage.key:.80} is missing", where=path, remedy=_REMEDY)
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise _compressed(stub.storage.key, path)
+        raise InputError(f"record {key:.80} is missing", where=path, remedy=REMEDY)
+    _check_stored(info, key, path)
     file.seek(info.header_offset)
-    head = file.read(_LOCAL_HEADER.size)
-    magic, name_length, extra_length = _LOCAL_HEADER.unpack(head)
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if magic != b"PK\x03\x04":
-        raise InputError("a record's header is broken", where=path, remedy=_REMEDY)
+        raise InputError("a record's header is broken", where=path, remedy=REMEDY)
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + info.file_size > end:
-        what = f"record {stub.storage.key} goes beyond the file"
-        raise InputError(what, where=path, remedy=_REMEDY)
+        raise InputError(f"record {key:.80} goes beyond the file", where=path, remedy=REMEDY)
     return start, info.file_size
-
-
-def tensor_extent(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
-    """A tensor's extent, checked to lie inside its record."""
-    shape, strides = stub.shape, stub.strides
-    if stub.dtype.bits < _BYTE:
-        return _packed(name, stub, path, start, length)
-    sane = len(shape) == len(strides) and min(*shape, *strides, stub.offset, 0) >= 0
-    itemsize = stub.dtype.bits // 8
-    empty = 0 in shape
-    last = 0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
-    if not sane or (stub.offset + last) * itemsize > length:
-        raise InputError(
-            f"tensor {name}: lies outside its record of {length} bytes", where=path, remedy=_REMEDY
-        )
-    if math.prod(shape) * itemsize > max(length, _MOST_REPEATED):
-        what = f"tensor {name}: repeats a record of {length} bytes beyond all measure"
-        raise InputError(what, where=path, remedy=_REMEDY)
-    return Extent(
-        name,
-        stub.dtype,
-        shape,
-        path,
-        start + stub.offset * itemsize,
-        None if empty or _row_major(shape, strides) else strides,
-    )
-
-
-def _packed(name: str, stub: TensorStub, path: Path, start: int, length: int) -> Extent:
-    """The extent of a type that torch packs into bytes: its shape counts bytes, ours elements."""
-    shape, strides = stub.shape, stub.strides
-    end = stub.offset + math.prod(shape)
-    if not shape or min(*shape, stub.offset) < 0 or end > length or not _row_major(shape, strides):
-        raise InputError(f"tensor {name}: {stub.dtype.label} in an odd layout", where=path)
-    unpacked = (*shape[:-1], shape[-1] * (_BYTE // stub.dtype.bits))
-    return Extent(name, stub.dtype, unpacked, path, start + stub.offset)
-
-
-def _row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the elements lie one after the other in row-major order."""
-    step = 1
-    if len(shape) != len(strides):
-        return False
-    for size, stride in zip(shape[::-1], strides[::-1], strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
-
-
-def _stored_metadata(archive: zipfile.ZipFile, root: str, path: Path) -> dict[str, str]:
-    """The metadata that phema wrote into a record of its own."""
-    name = f"{root}/{METADATA_RECORD}"
-    if name not in archive.NameToInfo:
-        return {}
-    return text_to_text(parse_object(_read_record(archive, name, path), path), path)

@@ -1,4 +1,4 @@
-"""Callbacks that keep a PowerEMA for training libraries: one module a library.
+"""Callbacks that keep a PowerEMA for training libraries: one module for each library.
 
-None is imported by phema itself, and none but its module imports the library.
+phema itself imports none of them, and only its module imports the library.
 """

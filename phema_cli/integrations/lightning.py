@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def _callback() -> type:
-    """The base class, of the package that the training uses: both names are one library's."""
+    """The base class, from the package that was imported: the library has two names."""
     names = ["lightning.pytorch", "pytorch_lightning"]
     for name in sorted(names, key=lambda n: n not in sys.modules):
         try:
-            found: type = import_module(name).Callback
+            callback: type = import_module(name).Callback
         except ModuleNotFoundError:
             continue
-        return found
+        return callback
     raise ModuleNotFoundError(
         "phema_cli.integrations.lightning needs Lightning; pip install 'phema-cli[lightning]'"
     )
@@ -36,10 +36,11 @@ if not TYPE_CHECKING:
 class PowerEMACallback(Recorder, Callback):
     """Keeps power-function averages of a LightningModule and stores snapshots of them.
 
-    The averages take in each optimizer step that was made: once for several batches of accumulated
-    gradients, and not where a gradient scaler skipped it. Where several optimizers step in one
-    batch, that is one update. Their state is in Lightning's checkpoints, so that a resumed run
-    stores what an unbroken one does. Rank 0 alone writes. Names are those of the LightningModule.
+    It updates the averages after each optimizer step: once for several batches of accumulated
+    gradients, and not if a gradient scaler skipped the step. If several optimizers step in one
+    batch, that is one update. The averages' state is in Lightning's checkpoints, so that a resumed
+    run stores what an uninterrupted one does. Rank 0 alone writes. Names are those of the
+    LightningModule.
 
     Arguments are those of :class:`phema_cli.integrations.recorder.Recorder`::
 
@@ -78,10 +79,10 @@ class PowerEMACallback(Recorder, Callback):
         for optimizer in trainer.optimizers:
             if not hasattr(optimizer, "register_step_post_hook"):
                 raise UsageError(f"{type(optimizer).__name__} is not an optimizer of torch")
-        self._hooks = tuple(o.register_step_post_hook(self._saw) for o in trainer.optimizers)
+        self._hooks = tuple(o.register_step_post_hook(self._note_step) for o in trainer.optimizers)
 
-    def _saw(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Note that an optimizer stepped; a fused one is called even where a scaler skips it."""
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Note that an optimizer stepped; a fused one is called even if a scaler skips the step."""
         overflow = getattr(optimizer, "found_inf", None)
         self._stepped |= overflow is None or not overflow.item()
 
@@ -102,9 +103,9 @@ class PowerEMACallback(Recorder, Callback):
         self._hooks = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the averages."""
+        """The averages' state, for a checkpoint."""
         return self._state or {} if self.ema is None else self.ema.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's averages for the training that is about to start."""
+        """Keep a checkpoint's averages for the training that is about to start."""
         self._state = state_dict

@@ -1,4 +1,4 @@
-"""What all callbacks share: the averages of the run, and when snapshots of them are stored."""
+"""What all callbacks share: the averages of a training, and when their snapshots are stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.tracker import PowerEMA
-from phema_cli.tracker.storing import check_type
+from phema_cli.tracker.snapshot import check_type
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +20,19 @@ _DEFAULT_SNAPSHOTS = 20
 
 
 class Recorder:
-    """A PowerEMA that is made when training starts, and stored at even intervals and at the end.
+    """Makes a PowerEMA when training starts, and stores it at even intervals and at the end.
 
     Args:
         directory: where the snapshots go; made if need be.
         gammas: exponents of the averages; 5 and 10 by default.
         sigma_rels: the averages by their relative widths, instead of ``gammas``.
-        every: store snapshots after so many updates.
+        every: store snapshots each time after so many updates.
         snapshots: store so many of each gamma over the whole training, whose length must be known;
             20 by default.
         dtype: floating-point type in which averages are stored; float32 by default.
         name: what the snapshots' names begin with.
         device: where the averages live; by default beside the parameters.
-        fresh: begin the averages anew where training goes on from a checkpoint that has none.
+        fresh: start new averages if training resumes from a checkpoint without averages.
 
     Attributes:
         ema: the averages, once training has started.
@@ -56,7 +56,7 @@ class Recorder:
         fresh: bool = False,
     ) -> None:
         if gammas is not None and sigma_rels is not None:
-            raise UsageError("gammas and sigma_rels say the same", remedy="pass one of them")
+            raise UsageError("gammas and sigma_rels mean the same", remedy="pass one of them")
         if every is not None and snapshots is not None:
             raise UsageError("every and snapshots exclude each other", remedy="pass one of them")
         if min(every or 1, snapshots or 1) < 1 or 0 in (every, snapshots):
@@ -87,24 +87,24 @@ class Recorder:
         resumed_at: int,
         state: Mapping[str, Any] | None,
     ) -> None:
-        """Make the averages, or go on with those of a checkpoint or of the training just before.
+        """Make the averages, or resume those of a checkpoint or of the training just before.
 
         Args:
             model: the model on its devices.
             total: optimizer steps of the whole training; infinite or negative if unknown.
-            resumed_at: optimizer steps that lie behind the model.
-            state: the averages' state in the checkpoint that training goes on from.
+            resumed_at: optimizer steps that the model was trained for already.
+            state: the averages' state in the checkpoint from which training resumes.
         """
         if self.every is None and not 0 < total < float("inf"):
-            raise UsageError("the length of the training is not known", remedy="pass every=N")
+            raise UsageError("the length of the training is unknown", remedy="pass every=N")
         self._total = total
         if resumed_at and state is None:
             if self.ema is not None and self._model is model:
                 return
             if not self.fresh:
                 raise UsageError(
-                    f"training goes on at step {resumed_at} from a checkpoint without averages",
-                    remedy="pass fresh=True to begin them there",
+                    f"training resumes at step {resumed_at} from a checkpoint without averages",
+                    remedy="pass fresh=True to start them there",
                 )
         self.ema, self._model = PowerEMA(model, self.gammas, device=self.device), model
         self._stored_at = 0
@@ -112,7 +112,7 @@ class Recorder:
             self.ema.load_state_dict(state)
 
     def _update(self) -> None:
-        """Take in an optimizer step, and store snapshots if they are due."""
+        """Average an optimizer step in, and store snapshots if they are due."""
         if self.ema is None:
             return
         self.ema.update()
@@ -126,7 +126,7 @@ class Recorder:
             self._store()
 
     def _end(self) -> None:
-        """Store snapshots of the end, unless that was done."""
+        """Store the last snapshots, unless they are stored already."""
         if self.ema is not None and self.ema.step > self._stored_at:
             self._store()
 

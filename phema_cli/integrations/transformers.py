@@ -27,12 +27,12 @@ STATE_NAME = "power_ema.pt"
 class PowerEMACallback(Recorder, TrainerCallback):
     """Keeps power-function averages of a Trainer's model and stores snapshots of them.
 
-    The averages take in each optimizer step that was made: once for several batches of accumulated
-    gradients, and not where a gradient scaler skipped it. Their state is stored in each directory
-    ``checkpoint-N`` of the Trainer, as ``power_ema.pt``, so that a resumed run stores what an
-    unbroken one does. Rank 0 alone writes.
+    It updates the averages after each optimizer step: once for several batches of accumulated
+    gradients, and not if a gradient scaler skipped the step. The averages' state is stored in each
+    directory ``checkpoint-N`` of the Trainer, as ``power_ema.pt``, so that a resumed run stores
+    what an uninterrupted one does. Rank 0 alone writes.
 
-    A run that goes on from a checkpoint outside its ``output_dir`` has to name it in its arguments:
+    A run that resumes from a checkpoint outside its ``output_dir`` has to name it in its arguments:
     ``TrainingArguments(resume_from_checkpoint=...)``, as the library's own scripts do.
 
     Arguments are those of :class:`phema_cli.integrations.recorder.Recorder`::
@@ -59,12 +59,11 @@ class PowerEMACallback(Recorder, TrainerCallback):
         import torch
 
         del control
-        place = args.resume_from_checkpoint or _checkpoint(args, state)
-        path = Path(place) / STATE_NAME
-        found = None
+        path = Path(args.resume_from_checkpoint or _checkpoint(args, state)) / STATE_NAME
+        averages = None
         if state.global_step and path.is_file():
-            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        self._begin(kwargs["model"], state.max_steps, state.global_step, found)
+            averages = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        self._begin(kwargs["model"], state.max_steps, state.global_step, averages)
 
     def on_step_end(
         self,
@@ -91,13 +90,13 @@ class PowerEMACallback(Recorder, TrainerCallback):
         del control, kwargs
         if self.ema is None or state.is_hyper_param_search:
             return
-        held = self.ema.state_dict()
+        averages = self.ema.state_dict()
         if args.should_save:
             path = _checkpoint(args, state) / STATE_NAME
             partial = path.with_name(path.name + PARTIAL)
             try:
                 with partial.open("wb") as stream:
-                    torch.save(held, stream)
+                    torch.save(averages, stream)
                 partial.replace(path)
             except OSError as error:
                 raise StorageError.wrap(error, path, "write") from error
@@ -108,5 +107,5 @@ class PowerEMACallback(Recorder, TrainerCallback):
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer stores, or has stored, the checkpoint of this step."""
+    """The directory of the Trainer's checkpoint of this step."""
     return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

@@ -1,4 +1,4 @@
-"""A pickle machine that imports nothing, calls only stand-ins and skips over strings of bytes.
+"""A pickle machine that imports nothing, calls only stand-ins and skips strings of bytes.
 
 It walks the opcodes of a file, so that each string of bytes, such as the values of a tensor, is
 known by its place and never read. Time and memory grow with the bytes of the pickle and with
@@ -9,32 +9,33 @@ what a pickle announces, and hashes tuples nested deep enough to end the process
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import IO, Any
 
 from phema_cli.errors import InputError
-from phema_cli.pickles.guard import Guard
+from phema_cli.pickles.globals import find_global
 from phema_cli.pickles.opcodes import ACTIONS
-from phema_cli.pickles.trust import answer
 from phema_cli.pickles.values import Inert, Span
 
 #: bytes that are read at once.
 _WINDOW = 1 << 14
-#: the longest number of a fixed length.
+#: bytes of the longest number of a fixed length.
 _NUMBER = 8
-#: the longest text or number, and the longest line of an opcode that is one.
+#: bytes of the longest text or number, and of the longest line of an opcode that takes one.
 _MOST_BYTES, _MOST_LINE = 16 << 20, 1 << 16
-#: values that wait on the stack, of which picklers leave 2,000 for a dict, and collections begun.
+#: values that wait on the stack (picklers leave 2,000 for a dict), and open marks.
 _MOST_WAITING, _MOST_MARKS = 100_000, 10_000
-_SIZED = (list, tuple, dict, set, frozenset, Inert)
-
+_CONTAINERS = (tuple, list, dict, set, frozenset)
+#: what a call may copy as a whole.
+_COPIED = (*_CONTAINERS, Inert)
 #: the longest name of a global with its module, in characters and in parts.
 _MOST_NAME, _MOST_PARTS = 1000, 50
-#: the longest string of bytes that is kept: the longest number of numpy's.
+#: bytes of the longest string of bytes that is kept: the longest number of numpy.
 _KEPT = 16
 
-#: gives the format's own stand-in of a global, None where it has none.
+#: the format's own stand-in for a global, given its module and name; None if it has none.
 Find = Callable[[str, str], object]
-#: describes a storage that a persistent id names.
+#: the storage that a persistent id names.
 Persistent = Callable[[object], object]
 
 
@@ -43,19 +44,19 @@ class Machine:
 
     Args:
         file: where they are.
-        start: where the first begins.
-        end: where the last must have ended.
-        find: answers globals of the format; all others are answered by ``trust``.
-        persistent: answers persistent ids; without it there are none.
-        most: bytes that may be opcodes, and not strings that are passed over.
-        guarded: kinds of values that an object of an unknown class must not be made from without
-            being marked (:attr:`Inert.hides`).
+        start: the first byte of the first one.
+        end: where the last one must have ended.
+        find: answers the globals of the format; :func:`find_global` answers all others.
+        persistent: answers persistent ids; without it they are refused.
+        most: bytes of opcodes, not counting the strings that are skipped.
+        guarded: types of values that hide if an object of an unknown class is made from them
+            (:attr:`Inert.hides`).
 
     Attributes:
-        window: bytes of the file; behind an opcode a number's bytes are in it, but at the end.
+        window: bytes of the file; except at the end it holds a number that follows an opcode.
         at: the place in the window.
-        stack: values that wait for what takes them.
-        memo: values that were remembered, in that order.
+        stack: values that wait for the opcode that takes them.
+        memo: remembered values, in that order.
     """
 
     def __init__(
@@ -70,12 +71,16 @@ class Machine:
     ) -> None:
         self._file = file
         self._end = end
+        #: items that opcodes may still copy.
         self._left = end - start
         self._most = most
         self._find = find
         self._persistent = persistent
-        self._guard = Guard(guarded, self.spend)
-        # Where the window begins in the file, and from where on in it more is read.
+        self._guarded = guarded
+        # Containers without guarded values, and how long they were; kept, so that no other gets
+        # their place in memory. Each is looked at once, however often a pickle passes it.
+        self._clean: dict[int, tuple[object, int]] = {}
+        # Where the window begins in the file, and the place in it from which on more is read.
         self._base, self._soft = start, 0
         self.window, self.at = b"", 0
         self.stack: list[Any] = []
@@ -87,7 +92,7 @@ class Machine:
 
         Raises:
             UnsafePickleError: it asks for a global that could do harm; names it.
-            InputError: it does what such a pickle never does, or ends too early.
+            InputError: it breaks the rules of pickles, a bound, or ends too early.
         """
         self.stack, self.memo, self._marks = [], [], []
         while True:
@@ -103,20 +108,20 @@ class Machine:
         return self._base + self.at
 
     def _refill(self, length: int) -> None:
-        """Have at least so many bytes in the window, from the place on."""
+        """Read on, so that the window holds at least so many bytes from the place on."""
         self._base += self.at
         self._most -= self.at
         self.at = 0
         if length > self._end - self._base:
-            raise InputError("goes beyond its end")
+            raise InputError("ends too early")
         if self._most < 0:
-            raise InputError("more opcodes than such a pickle has")
+            raise InputError("too many opcodes")
         if len(self.stack) > _MOST_WAITING:
-            raise InputError("more values than belong together")
+            raise InputError("too many values on the stack")
         self._file.seek(self._base)
         self.window = self._file.read(min(max(length, _WINDOW), self._end - self._base))
         if len(self.window) < length:
-            raise InputError("goes beyond its end")
+            raise InputError("ends too early")
         more = self._base + len(self.window) < self._end
         self._soft = max(1, len(self.window) - _NUMBER) if more else len(self.window)
 
@@ -125,7 +130,7 @@ class Machine:
         at = self.at
         if at + length > len(self.window):
             if length > _MOST_BYTES:
-                raise InputError(f"a text or number of {length} bytes")
+                raise InputError(f"a text or number of {length} bytes is too long")
             self._refill(length)
             at = 0
         self.at = at + length
@@ -142,14 +147,14 @@ class Machine:
             self._refill(min(_MOST_LINE, self._end - self.tell()))
             at = self.window.find(b"\n")
             if at < 0:
-                raise InputError("a line without an end")
+                raise InputError("a line that does not end")
         return self.take(at + 1 - self.at)[:-1].decode()
 
     def skip(self, length: int) -> Span:
         """Pass over the next bytes."""
         span = Span(self.tell(), length)
         if length > self._end - span.offset:
-            raise InputError("goes beyond its end")
+            raise InputError("ends too early")
         if length <= _KEPT:
             return span._replace(raw=self.take(length))
         self._left -= length
@@ -159,25 +164,25 @@ class Machine:
         return span
 
     def spend(self, count: int) -> None:
-        """Account for items that a few opcodes have copied: in all not more than the bytes."""
+        """Account for items that an opcode copies: in all no more than the pickle has bytes."""
         self._left -= count
         if self._left < 0:
-            raise InputError("makes more of its bytes than they are")
+            raise InputError("copies more items than it has bytes")
 
     def mark(self) -> None:
-        """Begin to collect."""
+        """Open a collection."""
         if len(self._marks) >= _MOST_MARKS:
-            raise InputError("is nested too deeply")
+            raise InputError("nested too deeply")
         self._marks.append(len(self.stack))
 
-    def collected(self) -> list[Any]:
-        """What was collected since the last mark."""
+    def pop_mark(self) -> list[Any]:
+        """The values since the last mark, taken from the stack."""
         at = self._marks.pop()
         items = self.stack[at:]
         del self.stack[at:]
         return items
 
-    def store(self, index: int) -> None:
+    def memoize(self, index: int) -> None:
         """Remember the value on top; picklers count what they remember."""
         gap = index - len(self.memo)
         if gap > 0:
@@ -189,41 +194,65 @@ class Machine:
             self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
-        """Put a remembered value on the stack."""
+        """Push a remembered value."""
         if not 0 <= index < len(self.memo):
-            raise InputError("recalls what it has not seen")
+            raise InputError("recalls a value that it did not store")
         self.stack.append(self.memo[index])
 
-    def ask(self, module: object, name: object) -> None:
-        """Put the stand-in of a global on the stack."""
+    def push_global(self, module: object, name: object) -> None:
+        """Push the stand-in for a global."""
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise InputError("a global whose name is no text")
-        # One text may be given again and again, by a pickle of two bytes each time.
+            raise InputError("a global whose name is not text")
+        # A pickle can repeat one text in two bytes.
         if len(module) + len(name) > _MOST_NAME:
             raise InputError("a global whose name is too long")
         full = f"{module}.{name}"
         if not full.isprintable() or full.count(".") > _MOST_PARTS:
-            raise InputError("a global whose name is none")
+            raise InputError("a global whose name is invalid")
         known = self._find(module, name)
-        self.stack.append(answer(module, name) if known is None else known)
+        self.stack.append(find_global(module, name) if known is None else known)
 
     def call(self, function: object, arguments: object) -> None:
-        """Call a stand-in."""
+        """Call a stand-in, and push the result."""
         if not callable(function) or not isinstance(arguments, tuple):
-            raise InputError("a call of what is no function")
-        # The same arguments may be given again and again, by a pickle of four bytes each time.
+            raise InputError("calls something that is not a function")
+        # A pickle can repeat the same arguments in four bytes.
         cost = len(arguments)
         for argument in arguments:
-            if argument.__class__ in _SIZED:
+            if argument.__class__ in _COPIED:
                 cost += len(argument)
         self.spend(cost)
         made = function(*arguments)
         if isinstance(made, Inert) and made.arguments:
-            made.hides = made.hides or self._guard.holds(made.arguments)
+            made.hides = made.hides or self._holds_guarded(made.arguments)
         self.stack.append(made)
 
-    def name_storage(self) -> None:
-        """Put what a persistent id names on the stack."""
+    def _holds_guarded(self, arguments: tuple[object, ...]) -> bool:
+        """Whether a value of a guarded type is among the arguments, or anywhere inside them."""
+        if not self._guarded:
+            return False
+        waiting: list[Any] = list(arguments)
+        seen: dict[int, tuple[object, int]] = {}
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, self._guarded):
+                return True
+            if not isinstance(value, _CONTAINERS):
+                continue
+            appended = value.appended or () if isinstance(value, Inert) else ()
+            if isinstance(value, Inert) and value.hides:
+                return True
+            state = (value, len(value) + len(appended))
+            if self._clean.get(id(value)) != state and id(value) not in seen:
+                self.spend(state[1])
+                seen[id(value)] = state
+                items = value.values() if isinstance(value, dict) else value
+                waiting += chain(items, appended)
+        self._clean |= seen
+        return False
+
+    def push_persistent(self) -> None:
+        """Replace the persistent id on top by what it names."""
         if self._persistent is None:
             raise InputError("unknown persistent id")
         self.stack.append(self._persistent(self.stack.pop()))

@@ -1,4 +1,4 @@
-"""What each opcode of a pickle does to the machine; those that are not here are refused by name."""
+"""What each opcode of a pickle does to the machine; opcodes that are not here are refused."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import InputError
-from phema_cli.pickles.values import Inert, keys_of
+from phema_cli.pickles.values import Inert, hashable
 
 if TYPE_CHECKING:
     from phema_cli.pickles.machine import Machine
 
-#: bits of the largest number, which must be short enough to be written out.
+#: bits of the largest number: messages may write it out.
 _MOST_BITS = 4096
-#: what an empty set costs, in units of ``spend``: it takes more memory than other containers.
+#: items that an empty set counts for in ``spend``: it takes more memory than other containers.
 _SET = 16
 
-#: does what an opcode says; True at the end.
+#: does what an opcode says; returns True at the end of the pickle.
 _Action = Callable[["Machine"], Any]
 
 
-def _unpacked(form: str) -> _Action:
-    """Push a number."""
-    packed = struct.Struct(form)
+def _unpack(layout: str) -> _Action:
+    """Push a number of this ``struct`` layout."""
+    packed = struct.Struct(layout)
 
     def action(machine: Machine) -> None:
         machine.stack.append(packed.unpack_from(machine.window, machine.at)[0])
@@ -39,34 +39,28 @@ def _byte(machine: Machine) -> None:
     machine.at += 1
 
 
-def _put(machine: Machine) -> None:
-    """Remember the value on top, by a number of one byte."""
-    index = machine.window[machine.at]
-    machine.at += 1
-    if index == len(machine.memo):
-        machine.memo.append(machine.stack[-1])
-    else:
-        machine.store(index)
+def _put(size: int) -> _Action:
+    """Remember the value on top; so many bytes say its index."""
 
+    def action(machine: Machine) -> None:
+        index = int.from_bytes(machine.window[machine.at : machine.at + size], "little")
+        machine.at += size
+        if index == len(machine.memo):
+            machine.memo.append(machine.stack[-1])
+        else:
+            machine.memoize(index)
 
-def _long_put(machine: Machine) -> None:
-    """Remember the value on top, by a number of four bytes."""
-    index = int.from_bytes(machine.window[machine.at : machine.at + 4], "little")
-    machine.at += 4
-    if index == len(machine.memo):
-        machine.memo.append(machine.stack[-1])
-    else:
-        machine.store(index)
+    return action
 
 
 def _get(machine: Machine) -> None:
-    """Recall a value, by a number of one byte."""
+    """Recall a value; one byte says its index."""
     machine.stack.append(machine.memo[machine.window[machine.at]])
     machine.at += 1
 
 
 def _text(digits: int) -> _Action:
-    """Push a text whose length has so many bytes."""
+    """Push a text; so many bytes say its length."""
 
     def action(machine: Machine) -> None:
         raw = machine.take(machine.take_number(digits))
@@ -75,42 +69,42 @@ def _text(digits: int) -> _Action:
     return action
 
 
-def _short_text(machine: Machine) -> None:
-    """Push a text whose length has four bytes, as nearly all have it."""
+_any_text = _text(4)
+
+
+def _usual_text(machine: Machine) -> None:
+    """Push a text; four bytes say its length. Nearly all texts are so, and lie in the window."""
     window, at = machine.window, machine.at + 4
     stop = at + int.from_bytes(window[at - 4 : at], "little")
     if stop > len(window):
-        _long_text(machine)
+        _any_text(machine)
         return
     machine.stack.append(window[at:stop].decode("utf-8", "surrogatepass"))
     machine.at = stop
 
 
-_long_text = _text(4)
-
-
 def _number(machine: Machine, value: int) -> None:
     """Push a number of any length."""
     if value.bit_length() > _MOST_BITS:
-        raise InputError(f"a number of {value.bit_length()} bits")
+        raise InputError(f"a number of {value.bit_length()} bits is too long")
     machine.stack.append(value)
 
 
 def _long(digits: int) -> _Action:
-    """Push a number whose length has so many bytes."""
+    """Push a number; so many bytes say its length."""
     return lambda machine: _number(
         machine, int.from_bytes(machine.take(machine.take_number(digits)), "little", signed=True)
     )
 
 
 def _int(machine: Machine) -> None:
-    """Push a number that is written out; 00 and 01 are truths."""
+    """Push a number that is written out; 00 and 01 are booleans."""
     line = machine.take_line().removesuffix("L")
     _number(machine, {"00": False, "01": True}[line] if line in {"00", "01"} else int(line))
 
 
 def _span(digits: int) -> _Action:
-    """Push the place of a string of bytes whose length has so many bytes."""
+    """Push the place of a string of bytes; so many bytes say its length."""
     return lambda machine: machine.stack.append(machine.skip(machine.take_number(digits)))
 
 
@@ -120,7 +114,7 @@ def _tuple(count: int) -> _Action:
     def action(machine: Machine) -> None:
         stack = machine.stack
         if len(stack) < count:
-            raise InputError("a tuple of nothing")
+            raise InputError("a tuple of more values than the stack has")
         stack[-count:] = [tuple(stack[-count:])]
 
     return action
@@ -132,43 +126,43 @@ def _reduce(machine: Machine) -> None:
 
 
 def _newobj_ex(machine: Machine) -> None:
-    """Keywords are one more argument: only classes that are not known are called with them."""
+    """Keywords become one more argument: only unknown classes are called with them."""
     keywords, arguments = machine.stack.pop(), machine.stack.pop()
     if not isinstance(arguments, tuple) or not isinstance(keywords, dict):
-        raise InputError("a class called with what is no keywords")
+        raise InputError("calls a class with keywords that are not a dict")
     machine.call(machine.stack.pop(), (*arguments, keywords) if keywords else arguments)
 
 
 def _obj(machine: Machine) -> None:
-    function, *arguments = machine.collected()
+    function, *arguments = machine.pop_mark()
     machine.call(function, tuple(arguments))
 
 
 def _global(machine: Machine) -> None:
-    machine.ask(machine.take_line(), machine.take_line())
+    machine.push_global(machine.take_line(), machine.take_line())
 
 
 def _inst(machine: Machine) -> None:
     _global(machine)
     function = machine.stack.pop()
-    machine.call(function, tuple(machine.collected()))
+    machine.call(function, tuple(machine.pop_mark()))
 
 
 def _stack_global(machine: Machine) -> None:
     name = machine.stack.pop()
-    machine.ask(machine.stack.pop(), name)
+    machine.push_global(machine.stack.pop(), name)
 
 
 def _build(machine: Machine) -> None:
-    """State: of objects that stand for others; what a dict has besides its items is dropped."""
+    """Set the state of an inert object; the state of a dict is dropped."""
     state = machine.stack.pop()
     target = machine.stack[-1]
     if isinstance(target, Inert):
-        target.raw = state
+        target.raw_state = state
         if isinstance(state, dict) and not target.state:
             target.state = state
             return
-        # A dict, or one beside that of the slots; numpy's states are tuples of their own kind.
+        # A dict, or two where a class has slots; states of numpy are other tuples.
         parts = state if isinstance(state, tuple) else (state,)
         machine.spend(len(parts))
         for part in parts:
@@ -176,14 +170,14 @@ def _build(machine: Machine) -> None:
                 machine.spend(len(part))
                 target.state = target.state | part
     elif not isinstance(target, dict):
-        raise InputError("state for what has none")
+        raise InputError("sets the state of something that has none")
 
 
 def _set_items(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if not isinstance(target, dict):
-        raise InputError("items for what is no dict")
-    target.update(zip(keys_of(items[::2]), items[1::2], strict=True))
+        raise InputError("sets items of something that is not a dict")
+    target.update(zip(hashable(items[::2]), items[1::2], strict=True))
 
 
 def _set_item(machine: Machine) -> None:
@@ -192,7 +186,7 @@ def _set_item(machine: Machine) -> None:
 
 
 def _dict(machine: Machine) -> None:
-    items = machine.collected()
+    items = machine.pop_mark()
     machine.stack.append({})
     _set_items(machine, items)
 
@@ -204,7 +198,7 @@ def _append(machine: Machine, items: list[Any]) -> None:
     elif isinstance(target, list):
         target.extend(items)
     else:
-        raise InputError("items for what is no list")
+        raise InputError("appends to something that is not a list")
 
 
 def _empty_set(machine: Machine) -> None:
@@ -213,19 +207,19 @@ def _empty_set(machine: Machine) -> None:
 
 
 def _add(machine: Machine) -> None:
-    items = machine.collected()
+    items = machine.pop_mark()
     target = machine.stack[-1]
     if isinstance(target, Inert):
         target.append_all(items)
     elif isinstance(target, set):
-        target.update(keys_of(items))
+        target.update(hashable(items))
     else:
-        raise InputError("items for what is no set")
+        raise InputError("adds to something that is not a set")
 
 
 def _frozen_set(machine: Machine) -> None:
     machine.spend(_SET)
-    machine.stack.append(frozenset(keys_of(machine.collected())))
+    machine.stack.append(frozenset(hashable(machine.pop_mark())))
 
 
 def _push(make: Callable[[], object]) -> _Action:
@@ -234,7 +228,7 @@ def _push(make: Callable[[], object]) -> _Action:
 
 def _unknown(name: str) -> _Action:
     def action(machine: Machine) -> None:
-        raise InputError(f"opcode {name} at byte {machine.tell() - 1}")
+        raise InputError(f"unsupported opcode {name} at byte {machine.tell() - 1}")
 
     return action
 
@@ -246,17 +240,17 @@ _BY_NAME: Mapping[str, _Action] = {
     "NONE": _push(lambda: None),
     "NEWTRUE": _push(lambda: True),
     "NEWFALSE": _push(lambda: False),
-    "BININT": _unpacked("<i"),
+    "BININT": _unpack("<i"),
     "BININT1": _byte,
-    "BININT2": _unpacked("<H"),
-    "BINFLOAT": _unpacked(">d"),
+    "BININT2": _unpack("<H"),
+    "BINFLOAT": _unpack(">d"),
     "LONG1": _long(1),
     "LONG4": _long(4),
     "INT": _int,
     "LONG": _int,
     "FLOAT": lambda machine: machine.stack.append(float(machine.take_line())),
     "SHORT_BINUNICODE": _text(1),
-    "BINUNICODE": _short_text,
+    "BINUNICODE": _usual_text,
     "BINUNICODE8": _text(8),
     "SHORT_BINBYTES": _span(1),
     "BINBYTES": _span(4),
@@ -268,23 +262,23 @@ _BY_NAME: Mapping[str, _Action] = {
     "EMPTY_SET": _empty_set,
     "MARK": lambda machine: machine.mark(),
     "POP": lambda machine: machine.stack.pop() and None,
-    "POP_MARK": lambda machine: machine.collected() and None,
+    "POP_MARK": lambda machine: machine.pop_mark() and None,
     "DUP": lambda machine: machine.stack.append(machine.stack[-1]),
-    "LIST": lambda machine: machine.stack.append(machine.collected()),
-    "TUPLE": lambda machine: machine.stack.append(tuple(machine.collected())),
+    "LIST": lambda machine: machine.stack.append(machine.pop_mark()),
+    "TUPLE": lambda machine: machine.stack.append(tuple(machine.pop_mark())),
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),
     "TUPLE3": _tuple(3),
     "FROZENSET": _frozen_set,
     "DICT": _dict,
     "SETITEM": _set_item,
-    "SETITEMS": lambda machine: _set_items(machine, machine.collected()),
+    "SETITEMS": lambda machine: _set_items(machine, machine.pop_mark()),
     "APPEND": lambda machine: _append(machine, [machine.stack.pop()]),
-    "APPENDS": lambda machine: _append(machine, machine.collected()),
+    "APPENDS": lambda machine: _append(machine, machine.pop_mark()),
     "ADDITEMS": _add,
-    "PUT": lambda machine: machine.store(int(machine.take_line())),
-    "BINPUT": _put,
-    "LONG_BINPUT": _long_put,
+    "PUT": lambda machine: machine.memoize(int(machine.take_line())),
+    "BINPUT": _put(1),
+    "LONG_BINPUT": _put(4),
     "MEMOIZE": lambda machine: machine.memo.append(machine.stack[-1]),
     "GET": lambda machine: machine.recall(int(machine.take_line())),
     "BINGET": _get,
@@ -297,7 +291,7 @@ _BY_NAME: Mapping[str, _Action] = {
     "OBJ": _obj,
     "INST": _inst,
     "BUILD": _build,
-    "BINPERSID": lambda machine: machine.name_storage(),
+    "BINPERSID": lambda machine: machine.push_persistent(),
 }
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 #: by opcode.

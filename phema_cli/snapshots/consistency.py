@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
 from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
 from phema_cli.trainers.clocks import clock_in

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
-from phema_cli.formats.locations import is_remote, locate
+from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
 
 ENDINGS = endings()
@@ -149,7 +149,7 @@ def candidates(root: Path) -> Iterator[Candidate]:
     walk = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
     for folder, folders, files in walk:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
-        here = locate(folder)
+        here = to_path(folder)
         if any(f.partition(".")[0] in _GENERIC and _is_checkpoint(here / f) for f in files):
             # DeepSpeed and FSDP keep parts of the model there that is here as a whole.
             folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]

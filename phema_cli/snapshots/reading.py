@@ -9,9 +9,9 @@ from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats import read
-from phema_cli.formats.base import Checkpoint, StoredTensor
-from phema_cli.formats.hidden import refuse_beside, refuse_hidden
-from phema_cli.formats.locations import is_remote, locate
+from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.objects import refuse_beside, refuse_hidden
+from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
 from phema_cli.profiles import Law
 from phema_cli.request import Config
@@ -95,7 +95,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     Raises:
         InputError: there is none, there are several, or it is broken.
     """
-    root = locate(path)
+    root = to_path(path)
     found = [c for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
     if len(found) != 1:
         raise InputError(
@@ -301,7 +301,7 @@ def _series_at(file: InputFile, key: str) -> Series | None:
     node = by_path(content, key)
     if (group := tensors_of(node)) is not None:
         refuse_hidden(node, path)
-        refuse_beside(node, path, StoredTensor, is_state_key)
+        refuse_beside(node, path, is_state_key)
         tensors, named = group
         return Series(tensors, within=key, unnamed=not named)
     prefix = f"{key.rstrip('.')}."

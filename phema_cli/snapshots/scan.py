@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.locations import locate
+from phema_cli.formats.remote import to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Snapshot, Untagged, finding_of, notice
@@ -104,7 +104,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config) -> Scan
     seen: set[object] = set()
     copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
     unmatched = command_line.typed_files
-    for root in map(locate, paths):
+    for root in map(to_path, paths):
         toml = read_config(root) if is_folder(root) else Config(origin="phema.toml")
         copy, drop = copy or toml.copy, drop or toml.drop
         trust_tags = trust_tags or toml.trust_tags

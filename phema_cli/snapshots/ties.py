@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.formats.base import Checkpoint, Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
 from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
 

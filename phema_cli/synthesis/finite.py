@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from phema_cli.errors import InputError
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tensors import TensorPlan
 

@@ -24,7 +24,7 @@ from phema_cli.estimate.solve import (
     target_step,
 )
 from phema_cli.formats.base import DTYPES, DType, Extent
-from phema_cli.formats.locations import is_remote
+from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot

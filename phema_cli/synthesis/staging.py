@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.formats._crc import join
 from phema_cli.formats.base import stamp
-from phema_cli.formats.locations import is_remote
+from phema_cli.formats.crc32 import combine
+from phema_cli.formats.remote import is_remote
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Output
@@ -303,7 +303,7 @@ def write_checksums(output: Output, checks: Checks) -> None:
                 for name, places in file.image.checksums.items():
                     crc = 0
                     for _, (part, length) in sorted(checks[name].items()):
-                        crc = join(crc, part, length)
+                        crc = combine(crc, part, length)
                     for place in places:
                         stream.seek(place)
                         stream.write(crc.to_bytes(4, "little"))

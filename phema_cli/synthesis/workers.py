@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phema_cli.errors import StorageError
-from phema_cli.formats.files import FileReader, OpenFiles
-from phema_cli.formats.locations import is_remote
+from phema_cli.formats.reader import FileReader, OpenFiles
+from phema_cli.formats.remote import is_remote
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.finite import refuse
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded

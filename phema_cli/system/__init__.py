@@ -1,1 +1,1 @@
-"""What operating systems do for phema, each in one place."""
+"""What phema needs of the operating system: files and processes."""

@@ -1,6 +1,6 @@
-"""Files as the operating system has them: read and written in place, locked, flushed, reserved.
+"""Files of the operating system: positional reads and writes, locks, flushing, allocation.
 
-What systems do differently stands here and in ``processes.py`` alone.
+Only this module and ``processes.py`` know how systems differ.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ from pathlib import Path
 
 from phema_cli.errors import StorageError
 
-#: what a file system answers that lacks a call.
-_NOT_THERE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+#: errors of a file system that lacks a call.
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 #: the unit of ``st_blocks``.
 _BLOCK_BYTES = 512
-#: seconds that a lock is waited for: a worker of a killed run may hold it a little longer.
+#: seconds to wait for a lock: a worker of a killed run may hold it a little longer.
 PATIENCE_SECONDS = 5.0
 _PAUSE_SECONDS = 0.05
 
 
 def read_at(descriptor: int, out: memoryview, offset: int) -> int:
-    """Fill ``out`` from a place of a file; bytes that there were, 0 at its end."""
+    """Read from an offset into ``out``; returns the number of bytes read, 0 at the end."""
     return os.preadv(descriptor, (out,), offset)
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` to a place of a file."""
+    """Write all of ``data`` at an offset."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 def start_flush(descriptor: int, offset: int, length: int) -> None:
-    """Have bytes go to the disk now, while others are made, where the system can."""
+    """Start to write bytes to the disk, if the system can; does not wait."""
     with suppress(OSError):
-        # What is not on the disk yet stays in memory and begins to be written.
+        # What is not on the disk yet stays in memory until it is written.
         os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that this user may still write there; None where the file system does not say."""
+    """Bytes that this user may still write there; None if the file system does not say."""
     disk = os.statvfs(path)
     if not disk.f_blocks:
         return None
-    # What is kept back for the superuser is free to that one alone.
+    # Only the superuser may use what is reserved.
     return disk.f_frsize * (disk.f_bavail if os.geteuid() else disk.f_bfree)
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """The descriptor of a file that is no link to somewhere else."""
+    """The descriptor of a file; a link is an error."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
 
 def lock(path: Path) -> int:
-    """The descriptor of a file that this process alone has locked; made if need be.
+    """Lock a file, which is made if need be, and return its descriptor.
 
     The lock is the kernel's: it ends with the process that holds it and those forked from it.
 
@@ -72,7 +72,7 @@ def lock(path: Path) -> int:
         descriptor = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have removed the file, and others may have made it anew.
+            # Its last holder may have removed the file, and another process made a new one.
             if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
@@ -89,16 +89,16 @@ def lock(path: Path) -> int:
 
 
 def size_of(path: Path) -> int | None:
-    """Bytes of a file, None where there is none; a link is no file."""
+    """Bytes of a file; None if there is none, or it is a link."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def allocated_bytes(path: Path) -> int:
-    """Bytes that a file has on the disk already."""
+    """Bytes of the disk that a file takes already."""
     try:
         return path.lstat().st_blocks * _BLOCK_BYTES
     except OSError:
@@ -106,16 +106,16 @@ def allocated_bytes(path: Path) -> int:
 
 
 def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
-    """Make a file of that size, with bytes at some places.
+    """Make a file of a size, with bytes at some offsets.
 
-    The space is reserved now, so that a full disk shows before the work and not after it.
+    The space is reserved, so that a full disk is noticed before the work and not after it.
     """
     descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as stream:
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in _NOT_THERE:
+            if error.errno not in _UNSUPPORTED:
                 raise
             os.ftruncate(stream.fileno(), size)
         for offset, data in parts:
@@ -131,17 +131,17 @@ def append(descriptor: int, line: bytes) -> None:
 
 
 def unlock(descriptor: int) -> None:
-    """Close a file that was held; all that was written to it has been flushed before."""
+    """Close a locked file, whose bytes have been flushed."""
     with suppress(OSError):
         os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a directory's names, where the file system can and the user may open it."""
+    """Flush a directory, if the file system can and the user may open it."""
     try:
         sync(path)
     except OSError as error:
-        if error.errno not in {*_NOT_THERE, errno.EACCES}:
+        if error.errno not in {*_UNSUPPORTED, errno.EACCES}:
             raise
 
 

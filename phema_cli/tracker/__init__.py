@@ -1,4 +1,4 @@
-"""The tracker: power-function averages that a training loop keeps and stores."""
+"""Power-function averages that a training loop keeps and stores."""
 
 from phema_cli.tracker.power_ema import PowerEMA
 

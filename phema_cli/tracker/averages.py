@@ -1,6 +1,6 @@
-"""Power-function averages of tensors that lose nothing, however many steps there are.
+"""Power-function averages of tensors, exact over any number of steps.
 
-In float32 alone an average stands still once a step changes it by less than half a unit in its last
+In float32 alone an average stops moving once a step changes it by less than half a unit in its last
 place: after a million steps a weight must move by a hundredth of a percent before its average
 does. Here an average of the steps up to n is kept in two parts, which meet at a step o before n:
 
@@ -12,8 +12,8 @@ float32 average: the exact update (arXiv:2312.02696, Eq. 127)
 
     average_n = (1 - w) average_(n-1) + w theta_n,    w = 1 - (1 - 1/n)^(gamma+1)
 
-is ``recent += w/W (theta - recent)``, where w/W is never small. Now and then ``fold`` moves o
-to a later step. It rounds the average to the new ``base``, and what rounding leaves goes into
+is ``recent += w/W (theta - recent)``, where w/W is never small. From time to time ``fold`` moves o
+to a later step. It rounds the average to the new ``base``, and puts what rounding leaves into
 ``recent``, divided by the new W. So nothing is lost, and the two parts hold 8 bits more than
 float32 does: the 24 of ``recent``, times W, below the 8 of ``base``.
 """
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     import torch
 
 #: steps that ``recent`` averages after a fold; the next fold comes when they are twice as many.
-#: More of them would let float32 round W as coarsely as a plain average, fewer would cost time.
+#: With more of them float32 would round as coarsely as in a plain average, fewer would take time.
 BLOCK = 64
 #: the first step with a fold. Before it, W is 1 and ``recent`` is the plain float32 average.
 FIRST_FOLD = 1024
-#: elements that are folded in one go: on the CPU as many as stay in the cache, else so few that
-#: the memory for results in between is small.
+#: elements that are folded at once: on the CPU as many as fit in its cache, elsewhere so few that
+#: intermediate results take little memory.
 _AT_ONCE = {"cpu": 1 << 16}
 _AT_ONCE_ELSEWHERE = 1 << 24
 
@@ -50,10 +50,10 @@ class Averages:
 
     Attributes:
         gammas: exponents.
-        recent: float32, for each gamma one tensor for each that is averaged.
-        base: bfloat16, of the same shapes.
+        recent: float32, by gamma and tensor.
+        base: bfloat16, by gamma and tensor.
         step: how many updates there were.
-        origin: the step o up to which ``base`` stands for the average; 0 before the first fold.
+        origin: the step o up to which ``base`` is the average; 0 before the first fold.
     """
 
     gammas: tuple[float, ...]
@@ -69,7 +69,7 @@ class Averages:
         gammas: Sequence[float],
         device: torch.device | str | None,
     ) -> Averages:
-        """No average yet, of tensors like these, on ``device`` or beside them."""
+        """Averages of tensors like these before the first update, on ``device`` or beside them."""
         import torch
 
         def zeros(dtype: torch.dtype) -> list[list[torch.Tensor]]:
@@ -81,7 +81,7 @@ class Averages:
         return cls(tuple(gammas), zeros(torch.float32), zeros(torch.bfloat16))
 
     def update(self, present: list[torch.Tensor]) -> None:
-        """Take in a step; ``present`` is float32, on the devices of the averages."""
+        """Average a step in; ``present`` is float32, on the devices of the averages."""
         import torch
 
         self.step += 1
@@ -96,7 +96,7 @@ class Averages:
             self._fold()
 
     def _fold(self) -> None:
-        """Move the origin to ``BLOCK`` steps before now; no average changes."""
+        """Move the origin to ``BLOCK`` steps ago; no average changes."""
         import torch
 
         before = [decay_share(g, self.origin, self.step) for g in self.gammas]
@@ -111,7 +111,7 @@ class Averages:
                 fold(recent, base, old, decay_share(gamma, self.origin, self.step))
 
     def average(self, gamma: int, tensor: int) -> torch.Tensor:
-        """The average of one gamma and tensor, by their indices; float32, not to be changed."""
+        """The average of one gamma and tensor, by their indices, in float32; do not change it."""
         recent, base = self.recent[gamma][tensor], self.base[gamma][tensor]
         if self.origin == 0:
             return recent
@@ -119,14 +119,14 @@ class Averages:
 
 
 def fold(recent: list[torch.Tensor], base: list[torch.Tensor], old: float, new: float) -> None:
-    """Change W from ``old`` to ``new`` in place, and leave (1 - W) base + W recent as it is.
+    """Change W from ``old`` to ``new`` in place, and keep the average (1 - W) base + W recent.
 
-    With base' the average rounded to bfloat16 it takes
+    With base', the average rounded to bfloat16, it computes
 
         recent' = base' + (average - base') / new
                 = base + old/new (recent - base) + (base' - base) (1 - 1/new)
 
-    The second form has no difference of nearly equal numbers that were rounded before.
+    The second form subtracts no nearly equal numbers that were rounded before.
     """
     import torch
 
@@ -136,7 +136,7 @@ def fold(recent: list[torch.Tensor], base: list[torch.Tensor], old: float, new: 
     torch._foreach_copy_(moved, base)
     torch._foreach_sub_(moved, wide)
     torch._foreach_lerp_(recent, wide, 1 - old / new)
-    # Not in one operation: whether a product is rounded before it is added would depend on the
+    # Two operations: in one, whether the product is rounded before it is added depends on the
     # device and on the tensor's place in memory.
     torch._foreach_mul_(moved, 1 - 1 / new)
     torch._foreach_add_(recent, moved)
@@ -145,7 +145,7 @@ def fold(recent: list[torch.Tensor], base: list[torch.Tensor], old: float, new: 
 def _portions(
     recents: Sequence[torch.Tensor], bases: Sequence[torch.Tensor]
 ) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """The tensors in portions for ``fold``: several small ones, or a part of a large one."""
+    """Portions of tensors for ``fold``: several small ones, or a part of a large one."""
     portions: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
     room = 0
     device = None

@@ -1,58 +1,203 @@
-"""The tensors of a model in training: where it keeps them, their names, and shards of them.
+"""The tensors of a model, found by their names again and again while it is trained.
 
-A tensor of FSDP2 or tensor parallelism is a ``DTensor``: each rank holds a shard. Averaging is
-elementwise, so that each rank averages its shard, and whole tensors are needed only to be stored.
+Models replace tensors and modules: FSDP2 swaps shards for whole parameters, ``torch.compile`` wraps
+modules, users assign parameters. A tensor of the same name, shape and kind takes the old one's
+place; any other change is refused, since averages would no longer be those of the model.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import UsageError
+from phema_cli.tracker.sharding import fsdp_module, is_sharded, local, reshard
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
 
-#: what wrappers of submodules add to the names, and the model's own state dict leaves out.
+#: what wrappers of submodules add to names, and the model's own state dict leaves out.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+_REMEDY = "make PowerEMA after changing the model"
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """Where the model keeps a tensor: fetched anew each time, since models replace them."""
+class _Slot:
+    """Where the model holds a tensor; the tensor itself may be replaced at any time."""
 
     holder: dict[str, Any]
     key: str
 
-    def held(self) -> torch.Tensor:
+    def tensor(self) -> torch.Tensor:
         """What the model holds there now.
 
         Raises:
-            UsageError: it holds nothing there any more.
+            UsageError: it holds nothing there.
         """
         tensor: torch.Tensor | None = self.holder.get(self.key)
         if tensor is None:
-            raise UsageError(
-                f"the model has no {self.key} any more where it had one",
-                remedy="make PowerEMA after changing the model",
-            )
+            raise UsageError(f"the model no longer has {self.key}", remedy=_REMEDY)
         return tensor
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether it holds a parameter that is not trained; raises as :meth:`held` does."""
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """Where a model holds its modules and tensors; faster to compare than to walk through it."""
+
+    holders: list[dict[str, Any]]
+    keys: list[tuple[str, ...]]
+    parents: list[dict[str, Any]]
+    children: list[tuple[Any, ...]]
+    empty: list[dict[str, Any]]
+    unset: list[tuple[dict[str, Any], str]]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> _Outline:
+        """The outline of the model now."""
+        every = list(model.modules())
+        tensors = [h for m in every for h in (m._parameters, m._buffers)]  # noqa: SLF001
+        modules = [m._modules for m in every]  # noqa: SLF001
+        holders, parents = [h for h in tensors if h], [h for h in modules if h]
+        return cls(
+            holders,
+            [tuple(h) for h in holders],
+            parents,
+            [tuple(h.values()) for h in parents],
+            [h for h in tensors + modules if not h],
+            [(h, k) for h in holders for k, t in h.items() if t is None],
+        )
+
+    def is_current(self) -> bool:
+        """Whether the model still has the same modules, and tensors of the same names in each."""
+        return (
+            not any(self.empty)
+            and list(map(tuple, self.holders)) == self.keys
+            and [tuple(h.values()) for h in self.parents] == self.children
+            and all(h[k] is None for h, k in self.unset)
+        )
+
+
+class ModelTensors:
+    """The tensors of a model by name, and which of them are averaged.
+
+    Attributes:
+        averaged: names of trainable parameters and floating-point buffers.
+        buffers: which of those are buffers that are not sharded.
+
+    Raises:
+        UsageError: nothing is to be averaged, or a tensor can't be.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
         import torch
 
-        tensor = self.held()
-        return isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+        self._model = _unwrapped(model)
+        reshard(self._model)
+        # Every tensor of the state dict, by its first name, and the further names of tied ones.
+        self._slots, self._ties = _slots(self._model)
+        self._outline = _Outline.of(self._model)
+        tensors = {n: slot.tensor() for n, slot in self._slots.items()}
+        parameters = {n for n, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
+        self._frozen = [n for n in tensors if n in parameters and not tensors[n].requires_grad]
+        frozen = set(self._frozen)
+        moving = {n: t for n, t in tensors.items() if n not in frozen}
+        self.averaged = [n for n, t in moving.items() if t.is_floating_point()]
+        self.buffers = [
+            n for n in self.averaged if n not in parameters and not is_sharded(moving[n])
+        ]
+        if not self.averaged:
+            raise UsageError(
+                f"{type(model).__name__} has nothing to average",
+                remedy="make PowerEMA when its parameters are trainable",
+            )
+        for name, tensor in moving.items():
+            if tensor.is_complex():
+                raise UsageError(
+                    f"{name} is complex, and complex tensors cannot be averaged",
+                    remedy="store it as pairs of real numbers (torch.view_as_real)",
+                )
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The first name of each tied tensor, by each further name."""
+        return {name: first for name, (_, first) in self._ties.items()}
+
+    def current(self) -> dict[str, torch.Tensor]:
+        """All tensors now, whole or this rank's shards, without graphs.
+
+        Raises:
+            UsageError: a tensor was added, removed, tied or is of another kind.
+        """
+        return {n: t.detach() for n, t in zip(self._slots, self._held(), strict=True)}
+
+    def current_averaged(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """This rank's parts of the averaged tensors now, of the types and devices of ``like``.
+
+        Call it where no graph is recorded.
+
+        Raises:
+            UsageError: as :meth:`current` does; or a parameter was unfrozen, or a tensor has
+                another shape than in ``like`` or is on the meta device.
+        """
+        now = dict(zip(self._slots, self._held(), strict=True))
+        for name in self._frozen:
+            if now[name].requires_grad:
+                raise UsageError(
+                    f"parameter {name} was frozen when PowerEMA was made and is trainable now",
+                    remedy="make PowerEMA after unfreezing it",
+                )
+        parts = []
+        for name, average in zip(self.averaged, like, strict=True):
+            tensor = local(now[name])
+            if tensor.shape != average.shape or tensor.is_meta:
+                raise UsageError(
+                    f"{name} was {list(average.shape)} on {average.device} when PowerEMA was made "
+                    f"and is {list(tensor.shape)} on {tensor.device} now",
+                    remedy="make PowerEMA after resizing, sharding or offloading the model",
+                )
+            parts.append(tensor.to(average.device, average.dtype))
+        return parts
+
+    def _held(self) -> list[torch.Tensor]:
+        """What the slots hold now; raises as :meth:`current` does."""
+        reshard(self._model)
+        if not self._outline.is_current():
+            self._find_again()
+        held = [slot.tensor() for slot in self._slots.values()]
+        if len(set(map(id, held))) < len(held) or any(
+            slot.tensor() is not self._slots[first].tensor() for slot, first in self._ties.values()
+        ):
+            self._find_again()
+        return held
+
+    def _find_again(self) -> None:
+        """Look all names up in a model whose modules or tensors were replaced."""
+        slots, ties = _slots(self._model)
+        self._check_same(slots, {n: first for n, (_, first) in ties.items()})
+        self._slots, self._ties, self._outline = slots, ties, _Outline.of(self._model)
+
+    def _check_same(self, slots: Mapping[str, _Slot], aliases: Mapping[str, str]) -> None:
+        """Refuse tensors that were added, removed or tied, or are no longer floating-point."""
+        before, now = {*self._slots, *self._ties}, {*slots, *aliases}
+        for names, what in ((now - before, "was added"), (before - now, "was removed")):
+            if names:
+                first, *more = sorted(names)
+                others = f" (as {len(more)} more)" if more else ""
+                raise UsageError(
+                    f"{first} {what} after PowerEMA was made for the model{others}", remedy=_REMEDY
+                )
+        for name in sorted(now):
+            if aliases.get(name) != self.aliases.get(name):
+                tie = aliases.get(name)
+                what = f"tied to {tie}" if tie else f"no longer tied to {self.aliases[name]}"
+                raise UsageError(f"{name} is {what} since PowerEMA was made", remedy=_REMEDY)
+        for name in self.averaged:
+            if not slots[name].tensor().is_floating_point():
+                raise UsageError(f"{name} is no longer floating-point", remedy=_REMEDY)
 
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
     import torch
 
@@ -66,45 +211,43 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
-def slots(model: torch.nn.Module) -> tuple[dict[str, Slot], dict[str, tuple[Slot, str]]]:
-    """Every tensor of the state dict once, by its first name; of tied ones the other names.
-
-    Those come with where the model keeps the tensor under that name, and with its first name.
+def _slots(model: torch.nn.Module) -> tuple[dict[str, _Slot], dict[str, tuple[_Slot, str]]]:
+    """The slots of all tensors by their first names; slots and first names by further names.
 
     Raises:
         UsageError: a tensor is of a kind that can't be averaged or stored.
     """
-    found: dict[str, Slot] = {}
-    ties: dict[str, tuple[Slot, str]] = {}
+    slots: dict[str, _Slot] = {}
+    ties: dict[str, tuple[_Slot, str]] = {}
     first: dict[int, str] = {}
     for name, slot in _walk(model):
-        tensor = slot.holder[slot.key]
+        tensor = slot.tensor()
         if id(tensor) in first:
             ties[name] = slot, first[id(tensor)]
         else:
-            _check(name, tensor)
+            _check_kind(name, tensor)
             first[id(tensor)] = name
-            found[name] = slot
-    return found, ties
+            slots[name] = slot
+    return slots, ties
 
 
-def _walk(model: torch.nn.Module) -> Iterator[tuple[str, Slot]]:
-    """Name and slot of every parameter and persistent buffer, in the state dict's order."""
+def _walk(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
+    """Name and slot of every parameter and persistent buffer, in the order of the state dict."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
         for wrapper in _WRAPPERS:
             dot = dot.replace(wrapper, "")
-        # The set of buffers that stay out of the state dict has no public name.
+        # No public name gives the buffers that the state dict leaves out.
         hidden = module._non_persistent_buffers_set  # noqa: SLF001
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # noqa: SLF001
         for holder in holders:
             for key, tensor in holder.items():
                 if tensor is not None and not (holder is module._buffers and key in hidden):  # noqa: SLF001
-                    yield dot + key, Slot(holder, key)
+                    yield dot + key, _Slot(holder, key)
 
 
-def _check(name: str, tensor: torch.Tensor) -> None:
-    """Refuse what is not the tensor itself, by the marks that its library leaves."""
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what only stands for a tensor, by the marks that its library leaves."""
     from torch.nn.parameter import is_lazy
 
     if hasattr(tensor, "ds_id"):
@@ -115,87 +258,10 @@ def _check(name: str, tensor: torch.Tensor) -> None:
         what, remedy = "has no shape yet", "run a batch through the model first"
     elif tensor.is_meta:
         what, remedy = "is on the meta device", "make PowerEMA when the model has its weights"
-    elif is_sharded(tensor) and _fsdp_module() is None:
-        what, remedy = "is a DTensor of a torch before 2.6", "take a newer torch"
+    elif is_sharded(tensor) and fsdp_module() is None:
+        what, remedy = "is a DTensor of a torch before 2.6", "use a newer torch"
     elif is_sharded(tensor) and any(p.is_partial() for p in tensor.placements):
-        what, remedy = "is a sum over ranks that is not made", "redistribute it"
+        what, remedy = "is a DTensor that the ranks have yet to sum", "redistribute it"
     else:
         return
-    raise UsageError(f"{name} {what}, which is not averaged", remedy=remedy)
-
-
-def _fsdp_module() -> type[FSDPModule] | None:
-    """The class of modules that FSDP2 shards; torch has it there since 2.6."""
-    try:
-        from torch.distributed.fsdp import FSDPModule
-    except ImportError:
-        return None
-    return FSDPModule
-
-
-def reshard(model: torch.nn.Module) -> None:
-    """Have FSDP2 put the shards that are trained back in the place of gathered parameters.
-
-    It leaves the gathered ones there after a forward pass that no backward pass followed.
-    """
-    # Where nobody has imported it, no module is of that kind.
-    if "torch.distributed.fsdp" in sys.modules and (kind := _fsdp_module()) is not None:
-        for module in model.modules():
-            if isinstance(module, kind):
-                module.reshard()
-
-
-def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Whether each rank holds a part of it, or a copy that the ranks keep together."""
-    return hasattr(tensor, "full_tensor")
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor, which may be all of it."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def with_shard(like: torch.Tensor, shard: torch.Tensor) -> torch.Tensor:
-    """``shard`` as the part that this rank holds of a tensor that is split as ``like`` is."""
-    if not is_sharded(like):
-        return shard
-    mesh, placements = like.device_mesh, like.placements
-    return type(like).from_local(shard, mesh, placements, shape=like.shape, stride=like.stride())
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor from all ranks' parts, on this rank; every rank must call it."""
-    if not is_sharded(tensor):
-        return tensor
-    # Shards may be kept on the CPU where the ranks talk through their accelerators.
-    shard = tensor.to_local().to(tensor.device_mesh.device_type)
-    found: torch.Tensor = cast("DTensor", with_shard(tensor, shard)).full_tensor()
-    return found
-
-
-def shard_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The part of ``tensor`` that this rank holds of ``like``.
-
-    Args:
-        tensor: whole, or split as ``like`` is; of its shape.
-        like: the model's tensor.
-
-    Raises:
-        UsageError: the tensor is split otherwise.
-    """
-    if is_sharded(tensor):
-        split = (tensor.device_mesh, tensor.placements)
-        if not is_sharded(like) or split != (like.device_mesh, like.placements):
-            raise UsageError(
-                "the state is split over ranks otherwise than the model is",
-                remedy="load it into state_dict(sharded=True) by torch.distributed.checkpoint",
-            )
-        return tensor.to_local()
-    if not is_sharded(like):
-        return tensor
-    from torch.distributed.tensor import Replicate
-
-    mesh = like.device_mesh
-    copies = [Replicate() for _ in range(mesh.ndim)]
-    everywhere = type(like).from_local(tensor.to(mesh.device_type), mesh, copies)
-    return everywhere.redistribute(placements=like.placements).to_local()
+    raise UsageError(f"{name} {what} and cannot be averaged", remedy=remedy)

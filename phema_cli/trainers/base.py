@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import Checkpoint, Contents, StoredTensor
-from phema_cli.formats.files import value_of
-from phema_cli.formats.locations import reading
+from phema_cli.formats.reader import value_of
+from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.trainers.nested import TOP, groups, inside
 
@@ -240,7 +240,7 @@ class StoredFile:
             return {}
         path = self._folder.joinpath(*parts)
         try:
-            with reading(path):
+            with remote_errors(path):
                 if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
                     return {}
                 content = json.loads(path.read_bytes())
@@ -255,7 +255,7 @@ class StoredFile:
         """Whether a file of such a name is beside this one; ``..`` leads up."""
         if self.beside is not None and "/" not in glob:
             return any(map(matching((glob,)), self.beside))
-        with reading(self.path):
+        with remote_errors(self.path):
             return any(True for _ in self._folder.glob(glob))
 
     @property

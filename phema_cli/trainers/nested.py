@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from phema_cli.formats._modules import module_tensors
 from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.objects import module_tensors
 from phema_cli.pickles import Inert, opened
 
 #: the key that means the top level.
@@ -133,7 +133,7 @@ def _outermost(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor
 
 def tensors_of(value: object) -> Group | None:
     """The tensors that a dict, a list or a pickled module holds; None if it holds none."""
-    if isinstance(value, Inert) and not value and value.listed is None:
+    if isinstance(value, Inert) and not value and value.appended is None:
         tensors: Mapping[str, StoredTensor] = module_tensors(value)
         return (tensors, True) if tensors else None
     if isinstance(value, dict):
@@ -142,7 +142,7 @@ def tensors_of(value: object) -> Group | None:
         }
         if tensors:
             return tensors, True
-    value = value.listed if isinstance(value, Inert) else value
+    value = value.appended if isinstance(value, Inert) else value
     if isinstance(value, list) and value and all(isinstance(v, StoredTensor) for v in value):
         return {str(k): v for k, v in enumerate(value)}, False
     return None

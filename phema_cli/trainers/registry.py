@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
-from phema_cli.formats.base import StoredTensor
-from phema_cli.formats.hidden import refuse_beside
+from phema_cli.formats.objects import refuse_beside
 from phema_cli.profiles import Law, LawForm
 from phema_cli.profiles import parse_law as parse
 from phema_cli.trainers import generic
@@ -118,7 +117,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
         series += generic.series_of(file, series, {key for r in readings for key in r.ignored})
     content, path = file.contents.content, file.contents.path
     for one in series:
-        refuse_beside(by_path(content, one.within), path, StoredTensor, is_state_key)
+        refuse_beside(by_path(content, one.within), path, is_state_key)
     hint = next((r.hint for r in readings if r.hint is not None), None)
     clock, epoch, named = clocks_of(file, [r.clock for r in readings if r.clock is not None])
     return FileReading(

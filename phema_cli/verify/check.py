@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.segments import Segment, segments

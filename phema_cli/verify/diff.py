@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phema_cli.formats.base import Checkpoint, DType, Extent
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 
 if TYPE_CHECKING:
     import torch

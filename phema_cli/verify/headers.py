@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from phema_cli.errors import CheckFailedError, StorageError
-from phema_cli.formats.files import FileReader
+from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 
 _CRC_BYTES = 4

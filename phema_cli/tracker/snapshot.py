@@ -1,4 +1,4 @@
-"""Writing a snapshot tensor by tensor: none but the one being written is in memory besides."""
+"""A snapshot: checks of what it stores, and its file, which is written tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,33 +14,30 @@ from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
-
 
 #: tensors that a warning names before it counts the rest.
 _LISTED = 5
 
 
 def element_type(dtype: torch.dtype) -> DType:
-    """The element type of safetensors that is torch's ``dtype``.
+    """The element type of safetensors for torch's ``dtype``.
 
     Raises:
-        UsageError: safetensors has none, or counts its elements otherwise.
+        UsageError: safetensors has none, or counts its elements in another way.
     """
     label = str(dtype).removeprefix("torch.")
-    found = next((d for d in DTYPES.values() if d.label == label), None)
-    if found is None or found.bits != 8 * dtype.itemsize:
+    element = next((d for d in DTYPES.values() if d.label == label), None)
+    if element is None or element.bits != 8 * dtype.itemsize:
         raise UsageError(f"{label} can't be stored in safetensors files")
-    return found
+    return element
 
 
 def check_type(dtype: torch.dtype) -> None:
-    """Refuse an element type in which no average can be stored.
+    """Refuse an element type that holds no averages.
 
     Raises:
-        UsageError: it is not a floating-point type, has no sign, or safetensors has none like it.
+        UsageError: it is not a floating-point type, has no sign, or safetensors lacks it.
     """
     import torch
 
@@ -58,15 +55,15 @@ def is_same(tensor: torch.Tensor, first: torch.Tensor) -> bool:
 
     if tensor.dtype != first.dtype:
         return False
-    # Types of one byte are not compared by torch itself.
+    # torch does not compare types of one byte.
     one, other = (t.float() if t.dtype.itemsize == 1 else t for t in (tensor, first))
     return torch.equal(one, other.to(one.device))
 
 
 def is_near(average: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether ``average`` is ``value`` but for rounding, where that is finite.
+    """Whether ``average`` is ``value`` up to rounding, where ``value`` is finite.
 
-    The average of an infinity that never changes is NaN, by infinity less infinity.
+    The average of an infinity that never changes is NaN: infinity less infinity.
     """
     import torch
 
@@ -75,7 +72,7 @@ def is_near(average: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def extremes(tensor: torch.Tensor) -> tuple[float, bool]:
-    """The largest finite magnitude in a float32 tensor, and whether all of it is finite."""
+    """The largest finite magnitude in a float32 tensor, and whether all its elements are finite."""
     if not tensor.numel():
         return 0.0, True
     largest = float(tensor.abs().amax())
@@ -84,20 +81,21 @@ def extremes(tensor: torch.Tensor) -> tuple[float, bool]:
     return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs_().amax()), False
 
 
-def nonfinite(names: Sequence[str], step: int) -> str:
-    """What to say of averages that are infinite or NaN."""
+def nonfinite_warning(names: Sequence[str], step: int) -> str:
+    """The warning for averages that are infinite or NaN."""
     listed = ", ".join(names[:_LISTED])
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (
-        f"at step {step} the averages of {listed}{more} are not finite, since the model's values "
-        "were not at an update; they stay so. To mend them, go back to a state from before"
+        f"at step {step} the averages of {listed}{more} are not finite, because the model was not "
+        "finite at an update. They will stay so: to repair them, resume from an earlier state"
     )
 
 
 def _limit(dtype: torch.dtype) -> float:
-    """Where rounding leaves the range of a type: half a unit of the last place above its largest.
+    """The value from which on rounding leaves the range of a type.
 
-    Conversion itself does not tell it: some types turn to infinity there, others stay the largest.
+    It is half a unit in the last place above the largest number. Converting a value would not show
+    it: some types give infinity there, others their largest number.
     """
     import torch
 
@@ -105,20 +103,20 @@ def _limit(dtype: torch.dtype) -> float:
     return info.max + info.eps / 2 * 2.0 ** (math.frexp(info.max)[1] - 1)
 
 
-def refuse_range(found: Iterable[tuple[str, float]], dtype: torch.dtype) -> None:
-    """Say which tensor has the largest value that ``dtype`` can't hold, if any has.
+def check_range(extremes: Iterable[tuple[str, float]], dtype: torch.dtype) -> None:
+    """Refuse values that are too large for ``dtype``.
 
     Args:
-        found: names of tensors, and the largest finite magnitude in each; what is not finite stays
-            what it is, whatever the type.
-        dtype: the type they are to be stored in.
+        extremes: names of tensors, and the largest finite magnitude in each; infinity and NaN are
+            the same in all types.
+        dtype: the type that they are stored in.
 
     Raises:
-        UsageError: one has.
+        UsageError: there are some; names the tensor with the largest.
     """
     import torch
 
-    large = [(value, name) for name, value in found if value >= _limit(dtype)]
+    large = [(value, name) for name, value in extremes if value >= _limit(dtype)]
     if not large:
         return
     value, name = max(large)
@@ -139,22 +137,24 @@ def write(
     tensors: Iterable[torch.Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file beside its name, flush it, and rename it.
+    """Write a safetensors file under another name, flush it, and rename it.
 
     Args:
         path: the file; its directory is made if need be.
         shapes: element type and shape of each tensor, by name.
-        tensors: the tensors in the order of ``shapes``, on any device.
+        tensors: the tensors in the order of ``shapes``, on any device; one is in memory at a time.
         metadata: text to text.
 
     Raises:
-        StorageError: the operating system failed; nothing is left under either name.
+        StorageError: the operating system failed; no file is left under either name.
         UsageError: an element type can't be stored.
     """
+    import torch
+
     specs = {n: (element_type(dtype), shape) for n, (dtype, shape) in shapes.items()}
     image = writer("safetensors").encode(specs, metadata, {}, Checkpoint(path, "", (), {}))
     # Ranks without a process group, or a run that was started twice, may write the same snapshot at
-    # the same time. Each writes a file of its own, and the last one to be complete stays.
+    # the same time. Each writes its own file, and the last complete one stays.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,8 @@ def write(
                 for _, head in image.segments:
                     stream.write(head)
                 for tensor in tensors:
-                    stream.write(_values(tensor).data)
+                    flat = tensor.detach().cpu().contiguous().reshape(-1)
+                    stream.write(flat.view(torch.uint8).numpy().data)
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(path)
@@ -171,11 +172,3 @@ def write(
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
-
-
-def _values(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """The tensor's bytes in row-major order."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy()

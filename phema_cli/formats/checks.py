@@ -1,4 +1,4 @@
-"""JSON and text out of files that may hold anything."""
+"""Checks of the JSON and text that files hold."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from phema_cli.errors import InputError
 
+#: what to do about a broken file.
 REMEDY = "copy it again, or leave it out with --exclude"
 
 
 def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
-    """JSON that must be an object, else an InputError."""
+    """The object that JSON holds; raises ``InputError`` if it holds anything else."""
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_unique)
     except InputError as error:
@@ -26,19 +27,19 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; readers disagree on which of two equal names counts."""
+    """An object without equal names: readers disagree on which of two counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice!r:.200} is there twice in its JSON")
+        raise InputError(f"its JSON has {twice!r:.200} twice")
     return made
 
 
 def text_to_text(value: object, path: Path) -> dict[str, str]:
-    """Metadata, which must be text to text, else an InputError."""
+    """Metadata; raises ``InputError`` unless it maps text to text."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise InputError("the metadata is not text to text", where=path, remedy=REMEDY)
+        raise InputError("its metadata has values that are not text", where=path, remedy=REMEDY)
     check_text([*value, *value.values()], path)
     return value
 

@@ -1,4 +1,4 @@
-"""Writing PyTorch's zip format: all bytes of a file but the tensors' values."""
+"""The writer of PyTorch's zip format: all bytes of a file but the tensors' values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from phema_cli.errors import InputError
-from phema_cli.formats._unpickle import STORAGE_DTYPES
 from phema_cli.formats.base import Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.torch_pickle import STORAGE_DTYPES
 
-#: the directory inside the archive, and the record that holds the metadata.
-ROOT = "archive"
+#: the directory inside the archive.
+_ROOT = "archive"
+#: the record that holds the metadata; torch ignores it.
 METADATA_RECORD = "phema.json"
 
-#: storages are aligned to this, as torch does since 2.6, so that they can be mapped.
+#: bytes to which storages are aligned, as torch does since 2.6, so that they can be mapped.
 _ALIGNMENT = 64
-#: items that a pickle puts into a dict at a time, as Python's own does: readers bound what waits.
+#: items that the pickle puts into a dict at a time, as Python's pickler does: readers bound the
+#: stack.
 _BATCH = 1000
 _BYTE_BITS = 8
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -32,7 +34,7 @@ _VERSION, _VERSION_64 = 20, 45
 _UTF8 = 0x800
 _NO_DATE = 0x21  # 1 January 1980, the first day that the format knows
 _CRC_IN_LOCAL, _CRC_IN_CENTRAL = 14, 16
-# The largest numbers say that the true one is in a field of 64 bits: from them on it has to be.
+# These values say that the true one is in a field of 64 bits; larger ones must be there.
 _MOST_32, _MOST_16 = 0xFFFFFFFF, 0xFFFF
 
 _STORAGES = {code: name for name, code in STORAGE_DTYPES.items() if name != "UntypedStorage"}
@@ -40,7 +42,7 @@ _STORAGES = {code: name for name, code in STORAGE_DTYPES.items() if name != "Unt
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A file inside the archive: its content, or the tensor whose values it will hold."""
+    """A file in the archive, with its content or with the tensor whose values it will hold."""
 
     name: str
     size: int
@@ -49,7 +51,7 @@ class _Record:
 
     @property
     def crc(self) -> int:
-        """CRC-32 of the content; that of a tensor is not known yet."""
+        """CRC-32 of the content; a tensor's is filled in later."""
         return zlib.crc32(self.content or b"")
 
 
@@ -58,27 +60,25 @@ def encode(
 ) -> FileImage:
     """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.base.Writer` says.
 
-    Names come in the order of ``carried``. Tied names share a storage. The metadata go into a
-    record of their own, which torch passes over.
+    Names come in the order of ``carried``. Tied names share a storage.
 
     Raises:
         InputError: torch has no type for a tensor.
     """
     order = [n for n in carried.tensors if n in specs or n in ties]
-    first = {ties.get(n, n): None for n in order}
-    keys = {name: str(number) for number, name in enumerate(first)}
-    described = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode()
+    stored = dict.fromkeys(ties.get(n, n) for n in order)
+    keys = {name: str(number) for number, name in enumerate(stored)}
     fixed = {
         "data.pkl": _pickle(order, specs, ties, keys),
         "byteorder": b"little",
-        METADATA_RECORD: described,
+        METADATA_RECORD: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode(),
     }
-    records = [_Record(f"{ROOT}/{n}", len(c), c) for n, c in fixed.items()]
+    records = [_Record(f"{_ROOT}/{n}", len(c), c) for n, c in fixed.items()]
     records += [
-        _Record(f"{ROOT}/data/{keys[n]}", dtype.size_bytes(math.prod(shape)), tensor=n)
+        _Record(f"{_ROOT}/data/{keys[n]}", dtype.size_bytes(math.prod(shape)), tensor=n)
         for n, (dtype, shape) in specs.items()
     ]
-    records.append(_Record(f"{ROOT}/version", 2, b"3\n"))
+    records.append(_Record(f"{_ROOT}/version", 2, b"3\n"))
     return _archive(records)
 
 
@@ -109,14 +109,14 @@ def _archive(records: list[_Record]) -> FileImage:
 
 
 def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
-    """The header before a record that begins at byte ``at``, and its entry in the directory."""
+    """The header of a record that begins at byte ``at``, and its entry in the directory."""
     name = record.name.encode()
     large = record.size >= _MOST_32
     size = _MOST_32 if large else record.size
     extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
     filled = at + _LOCAL.size + len(name) + len(extra) + 4
     padding = -filled % _ALIGNMENT
-    # torch pads with a field of this name.
+    # torch pads with a field of this kind.
     extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     version = _VERSION_64 if large else _VERSION
     head = _LOCAL.pack(
@@ -134,7 +134,7 @@ def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
 
 
 def _end(count: int, start: int, size: int) -> bytes:
-    """What ends the archive: where its directory lies."""
+    """The end of the archive, which says where its directory lies."""
     tail = b""
     if count >= _MOST_16 or max(start, size) >= _MOST_32:
         tail = _END_64.pack(
@@ -149,7 +149,7 @@ def _end(count: int, start: int, size: int) -> bytes:
 def _pickle(
     order: list[str], specs: Specs, ties: Mapping[str, str], keys: Mapping[str, str]
 ) -> bytes:
-    """The pickle of a dict of tensors, in the calls that torch makes itself."""
+    """The pickle of a dict of tensors, with the calls that torch's own pickles have."""
     parts = [b"\x80\x02}"]
     for at in range(0, len(order), _BATCH):
         parts.append(b"(")
@@ -161,7 +161,7 @@ def _pickle(
 
 
 def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterator[bytes]:
-    """A tensor: the call that rebuilds it from its storage."""
+    """The call that rebuilds a tensor from its storage."""
     typed = dtype.name in _STORAGES
     if dtype.bits < _BYTE_BITS:
         shape = _packed(name, dtype, shape)
@@ -178,7 +178,7 @@ def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterat
 
 
 def _packed(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a type that torch packs into bytes: it counts these."""
+    """The shape of a type that torch packs into bytes, in bytes."""
     per_byte = _BYTE_BITS // dtype.bits
     if not dtype.label.endswith(f"_x{per_byte}") or not shape or shape[-1] % per_byte:
         raise InputError(

@@ -1,4 +1,4 @@
-"""CRC-32 of data that are checked in parts, as polynomials over GF(2).
+"""The CRC-32 of data from those of its parts, as polynomials over GF(2).
 
 A CRC-32 is a polynomial of degree below 32 modulo P; bit 31 of the number is the coefficient of
 x^0. Appending n bytes multiplies what came before by x^(8n), and adds the CRC of the bytes.
@@ -22,7 +22,7 @@ def _times(a: int, b: int) -> int:
     return product
 
 
-def join(first: int, second: int, length: int) -> int:
+def combine(first: int, second: int, length: int) -> int:
     """CRC-32 of two strings of bytes, one after the other.
 
     Args:

@@ -1,4 +1,4 @@
-"""Open files, and what is read of them: bytes and tensors' elements."""
+"""Reads bytes and elements of tensors from files that it keeps open."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, Extent, StoredTensor
-from phema_cli.formats.locations import is_remote, read_ranges
+from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.system.files import read_at
 
 
@@ -44,12 +44,12 @@ class OpenFiles:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Close what is open."""
+        """Close all files."""
         while self._open:
             self._close(*self._open.popitem())
 
     def _close(self, path: Path, descriptor: int) -> None:
-        """Close a file; where it was written to, a failure may mean that bytes are lost."""
+        """Close a file; if it was written to, a failure may mean that bytes are lost."""
         try:
             os.close(descriptor)
         except OSError as error:
@@ -61,7 +61,7 @@ class OpenFiles:
 
         Raises:
             OSError: it can't be opened.
-            StorageError: one that had to be closed for it has lost what was written to it.
+            StorageError: another file was closed to make room, and what was written to it is lost.
         """
         if path in self._open:
             self._open.move_to_end(path)
@@ -76,7 +76,7 @@ class FileReader(OpenFiles):
     """Positional reads of bytes and of tensors' elements."""
 
     def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
-        """Fill ``out`` with the file's bytes from ``offset`` on.
+        """Fill ``out`` with the bytes of a file from ``offset`` on.
 
         Raises:
             InputError: the file ends before ``out`` is full.
@@ -91,27 +91,24 @@ class FileReader(OpenFiles):
             while done < len(out):
                 got = read_at(descriptor, out[done:], offset + done)
                 if got == 0:
-                    raise InputError(
-                        f"ends at byte {offset + done}, before its tensors do",
-                        where=path,
-                        remedy="copy it again, or leave it out with --exclude",
-                    )
+                    raise ends_early(path, offset + done)
                 done += got
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
 
     def read_rows(self, extents: Sequence[Extent], start: int, rows: Sequence[memoryview]) -> None:
-        """Fill each row with the elements of an extent from ``start`` on: read_elements for many.
+        """:meth:`read_elements` of several extents, from the same element on.
 
         Args:
             extents: tensors of one type.
-            start: index of the first element wanted, which begins at a whole byte.
-            rows: bytes, as many for each extent, a whole number of elements.
+            start: index of the first element, which begins at a whole byte.
+            rows: for each extent the same number of bytes, a whole number of elements.
         """
         begin, size = extents[0].dtype.size_bytes(start), len(rows[0])
         others = []
         for extent, row in zip(extents, rows, strict=True):
-            # The one call that counts, without a layer between; what is odd goes the long way.
+            # This one call decides how fast phema is: no layer lies between. All else goes to
+            # read_many.
             descriptor = self._open.get(extent.file)
             if descriptor is not None and extent.strides is None and not extent.pieces:
                 with suppress(OSError):
@@ -120,10 +117,10 @@ class FileReader(OpenFiles):
             others.append((extent, start, row))
         self.read_many(others)
 
-    def read_many(self, wanted: Sequence[tuple[Extent, int, memoryview]]) -> None:
-        """``read_elements`` of many; what is remote is asked for at once."""
+    def read_many(self, requests: Sequence[tuple[Extent, int, memoryview]]) -> None:
+        """:meth:`read_elements` for each request; one call fetches all that is remote."""
         remote = []
-        for extent, start, out in wanted:
+        for extent, start, out in requests:
             if is_remote(extent.file) and extent.strides is None and not extent.pieces:
                 offset = extent.offset + extent.dtype.size_bytes(start)
                 remote.append((extent.file, offset, out))
@@ -135,8 +132,8 @@ class FileReader(OpenFiles):
         """Fill ``out`` with the extent's elements, in row-major order, from ``start`` on.
 
         Args:
-            extent: a tensor; where its elements have less than a byte they lie in one place.
-            start: index of the first element wanted, which begins at a whole byte.
+            extent: a tensor; elements of less than a byte lie one after the other.
+            start: index of the first element, which begins at a whole byte.
             out: bytes, a whole number of elements.
         """
         if extent.pieces:
@@ -147,7 +144,7 @@ class FileReader(OpenFiles):
             self._gather(extent, start, out)
 
     def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
-        """Put the elements of all pieces in their places."""
+        """Put the elements of all pieces into their places."""
         itemsize = extent.dtype.bits // 8
         target = np.frombuffer(out, dtype=f"V{itemsize}")
         for piece in extent.pieces:
@@ -191,7 +188,7 @@ class FileReader(OpenFiles):
             low = int(beyond.min()) if len(beyond) else last + 1
 
 
-#: numpy's names of types of which single values are read.
+#: numpy's names of the types that :func:`value_of` reads.
 _NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
@@ -202,7 +199,7 @@ _NUMPY = {
 
 
 def value_of(tensor: StoredTensor, contents: Contents) -> float | None:
-    """The number that a tensor of one element holds; None for other tensors and types.
+    """The number in a tensor of one element; None for larger tensors and other types.
 
     Raises:
         InputError, StorageError: it can't be read.

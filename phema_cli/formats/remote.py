@@ -1,0 +1,104 @@
+"""Files behind a URL, which fsspec reads (``phema-cli[remote]``).
+
+Their paths are those of universal_pathlib, which have pathlib's methods and are not ``Path``s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.formats.checks import REMEDY
+
+_SCHEME = "://"
+
+
+def to_path(given: str | os.PathLike[str]) -> Path:
+    """The path of a file that the user names, by its name or a URL.
+
+    Raises:
+        UsageError: no file system has that scheme, or a package for it is missing.
+    """
+    if not isinstance(given, str) or _SCHEME not in given:
+        # A remote path stays what it is.
+        return given if hasattr(given, "fs") else Path(given)  # type: ignore[return-value]
+    if given.startswith("file://"):
+        return Path(unquote(urlsplit(given).path))
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise UsageError(
+            "needs fsspec", where=given, remedy="pip install 'phema-cli[remote]'"
+        ) from error
+    with _wrapped_errors(given, UsageError):
+        path = UPath(given)
+        _ = path.fs
+        return cast("Path", path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether fsspec reads the path."""
+    return not isinstance(path, Path)
+
+
+@contextmanager
+def _wrapped_errors(where: object, kind: type[PhemaError]) -> Iterator[None]:
+    """Turn any error of the package that serves a file system into one of phema."""
+    try:
+        yield
+    except PhemaError:
+        raise
+    except Exception as error:
+        raise kind(f"cannot read: {str(error) or type(error).__name__}", where=where) from error
+
+
+@contextmanager
+def remote_errors(path: Path) -> Iterator[None]:
+    """Turn any error of a remote file system into a StorageError; local ones pass."""
+    if not is_remote(path):
+        yield
+        return
+    with _wrapped_errors(path, StorageError):
+        yield
+
+
+def read_ranges(ranges: Sequence[tuple[Path, int, memoryview]]) -> None:
+    """Fill each buffer with the bytes of a remote file from an offset on, many at a time.
+
+    Raises:
+        InputError: a file ends before the buffer is full.
+        StorageError: the file system failed, or sends whole files only.
+    """
+    by_system: dict[int, list[tuple[Path, int, memoryview]]] = {}
+    for entry in ranges:
+        if len(entry[2]):
+            by_system.setdefault(id(cast("Any", entry[0]).fs), []).append(entry)
+    for entries in by_system.values():
+        system = cast("Any", entries[0][0]).fs
+        with _wrapped_errors(entries[0][0], StorageError):
+            answers = system.cat_ranges(
+                [cast("Any", path).path for path, _, _ in entries],
+                [offset for _, offset, _ in entries],
+                [offset + len(out) for _, offset, out in entries],
+                on_error="raise",
+            )
+        for (path, offset, out), data in zip(entries, answers, strict=True):
+            if len(data) > len(out):
+                raise StorageError(
+                    "the server sends whole files, not ranges",
+                    where=path,
+                    remedy="copy the snapshots to this machine",
+                )
+            if len(data) < len(out):
+                raise ends_early(path, offset + len(data))
+            out[:] = data
+
+
+def ends_early(path: Path, size: int) -> InputError:
+    """The error for a file that is shorter than its header says."""
+    return InputError(f"ends at byte {size}, before its tensors do", where=path, remedy=REMEDY)

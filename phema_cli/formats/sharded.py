@@ -1,0 +1,99 @@
+"""Checkpoints of several files: an index says which of the files beside it holds each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.base import Extent
+from phema_cli.formats.checks import REMEDY, parse_object
+from phema_cli.formats.remote import is_remote
+
+_MAX_INDEX_BYTES = 1 << 30
+_BESIDE = "what an index names must lie beside it"
+
+#: reads the extents and metadata of one shard.
+ReadShard = Callable[[Path], tuple[Mapping[str, Extent], Mapping[str, str]]]
+
+
+def read_sharded(
+    path: Path, ending: str, read_shard: ReadShard
+) -> tuple[dict[str, Extent], dict[str, str], tuple[Path, ...]]:
+    """The extents and metadata of an index and the shards beside it, and the shards.
+
+    Args:
+        path: the index.
+        ending: of the shards' names.
+        read_shard: reads one.
+
+    Raises:
+        InputError: no index, or a shard or a tensor is missing.
+        StorageError: the operating system failed.
+    """
+    weight_map = _weight_map(path)
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if not name.endswith(ending):
+            what = f"its shard {name[:200]!r} is not a {ending} file"
+            raise InputError(what, where=path, remedy=_BESIDE)
+    files = tuple(file_beside(path, name, "its shard") for name in names)
+    tensors: dict[str, Extent] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        extents, shard_metadata = read_shard(file)
+        metadata = {**shard_metadata, **metadata}
+        tensors |= {n: e for n, e in extents.items() if weight_map.get(n) == file.name}
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise InputError(
+            f"tensor {missing[0]} is not in its shard {weight_map[missing[0]]}",
+            where=path,
+            remedy=REMEDY,
+        )
+    return tensors, metadata, files
+
+
+def _weight_map(path: Path) -> dict[str, object]:
+    """The names of shards by tensor, as the index has them."""
+    try:
+        if path.stat().st_size > _MAX_INDEX_BYTES:
+            raise InputError("too large for an index", where=path, remedy=REMEDY)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    weight_map = parse_object(raw, path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError("an index without a weight_map", where=path, remedy=REMEDY)
+    return weight_map
+
+
+def file_beside(index: Path, name: str, label: str) -> Path:
+    """The file of that name in the directory of an index.
+
+    Args:
+        index: the file that names it.
+        name: what the index says; a path or a link that leads elsewhere is refused.
+        label: what the file is to the index, for messages.
+
+    Raises:
+        InputError: it lies outside the directory, or is missing.
+    """
+    shown = f"{label} {name[:200]!r}"
+    if Path(name).name != name or "\\" in name:
+        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+    file = index.parent / name
+    try:
+        exists = file.is_file()
+    except OSError:
+        # A name that no file system takes.
+        exists = False
+    if not exists:
+        raise InputError(f"{shown} is missing", where=index, remedy=REMEDY)
+    # In caches links stand for all the files, and lead to one directory.
+    if not is_remote(index) and file.resolve().parent not in (
+        index.parent.resolve(),
+        index.resolve().parent,
+    ):
+        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+    return file
