@@ -30,11 +30,10 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
     findings: list[Finding] = []
     while True:
         names = [n for s in result for n in s.checkpoint.tensors]
-        for prefix in _PREFIXES:
-            if names and all(n.startswith(prefix) and len(n) > len(prefix) for n in names):
-                break
-        else:
+        shared = [p for p in _PREFIXES if names and all(n.startswith(p) and n != p for n in names)]
+        if not shared:
             return result, findings
+        prefix = shared[0]
         findings.append(notice(f"prefix {prefix} removed from all tensor names"))
         for place, snapshot in enumerate(result):
             stored = snapshot.checkpoint.tensors.items()
