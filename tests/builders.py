@@ -20,7 +20,7 @@ from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import PowerProfile
 from phema_cli.request import Request
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.consistency import Snapshot
+from phema_cli.snapshots.base import Snapshot
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
@@ -38,7 +38,7 @@ PHEMA = Path(sys.executable).with_name("phema")
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
     """The one checkpoint that a file holds, whatever its format."""
-    return open_checkpoint(Candidate(path, PurePosixPath(path.name), path.parent.name), key)
+    return open_checkpoint(Candidate.at(path, PurePosixPath(path.name), path.parent.name), key)
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def test_settings_of_diffusers(tmp_path, entry, value):
     read = diffusers(tmp_path / "run")
     text = json.dumps(SETTINGS | {entry: "?"}).replace('"?"', value)
     if (entry, value) != ("optimization_step", "[1]"):
-        with pytest.raises(InputError, match=r"must be|is not a|not a number|more than can be"):
+        with pytest.raises(InputError, match=r"must be|is not a|not a number|above the limit"):
             read(text.encode())
 
 

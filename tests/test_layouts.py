@@ -271,7 +271,7 @@ def test_names_must_fit(tmp_path):
     other = {n: torch.ones(2) for n, _ in trainers.Net().named_parameters()}
     torch.save(other, tmp_path / "other.pt")
     for names, message in (
-        ("few.pt", "the names in few.pt are 1"),
+        ("few.pt", "but few.pt has names for 1"),
         ("other.pt", "first.weight in other.pt has"),
         (Path("run/checkpoint-1/model.safetensors"), "in the model's order"),
     ):
@@ -345,7 +345,7 @@ def test_distributed_checkpoints_are_sources(tmp_path):
     assert {s["name"] for s in found} == {f.name for f in (tmp_path / "dcp").iterdir()} - {
         "step400-gamma5"
     }
-    assert "not finished" in document["findings"][0]["what"]
+    assert "is not complete" in document["findings"][0]["what"]
     for source, options in (("dcp", averages), ("st", [])):
         out = f"{source}.safetensors"
         run("synthesize", source, "-g", "7", "--no-sample", "-o", out, *options, cwd=tmp_path)
@@ -377,7 +377,7 @@ def test_epochs_count_where_nothing_else_does(tmp_path):
     torch.save({"epoch": 4, "model": w}, tmp_path / "c-gamma5.pt")
     found = scan([tmp_path], Config(exclude=("a*",), gammas=(5.0,)))
     assert [(s.tag.step, s.tag.unit) for s in found.require()] == [(5, "epochs")]
-    assert any("times are epochs" in f.error.what for f in found.findings)
+    assert any("times are in epochs" in f.error.what for f in found.findings)
 
 
 def test_raw_checkpoints_are_samples_of_the_path(tmp_path):
@@ -410,7 +410,7 @@ def test_units_of_time_are_not_mixed(tmp_path):
     said = Config(gammas=(5.0,))
     errors = [f.error for f in scan([tmp_path], said).findings if f.level == "error"]
     assert len(errors) == 1
-    assert "its time is in epochs, that of b-gamma5.pt in steps" in str(errors[0])
+    assert "its time is in epochs, but that of b-gamma5.pt is in steps" in str(errors[0])
     found = scan([tmp_path], replace(said, steps_per_epoch=3)).require()
     assert [s.tag.step for s in found] == [6, 9]
 

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError, UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots import Config, Finding, Scan, Snapshot, Tag, scan
-from phema_cli.snapshots.consistency import check, strip_prefixes
+from phema_cli.snapshots.base import snapshot_name
+from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.reading import read_checkpoint
-from phema_cli.snapshots.tags import snapshot_name
+from phema_cli.snapshots.tensors import strip_prefixes
 from tests.builders import read_index
 
 
@@ -166,7 +167,7 @@ def test_names_without_a_step(tmp_path, name):
     """What only looks like a step is not read as one."""
     put(tmp_path, name + ".safetensors", {"gamma": "5"})
     (error,) = errors(scan([tmp_path]))
-    assert error.what == "says no step"
+    assert error.what == "does not say at which step it was stored"
     assert error.where == name + ".safetensors"
     assert "phema.toml" in error.remedy
     assert "--pattern" in error.remedy
@@ -209,7 +210,7 @@ def test_root_name_fills_in(tmp_path):
     assert tags(found) == {"b-step7.safetensors": (5, 7), "a.safetensors": (5, 9)}
     put(tmp_path / "gamma5-step9", "x1.safetensors", {"gamma": "5"})
     (error,) = errors(scan([tmp_path / "gamma5-step9"]))
-    assert error.what == "says no step"
+    assert error.what == "does not say at which step it was stored"
 
 
 def test_file_given_directly(tmp_path):
@@ -274,7 +275,7 @@ def test_contradiction(tmp_path, name, metadata, message):
         ({"step": "nan"}, "its step is not a number"),
         ({"step": "inf"}, "its step is not a number"),
         ({"step": "five"}, "its step is not a number"),
-        ({"step": "1e17"}, "its step is 1e+17: more than can be"),
+        ({"step": "1e17"}, "its step is 1e+17, above the limit of"),
         ({"gamma": "-0.5"}, "gamma must be above -0.5 and at most 10000, not -0.5"),
         ({"gamma": "1e5"}, "gamma must be above -0.5 and at most 10000, not 100000"),
         ({"sigma_rel": "0.29"}, "sigma_rel 0.29 is not between"),
@@ -312,7 +313,7 @@ def test_other_metadata_are_not_tags(tmp_path):
     metadata = {"gamma": "5", "step": "100", "kimg": "8388", "index": "1", "beta": "0.9"}
     put(tmp_path, "a.safetensors", metadata)
     assert tags(scan([tmp_path])) == {"a.safetensors": (5, 100)}
-    with pytest.raises(UsageError, match="nothing in the names counts them"):
+    with pytest.raises(UsageError, match="the names have no index to assign them by"):
         scan([tmp_path], Config(gammas=(6.0, 7.0)))
 
 
@@ -501,7 +502,10 @@ def test_bad_pattern(tmp_path, pattern, message):
 
 @pytest.mark.parametrize(
     ("gammas", "message"),
-    [((), "counts gammas, but says none"), ((5.0, 6.0), "index 2, but 2 gammas were given")],
+    [
+        ((), "its name has an index and no gamma"),
+        ((5.0, 6.0), "its index is 2, but --gammas gives 2 values"),
+    ],
 )
 def test_index_without_its_gamma(tmp_path, gammas, message):
     """An index that --gammas does not cover is an error that names the file."""
@@ -524,7 +528,7 @@ def test_one_of_gammas_for_all(tmp_path):
 def test_several_gammas_without_index(tmp_path):
     """Of several --gammas none is guessed: an error of usage says how they are told apart."""
     put(tmp_path, "step5.safetensors")
-    with pytest.raises(UsageError, match="gives 2 values, and nothing in the names") as caught:
+    with pytest.raises(UsageError, match="gives 2 values, and the names have no index") as caught:
         scan([tmp_path], Config(gammas=(6.0, 7.0)))
     assert "--pattern with a group index" in caught.value.remedy
     assert "--key" in caught.value.remedy
@@ -795,7 +799,7 @@ def test_step_zero(several):
     found = scan([several])
     assert "a-step0-gamma5.safetensors" not in tags(found)
     assert said(found, "notice") == [
-        "a-step0-gamma5.safetensors: left out: step 0 holds no average yet"
+        "a-step0-gamma5.safetensors: left out: at step 0 there is no average yet"
     ]
 
 
@@ -965,7 +969,7 @@ def test_orphan_shard(several):
     """A shard without an index is an error, unless it is left out."""
     put(several, "step9-gamma5/model-00001-of-00002.safetensors")
     (error,) = errors(scan([several]))
-    assert error.what == "a shard without its index"
+    assert error.what == "is a shard, and its index is missing"
     assert error.where == "step9-gamma5/model-00001-of-00002.safetensors"
     assert errors(scan([several], Config(exclude=("step9-*",)))) == []
 
@@ -1031,15 +1035,15 @@ BASE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3.0)}
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"w": BASE["w"]}, "lacks tensor b"),
-        (BASE | {"x": torch.ones(1)}, "has tensor x in addition"),
+        ({"w": BASE["w"]}, "tensor b is missing"),
+        (BASE | {"x": torch.ones(1)}, "tensor x is only in this one"),
         (
             BASE | {"w": torch.ones(3, 2)},
             "tensor w is float32 [3, 2] instead of float32 [2, 3]",
         ),
         (
             {"w": torch.ones(3, 2), "x": torch.ones(1)},
-            "lacks tensor b (and 2 more differences)",
+            "tensor b is missing (and 2 more differences)",
         ),
     ],
 )
@@ -1060,7 +1064,9 @@ def test_nothing_in_common(tmp_path):
     put(tmp_path, "a-step1-gamma5.safetensors", tensors={"x": torch.ones(1)})
     put(tmp_path, "b-step2-gamma5.safetensors", tensors=BASE)
     (error,) = errors(scan([tmp_path]))
-    assert error.what.startswith("has no tensor in common with b-step2-gamma5.safetensors: another")
+    assert error.what.startswith(
+        "has no tensor in common with b-step2-gamma5.safetensors: it is another"
+    )
     assert error.where == "a-step1-gamma5.safetensors"
     assert error.remedy.startswith("gather parts into one file")
 

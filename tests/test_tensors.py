@@ -328,10 +328,10 @@ def test_what_an_average_lacks_is_copied_from_the_whole_model(tmp_path):
     assert said(found, "error") == []
     told = said(found, "notice")
     assert [t for t in told if "copied" in t] == [
-        "2 tensors (first frozen) are not in every average: copied from the newest whole model"
+        "2 tensors (first frozen) are copied from the newest whole model: not in every average"
     ]
     assert [t for t in told if "left out" in t] == [
-        "tensor decay is only in averages of a part of the model: left out"
+        "tensor decay is left out: only in averages of a part of the model"
     ]
     assert len(told) == 3
     assert averaged(found.snapshots, ()) == ["body"]
@@ -423,8 +423,8 @@ def test_a_tied_tensor_that_some_leave_out(tmp_path, names, dtype):
     assert said(found, "error") == []
     (told,) = said(found, "notice")
     assert told == (
-        f"tensor {names[1]} equals {names[0]} in every snapshot that has it, and is taken for it "
-        "in 2 that leave it out"
+        f"tensor {names[1]} equals {names[0]} in every snapshot that has it; 2 that lack it get "
+        f"{names[0]} in its place"
     )
     (out,) = synthesize([tmp_path / "in"], gamma=7, output=tmp_path / "out.safetensors")
     made = load_file(out)
@@ -464,13 +464,13 @@ def test_tensors_that_are_constant_prove_nothing(tmp_path):
         put(tmp_path, step, tensors | ({"b.bias": torch.zeros(5)} if step < 3 else {}))
     found = scan([tmp_path])
     assert said(found, "error") == []
-    told = "tensor b.bias is the same wherever it is stored, and left out, as in the newest"
-    assert told in said(found, "notice")
+    told = "tensor b.bias is the same in every snapshot that has it; "
+    assert f"{told}the newest lacks it, and so do outputs" in said(found, "notice")
     assert all(set(s.checkpoint.tensors) == {"a.bias", "w"} for s in found.snapshots)
     put(tmp_path, 4, {"a.bias": torch.zeros(5), "w": torch.randn(5), "b.bias": torch.zeros(5)})
     found = scan([tmp_path])
     assert said(found, "error") == []
-    told = "tensor b.bias is the same wherever it is stored, and taken so everywhere"
+    told = "tensor b.bias is the same in every snapshot that has it; others get it too"
     assert told in said(found, "notice")
     assert all(set(s.checkpoint.tensors) == {"a.bias", "b.bias", "w"} for s in found.snapshots)
 
@@ -524,7 +524,7 @@ def test_bytes_of_any_length_are_copied(tmp_path, step):
     done = run("synthesize", "-g", 7, tmp_path / "in", "-o", out, *more)
     notices = [n for n in done.err.splitlines() if n.startswith("notice: ")]
     assert len(notices) == 2
-    assert any("tensor early is not in the newest snapshot" in n for n in notices)
+    assert any("tensor early is left out: not in the newest snapshot" in n for n in notices)
     assert any(n.startswith("notice: 5 tensors (first ") and "copied" in n for n in notices)
     at = step or 3
     made = load_file(out)
@@ -610,7 +610,7 @@ def test_quantized_weights_are_refused_by_name(tmp_path, family):
     label = str(tensors[values].dtype).removeprefix("torch.")
     expected = f"tensor {values}: {label} values with a scale beside them ({scale}) are quantized"
     assert error.what.startswith(expected)
-    assert error.remedy == "synthesize from checkpoints saved before quantization"
+    assert error.remedy == "use checkpoints that were saved before quantization"
 
 
 def test_the_command_refuses_quantized_weights(tmp_path):
@@ -621,7 +621,7 @@ def test_the_command_refuses_quantized_weights(tmp_path):
     assert done.code == 3
     assert done.err.count("\n") == 1
     assert "--copy" not in done.err
-    assert "checkpoints saved before quantization" in done.err
+    assert "checkpoints that were saved before quantization" in done.err
 
 
 @pytest.mark.parametrize("newest", [True, False])

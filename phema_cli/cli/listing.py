@@ -78,7 +78,7 @@ def target_entry(
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """Print a summary, and a table of the snapshots, or of the averages where there are many."""
-    from phema_cli.snapshots.consistency import reference
+    from phema_cli.snapshots.base import reference
 
     if not snapshots:
         return

@@ -178,7 +178,7 @@ def _assume_like(
     """The same from the snapshots of an earlier run."""
     from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import scan
-    from phema_cli.snapshots.consistency import reference
+    from phema_cli.snapshots.base import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from phema_cli.errors import InputError
 from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.tags import Tag
+from phema_cli.snapshots.base import Tag
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import Alternative, Evidence, Series, State, weigh
 from phema_cli.trainers.registry import parse_law

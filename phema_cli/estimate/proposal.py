@@ -13,7 +13,8 @@ from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot, scan
-from phema_cli.snapshots.consistency import Untagged, differences
+from phema_cli.snapshots.base import Untagged
+from phema_cli.snapshots.consistency import differences
 from phema_cli.solver.evidence import Law, law_of, propose
 
 #: key and index of an average.

@@ -17,7 +17,7 @@ from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.reader import FileReader
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import reference
+from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.tensors import averaged, stored_types
 from phema_cli.solver import Sample
 

@@ -14,7 +14,7 @@ from phema_cli.estimate.evidence import TagCheck, check_tags
 from phema_cli.profiles import PowerProfile, Profile, gamma_from_sigma_rel, parse_profile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Scan, Snapshot
-from phema_cli.snapshots.consistency import is_float, reference
+from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
     Movement,

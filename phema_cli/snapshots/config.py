@@ -83,11 +83,11 @@ def read_config(directory: Path) -> Config:
 
 
 def _check_dots(text: str) -> None:
-    """Refuse keys of many parts, for which tomllib takes memory with the square of their number."""
+    """Refuse keys of many parts: tomllib takes memory with the square of their number."""
     parts = _SEPARATORS.split(text)
     for part, end in zip(parts[::2], parts[1::2], strict=False):
         if end in "=]" and part.count(".") > _MOST_DOTS:
-            raise InputError(f"a key or a name of a table with more than {_MOST_DOTS} dots")
+            raise InputError(f"a key or the name of a table has more than {_MOST_DOTS} dots")
 
 
 def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
@@ -128,12 +128,12 @@ def _text(table: Mapping[str, Any], name: str) -> str | None:
 
 
 def _inside(directory: Path, name: str | None) -> Path | None:
-    """A file in the directory: what lies there must not lead elsewhere."""
+    """The path of a file in the directory; a link or ``..`` must not lead elsewhere."""
     if name is None:
         return None
     path = directory / name
     if "\0" in name:
-        raise InputError("names_from is no name of a file")
+        raise InputError("names_from is not the name of a file")
     if not path.resolve().is_relative_to(directory.resolve()):
         raise InputError(
             f"names_from leads out of the directory: {name!r}",
@@ -164,18 +164,18 @@ def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _few(listed: Sequence[_Listed]) -> tuple[_Listed, ...]:
-    """What an entry lists, if that is not too much."""
+    """The values that an entry lists, if they are not too many."""
     if len(listed) > _MOST_LISTED:
         raise InputError(f"an entry lists {len(listed)} values, above {_MOST_LISTED}")
     return tuple(listed)
 
 
 def _float(value: float) -> float:
-    """A number of the file, which may be an integer of any length."""
-    found = real(value)
-    if found is None or not math.isfinite(found):
-        raise InputError("a number is beyond all that can be")
-    return found
+    """A number in the file, which may be an integer of any length."""
+    number = real(value)
+    if number is None or not math.isfinite(number):
+        raise InputError("numbers must be finite, and below 1e308")
+    return number
 
 
 def _flag(table: Mapping[str, Any], name: str) -> bool:
@@ -219,7 +219,7 @@ def _check(range_: Range, name: str, value: float) -> None:
 
 
 def _is_entry(name: str, value: object) -> bool:
-    """Whether a snapshot's row may say that."""
+    """Whether a snapshot's row may have that entry."""
     if name == "average":
         return isinstance(value, str)
     return name in {"gamma", "sigma_rel", "step"} and type(value) in (int, float)

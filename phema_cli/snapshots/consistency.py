@@ -1,206 +1,166 @@
-"""Whether snapshots fit together: no tag twice, the same tensors wherever they are averaged."""
+"""Whether snapshots fit together: no tag twice, one run, the same tensors, none quantized."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
-from typing import Literal
+from itertools import pairwise
 
-from phema_cli.errors import InputError, PhemaError
-from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.errors import InputError
+from phema_cli.formats.base import Extent
+from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
-from phema_cli.snapshots.tags import Tag
-from phema_cli.trainers.names import clock_in
+from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
+from phema_cli.trainers.clocks import clock_in
 
-#: ratio of gamma + 1 below which two averages tell hardly more than one.
+#: ratio of gamma + 1 below which two averages say hardly more than one.
 _HARDLY_DIFFERENT = 1.01
-
 #: bits of the widest type that only quantized weights have.
-NARROW = 8
-UNQUANTIZED = "synthesize from checkpoints saved before quantization"
-
-#: wrappers' prefixes, stripped when every tensor of every snapshot has them.
-PREFIXES = ("module.", "_orig_mod.", "ema_model.")
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A stored average: its checkpoint and its tag.
-
-    Attributes:
-        name: path relative to the directory that was scanned, with ``/``.
-        checkpoint: extents of its tensors.
-        tag: average and step.
-        trainers: names of the trainers whose files it is in.
-        series: what ``--key`` calls it.
-        partial: whether it is an average of a part of the model beside the whole raw model.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    tag: Tag
-    trainers: tuple[str, ...] = ()
-    series: str = "."
-    partial: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something about the inputs that the user should know.
-
-    Attributes:
-        level: ``error`` stops a synthesis, ``warning`` may harm it, ``notice`` is for information.
-        error: what, where and the remedy.
-    """
-
-    level: Literal["error", "warning", "notice"]
-    error: PhemaError
-
-
-@dataclass(frozen=True, slots=True)
-class Untagged:
-    """A snapshot of which only one thing is missing: what it is an average of.
-
-    Attributes:
-        snapshot: with the tag of raw weights.
-        index: its place among the averages that names count; None where they don't.
-        error: the finding that says so.
-    """
-
-    snapshot: Snapshot
-    index: int | None
-    error: Finding
-
-
-def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """The newest snapshot of the whole model: outputs have its tensors and its types.
-
-    Where there is none it is the newest of all.
-    """
-    return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
+_NARROW = 8
+_UNQUANTIZED = "use checkpoints that were saved before quantization"
+# Quantized weights are integers or narrow floats with scales beside them. Libraries write these
+# names: torchao, optimum-quanto, bitsandbytes, compressed-tensors, GPTQ and AWQ, HQQ, the float8
+# checkpoints of DeepSeek and ComfyUI, the blocks of gpt-oss.
+#: endings of the values' names: the scale's name has one of _SCALES instead, or behind it.
+_ENDINGS = ("_packed", "_blocks", "_quantized", "int_data", "qdata", "_data._data", "data")
+_SCALES = (
+    "_scale",
+    "_scales",
+    "_scale_inv",
+    "scale",
+    "scales",
+    ".scale",
+    ".scales",
+    ":scale",
+    ".absmax",
+    "_absmax",
+)
+#: names of values, and names of their scales in the same module.
+_VALUES = ("weight", "qweight", "W_q", "codes")
+_BESIDE = (
+    "scale",
+    "scales",
+    "SCB",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scales",
+    "scale_weight",
+    "qscales",
+    "codebooks",
+)
+_STATE = ".quant_state."
+#: bytes of a matrix of integers that are compared between snapshots.
+_COMPARED = 1 << 16
 
 
 def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[Finding]:
-    """Findings about snapshots, sorted by step and gamma, taken together.
+    """Findings about all snapshots taken together.
 
     Args:
-        snapshots: oldest first; small differences of their tensors are settled.
+        snapshots: sorted by step and gamma; small differences of their tensors are settled.
         copy: globs of tensor names that are copied, whatever their type.
     """
-    yield from _duplicates(snapshots)
-    yield from _times(snapshots)
-    yield from _runs(snapshots)
-    if snapshots:
-        yield from differences(snapshots, copy)
-        yield from _not_averaged(reference(snapshots), copy)
-    labels = {s.tag.label for s in snapshots}
+    errors = [*_duplicates(snapshots), *_other_units(snapshots), *_other_runs(snapshots)]
+    errors += differences(snapshots, copy)
+    yield from (Finding("error", error) for error in errors)
+    if any(s.tag.unit == "epochs" for s in snapshots):
+        yield notice("times are in epochs; epoch e, counted from 0, ends at time e + 1")
+    newest = reference(snapshots).checkpoint.tensors if snapshots else {}
+    for name, extent in newest.items():
+        # A narrower type is quantized, which is an error of its own.
+        other = extent.dtype.kind == "other" and extent.dtype.bits > _NARROW
+        if other and not matching(copy)(name):
+            yield Finding("warning", not_averaged(name, extent, reference(snapshots).name))
+            break
     gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
-            yield Finding(
-                "warning",
-                InputError(
-                    f"gammas {a:.10g} and {b:.10g} hardly differ, which makes weights large",
-                    remedy="if they are one gamma, say so with --gammas or in phema.toml",
-                ),
+            error = InputError(
+                f"gammas {a:.10g} and {b:.10g} hardly differ, which makes weights large",
+                remedy="if they are one gamma, pass it with --gammas or in phema.toml",
             )
-    if len(labels) == len(gammas) == 1:
-        yield Finding(
-            "warning",
-            InputError(
-                f"all snapshots have gamma {gammas[0]:.6g}; one gamma "
-                "reaches other targets only roughly",
-                remedy="see expected_error, and track a second gamma in the next run",
-            ),
+            yield Finding("warning", error)
+    if len({s.tag.label for s in snapshots}) == len(gammas) == 1:
+        error = InputError(
+            f"all snapshots have gamma {gammas[0]:.6g}; one gamma reaches other targets only "
+            "roughly",
+            remedy="see expected_error, and track a second gamma in the next run",
         )
+        yield Finding("warning", error)
 
 
-def _times(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """What is doubtful about the counts of training time."""
+def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
+    """Errors for snapshots with the same average and step."""
+    groups: dict[tuple[float, float, str], list[Snapshot]] = {}
+    for snapshot in snapshots:
+        tag = snapshot.tag
+        gamma = -1.0 if tag.gamma is None else tag.gamma
+        groups.setdefault((gamma, tag.step, tag.label), []).append(snapshot)
+    for key in sorted(groups):
+        first, *others = groups[key]
+        for other in others:
+            if first.checkpoint.tensors.keys().isdisjoint(other.checkpoint.tensors):
+                yield _nothing_in_common(first, other)
+                continue
+            same = other.name == first.name
+            yield InputError(
+                f"has the same {other.tag.label} and step {other.tag.step:.10g} as "
+                f"{first.checkpoint.path if same else first.name}",
+                where=other.checkpoint.path if same else other.name,
+                remedy="leave one out with --exclude",
+            )
+
+
+def _nothing_in_common(one: Snapshot, other: Snapshot) -> InputError:
+    """The error for two snapshots that have no tensor in common."""
+    return InputError(
+        f"has no tensor in common with {one.name}: it is another network, or another part of it",
+        where=other.name,
+        remedy="gather parts into one file; synthesize several networks one by one, by --select",
+    )
+
+
+def _other_units(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
+    """Errors for times in several units."""
     units: dict[str, Snapshot] = {}
     for snapshot in snapshots:
         units.setdefault(snapshot.tag.unit, snapshot)
     for (unit, one), (other_unit, other) in pairwise(units.items()):
-        yield Finding(
-            "error",
-            InputError(
-                f"its time is in {unit}, that of {other.name} in {other_unit}",
-                where=one.name,
-                remedy="say one unit for all with --pattern, --steps-per-epoch or in phema.toml",
-            ),
+        yield InputError(
+            f"its time is in {unit}, but that of {other.name} is in {other_unit}",
+            where=one.name,
+            remedy="give one unit for all with --pattern, --steps-per-epoch or in phema.toml",
         )
-    if "epochs" in units:
-        yield Finding("notice", InputError("times are epochs; one counted e ends at time e + 1"))
 
 
-def _runs(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """Series that lie in several directories, and whose times interleave: of two runs."""
-    homes: dict[tuple[str, str, str], list[Snapshot]] = {}
+def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
+    """Errors for a series in several directories whose times overlap: these are of two runs."""
+    members: dict[tuple[str, str, str], list[Snapshot]] = {}
     for snapshot in snapshots:
-        series = (snapshot.series, snapshot.tag.label, _home(snapshot))
-        homes.setdefault(series, []).append(snapshot)
-    groups = sorted((*series, members) for series, members in homes.items() if len(members) > 1)
-    for (*kind, name, one), (*other_kind, other, two) in pairwise(groups):
-        begin = max(one[0].tag.step, two[0].tag.step)
-        if kind == other_kind and begin < min(one[-1].tag.step, two[-1].tag.step):
-            error = InputError(
-                f"is of the same time and kind as files in {name or 'the directory itself'}: "
-                "of another run",
-                where=other or two[0].name,
+        # Directories whose name is a time do not count.
+        above = snapshot.name.split("/")[:-1]
+        home = "/".join(p for p in above if not p.isdigit() and clock_in(p, whole=True) is None)
+        members.setdefault((snapshot.series, snapshot.tag.label, home), []).append(snapshot)
+    groups = sorted((*key, group) for key, group in members.items() if len(group) > 1)
+    for (*series, home, one), (*other_series, other_home, other) in pairwise(groups):
+        begin = max(one[0].tag.step, other[0].tag.step)
+        if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
+            yield InputError(
+                "is of another run: files of the same series and time are in "
+                f"{home or 'the directory itself'}",
+                where=other_home or other[0].name,
                 remedy="give the directory of one run",
             )
-            yield Finding("error", error)
 
 
-def _home(snapshot: Snapshot) -> str:
-    """The directories that a snapshot lies in, but for those that are called by a time."""
-    above = snapshot.name.split("/")[:-1]
-    return "/".join(p for p in above if not p.isdigit() and clock_in(p, whole=True) is None)
-
-
-def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """Pairs with the same average and step."""
-
-    def tag(snapshot: Snapshot) -> tuple[float, float, str]:
-        found = snapshot.tag
-        return (-1.0 if found.gamma is None else found.gamma), found.step, found.label
-
-    for _, group in groupby(sorted(snapshots, key=tag), key=tag):
-        first, *others = group
-        for other in others:
-            same = other.name == first.name
-            if first.checkpoint.tensors.keys().isdisjoint(other.checkpoint.tensors):
-                yield _apart(first, other)
-                continue
-            yield Finding(
-                "error",
-                InputError(
-                    f"has the same {other.tag.label} and step {other.tag.step:.10g} as "
-                    f"{first.checkpoint.path if same else first.name}",
-                    where=other.checkpoint.path if same else other.name,
-                    remedy="leave one out with --exclude",
-                ),
-            )
-
-
-def _apart(one: Snapshot, other: Snapshot) -> Finding:
-    """The error for two snapshots that have no tensor in common."""
-    error = InputError(
-        f"has no tensor in common with {one.name}: another network, or another part of this one",
-        where=other.name,
-        remedy="gather parts into one file; synthesize several networks one by one, by --select",
-    )
-    return Finding("error", error)
-
-
-def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
-    """Where what has to be averaged is not in a snapshot as it is in the newest one.
+def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[InputError]:
+    """Errors for snapshots in which tensors that are averaged are not as in the newest one.
 
     Args:
         snapshots: oldest first.
         copy: globs of tensor names that are copied.
     """
+    if not snapshots:
+        return
     newest, copied = reference(snapshots), matching(copy)
     want = newest.checkpoint.tensors
     for snapshot in snapshots:
@@ -208,87 +168,133 @@ def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[
         if snapshot is newest or have is want:
             continue
         if have and want and want.keys().isdisjoint(have):
-            yield _apart(newest, snapshot)
+            yield _nothing_in_common(newest, snapshot)
             continue
-        lost = [] if snapshot.partial else [n for n in want if n not in have and is_float(want[n])]
-        extra = [n for n in have if n not in want]
+        missing = [n for n in want if n not in have and is_float(want[n]) and not snapshot.partial]
         others = [n for n in want if n in have and _differ(have[n], want[n])]
-        parts = [f"lacks tensor {n}" for n in lost if not copied(n)]
-        parts += [f"has tensor {n} in addition" for n in extra]
+        parts = [f"tensor {n} is missing" for n in missing if not copied(n)]
+        parts += [f"tensor {n} is only in this one" for n in have if n not in want]
         parts += [
-            f"tensor {n} is {_kind(have[n])} instead of {_kind(want[n])}"
+            f"tensor {n} is {_type(have[n])} instead of {_type(want[n])}"
             for n in others
             if not copied(n)
         ]
         if parts:
             more = f" (and {len(parts) - 1} more differences)" if len(parts) > 1 else ""
-            yield Finding(
-                "error",
-                InputError(
-                    f"does not fit {newest.name}: {parts[0]}{more}",
-                    where=snapshot.name,
-                    remedy="leave one of them out with --exclude",
-                ),
+            yield InputError(
+                f"does not fit {newest.name}: {parts[0]}{more}",
+                where=snapshot.name,
+                remedy="leave one of them out with --exclude",
             )
 
 
-def _not_averaged(newest: Snapshot, copy: Sequence[str]) -> Iterator[Finding]:
-    """The first tensor of a type that can't be averaged."""
-    copied = matching(copy)
-    for name, extent in newest.checkpoint.tensors.items():
-        # What is narrower is quantized, and an error of its own.
-        if extent.dtype.kind == "other" and extent.dtype.bits > NARROW and not copied(name):
-            yield Finding("warning", not_averaged(name, extent, newest.name))
-            return
+def _differ(first: Extent, second: Extent) -> bool:
+    """Whether two tensors of a name are not of one model."""
+    if is_float(first) and is_float(second):
+        return first.shape != second.shape
+    # A trainer may have averaged a counter, but a matrix is a weight.
+    return is_float(first) != is_float(second) and max(len(first.shape), len(second.shape)) > 1
+
+
+def _type(extent: Extent) -> str:
+    return f"{extent.dtype.label} {list(extent.shape)}"
 
 
 def not_averaged(name: str, extent: Extent, where: str) -> InputError:
     """The error that a tensor's type can't be averaged."""
-    narrow = extent.dtype.bits <= NARROW
+    narrow = extent.dtype.bits <= _NARROW
     return InputError(
         f"tensor {name}: {extent.dtype.label} values can't be averaged",
         where=where,
-        remedy=UNQUANTIZED if narrow else f"--copy '{name}' takes them from the newest snapshot",
+        remedy=_UNQUANTIZED if narrow else f"--copy '{name}' takes them from the newest snapshot",
     )
 
 
-def is_float(extent: Extent) -> bool:
-    """Whether the tensor can be averaged; what a layer keeps beside its weights is no number."""
-    return extent.dtype.kind == "float" and not extent.name.endswith("_extra_state")
+def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError | None:
+    """The error for the first quantized tensor, of the first snapshot that has some.
 
+    Integers would be copied from the newest snapshot, and their scales averaged, to a model of
+    neither.
 
-def _differ(first: Extent, second: Extent) -> bool:
-    """Whether two tensors of a name are not of one model; what can't be averaged may differ."""
-    if is_float(first) and is_float(second):
-        return first.shape != second.shape
-    # Counters may have been averaged by a trainer; a matrix is a weight.
-    return is_float(first) != is_float(second) and max(len(first.shape), len(second.shape)) > 1
-
-
-def _kind(extent: Extent) -> str:
-    return f"{extent.dtype.label} {list(extent.shape)}"
-
-
-def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
-    """Snapshots without the wrappers' prefixes that all their tensors share, and the prefixes."""
-    stripped: list[str] = []
-    result = list(snapshots)
-    while found := _shared_prefix(result):
-        stripped.append(found)
-        result = [replace(s, checkpoint=_renamed(s.checkpoint, len(found))) for s in result]
-    return result, stripped
-
-
-def _shared_prefix(snapshots: Sequence[Snapshot]) -> str | None:
-    """A wrapper's prefix that every name of every snapshot has."""
-    names = [n for s in snapshots for n in s.checkpoint.tensors]
-    for prefix in PREFIXES:
-        if names and all(n.startswith(prefix) and len(n) > len(prefix) for n in names):
-            return prefix
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are copied, with their scales, if the user wants it so.
+    """
+    if (changing := _changing(snapshots, copy)) is not None:
+        return changing
+    for snapshot in snapshots:
+        found = list(_with_scales(snapshot, copy))
+        if found:
+            extent, scale = found[0]
+            beside = f" with a scale beside them ({scale})" if scale else ""
+            more = f" (and {len(found) - 1} more tensors)" if len(found) > 1 else ""
+            return InputError(
+                f"tensor {extent.name}: {extent.dtype.label} values{beside} are quantized "
+                f"weights, which can't be averaged{more}",
+                where=snapshot.name,
+                remedy=_UNQUANTIZED,
+            )
     return None
 
 
-def _renamed(checkpoint: Checkpoint, cut: int) -> Checkpoint:
-    """The checkpoint with the first ``cut`` characters of every name removed."""
-    tensors = {n[cut:]: replace(e, name=n[cut:]) for n, e in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors=tensors)
+def _changing(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError | None:
+    """The error for a matrix of integers that training changes, whatever its name.
+
+    Buffers of that kind stay as they are; packed weights move with the weights.
+    """
+    whole = [s for s in snapshots if not s.partial]
+    first, last = (s.checkpoint.tensors for s in (whole[0], whole[-1])) if whole else ({}, {})
+    for name, extent in last.items() if first is not last else ():
+        other = first.get(name)
+        if extent.dtype.kind != "exact" or not _may_be_quantized(extent) or matching(copy)(name):
+            continue
+        if other is None or (other.dtype, other.shape) != (extent.dtype, extent.shape):
+            continue
+        # The beginnings of the two are enough to see a change.
+        size = extent.dtype.bits // 8
+        rows = [bytearray(min(extent.elements * size, _COMPARED)) for _ in range(2)]
+        with FileReader() as reader:
+            parts = zip((other, extent), rows, strict=True)
+            reader.read_many([(e, 0, memoryview(row)) for e, row in parts])
+        if rows[0] != rows[1]:
+            return InputError(
+                f"tensor {name}: {extent.dtype.label} values that change during training are "
+                "quantized or packed weights, which can't be averaged",
+                where=whole[-1].name,
+                remedy=_UNQUANTIZED,
+            )
+    return None
+
+
+def _with_scales(snapshot: Snapshot, copy: Sequence[str]) -> Iterator[tuple[Extent, str | None]]:
+    """Quantized tensors, each with the name of its scale if it has one."""
+    tensors = snapshot.checkpoint.tensors
+    suspects = [e for e in tensors.values() if _may_be_quantized(e)]
+    if not suspects:
+        return
+    copied = matching(copy)
+    states = {n.partition(_STATE)[0]: n for n in tensors if _STATE in n}
+    for extent in suspects:
+        beside = (n for n in _scale_names(extent.name) if n in tensors and n != extent.name)
+        scale = next(beside, None) or states.get(extent.name)
+        if scale is None and extent.dtype.kind != "other":
+            continue
+        # Both copied make a model; values of one snapshot and the mean of scales don't.
+        if not all(copied(n) for n in (extent.name, scale) if n is not None):
+            yield extent, scale
+
+
+def _may_be_quantized(extent: Extent) -> bool:
+    """Whether a tensor's type and shape are those of quantized weights."""
+    if extent.dtype.kind == "exact":
+        return len(extent.shape) > 1 and extent.dtype.name != "BOOL"
+    return extent.dtype.bits <= _NARROW
+
+
+def _scale_names(name: str) -> Iterator[str]:
+    """Names that the scale of values of that name may have."""
+    module, dot, own = name.rpartition(".")
+    for stem in (name, *(name.removesuffix(e) for e in _ENDINGS if name.endswith(e))):
+        yield from (stem + ending for ending in _SCALES)
+    if own in _VALUES:
+        yield from (module + dot + other for other in _BESIDE)

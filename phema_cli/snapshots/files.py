@@ -1,4 +1,4 @@
-"""Files that may be snapshots: what a directory holds, and how the user knows each."""
+"""The files in a directory that may be snapshots, each with its names."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.remote import is_remote, to_path
-from phema_cli.globs import Globs, matching
+from phema_cli.globs import matching
 
 ENDINGS = endings()
 _INDEX = ".index.json"
 _SHARD = re.compile(r"^(?P<base>.*)-\d{5}-of-\d{5}(?P<ending>\.safetensors|\.bin)$")
 _METADATA = ".metadata"
-#: the number of a rank or of a part, in names of files and directories that hold a part each.
+#: the number of a rank or of a part, in names of files and of directories.
 _RANK = re.compile(r"(?<![a-z])(?:\w*rank|consolidated|part|shard|tp|pp)[-_.]?(\d+)(?!\d)")
 _ENGINE = re.compile(r"global_step\d+|optimizer_\d+")
 _OF = re.compile(r"\d+-of-\d+")
-#: names of files that say nothing: the directory is the checkpoint.
+#: names of files that say nothing: the directory's name is that of the checkpoint.
 _GENERIC = {
     *("", "model", "pytorch_model", "diffusion_pytorch_model", "adapter_model"),
     *("pytorch_lora_weights", "lit_model", "consolidated"),
 }
-#: what trainers store beside the weights.
+#: files of a trainer's own state beside the weights.
 _TRAINER_FILES = (
     "optimizer*",
     "scheduler*",
@@ -39,7 +39,7 @@ _TRAINER_FILES = (
 )
 _STATE = "a trainer's own state"
 _LINK = "links to directories are not followed"
-_UNFINISHED = "a torch.distributed.checkpoint without .metadata, not finished"
+_UNFINISHED = "its torch.distributed.checkpoint has no .metadata, and is not complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,154 +48,149 @@ class Candidate:
 
     Attributes:
         path: the file.
-        relative: its path below what was scanned.
-        root: the name of the directory that was scanned.
-        orphan: whether it is a shard and has no index beside it.
-        unusable: why it is left out, where that is clear from its name.
-        beside: names of the files in its directory, where that was listed.
+        relative: its path below the directory that was scanned.
+        stem: the file's name without ending.
+        name: the name for messages: the relative path, or that of its directory where the file's
+            own name says nothing.
+        own_name: the name of the checkpoint itself: the file's stem, or the directory's name.
+        folders: the directories above the checkpoint, innermost first, the scanned one last.
+        is_root: whether it is the checkpoint that the scanned directory itself is.
+        orphan: whether it is a shard without an index beside it.
+        unusable: why it is left out, if its name alone shows that.
+        beside: names of the files in its directory, if that was listed.
     """
 
     path: Path
     relative: PurePosixPath
-    root: str
+    stem: str
+    name: str
+    own_name: str
+    folders: tuple[str, ...]
+    is_root: bool
     orphan: bool = False
     unusable: str | None = None
     beside: frozenset[str] | None = None
 
-    @property
-    def stem(self) -> str:
-        """The file's name without ending."""
-        stem = self.path.name
+    @classmethod
+    def at(
+        cls,
+        path: Path,
+        relative: PurePosixPath,
+        root: str,
+        *,
+        orphan: bool = False,
+        unusable: str | None = None,
+        beside: frozenset[str] | None = None,
+    ) -> Candidate:
+        """The candidate at a path, below a scanned directory of the name ``root``."""
+        stem = path.name
         for ending in ENDINGS:
             stem = stem.removesuffix(ending)
-        return stem
-
-    @property
-    def is_root(self) -> bool:
-        """Whether it is the checkpoint that the scanned directory itself is."""
-        return self.stem in _GENERIC and self.relative.parent == PurePosixPath()
-
-    @property
-    def own_name(self) -> str:
-        """What the checkpoint itself is called: the file, or the directory that is one."""
-        if self.stem not in _GENERIC:
-            return self.stem
-        return self.root if self.is_root else self.relative.parent.name
-
-    @property
-    def is_part(self) -> bool:
-        """Whether its name counts ranks or parts, and other ones of them lie beside it."""
-        if _OF.search(self.stem):
-            return True
-        inner = self.path.parent if len(self.relative.parts) > 1 else None
-        return _has_fellows(self.path) or (inner is not None and _has_fellows(inner))
-
-    @property
-    def name(self) -> str:
-        """How the user knows it: by its directory where the file's own name says nothing."""
-        name = self.relative.as_posix()
-        if self.stem in _GENERIC:
-            parent = self.relative.parent
-            name = parent.as_posix() if parent != PurePosixPath() else self.root or name
+        name, own_name, folders = relative.as_posix(), stem, (*relative.parent.parts[::-1], root)
+        is_root = stem in _GENERIC and len(relative.parts) == 1
+        if is_root:
+            name, own_name, folders = root or name, root, ()
+        elif stem in _GENERIC:
+            name, own_name, folders = relative.parent.as_posix(), folders[0], folders[1:]
         # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
-        return name.encode(errors="backslashreplace").decode()
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """The directories above the checkpoint, innermost first, the root last."""
-        above = self.relative.parent.parts[::-1]
-        if self.stem in _GENERIC:
-            above = above[1:] if above else ()
-            return above if self.is_root else (*above, self.root)
-        return (*above, self.root)
+        name = name.encode(errors="backslashreplace").decode()
+        return cls(path, relative, stem, name, own_name, folders, is_root, orphan, unusable, beside)
 
     @property
     def texts(self) -> set[str]:
-        """What globs are held against: the relative path, the name and the file's own name."""
+        """What globs are compared with: the relative path, the name and the file's own name."""
         return {self.relative.as_posix(), self.name, self.path.name}
 
-    def matches(self, globs: Globs) -> bool:
-        """Whether any glob matches one of the texts."""
-        return any(map(globs, self.texts))
-
-
-def _has_fellows(path: Path) -> bool:
-    """Whether a name has the number of a rank, and names of other ranks lie beside it."""
-    match = _RANK.search(path.name)
-    if match is None:
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one of several ranks or parts, by the names of files beside it."""
+        if _OF.search(self.stem):
+            return True
+        inner = (self.path.parent,) if len(self.relative.parts) > 1 else ()
+        for path in (self.path, *inner):
+            match = _RANK.search(path.name)
+            if match is None:
+                continue
+            before, after = path.name[: match.start(1)], path.name[match.end(1) :]
+            beside = (p.name for p in path.parent.iterdir() if p.name != path.name)
+            alike = (n for n in beside if n.startswith(before) and n.endswith(after))
+            if any(n[len(before) : len(n) - len(after)].isdigit() for n in alike):
+                return True
         return False
-    before, after = path.name[: match.start(1)], path.name[match.end(1) :]
-    return any(
-        name != path.name and name[len(before) : len(name) - len(after)].isdigit()
-        for name in (p.name for p in path.parent.iterdir())
-        if name.startswith(before) and name.endswith(after)
-    )
 
 
 def candidates(root: Path) -> Iterator[Candidate]:
-    """Files that may be snapshots, in sorted order; shards are left to their index."""
-    if not _is_there(root):
+    """Files that may be snapshots, in sorted order; of shards only the index.
+
+    Args:
+        root: a file, or a directory that is searched with all directories below it.
+
+    Raises:
+        InputError: there is no such file or directory.
+        StorageError: a directory can't be listed.
+    """
+    try:
+        exists = root.exists()
+    except OSError:
+        # A name that no file system takes.
+        exists = False
+    if not exists:
         raise InputError("no such file or directory", where=root)
+    remote = is_remote(root)
     # Servers may give a directory's listing as a file.
-    if root.is_file() and not (is_remote(root) and root.is_dir()):
-        yield Candidate(root, PurePosixPath(root.name), root.absolute().parent.name)
+    if root.is_file() and not (remote and root.is_dir()):
+        yield Candidate.at(root, PurePosixPath(root.name), root.absolute().parent.name)
         return
 
     def fail(error: OSError) -> None:
         raise StorageError.wrap(error, error.filename, "list") from error
 
-    remote = is_remote(root)
     outer = root.name if remote else Path(os.path.realpath(root)).name
-    found = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
-    for folder, folders, files in found:
+    walk = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
+    for folder, folders, files in walk:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
         here = to_path(folder)
-        if any(f.partition(".")[0] in _GENERIC and _may_be_read(here / f) for f in files):
-            # What DeepSpeed and FSDP keep there of a model that lies here whole.
+        if any(f.partition(".")[0] in _GENERIC and _is_checkpoint(here / f) for f in files):
+            # DeepSpeed and FSDP keep parts of the model there that is here as a whole.
             folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
         beside = frozenset(files)
-        for name, orphan, unusable in _named_here(here, folders, files):
+        for name, orphan, unusable in _in_folder(here, folders, files):
             relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
-            yield Candidate(here / name, relative, outer, orphan, unusable, beside)
+            yield Candidate.at(
+                here / name, relative, outer, orphan=orphan, unusable=unusable, beside=beside
+            )
 
 
-def _named_here(
+def _in_folder(
     folder: Path, folders: Sequence[str], files: Sequence[str]
 ) -> Iterator[tuple[str, bool, str | None]]:
-    """Names in a directory that may be snapshots, whether a shard without index, why unusable."""
+    """Names in a directory that may be snapshots; whether a shard without index; why unusable."""
     yield from ((f, False, _LINK) for f in folders if (folder / f).is_symlink())
     if _METADATA in files:
         yield _METADATA, False, None
     else:
         yield from ((f, False, _UNFINISHED) for f in sorted(files) if f.endswith(".distcp"))
     indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
-    state = matching(_TRAINER_FILES)
-    for file in sorted(f for f in files if _may_be_read(folder / f)):
+    is_state = matching(_TRAINER_FILES)
+    for file in sorted(f for f in files if _is_checkpoint(folder / f)):
         shard = _SHARD.match(file)
         if not (shard and f"{shard['base']}{shard['ending']}" in indexed):
-            yield file, shard is not None, _STATE if state(file) else None
+            yield file, shard is not None, _STATE if is_state(file) else None
 
 
-def _may_be_read(path: Path) -> bool:
-    """Whether a name is a checkpoint's; a named pipe would wait for a writer that never comes.
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file may be a checkpoint, by its name.
 
-    A link that leads nowhere is one: that it can't be read is to be said.
+    A named pipe would wait for a writer that never comes. A link that leads nowhere counts: the
+    user has to know that it can't be read.
     """
     named = path.name.endswith(ENDINGS) and not path.name.endswith(_METADATA)
     return named and not path.name.startswith(".") and (path.is_file() or not path.exists())
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a directory is there; names that no file system takes are none."""
+    """Whether there is a directory; no file system takes some names."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
-        return False
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a path exists; names that no file system takes don't."""
-    try:
-        return path.exists()
-    except OSError:
         return False

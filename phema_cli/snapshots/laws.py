@@ -1,4 +1,4 @@
-"""What averages are averages of: by the user's word, by the file's, in this order."""
+"""What averages are averages of: by the user's word first, then by the file's."""
 
 from __future__ import annotations
 
@@ -9,142 +9,116 @@ from typing import TypeVar
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.profiles import Law
 from phema_cli.request import Config
-from phema_cli.snapshots.resolve import LeftOutError, Member
-from phema_cli.snapshots.tags import Origin
+from phema_cli.snapshots.base import LeftOutError, Origin
+from phema_cli.snapshots.reading import Draft
 from phema_cli.trainers.base import Series
 from phema_cli.trainers.nested import AVERAGE
 from phema_cli.trainers.registry import parse_law
 
-#: largest difference of cumulative weights up to which two laws are taken for one.
+#: largest difference of cumulative weights up to which two laws count as one.
 _ALIKE = 0.01
 _DIGITS = 9
 _Value = TypeVar("_Value")
-
-
-def settle_laws(members: Sequence[Member], config: Config, said: Config) -> None:
-    """Say of each series what it is an average of, or why it is left out.
-
-    Args:
-        members: all series.
-        config: what the user says, the command line over phema.toml.
-        said: the command line alone.
-
-    Raises:
-        UsageError: what the user says fits none of them, or more than one.
-    """
-    origin: Origin = "command line" if said.says_average else "phema.toml"
-    _say_single(members, config)
-    _say_laws(members, config, origin)
-    if config.is_raw:
-        _only_raw(members, origin)
-    for member in members:
-        if not member.settled:
-            _say_known(member, config)
-    _check_spacing(members, config)
-    if config.update_every is None:
-        _space_by_count(members)
-
-
-def _say_single(members: Sequence[Member], config: Config) -> None:
-    """What the user says of single files, in phema.toml or by the groups of a pattern."""
-    for member in members:
-        said = member.item.said
-        if "index" in said:
-            _say_index(member, said["index"][0])
-        for name, (value, origin) in said.items():
-            if name not in _LAWS:
-                continue
-            try:
-                law = parse_law(_LAWS[name].format(value, power=_power(member.series)))
-            except PhemaError as error:
-                member.error = InputError(error.what, remedy=error.remedy)
-                continue
-            if law.name == "raw" or not _is_raw_beside(member):
-                _give(member, law, origin, config)
-
-
-def _is_raw_beside(member: Member) -> bool:
-    """Whether it is the raw weights beside an average, of which the user speaks."""
-    roles = {s.role for s in member.item.reading.series}
-    return member.series.role == "raw" and "average" in roles
-
-
-def _of_gamma(gamma: float, series: Series) -> Law:
-    """The law of a series that is the average of a gamma."""
-    return parse_law(f"{_power(series)}gamma={gamma:.17g}")
-
-
-def _power(series: Series) -> str:
-    """What an average of one gamma begins with in the words of ``--average``.
-
-    Trainers that update now and then are taken to do so at every step until the user says more.
-    """
-    return "power:" if series.power == "power" else f"{series.power}:every=1,"
-
-
-def _say_index(member: Member, text: str) -> None:
-    """The place that a pattern finds, among the averages that ``--gammas`` lists."""
-    if text.isdecimal() and len(text) <= _DIGITS:
-        member.series = replace(member.series, index=int(text), first_index=None)
-    else:
-        member.error = InputError(f"its index is {text!r:.80}, not a number")
-
-
-#: what a field of a pattern or of a row in phema.toml means, in the words of ``--average``.
+#: the law that a group of a pattern, or a field of a row in phema.toml, gives.
 _LAWS = {
     "gamma": "{power}gamma={0}",
     "sigma_rel": "{power}sigma_rel={0}",
     "beta": "exponential:beta={0}",
     "average": "{0}",
 }
+#: laws whose decay is the same from the first update on, or that have none.
+_EVEN = {"exponential", "power", "uniform", "raw"}
 
 
-def _only_raw(members: Sequence[Member], origin: Origin) -> None:
-    """The raw weights; where every series is an average by its file, the user knows better."""
-    free = [m for m in members if not m.settled]
-    plain = [m for m in free if m.series.role != "average" and m.series.law is None]
-    chosen = plain or free
-    for member in chosen:
-        member.overrules = member.series.law
-        member.law, member.origin = parse_law("raw"), origin
-    for member in free:
-        if not member.settled:
-            member.error = LeftOutError("an average, and --raw takes the raw weights beside it")
+def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -> None:
+    """Set the law of each draft, or its error.
 
+    Args:
+        drafts: all series.
+        config: the user's options, over phema.toml.
+        command_line: the user's options alone.
 
-def _say_laws(members: Sequence[Member], config: Config, origin: Origin) -> None:
-    """What the user says of all files: ``--average`` and ``--gammas``."""
+    Raises:
+        UsageError: an option fits no average, or several.
+    """
+    origin: Origin = "command line" if command_line.says_average else "phema.toml"
+    for draft in drafts:
+        _law_by_fields(draft, config)
     if config.averages:
-        laws = [parse_law(text) for text in config.averages]
-        for member, law in _dealt(members, laws, config, "--average"):
-            _give(member, law, origin, config)
-            _check_alone(member, config)
+        _laws_by_averages(drafts, config, origin)
     if config.gammas:
-        _say_gammas(members, config, origin)
+        _laws_by_gammas(drafts, config, origin)
+    if config.is_raw:
+        _raw_alone(drafts, origin)
+    for draft in [d for d in drafts if not d.settled]:
+        _law_by_file(draft, config)
+    if config.update_every is None:
+        _space_by_count(drafts)
+    elif drafts and all(d.law is not None and d.law.name == "raw" for d in drafts):
+        raise UsageError("--update-every is about averages, and there are none")
 
 
-def _check_alone(member: Member, config: Config) -> None:
-    """Refuse a law for weights that nothing is known of, where state beside them is an average."""
-    if member.series.role != "unknown" or config.keys or config.trust_tags:
+def _law_by_fields(draft: Draft, config: Config) -> None:
+    """The law that the user gives for one file, in phema.toml or by the groups of a pattern."""
+    fields, series = draft.file.fields, draft.series
+    if "index" in fields:
+        index = fields["index"][0]
+        if index.isdecimal() and len(index) <= _DIGITS:
+            draft.series = series = replace(series, index=int(index), first_index=None)
+        else:
+            draft.error = InputError(f"its index is {index!r:.80}, not a number")
+    roles = {s.role for s in draft.file.reading.series}
+    for name, (value, origin) in fields.items():
+        if name not in _LAWS:
+            continue
+        try:
+            law = parse_law(_LAWS[name].format(value, power=_power(series)))
+        except PhemaError as error:
+            draft.error = InputError(error.what, remedy=error.remedy)
+            continue
+        # An average is meant, and not the raw weights beside it.
+        if law.name == "raw" or not (series.role == "raw" and "average" in roles):
+            _take(draft, law, origin, config)
+
+
+def _power(series: Series) -> str:
+    """The beginning of the law of a gamma, in the words of ``--average``.
+
+    A trainer that does not update at every step is taken to do so unless the user says otherwise.
+    """
+    return "power:" if series.power == "power" else f"{series.power}:every=1,"
+
+
+def _laws_by_averages(drafts: Sequence[Draft], config: Config, origin: Origin) -> None:
+    """``--average``: a law for the one average that lacks it, or several by ``--key``."""
+    laws = [parse_law(text) for text in config.averages]
+    for draft, law in _assigned(drafts, laws, config, "--average"):
+        _take(draft, law, origin, config)
+        _check_hidden(draft, config)
+
+
+def _check_hidden(draft: Draft, config: Config) -> None:
+    """Refuse a law for weights of unknown kind if state beside them may be the average."""
+    if draft.series.role != "unknown" or config.keys or config.trust_tags:
         return
-    file = member.item.file
-    hidden = [k for k in file.everything if k not in file.dicts and AVERAGE.search(k)]
-    if hidden and hidden[0] not in file.lists:
-        member.error = InputError(
-            f"holds {hidden[0]} too, which may be the average",
-            remedy=f"pass --key {hidden[0]}, or --trust-tags to insist on {member.series.key}",
+    stored = draft.file.stored
+    hidden = [k for k in stored.everything if k not in stored.dicts and AVERAGE.search(k)]
+    if hidden and hidden[0] not in stored.lists:
+        draft.error = InputError(
+            f"also has {hidden[0]}, which may be the average",
+            remedy=f"pass --key {hidden[0]}, or --trust-tags to insist on {draft.series.key}",
         )
 
 
-def _dealt(
-    members: Sequence[Member], values: Sequence[_Value], config: Config, option: str
-) -> Iterator[tuple[Member, _Value]]:
-    """An option's values for the series that they are meant for.
+def _assigned(
+    drafts: Sequence[Draft], values: Sequence[_Value], config: Config, option: str
+) -> Iterator[tuple[Draft, _Value]]:
+    """The drafts that an option is about, each with its value.
 
     Raises:
         UsageError: that is not clear.
     """
-    free = [m for m in members if not m.settled]
+    free = [d for d in drafts if not d.settled]
     if len(values) > 1:
         if len(values) != len(config.keys):
             raise UsageError(
@@ -152,183 +126,189 @@ def _dealt(
                 remedy=f"pass --key with as many names, in the order of {option}",
             )
         for key, value in zip(config.keys, values, strict=True):
-            yield from ((m, value) for m in free if key in {m.series.key, m.series.within})
+            yield from ((d, value) for d in free if key in {d.series.key, d.series.within})
         return
-    unknown = [m for m in free if m.series.role != "raw" and m.series.law is None]
-    known = [m for m in free if m.series.role != "raw" and m.series.law is not None]
+    unknown = [d for d in free if d.series.role != "raw" and d.series.law is None]
+    known = [d for d in free if d.series.role != "raw" and d.series.law is not None]
     meant = unknown or known or free
-    groups = dict.fromkeys(m.group for m in meant)
     if not unknown and not config.insists:
         return
-    if not meant and any(m.error for m in members):
-        # What stands against the files says more.
+    if not meant and any(d.error for d in drafts):
+        # The errors of the files say more.
         return
-    if len(groups) > 1 or not meant:
-        names = sorted({_called(m) for m in meant})
-        found = f"there are several: {', '.join(names)}" if meant else "there is none"
-        by_key = len({m.series.key for m in meant}) > 1
+    if len({d.group for d in meant}) != 1:
+        names = ", ".join(sorted({_name(d.series) for d in meant}))
+        by_key = len({d.series.key for d in meant}) > 1
         raise UsageError(
-            f"{option} says what one average is, and {found}",
+            f"{option} is about one average, and "
+            + (f"there are several: {names}" if meant else "there is none"),
             remedy="pass --key with one of them" if by_key else f"leave {option} out",
         )
-    yield from ((m, values[0]) for m in meant)
+    yield from ((d, values[0]) for d in meant)
 
 
-def _called(member: Member) -> str:
-    """What users call a series."""
-    one = member.series
-    if one.index is not None:
-        return f"index {one.index}"
-    if one.key != ".":
-        return one.key
-    return parse_law(one.law).label if one.law else "the files that say nothing"
+def _name(series: Series) -> str:
+    """The name of a series for users."""
+    if series.index is not None:
+        return f"index {series.index}"
+    if series.key != ".":
+        return series.key
+    return parse_law(series.law).label if series.law else "the files without a law"
 
 
-def _say_gammas(members: Sequence[Member], config: Config, origin: Origin) -> None:
+def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> None:
     """``--gammas``: by the index in names, by the order of ``--key``, or one for all."""
-    counted = [m for m in members if m.series.index is not None and not m.settled]
-    if counted:
-        _say_counted(counted, config, origin)
+    numbered = [d for d in drafts if d.series.index is not None and not d.settled]
+    if numbered:
+        _laws_by_index(numbered, config, origin)
         return
     for gamma in config.gammas:
-        # What can be no gamma is told, also where there is no average.
+        # A value that can't be a gamma is an error even if there is no average.
         parse_law(f"power:gamma={gamma:.17g}")
-    given = len(config.gammas)
-    if given == 1 or len(config.keys) == given:
-        for member, gamma in _dealt(members, config.gammas, config, "--gammas"):
-            _give(member, _of_gamma(gamma, member.series), origin, config)
+    count = len(config.gammas)
+    if count in {1, len(config.keys)}:
+        for draft, gamma in _assigned(drafts, config.gammas, config, "--gammas"):
+            law = parse_law(f"{_power(draft.series)}gamma={gamma:.17g}")
+            _take(draft, law, origin, config)
     elif config.insists:
         raise UsageError(
-            f"--gammas gives {given} values, and nothing in the names counts them",
+            f"--gammas gives {count} values, and the names have no index to assign them by",
             remedy="pass --pattern with a group index, or --key with as many names",
         )
 
 
-def _say_counted(counted: Sequence[Member], config: Config, origin: Origin) -> None:
-    """``--gammas`` for averages that names count, in that order."""
-    first = _first_index(counted, len(config.gammas))
-    seen: set[int] = set()
-    for member in counted:
-        place = (member.series.index or 0) - first
-        if not 0 <= place < len(config.gammas):
-            given = len(config.gammas)
-            member.error = InputError(
-                f"index {member.series.index}, but {given} gammas were given",
+def _laws_by_index(numbered: Sequence[Draft], config: Config, origin: Origin) -> None:
+    """``--gammas`` for averages whose names have an index, in its order."""
+    gammas, indices = config.gammas, {d.series.index for d in numbered}
+    # Trainers know where they begin to count; otherwise the indices show it.
+    first = next((d.series.first_index for d in numbered if d.series.first_index is not None), None)
+    if first is None:
+        first = 1 if indices == set(range(1, len(gammas) + 1)) else 0
+    used: set[int] = set()
+    for draft in numbered:
+        place = (draft.series.index or 0) - first
+        if 0 <= place < len(gammas):
+            used.add(place)
+            law = parse_law(f"{_power(draft.series)}gamma={gammas[place]:.17g}")
+            _take(draft, law, origin, config)
+        else:
+            draft.error = InputError(
+                f"its index is {draft.series.index}, but --gammas gives {len(gammas)} values",
                 remedy="pass --gammas with one value for each average",
             )
-            continue
-        seen.add(place)
-        _give(member, _of_gamma(config.gammas[place], member.series), origin, config)
-    unused = [g for place, g in enumerate(config.gammas) if place not in seen]
-    if unused and config.insists and not any(m.error for m in counted):
+    unused = [gamma for place, gamma in enumerate(gammas) if place not in used]
+    if unused and config.insists and not any(d.error for d in numbered):
         raise UsageError(
-            f"--gammas gives {len(config.gammas)} values, and the names count {len(seen)} averages:"
+            f"--gammas gives {len(gammas)} values, but the names count {len(used)} averages:"
             f" gamma {unused[0]:.6g} is not used",
             remedy="pass one value for each average",
         )
 
 
-def _first_index(members: Sequence[Member], gammas: int) -> int:
-    """What the first average's index is: as the trainer counts, else as the indices show."""
-    told = [m.series.first_index for m in members if m.series.first_index is not None]
-    if told:
-        return told[0]
-    found = {m.series.index for m in members}
-    return 1 if found == set(range(1, gammas + 1)) else 0
+def _raw_alone(drafts: Sequence[Draft], origin: Origin) -> None:
+    """``--raw``: all that may be raw weights; if every series is an average by its file, all."""
+    free = [d for d in drafts if not d.settled]
+    plain = [d for d in free if d.series.role != "average" and d.series.law is None]
+    for draft in plain or free:
+        draft.overrules = draft.series.law
+        draft.law, draft.origin = parse_law("raw"), origin
+    for draft in free:
+        if not draft.settled:
+            draft.error = LeftOutError("it is an average, and --raw takes the raw weights")
 
 
-def _say_known(member: Member, config: Config) -> None:
-    """What the file itself says, or that it says nothing."""
-    one = member.series
-    if one.doubt is not None:
-        member.error = InputError(one.doubt, remedy="say which in phema.toml")
-    elif one.role == "raw":
-        member.law = parse_law("raw")
-    elif one.law is not None:
+def _law_by_file(draft: Draft, config: Config) -> None:
+    """The law in the file itself, or the error that there is none."""
+    series = draft.series
+    draft.origin = "content" if series.evidence == "content" else "name"
+    if series.doubt is not None:
+        draft.error = InputError(series.doubt, remedy="give the right one in phema.toml")
+    elif series.role == "raw":
+        draft.law = parse_law("raw")
+    elif series.law is not None:
         try:
-            member.law = _spaced(parse_law(one.law), one, config)
+            draft.law = _spaced(parse_law(series.law), series, config)
         except PhemaError as error:
-            remedy = "say what the average is in phema.toml"
-            member.error = InputError(error.what, remedy=error.remedy or remedy)
-    elif one.index is not None:
-        member.untagged = True
-        member.error = InputError(
-            "its name counts gammas, but says none",
-            remedy="pass --gammas or --sigma-rels as the trainer had them, in that order",
+            remedy = error.remedy or "give the law of the average in phema.toml"
+            draft.error = InputError(error.what, remedy=remedy)
+    elif series.index is not None:
+        draft.untagged = True
+        draft.error = InputError(
+            "its name has an index and no gamma",
+            remedy="pass --gammas or --sigma-rels, as set in the trainer and in that order",
             option="--gammas G1,G2",
         )
-    elif one.role == "average":
-        member.untagged = one.hint is None and one.grows is None
-        member.error = _unknown(member)
+    elif series.role == "average":
+        draft.untagged = series.hint is None and series.grows is None
+        draft.error = _no_law(draft)
     else:
-        member.error = InputError(
+        draft.error = InputError(
             "does not say whether it is an average or the raw weights",
-            remedy="pass --raw if these are the weights themselves, --gammas or --average LAW if "
-            "they are averages",
+            remedy="pass --raw if it is the raw weights, --gammas or --average LAW if it is an "
+            "average",
             option="--raw",
         )
-    member.origin = "content" if one.evidence == "content" else "name"
 
 
-def _unknown(member: Member) -> InputError:
-    """The error for an average whose decay the file does not say."""
-    one = member.series
-    what = "its average" if one.key == "." else f"its average {one.key}"
-    law = f"--average LAW, by default {one.hint}" if one.hint else "--average LAW"
-    raw = any(s.role == "raw" for s in member.item.reading.series)
+def _no_law(draft: Draft) -> InputError:
+    """The error for an average whose decay is not in the file."""
+    series = draft.series
+    name = "its average" if series.key == "." else f"its average {series.key}"
+    law = f"--average LAW, by default {series.hint}" if series.hint else "--average LAW"
+    raw = any(s.role == "raw" for s in draft.file.reading.series)
     return InputError(
-        f"does not say how {what} decays",
+        f"does not say how {name} decays",
         remedy=f"pass {law}; or --raw to use the raw weights alone" if raw else f"pass {law}",
         option="--raw" if raw else "--average LAW",
     )
 
 
-def _give(member: Member, law: Law, origin: Origin, config: Config) -> None:
-    """Take what the user says, unless the file's own kind of decay contradicts it."""
-    one = member.series
+def _take(draft: Draft, law: Law, origin: Origin, config: Config) -> None:
+    """Take the law that the user gives, unless the file's own kind of decay contradicts it."""
+    series = draft.series
     try:
-        law = _spaced(law, one, config)
+        own = None if series.law is None else parse_law(series.law)
+    except PhemaError:
+        own = None
+    try:
+        law = _spaced(law, series, config)
     except PhemaError as error:
-        member.error = InputError(error.what, remedy=error.remedy)
+        draft.error = InputError(error.what, remedy=error.remedy)
         return
     if law.name == "exponential" and not config.trust_tags:
-        _check_growth(member, law)
-        if member.error is not None:
+        draft.error = _growth_error(draft, law, own) or draft.error
+        if draft.error is not None:
             return
-    own = _own(one)
     if own is None or own.text != law.text:
-        member.overrules = one.law
-    member.law, member.origin = law, origin
+        draft.overrules = series.law
+    draft.law, draft.origin = law, origin
 
 
-def _own(series: Series) -> Law | None:
-    """The law that the file says; None where it says none, or what can't be one."""
-    try:
-        return None if series.law is None else parse_law(series.law)
-    except PhemaError:
-        return None
+def _growth_error(draft: Draft, law: Law, own: Law | None) -> InputError | None:
+    """The error for a constant decay if the library's grows, and that makes a difference.
 
-
-#: laws whose decay is the same from the first update on, or that have none.
-_EVEN = {"exponential", "power", "uniform", "raw"}
-
-
-def _check_growth(member: Member, law: Law) -> None:
-    """Refuse a constant decay where the library's grows, and that differs at the file's time."""
-    one, clock = member.series, member.item.reading.clock
+    Args:
+        draft: the series.
+        law: the user's law, of constant decay.
+        own: the law in the file, if there is one.
+    """
+    series, clock = draft.series, draft.file.reading.clock
     beta = law.parameters.get("beta")
-    own = _own(one)
-    if beta is None or (one.grows is None and (own is None or own.name in _EVEN)):
-        return
-    if own is None or own.name in _EVEN:
-        given = {} if law.parameters["every"] == 1 else {"every": law.parameters["every"]}
-        own = parse_law(one.hint or f"{one.grows}:beta={beta!r}").replace(beta=beta, **given)
-    done = one.updates or (None if clock is None else clock.value) or 1000.0
-    if law.distance(own, done) > _ALIKE:
-        member.error = InputError(
-            f"its average {one.key} warms up: its decay grows to {beta:.10g}, and is not constant",
-            remedy=f"pass --average {own.text}, or --trust-tags to insist",
-        )
+    if own is not None and own.name in _EVEN:
+        own = None
+    if beta is None or (series.grows is None and own is None):
+        return None
+    if own is None:
+        every = law.parameters["every"]
+        own = parse_law(series.hint or f"{series.grows}:beta={beta!r}")
+        own = own.replace(beta=beta, **({} if every == 1 else {"every": every}))
+    updates = series.updates or (None if clock is None else clock.value) or 1000.0
+    if law.distance(own, updates) <= _ALIKE:
+        return None
+    return InputError(
+        f"its average {series.key} warms up: its decay is not constant, but grows to {beta:.10g}",
+        remedy=f"pass --average {own.text}, or --trust-tags to insist",
+    )
 
 
 def _spaced(law: Law, series: Series, config: Config) -> Law:
@@ -340,24 +320,16 @@ def _spaced(law: Law, series: Series, config: Config) -> Law:
     return law
 
 
-def _check_spacing(members: Sequence[Member], config: Config) -> None:
-    """Refuse ``--update-every`` where nothing is an average."""
-    averages = [m for m in members if m.law is None or m.law.name != "raw"]
-    if members and config.update_every is not None and not averages:
-        raise UsageError("--update-every says of averages, and there are none")
-
-
-def _space_by_count(members: Sequence[Member]) -> None:
-    """Give averages that count their updates the number of steps between these, if all agree."""
-    groups: dict[tuple[object, ...], list[tuple[Member, float, float]]] = {}
-    for member in members:
-        clock, updates = member.item.reading.clock, member.series.updates
-        if clock is not None and clock.unit == "steps" and updates and member.law is not None:
-            groups.setdefault(member.group, []).append((member, clock.value, updates))
+def _space_by_count(drafts: Sequence[Draft]) -> None:
+    """Set the number of steps between updates of averages that count these, if all agree."""
+    groups: dict[tuple[object, ...], list[tuple[Draft, float, float]]] = {}
+    for draft in drafts:
+        clock, updates = draft.file.reading.clock, draft.series.updates
+        if clock is not None and clock.unit == "steps" and updates and draft.law is not None:
+            groups.setdefault(draft.group, []).append((draft, clock.value, updates))
     for counted in groups.values():
         every = round(max(step / updates for _, step, updates in counted))
         if every > 1 and all(abs(step / every - updates) <= 1 for _, step, updates in counted):
-            for member, _, _ in counted:
-                law = member.law
-                if law is not None and law.parameters.get("every") == 1:
-                    member.law = law.replace(every=float(every))
+            for draft, _, _ in counted:
+                if draft.law is not None and draft.law.parameters.get("every") == 1:
+                    draft.law = draft.law.replace(every=float(every))

@@ -1,27 +1,90 @@
-"""From files to what they hold: each is read once, and what stands against one stops no other."""
+"""Reads candidates: what each file holds, what its trainer says, and the series that count."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.objects import refuse_beside, refuse_hidden
 from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
+from phema_cli.profiles import Law
 from phema_cli.request import Config
-from phema_cli.snapshots.consistency import Finding
+from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of
 from phema_cli.snapshots.files import Candidate, candidates
 from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError
-from phema_cli.snapshots.resolve import Item, LeftOutError, Said, members_of
-from phema_cli.trainers.base import Series, StoredFile
-from phema_cli.trainers.registry import read_file
+from phema_cli.trainers.base import Clock, Series, StoredFile, under
+from phema_cli.trainers.nested import by_path, is_state_key, tensors_of
+from phema_cli.trainers.registry import FileReading, read_file
 
-#: metadata entry that says a checkpoint was synthesized, by phema, from others.
+#: metadata entry of a checkpoint that phema has synthesized from others.
 PROVENANCE_KEY = "phema"
+#: keys that a message lists.
+_OFFERED = 8
+
+#: a field that the user gives for one file, and where.
+UserField = tuple[str, Origin]
+
+
+@dataclass(slots=True)
+class InputFile:
+    """A file that was read.
+
+    Attributes:
+        candidate: the file.
+        stored: its content.
+        reading: what trainers' modules know of it.
+        fields: fields for this file alone, from phema.toml or from the groups of a pattern.
+        time: how much training was done; None until that is known.
+        time_origin: where the time was read.
+        time_error: why it has no time.
+    """
+
+    candidate: Candidate
+    stored: StoredFile
+    reading: FileReading
+    fields: Mapping[str, UserField] = field(default_factory=dict)
+    time: Clock | None = None
+    time_origin: Origin = "content"
+    time_error: PhemaError | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """A series of a file, from which a snapshot will be made.
+
+    Attributes:
+        file: the file.
+        series: its weights.
+        law: what it is an average of; None until that is known.
+        origin: where the law was read.
+        overrules: the law in the file, if the user gives another one.
+        error: why it can't be a snapshot.
+        untagged: whether that is only that its law is not known.
+    """
+
+    file: InputFile
+    series: Series
+    law: Law | None = None
+    origin: Origin = "content"
+    overrules: str | None = None
+    error: PhemaError | None = None
+    untagged: bool = False
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """What the drafts of one series have in common in all files."""
+        return (self.series.role == "raw", self.series.key, self.series.index, self.series.law)
+
+    @property
+    def settled(self) -> bool:
+        """Whether its law is known, or that it can't be."""
+        return self.law is not None or self.error is not None
 
 
 def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
@@ -44,34 +107,36 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
 def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
     """The checkpoint at a candidate; errors as :func:`read_checkpoint` has them."""
     try:
-        item = _item(candidate, keyed=key is not None)
-        series = [m.series for m in members_of([item], [key] if key else [])]
+        file = _read(candidate, keyed=key is not None)
+        series = [d.series for d in drafts_of([file], [key] if key else [])]
     except (InputError, UsageError) as error:
         raise error.at(candidate.path) from error
-    averages = [s for s in series if s.role == "average"]
-    chosen = averages or series or _anything(item)
-    if len(chosen) != 1:
-        keys = ", ".join(s.key for s in chosen)
+    stored = file.stored
+    found = [s for s in series if s.role == "average"] or series
+    # Where no tensors are weights, the only ones count.
+    found = found or [Series(tensors, within=k) for k, tensors in stored.everything.items()]
+    if not found and stored.contents.format == "safetensors":
+        found = [Series({})]
+    if len(found) != 1:
+        keys = ", ".join(s.key for s in found)
         raise InputError(
-            f"holds {len(chosen)} dicts of tensors" if chosen else "holds no dict of tensors",
+            f"holds {len(found)} dicts of tensors" if found else "holds no dict of tensors",
             where=candidate.path,
-            remedy=f"pass --key with one of {keys}" if chosen else "leave it out: --exclude",
+            remedy=f"pass --key with one of {keys}" if found else "leave it out: --exclude",
         )
-    one = chosen[0]
-    return item.file.contents.checkpoint(one.tensors, one.place, unnamed=one.unnamed)
+    return stored.checkpoint(found[0])
 
 
-def _anything(item: Item) -> list[Series]:
-    """The only tensors in a file, where none of them may be weights."""
-    found = [Series(t, within=k) for k, t in item.file.everything.items()]
-    if not found and item.file.contents.format == "safetensors":
-        return [Series({})]
-    return found
+def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
+    """A file with what trainers' modules know of it.
 
-
-def _item(candidate: Candidate, *, keyed: bool) -> Item:
-    """A file with what trainers know of it."""
+    Args:
+        candidate: the file.
+        keyed: whether the user names the dict or the prefix that counts.
+    """
     contents = read(candidate.path)
+    if not keyed:
+        refuse_hidden(contents.content, contents.path, is_state_key)
     stored = StoredFile(
         contents,
         contents.path,
@@ -80,106 +145,171 @@ def _item(candidate: Candidate, *, keyed: bool) -> Item:
         candidate.folders,
         candidate.beside,
     )
-    return Item(candidate, stored, read_file(stored, keyed=keyed))
+    return InputFile(candidate, stored, read_file(stored, keyed=keyed))
 
 
-def read_all(
-    found: Iterable[Candidate], said: Config, local: Config, seen: set[object]
-) -> tuple[list[Item], list[Finding]]:
-    """What the files hold that are meant, and what is to be said of the others."""
-    config = said.over(local)
+def read_files(
+    listed: Iterable[Candidate], command_line: Config, toml: Config, seen: set[object]
+) -> tuple[list[InputFile], list[Finding]]:
+    """The files that are selected, and a finding for each that can't be used.
+
+    Args:
+        listed: the candidates.
+        command_line: the user's options.
+        toml: the phema.toml of the directory.
+        seen: files that were read before, under any name; these are added.
+
+    Raises:
+        SlowPatternError: the search for the pattern takes too long.
+    """
+    config = command_line.over(toml)
     select, exclude = matching(config.select), matching(config.exclude)
     pattern = PathPattern(config.pattern) if config.pattern else None
-    items: list[Item] = []
+    keyed = bool(config.keys)
+    files: list[InputFile] = []
     findings: list[Finding] = []
-    for candidate in found:
+    for candidate in listed:
         identity = _identity(candidate.path)
-        if identity in seen:
-            continue
-        if candidate.matches(exclude) or (select and not candidate.matches(select)):
+        texts = candidate.texts
+        selected = not select or any(map(select, texts))
+        if identity in seen or not selected or any(map(exclude, texts)):
             continue
         try:
-            item = _read(candidate, said, local, pattern, keyed=bool(config.keys))
+            _require_whole(candidate)
+            fields = _user_fields(candidate, pattern, command_line, toml)
+            file = _read(candidate, keyed=keyed)
+            _require_weights(file, keyed=keyed)
         except SlowPatternError:
             raise
-        except LeftOutError as error:
-            findings.append(left_out(error, candidate))
         except PhemaError as error:
-            findings.append(fault(error, candidate))
+            findings.append(finding_of(error, candidate.name))
         else:
-            # Not before: the file's other name may be the one that is selected.
+            file.fields = fields
+            files.append(file)
+            # Not before: another name of the file may be the selected one.
             seen.add(identity)
-            items.append(item)
-    return items, findings
+    return files, findings
 
 
-def _read(
-    candidate: Candidate, said: Config, local: Config, pattern: PathPattern | None, *, keyed: bool
-) -> Item:
-    """What one file holds; raises what stands against it."""
-    _check_usable(candidate)
-    row = local.snapshots.get(candidate.relative.as_posix()) or local.snapshots.get(candidate.name)
-    fields: dict[str, Said] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
-    if pattern is not None:
-        matched = pattern(candidate.relative)
-        if matched is None and row is None:
-            raise LeftOutError("it does not match --pattern")
-        by = (said if said.pattern else local).origin
-        found: dict[str, Said] = {k: (v, by) for k, v in (matched or {}).items()}
-        fields = _over(found, fields) if said.pattern else _over(fields, found)
-    item = _item(candidate, keyed=keyed)
-    if PROVENANCE_KEY in item.file.metadata:
-        raise LeftOutError("it was synthesized by phema")
-    if item.reading.left_out is not None:
-        raise LeftOutError(item.reading.left_out)
-    if not keyed and not item.reading.series:
-        raise LeftOutError("it holds no weights")
-    if candidate.is_part:
-        raise InputError(
-            "weights of one rank, or one part, of several",
-            remedy="gather them with the tool of the trainer that wrote them",
-        )
-    return replace(item, said=fields)
+def _identity(path: Path) -> object:
+    """The same value for all names of one file, be they links or hard links."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return str(path) if is_remote(path) else (status.st_dev, status.st_ino)
 
 
-def _over(first: Mapping[str, Said], second: Mapping[str, Said]) -> dict[str, Said]:
-    """What is said of a file in two places: the average, and the time, by the first that does."""
-    taken = {k for kind in (AVERAGES, TIMES) if not first.keys().isdisjoint(kind) for k in kind}
-    return {k: v for k, v in second.items() if k not in taken} | dict(first)
-
-
-def _check_usable(candidate: Candidate) -> None:
-    """Refuse what its name alone rules out."""
+def _require_whole(candidate: Candidate) -> None:
+    """Refuse a file that can't be a snapshot, by its name."""
     if candidate.unusable is not None:
         raise LeftOutError(candidate.unusable)
     if candidate.orphan:
         raise InputError(
-            "a shard without its index",
+            "is a shard, and its index is missing",
             remedy="put the .index.json of its checkpoint beside it",
         )
 
 
-def _identity(path: Path) -> object:
-    """What is the same for two names of one file, be they links or hard links."""
-    try:
-        found = path.stat()
-    except OSError:
-        return path
-    if is_remote(path):
-        return str(path)
-    return found.st_dev, found.st_ino
+def _require_weights(file: InputFile, *, keyed: bool) -> None:
+    """Refuse a file that can't be a snapshot, by its content."""
+    if PROVENANCE_KEY in file.stored.metadata:
+        raise LeftOutError("it was synthesized by phema")
+    if file.reading.left_out is not None:
+        raise LeftOutError(file.reading.left_out)
+    if not keyed and not file.reading.series:
+        raise LeftOutError("it holds no weights")
+    if file.candidate.is_part:
+        raise InputError(
+            "has only the weights of one rank, or of one part, of several",
+            remedy="gather them with the tool of the trainer that wrote them",
+        )
 
 
-def left_out(error: PhemaError, candidate: Candidate) -> Finding:
-    """The notice that a file is not used."""
-    return notice(f"left out: {error.what}", candidate.name)
+def _user_fields(
+    candidate: Candidate, pattern: PathPattern | None, command_line: Config, toml: Config
+) -> Mapping[str, UserField]:
+    """The fields that the user gives for one file: average and time, by pattern or phema.toml.
+
+    Raises:
+        LeftOutError: there is a pattern that does not match, and phema.toml has no row.
+    """
+    row = toml.snapshots.get(candidate.relative.as_posix()) or toml.snapshots.get(candidate.name)
+    rows: dict[str, UserField] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
+    if pattern is None:
+        return rows
+    groups = pattern(candidate.relative)
+    if groups is None and row is None:
+        raise LeftOutError("it does not match --pattern")
+    origin = (command_line if command_line.pattern else toml).origin
+    matched: dict[str, UserField] = {k: (v, origin) for k, v in (groups or {}).items()}
+    first, second = (matched, rows) if command_line.pattern else (rows, matched)
+    # Average and time each come from the first that has any of their fields.
+    settled = {k for kind in (AVERAGES, TIMES) if not first.keys().isdisjoint(kind) for k in kind}
+    return {k: v for k, v in second.items() if k not in settled} | first
 
 
-def fault(error: PhemaError, candidate: Candidate) -> Finding:
-    """What stands against a file."""
-    return Finding("error", error.at(candidate.name))
+def drafts_of(
+    files: Sequence[InputFile], keys: Sequence[str], *, insists: bool = True
+) -> list[Draft]:
+    """The series that count: those that the user names, or all.
+
+    What one file leaves open others may settle: an average in one file shows what the dict of the
+    same key is in others.
+
+    Args:
+        files: all files.
+        keys: the names of series that the user gives.
+        insists: whether a name without a series is an error; a phema.toml may be about other files.
+
+    Raises:
+        UsageError: no file has a series of that name.
+    """
+    drafts = [Draft(file, s) for file in files for s in file.reading.series if not keys]
+    missing = dict.fromkeys(keys)
+    for file in files if keys else ():
+        for key in keys:
+            if (series := _series_at(file, key)) is not None:
+                missing.pop(key, None)
+                drafts.append(Draft(file, series))
+    if missing and files and insists:
+        names = dict.fromkeys(s.key for file in files for s in file.reading.series)
+        names |= dict.fromkeys(k for file in files for k in file.stored.dicts)
+        listed = ", ".join([name for name in names if name != "."][:_OFFERED])
+        raise UsageError(
+            f"no dict of tensors, and no prefix of their names, is {next(iter(missing))!r}",
+            remedy=f"there are {listed}" if listed else "leave --key out: no dict is nested",
+        )
+    roles = {
+        d.series.key: d.series.role
+        for d in drafts
+        if d.series.role != "unknown" and d.series.law is None
+    }
+    for draft in drafts:
+        if draft.series.role == "unknown":
+            series = draft.series
+            draft.series = replace(series, role=roles.get(series.key, series.role))
+    return drafts
 
 
-def notice(what: str, where: str | None = None) -> Finding:
-    """Something that the user should know."""
-    return Finding("notice", InputError(what, where=where))
+def _series_at(file: InputFile, key: str) -> Series | None:
+    """The series that a key names in a file: a trainer's, any dict, or a prefix of names."""
+    for series in file.reading.series:
+        if series.key == key:
+            return series
+    content, path = file.stored.contents.content, file.stored.contents.path
+    node = by_path(content, key)
+    if (group := tensors_of(node)) is not None:
+        refuse_hidden(node, path)
+        refuse_beside(node, path, is_state_key)
+        tensors, named = group
+        return Series(tensors, within=key, unnamed=not named)
+    prefix = f"{key.rstrip('.')}."
+    for series in file.reading.series:
+        # A part of an average is the same average.
+        if not series.prefix and (part := under(series.tensors, prefix)):
+            return replace(series, tensors=part, prefix=prefix, label=None)
+    for within, tensors in file.stored.dicts.items():
+        if part := under(tensors, prefix):
+            return Series(part, within=within, prefix=prefix)
+    return None

@@ -1,53 +1,40 @@
-"""Scan: from paths to tagged snapshots and findings, reading headers only."""
+"""Scan: from paths to tagged snapshots and findings, by their headers alone."""
 
 from __future__ import annotations
 
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
+from phema_cli.snapshots.base import Finding, Snapshot, Untagged, finding_of, notice
 from phema_cli.snapshots.config import checked, read_config
-from phema_cli.snapshots.consistency import (
-    Finding,
-    Snapshot,
-    Untagged,
-    check,
-    strip_prefixes,
-)
+from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
 from phema_cli.snapshots.laws import settle_laws
-from phema_cli.snapshots.reading import fault, left_out, notice, read_all
-from phema_cli.snapshots.resolve import (
-    Item,
-    LeftOutError,
-    Member,
-    members_of,
-    settle_roles,
-)
-from phema_cli.snapshots.tagging import make_snapshot, without_doubles
-from phema_cli.snapshots.tensors import require_matches, settle
-from phema_cli.snapshots.times import Time, are_counters, settle_times
+from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
+from phema_cli.snapshots.tag import make_snapshot, without_doubles
+from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
+from phema_cli.snapshots.times import are_counters, settle_times
 from phema_cli.trainers.registry import parse_law
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a scan found.
+    """The snapshots of a scan, and findings about them.
 
     Attributes:
         snapshots: sorted by step, then gamma.
-        findings: errors, warnings and notices, in the order they were met.
+        findings: errors, warnings and notices, in the order in which they were found.
         copy: globs of tensor names that are copied instead of averaged.
         drop: globs of tensor names that are left out.
-        read: what was found before differences between tensors were settled.
-        trust_tags: whether the tags hold whatever the snapshots show.
-        untagged: what would be snapshots if somebody said what they are averages of.
+        read: the scan before differences between tensors were settled.
+        trust_tags: whether the tags hold, whatever the values of the snapshots show.
+        untagged: what would be snapshots if their laws were known.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -59,24 +46,23 @@ class Scan:
     untagged: tuple[Untagged, ...] = ()
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
-        """What was read, checked, with these tensors copied and left out."""
+        """The scan with these tensors copied and left out, and its snapshots checked."""
         read = self.read or self
-        snapshots, told = settle(read.snapshots, copy, drop)
-        findings = (*read.findings, *told, *check(snapshots, copy))
+        snapshots, findings = settle(read.snapshots, copy, drop)
         return replace(
             read,
             snapshots=tuple(snapshots),
-            findings=findings,
+            findings=(*read.findings, *findings, *check(snapshots, copy)),
             copy=tuple(copy),
             drop=tuple(drop),
             read=read,
         )
 
     def require(self) -> tuple[Snapshot, ...]:
-        """The snapshots, if nothing stands against using them.
+        """The snapshots, if there is no error.
 
         Raises:
-            PhemaError: the first error found, and how many more there are.
+            PhemaError: the first error, with the number of the others.
         """
         errors = [f.error for f in self.findings if f.level == "error"]
         if errors:
@@ -93,143 +79,111 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
 
     Args:
         paths: files, or directories that are searched with all below them.
-        config: what the user says; a phema.toml in a given directory fills in what it leaves open.
+        config: the user's options; a phema.toml in a given directory fills in what they leave open.
 
     Raises:
         InputError: a path does not exist, or there is no snapshot at all.
-        UsageError: what ``config`` says fits nothing that was found.
+        UsageError: an option fits no file, no average or no tensor.
     """
-    said = checked(config or Config())
-    with _no_collection():
-        return _scan(paths, said)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Spare the garbage collector headers of many tensors: objects without cycles, all kept."""
-    enabled = gc.isenabled()
+    command_line = checked(config or Config())
+    # Headers of many tensors are objects without cycles that all stay: nothing to collect.
+    collecting = gc.isenabled()
     gc.disable()
     try:
-        yield
+        return _scan(paths, command_line)
     finally:
-        if enabled:
+        if collecting:
             gc.enable()
 
 
-def _scan(paths: Sequence[str | os.PathLike[str]], said: Config) -> Scan:
-    """Find, read and check the snapshots."""
+def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config) -> Scan:
+    """Scan each path, then look at the snapshots of all together."""
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
     seen: set[object] = set()
-    copy, drop = said.copy, said.drop
-    unmatched, trusted = said.typed_files, said.trust_tags
+    copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
+    unmatched = command_line.typed_files
     for root in map(to_path, paths):
-        local = read_config(root) if is_folder(root) else Config(origin="phema.toml")
-        copy, drop = copy or local.copy, drop or local.drop
-        trusted = trusted or local.trust_tags
+        toml = read_config(root) if is_folder(root) else Config(origin="phema.toml")
+        copy, drop = copy or toml.copy, drop or toml.drop
+        trust_tags = trust_tags or toml.trust_tags
         listed = list(candidates(root))
-        lost = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
-        unmatched = tuple(typed for typed in unmatched if typed[1] in lost)
-        items, met = read_all(listed, said, local, seen)
-        findings += met
+        unused = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
+        unmatched = tuple(typed for typed in unmatched if typed[1] in unused)
+        files, faults = read_files(listed, command_line, toml, seen)
+        findings += faults
         try:
-            found, lacking, met = _tagged(items, said, local)
+            tagged = _tag(files, command_line, toml)
         except UsageError as error:
-            # What the user says may fit a file that can't be read.
-            if not any(f.level == "error" for f in met):
+            # An option that fits nothing may fit a file that can't be read.
+            if not any(f.level == "error" for f in faults):
                 raise
-            found, lacking, met = [], [], [Finding("error", error)]
-        snapshots += found
-        untagged += lacking
-        findings += met
+            tagged = Scan((), (Finding("error", error),))
+        snapshots += tagged.snapshots
+        untagged += tagged.untagged
+        findings += tagged.findings
     if unmatched:
-        raise UsageError(
-            f"{unmatched[0][0]} {unmatched[0][1]!r} matches no file", remedy="see phema inspect"
-        )
+        option, glob = unmatched[0]
+        raise UsageError(f"{option} {glob!r} matches no file", remedy="see phema inspect")
     if not snapshots and not any(f.level == "error" for f in findings):
-        raise _nothing_found(paths, findings)
-    # What holds for many snapshots, or for a file that was given twice, is said once.
+        left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
+        raise InputError(
+            f"no snapshots found{left}",
+            where=", ".join(str(p) for p in paths),
+            remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
+        )
+    # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
     # Of one step the raw weights come first: outputs continue the average.
-    ordered = sorted(
-        snapshots,
-        key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name),
-    )
-    ordered, stripped = strip_prefixes(ordered)
-    findings += [notice(f"prefix {p} removed from all tensor names") for p in stripped]
-    require_matches(ordered, said.typed)
-    made = Scan(tuple(ordered), tuple(findings), trust_tags=trusted, untagged=tuple(untagged))
-    return made.settled(copy, drop)
+    snapshots.sort(key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name))
+    snapshots, stripped = strip_prefixes(snapshots)
+    require_matches(snapshots, command_line.typed)
+    found = (*findings, *stripped)
+    read = Scan(tuple(snapshots), found, trust_tags=trust_tags, untagged=tuple(untagged))
+    return read.settled(copy, drop)
 
 
-def _tagged(
-    items: Sequence[Item], said: Config, local: Config
-) -> tuple[list[Snapshot], list[Untagged], list[Finding]]:
-    """The snapshots in what was read, those that lack a law, and what stands against others."""
-    config = said.over(local)
-    findings = [notice(note, item.candidate.name) for item in items for note in item.reading.notes]
-    members = list(members_of(items, config.keys, insists=bool(said.keys)))
-    if config.keys:
-        held = {id(m.item) for m in members}
-        findings += [
-            notice(f"left out: it holds no {', '.join(config.keys)}", item.candidate.name)
-            for item in items
-            if id(item) not in held
-        ]
-    settle_roles(members)
-    settle_laws(members, config, said)
+def _tag(files: Sequence[InputFile], command_line: Config, toml: Config) -> Scan:
+    """The snapshots in the files of one path, those without a law, and findings."""
+    config = command_line.over(toml)
+    findings = [notice(note, f.candidate.name) for f in files for note in f.reading.notes]
+    drafts = drafts_of(files, config.keys, insists=bool(command_line.keys))
+    keyed = {id(d.file) for d in drafts}
+    for file in files if config.keys else ():
+        if id(file) not in keyed:
+            what = f"left out: it holds no {', '.join(config.keys)}"
+            findings.append(notice(what, file.candidate.name))
+    settle_laws(drafts, config, command_line)
     try:
-        times = settle_times(items, config)
+        settle_times(files, config)
     except InputError as error:
-        return [], [], [*findings, Finding("error", error)]
-    counters = are_counters([t for t in times.values() if isinstance(t, Time)])
-    places = {id(item): place for place, item in enumerate(items)}
+        return Scan((), (*findings, Finding("error", error)))
+    counters = are_counters(files)
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
-    for member in members:
-        time = times[places[id(member.item)]]
+    for draft in drafts:
         try:
-            snapshots.append(make_snapshot(member, time, config, counters=counters))
-        except LeftOutError as error:
-            findings.append(left_out(error, member.item.candidate))
+            snapshots.append(make_snapshot(draft, config, counters=counters))
         except PhemaError as error:
-            findings.append(fault(error, member.item.candidate))
-            if member.untagged:
-                untagged += _untagged(member, time, config, findings[-1])
-    kept, doubles = without_doubles(snapshots, members)
+            findings.append(finding_of(error, draft.file.candidate.name))
+            if draft.untagged:
+                untagged += _untagged(draft, config, findings[-1])
+    kept, doubles = without_doubles(snapshots, drafts)
     findings += doubles
     if config.update_every is None and not config.averages:
         remedy = "pass --update-every, or the averages are not what they seem"
-        told = dict.fromkeys(m.series.spacing for m in members if _is_power(m))
-        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in told if what]
-    return kept, untagged, findings
+        powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
+        warnings = dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning)
+        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in warnings]
+    return Scan(tuple(kept), tuple(findings), untagged=tuple(untagged))
 
 
-def _untagged(
-    member: Member, time: Time | PhemaError, config: Config, error: Finding
-) -> Iterator[Untagged]:
-    """A series that lacks a law as the snapshot that it may become, if nothing else is missing."""
-    as_raw = replace(member, law=parse_law("raw"), error=None)
+def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged]:
+    """The snapshot that a series would be if its law were known, unless it lacks more."""
+    as_raw = replace(draft, law=parse_law("raw"), error=None)
     try:
-        snapshot = make_snapshot(as_raw, time, config)
+        snapshot = make_snapshot(as_raw, config)
     except PhemaError:
         return
-    yield Untagged(snapshot, member.series.index, error)
-
-
-def _is_power(member: Member) -> bool:
-    """Whether it is an average of one gamma."""
-    return member.law is not None and member.law.gamma is not None
-
-
-def _nothing_found(
-    paths: Sequence[str | os.PathLike[str]], findings: Sequence[Finding]
-) -> InputError:
-    """The error of a scan without a snapshot."""
-    left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
-    return InputError(
-        f"no snapshots found{left}",
-        where=", ".join(str(p) for p in paths),
-        remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
-    )
+    yield Untagged(snapshot, draft.series.index, error)

@@ -1,34 +1,55 @@
-"""Small differences between the tensors of snapshots, settled: what is averaged, copied, left out.
+"""Settles small differences between the tensors of snapshots: averaged, copied, or left out.
 
-Outputs have the tensors of the newest snapshot of the whole model. A tensor is averaged where it is
-a float of one shape in every snapshot; what else is there is copied, or left out, and that is told.
+Outputs have the tensors of the newest snapshot of the whole model. A tensor is averaged if it is a
+float of one shape in every snapshot; others are copied or left out, with a notice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DType
 from phema_cli.globs import matching
-from phema_cli.snapshots.consistency import Finding, Snapshot, is_float, reference
-from phema_cli.snapshots.quantized import quantized
+from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
+from phema_cli.snapshots.consistency import quantized
 from phema_cli.snapshots.ties import with_ties
 
+#: prefixes of wrappers, removed if every tensor of every snapshot has them.
+_PREFIXES = ("module.", "_orig_mod.", "ema_model.")
 _SHOWN = 3
-#: how like a name has to be to what was typed, from 0 to 1, to be shown first.
+#: how similar a name has to be to the user's glob, from 0 to 1, to be shown first.
 _LIKE = 0.4
+
+
+def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[Finding]]:
+    """Snapshots without the wrappers' prefixes that all their tensors share."""
+    result = list(snapshots)
+    findings: list[Finding] = []
+    while True:
+        names = [n for s in result for n in s.checkpoint.tensors]
+        shared = [p for p in _PREFIXES if names and all(n.startswith(p) and n != p for n in names)]
+        if not shared:
+            return result, findings
+        prefix = shared[0]
+        findings.append(notice(f"prefix {prefix} removed from all tensor names"))
+        for place, snapshot in enumerate(result):
+            stored = snapshot.checkpoint.tensors.items()
+            named = ((n.removeprefix(prefix), e) for n, e in stored)
+            tensors = {name: replace(e, name=name) for name, e in named}
+            checkpoint = replace(snapshot.checkpoint, tensors=tensors)
+            result[place] = replace(snapshot, checkpoint=checkpoint)
 
 
 def settle(
     snapshots: Sequence[Snapshot], copy: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> tuple[list[Snapshot], list[Finding]]:
-    """Snapshots without tensors that no output has, and what is to be said of their differences.
+    """Snapshots without tensors that no output has, and findings about their differences.
 
-    What is left of differences stands against a synthesis. Reads headers alone, but where a tensor
-    may be tied to another one.
+    Reads headers alone, unless a tensor may be tied to another one. Differences that remain are
+    errors, which :func:`consistency.check` finds.
 
     Args:
         snapshots: oldest first.
@@ -36,16 +57,21 @@ def settle(
         drop: globs of tensor names that are left out, of the checks too.
     """
     settled, findings = _without(snapshots, drop)
-    findings += quantized(settled, copy)
+    if (error := quantized(settled, copy)) is not None:
+        findings.append(Finding("error", error))
     if settled and all(s.partial for s in settled):
-        findings.append(_parts_alone(settled[-1]))
+        error = InputError(
+            "averages a part of the model, and no snapshot has the rest",
+            where=settled[-1].name,
+            remedy="give the raw weights beside it too: leave out --select and --exclude",
+        )
+        findings.append(Finding("error", error))
     if any(f.level == "error" for f in findings) or all(_alike(settled[0], s) for s in settled):
         return settled, findings
     if any(s.checkpoint.tensors.keys() != settled[0].checkpoint.tensors.keys() for s in settled):
-        settled, told = with_ties(settled, copy)
-        findings += told
-        settled, told = _without_surplus(settled, copy)
-        findings += told
+        settled, ties = with_ties(settled, copy)
+        settled, surplus = _without_surplus(settled, copy)
+        findings += [*ties, *surplus]
     return settled, [*findings, *_copied(settled, copy), *_types(settled, copy)]
 
 
@@ -70,21 +96,21 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
 
 
 def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:
-    """The types that a tensor is stored in, each once, by name."""
+    """The types in which a tensor is stored, each once, sorted by name."""
     tensors = (s.checkpoint.tensors.get(name) for s in snapshots)
     found = {e.dtype.name: e.dtype for e in tensors if e is not None}
     return tuple(found[n] for n in sorted(found))
 
 
 def require_matches(snapshots: Sequence[Snapshot], typed: Sequence[tuple[str, str]]) -> None:
-    """Refuse globs of tensor names that mean no tensor of any snapshot.
+    """Refuse globs that match no tensor of any snapshot.
 
     Args:
-        snapshots: as they were found.
-        typed: options with a glob each, as they were typed.
+        snapshots: as they were read.
+        typed: pairs of an option and a glob, as the user typed them.
 
     Raises:
-        UsageError: a glob means none; names like it are shown.
+        UsageError: a glob matches none; the message lists similar names.
     """
     if not typed or not snapshots:
         return
@@ -109,7 +135,7 @@ def _alike(one: Snapshot, other: Snapshot) -> bool:
 def _without(
     snapshots: Sequence[Snapshot], drop: Sequence[str]
 ) -> tuple[list[Snapshot], list[Finding]]:
-    """Snapshots without the tensors that the user leaves out."""
+    """Snapshots without the tensors that the user drops."""
     names = {n: None for s in snapshots for n in s.checkpoint.tensors} if drop else {}
     dropped = list(filter(matching(drop), names))
     if not dropped:
@@ -135,20 +161,10 @@ def _remove(snapshots: Sequence[Snapshot], names: set[str]) -> list[Snapshot]:
     ]
 
 
-def _parts_alone(newest: Snapshot) -> Finding:
-    """The error that the rest of the model is nowhere."""
-    error = InputError(
-        "averages a part of the model, and no snapshot has the rest",
-        where=newest.name,
-        remedy="give the raw weights beside it too: leave out --select and --exclude",
-    )
-    return Finding("error", error)
-
-
 def _without_surplus(
     snapshots: Sequence[Snapshot], copy: Sequence[str]
 ) -> tuple[list[Snapshot], list[Finding]]:
-    """Snapshots without what the newest does not have and no output needs."""
+    """Snapshots without the tensors that the newest does not have and no output needs."""
     newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
     older: dict[str, bool] = {}
     parts: dict[str, None] = {}
@@ -163,16 +179,17 @@ def _without_surplus(
                 older[name] = older.get(name, True) and needless
     alone = [n for n in parts if n not in older]
     gone = [n for n, needless in older.items() if needless]
-    told = []
+    findings = []
     if alone:
-        told.append(_notice(alone, "only in averages of a part of the model: left out"))
+        findings.append(_notice(alone, "left out: only in averages of a part of the model"))
     if gone:
-        told.append(_notice(gone, "not in the newest snapshot, and can't be averaged: left out"))
-    return _remove(snapshots, {*alone, *gone}), told
+        why = "left out: not in the newest snapshot, and can't be averaged"
+        findings.append(_notice(gone, why))
+    return _remove(snapshots, {*alone, *gone}), findings
 
 
-def _copied(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[Finding]:
-    """What is said of tensors that are copied, not because the user says so."""
+def _copied(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
+    """Notices about tensors that are copied without the user's word."""
     newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
     means = set(averaged(snapshots, copy))
     parts, others = [], []
@@ -190,29 +207,24 @@ def _copied(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[Finding]
             for partial, e in found
         ):
             others.append(name)
-    told = []
     if parts:
-        told.append(_notice(parts, "not in every average: copied from the newest whole model"))
+        yield _notice(parts, "copied from the newest whole model: not in every average")
     if others:
-        why = "not alike in all snapshots, and can't be averaged: copied from the newest"
-        told.append(_notice(others, why))
-    return told
+        why = "copied from the newest: not alike in all snapshots, and can't be averaged"
+        yield _notice(others, why)
 
 
-def _types(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[Finding]:
-    """What is said of tensors that are stored in several types of floats."""
-    newest = reference(snapshots).checkpoint.tensors
+def _types(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
+    """A notice about tensors that are stored in several types of floats."""
     mixed = [n for n in averaged(snapshots, copy) if len(stored_types(snapshots, n)) > 1]
-    if not mixed:
-        return []
-    first = mixed[0]
-    labels = " and ".join(t.label for t in stored_types(snapshots, first))
-    kept = f"outputs have the newest's, {newest[first].dtype.label}"
-    return [_notice(mixed, f"stored as {labels}: {kept}")]
+    if mixed:
+        labels = " and ".join(t.label for t in stored_types(snapshots, mixed[0]))
+        newest = reference(snapshots).checkpoint.tensors[mixed[0]].dtype.label
+        yield _notice(mixed, f"stored as {labels}; outputs have the newest's type, {newest}")
 
 
 def _notice(names: Sequence[str], what: str) -> Finding:
     """A notice about some tensors, of which the first is named."""
     one = len(names) == 1
     subject = f"tensor {names[0]} is" if one else f"{len(names)} tensors (first {names[0]}) are"
-    return Finding("notice", InputError(f"{subject} {what}"))
+    return notice(f"{subject} {what}")

@@ -1,142 +1,125 @@
-"""When snapshots were stored: one unit for all, epochs counted as the files count them."""
+"""When files were stored: one unit for all, epochs counted as the files count them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Config
+from phema_cli.snapshots.base import LeftOutError, Origin
 from phema_cli.snapshots.pattern import TIMES
-from phema_cli.snapshots.resolve import Item, LeftOutError, Said
-from phema_cli.snapshots.tags import Origin
-from phema_cli.trainers.base import Clock, number
-from phema_cli.trainers.names import has_number, images
+from phema_cli.snapshots.reading import InputFile, UserField
+from phema_cli.trainers.base import Clock, parsed
+from phema_cli.trainers.clocks import has_number, images
 
-
-@dataclass(frozen=True, slots=True)
-class Time:
-    """When a file was stored.
-
-    Attributes:
-        clock: how much had been done.
-        origin: where that was read.
-    """
-
-    clock: Clock
-    origin: Origin
-
-
-def settle_times(items: Sequence[Item], config: Config) -> dict[int, Time | PhemaError]:
-    """The time of each item, by its place; or why it has none.
-
-    Raises:
-        InputError: steps and epochs order the files differently.
-    """
-    told: dict[int, Time | PhemaError] = {}
-    for place, item in enumerate(items):
-        try:
-            told[place] = _told(item)
-        except PhemaError as error:
-            told[place] = error
-    if config.steps_per_epoch is not None:
-        told = {p: _as_epoch(t) if isinstance(t, Time) else t for p, t in told.items()}
-    first = _first_epoch(items, told)
-    counted = {p: _counted(t, first) if isinstance(t, Time) else t for p, t in told.items()}
-    counted = _within_epochs(items, counted, config, first)
-    if config.steps_per_epoch is not None:
-        counted = {p: _in_steps(t, config.steps_per_epoch) for p, t in counted.items()}
-    timed = any(isinstance(t, Time) for t in counted.values())
-    return {p: _checked(items[p], t, timed=timed) for p, t in counted.items()}
-
-
-def _told(item: Item) -> Time:
-    """The time that the user says, else what the file or its name does."""
-    if (said := _by_user(item.said)) is not None:
-        return Time(*said)
-    clock, named = item.reading.clock, item.reading.named
-    if clock is None:
-        raise _NoTimeError(
-            "says no step",
-            remedy="pass --pattern with a group step, or say it in phema.toml",
-            option=r"--pattern '(?P<step>\d+)'",
-        )
-    if clock.doubt is not None:
-        raise InputError(clock.doubt, remedy="say which by --pattern with a group step")
-    if not abs(clock.value) <= MOST_EXACT:
-        what = f"its {clock.field} is {clock.value:.10g}: more than can be"
-        if not math.isfinite(clock.value):
-            what = f"its {clock.field} is not a number"
-        raise InputError(what, remedy="say it in phema.toml")
-    if named is not None and _contradicts(clock, named):
-        raise InputError(
-            f"its step is {clock.value:.10g} by its {clock.field} and {named.value:.10g} by its "
-            "name",
-            remedy="say which in phema.toml, or by --pattern with a group step",
-        )
-    return Time(clock, "content" if clock.evidence == "content" else "name")
-
-
-def _as_epoch(time: Time) -> Time:
-    """A number that may count anything, of which the user says that it counts epochs."""
-    clock = time.clock
-    if not clock.weak or time.origin != "name" or clock.unit != "steps":
-        return time
-    return replace(time, clock=replace(clock, unit="epochs", open=True))
+#: entries in which trainers store their settings, and names of the number of epochs among these.
+_SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
+_EPOCHS = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
 
 
 class _NoTimeError(InputError):
     """Nothing says when a file was stored."""
 
 
-def _by_user(said: Mapping[str, Said]) -> tuple[Clock, Origin] | None:
-    """What a row of phema.toml or the groups of a pattern say; the most exact counts."""
-    for name in TIMES:
-        if name not in said:
-            continue
-        text, origin = said[name]
-        value = number(text)
-        if not abs(value) <= MOST_EXACT:
-            raise InputError(f"its {name} is {text!r:.80}, no number up to {MOST_EXACT}")
-        if name == "kimg":
-            return Clock(images(int(value)), "images", name), origin
-        if name == "epoch":
-            return Clock(value, "epochs", name, open=True), origin
-        return Clock(value, "steps", name), origin
-    return None
+def settle_times(files: Sequence[InputFile], config: Config) -> None:
+    """Set the time of each file, or its error.
+
+    Raises:
+        InputError: steps and epochs order the files differently.
+    """
+    for file in files:
+        try:
+            file.time, file.time_origin = _time_of(file, config)
+        except PhemaError as error:
+            file.time_error = error
+    first = _first_epoch(files)
+    for file in files:
+        if file.time is not None and file.time.open:
+            # From here on the value is the number of epochs that are complete.
+            file.time = replace(file.time, value=file.time.value + 1 - first, open=False)
+    _count_through(files, config, first)
+    timed = any(file.time is not None for file in files)
+    for file in files:
+        clock = file.time
+        if clock is not None and clock.unit == "epochs" and config.steps_per_epoch is not None:
+            steps = clock.value * config.steps_per_epoch
+            file.time = replace(clock, value=steps, unit="steps")
+        _check(file, timed=timed)
+
+
+def _time_of(file: InputFile, config: Config) -> tuple[Clock, Origin]:
+    """The time that the user gives, else the one in the file or in its name."""
+    if (given := _user_time(file.fields)) is not None:
+        return given
+    clock, named = file.reading.clock, file.reading.named
+    if clock is None:
+        raise _NoTimeError(
+            "does not say at which step it was stored",
+            remedy="pass --pattern with a group step, or give the step in phema.toml",
+            option=r"--pattern '(?P<step>\d+)'",
+        )
+    if clock.doubt is not None:
+        raise InputError(clock.doubt, remedy="choose one by --pattern with a group step")
+    if not abs(clock.value) <= MOST_EXACT:
+        large = f"{clock.value:.10g}, above the limit of {MOST_EXACT}"
+        what = large if math.isfinite(clock.value) else "not a number"
+        raise InputError(f"its {clock.field} is {what}", remedy="give the step in phema.toml")
+    if clock.evidence == "content":
+        if named is not None and _contradicts(clock, named):
+            raise InputError(
+                f"its step is {clock.value:.10g} by its {clock.field} and {named.value:.10g} by "
+                "its name",
+                remedy="give the right one in phema.toml, or by --pattern with a group step",
+            )
+        return clock, "content"
+    if config.steps_per_epoch is not None and clock.weak and clock.unit == "steps":
+        # The number may count anything, and the user says that it counts epochs.
+        clock = replace(clock, unit="epochs", open=True)
+    return clock, "name"
+
+
+def _user_time(fields: Mapping[str, UserField]) -> tuple[Clock, Origin] | None:
+    """The time in a row of phema.toml or in the groups of a pattern; the most exact counts."""
+    name = next((name for name in TIMES if name in fields), None)
+    if name is None:
+        return None
+    text, origin = fields[name]
+    value = parsed(text)
+    if not abs(value) <= MOST_EXACT:
+        raise InputError(f"its {name} is {text!r:.80}, not a number up to {MOST_EXACT}")
+    if name == "kimg":
+        return Clock(images(int(value)), "images", name), origin
+    if name == "epoch":
+        return Clock(value, "epochs", name, open=True), origin
+    return Clock(value, "steps", name), origin
 
 
 def _contradicts(clock: Clock, named: Clock) -> bool:
-    """Whether a name's step is another one than the content's; one more or less is a habit."""
-    if named.weak or clock.weak or named.unit != clock.unit or clock.evidence != "content":
+    """Whether a name's step is not that of the content; many trainers differ by one."""
+    if named.weak or clock.weak or named.unit != clock.unit:
         return False
     return abs(named.value - clock.value) > 1 and clock.unit == "steps"
 
 
-#: where trainers keep the number of epochs that they were asked for.
-_PLANS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
-_PLANNED = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
-
-
-def _first_epoch(items: Sequence[Item], told: Mapping[int, Time | PhemaError]) -> int:
+def _first_epoch(files: Sequence[InputFile]) -> int:
     """Whether the first epoch is 0 or 1.
 
-    It is 1 where the last one is the number of epochs that the trainer was asked for; where files
-    don't say that number, if the first of evenly spaced ones is as far from 0 as from the second.
+    It is 1 if the last one is the number of epochs in the trainer's settings. If files don't store
+    that number, it is 1 if the first of evenly spaced ones is as far from 0 as from the second.
     """
-    clocks = [t.clock for t in told.values() if isinstance(t, Time)]
-    clocks += [item.reading.epoch for item in items if item.reading.epoch is not None]
-    numbers = sorted({c.value for c in clocks if c.unit == "epochs" and c.open})
+    clocks = [file.time for file in files] + [file.reading.epoch for file in files]
+    numbers = sorted({c.value for c in clocks if c is not None and c.unit == "epochs" and c.open})
     if not numbers or numbers[0] < 1:
         return 0
     planned = {
-        n
-        for item in items
-        for n in (item.file.number(place, name) for place in _PLANS for name in _PLANNED)
-        if n is not None
+        count
+        for file in files
+        for count in (file.stored.number(entry, name) for entry in _SETTINGS for name in _EPOCHS)
+        if count is not None
     }
     if planned:
         return 1 if planned == {numbers[-1]} else 0
@@ -144,84 +127,66 @@ def _first_epoch(items: Sequence[Item], told: Mapping[int, Time | PhemaError]) -
     return 1 if gaps == {numbers[0]} else 0
 
 
-def _counted(time: Time, first: int) -> Time:
-    """The time with the number of epochs that were complete."""
-    clock = time.clock
-    if not clock.open:
-        return time
-    return replace(time, clock=replace(clock, value=clock.value + 1 - first, open=False))
+def _count_through(files: Sequence[InputFile], config: Config, first: int) -> None:
+    """Count steps through all epochs where the trainer counts them from 0 in each.
 
-
-def _within_epochs(
-    items: Sequence[Item],
-    told: Mapping[int, Time | PhemaError],
-    config: Config,
-    first: int,
-) -> dict[int, Time | PhemaError]:
-    """Steps that begin anew in every epoch, counted through; refused without their number.
+    Args:
+        files: all files.
+        config: the user's options.
+        first: the number of the first epoch.
 
     Raises:
-        InputError: a later epoch has an earlier step, and nothing says how long epochs are.
+        InputError: a later epoch has an earlier step, and the length of epochs is not known.
     """
     both = [
-        (item.reading.epoch, time.clock, place)
-        for place, item in enumerate(items)
-        if item.reading.epoch is not None and isinstance(time := told[place], Time)
-        if time.clock.unit == "steps" and time.origin in {"content", "name"}
+        (file.reading.epoch, file.time, file)
+        for file in files
+        if file.reading.epoch is not None and file.time is not None
+        if file.time.unit == "steps" and file.time_origin in {"content", "name"}
     ]
     both.sort(key=lambda entry: (entry[0].value, entry[1].value))
     if not any(
         before.value < after.value and one.value >= other.value
         for (before, one, _), (after, other, _) in pairwise(both)
     ):
-        return dict(told)
-    per_epoch, result = config.steps_per_epoch, dict(told)
-    for epoch, clock, place in both:
+        return
+    per_epoch = config.steps_per_epoch
+    for epoch, clock, file in both:
         if per_epoch is None or clock.value > per_epoch:
             raise InputError(
-                "steps and epochs contradict each other: a later epoch has an earlier step, as "
-                "where steps are counted from 0 in every epoch",
-                where=items[place].candidate.name,
+                "steps and epochs contradict each other: a later epoch has an earlier step, as if "
+                "steps were counted from 0 in every epoch",
+                where=file.candidate.name,
                 remedy="pass --steps-per-epoch",
                 option="--steps-per-epoch N",
             )
         before = epoch.value - (first if epoch.open else 1)
-        time = result[place]
-        if isinstance(time, Time):
-            value = before * per_epoch + clock.value
-            result[place] = replace(time, clock=replace(clock, value=value))
-    return result
+        file.time = replace(clock, value=before * per_epoch + clock.value)
 
 
-def _in_steps(time: Time | PhemaError, per_epoch: float) -> Time | PhemaError:
-    """Epochs as steps."""
-    if not isinstance(time, Time) or time.clock.unit != "epochs":
-        return time
-    clock = replace(time.clock, value=time.clock.value * per_epoch, unit="steps")
-    return replace(time, clock=clock)
+def _check(file: InputFile, *, timed: bool) -> None:
+    """Set the error of a time at which nothing can have been stored.
 
-
-def _checked(item: Item, time: Time | PhemaError, *, timed: bool) -> Time | PhemaError:
-    """The time, if something can have been stored then.
-
-    A file without a number in its name, as the last one of a run, is left out where others have
-    times.
+    Args:
+        file: a file with a time, or with an error.
+        timed: whether other files have times: one without a number in its name, as the last one of
+            a run, is left out then.
     """
-    if isinstance(time, _NoTimeError):
-        if timed and (item.candidate.is_root or not has_number(item.file.name)):
-            return LeftOutError("nothing says when it was stored")
-        return time
-    if not isinstance(time, Time):
-        return time
-    if time.clock.value > MOST_EXACT:
-        return InputError(f"its {time.clock.field} is {time.clock.value:.10g}: more than can be")
-    if time.clock.value <= 0:
-        return LeftOutError("step 0 holds no average yet")
-    return time
+    clock = file.time
+    if clock is not None and clock.value > MOST_EXACT:
+        what = f"its {clock.field} is {clock.value:.10g}, above the limit of {MOST_EXACT}"
+        file.time_error = InputError(what)
+    elif clock is not None and clock.value <= 0:
+        file.time_error = LeftOutError("at step 0 there is no average yet")
+    elif timed and isinstance(file.time_error, _NoTimeError):
+        unnumbered = file.candidate.is_root or not has_number(file.stored.name)
+        if unnumbered:
+            file.time_error = LeftOutError("nothing says when it was stored")
 
 
-def are_counters(times: Sequence[Time]) -> bool:
-    """Whether times are numbers without gaps, behind words that may count files or epochs."""
-    numbers = sorted({t.clock.value for t in times if t.clock.weak and t.origin == "name"})
+def are_counters(files: Sequence[InputFile]) -> bool:
+    """Whether the times are numbers without gaps, behind words that may count files or epochs."""
+    times = [f.time for f in files if f.time_error is None and f.time_origin == "name"]
+    numbers = sorted({t.value for t in times if t is not None and t.weak})
     many = len(numbers) > 2  # noqa: PLR2004 - two have one gap
     return many and all(b - a == 1 for a, b in pairwise(numbers))

@@ -17,7 +17,7 @@ from phema_cli.formats import FORMATS, writable, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
-from phema_cli.snapshots.tags import snapshot_name, step_name
+from phema_cli.snapshots.base import snapshot_name, step_name
 
 DEFAULT_FORMAT = "safetensors"
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.

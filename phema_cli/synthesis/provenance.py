@@ -13,8 +13,8 @@ from phema_cli._version import __version__
 from phema_cli.formats.base import Checkpoint
 from phema_cli.profiles import Array, Profile, describe
 from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.base import METADATA_FIELDS
 from phema_cli.snapshots.reading import PROVENANCE_KEY
-from phema_cli.snapshots.tags import METADATA_FIELDS
 from phema_cli.solver.diagnostics import Figures
 
 SCHEMA = "phema/synthesis/1"

@@ -27,7 +27,7 @@ from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot
-from phema_cli.snapshots.consistency import reference
+from phema_cli.snapshots.base import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.diagnostics import SUM_ROUNDING
 from phema_cli.synthesis.layout import (

@@ -10,7 +10,8 @@ from phema_cli.errors import InputError
 from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.globs import matching
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import not_averaged, reference
+from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.consistency import not_averaged
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis.memory import Kind
 from phema_cli.synthesis.provenance import RESERVED

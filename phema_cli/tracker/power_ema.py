@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from phema_cli._version import __version__
 from phema_cli.errors import PhemaError, UsageError
 from phema_cli.profiles import PowerProfile
-from phema_cli.snapshots.tags import snapshot_name
+from phema_cli.snapshots.base import snapshot_name
 from phema_cli.tracker import snapshot
 from phema_cli.tracker.averages import Averages
 from phema_cli.tracker.model import ModelTensors

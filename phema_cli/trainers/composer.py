@@ -1,9 +1,9 @@
-"""Composer: once its EMA has begun, ``state.model`` is the average, the raw weights beside it."""
+"""Composer: once its EMA has begun, ``state.model`` is the average; the raw weights are beside."""
 
 from __future__ import annotations
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
-from phema_cli.trainers.nested import asked_for
+from phema_cli.trainers.nested import inside, tensors_of
 
 NAME = "Composer"
 FILES = "`ep1-ba1000-rank0.pt`"
@@ -23,21 +23,21 @@ def read(file: StoredFile) -> Reading | None:
     )
     clock = None if done is None else Clock(done, "steps", "state.timestamp.batch")
     weights = file.dicts[_WEIGHTS]
-    kept = _swapped(file)
-    if kept is None:
+    raw = _raw_weights(file)
+    if raw is None:
         return Reading((Series(weights, "unknown", _WEIGHTS),), clock)
     hint = "exponential:halflife=1000,start=1"
     average = Series(weights, "average", _WEIGHTS, hint=hint)
-    return Reading((average, Series(kept, "raw", "state.algorithms")), clock)
+    return Reading((average, Series(raw, "raw", "state.algorithms")), clock)
 
 
-def _swapped(file: StoredFile) -> Tensors | None:
-    """The raw weights, where the algorithm has put its average in their place."""
+def _raw_weights(file: StoredFile) -> Tensors | None:
+    """The raw weights that the algorithm keeps while its average is in their place, or None."""
     algorithms = file.get("state", "algorithms")
     for entry in algorithms if isinstance(algorithms, list) else ():
         match entry:
             case (str(), {"ema_weights_active": True, "ema_model": dict(kept)}):
-                parts = [found[0] for part in _PARTS if (found := asked_for(kept, part))]
+                parts = [group[0] for part in _PARTS if (group := tensors_of(inside(kept, part)))]
                 return {n: t for part in parts for n, t in part.items()} or None
             case _:
                 continue

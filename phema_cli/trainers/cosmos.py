@@ -25,28 +25,24 @@ _RANK = re.compile(r"(?P<first>iter_\d{9,})(_RANK(?P<rank>\d))?")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The width of the average stands in the configuration alone."""
+    """Only the configuration has the width of the average."""
     return _one_dict(file) or _dashed(file) or _part(file)
 
 
 def _one_dict(file: StoredFile) -> Reading | None:
-    """Both series in one dict, by their prefixes."""
+    """Two series in one dict, by their prefixes."""
     for within, tensors in file.dicts.items():
         average = under(tensors, _AVERAGE)
         if average and (raw := under(tensors, _RAW)):
-            named = {f"{_RAW}{n}": t for n, t in average.items()}
-            whole = {f"{_RAW}{n}": t for n, t in raw.items()}
-            return Reading(
-                (
-                    Series(named, "average", within, _AVERAGE, hint=_HINT),
-                    Series(whole, "raw", within, _RAW),
-                )
-            )
+            average = {f"{_RAW}{n}": t for n, t in average.items()}
+            raw = {f"{_RAW}{n}": t for n, t in raw.items()}
+            first = Series(average, "average", within, _AVERAGE, hint=_HINT)
+            return Reading((first, Series(raw, "raw", within, _RAW)))
     return None
 
 
 def _dashed(file: StoredFile) -> Reading | None:
-    """Two dicts; each rank keeps an average of its own, half as wide as that of the one before."""
+    """Two dicts; each rank keeps its own average, half as wide as that of the rank before."""
     if not set(_NESTED) <= file.dicts.keys():
         return None
     raw, dashed = (file.dicts[key] for key in _NESTED)
@@ -70,8 +66,8 @@ def _dashed(file: StoredFile) -> Reading | None:
         part=len(average) < len(raw),
     )
     if rank:
-        # Each rank stores the same raw weights.
-        return Reading((series,), passed=_NESTED[:1])
+        # All ranks store the same raw weights.
+        return Reading((series,), ignored=_NESTED[:1])
     return Reading((series, Series(raw, "raw", _NESTED[0])))
 
 

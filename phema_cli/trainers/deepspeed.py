@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from phema_cli.errors import InputError
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "DeepSpeed"
 FILES = "`global_step1000/mp_rank_00_model_states.pt` (ZeRO-1 and 2); ZeRO-3 is refused"
@@ -13,11 +13,11 @@ CALL = "`phema inspect DIR`: the raw weights; after ZeRO-3 `python zero_to_fp32.
 SOURCE = "deepspeedai/DeepSpeed, runtime/engine.py, utils/zero_to_fp32.py"
 
 _MODEL = re.compile(r"(?P<zero3>zero_pp_rank_\d+_)?mp_rank_(?P<rank>\d+)_model_states")
-_ZERO3 = "run DeepSpeed's own zero_to_fp32.py on it, and give phema what that writes"
+_ZERO3 = "run DeepSpeed's zero_to_fp32.py, and give phema the file that it writes"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The whole model is ``module``; ZeRO-3 leaves it empty and cuts the weights up."""
+    """The whole model is ``module``; with ZeRO-3 it is empty, and the weights are split."""
     if "ds_version" not in file.top and "ds_config" not in file.top:
         return None
     named = file.matches(_MODEL) or {}
@@ -25,12 +25,11 @@ def read(file: StoredFile) -> Reading | None:
         return Reading(left_out="a trainer's own state")
     module = file.dicts.get("module", {})
     if named.get("zero3") or (module and all(0 in t.shape for t in module.values())):
-        raise InputError("weights cut up by ZeRO-3: its tensors are empty", remedy=_ZERO3)
+        raise InputError("its tensors are empty: ZeRO-3 splits weights among files", remedy=_ZERO3)
     if (file.number("mp_world_size") or 1) > 1 or int(named.get("rank", 0)) > 0:
         raise InputError(
-            "weights of one rank of a parallel model",
-            remedy="gather them with DeepSpeed's ds_to_universal.py or its own exporter",
+            "has only the weights of one rank of a parallel model",
+            remedy="gather all ranks with DeepSpeed's ds_to_universal.py or its exporter",
         )
-    step = file.number("global_steps")
-    clock = None if step is None else Clock(step, "steps", "global_steps")
-    return Reading((Series(module, "raw", "module"),) if module else (), clock)
+    series = (Series(module, "raw", "module"),) if module else ()
+    return Reading(series, file.clock("global_steps"))

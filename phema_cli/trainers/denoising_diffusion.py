@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, StoredFile
+from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "denoising-diffusion-pytorch"
 FILES = "`model-<milestone>.pt` of `step`, `model`, `opt`, `ema`, `version`"
@@ -14,7 +14,7 @@ _KEYS = {"step", "model", "opt", "ema", "version"}
 
 def read(file: StoredFile) -> Reading | None:
     """The clock is ``step``; ema_pytorch's own module reads the average."""
-    step = file.number("step")
-    if step is None or not file.top.keys() >= _KEYS:
+    clock = file.clock("step")
+    if clock is None or not file.top.keys() >= _KEYS:
         return None
-    return Reading(clock=Clock(step, "steps", "step"), hint="ema-pytorch:beta=0.995,every=10")
+    return Reading(clock=clock, hint="ema-pytorch:beta=0.995,every=10")

@@ -31,20 +31,15 @@ _SETTINGS = (
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Settings lie in ``config.json``, or in the dict that holds the list."""
-    config = file.json("config.json")
-    if set(_MARKS) <= set(config) and "." in file.dicts:
-        series = Series(file.dicts["."], "average", law=law_of(config), label=file.name)
-        return Reading((series,), _clock(config.get("optimization_step"), "config.json"))
-    if "." not in file.dicts:
-        return _listed(file)
-    if file.is_folder and file.json("..", f"{file.name}{_ENDING}", "config.json"):
-        return Reading((Series(file.dicts["."], "raw", label=file.name),))
-    return _listed(file)
-
-
-def _listed(file: StoredFile) -> Reading | None:
-    """Lists of tensors beside the settings."""
+    """The settings are in ``config.json``, or in the dict that holds the list."""
+    tensors = file.dicts.get(".")
+    if tensors is not None:
+        config = file.json("config.json")
+        if set(_MARKS) <= set(config):
+            series = Series(tensors, "average", law=law_of(config), label=file.name)
+            return Reading((series,), _clock(config.get("optimization_step"), "config.json"))
+        if file.is_folder and file.json("..", f"{file.name}{_ENDING}", "config.json"):
+            return Reading((Series(tensors, "raw", label=file.name),))
     found, clock = [], None
     for key, tensors in file.lists.items():
         parent, _, last = key.rpartition(".")
@@ -65,14 +60,14 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     """The law of an ``EMAModel`` by its settings.
 
     Raises:
-        InputError: one of them is no number.
+        InputError: a setting is not a number.
     """
     copied = real(settings.get("warmup_steps"))
     if copied is not None and copied > 0:
-        # SimpleTuner's own: copies, and then a constant decay.
-        return f"exponential:beta={_said(settings, 'decay')},start={text(copied - 1)}"
+        # SimpleTuner's own setting: copies, then a constant decay.
+        return f"exponential:beta={_setting(settings, 'decay')},start={text(copied - 1)}"
     parts = [
-        f"{key}={_said(settings, name)}"
+        f"{key}={_setting(settings, name)}"
         for name, key in _SETTINGS
         if settings.get(name) is not None
     ]
@@ -81,19 +76,18 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     return f"diffusers:{','.join(parts)}"
 
 
-def _said(settings: Mapping[Any, Any], name: str) -> str:
+def _setting(settings: Mapping[Any, Any], name: str) -> str:
     """A setting as ``--average`` takes it."""
-    given = settings.get(name)
-    found = real(given)
-    if found is None:
-        raise InputError(f"its {name} is {shown(given)}, not a number")
-    return text(found)
+    number = real(settings.get(name))
+    if number is None:
+        raise InputError(f"its {name} is {shown(settings.get(name))}, not a number")
+    return text(number)
 
 
-def _clock(done: object, field: str) -> Clock | None:
-    """Updates done."""
-    found = real(done)
-    return None if found is None else Clock(found, "steps", field)
+def _clock(updates: object, field: str) -> Clock | None:
+    """The time by the number of updates."""
+    count = real(updates)
+    return None if count is None else Clock(count, "steps", field)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

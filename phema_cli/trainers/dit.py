@@ -16,7 +16,7 @@ _KEYS = {"model", "ema", "opt", "args"}
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The decay stands in the code alone, the step in the name alone."""
+    """Only the code has the decay, and only the name has the step."""
     if set(file.top) != _KEYS or not {"model", "ema"} <= file.dicts.keys():
         return None
     found = file.matches(_NAME)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, text
-from phema_cli.trainers.names import images
+from phema_cli.trainers.clocks import images
 
 NAME = "EDM2"
 FILES = "`<prefix>-<kimg>-<std>.pkl`; EDM1's `network-snapshot-<kimg>.pkl`"
@@ -21,15 +21,15 @@ SOURCE = "NVlabs/edm2 and NVlabs/edm, training/training_loop.py, training/phema.
 _EDM2 = re.compile(r".*-(?P<kimg>\d+)-(?P<std>\d+\.\d+)")
 _ONE = re.compile(r".*-(?P<kimg>\d+)")
 _EDM1_KEYS = {"ema", "augment_pipe", "loss_fn"}
-#: a half-life of images as a fraction of those shown.
+#: the default half-life as a fraction of the images shown.
 _RATIO = 0.05
 _HINT = "rampup:halflife=500000,ratio=0.05,batch=512"
-#: EDM2's TraditionalEMA, whose files name no width.
+#: EDM2's TraditionalEMA, whose files have no width in their names.
 _TRADITIONAL = "power:halflife=0.09"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The name has the images shown, in thousands, and EDM2's the width of the average."""
+    """Names have the images shown, in thousands; EDM2's have the width of the average too."""
     if file.contents.format != "edm2" or "ema" not in file.dicts:
         return None
     tensors = file.dicts["ema"]
@@ -45,26 +45,26 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _clock(kimg: str) -> Clock:
-    """Images shown, by the thousands in a name of EDM2's."""
+    """The time by EDM2's count of thousands of images."""
     return Clock(images(int(kimg)), "images", "kimg", "name")
 
 
 def _edm1(file: StoredFile, tensors: Tensors, kimg: int | None) -> Reading:
-    """EDM1 keeps what augments images, EDM2 an encoder; its options lie beside its files."""
+    """EDM1 stores the augmentation of images too; its options are beside its files."""
     options = file.json("training_options.json")
     batch = file.value(options.get("batch_size"))
     clock = None
     if kimg is not None:
-        # Names leave out what is less than a thousand; whole batches were shown.
-        shown = kimg * 1000.0
-        shown = shown if not batch else math.ceil(shown / batch) * batch
-        clock = Clock(shown, "images", "kimg", "name")
+        # Names round down to thousands; training shows whole batches.
+        count = kimg * 1000.0
+        count = count if not batch else math.ceil(count / batch) * batch
+        clock = Clock(count, "images", "kimg", "name")
     series = Series(tensors, "average", "ema", law=_law(file, options), hint=_HINT)
     return Reading((series,), clock)
 
 
 def _law(file: StoredFile, options: Mapping[str, Any]) -> str | None:
-    """The law by the options of the training; the ratio is told only where it is another one."""
+    """The law by the options of the training, which have the ratio only if it is not 0.05."""
     batch, kimg = (file.value(options.get(k)) for k in ("batch_size", "ema_halflife_kimg"))
     if not batch or not kimg:
         return None

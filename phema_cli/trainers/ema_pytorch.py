@@ -55,7 +55,7 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _prefixes(tensors: Tensors) -> Iterator[str]:
-    """What precedes the names of each average: its counter and its flag lie there."""
+    """The prefix of each average: its counter and its flag have it too."""
     for name, tensor in tensors.items():
         if name.endswith("initted") and tensor.shape in {(), (1,)}:
             prefix = name.removesuffix("initted")
@@ -64,7 +64,7 @@ def _prefixes(tensors: Tensors) -> Iterator[str]:
 
 
 def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Iterator[Series]:
-    """The average below a prefix, and the raw weights if nobody else has them."""
+    """The average below a prefix, and the raw weights unless the trainer stores them."""
     own = {n: t for n, t in under(tensors, prefix).items() if n not in _MARKS}
     average = under(own, _AVERAGE) or without(own, _ONLINE)
     named, counted = file.matches(_NAME), _COUNTED.fullmatch(f"{prefix}initted")
@@ -76,7 +76,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         prefix,
         grows=None if index else _LAW,
         power=_LAW,
-        spacing=_SPACING,
+        spacing_warning=_SPACING,
         index=None if index is None else int(index),
         first_index=None if index is None else 0,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",
@@ -87,14 +87,14 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
     if prefix and rest and (counted is None or counted["index"] == "0"):
         yield Series(rest, "raw", within)
     elif online and len(file.dicts) == 1:
-        # Trainers keep the raw weights under a name of their own as well.
+        # Without another dict no trainer has stored the raw weights once more.
         yield Series(online, "raw", within, f"{prefix}{_ONLINE}")
 
 
 def _clock(file: StoredFile, tensors: Tensors, prefix: str) -> Clock | None:
-    """Calls of ``update``: by the name of PostHocEMA's files, whose counter is rounded.
+    """Calls of ``update``. PostHocEMA rounds its counter, so that its names are more exact.
 
-    posthoc-ema's first call follows later than step 1, and its averages begin there.
+    posthoc-ema makes its first call later than at step 1, and its averages begin there.
     """
     counter = tensors[f"{prefix}step"]
     done = file.value(counter) if counter.dtype.kind == "exact" else None

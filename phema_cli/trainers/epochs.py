@@ -1,4 +1,4 @@
-"""ConvNeXt, MAE, MAR, JiT and their kin: ``checkpoint-<epoch>.pth`` with the epoch inside."""
+"""ConvNeXt, MAE, MAR, JiT and others: ``checkpoint-<epoch>.pth`` with the epoch inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AVERAGE = re.compile(r"model_ema(?P<number>\d*)")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The epoch counts from 0 and is complete; constant decays stand in the arguments."""
+    """The epoch counts from 0 and is complete; the arguments have constant decays."""
     if not file.top.keys() >= _KEYS or "model" not in file.dicts:
         return None
     epoch = file.number("epoch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, StoredFile
+from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "F5-TTS"
 FILES = "`model_1000.pt` of `model_state_dict` and `ema_model_state_dict`"
@@ -12,8 +12,8 @@ SOURCE = "SWivid/F5-TTS, src/f5_tts/model/trainer.py"
 
 def read(file: StoredFile) -> Reading | None:
     """The clock is ``update``; ema_pytorch's own module reads the average."""
-    done = file.number("update")
-    if done is None or "ema_model_state_dict" not in file.top:
+    clock = file.clock("update")
+    if clock is None or "ema_model_state_dict" not in file.top:
         return None
     hint = "ema-pytorch:beta=0.9999,every=10,update_after=100"
-    return Reading(clock=Clock(done, "steps", "update"), hint=hint)
+    return Reading(clock=clock, hint=hint)

@@ -23,11 +23,11 @@ def read(file: StoredFile) -> Reading | None:
     if _AVERAGE not in file.dicts:
         return Reading((Series(file.dicts[_RAW], "unknown", _RAW),), clock)
     hint = "exponential:beta=0.9999"
-    # Of parameters in 16 bits it keeps the average in 32 as well.
+    # It stores the average of 16-bit parameters in 32 bits as well.
     tensors = {**file.dicts[_AVERAGE], **file.dicts.get(_EXACT, {})}
     average = Series(tensors, "average", _AVERAGE, law=_law(file), hint=hint)
     raw = Series(file.dicts[_RAW], "raw", _RAW)
-    return Reading((average, raw), clock, passed=(_EXACT,))
+    return Reading((average, raw), clock, ignored=(_EXACT,))
 
 
 def _law(file: StoredFile) -> str | None:

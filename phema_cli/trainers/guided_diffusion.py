@@ -1,4 +1,4 @@
-"""guided-diffusion and its kin: files of averages, of raw weights and of an optimizer's state."""
+"""guided-diffusion and others like it: a file each for average, raw weights and optimizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATE = re.compile(r"opt\d{6,}")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Files are written before the step counts: that of step N holds N + 1 updates."""
+    """Files are written before the step is counted: that of step N holds N + 1 updates."""
     if file.matches(_STATE) is not None and not file.dicts:
         return Reading(left_out="a trainer's own state")
     average, raw = file.matches(_AVERAGE), file.matches(_RAW)

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer's and accelerate's directories, and what lies in them beside weights."""
+"""Directories of the Hugging Face Trainer and of accelerate."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ FILES = "`checkpoint-1000/` with `trainer_state.json`; accelerate's `checkpoint_
 CALL = "`--raw`"
 SOURCE = "huggingface/transformers, trainer.py; huggingface/accelerate, accelerator.py"
 
-#: what accelerate calls the models that it was given.
+#: accelerate's names for models.
 _MODELS = ("model", "pytorch_model")
 _SAVES = re.compile(r"checkpoint_(?P<number>\d+)")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Steps by ``trainer_state.json``; accelerate's own names count its saves from 0.
+    """``trainer_state.json`` has the steps; accelerate's own names count its saves from 0.
 
-    What accelerate saves with the state of the training is the model that trains.
+    Beside the state of the training accelerate saves the raw weights.
     """
     step = file.value(file.json("trainer_state.json").get("global_step"))
     if step is not None:

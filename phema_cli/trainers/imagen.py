@@ -30,21 +30,21 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _averages(file: StoredFile, tensors: Tensors) -> Iterator[Series]:
-    """Each network's average; one that was never updated is none."""
+    """Each network's average, unless it was never updated."""
     for name in tensors:
         number, _, last = name.partition(".")
         if last != "initted" or not number.isdecimal():
             continue
-        done = file.value(tensors.get(f"{number}.step"))
+        updates = file.value(tensors.get(f"{number}.step"))
         average = under(tensors, f"{number}.ema_model.")
-        if done == 0 or not average:
+        if updates == 0 or not average:
             continue
         yield Series(
             {f"unets.{number}.{n}": t for n, t in average.items()},
             "average",
             _AVERAGES,
             grows="ema-pytorch",
-            updates=done,
+            updates=updates,
             hint=_HINT,
             label=f"{_AVERAGES}.{number}",
         )

@@ -1,4 +1,4 @@
-"""k-diffusion: ``model_ema`` beside ``model``, the whole law in ``ema_sched``."""
+"""k-diffusion: ``model_ema`` beside ``model``, and its law in ``ema_sched``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _schedule(numbers: Numbers) -> Schedule:
-    """The first ``start + 1`` updates have the floor for a decay: they copy where that is 0."""
+    """The first ``start + 1`` updates have the floor as their decay: they copy if it is 0."""
     every, before = int(numbers["every"]), int(numbers["start"]) + 1
     growth, least = (numbers["inv_gamma"], numbers["power"]), -math.log(numbers["beta"])
     if not numbers["min"]:

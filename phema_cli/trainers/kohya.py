@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, number
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, parsed
 
 NAME = "kohya"
 FILES = "`<name>-000001.safetensors`, `<name>-step00001000.safetensors`, `<name>.safetensors`"
@@ -25,7 +25,7 @@ def read(file: StoredFile) -> Reading | None:
         return None
     clock = None
     if "ss_steps" in metadata:
-        clock = Clock(number(metadata["ss_steps"]), "steps", "ss_steps")
+        clock = Clock(parsed(metadata["ss_steps"]), "steps", "ss_steps")
     elif found := file.matches(_STEP):
         clock = Clock(float(found["step"]), "steps", "step", "name")
     elif found := file.matches(_EPOCH):
@@ -34,7 +34,7 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _state(file: StoredFile, weights: str) -> Reading | None:
-    """What a run goes on from: the same weights lie beside it in a file."""
+    """The state that a run resumes from: a file beside it has the same weights."""
     step = file.value(file.json("train_state.json").get("current_step"))
     if step is None or "." not in file.dicts:
         return None

@@ -1,4 +1,4 @@
-"""nanoGPT, litgpt, OLMo and OLMo-core: raw weights, each with its own marks and clock."""
+"""nanoGPT, litgpt, OLMo and OLMo-core: raw weights, each with its own keys and clock."""
 
 from __future__ import annotations
 
@@ -25,39 +25,36 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _nano_gpt(file: StoredFile) -> Reading | None:
-    """``iter_num`` is written before that iteration: it counts those done."""
+    """``iter_num`` is written before that iteration, so that it counts the iterations done."""
     if not {"model_args", "iter_num"} <= file.top.keys() or "model" not in file.dicts:
         return None
-    done = file.number("iter_num")
-    clock = None if done is None else Clock(done, "steps", "iter_num")
-    return Reading((Series(file.dicts["model"], "raw", "model"),), clock)
+    return Reading((Series(file.dicts["model"], "raw", "model"),), file.clock("iter_num"))
 
 
 def _litgpt(file: StoredFile) -> Reading | None:
     """``step_count`` counts updates, ``iter_num`` parts of batches."""
     if file.file_name.partition(".")[0] != "lit_model" or "step_count" not in file.top:
         return None
-    done = file.number("step_count")
-    clock = None if done is None else Clock(done, "steps", "step_count")
-    return Reading((Series(file.dicts.get("model", {}), "raw", "model"),), clock)
+    raw = Series(file.dicts.get("model", {}), "raw", "model")
+    return Reading((raw,), file.clock("step_count"))
 
 
 def _olmo_core(file: StoredFile) -> Reading | None:
-    """A distributed checkpoint of ``model.`` and ``optim.`` in a directory of the step's."""
+    """A distributed checkpoint of ``model.`` and ``optim.`` in a directory of the step."""
     if file.contents.format != "dcp" or file.name != "model_and_optim":
         return None
-    clock = _folder_clock(file)
+    found = _OLMO.fullmatch(file.folders[0]) if file.folders else None
+    clock = Clock(float(found["step"]), "steps", "step", "folder") if found else None
     if "model" in file.dicts:
         return Reading((Series(file.dicts["model"], "raw", "model"),), clock)
     weights = without(file.dicts.get(".", {}), "optim.")
     own = under(weights, "model.")
-    if own:
-        return Reading((Series(own, "raw", prefix="model."),), clock)
-    return Reading((Series(weights, "raw"),), clock)
+    raw = Series(own, "raw", prefix="model.") if own else Series(weights, "raw")
+    return Reading((raw,), clock)
 
 
 def _olmo(file: StoredFile) -> Reading | None:
-    """``model.pt`` in a directory of the step's, ``optim.pt`` and ``train.pt`` beside it."""
+    """``model.pt`` in a directory of the step, ``optim.pt`` and ``train.pt`` beside it."""
     if not (file.has_beside("optim.pt") and file.has_beside("train.pt")):
         return None
     if file.file_name.startswith(("optim.", "train.")):
@@ -65,9 +62,3 @@ def _olmo(file: StoredFile) -> Reading | None:
     found = file.matches(_OLMO)
     clock = None if found is None else Clock(float(found["step"]), "steps", "step", "name")
     return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)
-
-
-def _folder_clock(file: StoredFile) -> Clock | None:
-    """The step of the directory above."""
-    found = _OLMO.fullmatch(file.folders[0]) if file.folders else None
-    return None if found is None else Clock(float(found["step"]), "steps", "step", "folder")

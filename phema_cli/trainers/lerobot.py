@@ -1,4 +1,4 @@
-"""LeRobot: ``pretrained_model`` and ``pretrained_model_ema`` in a directory of the step's."""
+"""LeRobot: ``pretrained_model`` and ``pretrained_model_ema`` in a directory of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEFAULTS = {"use_ema_warmup": True, "power": 0.75, "decay": 0.9999}
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The step is the directory's name, and ``training_step.json`` has it too."""
+    """The step is in ``training_step.json``, and it is the directory's name."""
     if file.name not in {_RAW, _AVERAGE}:
         return _left_out(file)
     if "." not in file.dicts:
@@ -35,19 +35,19 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _left_out(file: StoredFile) -> Reading | None:
-    """What lies beside the weights: the average as a list, and what prepares observations."""
+    """Files beside the weights: the average as a list, and the processing of observations."""
     above = file.folders[:1]
     if above == (_STATE,) and file.has_beside(_CLOCK):
         return Reading(left_out="a trainer's own state")
     if above and above[0] in {_RAW, _AVERAGE} and file.name.startswith("policy_"):
-        return Reading(left_out="what prepares observations and actions")
+        return Reading(left_out="it processes observations and actions")
     return None
 
 
 def _law(file: StoredFile, batches: float) -> str | None:
-    """Diffusers' law by the settings of the training; steps count batches, of which some make one.
+    """Diffusers' law by the settings of the training.
 
-    A constant decay is written as a floor and a cap.
+    A constant decay is a floor and a cap. Steps count batches; ``batches`` of them make an update.
     """
     config = file.json("train_config.json") or file.json("..", _RAW, "train_config.json")
     given = config.get("ema")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "Lightning"
 FILES = "`epoch=0-step=100.ckpt`; with `WeightAveraging` the average is `state_dict`"
@@ -19,8 +19,7 @@ def read(file: StoredFile) -> Reading | None:
     """The weights are ``state_dict``: averaged where ``current_model_state`` lies beside."""
     if _MARK not in file.top or _WEIGHTS not in file.dicts:
         return None
-    step = file.number("global_step")
-    clock = None if step is None else Clock(step, "steps", "global_step")
+    clock = file.clock("global_step")
     if _RAW not in file.dicts:
         return Reading((Series(file.dicts[_WEIGHTS], "unknown", _WEIGHTS),), clock)
     average = Series(

@@ -18,23 +18,14 @@ _MARKS = ("decay", "num_updates")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Both series of each dict in which an average lies; num_updates is -1 without a warm-up."""
+    """Both series of each dict with an average; num_updates is -1 without a warm-up."""
     series: list[Series] = []
     for within, tensors in file.dicts.items():
-        prefix = _prefix(tensors)
+        ends = (n.removesuffix("num_updates") for n in tensors if n.endswith(".num_updates"))
+        prefix = next((p for p in ends if f"{p}decay" in tensors), None)
         if prefix is not None:
             series += _both(file, within, tensors, prefix)
     return Reading(tuple(series)) if series else None
-
-
-def _prefix(tensors: Tensors) -> str | None:
-    """What the names of the average begin with."""
-    for name in tensors:
-        if name.endswith(".num_updates"):
-            prefix = name.removesuffix("num_updates")
-            if all(f"{prefix}{mark}" in tensors for mark in _MARKS):
-                return prefix
-    return None
 
 
 def _both(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Iterator[Series]:
@@ -43,9 +34,10 @@ def _both(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Itera
     average = {n: t for n, t in under(tensors, prefix).items() if n not in _MARKS}
     decay, updates = (file.value(tensors[f"{prefix}{mark}"]) for mark in _MARKS)
     if decay is None or updates is None:
-        raise InputError("its decay or num_updates is no number")
+        raise InputError("its decay or num_updates is not a number")
     grows = updates >= 0
-    law = f"{'warmup' if grows else 'exponential'}:beta={_decimal(decay)}"
+    # The decay as it was written, before float32 rounded it.
+    law = f"{'warmup' if grows else 'exponential'}:beta={text(float(str(np.float32(decay))))}"
     if raw:
         yield Series(raw, "raw", within)
     yield Series(
@@ -59,16 +51,11 @@ def _both(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Itera
     )
 
 
-def _decimal(decay: float) -> str:
-    """The decay as it was written, before float32 held it."""
-    return text(float(str(np.float32(decay))))
-
-
 def _with_dots(average: Tensors, raw: Tensors) -> Tensors:
-    """The average under the raw weights' names: those below the module that was averaged.
+    """The average under the raw weights' names, which are those below the averaged module.
 
     Raises:
-        InputError: the names are not those of any module's parameters without dots.
+        InputError: no module has parameters of these names.
     """
     first = next(iter(average), "")
     modules = {n[: i + 1] for n in raw for i, c in enumerate(n) if c == "."} | {""}
@@ -80,6 +67,7 @@ def _with_dots(average: Tensors, raw: Tensors) -> Tensors:
         if all(name in known for name in average):
             return {known[name]: tensor for name, tensor in average.items()}
     raise InputError(
-        "its average has names without dots, and the weights that they belong to are not beside it",
-        remedy="synthesize from files that hold both",
+        "the names of its average have no dots, and the raw weights with the full names are not in "
+        "the file",
+        remedy="synthesize from files that have both",
     )

@@ -23,8 +23,8 @@ def read(file: StoredFile) -> Reading | None:
     """The model's tensors of a distributed checkpoint, without an optimizer's."""
     if file.file_name.startswith(_LEGACY) and any(map(_RANK.fullmatch, file.folders[:1])):
         raise InputError(
-            "weights of one rank of a parallel model",
-            remedy="convert them with Megatron's --ckpt-convert-format torch_dist",
+            "has only the weights of one rank of a parallel model",
+            remedy="convert all ranks with Megatron's --ckpt-convert-format torch_dist",
         )
     if file.contents.format != "dcp" or "sharded_backend" not in file.json("metadata.json"):
         return None

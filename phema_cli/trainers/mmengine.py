@@ -14,8 +14,12 @@ _AVERAGE, _SWAPPED, _MODULE = "state_dict", "ema_state_dict", "module."
 
 def read(file: StoredFile) -> Reading | None:
     """The hook swaps the two when it saves; ``steps`` counts its updates."""
-    clock = _clock(file)
-    if _AVERAGE not in file.dicts or not _is_swapped(file):
+    done = file.number("meta", "iter")
+    clock = Clock(done, "steps", "meta.iter") if done else None
+    # The hook's dict has a counter, and all its other names are below ``module.``.
+    names = file.dicts.get(_SWAPPED, {})
+    swapped = "steps" in names and all(n == "steps" or n.startswith(_MODULE) for n in names)
+    if _AVERAGE not in file.dicts or not swapped:
         return None if clock is None else Reading(clock=clock)
     raw, updates = file.dicts[_SWAPPED], file.number(_SWAPPED, "steps")
     average = Series(
@@ -28,15 +32,3 @@ def read(file: StoredFile) -> Reading | None:
     if clock is None and updates is not None:
         clock = Clock(updates, "steps", f"{_SWAPPED}.steps", weak=True)
     return Reading((average, Series(under(raw, _MODULE), "raw", _SWAPPED)), clock)
-
-
-def _is_swapped(file: StoredFile) -> bool:
-    """Whether ``ema_state_dict`` is of the hook: a counter, and all else below ``module.``."""
-    names = file.dicts.get(_SWAPPED, {})
-    return "steps" in names and all(n == "steps" or n.startswith(_MODULE) for n in names)
-
-
-def _clock(file: StoredFile) -> Clock | None:
-    """Iterations done, by ``meta``."""
-    done = file.number("meta", "iter")
-    return Clock(done, "steps", "meta.iter") if done else None

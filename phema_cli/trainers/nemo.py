@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from phema_cli.formats.base import StoredTensor
-from phema_cli.trainers.base import Reading, Series, StoredFile, Tensors, escaped, text
+from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, text
+from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
 FILES = "`<name>-EMA.ckpt` beside `<name>.ckpt`, or one file with a list in `optimizer_states`"
@@ -16,45 +16,33 @@ _HINT = "exponential:beta=0.999"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """Of a pair of Lightning's checkpoints, which it is; or both in one."""
+    """Lightning's checkpoints, the average in a file of its own or in the optimizer's state."""
     if _MARK not in file.top or _WEIGHTS not in file.dicts:
         return None
     weights, law = file.dicts[_WEIGHTS], _law(file)
     if file.name.endswith(_ENDING):
-        # The list in it is the average once more.
+        # The list in its optimizer's state is the same average.
         average = Series(weights, "average", _WEIGHTS, law=law, hint=_HINT, label="EMA")
         return Reading((average,))
     raw = Series(weights, "raw", _WEIGHTS)
     if law is None:
         paired = file.has_beside(f"{escaped(file.name)}{_ENDING}.ckpt")
         return Reading((raw,)) if paired else None
-    return _listed(file, raw, law)
+    listed = file.get(*_STATE, "ema")
+    group = tensors_of(list(listed)) if isinstance(listed, list | tuple) else None
+    several = file.get(*_STATE, "opt", "param_groups", "1") or file.get(_STATE[0], "1")
+    if several is not None or group is None:
+        note = "its average is left out: a list without names, in the order of several groups"
+        return Reading((raw,), notes=(note,))
+    within = ".".join((*_STATE, "ema"))
+    average = Series(group[0], "average", within, law=law, unnamed=True, label="ema")
+    return Reading((average, raw))
 
 
 def _law(file: StoredFile) -> str | None:
-    """The law by what ``EMAOptimizer`` stores; the first of its updates follows step 1."""
+    """The law in the state of ``EMAOptimizer``, whose first update follows step 1."""
     decay, every = (file.number(*_STATE, key) for key in ("decay", "every_n_steps"))
     if decay is None or every is None or file.get(*_STATE, "ema") is None:
         return None
     spacing = f",every={text(every)},start=1" if every > 1 else ""
     return f"exponential:beta={text(decay)}{spacing}"
-
-
-def _listed(file: StoredFile, raw: Series, law: str) -> Reading:
-    """The average as a list, in the order of the optimizer's parameters."""
-    tensors = _tensors(file.get(*_STATE, "ema"))
-    several = file.get(*_STATE, "opt", "param_groups", "1") or file.get(_STATE[0], "1")
-    if several is not None or not tensors:
-        note = "its average is left out: a list without names, in the order of several groups"
-        return Reading((raw,), notes=(note,))
-    average = Series(
-        tensors, "average", ".".join((*_STATE, "ema")), law=law, unnamed=True, label="ema"
-    )
-    return Reading((average, raw))
-
-
-def _tensors(found: object) -> Tensors:
-    """The tensors of a list or tuple of nothing else, by their number."""
-    entries = found if isinstance(found, list | tuple) else ()
-    numbered = {str(k): t for k, t in enumerate(entries) if isinstance(t, StoredTensor)}
-    return numbered if len(numbered) == len(entries) else {}

@@ -1,4 +1,4 @@
-"""OneTrainer: with its EMA on, saved files are the average, which only metadata may say."""
+"""OneTrainer: with its EMA on, saved files are the average; only metadata may say so."""
 
 from __future__ import annotations
 
@@ -29,10 +29,14 @@ def read(file: StoredFile) -> Reading | None:
     """The step in the name counts batches; ``ot_config`` says whether the EMA was on."""
     if not all(mark in file.metadata for mark in _MARKS):
         return None
-    config = _config(file.metadata.get("ot_config", ""))
+    try:
+        config = json.loads(file.metadata.get("ot_config", ""))
+    except (ValueError, RecursionError):
+        config = {}
+    config = config if isinstance(config, dict) else {}
     clock = None
     if (found := file.matches(_NAME)) is not None:
-        # Of batches some make a step together.
+        # Several batches may make one step.
         batches = file.value(config.get("gradient_accumulation_steps")) or 1
         clock = Clock(float(found["step"]) // batches, "steps", "step", "name")
     tensors, on = file.dicts.get(".", {}), config.get("ema")
@@ -49,15 +53,6 @@ def _law(file: StoredFile, config: Mapping[str, Any]) -> str | None:
     if decay is None or every is None:
         return None
     return f"onetrainer:beta={text(decay)},every={text(every)}"
-
-
-def _config(given: str) -> dict[str, Any]:
-    """The training's configuration, empty where it was not recorded."""
-    try:
-        found = json.loads(given)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -15,12 +15,12 @@ SOURCE = "bghira/SimpleTuner, simpletuner/helpers/training/ema.py, save_hooks.py
 _LIST = re.compile(r"shadow_params\.(?P<number>\d+)")
 _LORA, _AVERAGE = "pytorch_lora_weights", "ema"
 _FILES = (_LORA, "diffusion_pytorch_model")
-#: by default, of the command line.
+#: the default of its command line.
 _HINT = "diffusers:beta=0.995"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The clock is ``training_state.json``, in the directory or above it."""
+    """``training_state.json``, in the directory or above it, has the step."""
     if "shadow_params.0" in file.top and "optimization_step" in file.top:
         return _listed(file)
     if not file.file_name.startswith(_FILES):
@@ -39,15 +39,12 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _listed(file: StoredFile) -> Reading:
-    """Tensors in the model's order; most often the same lie beside them under their names."""
+    """Tensors in the model's order; most often a file beside them has them by name."""
     named = "optimization_step" in file.json("config.json")
     if named or file.has_beside(f"../{_AVERAGE}/{_LORA}*"):
-        return Reading(left_out="the average without names, which is beside it with them")
+        return Reading(left_out="the average without names: a file beside it has the names")
     found = [(int(m["number"]), t) for n, t in file.dicts["."].items() if (m := _LIST.fullmatch(n))]
     tensors = {str(number): t for number, t in sorted(found, key=lambda entry: entry[0])}
-    step = file.number("optimization_step")
-    clock = None if step is None else Clock(step, "steps", "optimization_step")
     law = law_of(file.top)
-    return Reading(
-        (Series(tensors, "average", law=law, unnamed=True, label="shadow_params"),), clock
-    )
+    average = Series(tensors, "average", law=law, unnamed=True, label="shadow_params")
+    return Reading((average,), file.clock("optimization_step"))

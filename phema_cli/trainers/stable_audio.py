@@ -13,7 +13,7 @@ _PREFIXES = ("diffusion_ema.", "autoencoder_ema.", "diffae_ema.")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """What its wrappers tell ema_pytorch; that library's own module reads the average."""
+    """Its wrappers' settings of ema_pytorch, whose own module reads the average."""
     if not any(n.startswith(_PREFIXES) for n in file.dicts.get("state_dict", {})):
         return None
     return Reading(hint="ema-pytorch:beta=0.9999,power=0.75,every=1,update_after=1")

@@ -13,7 +13,7 @@ _COUNT, _MODULE = "n_averaged", "module."
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The first update copies the weights, and the function that averages is not stored."""
+    """The first update copies the weights; the function that averages is not stored."""
     found, clock = [], None
     for within, tensors in file.dicts.items():
         own = [n for n in tensors if n != _COUNT]

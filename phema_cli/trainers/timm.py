@@ -22,11 +22,11 @@ _RECOVERY = re.compile(r"recovery.*")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The epoch counts from 0 and is complete; what the average is stands in the arguments."""
+    """The epoch counts from 0 and is complete; the arguments have the law of the average."""
     if not file.top.keys() >= _MARKS or _RAW not in file.dicts:
         return None
     if file.matches(_RECOVERY) is not None:
-        return Reading(left_out="stored in the middle of an epoch")
+        return Reading(left_out="it was stored in the middle of an epoch")
     epoch = file.number("epoch")
     clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")
     if _AVERAGE not in file.dicts:
@@ -36,7 +36,7 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def _law(file: StoredFile) -> str | None:
-    """``ModelEmaV3`` as the script makes it from its arguments."""
+    """The law of ``ModelEmaV3`` as the script makes it from its arguments."""
     decay = file.number("args", "model_ema_decay")
     if decay is None:
         return None

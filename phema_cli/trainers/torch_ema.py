@@ -36,6 +36,6 @@ def read(file: StoredFile) -> Reading | None:
                 label=parent or None,
             )
         )
-    # Raw weights that wait to be put back lie beside the average.
-    passed = tuple(f"{s.within.removesuffix('shadow_params')}collected_params" for s in found)
-    return Reading(tuple(found), passed=passed) if found else None
+    # The library keeps the raw weights beside the average while the average is in use.
+    ignored = tuple(f"{s.within.removesuffix('shadow_params')}collected_params" for s in found)
+    return Reading(tuple(found), ignored=ignored) if found else None

@@ -20,8 +20,14 @@ _NAME = re.compile(r"(?:(?P<head>[\w.]*?)\.)?state\.(?P<name>.+)\.ema_params")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The average's tensors wherever they are nested; the raw weights lie at the top."""
-    if file.contents.format != "dcp" or not _is_own(file):
+    """The average's tensors wherever they are nested; the raw weights are at the top.
+
+    The last file of a run may have no state of the trainer, and still an average.
+    """
+    if file.contents.format != "dcp":
+        return None
+    averaged = any(n.endswith(_ENDING) for names in file.everything.values() for n in names)
+    if not averaged and not any(mark in file.top for mark in _MARKS):
         return None
     average: dict[str, StoredTensor] = {}
     raw: dict[str, StoredTensor] = {}
@@ -37,10 +43,3 @@ def read(file: StoredFile) -> Reading | None:
     if average:
         series.insert(0, Series(average, "average", "ema_params", hint="power:halflife=0.05"))
     return Reading(tuple(series), clock)
-
-
-def _is_own(file: StoredFile) -> bool:
-    """Whether the state of its trainer lies in it, or its average; the last file has neither."""
-    if any(mark in file.top for mark in _MARKS):
-        return True
-    return any(n.endswith(_ENDING) for tensors in file.everything.values() for n in tensors)

@@ -1,4 +1,4 @@
-"""The tutorial's loop: ``model_ema_1_{i}.pth`` and ``model_ema_2_{i}.pth``."""
+"""The karras-power-ema tutorial: ``model_ema_1_{i}.pth`` and ``model_ema_2_{i}.pth``."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "VAR"
 FILES = "`ar-ckpt-last.pth` of `epoch`, `iter`, `trainer`"
@@ -13,10 +13,9 @@ _WEIGHTS = "trainer.var_wo_ddp"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """``vae_local`` does not train: its ``ema_vocab_hit_SV`` counts uses, and averages nothing."""
+    """``vae_local`` does not train: its ``ema_vocab_hit_SV`` counts uses and is no average."""
     if _WEIGHTS not in file.dicts or "trainer.vae_local" not in file.dicts:
         return None
-    epoch = file.number("epoch")
-    clock = None if epoch is None else Clock(epoch, "epochs", "epoch")
-    notes = ("trainer.vae_local is a frozen model, and left out",)
-    return Reading((Series(file.dicts[_WEIGHTS], "raw", _WEIGHTS),), clock, notes=notes)
+    raw = Series(file.dicts[_WEIGHTS], "raw", _WEIGHTS)
+    notes = ("trainer.vae_local is left out: it is a frozen model",)
+    return Reading((raw,), file.clock("epoch", unit="epochs"), notes=notes)

@@ -17,7 +17,7 @@ from phema_cli.profiles import Array, PowerProfile
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.consistency import reference
+from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged

@@ -95,15 +95,15 @@ BROKEN = [
         no_tags,
         (
             "weights-step25.safetensors: does not say whether it is an average or the raw weights; "
-            "pass --raw if these are the weights themselves, --gammas or --average LAW if they are"
+            "pass --raw if it is the raw weights, --gammas or --average LAW if it is an average"
         ),
     ),
     (contradiction, "its step is 25 by its step and 27 by its name"),
     (duplicate, "the same gamma 5 and step 25 as again1.safetensors"),
-    (only_step_zero, "step 0 holds no average yet"),
+    (only_step_zero, "at step 0 there is no average yet"),
     (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
-    (missing_tensor, "lacks tensor w"),
+    (missing_tensor, "tensor w is missing"),
     (truncated, "truncated?"),
     (not_a_checkpoint, "not a safetensors file"),
     (text_as_pt, "not a PyTorch checkpoint"),
@@ -208,7 +208,7 @@ def test_step_zero_beside_others_is_left_out(ckpts, tmp_path):
     save_file({"w": torch.ones(4, 3)}, ckpts / "e-step0-gamma5.safetensors")
     run = phema("synthesize", "-g", 7, ckpts, cwd=tmp_path)
     assert run.code == 0
-    assert "e-step0-gamma5.safetensors: left out: step 0" in run.err
+    assert "e-step0-gamma5.safetensors: left out: at step 0" in run.err
 
 
 class Shell:

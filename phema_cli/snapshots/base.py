@@ -1,0 +1,142 @@
+"""The types of this package: a snapshot, its tag, and findings about snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from phema_cli.errors import InputError, PhemaError
+from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.profiles import Profile
+from phema_cli.trainers.base import Unit
+
+#: where a part of a tag was read: the user's options or phema.toml, the file, its name.
+Origin = Literal["command line", "phema.toml", "content", "name"]
+
+#: entries of a checkpoint's metadata that give its average, and its step.
+METADATA_FIELDS = ("gamma", "sigma_rel", "step", "global_step", "optimization_step")
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """What a snapshot is an average of, and when it was stored.
+
+    Attributes:
+        profile: how each moment of training weighs in it. Its end is the time, which differs from
+            ``step`` if the trainer counts otherwise.
+        step: training time as the trainer counts it, in any unit proportional to updates.
+        gamma: exponent of the power function, as set in the trainer; None for other averages.
+        profile_origin: where gamma, or the law of another average, was read.
+        step_origin: where the step was read.
+        unit: what the trainer counts.
+        law: how the average weighs the steps, in the words of ``--average``.
+        overrules: the law in the file, if the user gives another one.
+    """
+
+    profile: Profile
+    step: float
+    gamma: float | None
+    profile_origin: Origin
+    step_origin: Origin
+    unit: Unit = "steps"
+    law: str = ""
+    overrules: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of the average: ``gamma 5``, ``exponential:beta=0.999``, ``raw``."""
+        if self.gamma is not None:
+            return f"gamma {self.gamma:.10g}"
+        return self.law or self.profile.label
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A stored average, or raw weights: a checkpoint and its tag.
+
+    Attributes:
+        name: path relative to the directory that was scanned, with ``/``.
+        checkpoint: extents of its tensors.
+        tag: average and step.
+        trainers: names of the trainers whose file it is in.
+        series: what ``--key`` calls it.
+        partial: whether it averages a part of the model, beside the whole raw model.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    tag: Tag
+    trainers: tuple[str, ...] = ()
+    series: str = "."
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the user should know about the inputs.
+
+    Attributes:
+        level: ``error`` stops a synthesis, ``warning`` may harm it, ``notice`` is for information.
+        error: what, where and the remedy.
+    """
+
+    level: Literal["error", "warning", "notice"]
+    error: PhemaError
+
+
+@dataclass(frozen=True, slots=True)
+class Untagged:
+    """A snapshot that lacks only its law.
+
+    Attributes:
+        snapshot: with the tag of raw weights.
+        index: its number among the averages, if names count these.
+        error: the finding that its law is not known.
+    """
+
+    snapshot: Snapshot
+    index: int | None
+    error: Finding
+
+
+class LeftOutError(InputError):
+    """The reason why a file or a series is not used, which is not a fault."""
+
+
+def notice(what: str, where: str | None = None) -> Finding:
+    """A finding for information."""
+    return Finding("notice", InputError(what, where=where))
+
+
+def finding_of(error: PhemaError, where: str) -> Finding:
+    """An error of one file as a finding: a notice if the file is left out."""
+    if isinstance(error, LeftOutError):
+        return notice(f"left out: {error.what}", where)
+    return Finding("error", error.at(where))
+
+
+def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """The newest snapshot of the whole model, else the newest: outputs have its tensors and types.
+
+    Args:
+        snapshots: oldest first.
+    """
+    return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
+
+
+def is_float(extent: Extent) -> bool:
+    """Whether a tensor can be averaged; a layer's ``_extra_state`` is never a number."""
+    return extent.dtype.kind == "float" and not extent.name.endswith("_extra_state")
+
+
+def snapshot_name(prefix: str, step: float, gamma: float) -> str:
+    """``<prefix>-step0001000-gamma5``: the name, without ending, of a snapshot."""
+    sign = "=" if gamma < 0 else ""
+    return f"{step_name(prefix, step)}-gamma{sign}{gamma:.6g}"
+
+
+def step_name(prefix: str, step: float) -> str:
+    """``<prefix>-step0001000``: how the names of all files that phema writes begin."""
+    when = f"{int(step):07d}" if float(step).is_integer() else f"{step:.10g}"
+    return f"{prefix}-step{when}"
