@@ -45,7 +45,7 @@ def test_an_average_beside_raw_weights_is_named(run, tmp_path, name, option):
     folder = nested(run, tmp_path / "run", {"model": "raw", "ema": name})
     asked = phema("inspect", "run", cwd=tmp_path)
     assert asked.code == 3
-    assert asked.out.endswith(f"go on: phema inspect run {option}\n")
+    assert asked.out.endswith(f"try: phema inspect run {option}\n")
     followed = phema("inspect", "--json", *shlex.split(option), folder)
     assert followed.code == 0
     assert json.loads(followed.out)["evidence"]["tags"] == "confirmed"
@@ -62,7 +62,7 @@ def test_two_averages_of_one_file_are_named(run, tmp_path):
     nested(run, tmp_path / "run", names)
     asked = phema("inspect", "run", cwd=tmp_path)
     option = "--key ema_fast,ema_slow --gammas 10,5"
-    assert asked.out.endswith(f"go on: phema inspect run {option}\n")
+    assert asked.out.endswith(f"try: phema inspect run {option}\n")
     followed = phema("inspect", "run", "--json", *shlex.split(option), cwd=tmp_path)
     assert json.loads(followed.out)["evidence"]["tags"] == "confirmed"
 
