@@ -13,7 +13,7 @@ import numpy as np
 from phema_cli.cli import pictures, render
 from phema_cli.cli.pictures import COLOURS, FAINT
 from phema_cli.profiles import SIGMA_REL_LIMIT
-from phema_cli.solver.diagnostics import FAIR, GOOD
+from phema_cli.solver.weights import FAIR, GOOD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

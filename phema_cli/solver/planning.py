@@ -15,9 +15,8 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, sigma_rel_from_gamma
-from phema_cli.solver import solve
+from phema_cli.solver import Figures, solve
 from phema_cli.solver.assumptions import Assumption
-from phema_cli.solver.diagnostics import Figures
 
 #: targets between the ends of a range, these included, of which the worst counts.
 _TARGETS = 7
@@ -176,17 +175,21 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
 
 def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Gammas moved along the list, one by one or two places at a time, until no move helps."""
-    known: dict[tuple[int, ...], float] = {}
+    errors: dict[tuple[int, ...], float] = {}
 
     def error(at: tuple[int, ...]) -> float:
-        if at not in known:
-            known[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
-        return known[at]
+        if at not in errors:
+            errors[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
+        return errors[at]
 
     while True:
         moves = product(range(len(at)), (-2, -1, 1, 2))
         moved = [(*at[:i], at[i] + by, *at[i + 1 :]) for i, by in moves]
-        best = min((m for m in moved if _ascending(m)), key=error)
+        # Places in the list, no two alike.
+        ascending = (
+            m for m in moved if m[0] >= 0 and m[-1] < len(_GAMMAS) and list(m) == sorted(set(m))
+        )
+        best = min(ascending, key=error)
         if error(best) >= error(at):
             return at
         at = best
@@ -195,8 +198,3 @@ def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
 def _gammas(at: Sequence[int]) -> tuple[float, ...]:
     """The gammas at some places of the list."""
     return tuple(float(_GAMMAS[i]) for i in at)
-
-
-def _ascending(at: Sequence[int]) -> bool:
-    """Whether places are in the list and no two alike."""
-    return at[0] >= 0 and at[-1] < len(_GAMMAS) and list(at) == sorted(set(at))

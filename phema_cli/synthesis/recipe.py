@@ -19,7 +19,7 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import reference
 from phema_cli.solver import Solution
-from phema_cli.solver.diagnostics import SUM_ROUNDING
+from phema_cli.solver.weights import SUM_ROUNDING
 from phema_cli.synthesis.layout import DEFAULT_FORMAT, Output, lay_out
 from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.ranks import number_of_ranks
