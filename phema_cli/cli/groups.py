@@ -96,7 +96,7 @@ class Sources:
         found = scan(paths, self.config(**tensors))
         if not (sampled and found.untagged):
             return found
-        from phema_cli.estimate.proposal import with_proposal
+        from phema_cli.estimate.evidence import with_proposal
 
         return with_proposal(found)
 
