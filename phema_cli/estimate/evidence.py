@@ -1,4 +1,4 @@
-"""Whether the snapshots bear their tags out, and what untagged averages look like, in words.
+"""Whether the snapshots fit their tags, and what untagged averages look like, in words.
 
 docs/evidence.md says how both are tested; ``phema_cli.solver.evidence`` tests.
 """
@@ -166,7 +166,7 @@ class _Messages:
         option = " ".join(f"--exclude {quote(escape(name))}" for name in names)
         return InputError(
             f"{'is' if one else 'are'} of another run or another step: without "
-            f"{'it' if one else 'them'} the tags of all others hold",
+            f"{'it' if one else 'them'} all others fit their tags",
             where=", ".join(few) + more,
             remedy=f"leave {'it' if one else 'them'} out with --exclude, {_INSIST}",
             option=option if len(names) == len(few) else None,
@@ -222,7 +222,7 @@ class _Messages:
     def _laws(self, other: Alternative) -> str:
         """What an alternative takes the series for."""
         if other.every is not None:
-            return f"updated once in {other.every} steps"
+            return f"averages updated once in {other.every} steps"
         tags = [self._tag(s).label for s in self.evidence.series]
         words = " and ".join(
             law.label if law.label == tag else f"{law.label} (tagged {tag})"

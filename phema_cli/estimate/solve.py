@@ -1,4 +1,4 @@
-"""From snapshots to weights: what a sample of them shows, the targets asked for, the solution."""
+"""From snapshots to weights: the targets, what a sample shows of the run, and the solution."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from phema_cli.errors import UsageError
+from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags
-from phema_cli.estimate.sample import sample
 from phema_cli.profiles import PowerProfile, Profile, ProfileSpec, gamma_from_sigma_rel
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.consistency import is_float, reference
@@ -26,43 +26,6 @@ from phema_cli.solver import (
 
 #: targets of one call: an output each.
 _MOST_TARGETS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a sample of the tensors shows, the same for any target.
-
-    Attributes:
-        movement: how the weights moved during training; None where there is nothing to measure.
-        tags: whether the snapshots bear their tags out.
-    """
-
-    movement: Movement | None = None
-    tags: TagCheck = field(default_factory=TagCheck)
-
-
-def measure(
-    snapshots: Sequence[Snapshot],
-    *,
-    copy: Sequence[str] = (),
-    allow_nonfinite: bool = False,
-    trust_tags: bool = False,
-) -> Measured:
-    """How the weights moved during training, and whether that bears the tags out.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are not averaged.
-        allow_nonfinite: whether values that are not finite are left out of the sample.
-        trust_tags: whether the tags are not to be tested.
-
-    Errors as :func:`phema_cli.estimate.sample.sample`; contradicted tags raise none yet.
-    """
-    elements = sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
-    if elements is None:
-        return Measured()
-    tags = TagCheck() if trust_tags else check_tags(snapshots, elements)
-    return Measured(calibrate([s.tag.profile for s in snapshots], elements), tags)
 
 
 def make_targets(
@@ -85,7 +48,7 @@ def make_targets(
     asked = len(gammas) + len(sigma_rels) + len(profiles)
     if asked > _MOST_TARGETS:
         raise UsageError(
-            f"{asked} targets are more than {_MOST_TARGETS}", remedy="make them in several calls"
+            f"{asked} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
         )
     wanted = [*gammas, *(gamma_from_sigma_rel(s) for s in sigma_rels)]
     for gamma in wanted:
@@ -102,7 +65,7 @@ def make_targets(
 
 
 def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
-    """The step of targets, as the trainer counts: the user's, or the last snapshot's.
+    """The step of targets, as the trainer counts: what the user says, or the last snapshot's.
 
     Raises:
         UsageError: it is later than the last snapshot, or not above 0.
@@ -123,15 +86,15 @@ def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
 
 def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
     """Refuse a target from before the average that the user has described, where all is raw."""
-    described = [
+    said = [
         s.tag.step
         for s in snapshots
         if s.tag.profile_origin in {"command line", "phema.toml"} and s.tag.label != "raw"
     ]
-    if described and step < min(described):
+    if said and step < min(said):
         raise UsageError(
             f"target step {step:.12g} is before the first snapshot of the average that you "
-            f"describe, at step {min(described):.12g}",
+            f"describe, at step {min(said):.12g}",
             remedy="pass --raw to use the raw weights of that time",
         )
 
@@ -162,7 +125,7 @@ def solve_snapshots(
     Args:
         snapshots: oldest first.
         targets: what to build.
-        measured: what :func:`measure` found; ``Measured()`` to do without.
+        measured: what :func:`measure` finds; ``Measured()`` to do without.
         method: one of ``phema_cli.solver.METHODS``.
         together: whether only figures of many targets are wanted: far faster, and the last bits of
             a target's weights depend on the others.
@@ -177,6 +140,43 @@ def solve_snapshots(
         storage_noise=stored_noise(snapshots),
         together=together,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a sample of the tensors shows, the same for any target.
+
+    Attributes:
+        movement: how the weights moved during training; None where there is nothing to measure.
+        tags: whether the snapshots fit their tags.
+    """
+
+    movement: Movement | None = None
+    tags: TagCheck = field(default_factory=TagCheck)
+
+
+def measure(
+    snapshots: Sequence[Snapshot],
+    *,
+    copy: Sequence[str] = (),
+    allow_nonfinite: bool = False,
+    trust_tags: bool = False,
+) -> Measured:
+    """How the weights moved during training, and whether the snapshots fit their tags.
+
+    Args:
+        snapshots: oldest first.
+        copy: globs of tensor names that are not averaged.
+        allow_nonfinite: whether values that are not finite are left out of the sample.
+        trust_tags: whether the tags are not to be tested.
+
+    Errors as :func:`phema_cli.estimate.sample.sample`; contradicted tags are none yet.
+    """
+    found = sampling.sample(snapshots, copy, allow_nonfinite=allow_nonfinite)
+    if found is None:
+        return Measured()
+    tags = TagCheck() if trust_tags else check_tags(snapshots, found)
+    return Measured(calibrate([s.tag.profile for s in snapshots], found), tags)
 
 
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:

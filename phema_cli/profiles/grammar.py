@@ -22,10 +22,10 @@ class Range:
     """Which numbers a key may have.
 
     Attributes:
-        words: says them, after "must be".
+        words: the numbers in words, after "must be".
         low: the smallest.
         high: the largest.
-        inner: the smallest and the largest don't belong to it, where this holds ``low``, ``high``.
+        inner: whether ``low`` and ``high`` themselves are outside.
         whole: whether only whole numbers do.
     """
 
@@ -63,7 +63,7 @@ class Key:
     Attributes:
         name: what stands before ``=``.
         meaning: what it is, in a few words.
-        range: what it may be.
+        range: the numbers that it may be.
         default: its value where it is left out; None where it must be given, or may be missing.
     """
 
@@ -83,9 +83,9 @@ class LawForm:
 
     Attributes:
         name: what it is called.
-        formula: how the average comes about, in a line.
-        source: whose it is: a library's file, or a paper.
-        example: one that makes sense.
+        formula: the decay, in a line.
+        source: where it comes from: a library's file, or a paper.
+        example: a law of this kind.
         keys: its numbers, in the order in which they are written.
         schedule: the updates and their decays; None for what has no updates of its own.
         one_of: keys of which exactly one must be given.

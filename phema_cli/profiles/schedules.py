@@ -46,7 +46,7 @@ def ratio(s: Array) -> Array:
 
 
 def power_function(t: Array, exponent: float) -> Array:
-    """The decay ``(1 - 1/t)^exponent``."""
+    """The decay ``(1 - 1/t)^exponent`` of a power function (arXiv:2312.02696, Eq. 127)."""
     return -exponent * np.log1p(-1 / t)
 
 
@@ -220,7 +220,7 @@ class Schedule:
         return math.floor(time / self.unit + SLACK)
 
     def count(self, time: float) -> int:
-        """Updates made by then."""
+        """Updates made up to a time."""
         return max((self.steps(time) - self.copied) // self.every, 0)
 
     def copy_at(self, time: float) -> int:
@@ -240,7 +240,7 @@ class Schedule:
         """
         first = self.copy_at(time)
         if self.count(time) > _MOST_UPDATES:
-            raise UsageError(f"{self.count(time)} updates are above the {_MOST_UPDATES} of a list")
+            raise UsageError(f"{self.count(time)} updates are more than {_MOST_UPDATES}")
         made = np.arange(self.count(time) + 1.0)
         sums = self.rates.sums(made)
         kept = np.exp(sums - sums[-1])
@@ -279,19 +279,19 @@ class ScheduleProfile:
 
     @property
     def _copied(self) -> tuple[float, float]:
-        """From where to where the copied weights count, in steps: up to 0 the initial ones."""
+        """The steps between which the copied weights count; both 0 for the initial ones."""
         step, wide = self.schedule.copy_at(self.time), self.schedule.wide
         half = (self.schedule.every - 1) / 2 if wide or not step else 0.0
         return (max(step - half - 1, 0.0), step + half) if step else (0.0, 0.0)
 
     @property
     def _begin(self) -> float:
-        """From which step on the first update counts."""
+        """The step from which the first update counts."""
         return self.schedule.copied + (self.schedule.every - 1) / 2
 
     @property
     def end(self) -> float:
-        """Up to where the last update counts."""
+        """The time up to which the last update counts."""
         made, every = self._made, self.schedule.every
         last = self._begin + made * every if made else self._copied[1] or (every - 1) / 2
         return last * self.schedule.unit if last else self.time

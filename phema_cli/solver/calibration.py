@@ -3,8 +3,8 @@
 docs/maths.md, "What the snapshots say of the run". Each is a maximum of a likelihood that takes
 elements as independent. The drift q(t) is fitted to the mean-square differences of neighbouring
 snapshots, whose expected value is ``int q (F_a - F_b)^2 dt + N_aa + N_bb - 2 N_ab``. Roughness and
-jitter are fitted to what is left of each snapshot when it is held back and estimated from all the
-others: the drift says how far the weights move from one snapshot to the next, the held-back ones
+jitter are fitted to what is left of each snapshot when it is held out and estimated from all the
+others: the drift says how far the weights move from one snapshot to the next, the held-out ones
 how well that can be bridged.
 """
 
@@ -24,7 +24,7 @@ from phema_cli.solver.movement import EARLY, Movement, Rounding
 from phema_cli.solver.system import System, evaluate, split
 
 #: sizes that keep the fit of a thousand snapshots below a second: pairs of snapshots compared,
-#: values that the held-back estimates are computed for.
+#: values that the held-out estimates are computed for.
 _MOST_PAIRS, _MOST_VALUES = 512, 2_000_000
 #: most pieces of the drift: it keeps the fit of a thousand snapshots below a second.
 _MOST_KNOTS = 64
@@ -213,7 +213,10 @@ def _blocks(system: System) -> Array:
 def _fit_drift(
     system: System, movement: Movement, pairs: NDArray[np.intp], squares: Array
 ) -> Movement:
-    """Drift at the knots; what part of the differences is rounding depends on it in turn."""
+    """The movement with its drift at the knots.
+
+    The drift decides which part of the differences is rounding, so the fit is repeated.
+    """
     a, b = pairs.T
     f = system.source_cdf
     distance = (f[:, a] - f[:, b]) ** 2 * system.weights[:, None] * system.unit
@@ -292,7 +295,7 @@ def _likeliest_drift(
 def _fit_roughness_and_jitter(
     system: System, movement: Movement, residual: NDArray[np.floating]
 ) -> Movement:
-    """Roughness and jitter of each block, from the snapshots of that block held back.
+    """Roughness and jitter of each block, from the snapshots of that block held out.
 
     Args:
         system: the sources.
@@ -344,7 +347,7 @@ def _likeliest_bridge(
     """The f and j with which ``v = expected + f^2 inside + j^2 white`` is likeliest.
 
     Args:
-        observed: (n,) mean square errors of a block's snapshots when they are held back.
+        observed: (n,) mean square errors of a block's snapshots when they are held out.
         expected: (n,) what other blocks, steps from cell to cell and rounding put into them.
         inside: (n,) the part of movement inside of the block's cells, at roughness 1.
         white: (n,) the part of white noise, at jitter 1.

@@ -1,4 +1,4 @@
-"""Least squares: the weights that minimise J (docs/maths.md), and holding snapshots back."""
+"""Least squares: the weights that minimise J (docs/maths.md), and holding snapshots out."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class Movement:
         return np.exp(log_q) * system.unit
 
     def noise(self, parts: Parts, sources: int) -> Array:
-        """(n, n) covariance of the rounding errors of the n sources."""
+        """N (n, n): the covariance of the rounding errors of the n sources."""
         rows = np.vstack([parts.steps, parts.inside])[:, :sources]
         gram = rows.T @ rows
         square = np.diag(gram)
@@ -172,7 +172,7 @@ class Movement:
         return self.rounding.covariance(distance)
 
     def rows(self, system: System, parts: Parts) -> tuple[Array, Array, Array]:
-        """Rows whose squared differences are the movement's part of J.
+        """Rows whose squared differences are the movement's part of J, with roughness and jitter.
 
         Args:
             system: n sources and k targets.

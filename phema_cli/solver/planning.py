@@ -117,12 +117,12 @@ def worst_error(plan: Plan, aim: Aim) -> float:
 
 
 def best_gammas(aim: Aim, number: int, count: int) -> tuple[float, ...]:
-    """Gammas whose worst error is least, with so many snapshots of each."""
+    """The gammas with the least worst error, with so many snapshots of each."""
     return _refined(aim, number, count)[-1]
 
 
 def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
-    """The plan of at most so many files whose worst error is least.
+    """The plan with the least worst error of those of at most so many files.
 
     More files never give a worse plan: the plans that are compared for fewer are among them.
 
@@ -140,7 +140,7 @@ def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
         counts = [c for c in COUNTS if c * number <= files and c <= aim.steps]
         if counts:
             chosen = [tuple(gammas)] if gammas else _refined(aim, number, counts[-1])
-            plans += [evenly(aim.steps, chosen[min(_rank(c), len(chosen) - 1)], c) for c in counts]
+            plans += [evenly(aim.steps, chosen[min(_place(c), len(chosen) - 1)], c) for c in counts]
     if not plans:
         raise UsageError(
             f"{min(files, aim.steps)} snapshots are too few for a plan",
@@ -149,8 +149,8 @@ def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
     return min(plans, key=lambda p: worst_error(p, aim))
 
 
-def _rank(count: int) -> int:
-    """The last of ``_CHOSEN_AT`` that is not above a number of snapshots, or the first."""
+def _place(count: int) -> int:
+    """The place of the last of ``_CHOSEN_AT`` that is not above a number of snapshots, or 0."""
     return max(sum(c <= count for c in _CHOSEN_AT) - 1, 0)
 
 
@@ -167,7 +167,7 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
     spread = np.maximum.accumulate(np.array(nearest) - np.arange(number)) + np.arange(number)
     at = tuple(np.minimum(spread, len(_GAMMAS) - number + np.arange(number)).tolist())
     found = []
-    for chosen_at in _CHOSEN_AT[: _rank(count) + 1]:
+    for chosen_at in _CHOSEN_AT[: _place(count) + 1]:
         at = _descend(aim, at, chosen_at)
         found.append(_gammas(at))
     return found

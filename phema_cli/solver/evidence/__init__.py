@@ -1,4 +1,4 @@
-"""Do the data bear the tags out? A test on the sample, in pure numpy."""
+"""Do the snapshots fit their tags? A test on their sample: docs/evidence.md."""
 
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, law_of, series_of
 from phema_cli.solver.evidence.outliers import Findings

@@ -32,7 +32,7 @@ _LEAST_SCALE, _MOST_POWER, _MOST_SCALE = 0.52, 400.0, 3000.0
 class Score:
     """What a hypothesis is worth.
 
-    Each snapshot i is held back and estimated from the others by the weights that the hypothesis'
+    Each snapshot i is held out and estimated from the others by the weights that the hypothesis'
     own fit gives. ``l_i`` is the mean square error that the sample shows, ``v_i`` the one that the
     fit predicts.
 
@@ -79,7 +79,7 @@ def possible(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
 
 
 def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) -> Score | None:
-    """Fit a movement under a hypothesis, hold back each snapshot, and compare: s, J and C.
+    """Fit a movement under a hypothesis, hold out each snapshot, and compare: s, J and C.
 
     Args:
         hypothesis: what is taken to be true.
@@ -98,7 +98,7 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     system = _system(hypothesis, series, [])
     try:
         movement = fit(system, observed)
-        seen, predicted = _held_back(system, movement, reduced)
+        seen, predicted = _held_out(system, movement, reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -119,10 +119,10 @@ def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced)
         reduced: their sample, in the order of the series.
 
     Returns:
-        (n,) ``l_i/v_i``, each held back from these; None where they have no solution in float64.
+        (n,) ``l_i/v_i``, each held out from these; None where they have no solution in float64.
     """
     try:
-        seen, predicted = _held_back(_system(as_tagged(series), series, []), movement, reduced)
+        seen, predicted = _held_out(_system(as_tagged(series), series, []), movement, reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -130,8 +130,8 @@ def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced)
     return ratios
 
 
-def _held_back(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
-    """(n,) l and v: observed and predicted mean-square errors of snapshots held back."""
+def _held_out(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
+    """(n,) l and v: observed and predicted mean-square errors of snapshots held out."""
     rows, _, noise, _ = movement.problem(system)
     held = leave_one_out(rows, noise)
     seen = ((held @ reduced.root) ** 2).mean(axis=1)

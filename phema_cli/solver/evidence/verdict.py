@@ -1,4 +1,4 @@
-"""The verdict: do the snapshots bear their tags out, and if not, which tags would they?
+"""The verdict: do the snapshots fit their tags, and if not, which tags would they fit?
 
 Two averages of one trajectory give back the same weights within each stretch between snapshots,
 whatever these did, if the averages are what their tags say. Wrong tags put movement into contrasts
@@ -117,7 +117,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Whether the sample of the snapshots bears their tags out.
+    """Whether the snapshots fit their tags.
 
     Attributes:
         state: ``confirmed`` and ``plausible`` were tested with nothing against them,
@@ -128,7 +128,7 @@ class Evidence:
             was looked for.
         jitter: J, the largest jitter over the median time between snapshots.
         worst: C, the largest ratio of a snapshot's observed error to the predicted one when it is
-            held back.
+            held out.
         harm: P of the best alternative.
         tag_error: how far an answer would change under other tags that explain the snapshots as
             well (from 12 times on, other tags that people use), over the distance by which
@@ -136,8 +136,8 @@ class Evidence:
         alternatives: where the tags are doubtful or contradicted, the best other ones of each kind,
             best first; where they are plausible, the one that ``tag_error`` is of.
         suspects: rows of the sample and their ratios, the worst first.
-        foreign: rows without which all others bear their tags out, if few snapshots are what
-            contradicts them: files of another run, or of another step.
+        foreign: rows of few snapshots without which all others fit their tags: files of another
+            run, or of another step.
         findings: what is the same bit by bit.
     """
 
