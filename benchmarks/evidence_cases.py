@@ -1,7 +1,7 @@
 """The fixed list of cases of the evidence benchmark, written down before the first run of them.
 
 None of the runs of ``plain`` and ``wide`` set a threshold: the limits come from another study, of
-other seeds, sizes and batches (``phema_cli/solver/evidence/limits.py``), and from the runs of
+other seeds, sizes and batches (``phema_cli/solver/evidence/verdict.py``), and from the runs of
 ``limits``.
 """
 

@@ -1,7 +1,7 @@
-"""Globs, matched in time that grows with a name's length and not with what else the globs are.
+"""Globs, matched in time that grows with the length of a name and not with the number of globs.
 
-A regular expression made of many globs tries one after the other. Here all are followed at once: a
-bit says how far one of them has come, and an integer holds the bits of all.
+A regular expression made of many globs tries one after the other. Here all are followed at once, as
+by an automaton: a bit says how far one of them has matched, and an integer holds the bits of all.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from phema_cli.errors import UsageError
 
 #: characters of one glob, as a path may have them.
 _LONGEST = 4096
-#: characters of all globs of an option that have a wildcard, and of what is followed at once.
+#: characters of all globs of an option that have a wildcard.
 _MOST_WILD = 8192
 _WILD = frozenset("*?[")
-#: of characters and names that are remembered.
+#: characters and names whose results are kept.
 _CHARACTERS, _NAMES = 1024, 1 << 17
 
 
@@ -35,19 +35,19 @@ class Globs:
         wild = [g for g in dict.fromkeys(globs) if not _WILD.isdisjoint(g)]
         longest = max(globs, key=len, default="")
         if len(longest) > _LONGEST:
-            raise UsageError(f"{longest[:20]}... is longer than a glob's {_LONGEST} characters")
+            raise UsageError(f"the glob {longest[:20]}... has more than {_LONGEST} characters")
         if (total := sum(map(len, wild))) > _MOST_WILD:
             raise UsageError(
-                f"{len(wild)} globs with wildcards have {total} characters, above {_MOST_WILD}",
-                remedy="name tensors and files without wildcards: of such any number may be given",
+                f"{len(wild)} globs with wildcards have {total} characters, more than {_MOST_WILD}",
+                remedy="write names without wildcards: their number has no limit",
             )
         self._exact = frozenset(globs).difference(wild)
         self._starts = self._loops = self._any = 0
         self._ends: dict[str, int] = {}
         self._characters: dict[str, int] = {}
         self._classes: dict[str, int] = {}
-        self._seen: dict[str, int] = {}
-        self._known: dict[str, bool] = {}
+        self._accepted: dict[str, int] = {}
+        self._matched: dict[str, bool] = {}
         place = 0
         for glob in wild:
             place = self._add(glob, place)
@@ -61,15 +61,15 @@ class Globs:
         """Whether one of the globs matches the name."""
         if not self._starts or name in self._exact:
             return name in self._exact
-        found = self._known.get(name)
-        if found is None:
-            found = bool(self._follow(name))
-            if len(self._known) < _NAMES:
-                self._known[name] = found
-        return found
+        matched = self._matched.get(name)
+        if matched is None:
+            matched = bool(self._follow(name))
+            if len(self._matched) < _NAMES:
+                self._matched[name] = matched
+        return matched
 
     def _add(self, glob: str, place: int) -> int:
-        """Give a glob its bits from ``place`` on; returns the first place behind them."""
+        """Give a glob its bits from ``place`` on; return the first place behind them."""
         self._starts |= 1 << place
         for part in _parts(glob):
             bit = 1 << place
@@ -94,26 +94,22 @@ class Globs:
         return exact | {glob for glob, end in self._ends.items() if not reached & end}
 
     def _follow(self, name: str) -> int:
-        """The ends that globs with wildcards have come to when the name has, a bit each."""
+        """The ends that globs with wildcards have reached when the name ends, a bit each."""
         state = self._starts
         for character in name:
-            accepted = self._seen.get(character)
+            accepted = self._accepted.get(character)
             if accepted is None:
-                accepted = self._accepting(character)
+                # The bits whose globs match one character more.
+                accepted = self._any | self._characters.get(character, 0)
+                for text, places in self._classes.items():
+                    if fnmatchcase(character, text):
+                        accepted |= places
+                if len(self._accepted) < _CHARACTERS:
+                    self._accepted[character] = accepted
             state = (state & accepted) << 1 | state & self._loops
             if not state:
                 return 0
         return state & self._all_ends
-
-    def _accepting(self, character: str) -> int:
-        """The bits whose globs go one further at the character."""
-        bits = self._any | self._characters.get(character, 0)
-        for text, places in self._classes.items():
-            if fnmatchcase(character, text):
-                bits |= places
-        if len(self._seen) < _CHARACTERS:
-            self._seen[character] = bits
-        return bits
 
 
 def _parts(glob: str) -> Iterator[str]:
@@ -127,15 +123,13 @@ def _parts(glob: str) -> Iterator[str]:
         at = end or at + 1
 
 
-@lru_cache(maxsize=8)
-def _made(globs: tuple[str, ...]) -> Globs:
-    return Globs(globs)
+_cached = lru_cache(maxsize=8)(Globs)
 
 
 def matching(globs: Sequence[str]) -> Globs:
-    """The globs, ready to match; made once where the same ones are asked for again.
+    """The globs, ready to match; the same object where the same ones were asked for before.
 
     Raises:
         UsageError: as :class:`Globs` has it.
     """
-    return _made(tuple(globs))
+    return _cached(tuple(globs))

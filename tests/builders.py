@@ -24,8 +24,7 @@ from phema_cli.snapshots.base import Snapshot
 from phema_cli.snapshots.files import Candidate
 from phema_cli.snapshots.reading import open_checkpoint
 from phema_cli.snapshots.scan import Scan
-from phema_cli.solver import Solution
-from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver import Figures, Solution
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.execute import execute as execute_recipe

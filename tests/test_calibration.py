@@ -11,10 +11,9 @@ from phema_cli.profiles import ExponentialProfile, PowerProfile, RawProfile, Win
 from phema_cli.solver import Sample, calibrate, solve
 from phema_cli.solver.calibration import calibrate as fit
 from phema_cli.solver.calibration import neighbouring
-from phema_cli.solver.estimate import estimate, factor, leave_one_out
-from phema_cli.solver.movement import nominal
-from phema_cli.solver.rounding import _correlation, independent, measured
-from phema_cli.solver.system import evaluate, families, split
+from phema_cli.solver.least_squares import cholesky, leave_one_out, minimise
+from phema_cli.solver.movement import Rounding, _correlation, nominal
+from phema_cli.solver.system import evaluate, families
 
 GAMMAS = (5.0, 10.0)
 TARGETS = [PowerProfile(g, 1024.0) for g in (1.0, 7.0, 25.0)]
@@ -62,11 +61,11 @@ def test_the_same_path_reproduces_the_projection():
     sources = profiles(range(128, 1025, 128))
     system = evaluate(sources, TARGETS)
     root = np.sqrt(system.weights)[:, None]
-    x = estimate(root * system.source_density, root * system.target_density, sum_to_one=False)
+    x = minimise(root * system.source_density, root * system.target_density, sum_to_one=False)
     expected = solve(sources, TARGETS, method="projection").weights
     np.testing.assert_allclose(x, expected, atol=1e-9)
     # And white noise alone, in the rows that blue solves, leads there but for the constraint.
-    white = estimate(root * system.source_density, root * system.target_density)
+    white = minimise(root * system.source_density, root * system.target_density)
     near = expected / expected.sum(axis=0)
     assert np.abs(white - near).max() < 0.05 * np.abs(near).max()
 
@@ -77,7 +76,7 @@ def test_the_constrained_minimum_is_that_of_the_bordered_system():
     a, b = random.standard_normal((40, 6)), random.standard_normal((40, 3))
     root = random.standard_normal((6, 6))
     noise = root @ root.T
-    x = estimate(a, b, noise)
+    x = minimise(a, b, noise)
     bordered = np.block([[a.T @ a + noise, np.ones((6, 1))], [np.ones((1, 6)), np.zeros((1, 1))]])
     expected = np.linalg.solve(bordered, np.vstack([a.T @ b, np.ones((1, 3))]))[:6]
     np.testing.assert_allclose(x, expected, atol=1e-8)
@@ -88,13 +87,11 @@ def test_holding_back_is_estimating_from_the_others():
     sources = profiles(range(128, 1025, 256))
     system = evaluate(sources, [])
     movement = nominal(system, 1e-3)
-    parts = split(system, movement.intensity(system))
-    rows, _, _ = movement.rows(system, parts)
-    noise = movement.noise(parts, len(sources))
+    rows, _, noise, _ = movement.problem(system)
     held = leave_one_out(rows, noise)
     for i in (0, 3, 7):
         others = [j for j in range(len(sources)) if j != i]
-        x = estimate(rows[:, others], rows[:, [i]], noise[np.ix_(others, others)])[:, 0]
+        x = minimise(rows[:, others], rows[:, [i]], noise[np.ix_(others, others)])[:, 0]
         np.testing.assert_allclose(held[i, others], -x, atol=1e-6)
         assert held[i, i] == pytest.approx(1.0)
 
@@ -167,22 +164,22 @@ def test_rounding_errors_correlate_as_they_should(ratio):
     a = random.random(400_000) * 1000
     b = a + ratio * random.standard_normal(len(a))
     product = ((np.round(a) - a) * (np.round(b) - b)).mean()
-    model = measured(np.ones(10), np.ones(10))
+    model = Rounding.of_elements(np.ones(10), np.ones(10))
     assert model.covariance(np.array([0.0]))[0] == pytest.approx(1 / 12)
     assert model.covariance(np.array([ratio**2]))[0] == pytest.approx(product, abs=0.003)
 
 
 def test_independent_rounding_is_a_diagonal():
     """Without a scale of movement only a snapshot's own errors are its own."""
-    model = independent(4.0)
+    model = Rounding.independent(4.0)
     np.testing.assert_array_equal(model.covariance(np.array([0.0, 1e-9, 1.0])), [4, 0, 0])
-    assert measured(np.zeros(5), np.ones(5)).variance == 0
+    assert Rounding.of_elements(np.zeros(5), np.ones(5)).variance == 0
 
 
 def test_a_factor_reproduces_a_covariance():
     """Also a singular one, of snapshots that share all their rounding errors."""
     for covariance in (np.ones((4, 4)), np.diag([1.0, 2.0, 3.0]), np.zeros((2, 2))):
-        r = factor(covariance)
+        r = cholesky(covariance)
         np.testing.assert_allclose(r.T @ r, covariance, atol=1e-8)
 
 
@@ -301,8 +298,8 @@ def test_the_unit_of_time_and_of_weights_scale_out():
 
 
 def test_methods_of_densities_refuse_raw_weights():
-    """The projection has no place for what has no density, and says which method has."""
-    with pytest.raises(UsageError, match="no place for raw weights; pass --method blue"):
+    """The projection refuses what has no density, and names the method that takes it."""
+    with pytest.raises(UsageError, match=r"can't use raw weights, .*; pass --method blue"):
         solve([RawProfile(1.0), RawProfile(2.0)], [PowerProfile(3.0, 2.0)], method="projection")
 
 

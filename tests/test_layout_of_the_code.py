@@ -1,6 +1,8 @@
 """The pages for contributors say what the code and the Makefile are."""
 
 import ast
+import itertools
+import pkgutil
 import re
 import tomllib
 
@@ -37,6 +39,19 @@ def test_modules_that_a_page_names_exist(page):
     paths = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/**/*.py")}
     for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
         assert name in names or any(p.endswith(f"/{name}") or p == name for p in paths), name
+
+
+def test_functions_that_the_maths_page_names_exist():
+    """Every equation has its place: what the tables name is there."""
+    names = []
+    for table in re.split(r"\| what \| where, in ", (ROOT / "docs" / "maths.md").read_text())[1:]:
+        package = re.match(r"`([\w.]+)`", table)[1]
+        rows = itertools.takewhile(lambda row: row[:1] == "|", table.splitlines()[1:])
+        cells = [row.rsplit("|", 2)[1] for row in rows]
+        names += [f"{package}.{name}" for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    assert len(names) > 20
+    for name in names:
+        assert pkgutil.resolve_name(name), name
 
 
 def test_make_targets_of_pages_exist():

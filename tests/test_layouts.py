@@ -425,7 +425,7 @@ def test_toml_says_all_of_it(tmp_path, every_tenth):
     assert {round(s["effective_gamma"], 4) for s in found} == {0.7972, -0.2063}
     done = phema("inspect", tmp_path / "ckpts", "--update-every", 5)
     assert done.code == 3
-    assert "better if they are updated once in 10 steps" in done.out
+    assert "better as averages updated once in 10 steps" in done.out
     assert "; pass --update-every 10, or --trust-tags to insist" in done.out
     found, _ = inspected(tmp_path / "ckpts", "--update-every", 5, "--trust-tags")
     assert {round(s["effective_gamma"], 4) for s in found} == {2.5944, 0.5874}

@@ -16,6 +16,7 @@ from phema_cli.solver.assumptions import (
     parse_schedule,
     scheduled,
 )
+from phema_cli.solver.movement import Rounding
 from phema_cli.solver.planning import (
     Aim,
     best_gammas,
@@ -24,7 +25,6 @@ from phema_cli.solver.planning import (
     figures,
     worst_error,
 )
-from phema_cli.solver.rounding import measured
 from tests.builders import ema_weights
 
 EDM2 = (gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10))
@@ -179,7 +179,7 @@ def test_rounding_of_another_type():
     """Units eight times as large have eight times the errors, shared up to eight times as far."""
     random = np.random.default_rng(0)
     units, drift = np.exp2(random.integers(-20, -10, 500)), random.uniform(0.1, 2, 500)
-    fine, coarse = measured(units, drift), measured(8 * units, drift)
+    fine, coarse = Rounding.of_elements(units, drift), Rounding.of_elements(8 * units, drift)
     distance = np.geomspace(1e-16, 1e-2, 50)
     np.testing.assert_allclose(fine.scaled(8.0).covariance(distance), coarse.covariance(distance))
     assert fine.scaled(8.0).variance == pytest.approx(coarse.variance)

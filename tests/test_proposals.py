@@ -56,12 +56,15 @@ def test_an_average_beside_raw_weights_is_named(run, tmp_path, name, option):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_two_averages_of_one_file_are_named(run, tmp_path):
-    """With the keys that say which is which."""
-    names = {"model": "raw", "ema_fast": "10", "ema_slow": "5"}
-    nested(run, tmp_path / "run", names)
+@pytest.mark.parametrize(
+    ("fast", "option"),
+    [("10", "--gammas 10,5"), ("c0.98", "--average exponential:beta=0.98 --average power:gamma=5")],
+)
+def test_two_averages_of_one_file_are_named(run, tmp_path, fast, option):
+    """With the keys that say which is which, also where they are of two kinds."""
+    nested(run, tmp_path / "run", {"model": "raw", "ema_fast": fast, "ema_slow": "5"})
     asked = phema("inspect", "run", cwd=tmp_path)
-    option = "--key ema_fast,ema_slow --gammas 10,5"
+    option = f"--key ema_fast,ema_slow {option}"
     assert asked.out.endswith(f"try: phema inspect run {option}\n")
     followed = phema("inspect", "run", "--json", *shlex.split(option), cwd=tmp_path)
     assert json.loads(followed.out)["evidence"]["tags"] == "confirmed"

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
-from phema_cli.solver import METHODS, solve, storage_noise
-from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver import METHODS, Figures, solve, storage_noise
 from phema_cli.solver.movement import nominal
-from phema_cli.solver.quadrature import nodes
-from phema_cli.solver.system import evaluate
+from phema_cli.solver.system import evaluate, nodes
 from tests.builders import ema_weights
 
 EDM2 = (gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10))

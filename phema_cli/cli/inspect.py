@@ -52,7 +52,7 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
-    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import scan_for
 
     scan = scan_for(paths, request)
     findings = list(scan.findings)

@@ -61,7 +61,7 @@ def plot(
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture
-    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import scan_for
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)

@@ -17,7 +17,7 @@ from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Figures
 from phema_cli.solver.curves import Curves
-from phema_cli.solver.diagnostics import FAIR, GOOD
+from phema_cli.solver.weights import FAIR, GOOD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

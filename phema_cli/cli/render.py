@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from phema_cli.profiles import Profile
     from phema_cli.snapshots import Finding
-    from phema_cli.solver.diagnostics import Figures
+    from phema_cli.solver import Figures
 
 #: columns of a console that is no terminal: nothing is cut off in a pipe.
 _PIPE_WIDTH = 10_000

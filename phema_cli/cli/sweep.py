@@ -60,7 +60,7 @@ def sweep(
       Three gammas and what lies around the best; larger is better:
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
-    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import scan_for
     from phema_cli.sweep.run import sweep as run
 
     if plot is not None:

@@ -48,7 +48,7 @@ def synthesize(
       The path of the result in a shell's variable:
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
-    from phema_cli.estimate.proposal import scan_for
+    from phema_cli.estimate.solve import scan_for
     from phema_cli.synthesis.execute import execute
     from phema_cli.synthesis.ranks import joined
     from phema_cli.synthesis.recipe import make_recipe

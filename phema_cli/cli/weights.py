@@ -36,8 +36,13 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
-    from phema_cli.estimate.proposal import scan_for
-    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
+    from phema_cli.estimate.solve import (
+        make_targets,
+        measure,
+        scan_for,
+        solve_snapshots,
+        target_step,
+    )
 
     scan = scan_for(paths, request)
     snapshots = scan.require()

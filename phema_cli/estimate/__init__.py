@@ -1,1 +1,1 @@
-"""The estimate: a sample of the snapshots, whether it bears their tags out, and the weights."""
+"""The estimate: a sample of the snapshots, whether they fit their tags, and the weights."""

@@ -1,18 +1,34 @@
-"""Whether the snapshots bear their tags out, in words: docs/evidence.md says how that is tested."""
+"""Whether the snapshots fit their tags, and what untagged averages look like, in words.
+
+docs/evidence.md says how both are tested; ``phema_cli.solver.evidence`` tests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from shlex import quote
 from typing import Any
 
-from phema_cli.errors import InputError
-from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import Tag
+from phema_cli.errors import InputError, PhemaError
+from phema_cli.estimate.sample import sample
+from phema_cli.profiles import Profile
+from phema_cli.snapshots import Finding, Scan, Snapshot
+from phema_cli.snapshots.base import Tag, Untagged
+from phema_cli.snapshots.consistency import differences
 from phema_cli.solver import Sample
-from phema_cli.solver.evidence import Alternative, Evidence, Series, State, weigh
+from phema_cli.solver.evidence import (
+    Alternative,
+    Evidence,
+    Law,
+    Series,
+    State,
+    law_of,
+    propose,
+    weigh,
+)
 from phema_cli.trainers.registry import parse_law
 
 #: ratio from which "so many times better" says no more.
@@ -20,6 +36,7 @@ _MOST_TIMES = 1000
 #: files that are named in one line at most.
 _MOST_NAMES = 8
 _INSIST = "or --trust-tags to insist"
+#: origins of a tag that the user can change by an option.
 _OURS = ("command line", "phema.toml", "name")
 
 
@@ -30,7 +47,7 @@ class TagCheck:
     Attributes:
         state: ``confirmed``, ``plausible``, ``unchecked``, ``doubtful`` or ``contradicted``.
         evidence: the test's figures; None where nothing was tested.
-        findings: what is to be said of it: an error where the tags are contradicted.
+        findings: what the user should know: an error where the tags are contradicted.
     """
 
     state: State = "unchecked"
@@ -48,13 +65,11 @@ class TagCheck:
                 raise finding.error
 
     def entry(self) -> dict[str, Any]:
-        """What a JSON document says of it."""
-        found = self.evidence
-        if found is None:
-            return {"tags": self.state, "tag_error": None, "alternatives": []}
+        """The check in a JSON document."""
+        evidence = self.evidence
         return {
             "tags": self.state,
-            "tag_error": found.tag_error,
+            "tag_error": None if evidence is None else evidence.tag_error,
             "alternatives": [
                 {
                     "averages": [law.label for law in other.laws],
@@ -63,7 +78,7 @@ class TagCheck:
                     "times_better": min(other.times_better, float(_MOST_TIMES)),
                     "harm": other.harm,
                 }
-                for other in found.alternatives
+                for other in (() if evidence is None else evidence.alternatives)
             ],
         }
 
@@ -76,173 +91,242 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
         sample: their elements in the same order.
     """
     groups = [(s.series, s.tag.label) for s in snapshots]
-    found = weigh([s.tag.profile for s in snapshots], sample, groups)
-    found = replace(found, alternatives=tuple(_counted(a, snapshots) for a in found.alternatives))
-    told = _Told(snapshots, found)
-    return TagCheck(found.state, found, tuple(told.findings()))
+    evidence = weigh([s.tag.profile for s in snapshots], sample, groups)
+    others = tuple(_with_every(other, snapshots) for other in evidence.alternatives)
+    evidence = replace(evidence, alternatives=others)
+    return TagCheck(evidence.state, evidence, tuple(_Messages(snapshots, evidence).findings()))
 
 
-def _counted(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
-    """The alternative with the steps between updates in all: what the tags say of them counts."""
+def _with_every(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
+    """The alternative with all steps between updates, those that the tags have included."""
     if other.every is None:
         return other
     laws = {s.tag.law for s in snapshots} - {"", "raw"}
-    told = {parse_law(law).parameters.get("every", 1.0) for law in laws}
-    return replace(other, every=round(other.every * told.pop()) if len(told) == 1 else None)
+    tagged = {parse_law(law).parameters.get("every", 1.0) for law in laws}
+    return replace(other, every=round(other.every * tagged.pop()) if len(tagged) == 1 else None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """The outcome of a test, and the snapshots that it is of."""
+class _Messages:
+    """The outcome of a test in words."""
 
     snapshots: Sequence[Snapshot]
-    found: Evidence
+    evidence: Evidence
 
     def findings(self) -> list[Finding]:
-        """What is to be said; nothing of tags that are confirmed."""
-        if self.found.state == "contradicted":
-            return [Finding("error", self._alarm())]
-        said = [] if self.found.state != "doubtful" else [self._doubt()]
-        said += self._open()
-        said += [self._alike(rows) for rows in self.found.findings.alike]
-        return [Finding("notice", InputError(what)) for what in said]
+        """What the user should know; nothing of tags that are confirmed."""
+        state = self.evidence.state
+        if state == "contradicted":
+            return [Finding("error", self._contradiction())]
+        notices = [self._doubt()] if state == "doubtful" else []
+        if state in {"plausible", "unchecked"}:
+            notices += self._uncertainty()
+        for rows in self.evidence.findings.alike:
+            names = ", ".join(self.snapshots[row].name for row in rows)
+            notices.append(f"these hold the same weights: {names}")
+        return [Finding("notice", InputError(text)) for text in notices]
 
-    def _alarm(self) -> InputError:
+    def _contradiction(self) -> InputError:
         """The error for tags that are contradicted."""
-        exact = self.found.findings
+        exact, series = self.evidence.findings, self.evidence.series
         if exact.still:
-            return self._still(self.found.series[exact.still[0]])
+            still = series[exact.still[0]]
+            return InputError(
+                f"{self._tag(still).label}: all {len(still.rows)} snapshots hold the same "
+                "weights: was the average ever updated?",
+                where=self.snapshots[still.rows[0]].name,
+                remedy=f"pass --raw to use raw weights beside it, {_INSIST}",
+            )
         if exact.copies:
-            return self._copies(self.found.series[exact.copies[0][0]])
-        if self.found.foreign:
-            return self._foreign([self.snapshots[row].name for row in self.found.foreign])
-        fitting = [a for a in self.found.alternatives if a.fits]
+            copy = series[exact.copies[0][0]]
+            return InputError(
+                f"{self._tag(copy).label} equals the raw weights in every snapshot: it is no "
+                "average",
+                where=self.snapshots[copy.rows[0]].name,
+                remedy=f"pass --raw, {_INSIST}",
+            )
+        if self.evidence.foreign:
+            return self._foreign([self.snapshots[row].name for row in self.evidence.foreign])
+        fitting = [a for a in self.evidence.alternatives if a.fits]
         if fitting:
-            return self._otherwise(fitting)
-        worst = ", ".join(self.snapshots[row].name for row, _ in self.found.suspects)
+            return self._better_laws(fitting)
+        worst = ", ".join(self.snapshots[row].name for row, _ in self.evidence.suspects)
         return InputError(
-            "the snapshots do not fit together under their tags, nor under any that were tried: "
+            "the snapshots fit neither their tags nor any others that were tried: there may be "
             "raw weights among averages, files of two runs, or a run that diverged "
-            f"(those that fit worst: {worst})",
+            f"(the worst fit: {worst})",
             remedy=f"say what they are with --average, --gammas or --raw, {_INSIST}",
         )
 
     def _foreign(self, names: Sequence[str]) -> InputError:
-        """The error for snapshots that do not belong."""
+        """The error for snapshots that are not of this run."""
         few = names[:_MOST_NAMES]
         more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
-        what = "does" if len(names) == 1 else "do"
+        one = len(names) == 1
         option = " ".join(f"--exclude {quote(escape(name))}" for name in names)
         return InputError(
-            f"{what} not belong to the others, which bear their tags out: of another run, or of "
-            "another step",
+            f"{'is' if one else 'are'} of another run or another step: without "
+            f"{'it' if one else 'them'} all others fit their tags",
             where=", ".join(few) + more,
-            remedy=f"leave {'it' if len(names) == 1 else 'them'} out with --exclude, {_INSIST}",
+            remedy=f"leave {'it' if one else 'them'} out with --exclude, {_INSIST}",
             option=option if len(names) == len(few) else None,
         )
 
-    def _still(self, series: Series) -> InputError:
-        """The error for snapshots that all hold the same weights."""
+    def _better_laws(self, fitting: Sequence[Alternative]) -> InputError:
+        """The error for tags where other laws explain the snapshots better."""
+        best, *others = map(self._laws, fitting)
+        tags = " and ".join(self._tag(s).label for s in self.evidence.series)
+        ratio = fitting[0].times_better
+        times = f"over {_MOST_TIMES}" if ratio > _MOST_TIMES else f"{ratio:.2g}"
+        option = self._option(fitting[0])
         return InputError(
-            f"{self._label(series)}: all {len(series.rows)} snapshots hold the same weights: was "
-            "the average ever updated?",
-            where=self.snapshots[series.rows[0]].name,
-            remedy=f"pass --raw to use raw weights beside it, {_INSIST}",
-        )
-
-    def _copies(self, average: Series) -> InputError:
-        """The error for an average that is none."""
-        return InputError(
-            f"{self._label(average)}: equals the raw weights in every snapshot, and is no average",
-            where=self.snapshots[average.rows[0]].name,
-            remedy=f"pass --raw, {_INSIST}",
-        )
-
-    def _otherwise(self, fitting: Sequence[Alternative]) -> InputError:
-        """The error for tags that others explain better."""
-        best = fitting[0]
-        others = "".join(f", or {self._laws(a)}" for a in fitting[1:])
-        told = ", ".join(map(self._label, self.found.series))
-        option = self._option(best)
-        return InputError(
-            f"the snapshots do not fit {told}: each is foretold by the others "
-            f"{_times(best.times_better)} better if they are {self._laws(best)}{others}",
+            f"the snapshots do not fit their tags, {tags}: they predict each other {times} times "
+            f"better as {', or as '.join([best, *others])}",
             remedy=f"pass {option}, {_INSIST}" if option else f"say so in phema.toml, {_INSIST}",
             option=option,
         )
 
     def _doubt(self) -> str:
-        """What is said of tags that others explain clearly better."""
-        best = self.found.alternatives[0] if self.found.alternatives else None
-        if best is None:
+        """The notice for tags where other laws fit clearly better."""
+        if not self.evidence.alternatives:
             return "the snapshots hardly fit their tags"
+        best = self.evidence.alternatives[0]
         option = self._option(best)
-        advice = f"; if so, pass {option}" if option else ""
         return (
             f"the snapshots fit {self._laws(best)} better than their tags, which changes the "
-            f"result by {best.harm:.0%} of what averaging moves{advice}"
+            f"result by {best.harm:.0%} of what averaging moves"
+            + (f"; if so, pass {option}" if option else "")
         )
 
-    def _open(self) -> list[str]:
-        """What is said where the tags could not be confirmed, and no file's content says them."""
-        averages = [s for s in self.found.series if self._label(s) != "raw"]
-        ours = [s for s in averages if self._tag(s).profile_origin in _OURS]
-        if not ours or self.found.state not in {"plausible", "unchecked"}:
+    def _uncertainty(self) -> list[str]:
+        """The notice for tags that are not confirmed, where no file's content states them."""
+        averages = [self._tag(s) for s in self.evidence.series]
+        ours = [t.label for t in averages if t.label != "raw" and t.profile_origin in _OURS]
+        if not ours:
             return []
-        labels = " and ".join(dict.fromkeys(map(self._label, ours)))
-        if self.found.state == "plausible" and self.found.alternatives:
-            other, error = self._laws(self.found.alternatives[0]), self.found.tag_error or 0.0
-            change = f"would change the result by {error:.0%} of what averaging moves"
-            return [f"good, if these are {labels}: {other} fits as well, and {change}"]
-        if len(self.found.series) == 1:
-            return [f"only one average is stored: that it is {labels} can't be checked"]
-        return [f"too few times to check that these are {labels}"]
-
-    def _alike(self, rows: Sequence[int]) -> str:
-        """What is said of files that hold the same."""
-        names = ", ".join(self.snapshots[row].name for row in rows)
-        return f"these hold the same weights: {names}"
+        labels = " and ".join(dict.fromkeys(ours))
+        text = f"there are too few times to check that these are {labels}"
+        if self.evidence.state == "plausible" and self.evidence.alternatives:
+            text = (
+                f"these may be {labels}, but {self._laws(self.evidence.alternatives[0])} would fit "
+                f"as well and change the result by {self.evidence.tag_error or 0.0:.0%} of what "
+                "averaging moves"
+            )
+        elif len(averages) == 1:
+            text = f"only one average is stored, and nothing can check that it is {labels}"
+        return [text]
 
     def _tag(self, series: Series) -> Tag:
         return self.snapshots[series.rows[0]].tag
 
-    def _label(self, series: Series) -> str:
-        """What a series is told to be."""
-        return self._tag(series).label
-
     def _laws(self, other: Alternative) -> str:
         """What an alternative takes the series for."""
         if other.every is not None:
-            return f"updated once in {other.every} steps"
-        pairs = zip(self.found.series, other.laws, strict=False)
+            return f"averages updated once in {other.every} steps"
+        tags = [self._tag(s).label for s in self.evidence.series]
         words = " and ".join(
-            law.label if law.label == self._label(s) else f"{law.label} ({self._label(s)} as told)"
-            for s, law in pairs
+            law.label if law.label == tag else f"{law.label} (tagged {tag})"
+            for tag, law in zip(tags, other.laws, strict=False)
         )
-        late = f", counted from {-other.offset:.6g}" if other.offset else ""
-        return words + late
+        return words + (f", counted from {-other.offset:.6g}" if other.offset else "")
 
     def _option(self, other: Alternative) -> str | None:
         """What to pass for an alternative, where one option says it."""
         if other.every is not None:
             return f"--update-every {other.every}"
-        changed = [
-            (s, law)
-            for s, law in zip(self.found.series, other.laws, strict=False)
-            if self._label(s) != "raw"
-        ]
-        told = {self._tag(s).profile_origin for s, _ in changed}
-        if other.offset or not changed or not told <= {"command line", "phema.toml"}:
-            # What files say of themselves no such option changes.
+        pairs = zip(self.evidence.series, other.laws, strict=False)
+        changed = [(s, law) for s, law in pairs if self._tag(s).label != "raw"]
+        origins = {self._tag(s).profile_origin for s, _ in changed}
+        if other.offset or not changed or not origins <= {"command line", "phema.toml"}:
+            # No such option changes what files say of themselves.
             return None
-        ordered = sorted(changed, key=lambda pair: self.snapshots[pair[0].rows[0]].series)
-        if all(law.kind == "power" for _, law in ordered):
-            return f"--gammas {','.join(f'{law.scale - 1:.4g}' for _, law in ordered)}"
-        if len(ordered) == 1 and ordered[0][1].kind == "raw":
-            return "--raw"
+        changed.sort(key=lambda pair: self.snapshots[pair[0].rows[0]].series)
+        laws = [law for _, law in changed]
+        return "--raw" if [law.kind for law in laws] == ["raw"] else _gammas_option(laws, 4)
+
+
+def _gammas_option(laws: Sequence[Law], digits: int) -> str | None:
+    """``--gammas 5,10`` for power functions; None where there are other laws."""
+    if any(law.kind != "power" for law in laws):
         return None
+    return f"--gammas {','.join(f'{law.scale - 1:.{digits}g}' for law in laws)}"
 
 
-def _times(ratio: float) -> str:
-    """By how much better, in words."""
-    return f"over {_MOST_TIMES} times" if ratio > _MOST_TIMES else f"{ratio:.2g} times"
+#: key and index of an average.
+_Group = tuple[str, int]
+
+
+def with_proposal(scan: Scan) -> Scan:
+    """The scan with errors that say what to pass, where only laws are missing and data show them.
+
+    Args:
+        scan: a sample of its snapshots is read if all of its errors are missing laws.
+    """
+    missing = {str(u.error.error) for u in scan.untagged}
+    errors = {str(f.error) for f in scan.findings if f.level == "error"}
+    if not missing or not errors <= missing:
+        return scan
+    laws = _untagged_laws(scan)
+    if laws is None:
+        return scan
+    findings = [
+        Finding("error", _proposing(f.error, laws)) if str(f.error) in missing else f
+        for f in scan.findings
+    ]
+    return replace(scan, findings=tuple(findings))
+
+
+def _group(one: Untagged) -> _Group:
+    """What an average's snapshots have in common."""
+    return one.snapshot.series, one.index or 0
+
+
+def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
+    """What each average without a law looks like; None where the snapshots can't tell."""
+    pairs: list[tuple[Hashable, Snapshot]] = [((s.series, s.tag.label), s) for s in scan.snapshots]
+    pairs += [(_group(u), u.snapshot) for u in scan.untagged]
+    pairs.sort(key=lambda pair: pair[1].tag.step)
+    snapshots = [s for _, s in pairs]
+    try:
+        values = None if any(differences(snapshots, scan.copy)) else sample(snapshots, scan.copy)
+    except PhemaError:
+        # An error of reading them is reported once their tags are known.
+        return None
+    if values is None:
+        return None
+    members: dict[Hashable, list[Profile]] = {}
+    for snapshot in scan.snapshots:
+        group = snapshot.series, snapshot.tag.label
+        members.setdefault(group, []).append(snapshot.tag.profile)
+    known = {group: law_of(profiles) for group, profiles in members.items()}
+    times = [s.tag.profile.end for s in snapshots]
+    proposal = propose(times, [group for group, _ in pairs], known, values)
+    if proposal is None:
+        return None
+    return {_group(u): proposal.laws[_group(u)] for u in scan.untagged}
+
+
+def _average_option(law: Law) -> str:
+    """``--average power:gamma=5``, ``--average exponential:beta=0.999``, of a law with a scale."""
+    if law.kind == "power":
+        return f"--average power:gamma={law.scale - 1:.6g}"
+    return f"--average {law.kind}:beta={math.exp(-law.scale):.10g}"
+
+
+def _proposing(error: PhemaError, laws: Mapping[_Group, Law]) -> InputError:
+    """The error with what the averages look like, and the option that says so."""
+    groups = sorted(laws)
+    ordered = [laws[g] for g in groups]
+    option = _gammas_option(ordered, 6)
+    if option is None:
+        option = " ".join(map(_average_option, ordered))
+    keys = dict.fromkeys(key for key, _ in groups)
+    if len(keys) > 1:
+        option = f"--key {','.join(map(quote, keys))} {option}"
+    subject = "it looks" if len(ordered) == 1 else "these look"
+    return InputError(
+        f"{error.what}; {subject} like {' and '.join(law.label for law in ordered)}",
+        where=error.where,
+        remedy=f"pass {option} if that is what the trainer had",
+        option=option,
+    )

@@ -1,7 +1,7 @@
 """A bounded sample of the snapshots' elements, the same elements of each, for the solver.
 
-The float tensors of a checkpoint are taken as one string of bytes, of which pages at even distances
-are read: every parameter is as likely to be among them as any other, and two runs read the same.
+The float tensors of a checkpoint make one string of bytes, of which pages at even distances are
+read: every parameter is as likely to be read as any other, and two runs read the same.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def sample(
         InputError: an element is not a number, or infinite in some snapshots only.
         StorageError: the operating system failed to read.
     """
-    found = set(averaged(snapshots, copy))
-    names = {n for n in found if not n.endswith(_STATISTICS)} or found
+    averages = set(averaged(snapshots, copy))
+    names = {n for n in averages if not n.endswith(_STATISTICS)} or averages
     floats = [e for e in reference(snapshots).checkpoint.stored if e.name in names]
     types = {e.name: stored_types(snapshots, e.name) for e in floats}
     # Where types differ the widest says how much is read.
@@ -83,10 +83,12 @@ def sample(
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
+    parts = np.split(values[-1], np.cumsum([r.count for r in ranges])[:-1])
+    # A value is as coarse as in the coarsest of its types.
     units = np.concatenate(
         [
-            _units(part, types[r.name])
-            for r, part in zip(ranges, _split(values[-1], ranges), strict=True)
+            np.max([_units(part, dtype) for dtype in types[r.name]], axis=0)
+            for r, part in zip(ranges, parts, strict=True)
         ]
     )
     return Sample(values, units) if finite.all() else Sample(values[:, finite], units[finite])
@@ -112,19 +114,14 @@ def _ranges(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
                 begin, tensor = end, tensor + 1
                 continue
             stop = min(high, end)
-            _append(ranges, _Range(extent.name, (low - begin) // width, (stop - low) // width))
+            start, count = (low - begin) // width, (stop - low) // width
+            last = ranges[-1] if ranges else None
+            if last and last.name == extent.name and last.start + last.count == start:
+                ranges[-1] = replace(last, count=last.count + count)
+            else:
+                ranges.append(_Range(extent.name, start, count))
             low = stop
     return ranges
-
-
-def _append(ranges: list[_Range], new: _Range) -> None:
-    """Add a range, or lengthen the last one that it continues."""
-    if ranges and ranges[-1].name == new.name:
-        last = ranges[-1]
-        if last.start + last.count == new.start:
-            ranges[-1] = _Range(last.name, last.start, last.count + new.count)
-            return
-    ranges.append(new)
 
 
 def _read(
@@ -136,24 +133,14 @@ def _read(
     reader.read_many(
         [(e, r.start, memoryview(b)) for e, r, b in zip(extents, ranges, raw, strict=True)]
     )
-    return [_decoded(e.dtype.name, b) for e, b in zip(extents, raw, strict=True)]
+    stored = [np.frombuffer(b, _KINDS[e.dtype.name][0]) for e, b in zip(extents, raw, strict=True)]
+    return [
+        (s.astype(np.uint32) << 16).view(np.float32) if e.dtype.name == "BF16" else s
+        for e, s in zip(extents, stored, strict=True)
+    ]
 
 
-def _decoded(name: str, raw: bytearray) -> NDArray[np.floating]:
-    """Stored values of a type, as numbers."""
-    stored = np.frombuffer(raw, _KINDS[name][0])
-    if name == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored
-
-
-def _units(values: NDArray[np.floating], types: Sequence[DType]) -> Array:
-    """Unit in the last place of each value as it is stored, in the coarsest of the types."""
-    units: Array = np.max([_units_of(values, dtype) for dtype in types], axis=0)
-    return units
-
-
-def _units_of(values: NDArray[np.floating], dtype: DType) -> Array:
+def _units(values: NDArray[np.floating], dtype: DType) -> Array:
     """Unit in the last place of each value in a type."""
     smallest = _KINDS[dtype.name][1]
     _, exponent = np.frexp(values)
@@ -161,11 +148,6 @@ def _units_of(values: NDArray[np.floating], dtype: DType) -> Array:
     exponent = np.where(values == 0, smallest, exponent - 1.0)
     units: Array = np.exp2(np.maximum(exponent, smallest) - dtype.mantissa_bits)
     return units
-
-
-def _split(values: NDArray[np.floating], ranges: Sequence[_Range]) -> list[NDArray[np.floating]]:
-    """The values of each range."""
-    return np.split(values, np.cumsum([r.count for r in ranges])[:-1])
 
 
 def _check_alike(

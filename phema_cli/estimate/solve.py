@@ -1,8 +1,9 @@
-"""From snapshots to solved targets: which steps, how the weights moved, which weights."""
+"""From snapshots to weights: the targets, what a sample shows of the run, and the solution."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.estimate import sample as sampling
-from phema_cli.estimate.evidence import TagCheck, check_tags
+from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
 from phema_cli.profiles import PowerProfile, Profile, gamma_from_sigma_rel, parse_profile
 from phema_cli.request import DEFAULT_METHOD, Request
-from phema_cli.snapshots import Scan, Snapshot
+from phema_cli.snapshots import Scan, Snapshot, scan
 from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
@@ -26,6 +27,15 @@ from phema_cli.solver import (
 
 #: targets of one call: an output each.
 _MOST_TARGETS = 1000
+
+
+def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
+    """The snapshots of a request; if only their laws are missing, with what they look like.
+
+    Errors as :func:`phema_cli.snapshots.scan`.
+    """
+    found = scan(paths, request.config)
+    return with_proposal(found) if request.sample and found.untagged else found
 
 
 def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profile]:
@@ -125,21 +135,19 @@ def solve_snapshots(
     Args:
         snapshots: oldest first.
         targets: what to build.
-        measured: what :func:`measure` found; ``Measured()`` to do without.
+        measured: what :func:`measure` finds; ``Measured()`` to do without.
         method: one of ``phema_cli.solver.METHODS``.
         together: whether only figures of many targets are wanted: far faster, and the last bits of
             a target's weights depend on the others.
 
     Errors as :func:`phema_cli.solver.solve`.
     """
-    profiles = [s.tag.profile for s in snapshots]
-    noise = stored_noise(snapshots)
     return solve(
-        profiles,
+        [s.tag.profile for s in snapshots],
         targets,
         method=method,
         movement=measured.movement,
-        storage_noise=noise,
+        storage_noise=stored_noise(snapshots),
         together=together,
     )
 
@@ -150,7 +158,7 @@ class Measured:
 
     Attributes:
         movement: how the weights moved during training; None where there is nothing to measure.
-        tags: whether the snapshots bear their tags out.
+        tags: whether the snapshots fit their tags.
     """
 
     movement: Movement | None = None
@@ -158,7 +166,7 @@ class Measured:
 
 
 def measure(scan: Scan, request: Request) -> Measured:
-    """How the weights moved during training, and whether that bears the tags out.
+    """How the weights moved during training, and whether the snapshots fit their tags.
 
     Contradicted tags are no error yet: ``tags.require()`` raises it. Without ``request.sample``
     nothing is measured.

@@ -12,12 +12,16 @@ from phema_cli.profiles.base import (
 )
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
 from phema_cli.profiles.shapes import (
+    HELP,
+    PROFILES,
     ExponentialProfile,
+    ProfileSpec,
     RawProfile,
     TableProfile,
     WindowProfile,
+    describe,
+    parse_profile,
 )
-from phema_cli.profiles.specs import HELP, PROFILES, ProfileSpec, describe, parse_profile
 
 __all__ = [
     "GAMMA_LIMIT",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,7 @@ class PowerProfile:
 
     gamma: float
     end: float
+    square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not GAMMA_LIMIT < self.gamma <= GAMMA_MOST:
@@ -108,11 +109,6 @@ class PowerProfile:
     def exponent(self) -> float:
         """Gamma itself."""
         return self.gamma
-
-    @property
-    def square_integrable(self) -> bool:
-        """True: gamma is above -0.5."""
-        return True
 
     def cdf(self, t: Array) -> Array:
         """``F(t) = (t/T)^(gamma+1)``, 0 before time 0 and 1 from T on."""

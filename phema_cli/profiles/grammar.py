@@ -1,9 +1,9 @@
-"""How a decay law is written, ``NAME:key=value,...``, and what it then is."""
+"""Decay laws as users write them, ``NAME:key=value,...``: their keys, ranges and profiles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,10 +22,10 @@ class Range:
     """Which numbers a key may have.
 
     Attributes:
-        words: says them, after "must be".
+        words: the numbers in words, after "must be".
         low: the smallest.
         high: the largest.
-        inner: the smallest and the largest don't belong to it, where this holds ``low``, ``high``.
+        inner: whether ``low`` and ``high`` themselves are outside.
         whole: whether only whole numbers do.
     """
 
@@ -63,8 +63,8 @@ class Key:
     Attributes:
         name: what stands before ``=``.
         meaning: what it is, in a few words.
-        range: what it may be.
-        default: what it is where it is not said; None where it must be said, or need not be.
+        range: the numbers that it may be.
+        default: its value where it is left out; None where it must be given, or may be missing.
     """
 
     name: str
@@ -83,12 +83,12 @@ class LawForm:
 
     Attributes:
         name: what it is called.
-        formula: how the average comes about, in a line.
-        source: whose it is: a library's file, or a paper.
-        example: one that makes sense.
+        formula: the decay, in a line.
+        source: where it comes from: a library's file, or a paper.
+        example: a law of this kind.
         keys: its numbers, in the order in which they are written.
         schedule: the updates and their decays; None for what has no updates of its own.
-        one_of: keys of which exactly one must be said.
+        one_of: keys of which exactly one must be given.
         closed: the profile where it has a closed form; None where it has none for these numbers.
     """
 
@@ -102,25 +102,25 @@ class LawForm:
     closed: Callable[[Numbers, float, str], Profile | None] | None = None
 
     def law(self, **numbers: float) -> Law:
-        """The law of these numbers; what is not said has its default.
+        """The law of these numbers; a key that is left out has its default.
 
         Raises:
             UsageError: an unknown or a missing key, or a number out of its range.
         """
-        known = {key.name: key for key in self.keys}
+        keys = {key.name: key for key in self.keys}
         for name, value in numbers.items():
-            if name not in known:
+            if name not in keys:
                 raise self._error(f"has no key {name!r}")
-            if not known[name].range.holds(value):
-                raise self._error(f"{name} must be {known[name].range.words}, not {value:.10g}")
-        said = [name for name in self.one_of if name in numbers]
-        if self.one_of and len(said) != 1:
+            if not keys[name].range.holds(value):
+                raise self._error(f"{name} must be {keys[name].range.words}, not {value:.10g}")
+        given = [name for name in self.one_of if name in numbers]
+        if self.one_of and len(given) != 1:
             needed = " or ".join(self.one_of)
-            what = f"{' and '.join(said)} exclude each other" if said else f"needs {needed}"
+            what = f"{' and '.join(given)} exclude each other" if given else f"needs {needed}"
             raise self._error(what)
         values = ((k.name, float(numbers[k.name])) for k in self.keys if k.name in numbers)
-        law = Law(self.name, tuple((n, v) for n, v in values if v != known[n].default), self)
-        # What is wrong with the numbers together is told now, not at the first snapshot.
+        law = Law(self.name, tuple((n, v) for n, v in values if v != keys[n].default), self)
+        # Numbers that do not go together are refused now, not at the first snapshot.
         law.profile(1e6)
         return law
 
@@ -128,7 +128,7 @@ class LawForm:
         """The law that ``key=value,...`` means, what stands after the name.
 
         Raises:
-            UsageError: as :meth:`law` does, or a key said twice or without a number.
+            UsageError: as :meth:`law` does, or a key given twice or without a number.
         """
         numbers: dict[str, float] = {}
         for part in text.split(",") if text else ():
@@ -145,7 +145,11 @@ class LawForm:
     def usage(self) -> str:
         """All its keys: ``exponential:beta=|halflife=,every=1,start=0``."""
         one = "|".join(f"{name}=" for name in self.one_of)
-        rest = [f"{k.name}={_written(k)}" for k in self.keys if k.name not in self.one_of]
+        rest = [
+            f"{k.name}=" + ("" if k.default is None else _number_text(float(k.default)))
+            for k in self.keys
+            if k.name not in self.one_of
+        ]
         return ":".join(filter(None, [self.name, ",".join(filter(None, [one, *rest]))]))
 
     def _error(self, what: str) -> UsageError:
@@ -175,21 +179,21 @@ class Law:
     @property
     def text(self) -> str:
         """What ``--average`` takes: ``exponential:beta=0.999,every=10``."""
-        said = ",".join(f"{name}={_text(value)}" for name, value in self.values)
-        return f"{self.name}:{said}" if said else self.name
+        numbers = ",".join(f"{name}={_number_text(value)}" for name, value in self.values)
+        return f"{self.name}:{numbers}" if numbers else self.name
 
     @property
     def label(self) -> str:
         """What tables show: ``gamma 5``, else the text."""
-        said = {"gamma", "sigma_rel"} & dict(self.values).keys()
-        if self.gamma is None or not said or "start" in dict(self.values):
+        named = {"gamma", "sigma_rel"} & dict(self.values).keys()
+        if self.gamma is None or not named or "start" in dict(self.values):
             return self.text
         return f"gamma {self.gamma:.10g}"
 
     @property
     def gamma(self) -> float | None:
-        """The exponent of a power function, as the trainer was told; None of other laws."""
-        return power_of(self.parameters) if "gamma" in self.form.one_of else None
+        """The exponent of a power function, as the trainer has it set; None of other laws."""
+        return gamma_of(self.parameters) if "gamma" in self.form.one_of else None
 
     @property
     def schedule(self) -> Schedule | None:
@@ -250,31 +254,12 @@ _POWERS: Mapping[str, Callable[[float], float]] = {
 }
 
 
-def power_of(numbers: Numbers) -> float | None:
+def gamma_of(numbers: Numbers) -> float | None:
     """Gamma of a power function that is given by one of several numbers; None where none is."""
     return next((exponent(numbers[n]) for n, exponent in _POWERS.items() if n in numbers), None)
 
 
-def parse(text: str, forms: Mapping[str, LawForm]) -> Law:
-    """The law that ``NAME:key=value,...`` means.
-
-    Raises:
-        UsageError: an unknown name or key, a key twice or missing, or a number out of its range.
-    """
-    name, _, rest = text.partition(":")
-    form = forms.get(name.strip())
-    if form is None:
-        raise UsageError(f"no average {name.strip()!r}", remedy=f"write {examples(forms.values())}")
-    return form.read(rest)
-
-
-def examples(forms: Iterable[LawForm]) -> str:
-    """``power:gamma=5, exponential:beta=0.999 or raw``: how laws are written, in a line."""
-    *most, last = (form.example for form in forms)
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def effective(gamma: float, end: float, every: int) -> PowerProfile:
+def effective_power(gamma: float, end: float, every: int) -> PowerProfile:
     """The profile of a power function whose decay of one step is applied at every N-th only.
 
     The product of ``(1 - 1/t)^(gamma+1)`` over every N-th t falls as one of ``(gamma+1)/N``.
@@ -286,7 +271,7 @@ def effective(gamma: float, end: float, every: int) -> PowerProfile:
     if found <= GAMMA.low:
         raise UsageError(
             f"gamma {gamma:.6g} averaged at every {every}th step is gamma {found:.4g} in effect, "
-            f"not above {GAMMA.low}: too long an average to be of use",
+            f"not above {GAMMA.low}: the average is too long to be of use",
             remedy="check every",
         )
     return PowerProfile(found, end)
@@ -301,14 +286,9 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _text(value: float) -> str:
+def _number_text(value: float) -> str:
     """The shortest text that means the number: ``2/3`` and not its sixteen digits."""
     if value.is_integer() and abs(value) < MOST_EXACT:
         return str(int(value))
     thirds = round(3 * value)
     return f"{thirds}/3" if thirds / 3 == value else repr(value)
-
-
-def _written(key: Key) -> str:
-    """A key's default, nothing where it has none."""
-    return "" if key.default is None else _text(float(key.default))

@@ -22,12 +22,18 @@ from phema_cli.profiles.grammar import (
     Law,
     LawForm,
     Numbers,
-    effective,
-    parse,
-    power_of,
+    effective_power,
+    gamma_of,
 )
-from phema_cli.profiles.rates import Rates, constant, power_function, ratio, share
-from phema_cli.profiles.schedules import SLACK, Schedule
+from phema_cli.profiles.schedules import (
+    SLACK,
+    Rates,
+    Schedule,
+    constant,
+    power_function,
+    ratio,
+    share,
+)
 from phema_cli.profiles.shapes import ExponentialProfile, RawProfile, WindowProfile
 
 __all__ = ["LAWS", "Key", "Law", "LawForm", "parse_law"]
@@ -47,7 +53,14 @@ def parse_law(text: str, extra: Mapping[str, LawForm] | None = None) -> Law:
     Raises:
         UsageError: an unknown name or key, a key twice or missing, or a number out of its range.
     """
-    return parse(text, {**LAWS, **(extra or {})})
+    name, _, numbers = text.partition(":")
+    forms = {**LAWS, **(extra or {})}
+    if name.strip() not in forms:
+        *most, last = (form.example for form in forms.values())
+        raise UsageError(
+            f"no average {name.strip()!r}", remedy=f"write {', '.join(most)} or {last}"
+        )
+    return forms[name.strip()].read(numbers)
 
 
 def _power(numbers: Numbers) -> Schedule:
@@ -65,13 +78,13 @@ def _power_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     """A power function, which a half-life is too: up to 0.25/T where it is not too long."""
     every, gamma = int(numbers["every"]), _gamma(numbers)
     end = step if every == 1 else (step + SLACK) // every * every + (every - 1) / 2
-    profile = effective(gamma, end, every)
+    profile = effective_power(gamma, end, every)
     exact = "halflife" not in numbers or gamma >= _SHORT
     return profile if exact and not numbers["start"] else None
 
 
 def _gamma(numbers: Numbers) -> float:
-    gamma = power_of(numbers) or 0.0
+    gamma = gamma_of(numbers) or 0.0
     if not GAMMA.holds(gamma):
         raise UsageError(
             f"power: a gamma of {gamma:.6g} is not {GAMMA.words}", remedy="give a smaller halflife"
@@ -117,8 +130,7 @@ def _rampup(numbers: Numbers) -> Schedule:
 
 
 def _uniform_profile(numbers: Numbers, step: float, name: str) -> Profile:
-    last = numbers["last"]
-    return WindowProfile(step * (1 - last) if last <= 1 else max(step - last, 0.0), step, name)
+    return WindowProfile.of_last(numbers["last"], step, name)
 
 
 def _raw_profile(_: Numbers, step: float, __: str) -> Profile:

@@ -1,14 +1,17 @@
-"""Averages that are no power functions: constant decay, windows, raw weights, tables."""
+"""Profiles that are no power functions, and what ``--profile`` says: docs/maths.md has each F."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Array, check_end
+from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end
+from phema_cli.profiles.grammar import POSITIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class ExponentialProfile:
     rate: float
     end: float
     name: str = ""
+    square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_end(self.end)
@@ -53,11 +57,6 @@ class ExponentialProfile:
     def exponent(self) -> float:
         """Near its end it falls as ``(t/T)^(rate T)``."""
         return self.rate * self.end
-
-    @property
-    def square_integrable(self) -> bool:
-        """True."""
-        return True
 
     def cdf(self, t: Array) -> Array:
         """``exp(-rate (T - t))`` from 0 to T, 1 from T on."""
@@ -87,12 +86,19 @@ class WindowProfile:
     start: float
     end: float
     name: str = ""
+    exponent: ClassVar[float] = 0.0
+    square_integrable: ClassVar[bool] = True
+
+    @classmethod
+    def of_last(cls, last: float, end: float, name: str) -> Self:
+        """The window of the ``last`` steps before its end; up to 1, a fraction of the time."""
+        return cls(end * (1 - last) if last <= 1 else max(end - last, 0.0), end, name)
 
     def __post_init__(self) -> None:
         check_end(self.end)
         if not 0 <= self.start < self.end:
             raise UsageError(
-                f"{self.name or 'uniform'}: steps {self.start:g} to {self.end:g} are no window",
+                f"{self.name or 'uniform'}: steps {self.start:g} to {self.end:g} are not a window",
                 remedy="make last longer",
             )
 
@@ -105,16 +111,6 @@ class WindowProfile:
     def breaks(self) -> tuple[float, ...]:
         """Start and end."""
         return (self.start, self.end) if self.start > 0 else (self.end,)
-
-    @property
-    def exponent(self) -> float:
-        """Flat up to its end."""
-        return 0.0
-
-    @property
-    def square_integrable(self) -> bool:
-        """True."""
-        return True
 
     def cdf(self, t: Array) -> Array:
         """``(t - start)/(end - start)`` inside, 0 before and 1 after."""
@@ -138,29 +134,19 @@ class RawProfile:
     """
 
     end: float
+    label: ClassVar[str] = "raw"
+    #: a jump needs no resolution.
+    exponent: ClassVar[float] = 0.0
+    #: all weight is on one point.
+    square_integrable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_end(self.end)
 
     @property
-    def label(self) -> str:
-        """``raw``."""
-        return "raw"
-
-    @property
     def breaks(self) -> tuple[float, ...]:
         """The time."""
         return (self.end,)
-
-    @property
-    def exponent(self) -> float:
-        """A step needs no resolution."""
-        return 0.0
-
-    @property
-    def square_integrable(self) -> bool:
-        """False: all weight is on one point."""
-        return False
 
     def cdf(self, t: Array) -> Array:
         """0 before the time, 1 from it on."""
@@ -187,6 +173,8 @@ class TableProfile:
     times: tuple[float, ...]
     heights: tuple[float, ...]
     name: str = "csv"
+    exponent: ClassVar[float] = 1.0
+    square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         t, h = np.array(self.times), np.array(self.heights)
@@ -211,16 +199,6 @@ class TableProfile:
         """Every time above 0."""
         return tuple(t for t in self.times if t > 0)
 
-    @property
-    def exponent(self) -> float:
-        """Piecewise straight."""
-        return 1.0
-
-    @property
-    def square_integrable(self) -> bool:
-        """True."""
-        return True
-
     def _pieces(self) -> tuple[Array, Array, Array]:
         """Times, normalised density there, F there."""
         t, h = np.array(self.times), np.array(self.heights) / max(self.heights)
@@ -241,3 +219,94 @@ class TableProfile:
         """The points' density, normalised, linear between them; 0 outside."""
         at, height, _ = self._pieces()
         return np.interp(t, at, height, left=0.0, right=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """A profile without its end: what ``--profile`` says.
+
+    Attributes:
+        label: as the user wrote it.
+        ending_at: makes the profile of a target step.
+    """
+
+    label: str
+    ending_at: Callable[[float], Profile]
+
+
+def parse_profile(text: str) -> ProfileSpec:
+    """The profile that ``name:parameter=value`` means; ``PROFILES`` lists the names.
+
+    Raises:
+        UsageError: an unknown name or parameter, or a value that is no number.
+    """
+    name, _, rest = text.partition(":")
+    if name not in PROFILES:
+        raise UsageError(f"no profile {name!r}", remedy=f"one of {', '.join([*PROFILES, 'csv'])}")
+    parameters: dict[str, float] = {}
+    for part in rest.split(",") if rest else ():
+        key, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise UsageError(f"{text}: {part!r} is not a parameter", remedy=HELP) from None
+        if key.strip() in parameters:
+            raise UsageError(f"{text}: {key.strip()} is given twice", remedy=HELP)
+        parameters[key.strip()] = number
+    make = PROFILES[name]
+    make(parameters, 1e6, text)
+    return ProfileSpec(text, lambda end: make(parameters, end, text))
+
+
+#: how the profiles are written.
+HELP = (
+    "write uniform:last=0.2, exponential:beta=0.999, exponential:halflife=2000, cooldown:last=0.2, "
+    "raw or csv:FILE"
+)
+
+
+def _window(parameters: Mapping[str, float], end: float, text: str) -> Profile:
+    """``last``: up to 1 a fraction of the time until the target, above 1 a number of steps."""
+    if set(parameters) != {"last"} or not POSITIVE.holds(parameters["last"]):
+        raise UsageError(f"{text}: needs last, a fraction or a number of steps", remedy=HELP)
+    return WindowProfile.of_last(parameters["last"], end, text)
+
+
+def _exponential(parameters: Mapping[str, float], end: float, text: str) -> Profile:
+    """``beta`` per step, or ``halflife`` in steps."""
+    if set(parameters) == {"beta"} and 0 < parameters["beta"] < 1:
+        return ExponentialProfile(-math.log(parameters["beta"]), end, text)
+    if set(parameters) == {"halflife"} and POSITIVE.holds(parameters["halflife"]):
+        return ExponentialProfile(math.log(2) / parameters["halflife"], end, text)
+    raise UsageError(f"{text}: needs beta between 0 and 1, or halflife above 0", remedy=HELP)
+
+
+def _raw(parameters: Mapping[str, float], end: float, text: str) -> Profile:
+    if parameters:
+        raise UsageError(f"{text}: raw has no parameters", remedy=HELP)
+    return RawProfile(end)
+
+
+#: target profiles by name, beside the power function: parameters, end and text to the profile.
+PROFILES: Mapping[str, Callable[[Mapping[str, float], float, str], Profile]] = {
+    "uniform": _window,
+    "exponential": _exponential,
+    "cooldown": _window,
+    "raw": _raw,
+}
+
+
+def describe(profile: Profile, step: float | None = None) -> dict[str, str | float | None]:
+    """A profile in a record: its label, gamma and sigma_rel where it has them, and its step.
+
+    Args:
+        profile: what is described.
+        step: its time as the trainer counts, where that is not its end.
+    """
+    power = profile if isinstance(profile, PowerProfile) else None
+    return {
+        "profile": profile.label,
+        "gamma": None if power is None else power.gamma,
+        "sigma_rel": None if power is None else power.sigma_rel,
+        "step": profile.end if step is None else step,
+    }

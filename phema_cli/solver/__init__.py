@@ -1,10 +1,10 @@
 """From the profiles of the snapshots to the weights of a target: pure numpy, float64, no files."""
 
 from phema_cli.solver.calibration import Sample, calibrate
-from phema_cli.solver.diagnostics import Figures
 from phema_cli.solver.movement import Movement
 from phema_cli.solver.weights import (
     METHODS,
+    Figures,
     Solution,
     solve,
     storage_noise,

@@ -19,8 +19,7 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles import Array
-from phema_cli.solver.movement import Movement
-from phema_cli.solver.rounding import measured
+from phema_cli.solver.movement import Movement, Rounding
 
 #: movement per unit of log time over the RMS value of the weights, at the full learning rate.
 SCHEDULED_RATIO = 0.3
@@ -60,7 +59,7 @@ class _Schedule:
         rate: from time as a fraction of the run, and the parameter, to the learning rate over its
             peak.
         parameter: its name, empty where there is none.
-        default: its value where nothing is said.
+        default: its value where none is given.
     """
 
     rate: Callable[[Array, float], Array]
@@ -91,8 +90,8 @@ SCHEDULES: Mapping[str, _Schedule] = {
     "wsd": _Schedule(_wsd, "last", 0.2),
     "rsqrt": _Schedule(_rsqrt, "start", 0.0625),
 }
-#: what is assumed where nothing is said: between a constant rate and one that falls to zero, and
-#: nearest of all to the errors of the runs of ``benchmarks/training.py`` taken together.
+#: what is assumed where no schedule is given: between a constant rate and one that falls to zero,
+#: and nearest of all to the errors of the runs of ``benchmarks/training.py`` taken together.
 DEFAULT_SCHEDULE = "rsqrt"
 #: a random walk in log time.
 WALK = "walk"
@@ -122,7 +121,7 @@ def parse_schedule(text: str) -> Callable[[Array], Array] | None:
             value = float(number)
         except ValueError:
             value = -1.0
-        # A rate may end at 0; a window or a beginning of no length is none.
+        # A rate may end at 0; a window and a beginning need a length.
         least = 0.0 if schedule.parameter == "end" else _EARLY
         if not schedule.parameter or key.strip() != schedule.parameter or not least <= value <= 1:
             raise UsageError(f"{text!r} is not a schedule", remedy=HELP)
@@ -149,7 +148,7 @@ def scheduled(rate: Callable[[Array], Array], steps: float, mantissa_bits: int) 
         blocks=np.array([_GLIDE * steps, steps]),
         roughness=np.array(_ROUGHNESS),
         jitter=np.full(2, _JITTER_STEPS),
-        rounding=measured(units, paces),
+        rounding=Rounding.of_elements(units, paces),
         mean_square=SCHEDULED_RATIO**-2,
         measured=False,
     )

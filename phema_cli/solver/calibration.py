@@ -1,13 +1,17 @@
-"""Calibration: fits the movement of the weights and their rounding to a sample of the snapshots.
+"""Calibration: fits drift, roughness, jitter and rounding to a sample of the snapshots.
 
-Which snapshots are compared and how far they differ is found here; :mod:`.fitting` makes a movement
-of it.
+docs/maths.md, "What the snapshots say of the run". Each is a maximum of a likelihood that takes
+elements as independent. The drift q(t) is fitted to the mean-square differences of neighbouring
+snapshots, whose expected value is ``int q (F_a - F_b)^2 dt + N_aa + N_bb - 2 N_ab``. Roughness and
+jitter are fitted to what is left of each snapshot when it is held out and estimated from all the
+others: the drift says how far the weights move from one snapshot to the next, the held-out ones
+how well that can be bridged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,14 +19,31 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
 from phema_cli.profiles import Array, Profile
-from phema_cli.solver.fitting import Observed, fit
-from phema_cli.solver.movement import Movement
-from phema_cli.solver.rounding import measured
-from phema_cli.solver.system import evaluate, families
+from phema_cli.solver.least_squares import leave_one_out
+from phema_cli.solver.movement import EARLY, Movement, Rounding
+from phema_cli.solver.system import System, evaluate, split
 
 #: sizes that keep the fit of a thousand snapshots below a second: pairs of snapshots compared,
-#: values that the held-back estimates are computed for.
+#: values that the held-out estimates are computed for.
 _MOST_PAIRS, _MOST_VALUES = 512, 2_000_000
+#: most pieces of the drift: it keeps the fit of a thousand snapshots below a second.
+_MOST_KNOTS = 64
+#: weight of the drift's second and first differences (of its logarithm, against that of 1/t).
+_BEND, _SLOPE = 0.1, 0.01
+#: knots before the first snapshot, between which the drift keeps to the shape of 1/t.
+_EARLY_KNOTS = 3
+#: fraction of an observed difference that counts as movement at least, however large rounding is:
+#: where weights stand still on values that are stored exactly, no rounding explains anything.
+_LEAST_MOVEMENT = 0.3
+_ROUNDS = 3
+_NEWTON_STEPS, _TRIALS, _LONGEST = 40, 10, 3.0
+#: least number of cells of a block that shares one roughness and jitter.
+_CELLS = 4
+#: what is tried for roughness, and for jitter in units of the gap between snapshots.
+_ROUGHNESS = np.exp2(np.arange(-30, 19) / 6)
+_JITTER = np.concatenate([[0.0], np.geomspace(1e-3, 4.0, 36)])
+#: roughness is shrunk towards 1: this times the square of its logarithm, per block.
+_SHRINK = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +57,26 @@ class Sample:
 
     values: NDArray[np.floating]
     units: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a fit uses of n snapshots: nothing here depends on their tags, except which pairs.
+
+    Attributes:
+        pairs: (p, 2) snapshots that are compared.
+        squares: (p,) mean square difference of each pair, in squared parameter units.
+        residual: (n, e) elements of the snapshots less those of one of them, or any n columns with
+            the same mean squares of combinations.
+        rounding: of the stored values.
+        mean_square: of the weights, in squared parameter units.
+    """
+
+    pairs: NDArray[np.intp]
+    squares: Array
+    residual: NDArray[np.floating]
+    rounding: Rounding
+    mean_square: float
 
 
 def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
@@ -52,13 +93,13 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     Raises:
         InputError: the sources' elements differ by more than a square can hold.
     """
-    pairs = neighbouring(sources, families(sources))
-    if not len(pairs) or not sample.values.size:
+    if len(sources) <= 1 or not sample.values.size:
         return None
+    system = evaluate(sources, [])
+    pairs = neighbouring(sources, system.families)
     reference = sample.values[int(np.argmax([s.end for s in sources]))]
-    moved = np.any(sample.values != reference, axis=0)
     with np.errstate(over="ignore"):
-        squares, drift = _differences(sample.values, pairs)
+        squares, paces = _differences(sample.values, pairs)
         mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
     if not squares.any():
         return None
@@ -67,44 +108,46 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
             "values of the snapshots are too large to be compared",
             remedy="leave their tensor out with --copy, or pass --no-sample",
         )
+    moved = np.any(sample.values != reference, axis=0)
     stride = max(1, int(sample.values.size) // _MOST_VALUES)
     observed = Observed(
         pairs=pairs,
         squares=squares,
         residual=sample.values[:, ::stride] - reference[::stride],
-        rounding=measured(np.where(moved, sample.units, 0.0), drift),
+        rounding=Rounding.of_elements(np.where(moved, sample.units, 0.0), paces),
         mean_square=mean_square,
     )
-    return fit(evaluate(sources, []), observed)
+    return fit(system, observed)
 
 
-def neighbouring(sources: Sequence[Profile], kinds: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Sources to compare: same time and neighbouring length, same kind and neighbouring time.
+def neighbouring(sources: Sequence[Profile], families: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Sources to compare: same time and neighbouring length, same family and neighbouring time.
 
     Args:
         sources: n profiles.
-        kinds: (n,) which of them are of one kind, by number.
+        families: (n,) the family of each, by number.
 
     Returns:
         (p, 2) indices, about ``_MOST_PAIRS`` of them at most, evenly chosen.
     """
     same_time: dict[float, list[int]] = {}
-    same_kind: dict[int, list[int]] = {}
+    same_family: dict[int, list[int]] = {}
     for i, source in enumerate(sources):
         same_time.setdefault(source.end, []).append(i)
-        same_kind.setdefault(int(kinds[i]), []).append(i)
+        same_family.setdefault(int(families[i]), []).append(i)
     by_length: list[tuple[int, int]] = []
     for end in sorted(same_time):
         by_length += pairwise(sorted(same_time[end], key=lambda i: sources[i].exponent))
     by_time = [
-        list(pairwise(sorted(group, key=lambda i: sources[i].end))) for group in same_kind.values()
+        list(pairwise(sorted(group, key=lambda i: sources[i].end)))
+        for group in same_family.values()
     ]
     lists = [by_length, *by_time]
     if not any(lists):
         # Each of its own length and time.
         lists = [list(pairwise(sorted(range(len(sources)), key=lambda i: sources[i].end)))]
     stride = max(1, -(-sum(map(len, lists)) // _MOST_PAIRS))
-    # Each list is thinned by itself, from its newest pair on, so that all kinds stay.
+    # Each list is thinned by itself, from its newest pair on, so that all families stay.
     found = [pair for pairs in lists for pair in pairs[::-1][::stride][::-1]]
     return np.array(found, dtype=np.intp).reshape(-1, 2)
 
@@ -119,3 +162,199 @@ def _differences(values: NDArray[np.floating], pairs: NDArray[np.intp]) -> tuple
         if 0 < squares[k] < np.inf:
             relative += square / squares[k]
     return squares, np.sqrt(relative / max(1, int((squares > 0).sum())))
+
+
+def fit(system: System, observed: Observed) -> Movement:
+    """Drift, roughness and jitter under which the snapshots are likeliest.
+
+    Args:
+        system: the n snapshots as sources, without targets.
+        observed: what they show; some pair differs.
+    """
+    times, blocks = _knots(system), _blocks(system)
+    movement = Movement(
+        times=times,
+        drift=1 / times,
+        blocks=blocks,
+        roughness=np.ones(len(blocks)),
+        jitter=np.zeros(len(blocks)),
+        rounding=observed.rounding,
+        mean_square=observed.mean_square,
+        measured=True,
+    )
+    movement = _fit_drift(system, movement, observed.pairs, observed.squares)
+    return _fit_roughness_and_jitter(system, movement, observed.residual)
+
+
+def _knots(system: System) -> Array:
+    """Times between which the drift is interpolated: ends of cells, and a few early ones."""
+    ends = system.ends * system.unit
+    early = ends[0] * np.geomspace(EARLY, 0.5, _EARLY_KNOTS)
+    # All of the first snapshots, between which most changes, then some at even distances.
+    dense = min(_MOST_KNOTS // 4, len(ends))
+    even = np.linspace(dense - 1, len(ends) - 1, min(_MOST_KNOTS - dense, len(ends)))
+    chosen = np.unique(np.concatenate([np.arange(dense), np.round(even).astype(int)]))
+    return np.concatenate([early, ends[chosen]])
+
+
+def _blocks(system: System) -> Array:
+    """Last steps of the blocks: at least four cells each, and a quarter of all cells before."""
+    last, lasts = 0, []
+    while last < len(system.ends):
+        last += max(_CELLS, last // _CELLS)
+        lasts.append(last - 1)
+    # What is left over belongs to the block before it.
+    lasts = [*lasts[:-1], len(system.ends) - 1] if len(lasts) > 1 else [len(system.ends) - 1]
+    if len(lasts) > 1 and lasts[-1] - lasts[-2] < _CELLS:
+        del lasts[-2]
+    return system.ends[lasts] * system.unit
+
+
+def _fit_drift(
+    system: System, movement: Movement, pairs: NDArray[np.intp], squares: Array
+) -> Movement:
+    """The movement with its drift at the knots.
+
+    The drift decides which part of the differences is rounding, so the fit is repeated.
+    """
+    a, b = pairs.T
+    f = system.source_cdf
+    distance = (f[:, a] - f[:, b]) ** 2 * system.weights[:, None] * system.unit
+    # A node's intensity is a mean of the knots beside it, in the logarithm.
+    at = np.log(system.times * system.unit)
+    knots = np.log(movement.times)
+    hats = np.column_stack([np.interp(at, knots, row) for row in np.eye(len(knots))])
+    noise = np.zeros(len(squares))
+    log_q = None
+    for _ in range(_ROUNDS):
+        log_q = _likeliest_drift(distance.T, hats, -knots, squares, noise, log_q)
+        moved = np.exp(hats @ log_q) @ distance
+        apart = 2 * (movement.rounding.variance - movement.rounding.covariance(moved))
+        noise = np.minimum(apart, (1 - _LEAST_MOVEMENT) * squares)
+        movement = replace(movement, drift=np.exp(log_q))
+    return movement
+
+
+def _likeliest_drift(
+    distance: Array, hats: Array, prior: Array, squares: Array, noise: Array, start: Array | None
+) -> Array:
+    """Logarithms of the drift at the knots that make the squares most likely.
+
+    Minimises ``1/2 sum (log v + squares/v)`` with ``v = distance exp(hats z) + noise``, plus a
+    penalty on bends of ``z - prior``, by damped Newton steps with the expected Hessian.
+
+    Args:
+        distance: (p, rows) squared differences of the pairs' profiles, times quadrature weights.
+        hats: (rows, m) interpolation from knots to nodes.
+        prior: (m,) what the shape is shrunk to.
+        squares: (p,) observed mean squares.
+        noise: (p,) the rounding in them.
+        start: (m,) where to begin.
+    """
+    m = len(prior)
+    slope = np.diff(np.eye(m), axis=0)
+    bend = np.diff(slope, axis=0)
+    # Before the first snapshot there is hardly anything to fit to.
+    stiff = np.where(np.arange(m - 1) < _EARLY_KNOTS, 1.0, _SLOPE)
+    penalty = _BEND * bend.T @ bend + slope.T @ (stiff[:, None] * slope)
+    floor = 1e-12 * squares.max()
+    if start is None:
+        level = max((squares - noise).sum(), 1e-3 * squares.sum())
+        start = prior + np.log(level / (distance @ np.exp(hats @ prior)).sum())
+
+    def loss(z: Array) -> float:
+        v = distance @ np.exp(hats @ z) + noise + floor
+        tension = float((z - prior) @ penalty @ (z - prior))
+        return float((np.log(v) + (squares + floor) / v).sum() + tension) / 2
+
+    z: Array = start
+    damping = 1e-3
+    best = loss(start)
+    for _ in range(_NEWTON_STEPS):
+        moved = distance * np.exp(hats @ z)
+        v = moved.sum(axis=1) + noise + floor
+        jacobian = (moved @ hats) / v[:, None]
+        gradient = 0.5 * jacobian.T @ (1 - (squares + floor) / v) + penalty @ (z - prior)
+        hessian = 0.5 * jacobian.T @ jacobian + penalty
+        size = np.trace(hessian) / m
+        for _ in range(_TRIALS):
+            step = -np.linalg.solve(hessian + damping * size * np.eye(m), gradient)
+            step *= min(1.0, _LONGEST / max(np.abs(step).max(), 1e-300))
+            value = loss(z + step)
+            if value <= best:
+                break
+            damping *= 10
+        else:
+            break
+        z, damping, gain, best = z + step, max(damping / 5, 1e-9), best - value, value
+        if gain < 1e-7 * len(squares):
+            break
+    return z
+
+
+def _fit_roughness_and_jitter(
+    system: System, movement: Movement, residual: NDArray[np.floating]
+) -> Movement:
+    """Roughness and jitter of each block, from the snapshots of that block held out.
+
+    Args:
+        system: the sources.
+        movement: with its drift fitted.
+        residual: (n, e) elements of the sources, less those of the last one.
+    """
+    parts = split(system, movement.intensity(system, system.times))
+    noise = movement.noise(parts, len(system.source_ends))
+    ends = movement.blocks / system.unit * (1 + 1e-12)
+    block_of_cell = np.searchsorted(ends, system.ends)
+    block_of_source = np.searchsorted(ends, system.source_ends)
+    if len(system.ends) > 1:
+        # Nothing lies before the first snapshots that could help to estimate them.
+        block_of_source[system.source_ends == system.ends[0]] = -1
+    first = np.flatnonzero(np.diff(block_of_cell[parts.cells], prepend=-1))
+    jitters = _JITTER * system.gap
+    # The first cell's movement is that of the drift, whatever its block's roughness.
+    early = (parts.cells == 0) & (len(system.ends) > 1)
+    for _ in range(2):
+        rows, *_ = movement.rows(system, parts)
+        held = leave_one_out(rows, noise)
+        observed = np.square(held @ residual, dtype=np.float64).mean(axis=1)
+        fixed = ((parts.steps @ held.T) ** 2).sum(axis=0)
+        fixed += np.einsum("ij,ij->i", held @ noise, held)
+        inside, white = (parts.inside @ held.T) ** 2, (parts.white @ held.T) ** 2
+        fixed += inside[early].sum(axis=0)
+        inside[early], white[early] = 0.0, 0.0
+        inside, white = np.add.reduceat(inside, first), np.add.reduceat(white, first)
+        roughness, jitter = movement.roughness.copy(), movement.jitter / system.unit
+        for k in range(len(movement.blocks)):
+            mine = block_of_source == k
+            others = np.arange(len(movement.blocks)) != k
+            expected = fixed + (roughness[others] ** 2) @ inside[others]
+            expected += (jitter[others] ** 2) @ white[others]
+            roughness[k], jitter[k] = _likeliest_bridge(
+                observed[mine],
+                expected[mine],
+                inside[k, mine],
+                white[k, mine],
+                jitters,
+            )
+        movement = replace(movement, roughness=roughness, jitter=jitter * system.unit)
+    return movement
+
+
+def _likeliest_bridge(
+    observed: Array, expected: Array, inside: Array, white: Array, jitters: Array
+) -> tuple[float, float]:
+    """The f and j with which ``v = expected + f^2 inside + j^2 white`` is likeliest.
+
+    Args:
+        observed: (n,) mean square errors of a block's snapshots when they are held out.
+        expected: (n,) what other blocks, steps from cell to cell and rounding put into them.
+        inside: (n,) the part of movement inside of the block's cells, at roughness 1.
+        white: (n,) the part of white noise, at jitter 1.
+        jitters: what is tried for j.
+    """
+    f, j = _ROUGHNESS[:, None, None], jitters[:, None]
+    v = np.maximum(expected + f**2 * inside + j**2 * white, np.finfo(np.float64).tiny)
+    loss = (np.log(v) + observed / v).sum(axis=2) + _SHRINK * np.log(_ROUGHNESS[:, None]) ** 2
+    best = np.unravel_index(np.argmin(loss), loss.shape)
+    return float(_ROUGHNESS[best[0]]), float(jitters[best[1]])

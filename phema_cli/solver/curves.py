@@ -1,4 +1,4 @@
-"""Profiles as curves to be drawn: a target's, and what weighted sources achieve of it."""
+"""Profiles as curves to draw: a target's, and the one that weighted sources achieve."""
 
 from __future__ import annotations
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, sigma_rel_from_gamma
-from phema_cli.solver import solve
+from phema_cli.solver import Figures, solve
 from phema_cli.solver.assumptions import Assumption
-from phema_cli.solver.diagnostics import Figures
 
 #: targets between the ends of a range, these included, of which the worst counts.
 _TARGETS = 7
@@ -118,12 +117,12 @@ def worst_error(plan: Plan, aim: Aim) -> float:
 
 
 def best_gammas(aim: Aim, number: int, count: int) -> tuple[float, ...]:
-    """Gammas whose worst error is least, with so many snapshots of each."""
+    """The gammas with the least worst error, with so many snapshots of each."""
     return _refined(aim, number, count)[-1]
 
 
 def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
-    """The plan of at most so many files whose worst error is least.
+    """The plan with the least worst error of those of at most so many files.
 
     More files never give a worse plan: the plans that are compared for fewer are among them.
 
@@ -141,7 +140,7 @@ def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
         counts = [c for c in COUNTS if c * number <= files and c <= aim.steps]
         if counts:
             chosen = [tuple(gammas)] if gammas else _refined(aim, number, counts[-1])
-            plans += [evenly(aim.steps, chosen[min(_rank(c), len(chosen) - 1)], c) for c in counts]
+            plans += [evenly(aim.steps, chosen[min(_place(c), len(chosen) - 1)], c) for c in counts]
     if not plans:
         raise UsageError(
             f"{min(files, aim.steps)} snapshots are too few for a plan",
@@ -150,8 +149,8 @@ def best_plan(aim: Aim, files: int, gammas: Sequence[float] = ()) -> Plan:
     return min(plans, key=lambda p: worst_error(p, aim))
 
 
-def _rank(count: int) -> int:
-    """The last of ``_CHOSEN_AT`` that is not above a number of snapshots, or the first."""
+def _place(count: int) -> int:
+    """The place of the last of ``_CHOSEN_AT`` that is not above a number of snapshots, or 0."""
     return max(sum(c <= count for c in _CHOSEN_AT) - 1, 0)
 
 
@@ -168,7 +167,7 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
     spread = np.maximum.accumulate(np.array(nearest) - np.arange(number)) + np.arange(number)
     at = tuple(np.minimum(spread, len(_GAMMAS) - number + np.arange(number)).tolist())
     found = []
-    for chosen_at in _CHOSEN_AT[: _rank(count) + 1]:
+    for chosen_at in _CHOSEN_AT[: _place(count) + 1]:
         at = _descend(aim, at, chosen_at)
         found.append(_gammas(at))
     return found
@@ -176,17 +175,21 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
 
 def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Gammas moved along the list, one by one or two places at a time, until no move helps."""
-    known: dict[tuple[int, ...], float] = {}
+    errors: dict[tuple[int, ...], float] = {}
 
     def error(at: tuple[int, ...]) -> float:
-        if at not in known:
-            known[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
-        return known[at]
+        if at not in errors:
+            errors[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
+        return errors[at]
 
     while True:
         moves = product(range(len(at)), (-2, -1, 1, 2))
         moved = [(*at[:i], at[i] + by, *at[i + 1 :]) for i, by in moves]
-        best = min((m for m in moved if _ascending(m)), key=error)
+        # Places in the list, no two alike.
+        ascending = (
+            m for m in moved if m[0] >= 0 and m[-1] < len(_GAMMAS) and list(m) == sorted(set(m))
+        )
+        best = min(ascending, key=error)
         if error(best) >= error(at):
             return at
         at = best
@@ -195,8 +198,3 @@ def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
 def _gammas(at: Sequence[int]) -> tuple[float, ...]:
     """The gammas at some places of the list."""
     return tuple(float(_GAMMAS[i]) for i in at)
-
-
-def _ascending(at: Sequence[int]) -> bool:
-    """Whether places are in the list and no two alike."""
-    return at[0] >= 0 and at[-1] < len(_GAMMAS) and list(at) == sorted(set(at))

@@ -1,4 +1,4 @@
-"""The search for the best sigma_rel: which to evaluate next, and what the points so far say."""
+"""The search for the best sigma_rel: which to evaluate next, and where the best point stands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from phema_cli.profiles import Array
 
 #: points of a grid, and further ones around its best, where nobody says otherwise: with these any
-#: curve that falls and then rises is known to 5 % of sigma_rel over a range of 1 to 14.
+#: curve that falls and then rises is found to 5 % of sigma_rel over a range of 1 to 14.
 GRID_POINTS, FURTHER_POINTS = 6, 6
 #: in log sigma_rel: no two points lie nearer to each other than 2 %.
 _APART = 0.02
@@ -20,7 +20,7 @@ _APART = 0.02
 _GOLDEN = (3 - math.sqrt(5)) / 2
 #: a parabola is taken where the intervals beside the best are no more unequal than this,
 _UNEQUAL = 3.0
-#: where it foretells the next points with at most this error, relative to their height,
+#: where it predicts the next points with at most this error, relative to their height,
 _TRUSTED = 0.5
 #: and no nearer to the best than this part of the wider interval, so that this one shrinks too.
 _STEP = 0.2
@@ -74,14 +74,14 @@ def next_sigma_rel(points: Sequence[Point], *, maximize: bool = False) -> float 
     if vertex is not None:
         least = _STEP * abs(wider)
         candidates.insert(0, math.copysign(least, wider) if abs(vertex) < least else vertex)
-    taken = np.log([p.sigma_rel for p in points]) - x[best]
-    free = (c for c in candidates if float(np.abs(taken - c).min()) >= _APART)
+    evaluated = np.log([p.sigma_rel for p in points]) - x[best]
+    free = (c for c in candidates if float(np.abs(evaluated - c).min()) >= _APART)
     chosen = next(free, None)
     return None if chosen is None else float(f"{math.exp(float(x[best]) + chosen):.4g}")
 
 
 def position(points: Sequence[Point], *, maximize: bool = False) -> Position:
-    """Where the best of the points stands; ``alone`` as well where there is none."""
+    """Where the best of the points stands; ``alone`` also where there is no point."""
     return _position(_curve(points, maximize=maximize)[1])
 
 

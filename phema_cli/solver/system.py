@@ -1,20 +1,84 @@
-"""Sources and targets at quadrature nodes, and the rows whose squares are expected errors."""
+"""The integral of J (docs/maths.md): nodes over training time, rows of squares that sum to it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.profiles import Array, ExponentialProfile, PowerProfile, Profile, RawProfile
-from phema_cli.solver.quadrature import nodes
+
+# A product of two densities of exponents <= g changes by exp(2 (g+1) h) over a cell of width h in
+# log time. Gauss-Legendre is exact to rounding with 6 nodes up to a change of e, with 12 up to e^8,
+# if the cell also stays away from 0, where flat exponents are singular: counting g+1 as at least
+# _STEEP keeps h at most 1.
+_FEW_NODES, _MANY_NODES = 6, 12
+_FEW_CHANGE, _MANY_CHANGE = 1.0, 8.0
+
+# Below exp(-_DEPTH) of a square integral lies nothing that float64 could still see.
+_DEPTH = 40.0
+_STEEP = 4.0
 
 
-@dataclass(frozen=True)
+@cache
+def _unit_rule(nodes: int) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return (x + 1) / 2, w / 2
+
+
+def _edges(low: float, high: float, steep: float) -> list[float]:
+    """Edges of cells from ``low`` up to, not including, ``high``; they widen away from ``high``.
+
+    At log depth s below the time where it ends, an exponent g has fallen to exp(-g s): what is
+    steeper than _DEPTH/s no longer counts there, so cells may widen in proportion to s.
+    """
+    whole, depth, edges = math.log(high / low), 0.0, [low]
+    finest = _MANY_CHANGE / (2 * steep)
+    depths = []
+    while depth < whole - 1e-9 * finest:
+        depth += min(max(finest, depth * _MANY_CHANGE / (4 * _DEPTH)), 1.0)
+        depths.append(min(depth, whole))
+    edges += [high * math.exp(-d) for d in depths[-2::-1]]
+    return edges
+
+
+def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes that integrate products of two power densities from 0 to the last break.
+
+    Least squares on the nodes replaces the Gram matrix of the profiles, whose condition number is
+    the square of theirs (above 1e14 for a few hundred snapshots).
+
+    Args:
+        breaks: (m,) times at which a profile may jump, ascending, distinct, above 0.
+        gamma_min: smallest exponent that occurs, above -0.5.
+        gamma_max: largest exponent that occurs.
+
+    Returns:
+        Times and weights, (rows,) float64 each, in the unit of ``breaks``.
+    """
+    steep = max(gamma_max + 1, _STEEP)
+    first = float(breaks[0])
+    below = first * math.exp(-min(_DEPTH / (2 * gamma_min + 1), 600.0))
+    edges: list[float] = []
+    for low, high in pairwise([below, *breaks.tolist()]):
+        edges += _edges(low, high, steep)
+    edges.append(float(breaks[-1]))
+    times, weights = [], []
+    for low, high in pairwise(edges):
+        change = 2 * steep * math.log(high / low)
+        x, w = _unit_rule(_FEW_NODES if change <= _FEW_CHANGE else _MANY_NODES)
+        times.append(low + (high - low) * x)
+        weights.append((high - low) * w)
+    return np.concatenate(times), np.concatenate(weights)
+
+
+@dataclass(frozen=True, slots=True)
 class System:
     """Profiles evaluated at nodes over training time, in units of the last source's time.
 
@@ -25,6 +89,7 @@ class System:
         times: (rows,) nodes.
         weights: (rows,) quadrature weights.
         ends: (cells,) where each cell ends.
+        gap: the median time from one snapshot to the next.
         cells: (rows,) the cell of each node.
         source_ends: (n,) times of the sources.
         families: (n,) see :func:`families`.
@@ -40,6 +105,7 @@ class System:
     times: Array
     weights: Array
     ends: Array
+    gap: float
     cells: NDArray[np.intp]
     source_ends: Array
     families: NDArray[np.intp]
@@ -49,16 +115,6 @@ class System:
     target_cdf: Array
     source_density: Array
     target_density: Array
-
-    @cached_property
-    def gaps(self) -> Array:
-        """(cells,) length of each cell."""
-        return np.diff(self.ends, prepend=0.0)
-
-    @property
-    def gap(self) -> float:
-        """The median time from one snapshot to the next."""
-        return float(np.median(self.gaps[1:])) if len(self.gaps) > 1 else float(self.gaps[0])
 
 
 def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
@@ -74,26 +130,23 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
     t, w = nodes(breaks, min(p.exponent for p in everything), max(p.exponent for p in everything))
     source_ends = np.array([s.end / unit for s in sources])
     ends = np.unique(source_ends)
+    none = np.empty((len(t), 0))
     return System(
         unit=unit,
         times=t,
         weights=w,
         ends=ends,
+        gap=float(np.median(np.diff(ends))) if len(ends) > 1 else float(ends[0]),
         cells=np.minimum(np.searchsorted(ends, t), len(ends) - 1),
         source_ends=source_ends,
         families=families(sources),
         target_ends=np.array([p.end / unit for p in targets]),
         points=np.array([not p.square_integrable for p in everything]),
         source_cdf=np.column_stack([s.cdf(t * unit) for s in sources]),
-        target_cdf=_columns([p.cdf(t * unit) for p in targets], len(t)),
+        target_cdf=np.column_stack([none, *(p.cdf(t * unit) for p in targets)]),
         source_density=unit * np.column_stack([s.density(t * unit) for s in sources]),
-        target_density=unit * _columns([p.density(t * unit) for p in targets], len(t)),
+        target_density=unit * np.column_stack([none, *(p.density(t * unit) for p in targets)]),
     )
-
-
-def _columns(columns: Sequence[Array], rows: int) -> Array:
-    """Columns side by side; none is a matrix without columns."""
-    return np.column_stack(columns) if columns else np.empty((rows, 0))
 
 
 def families(sources: Sequence[Profile]) -> NDArray[np.intp]:

@@ -1,27 +1,30 @@
-"""The weights of every target: the linear system is set up, solved and judged."""
+"""The weights of every target and the figures that say how good they are.
+
+:func:`solve` is the whole way; docs/maths.md derives J and its minimiser, and defines the figures.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.profiles import Array, PowerProfile, Profile
-from phema_cli.request import DEFAULT_METHOD
-from phema_cli.solver.diagnostics import (
-    Figures,
-    averaging_distance,
-    neighbours,
-    profile_errors,
-    ratio,
-    square_error,
+from phema_cli.profiles import (
+    SIGMA_REL_LIMIT,
+    Array,
+    PowerProfile,
+    Profile,
+    gamma_from_sigma_rel,
 )
-from phema_cli.solver.estimate import estimate, normalized
+from phema_cli.request import DEFAULT_METHOD
+from phema_cli.solver.least_squares import minimise
 from phema_cli.solver.movement import Movement, nominal
-from phema_cli.solver.system import System, evaluate, split
+from phema_cli.solver.system import System, evaluate
 
 #: the best linear unbiased estimator; the projection divided by its sum; the paper's projection.
 METHODS = ("blue", "normalized", "projection")
@@ -31,6 +34,45 @@ SAME_GAMMA = 1e-12
 #: RMS rounding error relative to the value, times 2^(stored mantissa bits): measured 2.1e-4 for
 #: 10 bits, 1.66e-3 for 7, 2.5e-8 for 23.
 ROUNDING_UNIT = 0.215
+#: sigma_error in per cent up to which a target is called good, and fair.
+GOOD, FAIR = 1.0, 10.0
+#: how far a sum of weights may lie from one and still be rounding.
+SUM_ROUNDING = 1e-9
+
+Verdict = Literal["good", "fair", "poor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well a target is met.
+
+    Attributes:
+        expected_error: expected RMS error over the RMS distance by which averaging moves the
+            final weights (no unit).
+        expected_rms: expected RMS error per parameter, in the parameters' own unit; None without a
+            look at the data.
+        sigma_error: the expected error as the per cent by which sigma_rel would have to be off to
+            do the same harm; None for a target that has no sigma_rel near it.
+        profile_error: relative L2 distance of the achieved profile from the target's (the paper's
+            measure); None where a profile has no density.
+        weight_sum: sum of the weights before any normalisation.
+        noise_gain: 2-norm of the weights.
+    """
+
+    expected_error: float
+    expected_rms: float | None
+    sigma_error: float | None
+    profile_error: float | None
+    weight_sum: float
+    noise_gain: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """``good``, ``fair`` or ``poor``, by sigma_error (by expected_error without one)."""
+        per_cent = 100 * self.expected_error if self.sigma_error is None else self.sigma_error
+        if per_cent <= GOOD:
+            return "good"
+        return "fair" if per_cent <= FAIR else "poor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +113,7 @@ def solve(
         sources: n profiles, no two alike.
         targets: k profiles, none ending later than the last source.
         method: one of ``METHODS``.
-        movement: what :func:`calibrate` found in the sources' data; without it, a random walk in
+        movement: what :func:`calibrate` finds in the sources' data; without it, a random walk in
             log time.
         storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
             size.
@@ -85,15 +127,55 @@ def solve(
     """
     _check(sources, targets, method)
     groups = [targets] if together else [[target] for target in targets]
-    found = [_solved(sources, group, method, movement, storage_noise) for group in groups]
+    solutions = [
+        _solve_together(sources, group, method, movement, storage_noise) for group in groups
+    ]
     return Solution(
-        np.hstack([one.weights for one in found]),
-        tuple(figures for one in found for figures in one.figures),
-        found[0].movement,
+        np.hstack([one.weights for one in solutions]),
+        tuple(figures for one in solutions for figures in one.figures),
+        solutions[0].movement,
     )
 
 
-def _solved(
+def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) -> None:
+    """Refuse what has no answer."""
+    if method not in METHODS:
+        raise UsageError(f"no method {method!r}", remedy=f"one of {', '.join(METHODS)}")
+    if not sources:
+        raise InputError("no snapshots to build a target from")
+    _check_distinct(sources)
+    if not targets:
+        raise UsageError("no target given", remedy="pass --gamma, --sigma-rel or --profile")
+    last = max(s.end for s in sources)
+    for target in targets:
+        if target.end > last:
+            raise UsageError(
+                f"target step {target.end:.12g} is later than the last snapshot's, {last:.12g}",
+                remedy=f"pass a --step of at most {last:.12g}",
+            )
+    for profile in (*sources, *targets):
+        if method != "blue" and not profile.square_integrable:
+            raise UsageError(
+                f"method {method} can't use {profile.label} weights, which have no density",
+                remedy="pass --method blue",
+            )
+
+
+def _check_distinct(sources: Sequence[Profile]) -> None:
+    """Refuse two snapshots of one profile."""
+    ordered = sorted(sources, key=lambda s: (type(s).__name__, s.end, s.exponent))
+    for a, b in pairwise(ordered):
+        # Exponents that float64 densities can't tell apart make the system singular.
+        near = isinstance(a, PowerProfile) and b.exponent - a.exponent < SAME_GAMMA * (
+            b.exponent + 1
+        )
+        if type(a) is type(b) and a.end == b.end and (near or a == b):
+            raise InputError(
+                f"two snapshots of {a.label} at step {a.end:g}", remedy="leave one out: --exclude"
+            )
+
+
+def _solve_together(
     sources: Sequence[Profile],
     targets: Sequence[Profile],
     method: str,
@@ -101,35 +183,46 @@ def _solved(
     storage_noise: float,
 ) -> Solution:
     """The solution of targets that share the times at which profiles are evaluated."""
-    beside = neighbours(targets)
     k = len(targets)
-    system = evaluate(sources, [*targets, *(p for p in beside if p is not None)])
+    near = [_neighbour(target) for target in targets]
+    system = evaluate(sources, [*targets, *(p for p in near if p is not None)])
     if movement is None:
         movement = nominal(system, storage_noise)
-    parts = split(system, movement.intensity(system))
-    a, b, rest = movement.rows(system, parts)
-    noise = movement.noise(parts, len(sources))
+    a, b, noise, rest = movement.problem(system)
     if method == "blue":
-        raw = estimate(a, b[:, :k], noise)
+        raw = minimise(a, b[:, :k], noise)
     else:
         root = np.sqrt(system.weights)[:, None]
-        p_sources, p_targets = root * system.source_density, root * system.target_density[:, :k]
-        raw = estimate(p_sources, p_targets, sum_to_one=False)
-    raw = _exact(raw, sources, targets)
-    x = normalized(raw) if method == "normalized" else raw
+        densities = root * system.target_density[:, :k]
+        raw = minimise(root * system.source_density, densities, sum_to_one=False)
+    # A target that is a source is that source, free of rounding.
+    place = {source: i for i, source in enumerate(sources)}
+    for j, target in enumerate(targets):
+        if target in place:
+            raw[:, j] = 0.0
+            raw[place[target], j] = 1.0
+    x: Array = raw / raw.sum(axis=0) if method == "normalized" else raw
     if not np.isfinite(x).all():
         raise InputError(
-            "no finite weights solve this; are times or values of the snapshots extreme?",
-            remedy="see phema inspect -v, or pass --no-sample",
+            "the weights are not finite: times or values of the snapshots may be extreme",
+            remedy="look at them with phema inspect -v, or pass --no-sample",
         )
-    missed = square_error(x, a, b[:, :k], noise, movement.mean_square)
-    error = np.sqrt(missed + rest[:k])
-    shift = iter(range(k, b.shape[1]))
+    error = np.sqrt(square_error(x, a, b[:, :k], noise, movement.mean_square) + rest[:k])
+    shifted = iter(range(k, b.shape[1]))
     steps = [
-        None if p is None else float(np.linalg.norm(b[:, j] - b[:, next(shift)]))
-        for j, p in enumerate(beside)
+        None if p is None else float(np.linalg.norm(b[:, j] - b[:, next(shifted)]))
+        for j, p in enumerate(near)
     ]
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
+
+
+def _neighbour(target: Profile) -> Profile | None:
+    """The target of 1.01 sigma_rel, next to the limit of sigma/1.01; None without a sigma_rel."""
+    if not isinstance(target, PowerProfile) or target.gamma < 0:
+        return None
+    sigma = target.sigma_rel
+    other = sigma * 1.01 if sigma * 1.01 < SIGMA_REL_LIMIT else sigma / 1.01
+    return PowerProfile(gamma_from_sigma_rel(other), target.end)
 
 
 def _figures(
@@ -153,14 +246,20 @@ def _figures(
         steps: RMS distance from each target to that of 1.01 sigma_rel.
     """
     distance = averaging_distance(system, movement)
-    miss = profile_errors(system, x)
+    root = np.sqrt(system.weights)[:, None]
+    wanted = root * system.target_density[:, : len(targets)]
+    missed = np.linalg.norm(wanted - root * (system.source_density @ x), axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        profile_errors = missed / np.linalg.norm(wanted, axis=0)
     dense = not system.points[: len(x)].any()
     return tuple(
         Figures(
-            expected_error=ratio(float(error[j]), float(distance[j])),
+            expected_error=_ratio(float(error[j]), float(distance[j])),
             expected_rms=float(error[j]) if movement.measured else None,
-            sigma_error=None if step is None else ratio(float(error[j]), step),
-            profile_error=float(miss[j]) if dense and targets[j].square_integrable else None,
+            sigma_error=None if step is None else _ratio(float(error[j]), step),
+            profile_error=(
+                float(profile_errors[j]) if dense and targets[j].square_integrable else None
+            ),
             weight_sum=float(raw[:, j].sum()),
             noise_gain=float(np.linalg.norm(x[:, j])),
         )
@@ -168,50 +267,49 @@ def _figures(
     )
 
 
-def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) -> None:
-    """Refuse what has no answer."""
-    if method not in METHODS:
-        raise UsageError(f"no method {method!r}", remedy=f"one of {', '.join(METHODS)}")
-    if not sources:
-        raise InputError("no snapshots to build a target from")
-    _check_distinct(sources)
-    if not targets:
-        raise UsageError("no target given", remedy="pass --gamma, --sigma-rel or --profile")
-    last = max(s.end for s in sources)
-    for target in targets:
-        if target.end > last:
-            raise UsageError(
-                f"target step {target.end:.12g} is later than the last snapshot's, {last:.12g}",
-                remedy=f"pass a --step of at most {last:.12g}",
-            )
-    for profile in (*sources, *targets):
-        if method != "blue" and not profile.square_integrable:
-            raise UsageError(
-                f"method {method} has no place for {profile.label} weights",
-                remedy="pass --method blue",
-            )
+def square_error(
+    x: Array, sources: Array, targets: Array, noise: Array, mean_square: float
+) -> Array:
+    """J: expected square error per parameter of each target.
+
+    ``J = |b - A x|^2 + x' N x + (1 - sum x)^2 mean(theta^2)``: the movement between the profiles,
+    the rounding of the stored values, and the part of the weights that a sum other than one takes
+    away.
+
+    Args:
+        x: (n, k) weights.
+        sources: (rows, n) A.
+        targets: (rows, k) b.
+        noise: (n, n) N.
+        mean_square: of the weights themselves.
+
+    Returns:
+        (k,) float64.
+    """
+    moved = ((targets - sources @ x) ** 2).sum(axis=0)
+    lack = 1 - x.sum(axis=0)
+    lack[np.abs(lack) < SUM_ROUNDING] = 0.0
+    rounded = np.einsum("ik,ij,jk->k", x, noise, x, optimize=True)
+    missing = np.square(lack, where=lack != 0, out=np.zeros_like(lack))
+    missing[lack != 0] *= mean_square
+    total: Array = moved + np.maximum(rounded, 0.0) + missing
+    return total
 
 
-def _check_distinct(sources: Sequence[Profile]) -> None:
-    """Refuse two snapshots of one profile."""
-    ordered = sorted(sources, key=lambda s: (type(s).__name__, s.end, s.exponent))
-    for a, b in pairwise(ordered):
-        # Exponents that float64 densities can't tell apart make the system singular.
-        near = isinstance(a, PowerProfile) and b.exponent - a.exponent < SAME_GAMMA * (
-            b.exponent + 1
-        )
-        if type(a) is type(b) and a.end == b.end and (near or a == b):
-            raise InputError(
-                f"two snapshots of {a.label} at step {a.end:g}", remedy="leave one out: --exclude"
-            )
+def averaging_distance(system: System, movement: Movement) -> Array:
+    """``sqrt(int q F_r^2 dt)`` up to each target's end: how far averaging moves the final weights.
+
+    Returns:
+        (k,) RMS per parameter.
+    """
+    before = system.times[:, None] < system.target_ends
+    w = movement.intensity(system, system.times) * system.weights
+    distance: Array = np.sqrt(w @ np.where(before, system.target_cdf, 0.0) ** 2)
+    return distance
 
 
-def _exact(x: Array, sources: Sequence[Profile], targets: Sequence[Profile]) -> Array:
-    """Put weight 1 on the source that a target is, and 0 on the others, free of rounding."""
-    where = {s: i for i, s in enumerate(sources)}
-    for k, target in enumerate(targets):
-        i = where.get(target)
-        if i is not None:
-            x[:, k] = 0.0
-            x[i, k] = 1.0
-    return x
+def _ratio(error: float, distance: float) -> float:
+    """``error / distance``; nothing is exact where averaging moves nothing, except no error."""
+    if error == 0:
+        return 0.0
+    return error / distance if distance > 0 else math.inf

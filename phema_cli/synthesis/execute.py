@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from phema_cli.errors import StorageError
-from phema_cli.estimate.proposal import scan_for
+from phema_cli.estimate.solve import scan_for
 from phema_cli.request import Request
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress

@@ -15,7 +15,7 @@ from phema_cli.profiles import Array, Profile, describe
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS
 from phema_cli.snapshots.reading import PROVENANCE_KEY
-from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver import Figures
 
 SCHEMA = "phema/synthesis/1"
 #: entries that phema writes or reads itself: no tensor's name may replace them.

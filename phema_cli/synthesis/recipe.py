@@ -29,7 +29,7 @@ from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.solver import Solution
-from phema_cli.solver.diagnostics import SUM_ROUNDING
+from phema_cli.solver.weights import SUM_ROUNDING
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,

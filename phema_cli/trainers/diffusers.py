@@ -9,8 +9,7 @@ from typing import Any
 from phema_cli.errors import InputError
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
-from phema_cli.profiles.rates import Rates, inverse, ratio
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import Rates, Schedule, inverse, ratio
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, real, shown, text
 
 NAME = "diffusers"

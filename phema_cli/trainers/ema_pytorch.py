@@ -19,12 +19,11 @@ from phema_cli.profiles.grammar import (
     SIGMA_REL,
     STEPS,
     Numbers,
-    effective,
-    power_of,
+    effective_power,
+    gamma_of,
 )
 from phema_cli.profiles.laws import Key, LawForm
-from phema_cli.profiles.rates import Rates, inverse, power_function
-from phema_cli.profiles.schedules import SLACK, Schedule
+from phema_cli.profiles.schedules import SLACK, Rates, Schedule, inverse, power_function
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under, without
 
 NAME = "ema-pytorch"
@@ -108,7 +107,7 @@ def _clock(file: StoredFile, tensors: Tensors, prefix: str) -> Clock | None:
 
 def _schedule(numbers: Numbers) -> Schedule:
     """Updates follow steps 1, N + 1, ...; those up to step ``update_after + 1`` copy."""
-    every, gamma = int(numbers["every"]), power_of(numbers)
+    every, gamma = int(numbers["every"]), gamma_of(numbers)
     if gamma is not None:
         return _karras(numbers, gamma, every)
     after = int(numbers["update_after"])
@@ -140,11 +139,11 @@ def _karras(numbers: Numbers, gamma: float, every: int) -> Schedule:
 
 def _law_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     """A power function of t = n + 1; each update stands for N steps, so the last one ends later."""
-    gamma, every = power_of(numbers), int(numbers["every"])
+    gamma, every = gamma_of(numbers), int(numbers["every"])
     if gamma is None:
         return None
     _karras(numbers, gamma, every)
-    return effective(gamma, every * ((step - 1 + SLACK) // every + 0.5) + 1.5, every)
+    return effective_power(gamma, every * ((step - 1 + SLACK) // every + 0.5) + 1.5, every)
 
 
 _LAW_KEYS = (

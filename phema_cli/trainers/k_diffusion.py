@@ -6,8 +6,7 @@ import math
 
 from phema_cli.profiles.grammar import CAP, EVERY, FLOOR, POSITIVE, STEPS, Numbers
 from phema_cli.profiles.laws import Key, LawForm
-from phema_cli.profiles.rates import Rates, inverse
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import Rates, Schedule, inverse
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 
 NAME = "k-diffusion"

@@ -11,8 +11,7 @@ from typing import Any
 
 from phema_cli.profiles.grammar import BETA, EVERY, Numbers
 from phema_cli.profiles.laws import Key, LawForm
-from phema_cli.profiles.rates import Rates, ratio
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import Rates, Schedule, ratio
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 
 NAME = "OneTrainer"

@@ -7,8 +7,7 @@ import re
 
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
-from phema_cli.profiles.rates import Rates, constant, inverse
-from phema_cli.profiles.schedules import Schedule
+from phema_cli.profiles.schedules import Rates, Schedule, constant, inverse
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
 
 NAME = "timm"

@@ -21,8 +21,7 @@ from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
-from phema_cli.solver import Solution
-from phema_cli.solver.diagnostics import Figures
+from phema_cli.solver import Figures, Solution
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry

@@ -1,10 +1,17 @@
-"""Do the data bear the tags out? A test on the sample, in pure numpy."""
+"""Do the snapshots fit their tags? A test on their sample: docs/evidence.md."""
 
-from phema_cli.solver.evidence.findings import Findings
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, law_of, series_of
-from phema_cli.solver.evidence.limits import LIMITS, Limits, limits_of
+from phema_cli.solver.evidence.outliers import Findings
 from phema_cli.solver.evidence.proposal import Proposal, propose
-from phema_cli.solver.evidence.verdict import Alternative, Evidence, State, weigh
+from phema_cli.solver.evidence.verdict import (
+    LIMITS,
+    Alternative,
+    Evidence,
+    Limits,
+    State,
+    limits_of,
+    weigh,
+)
 
 __all__ = [
     "LIMITS",

@@ -1,9 +1,8 @@
-"""Numbers for averages of which nothing is known, where the snapshots can give them.
+"""Laws for averages without tags, where the snapshots can give them.
 
-From 16 times on, two averages give back both of their scales within 5 %, and raw weights or a known
-average beside one unknown the same (13 % for the shortest). From fewer times, from bfloat16 for two
-unknown ones and from a single series they don't: then nothing is proposed. docs/evidence.md has the
-figures.
+From 16 times on, two averages give both of their scales within 5 %, and so do raw weights or a
+known average beside one unknown (13 % for the shortest). Fewer times, bfloat16 for two unknown
+averages, and a single series don't: then nothing is proposed. docs/evidence.md has the figures.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from itertools import permutations, product
 import numpy as np
 
 from phema_cli.solver.calibration import Sample
-from phema_cli.solver.evidence.alternatives import CAPS, PRESETS
-from phema_cli.solver.evidence.choosing import MOST_TIMES, chosen_of
-from phema_cli.solver.evidence.laws import RATIO, Hypothesis, Law, Series, power, series_of
-from phema_cli.solver.evidence.limits import SURE, fits_of
-from phema_cli.solver.evidence.reduction import reduce
-from phema_cli.solver.evidence.search import Search
+from phema_cli.solver.evidence.alternatives import CAPS, PRESETS, Search
+from phema_cli.solver.evidence.laws import RATIO, Hypothesis, Law, series_of
+from phema_cli.solver.evidence.reduction import MOST_TIMES, reduce, select_snapshots
+from phema_cli.solver.evidence.verdict import SURE, within_limits
 
 #: where searches start: gammas, and retentions over the run of constant decays.
 _GAMMAS = (2.0, *PRESETS[0], *PRESETS[1], 30.0)
@@ -67,7 +64,8 @@ def propose(
         return None
     starts = list(_starts(len(unknown), max(times)))
     guess = {**known, **dict(zip(unknown, starts[0], strict=True))}
-    series = chosen_of(_series(times, groups, guess))
+    profiles = [guess[g].profile(t) for t, g in zip(times, groups, strict=True)]
+    series = select_snapshots(series_of(profiles, groups))
     names = [groups[s.rows[0]] for s in series]
     reduced = reduce(sample, [row for s in series for row in s.rows])
     if reduced is None or not set(unknown) <= set(names):
@@ -76,23 +74,16 @@ def propose(
     for laws in starts:
         tried = {**known, **dict(zip(unknown, laws, strict=True))}
         search.score(Hypothesis(tuple(tried[g] for g in names)))
-    return _sure(search, names, unknown)
-
-
-def _sure(
-    search: Search, names: Sequence[Hashable], unknown: Sequence[Hashable]
-) -> Proposal | None:
-    """The best laws found, if they fit and beat all others."""
-    # Times are taken as they are: they were not what is missing.
-    search.explain(lambda found: fits_of(found, MOST_TIMES), offsets=False)
+    # Times are taken as they are: only the laws are missing.
+    search.explain(lambda found: within_limits(found, MOST_TIMES), offsets=False)
     ranked = search.ranked()
     if not ranked:
         return None
     lead, best = search.lead(ranked), ranked[0][0]
-    if lead < SURE or not fits_of(best, MOST_TIMES):
+    if lead < SURE or not within_limits(best, MOST_TIMES):
         return None
-    found = dict(zip(names, best.hypothesis.laws, strict=True))
-    return Proposal({g: found[g] for g in unknown}, lead)
+    laws_of = dict(zip(names, best.hypothesis.laws, strict=True))
+    return Proposal({g: laws_of[g] for g in unknown}, lead)
 
 
 def _enough(
@@ -107,7 +98,7 @@ def _enough(
 
 
 def _bits(sample: Sample) -> float:
-    """Mantissa bits of the values as they are stored, the median; infinite where that is exact."""
+    """The median of the values' mantissa bits as they are stored; infinite where that is exact."""
     values = sample.values[-1]
     rounded = (sample.units > 0) & (values != 0)
     if not rounded.any():
@@ -118,7 +109,7 @@ def _bits(sample: Sample) -> float:
 
 def _starts(unknown: int, last: float) -> Iterator[tuple[Law, ...]]:
     """Laws of the unknown series from which searches start."""
-    powers = [power(gamma) for gamma in _GAMMAS]
+    powers = [Law("power", gamma + 1) for gamma in _GAMMAS]
     constants = [Law("exponential", r / last) for r in _RETENTIONS]
     for laws in (powers, constants, [Law("warmup", cap, RATIO) for cap in CAPS]):
         yield from permutations(laws, unknown)
@@ -126,10 +117,3 @@ def _starts(unknown: int, last: float) -> Iterator[tuple[Law, ...]]:
         # One of each kind.
         for pair in product(powers[1:-1], constants[1:-1]):
             yield from permutations(pair)
-
-
-def _series(
-    times: Sequence[float], groups: Sequence[Hashable], laws: Mapping[Hashable, Law]
-) -> tuple[Series, ...]:
-    """The snapshots under some laws."""
-    return series_of([laws[g].profile(t) for t, g in zip(times, groups, strict=True)], groups)

@@ -1,9 +1,10 @@
-"""The sample, reduced once to what every hypothesis needs: a triangle and a rounding table."""
+"""The sample as a test uses it: few snapshots, and a triangle in place of their elements."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -12,10 +13,75 @@ from numpy.typing import NDArray
 from phema_cli.profiles import Array
 from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.laws import Series
-from phema_cli.solver.rounding import Rounding, measured
+from phema_cli.solver.movement import Rounding
 
+#: distinct times that one test looks at.
+MOST_TIMES = 16
+#: series that the search for other tags looks at.
+_MOST_SERIES = 4
+#: snapshots of a part of them all, at most, and times, at least.
+_PART, _LEAST = 64, 4
 #: elements that are used at most, and of which so many are held in float64 at a time.
 _MOST_ELEMENTS, _CHUNK = 1 << 17, 1 << 13
+
+
+def select_snapshots(series: Sequence[Series]) -> list[Series]:
+    """The snapshots that one test uses: few times, above all those that several series share.
+
+    With more than ``_MOST_SERIES`` series, the raw weights and the averages of most snapshots.
+    """
+    ranked = sorted(range(len(series)), key=lambda k: (-len(series[k].rows), k))
+    ranked.sort(key=lambda k: series[k].law.kind != "raw")
+    used = [series[k] for k in sorted(ranked[:_MOST_SERIES])]
+    count = Counter(t for s in used for t in s.times)
+    shared = sorted(t for t, k in count.items() if k > 1)
+    kept = thin(shared, MOST_TIMES)
+    room = MOST_TIMES - len(kept)
+    alone = sorted(t for t, k in count.items() if k == 1)
+    kept += thin(alone, room) if room else []
+    newest = max(count)
+    if newest not in kept:
+        kept = [*sorted(kept)[1:], newest]
+    chosen = (s.at([i for i, t in enumerate(s.times) if t in kept]) for s in used)
+    return [s for s in chosen if s.rows]
+
+
+def thin(times: Sequence[float], most: int) -> list[float]:
+    """At most so many of the times: the newest, and others with odd gaps between their indices.
+
+    With even gaps the test would never look at every other snapshot, and not see mistakes that
+    alternate.
+
+    Args:
+        times: ascending.
+        most: how many to keep.
+    """
+    last = len(times) - 1
+    if last < most:
+        return list(times)
+    chosen, at = [last], last
+    for k in range(1, most):
+        ideal = last * (1 - k / (most - 1))
+        # The nearest index below with an odd gap to the one before.
+        at -= max(1, 2 * round((at - ideal - 1) / 2) + 1)
+        if at < 0:
+            break
+        chosen.append(at)
+    return [times[i] for i in reversed(chosen)]
+
+
+def alternating_parts(series: Sequence[Series]) -> list[list[Series]]:
+    """All snapshots in two parts or more of few times each, dealt in turns.
+
+    No parts where one would have less than four times.
+    """
+    longest = max(len(s.rows) for s in series)
+    most = max(_LEAST, min(MOST_TIMES, _PART // len(series)))
+    count = max(2, -(-longest // most))
+    if longest < _LEAST * count:
+        return []
+    turns = ([s.at(range(k, len(s.rows), count)) for s in series] for k in range(count))
+    return [[s for s in part if s.rows] for part in turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +102,13 @@ class Reduced:
 def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> Reduced | None:
     """Reduce some snapshots of a sample, in a given order.
 
-    An element that no snapshot changes is not rounded, for its values agree. How far an element
-    moves against the others is taken from neighbouring rows, each pair weighed alike, so that it
-    depends on no tag.
+    An element that no snapshot changes is not rounded, since its values agree. Neighbouring rows
+    say how far an element moves against the others, each pair weighed alike, so that it depends on
+    no tag.
 
     Args:
         sample: elements of all snapshots.
-        rows: the n snapshots that are meant.
+        rows: the n snapshots to use.
         most: elements to use.
 
     Returns:
@@ -67,7 +133,7 @@ def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> R
         pace[where] = np.sqrt((_steps(away) / size[:, None]).sum(axis=0) / (square > 0).sum())
         moved[where] = away.any(axis=0)
     root = triangle.T * np.sqrt(len(triangle) / count)
-    return Reduced(root, measured(np.where(moved, units, 0.0), pace))
+    return Reduced(root, Rounding.of_elements(np.where(moved, units, 0.0), pace))
 
 
 def _chunks(
@@ -83,16 +149,3 @@ def _chunks(
 def _steps(away: Array) -> Array:
     """(n, e) squared differences of each snapshot from the next, and of the last from the first."""
     return (away - np.roll(away, -1, axis=0)) ** 2
-
-
-def without(
-    series: Sequence[Series], reduced: Reduced, left_out: Sequence[int]
-) -> tuple[list[Series], Reduced]:
-    """Snapshots and their sample without some of them, by number; no series is left empty."""
-    kept = [i for i in range(len(reduced.root)) if i not in left_out]
-    others, first = [], 0
-    for s in series:
-        size = len(s.rows)
-        others.append(s.at([i - first for i in kept if first <= i < first + size]))
-        first += size
-    return [s for s in others if s.rows], replace(reduced, root=reduced.root[kept])

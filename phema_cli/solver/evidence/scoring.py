@@ -1,4 +1,7 @@
-"""How well the snapshots foretell each other if a hypothesis about their tags is true."""
+"""How well the snapshots predict each other if a hypothesis about their tags is true.
+
+docs/evidence.md defines s, J, C and P, the figures that come of it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_rel
-from phema_cli.solver.calibration import neighbouring
-from phema_cli.solver.diagnostics import averaging_distance
-from phema_cli.solver.estimate import estimate, leave_one_out, whitened
-from phema_cli.solver.evidence.laws import Hypothesis, Series, as_told
+from phema_cli.solver.calibration import Observed, fit, neighbouring
+from phema_cli.solver.evidence.laws import Hypothesis, Series, as_tagged
 from phema_cli.solver.evidence.reduction import Reduced
-from phema_cli.solver.fitting import Observed, fit
+from phema_cli.solver.least_squares import contrasts, leave_one_out, minimise
 from phema_cli.solver.movement import Movement
-from phema_cli.solver.system import System, evaluate, split
+from phema_cli.solver.system import System, evaluate
+from phema_cli.solver.weights import averaging_distance
 
 #: sigma_rel of the targets by which answers are compared: short, usual, long.
 TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
@@ -30,12 +32,12 @@ _LEAST_SCALE, _MOST_POWER, _MOST_SCALE = 0.52, 400.0, 3000.0
 class Score:
     """What a hypothesis is worth.
 
-    Each snapshot i is held back and estimated from the others by the weights that the hypothesis'
+    Each snapshot i is held out and estimated from the others by the weights that the hypothesis'
     own fit gives. ``l_i`` is the mean square error that the sample shows, ``v_i`` the one that the
-    fit foretells.
+    fit predicts.
 
     Attributes:
-        hypothesis: what was taken to be true.
+        hypothesis: what the score is of.
         score: ``mean_i (log v_i + l_i/v_i)``, a proper scoring rule; less is better.
         jitter: J, the largest jitter over the median time between snapshots.
         ratios: (n,) ``l_i/v_i``, about 1 where all is well.
@@ -60,31 +62,24 @@ def possible(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
     last = max(s.times[-1] for s in series) + hypothesis.offset
     if hypothesis.offset <= -first:
         return False
-    for law, told in zip(hypothesis.laws, series, strict=True):
+    for law, tagged in zip(hypothesis.laws, series, strict=True):
         if law.kind == "other":
-            if hypothesis.offset or law != told.law:
+            if hypothesis.offset or law != tagged.law:
                 return False
-        elif law.averages and law != told.law:
+        elif law.averages and law != tagged.law:
             scale = law.scale * (1.0 if law.kind == "power" else last / law.every)
             least = 0.0 if law.kind == "warmup" else _LEAST_SCALE
             if not least < scale < (_MOST_POWER if law.kind == "power" else _MOST_SCALE):
                 return False
-    return not _alike(hypothesis, series)
-
-
-def _alike(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
-    """Whether two series of one law hold snapshots of one time: their covariance is singular."""
-    times: dict[object, set[float]] = {}
-    for law, told in zip(hypothesis.laws, series, strict=True):
-        seen = times.setdefault(law, set())
-        if seen.intersection(told.times):
-            return True
-        seen.update(told.times)
-    return False
+    # Two snapshots of one law and one time have a singular covariance.
+    places = [
+        (law, t) for law, s in zip(hypothesis.laws, series, strict=True) for t in set(s.times)
+    ]
+    return len(set(places)) == len(places)
 
 
 def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) -> Score | None:
-    """Fit a movement under a hypothesis, hold back each snapshot, and compare.
+    """Fit a movement under a hypothesis, hold out each snapshot, and compare: s, J and C.
 
     Args:
         hypothesis: what is taken to be true.
@@ -100,23 +95,23 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     away = reduced.root[pairs[:, 0]] - reduced.root[pairs[:, 1]]
     # The unit of the weights is of no consequence: mean_square matters to sums other than one only.
     observed = Observed(pairs, (away**2).mean(axis=1), reduced.root, reduced.rounding, 1.0)
-    system = _system(hypothesis, series, profiles, [])
+    system = _system(hypothesis, series, [])
     try:
         movement = fit(system, observed)
-        left, foretold = _held_back(system, movement, reduced)
+        seen, predicted = _held_out(system, movement, reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = left / foretold
-        value = float(np.mean(np.log(foretold) + ratios))
+        ratios = seen / predicted
+        value = float(np.mean(np.log(predicted) + ratios))
     if not np.isfinite(value):
         return None
     jitter = float(movement.jitter.max()) / (system.gap * system.unit)
     return Score(hypothesis, value, jitter, ratios, movement)
 
 
-def foretold_by(movement: Movement, series: Sequence[Series], reduced: Reduced) -> Array | None:
-    """How well snapshots are foretold by a movement that others of their run have shown.
+def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced) -> Array | None:
+    """How well a movement that others of their run have shown predicts some snapshots.
 
     Args:
         movement: how the weights moved.
@@ -124,50 +119,38 @@ def foretold_by(movement: Movement, series: Sequence[Series], reduced: Reduced) 
         reduced: their sample, in the order of the series.
 
     Returns:
-        (n,) ``l_i/v_i``, each held back from these; None where they have no solution in float64.
+        (n,) ``l_i/v_i``, each held out from these; None where they have no solution in float64.
     """
-    hypothesis = as_told(series)
-    system = _system(hypothesis, series, hypothesis.profiles(series), [])
     try:
-        left, foretold = _held_back(system, movement, reduced)
+        seen, predicted = _held_out(_system(as_tagged(series), series, []), movement, reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios: Array = np.where(left > 0, left / foretold, 0.0)
+        ratios: Array = np.where(seen > 0, seen / predicted, 0.0)
     return ratios
 
 
-def _held_back(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
-    """(n,) observed and foretold mean-square errors of each snapshot, estimated from the others."""
-    rows, noise = _covariance(system, movement)
+def _held_out(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
+    """(n,) l and v: observed and predicted mean-square errors of snapshots held out."""
+    rows, _, noise, _ = movement.problem(system)
     held = leave_one_out(rows, noise)
-    left = ((held @ reduced.root) ** 2).mean(axis=1)
-    foretold = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
-    return left, foretold
+    seen = ((held @ reduced.root) ** 2).mean(axis=1)
+    predicted = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
+    return seen, predicted
 
 
-def _system(
-    hypothesis: Hypothesis,
-    series: Sequence[Series],
-    profiles: Sequence[Profile],
-    targets: Sequence[Profile],
-) -> System:
-    """The snapshots as sources; those of one series are multiples of one function."""
+def _system(hypothesis: Hypothesis, series: Sequence[Series], targets: Sequence[Profile]) -> System:
+    """The snapshots as sources under a hypothesis; a series is one family, except "other"."""
     numbers: list[int] = []
-    for k, (law, told) in enumerate(zip(hypothesis.laws, series, strict=True)):
+    for k, (law, tagged) in enumerate(zip(hypothesis.laws, series, strict=True)):
         first = len(numbers) + len(series)
-        alone = range(first, first + len(told.rows))
-        numbers += alone if law.kind == "other" else [k] * len(told.rows)
-    return replace(evaluate(profiles, targets), families=np.array(numbers, dtype=np.intp))
+        alone = range(first, first + len(tagged.rows))
+        numbers += alone if law.kind == "other" else [k] * len(tagged.rows)
+    system = evaluate(hypothesis.profiles(series), targets)
+    return replace(system, families=np.array(numbers, dtype=np.intp))
 
 
-def _covariance(system: System, movement: Movement) -> tuple[Array, Array]:
-    """Rows whose products are the sources' covariance, and that of their rounding errors."""
-    parts = split(system, movement.intensity(system))
-    return movement.rows(system, parts)[0], movement.noise(parts, len(system.source_ends))
-
-
-def rank(found: Score, series: Sequence[Series], reduced: Reduced) -> float:
+def rank(scored: Score, series: Sequence[Series], reduced: Reduced) -> float:
     """In how many independent ways the elements move, as far as m = n - 1 contrasts can tell.
 
     Contrasts that the fit makes independent and of variance one have second moments G near the
@@ -177,9 +160,8 @@ def rank(found: Score, series: Sequence[Series], reduced: Reduced) -> float:
     Returns:
         r, infinite where G is as even as it can be.
     """
-    system = _system(found.hypothesis, series, found.hypothesis.profiles(series), [])
-    rows, noise = _covariance(system, found.movement)
-    white = whitened(rows, noise, reduced.root)
+    rows, _, noise, _ = scored.movement.problem(_system(scored.hypothesis, series, []))
+    white = contrasts(rows, noise).T @ reduced.root
     moments = white @ white.T
     m = len(moments)
     moments *= m / np.trace(moments)
@@ -199,25 +181,21 @@ class Answers:
     weights: Array
     distance: Array
 
-    def harm(self, told: Answers, root: NDArray[np.float64]) -> float:
-        """P: how far the told tags' answers are off if these are right, over the distance.
+    def harm(self, tagged: Answers, root: NDArray[np.float64]) -> float:
+        """P: how far the answers of the tags are off if these are right, over the distance.
 
-        ``max_k |(x_told - x_k)' theta| / distance_k``, from the triangle; no file is read.
+        ``max_k |(x_tagged - x_k)' theta| / distance_k``, from the triangle; no file is read.
         """
-        off = np.sqrt((((told.weights - self.weights).T @ root) ** 2).mean(axis=1))
+        off = np.sqrt((((tagged.weights - self.weights).T @ root) ** 2).mean(axis=1))
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(off > 0, off / self.distance, 0.0)
         return float(shares.max())
 
 
-def answers(found: Score, series: Sequence[Series]) -> Answers:
+def answers(scored: Score, series: Sequence[Series]) -> Answers:
     """Weights for the targets ``TARGETS`` at the last snapshot's time."""
-    profiles = found.hypothesis.profiles(series)
-    last = max(p.end for p in profiles)
+    last = max(p.end for p in scored.hypothesis.profiles(series))
     targets = [PowerProfile(gamma, last) for gamma in TARGETS]
-    system = _system(found.hypothesis, series, profiles, targets)
-    parts = split(system, found.movement.intensity(system))
-    sources, wanted, _ = found.movement.rows(system, parts)
-    noise = found.movement.noise(parts, len(profiles))
-    weights = estimate(sources, wanted, noise)
-    return Answers(weights, averaging_distance(system, found.movement))
+    system = _system(scored.hypothesis, series, targets)
+    a, b, noise, _ = scored.movement.problem(system)
+    return Answers(minimise(a, b, noise), averaging_distance(system, scored.movement))

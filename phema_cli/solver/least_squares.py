@@ -1,4 +1,4 @@
-"""Weights by least squares: the projection, the best linear unbiased estimator, holding back."""
+"""Least squares: the weights that minimise J (docs/maths.md), and holding snapshots out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RIDGE = 1e-10
 _LEAST_PIVOT = 1e-14
 
 
-def estimate(
+def minimise(
     sources: Array, targets: Array, noise: Array | None = None, *, sum_to_one: bool = True
 ) -> Array:
     """Weights x that minimise ``|b - A x|^2 + x' N x`` for each target.
@@ -38,19 +38,21 @@ def estimate(
     n, k = sources.shape[1], targets.shape[1]
     a, b = sources, targets
     if noise is not None:
-        a, b = np.vstack([a, factor(noise)]), np.vstack([b, np.zeros((n, k))])
+        a, b = np.vstack([a, cholesky(noise)]), np.vstack([b, np.zeros((n, k))])
     if not sum_to_one:
         return _least_squares(a, b)
-    basis = _balanced(n)
-    y = _least_squares(a @ basis, b - a.mean(axis=1, keepdims=True))
-    return normalized(basis @ y + 1 / n)
+    basis = _zero_sum_basis(n)
+    x = basis @ _least_squares(a @ basis, b - a.mean(axis=1, keepdims=True)) + 1 / n
+    # Constant weights stay what they are.
+    normalized: Array = x / x.sum(axis=0)
+    return normalized
 
 
-def _balanced(n: int) -> Array:
+def _zero_sum_basis(n: int) -> Array:
     """An orthogonal basis of the vectors that sum to zero.
 
     The Householder reflection that takes the first axis to the direction of (1, ..., 1) takes the
-    others to it.
+    others to this basis.
 
     Returns:
         (n, n - 1) float64.
@@ -58,19 +60,6 @@ def _balanced(n: int) -> Array:
     v = np.full(n, n**-0.5)
     v[0] += 1
     return (np.eye(n) - np.outer(v, 2 / (v @ v) * v))[:, 1:]
-
-
-def normalized(x: Array) -> Array:
-    """Weights divided by their sum: constant weights stay what they are.
-
-    Args:
-        x: (n, k) weights of each target.
-
-    Returns:
-        (n, k) weights, float64.
-    """
-    total: Array = x.sum(axis=0)
-    return x / total
 
 
 def _least_squares(a: Array, b: Array) -> Array:
@@ -87,11 +76,11 @@ def _least_squares(a: Array, b: Array) -> Array:
     return x
 
 
-def factor(covariance: Array) -> Array:
+def cholesky(covariance: Array) -> Array:
     """An upper triangle R with ``R' R`` the covariance, but for a ridge on its diagonal.
 
-    What is computed from data may miss being a covariance by rounding; the ridge grows until it is
-    one.
+    Rounding may keep a matrix that is computed from data from being a covariance; the ridge grows
+    until it is one.
     """
     n = len(covariance)
     scale = np.sqrt(np.maximum(np.diag(covariance), 0.0))
@@ -108,6 +97,27 @@ def factor(covariance: Array) -> Array:
             return cast("Array", lower.T * scale)
 
 
+def contrasts(sources: Array, noise: Array) -> Array:
+    """Contrasts of the sources that are independent and of variance one if A and N are right.
+
+    Args:
+        sources: (rows, n) A, two columns at least.
+        noise: (n, n) N.
+
+    Returns:
+        (n, n - 1) float64, columns that sum to zero.
+    """
+    basis = _zero_sum_basis(sources.shape[1])
+    a = np.vstack([sources, cholesky(noise)]) @ basis
+    scale = np.linalg.norm(a, axis=0)
+    scale[scale == 0] = 1.0
+    r = cast("Array", np.linalg.qr(a / scale, mode="r"))
+    # Snapshots that differ by nothing, not even by rounding, leave no pivot.
+    np.fill_diagonal(r, np.where(np.abs(np.diag(r)) < _LEAST_PIVOT, _LEAST_PIVOT, np.diag(r)))
+    half: Array = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
+    return half
+
+
 def leave_one_out(sources: Array, noise: Array) -> Array:
     """For each source, the contrast between it and its best estimate from the others.
 
@@ -122,35 +132,7 @@ def leave_one_out(sources: Array, noise: Array) -> Array:
     Returns:
         (n, n) float64.
     """
-    half = _half_precision(sources, noise)
+    half = contrasts(sources, noise)
     precision = half @ half.T
-    contrast: Array = precision / np.diag(precision)[:, None]
-    return contrast
-
-
-def _half_precision(sources: Array, noise: Array) -> Array:
-    """(n, n - 1) columns that sum to zero, in which the sources are independent of variance one."""
-    basis = _balanced(sources.shape[1])
-    a = np.vstack([sources, factor(noise)]) @ basis
-    scale = np.linalg.norm(a, axis=0)
-    scale[scale == 0] = 1.0
-    r = cast("Array", np.linalg.qr(a / scale, mode="r"))
-    # Snapshots that differ by nothing, not even by rounding, leave no pivot.
-    np.fill_diagonal(r, np.where(np.abs(np.diag(r)) < _LEAST_PIVOT, _LEAST_PIVOT, np.diag(r)))
-    half: Array = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
-    return half
-
-
-def whitened(sources: Array, noise: Array, values: Array) -> Array:
-    """Contrasts of snapshots that are independent and of variance one if A and N are right.
-
-    Args:
-        sources: (rows, n) A.
-        noise: (n, n) N.
-        values: (n, e) of the snapshots.
-
-    Returns:
-        (n - 1, e) float64.
-    """
-    contrasts: Array = _half_precision(sources, noise).T @ values
-    return contrasts
+    held: Array = precision / np.diag(precision)[:, None]
+    return held
