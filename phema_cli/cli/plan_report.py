@@ -19,7 +19,7 @@ _HEADER = 1e-3
 #: sigma_rel of the targets in the table.
 _SHOWN = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 #: bytes that the tracker's average of a parameter takes in memory.
-_AVERAGE_BYTES = 4
+_AVERAGE_BYTES = 6
 
 
 @dataclass(frozen=True, slots=True)
