@@ -483,7 +483,7 @@ def test_raw_leaves_averages_out(tmp_path, line):
     found = scan([tmp_path])
     assert [s.tag.label for s in found.require()] == ["uniform:last=0.5", "raw"]
     (notice,) = [str(f.error) for f in found.findings if f.level == "notice"]
-    assert notice.startswith("b-step2-gamma5.pt: left out: an average, and --raw takes the raw")
+    assert notice.startswith("b-step2-gamma5.pt: left out: it is an average, and --raw takes")
     (tmp_path / "a-step1.pt").unlink()
     (tmp_path / "c-step3.pt").unlink()
     (only,) = scan([tmp_path]).require()

@@ -57,6 +57,9 @@ def execute(
     recipe = ranks.share(recipe)
     if recipe is None:
         return
+    # A signal while a library is loaded ends the process at once, so none is loaded later on.
+    import torch  # noqa: F401
+
     with ExitStack() as stack:
         journal: Journal | None = None
         if ranks.leads:
