@@ -282,9 +282,29 @@ class Request:
         "Memory to use above what torch itself takes.", default=DEFAULT_MAX_MEMORY, metavar="SIZE"
     )
 
+    @property
+    def gammas(self) -> tuple[float, ...]:
+        """Target exponents, one or several."""
+        return _several(self.gamma)
+
+    @property
+    def sigma_rels(self) -> tuple[float, ...]:
+        """Target relative standard deviations, one or several."""
+        return _several(self.sigma_rel)
+
+    @property
+    def profiles(self) -> tuple[str | ProfileSpec, ...]:
+        """Targets of other profiles, one or several."""
+        return (self.profile,) if isinstance(self.profile, str) else tuple(self.profile)
+
     def __post_init__(self) -> None:
         if self.jobs is not None and not 1 <= self.jobs <= MOST_JOBS:
             raise UsageError(f"{self.jobs} jobs are not from 1 to {MOST_JOBS}")
+
+
+def _several(numbers: float | Sequence[float]) -> tuple[float, ...]:
+    """One number, or several."""
+    return (numbers,) if isinstance(numbers, int | float) else tuple(numbers)
 
 
 #: the options of Config that say which snapshots there are and what they are.

@@ -48,8 +48,8 @@ def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profil
         UsageError: more than 1000, one given twice, or one that does not exist.
     """
     end = time_of(snapshots, target_step(snapshots, request.step))
-    gammas = [*_several(request.gamma), *map(gamma_from_sigma_rel, _several(request.sigma_rel))]
-    profiles = [request.profile] if isinstance(request.profile, str) else request.profile
+    gammas = [*request.gammas, *map(gamma_from_sigma_rel, request.sigma_rels)]
+    profiles = request.profiles
     asked = len(gammas) + len(profiles)
     if asked > _MOST_TARGETS:
         raise UsageError(
@@ -67,11 +67,6 @@ def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profil
         if targets.count(target) > 1:
             raise UsageError(f"target {target.label} is given twice")
     return targets
-
-
-def _several(numbers: float | Sequence[float]) -> Sequence[float]:
-    """One number, or several."""
-    return [numbers] if isinstance(numbers, int | float) else numbers
 
 
 def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:

@@ -76,15 +76,20 @@ class Planner:
         self.tags = self._measured.tags
 
     @property
+    def _has_targets(self) -> bool:
+        """Whether the request says what to make."""
+        return bool(self.request.gammas or self.request.sigma_rels or self.request.profiles)
+
+    @property
     def refine(self) -> int:
         """How many further points are searched."""
         if self.asked.refine is not None:
             return self.asked.refine
-        return 0 if _has_targets(self.request) else FURTHER_POINTS
+        return 0 if self._has_targets else FURTHER_POINTS
 
     def targets(self) -> list[Target]:
         """The targets of the request, or the default grid where it has none."""
-        if _has_targets(self.request):
+        if self._has_targets:
             return self._targets(self.request)
         return self._targets(replace(self.request, sigma_rel=self._reached()))
 
@@ -97,8 +102,8 @@ class Planner:
     def _targets(self, request: Request, *, refined: bool = False) -> list[Target]:
         """The targets of a request."""
         recipe = self._recipe(request)
-        others = _specs(request)
-        specs = [*[None] * (len(recipe.targets) - len(others)), *others]
+        powers = len(recipe.targets) - len(request.profiles)
+        specs = [*[None] * powers, *request.profiles]
         return [
             Target(profile, spec, output.path, output.size_bytes, figures, refined)
             for profile, spec, output, figures in zip(
@@ -181,16 +186,6 @@ class Planner:
             "dtype": None if request.dtype is None else find_dtype(request.dtype).label,
             "format": output_format(self.asked.output, request.format),
         }
-
-
-def _has_targets(request: Request) -> bool:
-    """Whether a request says what to make."""
-    return not all(t in ((), [], "") for t in (request.gamma, request.sigma_rel, request.profile))
-
-
-def _specs(request: Request) -> list[str | ProfileSpec]:
-    """The profiles of a request, as it has them."""
-    return [request.profile] if isinstance(request.profile, str) else list(request.profile)
 
 
 def _digest(value: object) -> str:

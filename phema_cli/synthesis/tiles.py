@@ -9,8 +9,9 @@ from pathlib import Path
 
 from phema_cli.formats.base import Extent
 from phema_cli.formats.reader import FileReader
+from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import TensorPlan
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,12 @@ class Run:
     def size_bytes(self) -> int:
         """Bytes in an output."""
         return self.segment.plan.kind.out.size_bytes(self.stop - self.start)
+
+
+def make_averager(recipe: Recipe) -> Averager:
+    """What averages the recipe's tiles; its rows are those of ``recipe.used``."""
+    kinds, weights = averaged_kinds(recipe.tensors), recipe.weights[recipe.used]
+    return Averager(kinds, weights, recipe.sums, recipe.tile_elements)
 
 
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
-from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Checks, Recorder
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
-from phema_cli.synthesis.tiles import Run, Segment, runs
+from phema_cli.synthesis.tensors import TensorPlan
+from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.processes import most_open_files
 
@@ -142,12 +141,7 @@ class _Worker:
         self._reader = reader
         self._writer = writer
         self._used = recipe.used
-        self._averager = Averager(
-            averaged_kinds(recipe.tensors),
-            recipe.weights[self._used],
-            recipe.sums,
-            recipe.tile_elements,
-        )
+        self._averager = make_averager(recipe)
         self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
     def tiles(self, run: Run) -> Iterator[int]:

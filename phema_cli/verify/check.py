@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError, StorageError
 from phema_cli.formats.reader import FileReader
-from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import averaged_kinds
-from phema_cli.synthesis.tiles import Run, runs
+from phema_cli.synthesis.tiles import Run, make_averager, runs
 
 Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
@@ -139,12 +137,7 @@ class _Checker:
         self._reader = reader
         self._progress = progress
         self._used = recipe.used
-        self._averager = Averager(
-            averaged_kinds(recipe.tensors),
-            recipe.weights[self._used],
-            recipe.sums,
-            recipe.tile_elements,
-        )
+        self._averager = make_averager(recipe)
         self._exact = exact
         self.sums: dict[str, int] = {}
 
