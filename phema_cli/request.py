@@ -15,7 +15,7 @@ from phema_cli.errors import UsageError
 from phema_cli.options import option, part
 
 if TYPE_CHECKING:
-    from phema_cli.profiles import ProfileSpec
+    from phema_cli.profiles import CheckpointsSpec, ProfileSpec
 
 #: where a fact of a tag was said.
 SaidIn = Literal["command line", "phema.toml"]
@@ -177,6 +177,8 @@ class Request:
         gamma: target exponents.
         sigma_rel: target relative standard deviations.
         profile: targets of other profiles, as ``--profile`` writes them, or as specs.
+        weights: a combination of snapshots as it is: a file of ``snapshot,weight`` lines, or what
+            ``phema weights --json`` prints; from Python also weights by snapshot.
         step: target time; the last snapshot's by default.
         method: one of ``phema_cli.solver.METHODS``.
         sample: whether a sample of the tensors is read to learn how they move and round.
@@ -213,12 +215,19 @@ class Request:
         metavar="LIST",
         short="-s",
     )
-    profile: str | Sequence[str | ProfileSpec] = option(
+    profile: str | Sequence[str | ProfileSpec | CheckpointsSpec] = option(
         "Target of another weighting: uniform:last=0.2, exponential:beta=0.999, "
-        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE.",
+        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE; checkpoints:last=5 is the "
+        "plain mean of snapshots.",
         default=(),
         group=_TARGETS,
         metavar="PROFILE",
+    )
+    weights: str | os.PathLike[str] | Mapping[str, float] | None = option(
+        "These weights, as they are: lines of snapshot,weight, or phema weights --json.",
+        group=_TARGETS,
+        metavar="FILE",
+        type=Path,
     )
     step: float | None = option(
         "Time of the targets; the last snapshot's by default.",
@@ -293,7 +302,7 @@ class Request:
         return _several(self.sigma_rel)
 
     @property
-    def profiles(self) -> tuple[str | ProfileSpec, ...]:
+    def profiles(self) -> tuple[str | ProfileSpec | CheckpointsSpec, ...]:
         """Targets of other profiles, one or several."""
         return (self.profile,) if isinstance(self.profile, str) else tuple(self.profile)
 
@@ -310,5 +319,5 @@ def _several(numbers: float | Sequence[float]) -> tuple[float, ...]:
 #: the options of Config that say which snapshots there are and what they are.
 SOURCES = frozenset(f.name for f in fields(Config)) - {"copy", "drop"}
 #: those of Request that other commands than ``synthesize`` have too.
-TARGETS = frozenset({"gamma", "sigma_rel", "profile"})
+TARGETS = frozenset({"gamma", "sigma_rel", "profile", "weights"})
 SOLVING = frozenset({"step", "method", "sample"})

@@ -13,6 +13,7 @@ import typer
 
 from phema_cli.cli.app import app
 from phema_cli.cli.options import made
+from phema_cli.estimate.targets import needs_of
 from phema_cli.request import Request
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
@@ -39,6 +40,6 @@ def verify_run(
         if given["dry_run"]:
             return
         asked = made(Request, None, dict(given), frozenset())
-        found = scan(given["paths"], asked.config)
+        found = scan(given["paths"], asked.config, needs_of(asked))
         for path in json.loads(out)["outputs"] if given["json"] else out.splitlines():
             verify_output(Path(path), found)

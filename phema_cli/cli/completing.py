@@ -20,6 +20,7 @@ PROFILES = (
     "cooldown:last=0.1",
     "cooldown:last=0.2",
     "raw",
+    "checkpoints:last=5",
     "csv:",
 )
 #: paths that need no quotes in any shell; others are left to the shell's own completion.

@@ -98,7 +98,8 @@ def _solve(
     """
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck
-    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots
+    from phema_cli.estimate.solve import measure, solve_snapshots
+    from phema_cli.estimate.targets import make_targets
     from phema_cli.snapshots import Finding
 
     tags = TagCheck()

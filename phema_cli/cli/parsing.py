@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from phema_cli.errors import InputError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from phema_cli.profiles import ProfileSpec
+    from phema_cli.profiles import CheckpointsSpec, ProfileSpec
 
 _MOST_NUMBERS, _DIGITS = 10_000, 12
 #: of a table of weights.
@@ -46,7 +46,7 @@ def ends(text: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def profiles(texts: list[str] | None) -> tuple[ProfileSpec, ...]:
+def profiles(texts: list[str] | None) -> tuple[ProfileSpec | CheckpointsSpec, ...]:
     """Target profiles of ``uniform:last=0.2`` and the like, and of ``csv:FILE``.
 
     Raises:

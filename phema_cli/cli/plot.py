@@ -89,11 +89,12 @@ def plot(
 def _solve(scan: Scan, request: Request) -> Plotted:
     """The targets and the whole range, solved for in one call.
 
-    Errors as :func:`phema_cli.estimate.solve.make_targets` and
+    Errors as :func:`phema_cli.estimate.targets.make_targets` and
     :func:`phema_cli.estimate.solve.solve_snapshots`.
     """
     from phema_cli.cli.plot_picture import Panel, Plotted
-    from phema_cli.estimate.solve import make_targets, measure, solve_snapshots
+    from phema_cli.estimate.solve import measure, solve_snapshots
+    from phema_cli.estimate.targets import make_targets
     from phema_cli.solver.curves import curves
 
     snapshots = scan.require()
@@ -118,7 +119,7 @@ def _solve(scan: Scan, request: Request) -> Plotted:
 
 def _document(plotted: Plotted, request: Request) -> dict[str, Any]:
     """The content of ``--json``."""
-    from phema_cli.estimate.solve import target_step
+    from phema_cli.estimate.targets import target_step
 
     step = target_step(plotted.snapshots, request.step)
     return {

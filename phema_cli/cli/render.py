@@ -31,7 +31,7 @@ _LEAST_NAME = 16
 _ALIKE = 3
 #: what differs between errors of one kind.
 _PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
-STYLES = {"good": "green", "fair": "yellow", "poor": "red"}
+STYLES = {"good": "green", "fair": "yellow", "poor": "red", "exact": "green"}
 #: levels of findings in the order in which they are printed.
 _LEVELS = {"notice": "cyan", "warning": "yellow", "error": "bold red"}
 

@@ -64,15 +64,15 @@ def verify(
     """
     from phema_cli.snapshots import scan
     from phema_cli.verify.check import verify as check
-    from phema_cli.verify.recipe import is_exact, provenance_of, remake
+    from phema_cli.verify.recipe import is_bitwise, needs_of_record, provenance_of, remake
 
     checkpoint = _read(out)
     record = provenance_of(checkpoint)
     checked = None
     if paths:
-        recipe = remake(checkpoint, scan(paths, config))
+        recipe = remake(checkpoint, scan(paths, config, needs_of_record(record)))
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
-            checked = check(recipe, full=full, exact=is_exact(record), progress=progress)
+            checked = check(recipe, full=full, bitwise=is_bitwise(record), progress=progress)
     if json:
         values = None if checked is None else asdict(checked)
         content = {"path": str(out), "target": record["target"], "checked": values}

@@ -36,13 +36,8 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
-    from phema_cli.estimate.solve import (
-        make_targets,
-        measure,
-        scan_for,
-        solve_snapshots,
-        target_step,
-    )
+    from phema_cli.estimate.solve import measure, scan_for, solve_snapshots
+    from phema_cli.estimate.targets import hints, make_targets, target_step
 
     scan = scan_for(paths, request)
     snapshots = scan.require()
@@ -60,7 +55,8 @@ def weights(
         }
         render.document("weights", content)
         return
-    render.findings([*scan.findings, *measured.tags.findings], stderr=True, quiet=quiet)
+    findings = [*scan.findings, *measured.tags.findings, *hints(snapshots, targets)]
+    render.findings(findings, stderr=True, quiet=quiet)
     out = render.console()
     render.show(render.figures_table(targets, solution.figures), out)
     out.print()

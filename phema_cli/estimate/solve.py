@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from phema_cli.errors import UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
-from phema_cli.profiles import PowerProfile, Profile, gamma_from_sigma_rel, parse_profile
+from phema_cli.estimate.targets import needs_of
+from phema_cli.profiles import CombinationProfile, Profile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Scan, Snapshot, scan
 from phema_cli.snapshots.base import is_float, reference
@@ -21,12 +21,10 @@ from phema_cli.solver import (
     Movement,
     Solution,
     calibrate,
+    exact_figures,
     solve,
     storage_noise,
 )
-
-#: targets of one call: an output each.
-_MOST_TARGETS = 1000
 
 
 def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
@@ -34,87 +32,8 @@ def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
 
     Errors as :func:`phema_cli.snapshots.scan`.
     """
-    found = scan(paths, request.config)
+    found = scan(paths, request.config, needs_of(request))
     return with_proposal(found) if request.sample and found.untagged else found
-
-
-def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profile]:
-    """The targets of a request in its order, gammas first, at its step or the last snapshot's.
-
-    Their ends are times as the snapshots' profiles have them, which may differ from the trainer's
-    count.
-
-    Raises:
-        UsageError: more than 1000, one given twice, or one that does not exist.
-    """
-    end = time_of(snapshots, target_step(snapshots, request.step))
-    gammas = [*request.gammas, *map(gamma_from_sigma_rel, request.sigma_rels)]
-    profiles = request.profiles
-    asked = len(gammas) + len(profiles)
-    if asked > _MOST_TARGETS:
-        raise UsageError(
-            f"{asked} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
-        )
-    for gamma in gammas:
-        if gamma < 0:
-            raise UsageError(
-                f"target gamma {gamma:g} is below 0", remedy="pass 0, the longest average, or more"
-            )
-    targets: list[Profile] = [PowerProfile(gamma, end) for gamma in gammas]
-    specs = [parse_profile(p) if isinstance(p, str) else p for p in profiles]
-    targets += [spec.ending_at(end) for spec in specs]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise UsageError(f"target {target.label} is given twice")
-    return targets
-
-
-def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
-    """The step of targets, as the trainer counts: what the user says, or the last snapshot's.
-
-    Raises:
-        UsageError: it is later than the last snapshot, or not above 0.
-    """
-    last = max(s.tag.step for s in snapshots)
-    if step is None:
-        return last
-    if not 0 < step < math.inf:
-        raise UsageError(f"step {step:g} is not above 0 and finite")
-    if step > last:
-        raise UsageError(
-            f"target step {step:.12g} is later than the last snapshot's, {last:.12g}",
-            remedy=f"pass a --step of at most {last:.12g}",
-        )
-    _check_begun(snapshots, step)
-    return step
-
-
-def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
-    """Refuse a target from before the average that the user has described, where all is raw."""
-    said = [
-        s.tag.step
-        for s in snapshots
-        if s.tag.profile_origin in {"command line", "phema.toml"} and s.tag.label != "raw"
-    ]
-    if said and step < min(said):
-        raise UsageError(
-            f"target step {step:.12g} is before the first snapshot of the average that you "
-            f"describe, at step {min(said):.12g}",
-            remedy="pass --raw to use the raw weights of that time",
-        )
-
-
-def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
-    """The time of a step, between the times of the snapshots' steps."""
-    times: dict[float, float] = {}
-    for s in snapshots:
-        # Averages that are updated now and then end before the raw weights beside them.
-        times[s.tag.step] = max(times.get(s.tag.step, 0.0), s.tag.profile.end)
-    steps = sorted(times)
-    ends = [times[s] for s in steps]
-    if step >= steps[0]:
-        return float(np.interp(step, steps, ends))
-    return step * ends[0] / steps[0]
 
 
 def solve_snapshots(
@@ -127,6 +46,8 @@ def solve_snapshots(
 ) -> Solution:
     """Weights of the snapshots for each target; rows in the order of ``snapshots``.
 
+    Combinations of snapshots have theirs already.
+
     Args:
         snapshots: oldest first.
         targets: what to build.
@@ -137,14 +58,30 @@ def solve_snapshots(
 
     Errors as :func:`phema_cli.solver.solve`.
     """
-    return solve(
-        [s.tag.profile for s in snapshots],
-        targets,
-        method=method,
-        movement=measured.movement,
-        storage_noise=stored_noise(snapshots),
-        together=together,
-    )
+    given = [t for t in targets if isinstance(t, CombinationProfile)]
+    sought = [t for t in targets if not isinstance(t, CombinationProfile)]
+    if sought or not given:
+        solution = solve(
+            [s.tag.profile for s in snapshots],
+            sought,
+            method=method,
+            movement=measured.movement,
+            storage_noise=stored_noise(snapshots),
+            together=together,
+        )
+    else:
+        solution = Solution(np.empty((len(snapshots), 0)), ())
+    columns = iter(solution.weights.T)
+    figures = iter(solution.figures)
+    weights, found = [], []
+    for target in targets:
+        if isinstance(target, CombinationProfile):
+            weights.append(target.column(len(snapshots)))
+            found.append(exact_figures(weights[-1]))
+        else:
+            weights.append(next(columns))
+            found.append(next(figures))
+    return replace(solution, weights=np.column_stack(weights), figures=tuple(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,12 +100,12 @@ class Measured:
 def measure(scan: Scan, request: Request) -> Measured:
     """How the weights moved during training, and whether the snapshots fit their tags.
 
-    Contradicted tags are no error yet: ``tags.require()`` raises it. Without ``request.sample``
-    nothing is measured.
+    Contradicted tags are no error yet: ``tags.require()`` raises it. Nothing is measured without
+    ``request.sample``, nor where the laws of averages do not matter.
 
     Errors as :func:`phema_cli.estimate.sample.sample`.
     """
-    if not request.sample:
+    if not request.sample or scan.needs != "laws":
         return Measured()
     found = sampling.sample(scan.snapshots, scan.copy, allow_nonfinite=request.allow_nonfinite)
     if found is None:

@@ -10,6 +10,7 @@ from phema_cli.profiles.base import (
     gamma_from_sigma_rel,
     sigma_rel_from_gamma,
 )
+from phema_cli.profiles.combination import CheckpointsSpec, CombinationProfile
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
 from phema_cli.profiles.shapes import (
     HELP,
@@ -31,6 +32,8 @@ __all__ = [
     "PROFILES",
     "SIGMA_REL_LIMIT",
     "Array",
+    "CheckpointsSpec",
+    "CombinationProfile",
     "ExponentialProfile",
     "Law",
     "LawForm",

@@ -11,6 +11,7 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end
+from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec
 from phema_cli.profiles.grammar import POSITIVE
 
 
@@ -234,15 +235,20 @@ class ProfileSpec:
     ending_at: Callable[[float], Profile]
 
 
-def parse_profile(text: str) -> ProfileSpec:
+def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
     """The profile that ``name:parameter=value`` means; ``PROFILES`` lists the names.
+
+    Which snapshots ``checkpoints:`` means is known only with the snapshots.
 
     Raises:
         UsageError: an unknown name or parameter, or a value that is no number.
     """
     name, _, rest = text.partition(":")
+    if name == CHECKPOINTS:
+        return CheckpointsSpec.read(text)
     if name not in PROFILES:
-        raise UsageError(f"no profile {name!r}", remedy=f"one of {', '.join([*PROFILES, 'csv'])}")
+        known = ", ".join([*PROFILES, CHECKPOINTS, "csv"])
+        raise UsageError(f"no profile {name!r}", remedy=f"one of {known}")
     parameters: dict[str, float] = {}
     for part in rest.split(",") if rest else ():
         key, _, value = part.partition("=")

@@ -11,8 +11,14 @@ from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.profiles import Profile
 from phema_cli.trainers.base import Unit
 
-#: where a part of a tag was read: the user's options or phema.toml, the file, its name.
-Origin = Literal["command line", "phema.toml", "content", "name"]
+#: where a part of a tag was read: the user's options or phema.toml, the file, its name; of a time
+#: that nothing says, the order of the files.
+Origin = Literal["command line", "phema.toml", "content", "name", "order"]
+
+#: what has to be known of snapshots: times and laws of averages; times; or names alone.
+Needs = Literal["laws", "times", "names"]
+#: the law of a snapshot that nothing says one of, where none is needed.
+UNKNOWN = "unknown"
 
 #: entries of a checkpoint's metadata that give its average, and its step.
 METADATA_FIELDS = ("gamma", "sigma_rel", "step", "global_step", "optimization_step")

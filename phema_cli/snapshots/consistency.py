@@ -9,7 +9,15 @@ from phema_cli.errors import InputError
 from phema_cli.formats.base import Extent
 from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
-from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
+from phema_cli.snapshots.base import (
+    UNKNOWN,
+    Finding,
+    Needs,
+    Snapshot,
+    is_float,
+    notice,
+    reference,
+)
 from phema_cli.trainers.clocks import clock_in
 
 #: ratio of gamma + 1 below which two averages say hardly more than one.
@@ -52,17 +60,22 @@ _STATE = ".quant_state."
 _COMPARED = 1 << 16
 
 
-def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[Finding]:
+def check(
+    snapshots: Sequence[Snapshot], copy: Sequence[str] = (), needs: Needs = "laws"
+) -> Iterator[Finding]:
     """Findings about all snapshots taken together.
 
     Args:
         snapshots: sorted by step and gamma; small differences of their tensors are settled.
         copy: globs of tensor names that are copied, whatever their type.
+        needs: what has to be known of snapshots.
     """
-    errors = [*_duplicates(snapshots), *_other_units(snapshots), *_other_runs(snapshots)]
+    errors: list[InputError] = []
+    if needs != "names":
+        errors += (*_duplicates(snapshots), *_other_units(snapshots), *_other_runs(snapshots))
     errors += differences(snapshots, copy)
     yield from (Finding("error", error) for error in errors)
-    if any(s.tag.unit == "epochs" for s in snapshots):
+    if needs != "names" and any(s.tag.unit == "epochs" for s in snapshots):
         yield notice("times are in epochs; epoch e, counted from 0, ends at time e + 1")
     newest = reference(snapshots).checkpoint.tensors if snapshots else {}
     for name, extent in newest.items():
@@ -71,6 +84,12 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
         if other and not matching(copy)(name):
             yield Finding("warning", not_averaged(name, extent, reference(snapshots).name))
             break
+    if needs == "laws":
+        yield from _about_laws(snapshots)
+
+
+def _about_laws(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """Warnings about averages of which one says hardly more than another one."""
     gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
@@ -90,11 +109,13 @@ def check(snapshots: Sequence[Snapshot], copy: Sequence[str] = ()) -> Iterator[F
 
 def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     """Errors for snapshots with the same average and step."""
-    groups: dict[tuple[float, float, str], list[Snapshot]] = {}
+    groups: dict[tuple[float, float, str, str], list[Snapshot]] = {}
     for snapshot in snapshots:
         tag = snapshot.tag
         gamma = -1.0 if tag.gamma is None else tag.gamma
-        groups.setdefault((gamma, tag.step, tag.label), []).append(snapshot)
+        # Averages of unknown laws may be different ones.
+        series = snapshot.series if tag.law == UNKNOWN else ""
+        groups.setdefault((gamma, tag.step, tag.label, series), []).append(snapshot)
     for key in sorted(groups):
         first, *others = groups[key]
         for other in others:

@@ -58,6 +58,14 @@ def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -
         raise UsageError("--update-every is about averages, and there are none")
 
 
+def do_without_laws(drafts: Sequence[Draft]) -> None:
+    """Take averages as they are, where what is made of them does not depend on their laws."""
+    for draft in drafts:
+        if draft.law is None and not isinstance(draft.error, LeftOutError):
+            draft.law, draft.error = parse_law("raw"), None
+            draft.untagged = True
+
+
 def _law_by_fields(draft: Draft, config: Config) -> None:
     """The law that the user gives for one file, in phema.toml or by the groups of a pattern."""
     fields, series = draft.file.fields, draft.series

@@ -149,7 +149,12 @@ def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
 
 
 def read_files(
-    listed: Iterable[Candidate], command_line: Config, toml: Config, seen: set[object]
+    listed: Iterable[Candidate],
+    command_line: Config,
+    toml: Config,
+    seen: set[object],
+    *,
+    outputs: bool = False,
 ) -> tuple[list[InputFile], list[Finding]]:
     """The files that are selected, and a finding for each that can't be used.
 
@@ -158,6 +163,7 @@ def read_files(
         command_line: the user's options.
         toml: the phema.toml of the directory.
         seen: files that were read before, under any name; these are added.
+        outputs: whether what phema has synthesized can be used too.
 
     Raises:
         SlowPatternError: the search for the pattern takes too long.
@@ -178,7 +184,7 @@ def read_files(
             _require_whole(candidate)
             fields = _user_fields(candidate, pattern, command_line, toml)
             file = _read(candidate, keyed=keyed)
-            _require_weights(file, keyed=keyed)
+            _require_weights(file, keyed=keyed, outputs=outputs)
         except SlowPatternError:
             raise
         except PhemaError as error:
@@ -211,9 +217,9 @@ def _require_whole(candidate: Candidate) -> None:
         )
 
 
-def _require_weights(file: InputFile, *, keyed: bool) -> None:
+def _require_weights(file: InputFile, *, keyed: bool, outputs: bool) -> None:
     """Refuse a file that can't be a snapshot, by its content."""
-    if PROVENANCE_KEY in file.stored.metadata:
+    if PROVENANCE_KEY in file.stored.metadata and not outputs:
         raise LeftOutError("it was synthesized by phema")
     if file.reading.left_out is not None:
         raise LeftOutError(file.reading.left_out)

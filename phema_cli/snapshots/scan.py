@@ -11,15 +11,15 @@ from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
-from phema_cli.snapshots.base import Finding, Snapshot, Untagged, finding_of, notice
+from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
 from phema_cli.snapshots.config import checked, read_config
 from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
-from phema_cli.snapshots.laws import settle_laws
+from phema_cli.snapshots.laws import do_without_laws, settle_laws
 from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
 from phema_cli.snapshots.tag import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
-from phema_cli.snapshots.times import are_counters, settle_times
+from phema_cli.snapshots.times import are_counters, in_order, settle_times
 from phema_cli.trainers.registry import parse_law
 
 
@@ -35,6 +35,7 @@ class Scan:
         read: the scan before differences between tensors were settled.
         trust_tags: whether the tags hold, whatever the values of the snapshots show.
         untagged: what would be snapshots if their laws were known.
+        needs: what had to be known of the snapshots.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -44,6 +45,7 @@ class Scan:
     read: Scan | None = None
     trust_tags: bool = False
     untagged: tuple[Untagged, ...] = ()
+    needs: Needs = "laws"
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """The scan with these tensors copied and left out, and its snapshots checked."""
@@ -52,7 +54,7 @@ class Scan:
         return replace(
             read,
             snapshots=tuple(snapshots),
-            findings=(*read.findings, *findings, *check(snapshots, copy)),
+            findings=(*read.findings, *findings, *check(snapshots, copy, self.needs)),
             copy=tuple(copy),
             drop=tuple(drop),
             read=read,
@@ -74,12 +76,16 @@ class Scan:
         return self.snapshots
 
 
-def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) -> Scan:
+def scan(
+    paths: Sequence[str | os.PathLike[str]], config: Config | None = None, needs: Needs = "laws"
+) -> Scan:
     """Find the snapshots in files and directories, read their tags and headers, check they fit.
 
     Args:
         paths: files, or directories that are searched with all below them.
         config: the user's options; a phema.toml in a given directory fills in what they leave open.
+        needs: what has to be known of a snapshot. Where laws are not needed, an average of unknown
+            law is one; where times are not either, a file that has none comes after all others.
 
     Raises:
         InputError: a path does not exist, or there is no snapshot at all.
@@ -90,13 +96,13 @@ def scan(paths: Sequence[str | os.PathLike[str]], config: Config | None = None) 
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _scan(paths, command_line)
+        return _scan(paths, command_line, needs)
     finally:
         if collecting:
             gc.enable()
 
 
-def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config) -> Scan:
+def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: Needs) -> Scan:
     """Scan each path, then look at the snapshots of all together."""
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
@@ -111,10 +117,10 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config) -> Scan
         listed = list(candidates(root))
         unused = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
         unmatched = tuple(typed for typed in unmatched if typed[1] in unused)
-        files, faults = read_files(listed, command_line, toml, seen)
+        files, faults = read_files(listed, command_line, toml, seen, outputs=needs == "names")
         findings += faults
         try:
-            tagged = _tag(files, command_line, toml)
+            tagged = _tag(files, command_line, toml, needs)
         except UsageError as error:
             # An option that fits nothing may fit a file that can't be read.
             if not any(f.level == "error" for f in faults):
@@ -140,11 +146,13 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config) -> Scan
     snapshots, stripped = strip_prefixes(snapshots)
     require_matches(snapshots, command_line.typed)
     found = (*findings, *stripped)
-    read = Scan(tuple(snapshots), found, trust_tags=trust_tags, untagged=tuple(untagged))
+    read = Scan(
+        tuple(snapshots), found, trust_tags=trust_tags, untagged=tuple(untagged), needs=needs
+    )
     return read.settled(copy, drop)
 
 
-def _tag(files: Sequence[InputFile], command_line: Config, toml: Config) -> Scan:
+def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: Needs) -> Scan:
     """The snapshots in the files of one path, those without a law, and findings."""
     config = command_line.over(toml)
     findings = [notice(note, f.candidate.name) for f in files for note in f.reading.notes]
@@ -155,28 +163,49 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config) -> Scan
             what = f"left out: it holds no {', '.join(config.keys)}"
             findings.append(notice(what, file.candidate.name))
     settle_laws(drafts, config, command_line)
+    if needs != "laws":
+        do_without_laws(drafts)
     try:
         settle_times(files, config)
     except InputError as error:
-        return Scan((), (*findings, Finding("error", error)))
+        if needs != "names":
+            return Scan((), (*findings, Finding("error", error)))
+    if needs == "names":
+        in_order(files)
+    made = _make(files, drafts, config, needs)
+    findings += made.findings
+    if needs == "laws" and config.update_every is None and not config.averages:
+        findings += _spacing_warnings(drafts)
+    return replace(made, findings=tuple(findings))
+
+
+def _make(
+    files: Sequence[InputFile], drafts: Sequence[Draft], config: Config, needs: Needs
+) -> Scan:
+    """The snapshots that drafts are, and a finding for each that is none."""
     counters = are_counters(files)
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
+    findings: list[Finding] = []
     for draft in drafts:
         try:
-            snapshots.append(make_snapshot(draft, config, counters=counters))
+            snapshots.append(make_snapshot(draft, config, counters=counters, needs=needs))
         except PhemaError as error:
             findings.append(finding_of(error, draft.file.candidate.name))
             if draft.untagged:
                 untagged += _untagged(draft, config, findings[-1])
-    kept, doubles = without_doubles(snapshots, drafts)
-    findings += doubles
-    if config.update_every is None and not config.averages:
-        remedy = "pass --update-every, or the averages are not what they seem"
-        powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
-        warnings = dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning)
-        findings += [Finding("warning", InputError(what, remedy=remedy)) for what in warnings]
-    return Scan(tuple(kept), tuple(findings), untagged=tuple(untagged))
+    if needs != "names":
+        snapshots, doubles = without_doubles(snapshots, drafts)
+        findings += doubles
+    return Scan(tuple(snapshots), tuple(findings), untagged=tuple(untagged))
+
+
+def _spacing_warnings(drafts: Sequence[Draft]) -> Iterator[Finding]:
+    """Warnings about averages of which nothing says how often they were updated."""
+    remedy = "pass --update-every, or the averages are not what they seem"
+    powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
+    for what in dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning):
+        yield Finding("warning", InputError(what, remedy=remedy))
 
 
 def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged]:

@@ -9,7 +9,15 @@ from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.profiles import Law
 from phema_cli.request import Config
-from phema_cli.snapshots.base import Finding, LeftOutError, Snapshot, Tag, notice
+from phema_cli.snapshots.base import (
+    UNKNOWN,
+    Finding,
+    LeftOutError,
+    Needs,
+    Snapshot,
+    Tag,
+    notice,
+)
 from phema_cli.snapshots.reading import Draft, read_checkpoint
 from phema_cli.trainers.base import Clock, Series
 from phema_cli.trainers.clocks import has_number
@@ -19,13 +27,16 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids"
 _SAVE = "torch.save(model.state_dict(), 'names.pt')"
 
 
-def make_snapshot(draft: Draft, config: Config, *, counters: bool = False) -> Snapshot:
+def make_snapshot(
+    draft: Draft, config: Config, *, counters: bool = False, needs: Needs = "laws"
+) -> Snapshot:
     """The snapshot that a series is.
 
     Args:
         draft: the series with its law, its file with its time.
         config: the user's options.
         counters: whether weak words in names may count files or epochs.
+        needs: what has to be known of it.
 
     Raises:
         PhemaError: why it is none.
@@ -38,7 +49,8 @@ def make_snapshot(draft: Draft, config: Config, *, counters: bool = False) -> Sn
         raise fault
     if law is None or clock is None:
         raise AssertionError("a series without an error has a law and a time")
-    _check_unit(law, clock, counted=counters and clock.weak)
+    if needs == "laws":
+        _check_unit(law, clock, counted=counters and clock.weak)
     try:
         profile = law.profile(clock.value)
     except UsageError as error:
@@ -60,7 +72,7 @@ def make_snapshot(draft: Draft, config: Config, *, counters: bool = False) -> Sn
         draft.origin,
         file.time_origin,
         clock.unit,
-        law.text,
+        UNKNOWN if draft.untagged else law.text,
         draft.overrules,
     )
     trainers = file.reading.trainers

@@ -184,6 +184,15 @@ def _check(file: InputFile, *, timed: bool) -> None:
             file.time_error = LeftOutError("nothing says when it was stored")
 
 
+def in_order(files: Sequence[InputFile]) -> None:
+    """Give files without a time one after all others, in their order, where only names count."""
+    known = (f.time.value for f in files if f.time is not None and f.time_error is None)
+    last = max(known, default=0.0)
+    for number, file in enumerate(f for f in files if f.time is None or f.time_error is not None):
+        file.time, file.time_error = Clock(last + 1 + number, "steps", "order"), None
+        file.time_origin = "order"
+
+
 def are_counters(files: Sequence[InputFile]) -> bool:
     """Whether the times are numbers without gaps, behind words that may count files or epochs."""
     times = [f.time for f in files if f.time_error is None and f.time_origin == "name"]

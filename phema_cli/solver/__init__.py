@@ -6,6 +6,7 @@ from phema_cli.solver.weights import (
     METHODS,
     Figures,
     Solution,
+    exact_figures,
     solve,
     storage_noise,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "Sample",
     "Solution",
     "calibrate",
+    "exact_figures",
     "solve",
     "storage_noise",
 ]

@@ -39,7 +39,7 @@ GOOD, FAIR = 1.0, 10.0
 #: how far a sum of weights may lie from one and still be rounding.
 SUM_ROUNDING = 1e-9
 
-Verdict = Literal["good", "fair", "poor"]
+Verdict = Literal["good", "fair", "poor", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +76,35 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class ExactFigures(Figures):
+    """Of a combination of snapshots that was asked for as it is: nothing is estimated."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """``exact``."""
+        return "exact"
+
+
+def exact_figures(weights: Array) -> Figures:
+    """The figures of given weights, (n,)."""
+    total, gain = float(weights.sum()), float(np.linalg.norm(weights))
+    return ExactFigures(0.0, None, None, None, total, gain)
+
+
+@dataclass(frozen=True, slots=True)
 class Solution:
     """The weights of every target of a call.
 
     Attributes:
         weights: (n sources, k targets) float64.
         figures: one per target.
-        movement: how the weights moved during training, as the figures take it.
+        movement: how the weights moved during training, as the figures take it; None where no
+            target was solved for.
     """
 
     weights: Array
     figures: tuple[Figures, ...]
-    movement: Movement
+    movement: Movement | None = None
 
 
 def storage_noise(mantissa_bits: int) -> float:

@@ -13,7 +13,9 @@ Keep = Literal["best", "all", "none"]
 
 _EVALUATION, _OUTPUT = "Evaluation", "Output"
 #: the options of Request that a sweep has too.
-SWEPT = TARGETS | SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "jobs", "max_memory"}
+SWEPT = (
+    TARGETS | SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "jobs", "max_memory"}
+) - {"weights"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

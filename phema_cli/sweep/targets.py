@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.estimate.solve import make_targets, measure, solve_snapshots, target_step
-from phema_cli.profiles import PowerProfile, Profile, ProfileSpec
+from phema_cli.estimate.solve import measure, solve_snapshots
+from phema_cli.estimate.targets import make_targets, target_step
+from phema_cli.profiles import CheckpointsSpec, PowerProfile, Profile, ProfileSpec
 from phema_cli.request import GRID, Request
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
@@ -36,7 +37,7 @@ class Target:
     """
 
     profile: Profile
-    spec: str | ProfileSpec | None
+    spec: str | ProfileSpec | CheckpointsSpec | None
     path: Path
     size_bytes: int
     figures: Figures
@@ -116,7 +117,9 @@ class Planner:
         gammas = [t.profile.exponent for t in targets if t.spec is None]
         return self._recipe(self._of(gammas, [t.spec for t in targets if t.spec is not None]))
 
-    def _of(self, gammas: Sequence[float], specs: Sequence[str | ProfileSpec]) -> Request:
+    def _of(
+        self, gammas: Sequence[float], specs: Sequence[str | ProfileSpec | CheckpointsSpec]
+    ) -> Request:
         """The request with other targets."""
         return replace(self.request, gamma=tuple(gammas), sigma_rel=(), profile=tuple(specs))
 

@@ -109,7 +109,7 @@ def output_format(template: str | None, asked: str | None) -> str:
 def output_paths(
     template: str | None,
     targets: Sequence[Profile],
-    step: float,
+    step: float | None,
     format_name: str = DEFAULT_FORMAT,
     *,
     split: bool,
@@ -120,7 +120,7 @@ def output_paths(
         template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{profile}``,
             ``{step}``, or None for default names in the working directory.
         targets: the targets.
-        step: their time as the trainer counts.
+        step: their time as the trainer counts; None where nothing says it.
         format_name: the outputs' format.
         split: whether the outputs are sharded, so that default names mean directories.
 
@@ -153,16 +153,15 @@ def output_paths(
 
 
 def _path(
-    template: str | None, target: Profile, step: float, format_name: str, *, split: bool
+    template: str | None, target: Profile, step: float | None, format_name: str, *, split: bool
 ) -> Path:
     """One target's path."""
     endings = FORMATS[format_name].endings
     slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
     if template is not None and "{" in template:
-        fields: dict[str, str | float] = {
-            "step": int(step) if float(step).is_integer() else step,
-            "profile": slug,
-        }
+        fields: dict[str, str | float] = {"profile": slug}
+        if step is not None:
+            fields["step"] = int(step) if float(step).is_integer() else step
         if isinstance(target, PowerProfile):
             fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
         path = Path(_filled(template, fields))
@@ -171,7 +170,9 @@ def _path(
     folder = Path(template or "")
     if folder.name.endswith(endings):
         return folder
-    if not isinstance(target, PowerProfile):
+    if step is None:
+        name = f"phema-{slug}"
+    elif not isinstance(target, PowerProfile):
         name = f"{step_name('phema', step)}-{slug}"
     elif format_name == "edm2":
         # EDM2's scripts know files by their names.

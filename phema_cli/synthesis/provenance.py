@@ -18,6 +18,8 @@ from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.solver import Figures
 
 SCHEMA = "phema/synthesis/1"
+#: the method of a combination that was asked for as it is.
+EXACT = "exact"
 #: entries that phema writes or reads itself: no tensor's name may replace them.
 RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
 #: hashes of the tensors that trainers of LoRAs record; those of the sources would be false.
@@ -50,7 +52,7 @@ def provenance(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
-        "method": method,
+        "method": EXACT if figures.verdict == EXACT else method,
         "target": describe(target, step),
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
@@ -80,14 +82,18 @@ def _dumps(record: dict[str, Any]) -> str:
 
 
 def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
-    """A source in a record: its average as the trainer called it, its time, bytes of tensors."""
+    """A source in a record: its average as the trainer called it, its time, bytes of tensors.
+
+    The time is None where nothing says it.
+    """
     tag = snapshot.tag
+    timed = tag.step_origin != "order"
     return {
         "name": snapshot.name,
         "average": tag.label,
         "gamma": tag.gamma,
-        "step": tag.step,
-        "time": tag.profile.end,
+        "step": tag.step if timed else None,
+        "time": tag.profile.end if timed else None,
         "size_bytes": snapshot.checkpoint.size_bytes,
     }
 

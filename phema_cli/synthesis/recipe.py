@@ -17,14 +17,13 @@ from phema_cli.errors import CheckFailedError, UsageError
 from phema_cli.estimate.evidence import TagCheck
 from phema_cli.estimate.solve import (
     Measured,
-    make_targets,
     measure,
     solve_snapshots,
-    target_step,
 )
+from phema_cli.estimate.targets import make_targets, target_step
 from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.formats.remote import is_remote
-from phema_cli.profiles import Array, Profile
+from phema_cli.profiles import Array, CombinationProfile, Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import reference
@@ -142,10 +141,17 @@ def make_recipe(
     template = None if request.output is None else os.fspath(request.output)
     # The recipe has the targets themselves; what they were written as can't be sent to other ranks.
     request = replace(
-        request, profile=(), output=template, format=output_format(template, request.format)
+        request,
+        profile=(),
+        weights=None,
+        output=template,
+        format=output_format(template, request.format),
     )
     limit = _shard_limit(request, snapshots, scan.copy)
-    paths = output_paths(template, targets, step, str(request.format), split=limit is not None)
+    timed = any(s.tag.step_origin != "order" for s in snapshots)
+    paths = output_paths(
+        template, targets, step if timed else None, str(request.format), split=limit is not None
+    )
     kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
     if targets and not kept:
         return None, paths
@@ -197,6 +203,8 @@ def _shard_limit(
 def _check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
     """Raise where a target's expected error is above ``most``."""
     for figures, target in zip(solution.figures, targets, strict=True):
+        if figures.verdict == "exact":
+            continue
         if not target.square_integrable:
             raise UsageError(
                 f"{target.label} has no expected_error: it is a fraction of what averaging moves",
@@ -325,8 +333,13 @@ def _outputs(
 
 
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
-    """The newest snapshot of the whole model at or before the target's step, else the oldest."""
-    whole = [i for i, s in enumerate(snapshots) if not s.partial] or [0]
+    """The newest snapshot of the whole model at or before the target's step, else the oldest.
+
+    Of combinations, one of their own snapshots.
+    """
+    own = target.places if isinstance(target, CombinationProfile) else range(len(snapshots))
+    whole = [i for i in own if not snapshots[i].partial]
+    whole = whole or [i for i, s in enumerate(snapshots) if not s.partial] or [0]
     before = [i for i in whole if snapshots[i].tag.profile.end <= target.end]
     return before[-1] if before else whole[0]
 

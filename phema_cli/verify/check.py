@@ -53,7 +53,7 @@ def verify(
     recipe: Recipe,
     *,
     full: bool = False,
-    exact: bool = True,
+    bitwise: bool = True,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare an output with what a recipe makes.
@@ -61,7 +61,7 @@ def verify(
     Args:
         recipe: as :func:`phema_cli.verify.recipe.remake` gives it; its one output exists.
         full: whether all tensors are made again, not a random sample of tiles.
-        exact: whether averages must agree to the bit, not to one unit in the last place.
+        bitwise: whether averages must agree to the bit, not to one unit in the last place.
         progress: called with bytes of the output that were checked.
 
     Raises:
@@ -72,7 +72,7 @@ def verify(
     with FileReader() as reader:
         try:
             _check_headers(output, reader)
-            checker = _Checker(recipe, reader, progress or (lambda _: None), exact=exact)
+            checker = _Checker(recipe, reader, progress or (lambda _: None), bitwise=bitwise)
             tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _sample(tiles)
             for tile in chosen:
@@ -123,14 +123,14 @@ class _Checker:
         recipe: what makes them.
         reader: what reads them, and the output.
         progress: called with bytes of the output that were checked.
-        exact: whether averages must agree to the bit.
+        bitwise: whether averages must agree to the bit.
 
     Attributes:
         sums: CRC-32 of tensors that were checked from their first to their last element.
     """
 
     def __init__(
-        self, recipe: Recipe, reader: FileReader, progress: Progress, *, exact: bool
+        self, recipe: Recipe, reader: FileReader, progress: Progress, *, bitwise: bool
     ) -> None:
         self._recipe = recipe
         (self._output,) = recipe.outputs
@@ -138,7 +138,7 @@ class _Checker:
         self._progress = progress
         self._used = recipe.used
         self._averager = make_averager(recipe)
-        self._exact = exact
+        self._bitwise = bitwise
         self.sums: dict[str, int] = {}
 
     def check(self, tile: Run) -> None:
@@ -156,7 +156,7 @@ class _Checker:
         self.sums[plan.name] = zlib.crc32(written, before)
         wanted = self._wanted(tile)
         if written != wanted:
-            compare = _far_apart if plan.average and not self._exact else _differing
+            compare = _far_apart if plan.average and not self._bitwise else _differing
             places = compare(written, wanted, plan.kind.out.bits)
             if len(places):
                 self._refuse(tile, int(places[0]))

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 
 from phema_cli.errors import CheckFailedError, InputError, UsageError
-from phema_cli.estimate.solve import time_of
+from phema_cli.estimate.targets import time_of
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.globs import matching
-from phema_cli.profiles import Array, PowerProfile
+from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile
+from phema_cli.profiles.combination import CHECKPOINTS
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.base import Needs, reference
 from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Figures, Solution
-from phema_cli.solver.movement import nominal
-from phema_cli.solver.system import evaluate
-from phema_cli.synthesis.provenance import SCHEMA, is_whole, source_entry
+from phema_cli.synthesis.provenance import EXACT, SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, assemble
 from phema_cli.trainers.base import real
 
@@ -56,13 +55,21 @@ def provenance_of(out: Checkpoint) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def is_exact(record: dict[str, Any]) -> bool:
+def is_bitwise(record: dict[str, Any]) -> bool:
     """Whether the sources give the output's averages to the bit.
 
     What version 0.1 made of values of 16 bits depended on the other targets of the call. It alone
     recorded a device.
     """
     return "device" not in record
+
+
+def needs_of_record(record: dict[str, Any]) -> Needs:
+    """What has to be known of the sources of an output: what was needed to make it."""
+    if record["method"] != EXACT:
+        return "laws"
+    profile = record["target"].get("profile")
+    return "times" if str(profile).startswith(f"{CHECKPOINTS}:") else "names"
 
 
 def _flaw(record: dict[str, Any]) -> str | None:
@@ -146,14 +153,13 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     found = found.settled(record["copy"], record.get("drop", ()))
     snapshots = found.require()
     step = float(record["target"]["step"])
-    target = PowerProfile(1.0, time_of(snapshots, step))
-    system = evaluate([s.tag.profile for s in snapshots], [target])
+    weights = _weights(out, record, snapshots)
     nothing = Figures(0.0, None, None, None, 1.0, 1.0)
     dtype = _stored_as(out, snapshots, record["copy"])
     return assemble(
         snapshots,
-        [target],
-        Solution(_weights(out, record, snapshots), (nothing,), nominal(system, 0.0)),
+        [_target(record, snapshots, weights[:, 0])],
+        Solution(weights, (nothing,)),
         [out.path if len(out.files) == 1 else out.files[0].parent],
         Request(
             method=record["method"],
@@ -168,6 +174,15 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
         max_shard_bytes=_shard_bytes(out),
         origins=[out.metadata[PROVENANCE_KEY]],
     )
+
+
+def _target(record: dict[str, Any], snapshots: Sequence[Snapshot], weights: Array) -> Profile:
+    """A target that takes what is copied from where the output's did; weights are recorded."""
+    if record["method"] != EXACT:
+        return PowerProfile(1.0, time_of(snapshots, float(record["target"]["step"])))
+    places = np.flatnonzero(weights).tolist() or [0]
+    profiles = tuple(snapshots[i].tag.profile for i in places)
+    return CombinationProfile(EXACT, tuple(places), tuple(weights[places].tolist()), profiles)
 
 
 def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapshot]) -> Array:

@@ -1,0 +1,179 @@
+"""The targets of a request: their profiles, their time, and what may have been meant instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from phema_cli.errors import InputError, UsageError
+from phema_cli.estimate.given_weights import combination
+from phema_cli.profiles import (
+    CheckpointsSpec,
+    CombinationProfile,
+    PowerProfile,
+    Profile,
+    TableProfile,
+    WindowProfile,
+    gamma_from_sigma_rel,
+    parse_profile,
+)
+from phema_cli.request import Request
+from phema_cli.snapshots import Finding, Snapshot
+from phema_cli.snapshots.base import Needs
+
+#: targets of one call: an output each.
+_MOST_TARGETS = 1000
+
+
+def needs_of(request: Request) -> Needs:
+    """What has to be known of the snapshots to make the targets of a request."""
+    specs = [parse_profile(p) if isinstance(p, str) else p for p in request.profiles]
+    plain = not (request.gammas or request.sigma_rels)
+    if not plain or not all(isinstance(s, CheckpointsSpec) for s in specs):
+        return "laws"
+    if specs:
+        return "times"
+    return "laws" if request.weights is None else "names"
+
+
+def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profile]:
+    """The targets of a request in its order, gammas first, at its step or the last snapshot's.
+
+    Their ends are times as the snapshots' profiles have them, which may differ from the trainer's
+    count.
+
+    Raises:
+        UsageError: more than 1000, one given twice, or one that does not exist.
+    """
+    step = target_step(snapshots, request.step)
+    end = time_of(snapshots, step)
+    targets: list[Profile] = [PowerProfile(gamma, end) for gamma in _gammas(request)]
+    for text in request.profiles:
+        spec = parse_profile(text) if isinstance(text, str) else text
+        if isinstance(spec, CheckpointsSpec):
+            targets.append(_mean(snapshots, spec, step))
+        else:
+            targets.append(spec.ending_at(end))
+    if request.weights is not None:
+        targets.append(combination(snapshots, request.weights))
+    if len(targets) > _MOST_TARGETS:
+        raise UsageError(
+            f"{len(targets)} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
+        )
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"target {target.label} is given twice")
+    return targets
+
+
+def _gammas(request: Request) -> list[float]:
+    """The target exponents, those by sigma_rel last."""
+    gammas = [*request.gammas, *map(gamma_from_sigma_rel, request.sigma_rels)]
+    for gamma in gammas:
+        if gamma < 0:
+            raise UsageError(
+                f"target gamma {gamma:g} is below 0", remedy="pass 0, the longest average, or more"
+            )
+    return gammas
+
+
+def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
+    """The step of targets, as the trainer counts: what the user says, or the last snapshot's.
+
+    Raises:
+        UsageError: it is later than the last snapshot, or not above 0.
+    """
+    last = max(s.tag.step for s in snapshots)
+    if step is None:
+        return last
+    if not 0 < step < math.inf:
+        raise UsageError(f"step {step:g} is not above 0 and finite")
+    if step > last:
+        raise UsageError(
+            f"target step {step:.12g} is later than the last snapshot's, {last:.12g}",
+            remedy=f"pass a --step of at most {last:.12g}",
+        )
+    _check_begun(snapshots, step)
+    return step
+
+
+def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
+    """Refuse a target from before the average that the user has described, where all is raw."""
+    said = [
+        s.tag.step
+        for s in snapshots
+        if s.tag.profile_origin in {"command line", "phema.toml"} and s.tag.label != "raw"
+    ]
+    if said and step < min(said):
+        raise UsageError(
+            f"target step {step:.12g} is before the first snapshot of the average that you "
+            f"describe, at step {min(said):.12g}",
+            remedy="pass --raw to use the raw weights of that time",
+        )
+
+
+def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
+    """The time of a step, between the times of the snapshots' steps."""
+    times: dict[float, float] = {}
+    for s in snapshots:
+        # Averages that are updated now and then end before the raw weights beside them.
+        times[s.tag.step] = max(times.get(s.tag.step, 0.0), s.tag.profile.end)
+    steps = sorted(times)
+    ends = [times[s] for s in steps]
+    if step >= steps[0]:
+        return float(np.interp(step, steps, ends))
+    return step * ends[0] / steps[0]
+
+
+def _mean(snapshots: Sequence[Snapshot], spec: CheckpointsSpec, step: float) -> CombinationProfile:
+    """The plain mean of the snapshots of one series that a spec means.
+
+    Raises:
+        UsageError: there are several series, or too few snapshots.
+    """
+    series = sorted({(s.series, s.tag.label) for s in snapshots})
+    if len(series) > 1:
+        names = [label if key == "." else f"{key} ({label})" for key, label in series]
+        raw = any(label == "raw" for _, label in series)
+        raise UsageError(
+            f"{spec.label} is a mean of one series, and there are {len(names)}: {', '.join(names)}",
+            remedy="pass --raw for the raw weights, --key or --select for an average"
+            if raw
+            else "pass --key with one of them, or --select with a glob of its files",
+        )
+    chosen = spec.chosen([s.tag.step for s in snapshots], step)
+    profiles = tuple(snapshots[i].tag.profile for i in chosen)
+    share = 1 / len(chosen)
+    return CombinationProfile(spec.label, tuple(chosen), (share,) * len(chosen), profiles)
+
+
+def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator[Finding]:
+    """Warnings where a profile of training time looks as if snapshots were meant."""
+    steps = sorted({s.tag.step for s in snapshots})
+    gaps = [b - a for a, b in pairwise(steps)]
+    spacing = float(np.median(gaps)) if gaps else 0.0
+    for target in targets:
+        if isinstance(target, WindowProfile):
+            length = target.end - target.start
+            if 1 <= length < spacing:
+                yield _warning(
+                    f"{target.label} is the average of {length:.10g} steps of training, and "
+                    f"snapshots are {spacing:.10g} apart",
+                    f"pass --profile checkpoints:last={length:.0f} for the mean of the last "
+                    f"{length:.0f} snapshots",
+                )
+        elif isinstance(target, TableProfile) and len(target.times) > 1:
+            ends = {s.tag.profile.end for s in snapshots} | set(steps)
+            if all(any(math.isclose(t, end) for end in ends) for t in target.times):
+                yield _warning(
+                    f"{target.label} is a density between its times, and these are the steps of "
+                    "snapshots",
+                    "pass --weights with that file to give the snapshots these weights",
+                )
+
+
+def _warning(what: str, remedy: str) -> Finding:
+    return Finding("warning", InputError(what, remedy=remedy))
