@@ -79,3 +79,35 @@ def declared(
             yield each, Part(says.kind, names if says.names is None else says.names)
         elif says is not None and (names is None or each.name in names):
             yield each, says
+
+
+def typed(given: object, names: frozenset[str]) -> list[str]:
+    """The options that a command line needs to give an object, without those of its defaults.
+
+    Args:
+        given: an object of a dataclass of options.
+        names: the options that count.
+    """
+    words: list[str] = []
+    for each, says in declared(type(given), names):
+        value = getattr(given, each.name)
+        if isinstance(says, Part):
+            words += typed(value, names)
+            continue
+        flag = says.flag or f"--{each.name.replace('_', '-')}"
+        if value == each.default or value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(flag)
+        elif says.metavar == "LIST":
+            words += [flag, ",".join(map(number_text, value))]
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            for one in several:
+                words += [flag, number_text(one) if isinstance(one, float) else str(one)]
+    return words
+
+
+def number_text(value: float) -> str:
+    """The shortest text that is this number."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))

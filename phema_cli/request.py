@@ -192,6 +192,8 @@ class Request:
         dry_run: whether all is decided and nothing is written.
         overwrite: whether existing outputs are replaced.
         skip_existing: whether targets whose output exists are left out.
+        side_files: whether an output that is a directory gets what its newest source has beside the
+            weights (settings, tokenizer, ...), and a model card.
         config: how snapshots are found and read.
         jobs: workers; one per processor by default.
         allow_nonfinite: whether sources may hold infinities and NaN, which averages then do too.
@@ -277,6 +279,12 @@ class Request:
     dry_run: bool = option("Show what would be done, write nothing.", default=False, group=_OUTPUT)
     overwrite: bool = option("Replace outputs that exist.", default=False, group=_OUTPUT)
     skip_existing: bool = option("Leave outputs that exist alone.", default=False, group=_OUTPUT)
+    side_files: bool = option(
+        "Write weights alone: no config, tokenizer or model card beside them.",
+        default=True,
+        group=_OUTPUT,
+        flag="--no-side-files",
+    )
     config: Config = part(Config)
     jobs: int | None = option(
         "Workers, up to 256; one per processor by default, at most 8.",

@@ -77,7 +77,7 @@ def _written(path: Path, read: Callable[[], object]) -> Read:
 def template(data: bytes) -> object:
     """Fills a template of names in."""
     found = [
-        output_paths(_text(data), [PowerProfile(5.0, 1e3)], step, form, split=False)
+        output_paths(_text(data), [PowerProfile(5.0, 1e3)], step, form, folder=False)
         for step, form in ((1234567.0, "safetensors"), (0.5, "torch"))
     ]
     assert all(len(str(path)) < _LONGEST_NAME + len(data) for paths in found for path in paths)

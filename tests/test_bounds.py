@@ -158,7 +158,7 @@ TEMPLATES = [
 def test_templates_are_plain(template):
     """A placeholder is a name, padded or rounded a little; all else is a usage error."""
     with pytest.raises(UsageError, match="placeholder or format"):
-        output_paths(f"{{gamma}}{template}", [PowerProfile(5.0, 100.0)], 100.0, split=False)
+        output_paths(f"{{gamma}}{template}", [PowerProfile(5.0, 100.0)], 100.0, folder=False)
 
 
 def test_plain_templates():
@@ -169,7 +169,7 @@ def test_plain_templates():
         ("{gamma:_>3}", "__5"),
         ("{{a}}{step}", "{a}100"),
     ):
-        assert [p.name for p in output_paths(template, [target], 100.0, split=False)] == [name]
+        assert [p.name for p in output_paths(template, [target], 100.0, folder=False)] == [name]
 
 
 @pytest.mark.parametrize(

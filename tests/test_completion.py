@@ -178,7 +178,7 @@ def test_completion_is_without_torch(place):
 def test_profiles_that_are_offered_are_profiles():
     """Each kind of profile and each decay law is offered, and what is offered is understood."""
     kinds = {text.partition(":")[0] for text in completing.PROFILES}
-    assert kinds == {*PROFILES, "csv"}
+    assert kinds == {*PROFILES, "checkpoints", "csv"}
     offered = completing.averages("")
     assert {text.partition(":")[0] for text in offered} == {*LAWS, *OWN}
     for text in offered:

@@ -49,7 +49,6 @@ def synthesize(
         $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.estimate.solve import scan_for
-    from phema_cli.estimate.targets import hints
     from phema_cli.synthesis.execute import execute
     from phema_cli.synthesis.ranks import joined
     from phema_cli.synthesis.recipe import make_recipe
@@ -61,9 +60,8 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
-        about = hints(scan.snapshots, recipe.targets) if recipe else ()
-        tags = recipe.tags.findings if recipe else ()
-        render.findings([*scan.findings, *tags, *about], stderr=True, quiet=quiet)
+        about = recipe.findings if recipe else ()
+        render.findings([*scan.findings, *about], stderr=True, quiet=quiet)
         if recipe is not None:
             check_outputs(recipe)
             if not (quiet or json or request.dry_run):

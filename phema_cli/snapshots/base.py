@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
@@ -68,6 +69,7 @@ class Snapshot:
         trainers: names of the trainers whose file it is in.
         series: what ``--key`` calls it.
         partial: whether it averages a part of the model, beside the whole raw model.
+        folder: the directory that it is, by the name of the file in it; None of other files.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Snapshot:
     trainers: tuple[str, ...] = ()
     series: str = "."
     partial: bool = False
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
+from phema_cli.trainers.side_files import STATE_FILES
 
 ENDINGS = endings()
 _INDEX = ".index.json"
@@ -27,16 +28,6 @@ _GENERIC = {
     *("", "model", "pytorch_model", "diffusion_pytorch_model", "adapter_model"),
     *("pytorch_lora_weights", "lit_model", "consolidated"),
 }
-#: files of a trainer's own state beside the weights.
-_TRAINER_FILES = (
-    "optimizer*",
-    "scheduler*",
-    "rng_state*",
-    "random_states*",
-    "scaler*",
-    "training_args*",
-    "training-state-*",
-)
 _STATE = "a trainer's own state"
 _LINK = "links to directories are not followed"
 _UNFINISHED = "its torch.distributed.checkpoint has no .metadata, and is not complete"
@@ -95,6 +86,11 @@ class Candidate:
         # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
         name = name.encode(errors="backslashreplace").decode()
         return cls(path, relative, stem, name, own_name, folders, is_root, orphan, unusable, beside)
+
+    @property
+    def folder(self) -> Path | None:
+        """The directory that is the checkpoint, by the name of the file in it; None of others."""
+        return self.path.parent if self.stem in _GENERIC else None
 
     @property
     def texts(self) -> set[str]:
@@ -171,7 +167,7 @@ def _in_folder(
     else:
         yield from ((f, False, _UNFINISHED) for f in sorted(files) if f.endswith(".distcp"))
     indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
-    is_state = matching(_TRAINER_FILES)
+    is_state = matching(STATE_FILES)
     for file in sorted(f for f in files if _is_checkpoint(folder / f)):
         shard = _SHARD.match(file)
         if not (shard and f"{shard['base']}{shard['ending']}" in indexed):

@@ -36,6 +36,7 @@ class Scan:
         trust_tags: whether the tags hold, whatever the values of the snapshots show.
         untagged: what would be snapshots if their laws were known.
         needs: what had to be known of the snapshots.
+        roots: the paths as the user gave them.
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -46,6 +47,7 @@ class Scan:
     trust_tags: bool = False
     untagged: tuple[Untagged, ...] = ()
     needs: Needs = "laws"
+    roots: tuple[str, ...] = ()
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """The scan with these tensors copied and left out, and its snapshots checked."""
@@ -147,7 +149,12 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     require_matches(snapshots, command_line.typed)
     found = (*findings, *stripped)
     read = Scan(
-        tuple(snapshots), found, trust_tags=trust_tags, untagged=tuple(untagged), needs=needs
+        tuple(snapshots),
+        found,
+        trust_tags=trust_tags,
+        untagged=tuple(untagged),
+        needs=needs,
+        roots=tuple(os.fspath(path) for path in paths),
     )
     return read.settled(copy, drop)
 

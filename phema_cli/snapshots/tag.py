@@ -76,7 +76,8 @@ def make_snapshot(
         draft.overrules,
     )
     trainers = file.reading.trainers
-    return Snapshot(file.candidate.name, checkpoint, tag, trainers, series.key, partial)
+    name, folder = file.candidate.name, file.candidate.folder
+    return Snapshot(name, checkpoint, tag, trainers, series.key, partial, folder)
 
 
 def _check_unit(law: Law, clock: Clock, *, counted: bool) -> None:

@@ -82,7 +82,7 @@ def _opened(planner: Planner) -> Iterator[Results]:
     results = Results(folder, planner.identity(), overwrite=planner.asked.overwrite)
     try:
         for name in results.stale:
-            remove_checkpoint(folder / name)
+            remove_checkpoint(folder / name, planner.beside)
             shutil.rmtree(folder / (name + PARTIAL), ignore_errors=True)
         yield results
     finally:
@@ -212,7 +212,7 @@ class _Run:
             staying.add(best.file)
         for record in self._results.records.values():
             if record.file not in staying:
-                remove_checkpoint(self._planner.folder / record.file)
+                remove_checkpoint(self._planner.folder / record.file, self._planner.beside)
 
     def _best(self) -> Record | None:
         """The evaluation with the best metric; of several, the one of the least sigma_rel."""

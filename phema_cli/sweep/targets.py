@@ -12,15 +12,18 @@ from phema_cli.estimate.solve import measure, solve_snapshots
 from phema_cli.estimate.targets import make_targets, target_step
 from phema_cli.profiles import CheckpointsSpec, PowerProfile, Profile, ProfileSpec
 from phema_cli.request import GRID, Request
+from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import FURTHER_POINTS, spread_out
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.synthesis import find_dtype, make_recipe
-from phema_cli.synthesis.layout import output_format
+from phema_cli.synthesis.beside import CARD
+from phema_cli.synthesis.layout import is_model_folder, output_format
 from phema_cli.synthesis.provenance import source_entry
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.trainers.side_files import side_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,20 @@ class Planner:
         self.evaluator = Evaluator(asked.eval, asked.metric, asked.metric_key, asked.timeout)
         self.scan = scan
         self.snapshots = scan.require()
-        self.request = replace(asked.request, output=asked.output, overwrite=True)
+        # With the slash it is where outputs are put, however many of them a call makes.
+        self.request = replace(asked.request, output=f"{asked.output}/", overwrite=True)
         self.step = target_step(self.snapshots, self.request.step)
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
         self.tags = self._measured.tags
+
+    @property
+    def beside(self) -> frozenset[str]:
+        """Names of the files that an output has beside its weights."""
+        newest = reference(self.snapshots)
+        if newest.folder is None or not is_model_folder(newest):
+            return frozenset()
+        return frozenset({CARD, *(f.path.name for f in side_files(newest.folder)[0])})
 
     @property
     def _has_targets(self) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from phema_cli.formats import FORMATS, writable, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
-from phema_cli.snapshots.base import snapshot_name, step_name
+from phema_cli.snapshots.base import Snapshot, snapshot_name, step_name
 
 DEFAULT_FORMAT = "safetensors"
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
@@ -25,8 +25,15 @@ _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?"
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
-#: what Hugging Face libraries call the files of a checkpoint, without shard number and ending.
-BASE_NAMES = ("model", "diffusion_pytorch_model")
+#: what Hugging Face libraries call the weights in a directory, by what they are called there
+#: before, without shard number and ending.
+_BASE_NAMES = {
+    "model": "model",
+    "pytorch_model": "model",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+    "adapter_model": "adapter_model",
+    "pytorch_lora_weights": "pytorch_lora_weights",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +45,52 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A file beside the weights of an output.
+
+    Attributes:
+        path: its final path.
+        size_bytes: its size.
+        source: the file that it is a copy of; None where ``data`` is what it holds.
+        data: its bytes.
+    """
+
+    path: Path
+    size_bytes: int
+    source: Path | None = None
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """A checkpoint to be written.
 
     Attributes:
-        path: what the user gets: the file, or the directory of a sharded checkpoint.
+        path: what the user gets: the file, or the directory.
         files: files with tensor data.
         homes: for each tensor its file, as an index into ``files``.
         index: path and bytes of the index of a sharded checkpoint.
+        beside: the files that a user needs with the weights.
     """
 
     path: Path
     files: tuple[OutputFile, ...]
     homes: Mapping[str, int]
     index: tuple[Path, bytes] | None = None
+    beside: tuple[Beside, ...] = ()
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all its files."""
         index = len(self.index[1]) if self.index else 0
-        return sum(f.image.size_bytes for f in self.files) + index
+        beside = sum(b.size_bytes for b in self.beside)
+        return sum(f.image.size_bytes for f in self.files) + index + beside
 
     @property
     def finals(self) -> list[Path]:
-        """All files that it will have."""
-        return [f.path for f in self.files] + ([self.index[0]] if self.index else [])
+        """All files that it will have, in the order in which they get their names."""
+        files = [b.path for b in self.beside] + [f.path for f in self.files]
+        return files + ([self.index[0]] if self.index else [])
 
     @property
     def staging(self) -> Path:
@@ -83,7 +111,13 @@ class Output:
         """Files that exist and belong to a checkpoint of that name, in whatever shards."""
         if self.path == self.files[0].path:
             return [self.path] if self.path.exists() else []
-        return _checkpoint_files(self.path)
+        beside = [b.path for b in self.beside if b.path.exists()]
+        return sorted({*_checkpoint_files(self.path), *beside})
+
+
+def is_model_folder(snapshot: Snapshot) -> bool:
+    """Whether it is a directory whose weights loaders know by their name."""
+    return snapshot.folder is not None and snapshot.checkpoint.base_name in _BASE_NAMES
 
 
 def output_format(template: str | None, asked: str | None) -> str:
@@ -112,7 +146,8 @@ def output_paths(
     step: float | None,
     format_name: str = DEFAULT_FORMAT,
     *,
-    split: bool,
+    folder: bool,
+    split: bool = False,
 ) -> list[Path]:
     """Where each target goes.
 
@@ -122,7 +157,8 @@ def output_paths(
         targets: the targets.
         step: their time as the trainer counts; None where nothing says it.
         format_name: the outputs' format.
-        split: whether the outputs are sharded, so that default names mean directories.
+        folder: whether outputs are directories, so that default names mean these.
+        split: whether they are sharded, so that no file will do.
 
     Raises:
         UsageError: an unknown placeholder, a file name for shards, or one path for two targets.
@@ -132,7 +168,13 @@ def output_paths(
             f"-o {template} is a URL, and outputs are written to this machine",
             remedy="pass a local path, and copy what is there afterwards",
         )
-    paths = [_path(template, target, step, format_name, split=split) for target in targets]
+    # One directory is what it is called; several are made inside of it.
+    alone = folder and len(targets) == 1 and _names_folder(template, format_name)
+    paths = (
+        [Path(template or "")]
+        if alone
+        else [_path(template, target, step, format_name, folder=folder) for target in targets]
+    )
     counts = Counter(paths)
     for path in paths:
         if path.name.endswith(INDEX_SUFFIX):
@@ -152,8 +194,16 @@ def output_paths(
     return paths
 
 
+def _names_folder(template: str | None, format_name: str) -> bool:
+    """Whether ``-o`` is the directory of an output, and not one that outputs are put into."""
+    if template is None or "{" in template or template.endswith(("/", os.sep)):
+        return False
+    name = Path(template).name
+    return name not in {"", ".."} and not name.endswith(FORMATS[format_name].endings)
+
+
 def _path(
-    template: str | None, target: Profile, step: float | None, format_name: str, *, split: bool
+    template: str | None, target: Profile, step: float | None, format_name: str, *, folder: bool
 ) -> Path:
     """One target's path."""
     endings = FORMATS[format_name].endings
@@ -167,9 +217,9 @@ def _path(
         path = Path(_filled(template, fields))
         single = format_name != DEFAULT_FORMAT and not path.name.endswith(endings)
         return path.with_name(path.name + endings[0]) if single else path
-    folder = Path(template or "")
-    if folder.name.endswith(endings):
-        return folder
+    parent = Path(template or "")
+    if parent.name.endswith(endings):
+        return parent
     if step is None:
         name = f"phema-{slug}"
     elif not isinstance(target, PowerProfile):
@@ -179,7 +229,7 @@ def _path(
         name = f"phema-{int(step) // 1000:07d}-{target.sigma_rel:.3f}"
     else:
         name = snapshot_name("phema", step, target.gamma)
-    return folder / (name + ("" if split else endings[0]))
+    return parent / (name + ("" if folder else endings[0]))
 
 
 def _filled(template: str, fields: Mapping[str, str | float]) -> str:
@@ -203,22 +253,27 @@ def _filled(template: str, fields: Mapping[str, str | float]) -> str:
 
 def _checkpoint_files(folder: Path) -> list[Path]:
     """Files in a directory that carry a name of a checkpoint there: single, shards, index."""
-    names = "|".join(BASE_NAMES)
+    names = "|".join(_BASE_NAMES.values())
     pattern = re.compile(rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
     return sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
 
 
 def is_complete(path: Path) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
-    whole = {f"{base}{ending}" for base in BASE_NAMES for ending in (ENDING, INDEX_SUFFIX)}
+    bases = _BASE_NAMES.values()
+    whole = {f"{base}{ending}" for base in bases for ending in (ENDING, INDEX_SUFFIX)}
     try:
         return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
 
 
-def remove_checkpoint(path: Path) -> None:
+def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
     """Remove the checkpoint that a path of ``output_paths`` holds, if there is one.
+
+    Args:
+        path: a file or a directory.
+        beside: names of files that a directory was given with the weights.
 
     Raises:
         StorageError: the operating system failed.
@@ -227,7 +282,7 @@ def remove_checkpoint(path: Path) -> None:
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
             return
-        for file in _checkpoint_files(path):
+        for file in [*_checkpoint_files(path), *(path / name for name in beside)]:
             file.unlink(missing_ok=True)
         # What else lies there is not phema's, and stays.
         with suppress(OSError):
@@ -263,7 +318,7 @@ def lay_out(
     if path.name.endswith(FORMATS[format_name].endings):
         image = encode(specs, metadata, ties, carried)
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
-    base = carried.base_name if carried.base_name in BASE_NAMES else BASE_NAMES[0]
+    base = _BASE_NAMES.get(carried.base_name, "model")
     shards = split_shards(specs, max_shard_bytes)
     files: list[OutputFile] = []
     homes: dict[str, int] = {}

@@ -20,21 +20,24 @@ from phema_cli.estimate.solve import (
     measure,
     solve_snapshots,
 )
-from phema_cli.estimate.targets import make_targets, target_step
-from phema_cli.formats.base import DTYPES, DType, Extent
+from phema_cli.estimate.targets import hints, make_targets, target_step
+from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, CombinationProfile, Profile
 from phema_cli.request import Request
-from phema_cli.snapshots import Scan, Snapshot
+from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
+from phema_cli.synthesis.beside import command, files_beside, model_card, notices
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
     ENDING,
+    Beside,
     Output,
     is_complete,
+    is_model_folder,
     lay_out,
     output_format,
     output_paths,
@@ -42,7 +45,7 @@ from phema_cli.synthesis.layout import (
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.provenance import output_metadata, provenance
 from phema_cli.synthesis.ranks import number_of_ranks
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, plan_tensors
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, find_dtype, plan_tensors
 from phema_cli.system.processes import processors
 
 
@@ -73,6 +76,7 @@ class Recipe:
         peak_bytes: bytes of all workers' buffers.
         inputs: every file of every snapshot, used or not: none may be replaced.
         tags: whether the snapshots bear their tags out.
+        findings: what the user should know of the targets and the outputs.
     """
 
     sources: tuple[Snapshot, ...]
@@ -95,6 +99,7 @@ class Recipe:
     peak_bytes: int
     inputs: tuple[Path, ...]
     tags: TagCheck
+    findings: tuple[Finding, ...] = ()
 
     @property
     def used(self) -> list[int]:
@@ -140,6 +145,9 @@ def make_recipe(
     step = target_step(snapshots, request.step)
     template = None if request.output is None else os.fspath(request.output)
     # The recipe has the targets themselves; what they were written as can't be sent to other ranks.
+    weights = request.weights
+    file = None if weights is None or isinstance(weights, Mapping) else os.fspath(weights)
+    made_by = [command(scan.roots, request, target, file) for target in targets]
     request = replace(
         request,
         profile=(),
@@ -148,9 +156,16 @@ def make_recipe(
         format=output_format(template, request.format),
     )
     limit = _shard_limit(request, snapshots, scan.copy)
+    single = template is not None and template.endswith(ENDING)
+    is_folder = request.format == DEFAULT_FORMAT and is_model_folder(reference(snapshots))
     timed = any(s.tag.step_origin != "order" for s in snapshots)
     paths = output_paths(
-        template, targets, step if timed else None, str(request.format), split=limit is not None
+        template,
+        targets,
+        step if timed else None,
+        str(request.format),
+        folder=limit is not None or (is_folder and not single),
+        split=limit is not None,
     )
     kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
     if targets and not kept:
@@ -174,7 +189,12 @@ def make_recipe(
         max_shard_bytes=limit,
         tags=measured.tags,
     )
-    return recipe, paths
+    if request.side_files:
+        recipe = _with_files_beside(recipe, [made_by[k] for k in kept])
+    findings = [*measured.tags.findings, *hints(snapshots, open_targets)]
+    for base, output in zip(recipe.bases, recipe.outputs, strict=True):
+        findings += notices(recipe.sources[base], output)
+    return replace(recipe, findings=tuple(findings)), paths
 
 
 def _shard_limit(
@@ -332,6 +352,29 @@ def _outputs(
     return tuple(outputs)
 
 
+def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> Recipe:
+    """The recipe with all that belongs beside the weights of outputs that are directories."""
+    outputs = []
+    for k, output in enumerate(recipe.outputs):
+        beside: tuple[Beside, ...] = ()
+        if output.path != output.files[0].path:
+            rows = np.flatnonzero(recipe.weights[:, k]).tolist()
+            card = model_card(
+                [recipe.sources[i] for i in rows],
+                recipe.weights[rows, k],
+                recipe.targets[k],
+                recipe.step,
+                recipe.solution.figures[k],
+                recipe.request.method,
+                made_by[k],
+            )
+            beside = files_beside(output.path, recipe.sources[recipe.bases[k]], card)
+        outputs.append(replace(output, beside=beside))
+    return replace(
+        recipe, outputs=tuple(outputs), write_bytes=sum(output.size_bytes for output in outputs)
+    )
+
+
 def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
     """The newest snapshot of the whole model at or before the target's step, else the oldest.
 
@@ -358,19 +401,3 @@ def _spare(
 def _dtype(request: Request) -> DType | None:
     """The float type of averaged tensors; None where they keep their own."""
     return find_dtype(request.dtype) if request.dtype else None
-
-
-def find_dtype(name: str) -> DType:
-    """The float type of that name, as safetensors, torch or people call it (``fp16``).
-
-    Raises:
-        UsageError: no float type has that name.
-    """
-    plain = name.lower().removeprefix("torch.").replace("float", "f").replace("fp", "f")
-    plain = plain.replace("bf16", "b16").replace("half", "f16").replace("_", "").removesuffix("fn")
-    for dtype in DTYPES.values():
-        label = dtype.label.replace("bfloat", "b").replace("float", "f").replace("_", "")
-        if dtype.kind == "float" and plain in {label.removesuffix("fn"), dtype.name.lower()}:
-            return dtype
-    known = ", ".join(d.label for d in DTYPES.values() if d.kind == "float")
-    raise UsageError(f"no float type {name!r}", remedy=f"one of {known}")

@@ -10,14 +10,15 @@ from pathlib import Path
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.base import stamp
 from phema_cli.formats.crc32 import combine
-from phema_cli.formats.remote import is_remote
+from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
-from phema_cli.synthesis.layout import Output
+from phema_cli.synthesis.layout import Beside, Output
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tiles import Run
 from phema_cli.system.files import (
     allocated_bytes,
+    copy,
     create,
     free_bytes,
     size_of,
@@ -179,10 +180,35 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
         with _writing(output):
             for file in output.files if not lead.done else ():
                 create(output.staged(file.path), file.image.size_bytes, file.image.segments)
+            for beside in output.beside:
+                _make_beside(beside, output.staged(beside.path))
             if output.index is not None:
                 path, data = output.index
                 create(output.staged(path), len(data), [(0, data)])
             sync_folder(output.staging)
+
+
+def _make_beside(beside: Beside, staged: Path) -> None:
+    """Make a file beside the weights.
+
+    Raises:
+        InputError: what it is a copy of is not what it was.
+        StorageError: that can't be read.
+    """
+    if beside.source is None:
+        create(staged, beside.size_bytes, [(0, beside.data)])
+        return
+    try:
+        with remote_errors(beside.source):
+            same = copy(beside.source, staged, beside.size_bytes)
+    except OSError as error:
+        if error.filename != str(beside.source):
+            raise
+        raise StorageError.wrap(error, beside.source, "read") from error
+    if not same:
+        raise InputError(
+            "changed while it was read", where=beside.source, remedy="run the command again"
+        )
 
 
 def _check_complete(recipe: Recipe) -> None:
@@ -212,6 +238,7 @@ def _check_space(recipe: Recipe) -> None:
                 max(0, file.image.size_bytes - allocated_bytes(output.staged(file.path)))
                 for file in output.files
             )
+            needed[device] += sum(b.size_bytes for b in output.beside)
             free = free_bytes(output.staging)
         if free is not None and needed[device] > free:
             raise StorageError(
@@ -276,7 +303,7 @@ def publish(output: Output) -> None:
     with _writing(output):
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
-        index = [p for p in waiting if p not in {f.path for f in output.files}]
+        index = [p for p in waiting if output.index is not None and p == output.index[0]]
         stale = output.stale()
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from phema_cli.errors import InputError
+from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.globs import matching
 from phema_cli.snapshots import Snapshot
@@ -123,3 +123,19 @@ def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
 def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
     """Each kind of averaged tensors once."""
     return list(dict.fromkeys(t.kind for t in tensors if t.average))
+
+
+def find_dtype(name: str) -> DType:
+    """The float type of that name, as safetensors, torch or people call it (``fp16``).
+
+    Raises:
+        UsageError: no float type has that name.
+    """
+    plain = name.lower().removeprefix("torch.").replace("float", "f").replace("fp", "f")
+    plain = plain.replace("bf16", "b16").replace("half", "f16").replace("_", "").removesuffix("fn")
+    for dtype in DTYPES.values():
+        label = dtype.label.replace("bfloat", "b").replace("float", "f").replace("_", "")
+        if dtype.kind == "float" and plain in {label.removesuffix("fn"), dtype.name.lower()}:
+            return dtype
+    known = ", ".join(d.label for d in DTYPES.values() if d.kind == "float")
+    raise UsageError(f"no float type {name!r}", remedy=f"one of {known}")

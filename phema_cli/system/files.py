@@ -12,7 +12,8 @@ import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import BinaryIO, cast
 
 from phema_cli.errors import StorageError
 
@@ -20,6 +21,8 @@ from phema_cli.errors import StorageError
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 #: the unit of ``st_blocks``.
 _BLOCK_BYTES = 512
+#: bytes that are copied at a time.
+_PIECE_BYTES = 1 << 20
 #: seconds to wait for a lock: a worker of a killed run may hold it a little longer.
 PATIENCE_SECONDS = 5.0
 _PAUSE_SECONDS = 0.05
@@ -121,6 +124,32 @@ def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
         for offset, data in parts:
             stream.seek(offset)
             stream.write(data)
+
+
+def _opened(source: Path) -> BinaryIO:
+    """A file to read, which is not a link; what is no ``Path`` has a way of its own."""
+    if not isinstance(source, PosixPath):
+        return cast("BinaryIO", source.open("rb"))
+    return os.fdopen(open_plain(source, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+def copy(source: Path, path: Path, size: int) -> bool:
+    """Copy a file of a size that is known, which is not a link; returns whether it has that size.
+
+    Raises:
+        OSError: the operating system failed; ``filename`` is the file that it failed at.
+    """
+    left = size
+    with (
+        _opened(source) as stream,
+        os.fdopen(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as out,
+    ):
+        while data := stream.read(min(left + 1, _PIECE_BYTES)):
+            left -= len(data)
+            if left < 0:
+                break
+            out.write(data)
+    return left == 0
 
 
 def sync_folder(path: Path) -> None:

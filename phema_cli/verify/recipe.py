@@ -142,8 +142,9 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
     except InputError as error:
         # Snapshots that could be averaged, and can't any more, are not what they were.
         raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
-    if recipe.outputs[0].finals[: len(out.files)] != list(out.files):
-        made = ", ".join(p.name for p in recipe.outputs[0].finals)
+    files = [file.path for file in recipe.outputs[0].files]
+    if files != list(out.files):
+        made = ", ".join(p.name for p in files)
         raise CheckFailedError(f"its files should be {made}", where=out.path)
     return recipe
 

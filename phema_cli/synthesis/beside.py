@@ -1,0 +1,214 @@
+"""What an output that is a directory has beside its weights: the source's files, a model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phema_cli._version import __version__
+from phema_cli.formats.remote import is_remote
+from phema_cli.options import number_text, typed
+from phema_cli.profiles import Array, PowerProfile, Profile
+from phema_cli.request import SOLVING, SOURCES, Request
+from phema_cli.snapshots import Finding, Snapshot
+from phema_cli.snapshots.base import notice
+from phema_cli.solver import Figures
+from phema_cli.synthesis.layout import Beside, Output
+from phema_cli.trainers.side_files import side_files
+
+CARD = "README.md"
+#: options that change what is in an output.
+_COUNTING = SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "max_shard_size"}
+_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+#: sources that the text lists; the head has all of them.
+_LISTED = 20
+_MOST_JSON_BYTES = 4 << 20
+
+
+def files_beside(folder: Path, source: Snapshot, card: bytes) -> tuple[Beside, ...]:
+    """Copies of what a source has beside its weights, and the card in place of its own.
+
+    Args:
+        folder: the output.
+        source: the snapshot that the output continues.
+        card: the model card.
+
+    Raises:
+        StorageError: the source's directory can't be listed.
+    """
+    found = [] if source.folder is None else side_files(source.folder)[0]
+    copies = [Beside(folder / f.path.name, f.size_bytes, f.path) for f in found]
+    return (*copies, Beside(folder / CARD, len(card), data=card))
+
+
+def notices(source: Snapshot, output: Output) -> Iterator[Finding]:
+    """What the user should know of the files beside an output's weights."""
+    names = [b.path.name for b in output.beside if b.source is not None]
+    if names:
+        yield notice(f"copied with the weights: {', '.join(names)}", source.name)
+    if output.beside and source.folder is not None:
+        for what in side_files(source.folder)[1]:
+            yield notice(f"not copied: {what}", source.name)
+
+
+def command(roots: Sequence[str], request: Request, target: Profile, file: str | None) -> str:
+    """The command line that makes one target, whatever else its call made.
+
+    Args:
+        roots: the snapshots as the user named them; of absolute paths the last part is given.
+        request: the user's request.
+        target: the target.
+        file: the file that ``--weights`` names, if the target is of these.
+    """
+    if isinstance(target, PowerProfile):
+        words = ["--gamma", number_text(target.gamma)]
+    elif file is not None and target.label.startswith("weights"):
+        words = ["--weights", Path(file).name]
+    else:
+        words = ["--profile", target.label]
+    plain = replace(request, output=None, jobs=None)
+    paths = [Path(root).name if Path(root).is_absolute() else root for root in roots]
+    return shlex.join(["phema", "synthesize", *paths, *words, *typed(plain, _COUNTING)])
+
+
+def model_card(
+    sources: Sequence[Snapshot],
+    weights: Array,
+    target: Profile,
+    step: float,
+    figures: Figures,
+    method: str,
+    made_by: str,
+) -> bytes:
+    """The card, with a head that ``huggingface_hub.ModelCard`` reads; no time of day, no path.
+
+    Args:
+        sources: n snapshots that weigh, oldest first.
+        weights: (n,) float64.
+        target: the profile that was built.
+        step: its time as the trainer counts.
+        figures: how good it is expected to be.
+        method: the method that solved the weights.
+        made_by: the command line.
+    """
+    newest = sources[-1]
+    exact = figures.verdict == "exact"
+    head: dict[str, Any] = {
+        "library_name": _library(newest),
+        "base_model": _base_model(newest),
+        "tags": ["merge", "checkpoint-averaging", "phema"],
+        "phema": {
+            "version": __version__,
+            "merge_method": "exact" if exact else method,
+            "target": target.label,
+            "step": step,
+            "expected_error": _rounded(figures),
+            "command": made_by,
+            "sources": [
+                {"name": s.name, "average": s.tag.label, "weight": float(w)}
+                for s, w in zip(sources, weights, strict=True)
+            ],
+        },
+    }
+    lines = ["---", *_yaml(head), "---", "", f"# {_escaped(target.label)}", ""]
+    kind = "" if exact else "an estimate of "
+    count = f"{len(sources)} stored snapshot{'s' if len(sources) > 1 else ''}"
+    what = f"{kind}{_meaning(target, exact=exact)} at step {number_text(step)}"
+    lines += [f"These weights are {what}, made of {count} by phema {__version__}:", ""]
+    lines += ["```sh", made_by, "```", ""]
+    if not exact:
+        error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
+        lines += [f"Expected error: {error} ({figures.verdict}).", ""]
+    order = sorted(range(len(sources)), key=lambda i: -abs(float(weights[i])))[:_LISTED]
+    lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
+    for i in sorted(order):
+        tag = sources[i].tag
+        cells = (sources[i].name, tag.label, number_text(tag.step), f"{weights[i]:+.6f}")
+        lines.append(f"| {' | '.join(map(_escaped, cells))} |")
+    if len(sources) > _LISTED:
+        lines.append(f"\nand {len(sources) - _LISTED} more with smaller weights: see the head.")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _rounded(figures: Figures) -> float | None:
+    """The expected error to three digits; None where there is none, or no limit to it."""
+    error = figures.expected_error
+    return None if figures.verdict == "exact" or math.isinf(error) else float(f"{error:.3g}")
+
+
+def _meaning(target: Profile, *, exact: bool) -> str:
+    """The target in words."""
+    if exact:
+        return "a weighted sum of checkpoints" if "weights" in target.label else "a plain mean"
+    name = target.label
+    if isinstance(target, PowerProfile):
+        name = f"gamma {number_text(target.gamma)} (sigma_rel {target.sigma_rel:.4g})"
+    return f"the average of the profile {name}"
+
+
+def _library(newest: Snapshot) -> str | None:
+    """The library that loads the directory, by the names in it."""
+    name = newest.checkpoint.base_name
+    if name == "adapter_model":
+        return "peft"
+    if name in {"diffusion_pytorch_model", "pytorch_lora_weights"}:
+        return "diffusers"
+    return "transformers" if "model_type" in _json(newest, "config.json") else None
+
+
+def _base_model(newest: Snapshot) -> str | None:
+    """The hub's name of the model that an adapter belongs to; None if that is a path."""
+    name = _json(newest, "adapter_config.json").get("base_model_name_or_path")
+    if isinstance(name, str) and _ID.fullmatch(name) and not Path(name).exists():
+        return name
+    return None
+
+
+def _json(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    """The JSON object in a file beside the weights; empty where there is none."""
+    if snapshot.folder is None or is_remote(snapshot.folder):
+        return {}
+    path = snapshot.folder / name
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+            return {}
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        # The card can do without.
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml(entry: Any, indent: str = "") -> list[str]:  # noqa: ANN401 - what a head may hold
+    """Lines of YAML; None is left out."""
+    lines: list[str] = []
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_yaml(value, f"{indent}  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{key}:")
+            lines += [f"{indent}- {_flow(item)}" for item in value]
+        elif value is not None:
+            lines.append(f"{indent}{key}: {_flow(value)}")
+    return lines
+
+
+def _flow(value: Any) -> str:  # noqa: ANN401 - as above
+    """A value in one line, as in JSON; readers of YAML need a dot in numbers such as 1e-05."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, float):
+        mantissa, e, exponent = repr(value).partition("e")
+        return mantissa if not e else f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """Text in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)

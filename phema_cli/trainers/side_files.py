@@ -1,0 +1,86 @@
+"""Files beside the weights: those that a model needs to be loaded, and a trainer's own state."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from phema_cli.errors import StorageError
+from phema_cli.formats.remote import is_remote, remote_errors
+from phema_cli.globs import matching
+
+#: a trainer's own state: what a run resumes from, and what it has logged.
+STATE_FILES = (
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "random_states*",
+    "scaler*",
+    "training_args*",
+    "training-state-*",
+)
+_LOGS = ("trainer_state.json", "*_results.json", "log*.txt", "zero_to_fp32.py", "phema.toml")
+#: settings, tokenizers, templates and code of a model, and what may be done with it.
+_NEEDED = (
+    *("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.yaml", "*.yml"),
+    *("*.tiktoken", "*.vocab", "*.bpe", "*.spm", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+#: of other weights, whose names and shards are not the output's.
+_INDEX = "*.index.json"
+#: the largest tokenizers have a tenth of it.
+_MOST_BYTES = 256 << 20
+_MOST_FILES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """A file that belongs to the weights beside it.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+    """
+
+    path: Path
+    size_bytes: int
+
+
+def side_files(folder: Path) -> tuple[list[SideFile], list[str]]:
+    """What a directory holds that its weights need, by name, and what of it can't be copied.
+
+    Links are not followed, nor is anything looked for in other directories.
+
+    Args:
+        folder: a directory with the weights of one model.
+
+    Raises:
+        StorageError: it can't be listed.
+    """
+    needed, not_needed = matching(_NEEDED), matching((*STATE_FILES, *_LOGS, _INDEX))
+    found: list[SideFile] = []
+    refused: list[str] = []
+    left = _MOST_BYTES
+    for path, mode, size in _listed(folder):
+        if path.name.startswith(".") or not needed(path.name) or not_needed(path.name):
+            continue
+        if stat.S_ISLNK(mode):
+            refused.append(f"{path.name} is a link")
+        elif len(found) == _MOST_FILES or size > left:
+            refused.append(f"{path.name} is too large, or one of too many")
+        elif stat.S_ISREG(mode):
+            found.append(SideFile(path, size))
+            left -= size
+    return found, refused
+
+
+def _listed(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """The files in a directory by name, with mode and size; no link is followed."""
+    try:
+        with remote_errors(folder):
+            for path in sorted(folder.iterdir(), key=lambda p: p.name):
+                status = path.stat() if is_remote(path) else path.lstat()
+                yield path, status.st_mode, status.st_size
+    except OSError as error:
+        raise StorageError.wrap(error, folder, "read") from error
