@@ -125,6 +125,16 @@ def test_direct_sums_are_as_good_as_float64_rounded(dtype, targets):
     assert bool(((made.double() - exact).abs() <= 0.5 * unit + lost).all())
 
 
+@pytest.mark.parametrize("sources", [32, 33, 64, 65, 100])
+def test_every_group_of_sources_counts(sources):
+    """Values of 32 bits are summed some sources at a time; none of the groups is lost."""
+    weights = weights_of(sources, 3)
+    values = torch.randn(sources, 1000, generator=torch.Generator().manual_seed(0))
+    made = averages(Kind(F32, F32), weights, values, 1024)
+    exact = torch.from_numpy(weights.T) @ values.double()
+    torch.testing.assert_close(made.double(), exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("targets", [1, 9])
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
 def test_every_number_that_all_sources_share_comes_out(dtype, targets):

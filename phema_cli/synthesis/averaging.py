@@ -110,7 +110,7 @@ class Averager:
         self._values = torch.empty((need.group, need.block), dtype=self._compute)
         self._reference = torch.empty(need.block, dtype=self._compute)
         self._sums = torch.empty((max(targets, LEAST_ROWS), need.block), dtype=self._compute)
-        self._part = torch.empty_like(self._sums)
+        self._partial = torch.empty_like(self._sums)
         self._tiles: dict[Kind, _Tile] = {}
         self.finite = True
 
@@ -312,7 +312,7 @@ class Averager:
         sums: torch.Tensor = self._sums[: len(group.targets), :count]
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
-        for number, (sources, weights) in enumerate(group.parts):
+        for part, (sources, weights) in enumerate(group.parts):
             values = self._values[: weights.shape[1]]
             place = _consecutive(sources)
             if isinstance(place, slice) and isinstance(stored, torch.Tensor):
@@ -329,9 +329,11 @@ class Averager:
                 torch.sub(held, reference, out=wide)
                 if alike is not None:
                     wide.masked_fill_(alike, 0.0)
-            add_up(weights, len(group.targets), values, count, self._part if number else self._sums)
-            if number:
-                sums.add_(self._part[: len(group.targets), :count])
+            add_up(
+                weights, len(group.targets), values, count, self._partial if part else self._sums
+            )
+            if part:
+                sums.add_(self._partial[: len(group.targets), :count])
         return sums
 
 
