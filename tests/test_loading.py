@@ -3,10 +3,12 @@
 import json
 import os
 import shlex
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.builders import phema
@@ -220,6 +222,46 @@ def test_lora_of_diffusers(tmp_path):
     synthesized(tmp_path / "run", tmp_path / "merged")
     state, _ = Loader.lora_state_dict(tmp_path / "merged")
     assert_mean(state, stored)
+
+
+def test_lora_of_kohya(tmp_path):
+    """A file stays a file; the hashes by which programs know a LoRA are those of its own values."""
+    stored = {}
+    (tmp_path / "run").mkdir()
+    torch.manual_seed(2)
+    up = torch.randn(8, 2)
+    for step in STEPS:
+        up = up + 0.1 * torch.randn_like(up)
+        name = "lora_unet_mid_block_attentions_0_proj_in"
+        stored[step] = {
+            f"{name}.lora_up.weight": up,
+            f"{name}.lora_down.weight": up.T.contiguous(),
+            f"{name}.alpha": torch.tensor(2.0),
+        }
+        metadata = {
+            "ss_steps": str(step),
+            "ss_network_dim": "2",
+            "sshs_model_hash": "ab" * 32,
+            "sshs_legacy_hash": "0123abcd",
+            "modelspec.hash_sha256": "0x" + "cd" * 32,
+        }
+        save_file(stored[step], tmp_path / f"run/style-step{step:08d}.safetensors", metadata)
+    synthesized(tmp_path / "run", tmp_path / "style.safetensors", "-j", 2)
+    out = tmp_path / "style.safetensors"
+    assert_mean(load_file(out), stored)
+    with safe_open(out, framework="pt") as file:
+        told = file.metadata()
+    data = out.read_bytes()
+    digest = sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert told["sshs_model_hash"] == digest
+    assert told["modelspec.hash_sha256"] == f"0x{digest}"
+    assert told["ss_network_dim"] == "2"
+    assert "sshs_legacy_hash" not in told
+    assert phema("verify", out, tmp_path / "run", "--full").code == 0
+    out.write_bytes(data.replace(digest.encode(), b"0" * 64, 1))
+    done = phema("verify", out, tmp_path / "run", "--full")
+    assert done.code == 1
+    assert "the hash in its metadata differs" in done.err
 
 
 def test_model_card(tmp_path):

@@ -310,12 +310,19 @@ class FileImage:
         size_bytes: of the whole file.
         checksums: offsets at which a tensor's CRC-32 goes (32 bits, little-endian), for tensors
             whose CRC-32 the file holds.
+        hashes: offsets at which the SHA-256 of all tensors' bytes goes, in hexadecimal.
     """
 
     segments: tuple[tuple[int, bytes], ...]
     offsets: Mapping[str, int]
     size_bytes: int
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    hashes: tuple[int, ...] = ()
+
+    @property
+    def data_offset(self) -> int:
+        """Where the tensors' values begin."""
+        return min(self.offsets.values(), default=self.size_bytes)
 
 
 class Format(Protocol):

@@ -33,6 +33,9 @@ INDEX_SUFFIX = ".safetensors.index.json"
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
+#: entries of LoRA files for the SHA-256 of the tensors' bytes, by which programs know them.
+_HASHED = ("sshs_model_hash", "modelspec.hash_sha256")
+_HASH_LENGTH = 64
 _MAX_NUMBER = 1 << 63
 
 
@@ -126,7 +129,9 @@ def encode(
     ``safetensors.torch.load_model`` finds them.
     """
     del carried
-    header: dict[str, object] = {"__metadata__": dict(sorted({**metadata, **ties}.items()))}
+    texts = {**metadata, **ties}
+    texts |= {key: _unhashed(texts[key]) for key in _HASHED if key in texts}
+    header: dict[str, object] = {"__metadata__": dict(sorted(texts.items()))}
     offsets: dict[str, int] = {}
     end = 0
     for name, (dtype, shape) in specs.items():
@@ -137,7 +142,15 @@ def encode(
     text += b" " * (-len(text) % 8)
     head = _LENGTH.pack(len(text)) + text
     places = {name: len(head) + start for name, start in offsets.items()}
-    return FileImage(((0, head),), places, len(head) + end)
+    # In a header a key's quotes are its own; in values they are escaped.
+    starts = [(f'"{key}":"'.encode(), texts[key]) for key in _HASHED if key in texts]
+    hashes = [head.index(mark) + len(mark) + len(text) - _HASH_LENGTH for mark, text in starts]
+    return FileImage(((0, head),), places, len(head) + end, hashes=tuple(hashes))
+
+
+def _unhashed(text: str) -> str:
+    """Room for a hash, with 0x where it had that before."""
+    return ("0x" if text.startswith("0x") else "") + "0" * _HASH_LENGTH
 
 
 def encode_index(
@@ -145,7 +158,10 @@ def encode_index(
 ) -> bytes:
     """The index of a sharded checkpoint, as Hugging Face writes it."""
     index = {
-        "metadata": {"total_size": total_size, **metadata},
+        "metadata": {
+            "total_size": total_size,
+            **{key: text for key, text in metadata.items() if key not in _HASHED},
+        },
         "weight_map": dict(sorted(weight_map.items())),
     }
     return (json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -22,8 +22,8 @@ SCHEMA = "phema/synthesis/1"
 EXACT = "exact"
 #: entries that phema writes or reads itself: no tensor's name may replace them.
 RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
-#: hashes of the tensors that trainers of LoRAs record; those of the sources would be false.
-_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+#: a hash of the file as it was before this entry was in it, which can't be made again.
+_LEGACY_HASH = "sshs_legacy_hash"
 
 
 def provenance(
@@ -100,7 +100,7 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
 
 def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
-    dropped = {*METADATA_FIELDS, *_HASHES, PROVENANCE_KEY}
+    dropped = {*METADATA_FIELDS, _LEGACY_HASH, PROVENANCE_KEY}
     # Further names of tensors: those that the output has are added with its header.
     dropped |= {k for k in carried.ties if carried.metadata.get(k) in carried.tensors}
     kept = carried.metadata if carried.format == "safetensors" else {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.base import stamp
@@ -30,6 +32,8 @@ from phema_cli.system.files import (
 Checks = dict[str, dict[int, tuple[int, int]]]
 #: the most bytes of outputs after which they are flushed and recorded.
 _RECORDED_BYTES = 64 << 20
+#: bytes that are hashed at a time.
+_HASHED_BYTES = 1 << 20
 #: runs of one output that may end while another one is about to start.
 _TRIES = 100
 
@@ -298,6 +302,15 @@ def make_durable(recipe: Recipe) -> None:
                 sync(output.staged(path))
 
 
+def hash_of(stream: BinaryIO, offset: int) -> bytes:
+    """The SHA-256 of a file from an offset on, in hexadecimal."""
+    stream.seek(offset)
+    digest = hashlib.sha256()
+    while data := stream.read(_HASHED_BYTES):
+        digest.update(data)
+    return digest.hexdigest().encode()
+
+
 def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
     with _writing(output):
@@ -317,12 +330,16 @@ def publish(output: Output) -> None:
 
 
 def write_checksums(output: Output, checks: Checks) -> None:
-    """Put each tensor's CRC-32 where the format has it."""
+    """Put each tensor's CRC-32, and the hash of all, where the format has them."""
     with _writing(output):
         for file in output.files:
-            if not file.image.checksums:
+            if not (file.image.checksums or file.image.hashes):
                 continue
             with output.staged(file.path).open("r+b") as stream:
+                for place in file.image.hashes:
+                    digest = hash_of(stream, file.image.data_offset)
+                    stream.seek(place)
+                    stream.write(digest)
                 for name, places in file.image.checksums.items():
                     crc = 0
                     for _, (part, length) in sorted(checks[name].items()):

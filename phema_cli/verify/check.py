@@ -22,6 +22,7 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.synthesis.staging import hash_of
 from phema_cli.synthesis.tiles import Run, make_averager, runs
 
 Bytes = bytearray | memoryview
@@ -30,6 +31,7 @@ Positions = NDArray[np.int64]
 #: bytes of an output that are checked without ``full``.
 SAMPLE_BYTES = 64 << 20
 _CRC_BYTES = 4
+_HASH_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ def _check_file(file: OutputFile, reader: FileReader) -> None:
         )
     places = itertools.chain(*file.image.checksums.values())
     checksums = {place + i for place in places for i in range(_CRC_BYTES)}
+    checksums |= {place + i for place in file.image.hashes for i in range(_HASH_BYTES)}
     for offset, data in file.image.segments:
         written = bytearray(len(data))
         reader.read_bytes(file.path, offset, memoryview(written))
@@ -243,7 +246,7 @@ def _refuse_bytes(
 
 
 def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
-    """Compare each CRC-32 that the files hold with that of the tensor's bytes.
+    """Compare each CRC-32 and hash that the files hold with those of the tensors' bytes.
 
     Args:
         output: what is there.
@@ -260,3 +263,9 @@ def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader
                 reader.read_bytes(file.path, place, memoryview(written))
                 if written != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
                     raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)
+        for place in file.image.hashes:
+            written = bytearray(_HASH_BYTES)
+            reader.read_bytes(file.path, place, memoryview(written))
+            with file.path.open("rb") as stream:
+                if written != hash_of(stream, file.image.data_offset):
+                    raise CheckFailedError("the hash in its metadata differs", where=file.path)
