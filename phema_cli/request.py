@@ -214,8 +214,9 @@ class Request:
         short="-s",
     )
     profile: str | Sequence[str | ProfileSpec] = option(
-        "Target of another weighting: uniform:last=0.2, exponential:beta=0.999, "
-        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE.",
+        "Target of another weighting: uniform:last=0.2 (or last=2000steps), "
+        "decay:last=0.2,shape=linear (or cosine, sqrt), exponential:beta=0.999, "
+        "exponential:halflife=2000, raw, csv:FILE.",
         default=(),
         group=_TARGETS,
         metavar="PROFILE",

@@ -63,9 +63,11 @@ def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profil
     targets: list[Profile] = [PowerProfile(gamma, end) for gamma in gammas]
     specs = [parse_profile(p) if isinstance(p, str) else p for p in profiles]
     targets += [spec.ending_at(end) for spec in specs]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise UsageError(f"target {target.label} is given twice")
+    # One average may have two names: uniform and decay.
+    named = [(target, target.label) for target in targets]
+    for target, label in named:
+        if named.count((target, label)) > 1:
+            raise UsageError(f"target {label} is given twice")
     return targets
 
 

@@ -11,6 +11,7 @@ from phema_cli.profiles.base import (
     sigma_rel_from_gamma,
 )
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
+from phema_cli.profiles.learning_rate import DecayProfile
 from phema_cli.profiles.shapes import (
     HELP,
     PROFILES,
@@ -31,6 +32,7 @@ __all__ = [
     "PROFILES",
     "SIGMA_REL_LIMIT",
     "Array",
+    "DecayProfile",
     "ExponentialProfile",
     "Law",
     "LawForm",

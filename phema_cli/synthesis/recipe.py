@@ -24,7 +24,7 @@ from phema_cli.estimate.solve import (
 )
 from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.formats.remote import is_remote
-from phema_cli.profiles import Array, Profile
+from phema_cli.profiles import Array, Profile, RawProfile
 from phema_cli.request import Request
 from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import reference
@@ -197,7 +197,7 @@ def _shard_limit(
 def _check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
     """Raise where a target's expected error is above ``most``."""
     for figures, target in zip(solution.figures, targets, strict=True):
-        if not target.square_integrable:
+        if isinstance(target, RawProfile):
             raise UsageError(
                 f"{target.label} has no expected_error: it is a fraction of what averaging moves",
                 remedy="leave --max-error out for it",
