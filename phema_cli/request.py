@@ -218,9 +218,10 @@ class Request:
         short="-s",
     )
     profile: str | Sequence[str | ProfileSpec | CheckpointsSpec] = option(
-        "Target of another weighting: uniform:last=0.2, exponential:beta=0.999, "
-        "exponential:halflife=2000, cooldown:last=0.2, raw, csv:FILE; checkpoints:last=5 is the "
-        "plain mean of snapshots.",
+        "Target of another weighting: uniform:last=0.2 (or last=2000steps), "
+        "decay:last=0.2,shape=linear (or cosine, sqrt), exponential:beta=0.999, "
+        "exponential:halflife=2000, raw, csv:FILE; checkpoints:last=5 is the plain mean of "
+        "snapshots.",
         default=(),
         group=_TARGETS,
         metavar="PROFILE",

@@ -15,9 +15,12 @@ from pathlib import Path
 PROFILES = (
     "uniform:last=0.1",
     "uniform:last=0.2",
+    "uniform:last=2000steps",
     "exponential:beta=0.999",
     "exponential:halflife=2000",
-    "cooldown:last=0.1",
+    "decay:last=0.2,shape=linear",
+    "decay:last=0.2,shape=cosine",
+    "decay:last=0.2,shape=sqrt",
     "cooldown:last=0.2",
     "raw",
     "checkpoints:last=5",

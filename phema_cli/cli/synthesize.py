@@ -46,7 +46,7 @@ def synthesize(
         $ phema synthesize -g 7 ckpts/ --step 500 -o 'at-{step}/ema.pt' --dry-run
 
       The path of the result in a shell's variable:
-        $ OUT=$(phema synthesize --profile cooldown:last=0.2 ckpts/ --quiet)
+        $ OUT=$(phema synthesize --profile decay:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.estimate.solve import scan_for
     from phema_cli.synthesis.execute import execute

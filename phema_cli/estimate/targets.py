@@ -63,9 +63,11 @@ def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profil
         raise UsageError(
             f"{len(targets)} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
         )
-    for target in targets:
-        if targets.count(target) > 1:
-            raise UsageError(f"target {target.label} is given twice")
+    # One average may have two names: uniform and decay.
+    named = [(target, target.label) for target in targets]
+    for target, label in named:
+        if named.count((target, label)) > 1:
+            raise UsageError(f"target {label} is given twice")
     return targets
 
 
@@ -156,7 +158,7 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
     gaps = [b - a for a, b in pairwise(steps)]
     spacing = float(np.median(gaps)) if gaps else 0.0
     for target in targets:
-        if isinstance(target, WindowProfile):
+        if isinstance(target, WindowProfile) and "steps" not in target.label:
             length = target.end - target.start
             if 1 <= length < spacing:
                 yield _warning(

@@ -12,6 +12,7 @@ from phema_cli.profiles.base import (
 )
 from phema_cli.profiles.combination import CheckpointsSpec, CombinationProfile
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
+from phema_cli.profiles.learning_rate import DecayProfile
 from phema_cli.profiles.shapes import (
     HELP,
     PROFILES,
@@ -34,6 +35,7 @@ __all__ = [
     "Array",
     "CheckpointsSpec",
     "CombinationProfile",
+    "DecayProfile",
     "ExponentialProfile",
     "Law",
     "LawForm",

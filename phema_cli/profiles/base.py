@@ -45,7 +45,11 @@ class Profile(Protocol):
 
     @property
     def breaks(self) -> tuple[float, ...]:
-        """Times at which F is not smooth, in steps; the last is ``end``."""
+        """Times at which F is not smooth, in steps; the last is ``end``.
+
+        Between two of them a polynomial comes close to F: more times cut up what bends much, and
+        lie ever closer to where the slope has no bound.
+        """
         ...
 
     @property

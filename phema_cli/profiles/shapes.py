@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from phema_cli.errors import UsageError
 from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end
 from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec
 from phema_cli.profiles.grammar import POSITIVE
+from phema_cli.profiles.learning_rate import SHAPES, DecayProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class ExponentialProfile:
 
 @dataclass(frozen=True, slots=True)
 class WindowProfile:
-    """The uniform average over (start, end]; also what a linear cooldown of the learning rate does.
+    """The uniform average over (start, end]; also what a linear decay of the learning rate does.
 
     A learning rate that falls linearly from ``start`` to 0 at ``end`` scales the increment of time
     t by ``1 - (t - start)/(end - start)``. That is the survival function of the uniform average.
@@ -86,7 +87,8 @@ class WindowProfile:
 
     start: float
     end: float
-    name: str = ""
+    # Windows of one start and end are one average, whatever they are called.
+    name: str = field(default="", compare=False)
     exponent: ClassVar[float] = 0.0
     square_integrable: ClassVar[bool] = True
 
@@ -249,16 +251,14 @@ def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
     if name not in PROFILES:
         known = ", ".join([*PROFILES, CHECKPOINTS, "csv"])
         raise UsageError(f"no profile {name!r}", remedy=f"one of {known}")
-    parameters: dict[str, float] = {}
+    parameters: dict[str, str] = {}
     for part in rest.split(",") if rest else ():
-        key, _, value = part.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise UsageError(f"{text}: {part!r} is not a parameter", remedy=HELP) from None
-        if key.strip() in parameters:
-            raise UsageError(f"{text}: {key.strip()} is given twice", remedy=HELP)
-        parameters[key.strip()] = number
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise UsageError(f"{text}: {part!r} is not a parameter", remedy=HELP)
+        if key in parameters:
+            raise UsageError(f"{text}: {key} is given twice", remedy=HELP)
+        parameters[key] = value
     make = PROFILES[name]
     make(parameters, 1e6, text)
     return ProfileSpec(text, lambda end: make(parameters, end, text))
@@ -266,37 +266,67 @@ def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
 
 #: how the profiles are written.
 HELP = (
-    "write uniform:last=0.2, exponential:beta=0.999, exponential:halflife=2000, cooldown:last=0.2, "
+    "write uniform:last=0.2 or uniform:last=2000steps, exponential:beta=0.999, "
+    "exponential:halflife=2000, decay:last=0.2,shape=linear (or cosine, sqrt), cooldown:last=0.2, "
     "raw or csv:FILE"
 )
 
 
-def _window(parameters: Mapping[str, float], end: float, text: str) -> Profile:
-    """``last``: up to 1 a fraction of the time until the target, above 1 a number of steps."""
-    if set(parameters) != {"last"} or not POSITIVE.holds(parameters["last"]):
+def _number(parameters: Mapping[str, str], key: str, text: str, unit: str = "") -> float:
+    """A parameter's number, which its unit may follow.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    try:
+        return float(parameters[key].removesuffix(unit))
+    except ValueError:
+        written = f"{key}={parameters[key]}"
+        raise UsageError(f"{text}: {written!r} is not a parameter", remedy=HELP) from None
+
+
+def _window(parameters: Mapping[str, str], end: float, text: str) -> WindowProfile:
+    """``last``: up to 1 a fraction of the time until the target; above 1, or in steps, so many."""
+    last = _number(parameters, "last", text, "steps") if set(parameters) == {"last"} else math.nan
+    if not POSITIVE.holds(last):
         raise UsageError(f"{text}: needs last, a fraction or a number of steps", remedy=HELP)
-    return WindowProfile.of_last(parameters["last"], end, text)
+    if parameters["last"].endswith("steps"):
+        return WindowProfile(max(end - last, 0.0), end, text)
+    return WindowProfile.of_last(last, end, text)
 
 
-def _exponential(parameters: Mapping[str, float], end: float, text: str) -> Profile:
+def _decay(parameters: Mapping[str, str], end: float, text: str) -> Profile:
+    """A window, and the ``shape`` of the learning rate in it."""
+    shape = parameters.get("shape", "linear")
+    if shape not in SHAPES:
+        names = f"{', '.join([*SHAPES][:-1])} or {[*SHAPES][-1]}"
+        raise UsageError(f"{text}: shape must be {names}, not {shape!r}", remedy=HELP)
+    window = _window({k: v for k, v in parameters.items() if k != "shape"}, end, text)
+    curve = SHAPES[shape]
+    return window if curve is None else DecayProfile(window.start, end, curve, text)
+
+
+def _exponential(parameters: Mapping[str, str], end: float, text: str) -> Profile:
     """``beta`` per step, or ``halflife`` in steps."""
-    if set(parameters) == {"beta"} and 0 < parameters["beta"] < 1:
-        return ExponentialProfile(-math.log(parameters["beta"]), end, text)
-    if set(parameters) == {"halflife"} and POSITIVE.holds(parameters["halflife"]):
-        return ExponentialProfile(math.log(2) / parameters["halflife"], end, text)
+    numbers = {key: _number(parameters, key, text) for key in parameters}
+    if set(numbers) == {"beta"} and 0 < numbers["beta"] < 1:
+        return ExponentialProfile(-math.log(numbers["beta"]), end, text)
+    if set(numbers) == {"halflife"} and POSITIVE.holds(numbers["halflife"]):
+        return ExponentialProfile(math.log(2) / numbers["halflife"], end, text)
     raise UsageError(f"{text}: needs beta between 0 and 1, or halflife above 0", remedy=HELP)
 
 
-def _raw(parameters: Mapping[str, float], end: float, text: str) -> Profile:
+def _raw(parameters: Mapping[str, str], end: float, text: str) -> Profile:
     if parameters:
         raise UsageError(f"{text}: raw has no parameters", remedy=HELP)
     return RawProfile(end)
 
 
 #: target profiles by name, beside the power function: parameters, end and text to the profile.
-PROFILES: Mapping[str, Callable[[Mapping[str, float], float, str], Profile]] = {
+PROFILES: Mapping[str, Callable[[Mapping[str, str], float, str], Profile]] = {
     "uniform": _window,
     "exponential": _exponential,
+    "decay": _decay,
     "cooldown": _window,
     "raw": _raw,
 }

@@ -94,7 +94,7 @@ class System:
         source_ends: (n,) times of the sources.
         families: (n,) see :func:`families`.
         target_ends: (k,) times of the targets.
-        points: (n + k,) whether a source or target is a single point, without a density.
+        points: (n + k,) whether a source or target is a single point in time.
         source_cdf: (rows, n) F_i.
         target_cdf: (rows, k) F_r.
         source_density: (rows, n) p_i.
@@ -141,7 +141,7 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
         source_ends=source_ends,
         families=families(sources),
         target_ends=np.array([p.end / unit for p in targets]),
-        points=np.array([not p.square_integrable for p in everything]),
+        points=np.array([isinstance(p, RawProfile) for p in everything]),
         source_cdf=np.column_stack([s.cdf(t * unit) for s in sources]),
         target_cdf=np.column_stack([none, *(p.cdf(t * unit) for p in targets)]),
         source_density=unit * np.column_stack([s.density(t * unit) for s in sources]),

@@ -54,7 +54,7 @@ class Figures:
         sigma_error: the expected error as the per cent by which sigma_rel would have to be off to
             do the same harm; None for a target that has no sigma_rel near it.
         profile_error: relative L2 distance of the achieved profile from the target's (the paper's
-            measure); None where a profile has no density.
+            measure); None where a profile's density has no square integral.
         weight_sum: sum of the weights before any normalisation.
         noise_gain: 2-norm of the weights.
     """
@@ -140,7 +140,7 @@ def solve(
     Raises:
         InputError: no sources, two that are alike, or weights that float64 can't hold.
         UsageError: an unknown method, no target, one later than the last source, or a profile
-            without a density where the method needs one.
+            whose density has no square integral where the method needs one.
     """
     _check(sources, targets, method)
     groups = [targets] if together else [[target] for target in targets]
@@ -173,7 +173,8 @@ def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) 
     for profile in (*sources, *targets):
         if method != "blue" and not profile.square_integrable:
             raise UsageError(
-                f"method {method} can't use {profile.label} weights, which have no density",
+                f"method {method} can't use {profile.label} weights, whose density has no square "
+                "integral",
                 remedy="pass --method blue",
             )
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from phema_cli.errors import StorageError, UsageError
+from phema_cli.system.processes import processors
 
 Value = TypeVar("Value")
 #: digits of a number of ranks, at most.
@@ -95,6 +96,11 @@ def number_of_ranks(variable: str) -> int:
     if not (text.isdecimal() and len(text) <= _DIGITS and int(text)):
         raise UsageError(f"{variable} is {text!r:.80}, not a number of ranks")
     return int(text)
+
+
+def default_jobs() -> int:
+    """Workers by default: one per processor, at most 8; ranks on one machine share them."""
+    return min(8, max(1, processors() // number_of_ranks("LOCAL_WORLD_SIZE")))
 
 
 @contextmanager

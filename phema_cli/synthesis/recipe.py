@@ -23,7 +23,7 @@ from phema_cli.estimate.solve import (
 from phema_cli.estimate.targets import hints, make_targets, target_step
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.remote import is_remote
-from phema_cli.profiles import Array, CombinationProfile, Profile
+from phema_cli.profiles import Array, CombinationProfile, Profile, RawProfile
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import reference
@@ -44,9 +44,8 @@ from phema_cli.synthesis.layout import (
 )
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.provenance import output_metadata, provenance
-from phema_cli.synthesis.ranks import number_of_ranks
+from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, find_dtype, plan_tensors
-from phema_cli.system.processes import processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +114,6 @@ class Recipe:
         base = self.bases[target]
         has = name in self.sources[base].checkpoint.tensors
         return base if has or self.spare is None else self.spare
-
-
-def default_jobs() -> int:
-    """Workers by default: one per processor, at most 8; ranks on one machine share them."""
-    return min(8, max(1, processors() // number_of_ranks("LOCAL_WORLD_SIZE")))
 
 
 def make_recipe(
@@ -225,7 +219,7 @@ def _check_error(solution: Solution, targets: Sequence[Profile], most: float) ->
     for figures, target in zip(solution.figures, targets, strict=True):
         if figures.verdict == "exact":
             continue
-        if not target.square_integrable:
+        if isinstance(target, RawProfile):
             raise UsageError(
                 f"{target.label} has no expected_error: it is a fraction of what averaging moves",
                 remedy="leave --max-error out for it",
