@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.formats import FORMATS, writable, writer
+from phema_cli.formats import FORMATS, folder_writer, writable, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.snapshots.base import snapshot_name, step_name
@@ -135,7 +136,7 @@ def output_paths(
     paths = [_path(template, target, step, format_name, split=split) for target in targets]
     counts = Counter(paths)
     for path in paths:
-        if path.name.endswith(INDEX_SUFFIX):
+        if path.name.endswith((INDEX_SUFFIX, INDEX_NAME)):
             raise UsageError(
                 f"{path} is the name of an index, which is written beside shards",
                 remedy="pass -o DIRECTORY",
@@ -156,7 +157,7 @@ def _path(
     template: str | None, target: Profile, step: float, format_name: str, *, split: bool
 ) -> Path:
     """One target's path."""
-    endings = FORMATS[format_name].endings
+    endings, split = FORMATS[format_name].endings, split or FORMATS[format_name].folder
     slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
     if template is not None and "{" in template:
         fields: dict[str, str | float] = {
@@ -166,7 +167,7 @@ def _path(
         if isinstance(target, PowerProfile):
             fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
         path = Path(_filled(template, fields))
-        single = format_name != DEFAULT_FORMAT and not path.name.endswith(endings)
+        single = not (split or format_name == DEFAULT_FORMAT or path.name.endswith(endings))
         return path.with_name(path.name + endings[0]) if single else path
     folder = Path(template or "")
     if folder.name.endswith(endings):
@@ -203,13 +204,17 @@ def _filled(template: str, fields: Mapping[str, str | float]) -> str:
 def _checkpoint_files(folder: Path) -> list[Path]:
     """Files in a directory that carry a name of a checkpoint there: single, shards, index."""
     names = "|".join(BASE_NAMES)
-    pattern = re.compile(rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
+    pattern = re.compile(
+        rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?"
+        rf"|__\d+_\d+\.distcp|{re.escape(INDEX_NAME)}"
+    )
     return sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
 
 
 def is_complete(path: Path) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
     whole = {f"{base}{ending}" for base in BASE_NAMES for ending in (ENDING, INDEX_SUFFIX)}
+    whole.add(INDEX_NAME)
     try:
         return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
     except OSError as error:
@@ -258,6 +263,8 @@ def lay_out(
     Raises:
         InputError: the format can't hold the tensors.
     """
+    if FORMATS[format_name].folder:
+        return _folder(path, format_name, specs, ties, carried, metadata, max_shard_bytes)
     encode = writer(format_name).encode
     if path.name.endswith(FORMATS[format_name].endings):
         image = encode(specs, metadata, ties, carried)
@@ -277,6 +284,25 @@ def lay_out(
     weight_map = {name: files[number].path.name for name, number in homes.items()}
     data = encode_index(weight_map, sum(map(_size, specs.values())), {**metadata, **ties})
     return Output(path, tuple(files), homes, (path / f"{base}{INDEX_SUFFIX}", data))
+
+
+def _folder(
+    path: Path,
+    format_name: str,
+    specs: Specs,
+    ties: Mapping[str, str],
+    carried: Checkpoint,
+    metadata: Mapping[str, str],
+    max_shard_bytes: int | None,
+) -> Output:
+    """The output of a format whose checkpoints are directories; as :func:`lay_out` says."""
+    shards = split_shards(specs, max_shard_bytes)
+    parts = [{name: specs[name] for name in names} for names in shards]
+    image = folder_writer(format_name).encode_folder(parts, metadata, ties, carried)
+    files = tuple(OutputFile(path / name, file) for name, file in image.files.items())
+    homes = {name: number for number, names in enumerate(shards) for name in names}
+    name, data = image.index
+    return Output(path, files, homes, (path / name, data))
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:
