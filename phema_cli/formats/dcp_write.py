@@ -21,20 +21,30 @@ RECORD = "phema"
 _VERSION = "1.0.0"
 _METADATA = "torch.distributed.checkpoint.metadata"
 _STORAGE = "torch.distributed.checkpoint.filesystem"
-#: the classes and functions that the pickle names, by their modules.
-_GLOBALS = {
+#: the classes that the pickle names, by their modules.
+_CLASSES = {
     "Metadata": _METADATA,
     "TensorStorageMetadata": _METADATA,
     "TensorProperties": _METADATA,
-    "_MEM_FORMAT_ENCODING": _METADATA,
     "ChunkStorageMetadata": _METADATA,
     "MetadataIndex": _METADATA,
     "_StorageInfo": _STORAGE,
     "Size": "torch",
-    "_get_layout": "torch.serialization",
 }
-#: their place in the memo, behind what plain values take there.
-_MEMO = {name: 64 + place for place, name in enumerate(_GLOBALS)}
+#: fields that each tensor has.
+_FIELDS = (
+    *("properties", "size", "chunks", "offsets", "sizes"),
+    *("fqn", "index", "offset", "relative_path", "length"),
+)
+#: opcodes of what the pickle has once, and takes from its memo where it is needed.
+_SHARED = {
+    **{name: f"c{module}\n{name}\n".encode() for name, module in _CLASSES.items()},
+    **{name: plain(name) for name in _FIELDS},
+    "layout": b"ctorch.serialization\n_get_layout\n" + plain(("torch.strided",)) + b"R",
+    "memory format": f"c{_METADATA}\n_MEM_FORMAT_ENCODING\n".encode() + plain((0,)) + b"R",
+}
+#: their places there, behind those that plain values take.
+_MEMO = {name: 64 + place for place, name in enumerate(_SHARED)}
 #: items that are put into a dict at a time: readers bound the stack.
 _BATCH = 1000
 
@@ -141,11 +151,8 @@ def _index(stored: Mapping[str, _Chunk], nested: Mapping[str, Path], record: str
         "version": plain(_VERSION),
         RECORD: plain(record),
     }
-    named = b"".join(
-        f"c{module}\n{name}\n".encode() + bytes([ord("q"), _MEMO[name], ord("0")])
-        for name, module in _GLOBALS.items()
-    )
-    return b"\x80\x02" + named + _object("Metadata", fields) + b"."
+    shared = [data + bytes([*b"q", _MEMO[name], *b"0"]) for name, data in _SHARED.items()]
+    return b"".join([b"\x80\x02", *shared, _object("Metadata", fields), b"."])
 
 
 def _described(chunk: _Chunk) -> bytes:
@@ -153,13 +160,13 @@ def _described(chunk: _Chunk) -> bytes:
     origin = _size((0,) * len(chunk.shape))
     fields = (
         f"ctorch\n{chunk.dtype.label}\n".encode(),
-        _global("_get_layout") + plain(("torch.strided",)) + b"R",
+        _shared("layout"),
         # Neither does it require a gradient, nor is it in pinned memory.
         plain(False),
-        _global("_MEM_FORMAT_ENCODING") + plain((0,)) + b"R",
+        _shared("memory format"),
         plain(False),
     )
-    properties = _global("TensorProperties") + b")\x81(" + b"".join(fields) + b"tb"
+    properties = _shared("TensorProperties") + b")\x81(" + b"".join(fields) + b"tb"
     only = _object("ChunkStorageMetadata", {"offsets": origin, "sizes": _size(chunk.shape)})
     return _object(
         "TensorStorageMetadata",
@@ -181,18 +188,18 @@ def _place(chunk: _Chunk) -> bytes:
 
 def _size(shape: tuple[int, ...]) -> bytes:
     """The opcodes of a shape."""
-    return _global("Size") + plain(shape) + b"\x85R"
+    return _shared("Size") + plain(shape) + b"\x85R"
 
 
-def _global(name: str) -> bytes:
-    """The opcodes that push a class or a function."""
-    return bytes([ord("h"), _MEMO[name]])
+def _shared(name: str) -> bytes:
+    """The opcode that pushes what the pickle has once."""
+    return bytes([*b"h", _MEMO[name]])
 
 
 def _object(name: str, fields: Mapping[str, bytes]) -> bytes:
     """The opcodes of an object with these fields."""
-    items = ((plain(field), value) for field, value in fields.items())
-    return _global(name) + b")\x81" + _dict(items) + b"b"
+    items = ((_shared(n) if n in _SHARED else plain(n), value) for n, value in fields.items())
+    return _shared(name) + b")\x81" + _dict(items) + b"b"
 
 
 def _dict(items: Iterable[tuple[bytes, bytes]]) -> bytes:
