@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from phema_cli.errors import CheckFailedError, InputError
 from phema_cli.formats import folder_writer
@@ -23,7 +24,7 @@ from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
 from tests.builders import phema, read_index, run, synthesize, write_run
-from tests.dcp_files import edit, save
+from tests.dcp_files import box, edit, save
 from tests.torch_files import raw_bytes, stored_bytes
 from tests.verified import verify_output
 
@@ -314,6 +315,17 @@ def test_chunks_of_other_shape_share_nothing(tmp_path):
 
     with pytest.raises(InputError, match="another type or shape"):
         read_index(edit(out, share) / ".metadata")
+
+    def split(metadata):
+        x, y = metadata.storage_data
+        halves = [box((n,), (2,))[0] for n in (0, 2)]
+        metadata.state_dict_metadata["y"].chunks = halves
+        for half in halves:
+            place = MetadataIndex("y", half.offsets)
+            metadata.storage_data[place] = metadata.storage_data[y]
+
+    with pytest.raises(InputError, match="overlaps that of another"):
+        read_index(edit(out, split) / ".metadata")
 
 
 @pytest.mark.parametrize(("dtype", "layout"), [("bf16", "prefix"), ("float64", "wrapped")])
