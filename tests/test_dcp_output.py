@@ -317,7 +317,7 @@ def test_chunks_of_other_shape_share_nothing(tmp_path):
         read_index(edit(out, share) / ".metadata")
 
     def split(metadata):
-        x, y = metadata.storage_data
+        _, y = metadata.storage_data
         halves = [box((n,), (2,))[0] for n in (0, 2)]
         metadata.state_dict_metadata["y"].chunks = halves
         for half in halves:
