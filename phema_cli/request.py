@@ -257,7 +257,7 @@ class Request:
         short="-o",
     )
     format: str | None = option(
-        "safetensors, torch or edm2; by the ending of -o by default, else safetensors.",
+        "safetensors, torch, edm2 or dcp; by the ending of -o by default, else safetensors.",
         group=_OUTPUT,
         metavar="NAME",
     )

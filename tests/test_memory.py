@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from phema_cli.snapshots import scan
+from phema_cli.snapshots.reading import read_checkpoint
 from tests.builders import PHEMA
 from tests.verified import verify_output
 
@@ -109,12 +110,19 @@ def test_types_that_differ_are_streamed(tmp_path):
     np.testing.assert_allclose(tail_of(out).astype(float), expected, rtol=2.0**-11)
 
 
-def synthesize_within(folder, out, *options):
-    """Run phema with a hard limit of 256 MiB above what torch takes; its peak must be below too."""
+def synthesize_within(folder, out, *options, made=None):
+    """Run phema with a hard limit of 256 MiB above what torch takes; its peak must be below too.
+
+    Args:
+        folder: the snapshots.
+        out: what is passed to -o.
+        options: of the command.
+        made: the output, if it is not ``out``.
+    """
     rss, data = run()
     peak, _ = run(PHEMA, "synthesize", folder, "-o", out, "-q", *options, limit=data + LIMIT)
     assert peak < rss + LIMIT
-    verify_output(out, scan([folder]))
+    verify_output(made or out, scan([folder]))
 
 
 def tail_of(path):
@@ -160,7 +168,10 @@ if __name__ == "__main__":
 
 
 def test_large_distributed_checkpoints_are_streamed(tmp_path):
-    """A tensor split along its columns over ranks is put together within the limit."""
+    """A tensor split along its columns over ranks is put together within the limit.
+
+    So it is where the output is a distributed checkpoint too.
+    """
     (tmp_path / "ranks.py").write_text(RANKS)
     first = tmp_path / "in/ema-step1-gamma5"
     first.parent.mkdir()
@@ -175,3 +186,9 @@ def test_large_distributed_checkpoints_are_streamed(tmp_path):
     synthesize_within(tmp_path / "in", out, "-g", "7", "--no-sample")
     row = np.concatenate([np.arange(8192) % 512, np.arange(8192) % 512 + 512])
     np.testing.assert_array_equal(tail_of(out).reshape(-1, 16384), np.tile(row, (32, 1)))
+    made = tmp_path / "out-7"
+    options = ("-g", "7", "--no-sample", "--format", "dcp")
+    synthesize_within(tmp_path / "in", tmp_path / "out-{gamma}", *options, made=made)
+    extent = read_checkpoint(made).tensors["w"]
+    values = np.memmap(extent.file, np.float16, "r", extent.offset, extent.shape)
+    np.testing.assert_array_equal(values[-32:], np.tile(row, (32, 1)))

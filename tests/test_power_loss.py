@@ -85,6 +85,15 @@ def content(root):
     return {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+#: where outputs go, by their form.
+FORMS = {
+    "sharded": "new/",
+    "single": "new/g{gamma}.safetensors",
+    "torch": "g{gamma}.pt",
+    "dcp": "new/g{gamma}",
+}
+
+
 @pytest.fixture
 def make(tmp_path):
     """Plans a synthesis in shards or one file, of two targets and many small runs."""
@@ -96,13 +105,12 @@ def make(tmp_path):
     (tmp_path / "disk").mkdir()
 
     def planned(form, gammas=(6.0, 7.0)):
-        out = {"sharded": "new/", "single": "new/g{gamma}.safetensors", "torch": "g{gamma}.pt"}[
-            form
-        ]
+        out = FORMS[form]
         request = Request(
             gamma=gammas,
             output=f"{tmp_path}/disk/{out}",
-            max_shard_size=9_000 if form == "sharded" else None,
+            format="dcp" if form == "dcp" else None,
+            max_shard_size=9_000 if form in {"sharded", "dcp"} else None,
         )
         recipe, _ = make_recipe(scan([tmp_path / "in"]), request)
         return replace(recipe, tile_elements=64, jobs=1)
@@ -112,7 +120,7 @@ def make(tmp_path):
 
 @pytest.mark.parametrize("names", [False, True], ids=["flushed", "names"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
-@pytest.mark.parametrize("form", ["sharded", "single", "torch"])
+@pytest.mark.parametrize("form", FORMS)
 def test_the_same_command_goes_on(make, tmp_path, monkeypatch, form, overwrite, names):
     """At every flush, rename and removal: what is named is whole, and the run can be repeated."""
     root = tmp_path / "disk"

@@ -52,9 +52,16 @@ def large(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--max-shard-size", "2MB"], ["--format", "torch"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-shard-size", "2MB"],
+        ["--format", "torch"],
+        ["--format", "dcp", "--max-shard-size", "2MB"],
+    ],
+)
 def test_ranks_write_the_bytes_of_one_process(large, tmp_path, options):
-    """Three ranks, two targets: shards and their index, the checksums of a zip file."""
+    """Three ranks, two targets: shards and their index, the checksums of zip files."""
     arguments = ["synthesize", large, "-g", "6,7", *options]
     alone = phema(*arguments, "-o", tmp_path / "alone")
     assert alone.code == 0, alone.err

@@ -8,7 +8,7 @@ each has an :class:`Extent`. A module that writes lays out a :class:`FileImage`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -192,6 +192,7 @@ class Checkpoint:
         key: dotted name of the dict of weights, if the files hold more than that.
         unnamed: whether the tensors are a list, so that their names are numbers.
         stamps: of each local file, from before its header was read.
+        home: what comes before the model's own names in the files, in the raw weights if there are.
     """
 
     path: Path
@@ -203,6 +204,7 @@ class Checkpoint:
     key: str | None = None
     unnamed: bool = False
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    home: str = ""
 
     @property
     def ties(self) -> dict[str, str]:
@@ -319,10 +321,18 @@ class FileImage:
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     hashes: tuple[int, ...] = ()
 
-    @property
-    def data_offset(self) -> int:
-        """Where the tensors' values begin."""
-        return min(self.offsets.values(), default=self.size_bytes)
+
+@dataclass(frozen=True, slots=True)
+class FolderImage:
+    """A directory to be written, by the names of its files.
+
+    Attributes:
+        files: those with tensors, in the order of the shards.
+        index: the one that says what the others hold, which is written last, and its bytes.
+    """
+
+    files: Mapping[str, FileImage]
+    index: tuple[str, bytes]
 
 
 class Format(Protocol):
@@ -365,5 +375,26 @@ class Writer(Protocol):
 
         Raises:
             InputError: the format can't hold that.
+        """
+        ...
+
+
+class FolderWriter(Protocol):
+    """What the module of a format provides whose checkpoints are directories."""
+
+    def encode_folder(
+        self,
+        shards: Sequence[Specs],
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FolderImage:
+        """Lay out a directory; the rest as :meth:`Writer.encode` has it.
+
+        Args:
+            shards: the tensors of each file.
+            metadata: text to text.
+            ties: further names of tensors.
+            carried: the checkpoint that the output continues.
         """
         ...

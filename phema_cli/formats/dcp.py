@@ -6,21 +6,31 @@ box is a chunk of a ``.distcp`` file, and each chunk an archive of ``torch.save`
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import RawIOBase
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from phema_cli.errors import InputError, PhemaError, StorageError
-from phema_cli.formats.base import MOST_DIMENSIONS, Contents, DType, Extent, Piece, StoredTensor
-from phema_cli.formats.checks import REMEDY, check_text
+from phema_cli.formats.base import (
+    MOST_DIMENSIONS,
+    Checkpoint,
+    Contents,
+    DType,
+    Extent,
+    FolderImage,
+    Piece,
+    Specs,
+    StoredTensor,
+)
+from phema_cli.formats.boxes import Box, covers
+from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
+from phema_cli.formats.dcp_write import INDEX_NAME, RECORD, lay_out
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.torch_pickle import GLOBALS, Globals, TensorStub, ignored, load
@@ -32,10 +42,9 @@ NAME = "dcp"
 
 _MAX_PICKLE_BYTES = 256 << 20
 _MAX_NUMBER = 1 << 62
-# How deep dicts are nested, how long their names are, along how many dimensions a tensor is split.
+# How deep dicts are nested, how long their names are.
 _MAX_DEPTH = 50
 _MAX_NAME = 1000
-_MAX_SPLIT = 4
 # No chunk is described in fewer bytes.
 _CHUNK_BYTES = 16
 _BYTE_BITS = 8
@@ -67,13 +76,6 @@ _GLOBALS: Globals = {
 _NOWHERE = Inert("_StorageInfo")
 
 
-class _Box(NamedTuple):
-    """A part of a tensor: the index of its first element, and its shape."""
-
-    origin: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class _Tensor(StoredTensor):
     """A tensor as ``.metadata`` describes it, under the name that its chunks have."""
@@ -81,7 +83,7 @@ class _Tensor(StoredTensor):
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    boxes: tuple[_Box, ...]
+    boxes: tuple[Box, ...]
 
 
 class _Chunk(NamedTuple):
@@ -91,7 +93,7 @@ class _Chunk(NamedTuple):
     offset: int
     length: int
     tensor: _Tensor
-    box: _Box
+    box: Box
 
 
 class _Window(RawIOBase):
@@ -125,16 +127,40 @@ def read(path: Path) -> Contents:
     Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
     directory = path if path.is_dir() else path.parent
-    index = directory / ".metadata"
+    index = directory / INDEX_NAME
+    metadata, size = _load(index)
+    nested = _nested(metadata, index, size // _CHUNK_BYTES)
+    record = metadata.state.get(RECORD)
+    ours = checked_metadata({RECORD: record}, index) if isinstance(record, str) else {}
+    return Contents(directory, NAME, nested, partial(_locate, metadata, index), metadata=ours)
+
+
+def encode_folder(
+    shards: Sequence[Specs],
+    metadata: Mapping[str, str],
+    ties: Mapping[str, str],
+    carried: Checkpoint,
+) -> FolderImage:
+    """Lay out a directory; as :class:`phema_cli.formats.base.FolderWriter` says.
+
+    Tensors get the names and the nesting that they have in ``carried``, if it is of this format.
+    """
+    index = carried.path / INDEX_NAME
+    entries = _entries(_load(index)[0], index) if carried.format == NAME else ()
+    paths = {name: path for name, path, _ in entries}
+    return lay_out(shards, metadata, ties, carried, paths)
+
+
+def _load(index: Path) -> tuple[Inert, int]:
+    """The object in ``.metadata``, and its bytes."""
     try:
         data = _read_index(index)
     except OSError as error:
-        raise StorageError.wrap(error, error.filename or directory, "read") from error
+        raise StorageError.wrap(error, error.filename or index.parent, "read") from error
     metadata = load(data, index, _GLOBALS, _REMEDY)
     if not isinstance(metadata, Inert):
         raise _broken(index, "not the metadata of a checkpoint")
-    nested = _nested(metadata, index, len(data) // _CHUNK_BYTES)
-    return Contents(directory, NAME, nested, partial(_locate, metadata, index))
+    return metadata, len(data)
 
 
 def _read_index(index: Path) -> bytes:
@@ -173,18 +199,13 @@ def _nested(metadata: Inert, index: Path, most: int) -> object:
         index: the file.
         most: chunks that it has room to describe.
     """
-    flat, paths = metadata.state.get("state_dict_metadata"), metadata.state.get("planner_data")
-    if not isinstance(flat, dict) or not all(isinstance(name, str) for name in flat):
-        raise _broken(index, "lists no tensors")
-    check_text(flat, index)
-    listed = [entry.state.get("chunks") for entry in flat.values() if isinstance(entry, Inert)]
+    entries = list(_entries(metadata, index))
+    listed = [entry.state.get("chunks") for _, _, entry in entries if isinstance(entry, Inert)]
     # A pickle can repeat a list in two bytes.
     if sum(len(chunks) for chunks in listed if isinstance(chunks, list)) > most:
         raise _broken(index, "lists more chunks than it describes")
     root: dict[object, object] = {}
-    for name, entry in flat.items():
-        # A planner that doesn't flatten stores no paths, and nests nothing.
-        path = _path(paths.get(name, (name,)) if isinstance(paths, dict) else (name,), index)
+    for name, path, entry in entries:
         inside: object = root
         for step in path[:-1]:
             inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
@@ -192,6 +213,18 @@ def _nested(metadata: Inert, index: Path, most: int) -> object:
             raise _broken(index, f"{name:.80}: lies inside another entry, or is listed twice")
         inside[path[-1]] = _tensor(name, entry, index)
     return _with_lists(root)
+
+
+def _entries(metadata: Inert, index: Path) -> Iterator[tuple[str, tuple[str | int, ...], object]]:
+    """The entries of a checkpoint: the name of each, its path, and what it is."""
+    flat, paths = metadata.state.get("state_dict_metadata"), metadata.state.get("planner_data")
+    if not isinstance(flat, dict) or not all(isinstance(name, str) for name in flat):
+        raise _broken(index, "lists no tensors")
+    check_text(flat, index)
+    for name, entry in flat.items():
+        # A planner that doesn't flatten stores no paths, and nests nothing.
+        path = paths.get(name, (name,)) if isinstance(paths, dict) else (name,)
+        yield name, _path(path, index), entry
 
 
 def _path(path: object, index: Path) -> tuple[str | int, ...]:
@@ -229,35 +262,13 @@ def _tensor(name: str, entry: object, index: Path) -> _Tensor | None:
     raise _broken(index, f"tensor {name:.80}: malformed entry")
 
 
-def _box(chunk: object, dimensions: int, name: str, index: Path) -> _Box:
+def _box(chunk: object, dimensions: int, name: str, index: Path) -> Box:
     """A part of a tensor from the entry of its chunk."""
     if isinstance(chunk, Inert):
         origin, shape = _naturals(chunk.state.get("offsets")), _naturals(chunk.state.get("sizes"))
         if origin is not None and shape is not None and len(origin) == len(shape) == dimensions:
-            return _Box(origin, shape)
+            return Box(origin, shape)
     raise _broken(index, f"tensor {name:.80}: malformed chunk")
-
-
-def _covers(boxes: tuple[_Box, ...], shape: tuple[int, ...]) -> bool:
-    """Whether boxes cover a shape, each element once.
-
-    A box is the signed sum of the orthants at its corners, and orthants are linearly independent:
-    boxes make up the whole exactly if all corners except those of the whole cancel. Dimensions
-    that no box splits are left out, so that rows split among ranks have two corners each.
-    """
-    if 0 in shape:
-        return bool(boxes)
-    whole = _Box((0,) * len(shape), shape)
-    sides = [{(box.origin[d], box.shape[d]) for box in boxes} for d in range(len(shape))]
-    split = [d for d, n in enumerate(shape) if sides[d] != {(0, n)}]
-    if len(split) > _MAX_SPLIT:
-        return False
-    corners: Counter[tuple[int, ...]] = Counter()
-    for box, sign in (*((box, 1) for box in boxes), (whole, -1)):
-        ends = [((box.origin[d], 1), (box.origin[d] + box.shape[d], -1)) for d in split]
-        for corner in product(*ends):
-            corners[tuple(at for at, _ in corner)] += sign * math.prod(s for _, s in corner)
-    return bool(boxes) and not any(corners.values())
 
 
 def _locate(metadata: Inert, index: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
@@ -268,9 +279,10 @@ def _locate(metadata: Inert, index: Path, tensors: Mapping[str, StoredTensor]) -
         _chunks({t.name: t for t in stored.values()}.values(), metadata, index),
         key=lambda c: c[:3],
     )
-    # Chunks that share bytes would be read again and again.
+    # Chunks that share bytes would be read again and again. Tied tensors are one, and read once.
     for one, other in pairwise(chunks):
-        if one.file == other.file and one.offset + one.length > other.offset:
+        tied = one[:3] == other[:3] and len(one.tensor.boxes) == len(other.tensor.boxes) == 1
+        if one.file == other.file and one.offset + one.length > other.offset and not tied:
             what = f"tensor {other.tensor.name:.200}: its chunk overlaps that of another"
             raise _broken(one.file, what)
     try:
@@ -292,7 +304,7 @@ def _chunks(tensors: Iterable[_Tensor], metadata: Inert, index: Path) -> Iterato
     }
     files: dict[str, Path] = {}
     for tensor in tensors:
-        if not _covers(tensor.boxes, tensor.shape):
+        if not covers(tensor.boxes, tensor.shape):
             raise _broken(index, f"tensor {tensor.name}: its chunks overlap, or don't cover it")
         if tensor.dtype.bits < _BYTE_BITS and len(tensor.boxes) > 1:
             what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
@@ -348,9 +360,7 @@ def _chunk_extent(descriptor: int, chunk: _Chunk) -> Extent:
     return stub.extent(chunk.tensor.name, chunk.file, (chunk.offset + start, length))
 
 
-def _tensor_extent(
-    name: str, tensor: _Tensor, extents: Mapping[tuple[str, _Box], Extent]
-) -> Extent:
+def _tensor_extent(name: str, tensor: _Tensor, extents: Mapping[tuple[str, Box], Extent]) -> Extent:
     """A tensor's extent: that of its only chunk, or pieces."""
     pieces = [Piece(box.origin, extents[tensor.name, box]) for box in tensor.boxes]
     first = pieces[0].extent

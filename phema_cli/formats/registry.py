@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Contents, Format, Stamp, Writer, stamp
+from phema_cli.formats.base import Contents, FolderWriter, Format, Stamp, Writer, stamp
 from phema_cli.formats.remote import is_remote, remote_errors
 
 
@@ -24,12 +24,15 @@ class Row(NamedTuple):
         endings: of its files' names; outputs get the first.
         magic: the first bytes of its files, if another format has the same ending.
         writes: whether phema writes the format.
+        folder: whether its checkpoints are directories, so that the module is a
+            :class:`FolderWriter`.
     """
 
     module: str
     endings: tuple[str, ...]
     magic: bytes = b""
     writes: bool = True
+    folder: bool = False
 
 
 #: formats by name.
@@ -44,7 +47,7 @@ FORMATS: Mapping[str, Row] = MappingProxyType(
             (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl", ".bin.index.json"),
             b"PK",
         ),
-        "dcp": Row("phema_cli.formats.dcp", (".metadata",), writes=False),
+        "dcp": Row("phema_cli.formats.dcp", (".metadata",), folder=True),
     }
 )
 #: endings of files that say what others beside them hold.
@@ -83,8 +86,13 @@ def writable() -> list[str]:
 
 
 def writer(name: str) -> Writer:
-    """The module that writes a format."""
+    """The module that writes a format's files."""
     return cast("Writer", import_module(FORMATS[name].module))
+
+
+def folder_writer(name: str) -> FolderWriter:
+    """The module that writes a format's directories."""
+    return cast("FolderWriter", import_module(FORMATS[name].module))
 
 
 def read(path: Path) -> Contents:

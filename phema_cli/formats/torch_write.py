@@ -16,6 +16,8 @@ from phema_cli.formats.torch_pickle import STORAGE_DTYPES
 
 #: the directory inside the archive.
 _ROOT = "archive"
+#: what the records ``byteorder`` and ``version`` hold.
+_ORDER, _FILE_VERSION = b"little", b"3\n"
 #: the record that holds the metadata; torch ignores it.
 METADATA_RECORD = "phema.json"
 
@@ -70,7 +72,7 @@ def encode(
     keys = {name: str(number) for number, name in enumerate(stored)}
     fixed = {
         "data.pkl": _pickle(order, specs, ties, keys),
-        "byteorder": b"little",
+        "byteorder": _ORDER,
         METADATA_RECORD: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode(),
     }
     records = [_Record(f"{_ROOT}/{n}", len(c), c) for n, c in fixed.items()]
@@ -78,8 +80,26 @@ def encode(
         _Record(f"{_ROOT}/data/{keys[n]}", dtype.size_bytes(math.prod(shape)), tensor=n)
         for n, (dtype, shape) in specs.items()
     ]
-    records.append(_Record(f"{_ROOT}/version", 2, b"3\n"))
+    records.append(_Record(f"{_ROOT}/version", len(_FILE_VERSION), _FILE_VERSION))
     return _archive(records)
+
+
+def encode_tensor(name: str, dtype: DType, shape: tuple[int, ...]) -> FileImage:
+    """Lay out what ``torch.save`` makes of one tensor, as chunks of distributed checkpoints are.
+
+    Raises:
+        InputError: torch has no type for the tensor.
+    """
+    pickled = b"".join([b"\x80\x02", *_tensor(name, dtype, shape, "0"), b"."])
+    size = dtype.size_bytes(math.prod(shape))
+    return _archive(
+        [
+            _Record(f"{_ROOT}/data.pkl", len(pickled), pickled),
+            _Record(f"{_ROOT}/byteorder", len(_ORDER), _ORDER),
+            _Record(f"{_ROOT}/data/0", size, tensor=name),
+            _Record(f"{_ROOT}/version", len(_FILE_VERSION), _FILE_VERSION),
+        ]
+    )
 
 
 def _archive(records: list[_Record]) -> FileImage:
@@ -155,7 +175,7 @@ def _pickle(
         parts.append(b"(")
         for name in order[at : at + _BATCH]:
             stored = ties.get(name, name)
-            parts += [_plain(name), *_tensor(stored, *specs[stored], keys[stored])]
+            parts += [plain(name), *_tensor(stored, *specs[stored], keys[stored])]
         parts.append(b"u")
     return b"".join([*parts, b"."])
 
@@ -163,22 +183,27 @@ def _pickle(
 def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterator[bytes]:
     """The call that rebuilds a tensor from its storage."""
     typed = dtype.name in _STORAGES
-    if dtype.bits < _BYTE_BITS:
-        shape = _packed(name, dtype, shape)
+    shape = torch_shape(name, dtype, shape)
     storage = f"torch\n{_STORAGES[dtype.name]}" if typed else "torch.storage\nUntypedStorage"
     count = math.prod(shape) if typed else math.prod(shape) * max(dtype.bits // 8, 1)
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     function = "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"
-    yield f"ctorch._utils\n{function}\n((".encode() + _plain("storage")
-    yield f"c{storage}\n".encode() + _plain(key) + _plain("cpu") + _plain(count) + b"tQ"
-    yield _plain(0) + _plain(shape) + _plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
+    yield f"ctorch._utils\n{function}\n((".encode() + plain("storage")
+    yield f"c{storage}\n".encode() + plain(key) + plain("cpu") + plain(count) + b"tQ"
+    yield plain(0) + plain(shape) + plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
     if not typed:
         yield f"ctorch\n{dtype.label}\n".encode()
     yield b"tR"
 
 
-def _packed(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a type that torch packs into bytes, in bytes."""
+def torch_shape(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that torch gives a tensor: of types that it packs into bytes, in bytes.
+
+    Raises:
+        InputError: torch has no type for the tensor.
+    """
+    if dtype.bits >= _BYTE_BITS:
+        return shape
     per_byte = _BYTE_BITS // dtype.bits
     if not dtype.label.endswith(f"_x{per_byte}") or not shape or shape[-1] % per_byte:
         raise InputError(
@@ -188,6 +213,6 @@ def _packed(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-1], shape[-1] // per_byte)
 
 
-def _plain(value: object) -> bytes:
-    """The opcodes of a number, a text or a tuple of numbers."""
+def plain(value: object) -> bytes:
+    """The opcodes of a number, a text or a tuple of these; they use the memo's first places."""
     return pickle.dumps(value, protocol=2)[2:-1]

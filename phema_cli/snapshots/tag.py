@@ -19,6 +19,7 @@ from phema_cli.snapshots.base import (
     notice,
 )
 from phema_cli.snapshots.reading import Draft, read_checkpoint
+from phema_cli.trainers import generic
 from phema_cli.trainers.base import Clock, Series
 from phema_cli.trainers.clocks import has_number
 
@@ -56,7 +57,10 @@ def make_snapshot(
     except UsageError as error:
         raise InputError(error.what, remedy=error.remedy) from error
     _check_whole(series)
-    checkpoint = file.stored.checkpoint(series)
+    checkpoint = replace(
+        file.stored.checkpoint(series),
+        home=generic.home_of(file.stored, series, file.reading.series),
+    )
     if series.unnamed:
         checkpoint = _with_names(checkpoint, _names_from(draft, config))
     partial = False

@@ -87,7 +87,7 @@ def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
     if not journal.complete:
         check_inputs(recipe)
         for output, own in zip(recipe.outputs, checks, strict=True):
-            write_checksums(output, own)
+            write_checksums(recipe, output, own)
         make_durable(recipe)
     try:
         journal.finish()

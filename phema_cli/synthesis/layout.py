@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.formats import FORMATS, writable, writer
+from phema_cli.formats import FORMATS, folder_writer, writable, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.snapshots.base import Snapshot, snapshot_name, step_name
@@ -168,6 +169,7 @@ def output_paths(
             f"-o {template} is a URL, and outputs are written to this machine",
             remedy="pass a local path, and copy what is there afterwards",
         )
+    folder = folder or FORMATS[format_name].folder
     # One directory is what it is called; several are made inside of it.
     alone = folder and len(targets) == 1 and _names_folder(template, format_name)
     paths = (
@@ -177,7 +179,7 @@ def output_paths(
     )
     counts = Counter(paths)
     for path in paths:
-        if path.name.endswith(INDEX_SUFFIX):
+        if path.name.endswith((INDEX_SUFFIX, INDEX_NAME)):
             raise UsageError(
                 f"{path} is the name of an index, which is written beside shards",
                 remedy="pass -o DIRECTORY",
@@ -215,7 +217,7 @@ def _path(
         if isinstance(target, PowerProfile):
             fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
         path = Path(_filled(template, fields))
-        single = format_name != DEFAULT_FORMAT and not path.name.endswith(endings)
+        single = not (folder or format_name == DEFAULT_FORMAT or path.name.endswith(endings))
         return path.with_name(path.name + endings[0]) if single else path
     parent = Path(template or "")
     if parent.name.endswith(endings):
@@ -254,7 +256,10 @@ def _filled(template: str, fields: Mapping[str, str | float]) -> str:
 def _checkpoint_files(folder: Path) -> list[Path]:
     """Files in a directory that carry a name of a checkpoint there: single, shards, index."""
     names = "|".join(_BASE_NAMES.values())
-    pattern = re.compile(rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
+    pattern = re.compile(
+        rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?"
+        rf"|__\d+_\d+\.distcp|{re.escape(INDEX_NAME)}"
+    )
     return sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
 
 
@@ -262,6 +267,7 @@ def is_complete(path: Path) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
     bases = _BASE_NAMES.values()
     whole = {f"{base}{ending}" for base in bases for ending in (ENDING, INDEX_SUFFIX)}
+    whole.add(INDEX_NAME)
     try:
         return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
     except OSError as error:
@@ -314,6 +320,8 @@ def lay_out(
     Raises:
         InputError: the format can't hold the tensors.
     """
+    if FORMATS[format_name].folder:
+        return _folder(path, format_name, specs, ties, carried, metadata, max_shard_bytes)
     encode = writer(format_name).encode
     if path.name.endswith(FORMATS[format_name].endings):
         image = encode(specs, metadata, ties, carried)
@@ -333,6 +341,25 @@ def lay_out(
     weight_map = {name: files[number].path.name for name, number in homes.items()}
     data = encode_index(weight_map, sum(map(_size, specs.values())), {**metadata, **ties})
     return Output(path, tuple(files), homes, (path / f"{base}{INDEX_SUFFIX}", data))
+
+
+def _folder(
+    path: Path,
+    format_name: str,
+    specs: Specs,
+    ties: Mapping[str, str],
+    carried: Checkpoint,
+    metadata: Mapping[str, str],
+    max_shard_bytes: int | None,
+) -> Output:
+    """The output of a format whose checkpoints are directories; as :func:`lay_out` says."""
+    shards = split_shards(specs, max_shard_bytes)
+    parts = [{name: specs[name] for name in names} for names in shards]
+    image = folder_writer(format_name).encode_folder(parts, metadata, ties, carried)
+    files = tuple(OutputFile(path / name, file) for name, file in image.files.items())
+    homes = {name: number for number, names in enumerate(shards) for name in names}
+    name, data = image.index
+    return Output(path, files, homes, (path / name, data))
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:

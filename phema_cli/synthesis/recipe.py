@@ -21,6 +21,7 @@ from phema_cli.estimate.solve import (
     solve_snapshots,
 )
 from phema_cli.estimate.targets import hints, make_targets, target_step
+from phema_cli.formats import FORMATS
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, CombinationProfile, Profile, RawProfile
@@ -197,6 +198,8 @@ def _shard_limit(
     """Bytes a shard may have, or None for a single file."""
     single = str(request.output or "").endswith(ENDING)
     limit = request.max_shard_size
+    if FORMATS[str(request.format)].folder:
+        return limit or DEFAULT_MAX_SHARD_BYTES
     if request.format != DEFAULT_FORMAT:
         if limit is not None:
             raise UsageError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.formats.base import stamp
+from phema_cli.formats.base import FileImage, stamp
 from phema_cli.formats.crc32 import combine
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.synthesis import journal
@@ -32,8 +34,8 @@ from phema_cli.system.files import (
 Checks = dict[str, dict[int, tuple[int, int]]]
 #: the most bytes of outputs after which they are flushed and recorded.
 _RECORDED_BYTES = 64 << 20
-#: bytes that are hashed at a time.
-_HASHED_BYTES = 1 << 20
+#: bytes that are read at a time for a checksum or a hash.
+_CHECKED_BYTES = 1 << 20
 #: runs of one output that may end while another one is about to start.
 _TRIES = 100
 
@@ -82,9 +84,7 @@ class Recorder:
         self._recipe = recipe
         self._rank = rank
         self._runs = runs
-        # A checksum is known only to who has written all of a tensor.
         images = [file.image for output in recipe.outputs for file in output.files]
-        self._resumes = not any(image.checksums for image in images)
         # Small shards are recorded one by one: a run that resumes makes only the last one again.
         self._limit = min(_RECORDED_BYTES, max(image.size_bytes for image in images))
         self._pending: list[Run] = []
@@ -95,7 +95,7 @@ class Recorder:
         runs = [self._runs[i] for i in indices]
         self._pending += runs
         self._pending_bytes += sum(run.size_bytes for run in runs) * len(self._recipe.outputs)
-        if self._resumes and self._pending_bytes > self._limit:
+        if self._pending_bytes > self._limit:
             make_durable(self._recipe)
             lead = self._recipe.outputs[0]
             with _writing(lead):
@@ -302,11 +302,11 @@ def make_durable(recipe: Recipe) -> None:
                 sync(output.staged(path))
 
 
-def hash_of(stream: BinaryIO, offset: int) -> bytes:
-    """The SHA-256 of a file from an offset on, in hexadecimal."""
-    stream.seek(offset)
+def hash_of(stream: IO[bytes], image: FileImage) -> bytes:
+    """The SHA-256 of all tensors' bytes in a file, in hexadecimal."""
+    stream.seek(min(image.offsets.values(), default=image.size_bytes))
     digest = hashlib.sha256()
-    while data := stream.read(_HASHED_BYTES):
+    while data := stream.read(_CHECKED_BYTES):
         digest.update(data)
     return digest.hexdigest().encode()
 
@@ -329,21 +329,39 @@ def publish(output: Output) -> None:
         sync_folder(output.finals[0].parent)
 
 
-def write_checksums(output: Output, checks: Checks) -> None:
-    """Put each tensor's CRC-32, and the hash of all, where the format has them."""
+def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
+    """Put each tensor's CRC-32, and the hash of all, where the format has them.
+
+    Of tensors that an earlier run has written in part, the values are read once more.
+    """
+    sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
     with _writing(output):
         for file in output.files:
             if not (file.image.checksums or file.image.hashes):
                 continue
             with output.staged(file.path).open("r+b") as stream:
                 for place in file.image.hashes:
-                    digest = hash_of(stream, file.image.data_offset)
+                    digest = hash_of(stream, file.image)
                     stream.seek(place)
                     stream.write(digest)
                 for name, places in file.image.checksums.items():
+                    parts = [part for _, part in sorted(checks.get(name, {}).items())]
+                    if sum(length for _, length in parts) < sizes[name]:
+                        stream.seek(file.image.offsets[name])
+                        parts = list(_checked(stream, sizes[name]))
                     crc = 0
-                    for _, (part, length) in sorted(checks[name].items()):
+                    for part, length in parts:
                         crc = combine(crc, part, length)
                     for place in places:
                         stream.seek(place)
                         stream.write(crc.to_bytes(4, "little"))
+
+
+def _checked(stream: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
+    """CRC-32 and bytes of the parts of a file's next bytes."""
+    while size:
+        data = stream.read(min(size, _CHECKED_BYTES))
+        if not data:
+            raise OSError(errno.EIO, "the file is too short")
+        yield zlib.crc32(data), len(data)
+        size -= len(data)

@@ -86,6 +86,29 @@ def _only(networks: list[Series], averages: Sequence[Series] = ()) -> tuple[Seri
     )
 
 
+def home_of(file: StoredFile, series: Series, others: Sequence[Series]) -> str:
+    """What the file puts before the names of the model's own tensors.
+
+    Args:
+        file: the file.
+        series: a series of it.
+        others: the series that trainers' modules have read. Raw weights beside an average are the
+            model; where the user has named the average, a dict that it fits is.
+    """
+    home = next((s for s in others if s.role == "raw"), None)
+    if home is None and _is_average(series.within):
+        fits = (
+            Series(t, within=k)
+            for k, t in file.dicts.items()
+            if not _is_average(k) and align(series.tensors, t)
+        )
+        home = next(fits, None)
+    home = home or series
+    if home.unnamed:
+        return ""
+    return ("" if home.within == TOP else f"{home.within}.") + home.prefix
+
+
 def _is_average(key: str) -> bool:
     return key != TOP and AVERAGE.search(key) is not None
 

@@ -267,5 +267,5 @@ def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader
             written = bytearray(_HASH_BYTES)
             reader.read_bytes(file.path, place, memoryview(written))
             with file.path.open("rb") as stream:
-                if written != hash_of(stream, file.image.data_offset):
+                if written != hash_of(stream, file.image):
                     raise CheckFailedError("the hash in its metadata differs", where=file.path)

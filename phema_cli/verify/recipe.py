@@ -230,8 +230,12 @@ def _change(entry: dict[str, Any], now: dict[str, Any]) -> str | None:
 def _stored_as(out: Checkpoint, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> DType | None:
     """The type that averaged tensors were converted to, None where it is the newest snapshot's."""
     newest = reference(snapshots).checkpoint.tensors
-    names = [n for n in averaged(snapshots, copy) if n in out.tensors]
-    types = ((n, out.tensors[n].dtype) for n in names)
+    names = averaged(snapshots, copy)
+    # A distributed checkpoint has the names of its source's files, which may have a prefix.
+    longest = max(names, key=len, default="")
+    prefixes = [n.removesuffix(longest) for n in out.tensors if f".{n}".endswith(f".{longest}")]
+    prefix = min(prefixes, key=len, default="")
+    types = ((n, e.dtype) for n in names if (e := out.tensors.get(prefix + n)) is not None)
     return next((dtype for n, dtype in types if dtype != newest[n].dtype), None)
 
 
