@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
 from phema_cli.profiles import PowerProfile, Profile, gamma_from_sigma_rel, parse_profile
 from phema_cli.request import DEFAULT_METHOD, Request
-from phema_cli.snapshots import Scan, Snapshot, scan
+from phema_cli.snapshots import Paths, Scan, Snapshot, scan
 from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
@@ -29,7 +28,7 @@ from phema_cli.solver import (
 _MOST_TARGETS = 1000
 
 
-def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
+def scan_for(paths: Paths, request: Request) -> Scan:
     """The snapshots of a request; if only their laws are missing, with what they look like.
 
     Errors as :func:`phema_cli.snapshots.scan`.

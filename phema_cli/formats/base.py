@@ -204,6 +204,10 @@ class Checkpoint:
     unnamed: bool = False
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """``<Checkpoint ckpts/ema.pt: 10 tensors, torch>``."""
+        return f"<Checkpoint {self.path}: {len(self.tensors)} tensors, {self.format}>"
+
     @property
     def ties(self) -> dict[str, str]:
         """The first name of each tensor that has several, by each further name."""
@@ -316,6 +320,10 @@ class FileImage:
     offsets: Mapping[str, int]
     size_bytes: int
     checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """``<FileImage of 10 tensors, 1,234 bytes>``."""
+        return f"<FileImage of {len(self.offsets)} tensors, {self.size_bytes:,} bytes>"
 
 
 class Format(Protocol):

@@ -53,6 +53,12 @@ class Output:
     homes: Mapping[str, int]
     index: tuple[Path, bytes] | None = None
 
+    def __repr__(self) -> str:
+        """``<Output emas/ema.safetensors: 1 file, 10 tensors>``."""
+        count = len(self.files)
+        files = f"{count} file{'' if count == 1 else 's'}"
+        return f"<Output {self.path}: {files}, {len(self.homes)} tensors>"
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all its files."""

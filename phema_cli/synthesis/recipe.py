@@ -97,6 +97,15 @@ class Recipe:
     inputs: tuple[Path, ...]
     tags: TagCheck
 
+    def __repr__(self) -> str:
+        """``<Recipe of 40 sources: gamma 7 at step 2000; 10 tensors>``."""
+        many = len(self.targets) != 1
+        targets = f"{len(self.targets)} targets" if many else self.targets[0].label
+        return (
+            f"<Recipe of {len(self.sources)} sources: {targets} at step {self.step:.10g}; "
+            f"{len(self.tensors)} tensors>"
+        )
+
     @property
     def used(self) -> list[int]:
         """Indices of the sources that weigh, newest first: differences are taken from that one."""

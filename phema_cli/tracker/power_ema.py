@@ -70,6 +70,11 @@ class PowerEMA:
         # What the floating-point buffers held at the first update: many never change.
         self._first_buffers = {n: now[n].clone() for n in self._tensors.buffers}
 
+    def __repr__(self) -> str:
+        """``<PowerEMA of gamma 5, 10 after 500 updates>``."""
+        gammas = ", ".join(f"{gamma:g}" for gamma in self.gammas)
+        return f"<PowerEMA of gamma {gammas} after {self.step} updates>"
+
     @property
     def step(self) -> int:
         """How many updates there were."""
