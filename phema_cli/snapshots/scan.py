@@ -22,7 +22,6 @@ from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
 from phema_cli.snapshots.times import are_counters, settle_times
 from phema_cli.trainers.registry import parse_law
 
-
 #: what is scanned: a file, a directory, or several of them.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 #: averages that a scan's text names; of more it says how many.
