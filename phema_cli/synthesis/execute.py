@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import update_wrapper
@@ -180,22 +180,13 @@ class Average(Iterator[tuple[str, "torch.Tensor"]]):
         self.target: Profile = recipe.targets[0]
         self.step = recipe.step
         self.figures: Figures = recipe.solution.figures[0]
-        self.like: dict[str, torch.Tensor] = {}
-        self._names: dict[str, list[str]] = {plan.name: [plan.name] for plan in recipe.tensors}
+        names = {plan.name: [plan.name] for plan in recipe.tensors}
         for name, first in recipe.ties.items():
-            self._names[first].append(name)
+            names[first].append(name)
+        self.like: dict[str, torch.Tensor] = {}
         for plan in recipe.tensors:
-            self.like |= dict.fromkeys(self._names[plan.name], _like(plan))
-        self._pairs = self._made(recipe)
-
-    def _made(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        """The pairs."""
-        for plan, data in stream(recipe):
-            like = self.like[plan.name]
-            for name in self._names[plan.name]:
-                yield name, data.view(like.dtype).view(like.shape)
-            # Not held while the next one is made.
-            del data
+            self.like |= dict.fromkeys(names[plan.name], _like(plan))
+        self._pairs = _pairs(recipe, names, self.like)
 
     def __repr__(self) -> str:
         """``<Average gamma 7 at step 2000: 10 tensors, good>``."""
@@ -250,6 +241,24 @@ def average(paths: Paths, request: Request) -> Average:
     if recipe is None or len(paths_of) != 1:
         raise UsageError(f"{len(paths_of)} targets are not one", remedy="call it for each target")
     return Average(recipe)
+
+
+def _pairs(
+    recipe: Recipe, names: Mapping[str, Sequence[str]], like: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pairs of an average.
+
+    Args:
+        recipe: what makes the tensors.
+        names: of each, by the first.
+        like: shape and type of each, by name.
+    """
+    for plan, data in stream(recipe):
+        meant = like[plan.name]
+        for name in names[plan.name]:
+            yield name, data.view(meant.dtype).view(meant.shape)
+        # Not held while the next one is made.
+        del data
 
 
 def _like(plan: TensorPlan) -> torch.Tensor:
