@@ -60,7 +60,7 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
-        findings = [*scan.findings, *(recipe.tags.findings if recipe else ())]
+        findings = [*scan.findings, *(recipe.findings if recipe else ())]
         render.findings(findings, stderr=True, quiet=quiet)
         if recipe is not None:
             check_outputs(recipe)

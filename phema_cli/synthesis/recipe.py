@@ -26,8 +26,9 @@ from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.formats.remote import is_remote
 from phema_cli.profiles import Array, Profile
 from phema_cli.request import Request
-from phema_cli.snapshots import Scan, Snapshot
+from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
 from phema_cli.synthesis.layout import (
@@ -105,6 +106,14 @@ class Recipe:
             f"<Recipe of {len(self.sources)} sources: {targets} at step {self.step:.10g}; "
             f"{len(self.tensors)} tensors>"
         )
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the user should know: of the tags, and of statistics that do not fit averages."""
+        raw = [s.tag.label == "raw" for s in self.sources]
+        if all((column[raw] == 1).any() for column in self.weights.T):
+            return self.tags.findings
+        return (*self.tags.findings, *statistics(t.name for t in self.tensors))
 
     @property
     def used(self) -> list[int]:
