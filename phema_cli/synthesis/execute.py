@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import update_wrapper
@@ -117,11 +117,16 @@ def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
 
 
 def _with_options(
-    request: Callable[_Options, Request],
+    request: Callable[_Options, Request], without: Container[str] = ()
 ) -> Callable[
     [Callable[[Paths, Request], _Result]], Callable[Concatenate[Paths, _Options], _Result]
 ]:
-    """Let a function of a request take the request's fields by their names."""
+    """Let a function of a request take the request's fields by their names.
+
+    Args:
+        request: the class.
+        without: fields that the function refuses, and its signature does not show.
+    """
 
     def decorated(
         function: Callable[[Paths, Request], _Result],
@@ -132,7 +137,8 @@ def _with_options(
         update_wrapper(called, function)
         says = inspect.signature(function)
         first = next(iter(says.parameters.values()))
-        fields = inspect.signature(request).parameters.values()
+        every = inspect.signature(request).parameters.values()
+        fields = (each for each in every if each.name not in without)
         called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
             [first, *fields], return_annotation=says.return_annotation
         )
@@ -211,7 +217,7 @@ class Average(Iterator[tuple[str, "torch.Tensor"]]):
         return next(self._pairs)
 
 
-@_with_options(Request)
+@_with_options(Request, _OF_FILES)
 def average(paths: Paths, request: Request) -> Average:
     """Make one average, tensor by tensor, without a file.
 
