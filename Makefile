@@ -59,8 +59,9 @@ format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(STAMP) ## write docs/cli.md from the commands' own help, build the pages into site/
+docs: $(STAMP) ## write docs/cli.md from the commands' own help, run the notebook, build site/
 	$(BIN)/python -m tests.reference > docs/cli.md
+	$(BIN)/python -m tests.notebook
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --nitpicky docs site
 
 figures: $(STAMP) ## draw the figures of docs/maths.md and docs/plot.md

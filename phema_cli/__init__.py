@@ -1,7 +1,8 @@
 """phema: post-hoc EMA reconstruction (Karras et al., arXiv:2312.02696).
 
 ``PowerEMA`` keeps power-function averages during training; ``scan``, ``solve`` and ``synthesize``
-build the average of any other gamma afterwards. They are imported when they are first used, so
+build the average of any other gamma afterwards. ``average`` hands it over tensor by tensor,
+``load_into`` and ``swapped`` put it into a model. They are imported when they are first used, so
 that ``import phema_cli`` costs nothing.
 """
 
@@ -13,17 +14,30 @@ from typing import TYPE_CHECKING, Any
 from phema_cli._version import __version__
 
 if TYPE_CHECKING:
+    from phema_cli.integrations import load_into, swapped
     from phema_cli.snapshots import scan
     from phema_cli.solver import solve
-    from phema_cli.synthesis import synthesize
+    from phema_cli.synthesis import average, synthesize
     from phema_cli.tracker import PowerEMA
 
-__all__ = ["PowerEMA", "__version__", "scan", "solve", "synthesize"]
+__all__ = [
+    "PowerEMA",
+    "__version__",
+    "average",
+    "load_into",
+    "scan",
+    "solve",
+    "swapped",
+    "synthesize",
+]
 
 _HOMES = {
     "PowerEMA": "phema_cli.tracker",
+    "average": "phema_cli.synthesis",
+    "load_into": "phema_cli.integrations",
     "scan": "phema_cli.snapshots",
     "solve": "phema_cli.solver",
+    "swapped": "phema_cli.integrations",
     "synthesize": "phema_cli.synthesis",
 }
 

@@ -24,6 +24,7 @@ PAGES = sorted([README, CONTRIBUTING, *(ROOT / "docs").glob("*.md")])
 RUN = ("console", "python", "sh")
 #: blocks that need more than that, and the test that has it.
 ELSEWHERE = {
+    ("api.md", "{eval-rst}"): "test_site.py::test_python_names_are_described",
     ("architecture.md", "text"): "test_layout_of_the_code.py::test_the_page_draws_the_floors",
     ("README.md", "sh"): "test_docs.py::test_make_targets_of_the_readme_exist",
     ("cli.md", "text"): "test_docs.py::test_reference_is_what_the_commands_say",

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import phema_cli
+from phema_cli.errors import PhemaError
 from tests.pages import ROOT
 
 pytestmark = pytest.mark.slow
@@ -31,6 +33,16 @@ def test_the_site_is_built_without_a_warning(site):
         assert f'href="{page}.html"' in front or page == "index"
     for target in re.findall(r'(?:href|src)="(?!https?:|#|mailto:)([^"#?]+)', front):
         assert (site / target).exists(), target
+
+
+def test_python_names_are_described(site):
+    """All that phema_cli exports has its entry, with its parameters, and so have the errors."""
+    page = (site / "api.html").read_text()
+    described = set(re.findall(r'<dt class="sig sig-object py" id="([\w.]+)"', page))
+    names = {n for n in phema_cli.__all__ if not n.startswith("_")}
+    assert names <= {name.rpartition(".")[2] for name in described}
+    assert {f"phema_cli.errors.{e.__name__}" for e in PhemaError.__subclasses__()} <= described
+    assert "trust_tags" in page
 
 
 def test_the_site_loads_nothing_from_elsewhere(site):

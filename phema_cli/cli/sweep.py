@@ -61,6 +61,7 @@ def sweep(
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
     """
     from phema_cli.estimate.solve import scan_for
+    from phema_cli.snapshots.tensors import statistics
     from phema_cli.sweep.run import sweep as run
 
     if plot is not None:
@@ -70,7 +71,8 @@ def sweep(
     if quiet:
         asked = replace(asked, log=Path(asked.output) / _LOG)
     scan = scan_for(paths, asked.request)
-    render.findings(scan.findings, stderr=True, quiet=quiet)
+    names = scan.snapshots[-1].checkpoint.tensors if scan.snapshots else ()
+    render.findings([*scan.findings, *statistics(names)], stderr=True, quiet=quiet)
     with _resumable(asked.output):
         outcome = run(scan, asked, _Shown(quiet=quiet))
     if not quiet:

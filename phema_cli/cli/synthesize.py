@@ -60,8 +60,8 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
-        about = recipe.findings if recipe else ()
-        render.findings([*scan.findings, *about], stderr=True, quiet=quiet)
+        findings = [*scan.findings, *(recipe.findings if recipe else ())]
+        render.findings(findings, stderr=True, quiet=quiet)
         if recipe is not None:
             check_outputs(recipe)
             if not (quiet or json or request.dry_run):

@@ -54,6 +54,10 @@ class TagCheck:
     evidence: Evidence | None = None
     findings: tuple[Finding, ...] = ()
 
+    def __repr__(self) -> str:
+        """``<TagCheck confirmed>``."""
+        return f"<TagCheck {self.state}>"
+
     def require(self) -> None:
         """Refuse tags that are contradicted.
 

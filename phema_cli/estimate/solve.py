@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from phema_cli.errors import CheckFailedError, UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
 from phema_cli.estimate.targets import needs_of
-from phema_cli.profiles import CombinationProfile, Profile
+from phema_cli.profiles import CombinationProfile, Profile, RawProfile
 from phema_cli.request import DEFAULT_METHOD, Request
-from phema_cli.snapshots import Scan, Snapshot, scan
+from phema_cli.snapshots import Paths, Scan, Snapshot, scan
 from phema_cli.snapshots.base import is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
@@ -27,7 +27,7 @@ from phema_cli.solver import (
 )
 
 
-def scan_for(paths: Sequence[str | os.PathLike[str]], request: Request) -> Scan:
+def scan_for(paths: Paths, request: Request) -> Scan:
     """The snapshots of a request; if only their laws are missing, with what they look like.
 
     Errors as :func:`phema_cli.snapshots.scan`.
@@ -124,3 +124,26 @@ def stored_noise(snapshots: Sequence[Snapshot]) -> float:
     elements = sum(e.elements for e in floats)
     squares = sum(storage_noise(bits[e.name]) ** 2 * e.elements for e in floats)
     return math.sqrt(squares / elements) if elements else 0.0
+
+
+def check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
+    """Refuse targets whose expected error is above ``most``; combinations have none.
+
+    Raises:
+        CheckFailedError: it is.
+        UsageError: a target has no such error.
+    """
+    for figures, target in zip(solution.figures, targets, strict=True):
+        if figures.verdict == "exact":
+            continue
+        if isinstance(target, RawProfile):
+            raise UsageError(
+                f"{target.label} has no expected_error: it is a fraction of what averaging moves",
+                remedy="leave --max-error out for it",
+            )
+        if not figures.expected_error <= most:
+            raise CheckFailedError(
+                f"expected_error {figures.expected_error:.3g} of {target.label} is "
+                f"above --max-error {most:g}",
+                remedy="nothing was written; phema inspect shows which targets are in reach",
+            )

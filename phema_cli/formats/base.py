@@ -1,14 +1,14 @@
-"""What formats read and write: element types, the places of tensors in files, file layouts.
+"""What formats read: element types, and the places of tensors in files.
 
 A format's module reads a file into :class:`Contents`: nested content without the tensors' values.
 Its callers decide which tensors are the weights, and make a :class:`Checkpoint` of them, in which
-each has an :class:`Extent`. A module that writes lays out a :class:`FileImage`.
+each has an :class:`Extent`. ``image.py`` has what a module that writes lays out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -206,6 +206,10 @@ class Checkpoint:
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     home: str = ""
 
+    def __repr__(self) -> str:
+        """``<Checkpoint ckpts/ema.pt: 10 tensors, torch>``."""
+        return f"<Checkpoint {self.path}: {len(self.tensors)} tensors, {self.format}>"
+
     @property
     def ties(self) -> dict[str, str]:
         """The first name of each tensor that has several, by each further name."""
@@ -298,43 +302,6 @@ def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
     return {name: e if e.name == name else replace(e, name=name) for name, e in extents.items()}
 
 
-#: element type and shape of tensors to be written, by name.
-Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
-
-
-@dataclass(frozen=True, slots=True)
-class FileImage:
-    """A file to be written: all of its bytes but the tensors' values.
-
-    Attributes:
-        segments: offsets and the bytes that lie there, ascending.
-        offsets: where each tensor's values go, in row-major order and one after the other.
-        size_bytes: of the whole file.
-        checksums: offsets at which a tensor's CRC-32 goes (32 bits, little-endian), for tensors
-            whose CRC-32 the file holds.
-        hashes: offsets at which the SHA-256 of all tensors' bytes goes, in hexadecimal.
-    """
-
-    segments: tuple[tuple[int, bytes], ...]
-    offsets: Mapping[str, int]
-    size_bytes: int
-    checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    hashes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FolderImage:
-    """A directory to be written, by the names of its files.
-
-    Attributes:
-        files: those with tensors, in the order of the shards.
-        index: the one that says what the others hold, which is written last, and its bytes.
-    """
-
-    files: Mapping[str, FileImage]
-    index: tuple[str, bytes]
-
-
 class Format(Protocol):
     """What the module of a format provides."""
 
@@ -350,51 +317,5 @@ class Format(Protocol):
             InputError: the file is not what its name says, or is broken.
             UnsafePickleError: loading it elsewhere would run code.
             StorageError: the operating system failed.
-        """
-        ...
-
-
-class Writer(Protocol):
-    """What the module of a format that phema writes provides too."""
-
-    def encode(
-        self,
-        specs: Specs,
-        metadata: Mapping[str, str],
-        ties: Mapping[str, str],
-        carried: Checkpoint,
-    ) -> FileImage:
-        """Lay out a file.
-
-        Args:
-            specs: the tensors to be written, in the order in which they should lie.
-            metadata: text to text, with the provenance.
-            ties: names of tensors in ``specs``, by each further name of theirs.
-            carried: the checkpoint that the output continues; what a format holds beside tensors
-                comes from it.
-
-        Raises:
-            InputError: the format can't hold that.
-        """
-        ...
-
-
-class FolderWriter(Protocol):
-    """What the module of a format provides whose checkpoints are directories."""
-
-    def encode_folder(
-        self,
-        shards: Sequence[Specs],
-        metadata: Mapping[str, str],
-        ties: Mapping[str, str],
-        carried: Checkpoint,
-    ) -> FolderImage:
-        """Lay out a directory; the rest as :meth:`Writer.encode` has it.
-
-        Args:
-            shards: the tensors of each file.
-            metadata: text to text.
-            ties: further names of tensors.
-            carried: the checkpoint that the output continues.
         """
         ...

@@ -23,14 +23,13 @@ from phema_cli.formats.base import (
     Contents,
     DType,
     Extent,
-    FolderImage,
     Piece,
-    Specs,
     StoredTensor,
 )
 from phema_cli.formats.boxes import Box, covers
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
 from phema_cli.formats.dcp_write import INDEX_NAME, RECORD, lay_out
+from phema_cli.formats.image import FolderImage, Specs
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.torch_pickle import GLOBALS, Globals, TensorStub, ignored, load

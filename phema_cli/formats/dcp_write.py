@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from phema_cli.formats.base import Checkpoint, DType, FileImage, FolderImage, Specs
+from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.formats.image import FileImage, FolderImage, Specs
 from phema_cli.formats.torch_write import encode_tensor, plain, torch_shape
 
 INDEX_NAME = ".metadata"

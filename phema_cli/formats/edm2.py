@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
-from phema_cli.formats.base import (
-    Checkpoint,
-    Contents,
-    DType,
-    Extent,
-    FileImage,
-    Specs,
-    StoredTensor,
-)
+from phema_cli.formats.base import Checkpoint, Contents, DType, Extent, StoredTensor
 from phema_cli.formats.checks import REMEDY, check_text
+from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.objects import module_tensors, refuse_hidden
 from phema_cli.formats.torch_pickle import (
     GLOBALS,
@@ -205,7 +198,7 @@ def _read_trailer(path: Path, end: int) -> dict[str, str]:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out the pickle ``carried`` with other values; as ``formats.base.Writer`` says.
+    """Lay out the pickle ``carried`` with other values; as ``formats.image.Writer`` says.
 
     The provenance comes after the end of the pickle, where loaders don't look.
 

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Contents, FolderWriter, Format, Stamp, Writer, stamp
+from phema_cli.formats.base import Contents, Format, Stamp, stamp
+from phema_cli.formats.image import FolderWriter, Writer
 from phema_cli.formats.remote import is_remote, remote_errors
 
 

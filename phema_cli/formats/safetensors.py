@@ -15,17 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import (
-    DTYPES,
-    MOST_DIMENSIONS,
-    Checkpoint,
-    Contents,
-    Extent,
-    FileImage,
-    Specs,
-    located,
-)
+from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Contents, Extent, located
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
+from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.sharded import read_sharded
 
 NAME = "safetensors"
@@ -122,7 +114,7 @@ def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Exte
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out a file; as :class:`phema_cli.formats.base.Writer` says.
+    """Lay out a file; as :class:`phema_cli.formats.image.Writer` says.
 
     The header is padded with spaces to a multiple of 8 bytes, and its metadata are sorted so that
     equal input gives equal bytes. Further names of a tensor go into the metadata, where

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.torch_pickle import STORAGE_DTYPES
 
 #: the directory inside the archive.
@@ -60,7 +61,7 @@ class _Record:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.base.Writer` says.
+    """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.image.Writer` says.
 
     Names come in the order of ``carried``. Tied names share a storage.
 

@@ -2,6 +2,6 @@
 
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Snapshot, Tag
-from phema_cli.snapshots.scan import Scan, scan
+from phema_cli.snapshots.scan import Paths, Scan, scan
 
-__all__ = ["Config", "Finding", "Scan", "Snapshot", "Tag", "scan"]
+__all__ = ["Config", "Finding", "Paths", "Scan", "Snapshot", "Tag", "scan"]

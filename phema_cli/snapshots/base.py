@@ -50,6 +50,10 @@ class Tag:
     law: str = ""
     overrules: str | None = None
 
+    def __repr__(self) -> str:
+        """``<Tag gamma 5 at step 500>``."""
+        return f"<Tag {self.label} at step {self.step:.10g}>"
+
     @property
     def label(self) -> str:
         """The name of the average: ``gamma 5``, ``exponential:beta=0.999``, ``raw``."""
@@ -80,6 +84,10 @@ class Snapshot:
     partial: bool = False
     folder: Path | None = None
 
+    def __repr__(self) -> str:
+        """``<Snapshot ema-step0000500-gamma5.safetensors: gamma 5 at step 500>``."""
+        return f"<Snapshot {self.name}: {self.tag.label} at step {self.tag.step:.10g}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -92,6 +100,10 @@ class Finding:
 
     level: Literal["error", "warning", "notice"]
     error: PhemaError
+
+    def __repr__(self) -> str:
+        """``<Finding error: what is wrong>``, as a command prints it."""
+        return f"<Finding {self.level}: {self.error}>"
 
 
 @dataclass(frozen=True, slots=True)

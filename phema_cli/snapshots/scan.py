@@ -22,6 +22,11 @@ from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
 from phema_cli.snapshots.times import are_counters, in_order, settle_times
 from phema_cli.trainers.registry import parse_law
 
+#: what is scanned: a file, a directory, or several of them.
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: averages that a scan's text names; of more it says how many.
+_NAMED = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
@@ -48,6 +53,21 @@ class Scan:
     untagged: tuple[Untagged, ...] = ()
     needs: Needs = "laws"
     roots: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """``<Scan of 20 snapshots: gamma 5, gamma 10; steps 50 to 500>``, and errors if any."""
+        count = len(self.snapshots)
+        text = f"Scan of {count} snapshot{'' if count == 1 else 's'}"
+        if count:
+            labels = list(dict.fromkeys(s.tag.label for s in self.snapshots))
+            first, last = (f"{self.snapshots[i].tag.step:.10g}" for i in (0, -1))
+            averages = ", ".join(labels) if len(labels) <= _NAMED else f"{len(labels)} averages"
+            steps = f"step {first}" if first == last else f"steps {first} to {last}"
+            text += f": {averages}; {steps}"
+        errors = sum(f.level == "error" for f in self.findings)
+        if errors:
+            text += f"; {errors} error{'' if errors == 1 else 's'}"
+        return f"<{text}>"
 
     def settled(self, copy: Sequence[str], drop: Sequence[str]) -> Scan:
         """The scan with these tensors copied and left out, and its snapshots checked."""
@@ -78,13 +98,11 @@ class Scan:
         return self.snapshots
 
 
-def scan(
-    paths: Sequence[str | os.PathLike[str]], config: Config | None = None, needs: Needs = "laws"
-) -> Scan:
+def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> Scan:
     """Find the snapshots in files and directories, read their tags and headers, check they fit.
 
     Args:
-        paths: files, or directories that are searched with all below them.
+        paths: a file, a directory that is searched with all below it, or several of them.
         config: the user's options; a phema.toml in a given directory fills in what they leave open.
         needs: what has to be known of a snapshot. Where laws are not needed, an average of unknown
             law is one; where times are not either, a file that has none comes after all others.
@@ -94,11 +112,12 @@ def scan(
         UsageError: an option fits no file, no average or no tensor.
     """
     command_line = checked(config or Config())
+    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
     # Headers of many tensors are objects without cycles that all stay: nothing to collect.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _scan(paths, command_line, needs)
+        return _scan(roots, command_line, needs)
     finally:
         if collecting:
             gc.enable()

@@ -95,6 +95,26 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
     return list(shapes)
 
 
+def statistics(names: Iterable[str]) -> list[Finding]:
+    """A notice where layers keep running statistics, which belong to the weights they were run by.
+
+    Args:
+        names: of the tensors of an average.
+    """
+    known = set(names)
+    ends = ("running_mean", "running_var")
+    begins = sorted(n.removesuffix(ends[0]) for n in known if n.endswith(ends[0]))
+    layers = [b for b in begins if b + ends[1] in known and b[-1:] in {"", "."}]
+    if not layers:
+        return []
+    more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+    found = InputError(
+        f"BatchNorm statistics ({layers[0]}{ends[0]}{more}) are not those of the averaged weights",
+        remedy="load the result and call torch.optim.swa_utils.update_bn(loader, model)",
+    )
+    return [Finding("notice", found)]
+
+
 def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:
     """The types in which a tensor is stored, each once, sorted by name."""
     tensors = (s.checkpoint.tensors.get(name) for s in snapshots)

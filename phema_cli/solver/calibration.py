@@ -58,6 +58,11 @@ class Sample:
     values: NDArray[np.floating]
     units: Array
 
+    def __repr__(self) -> str:
+        """``<Sample of 4096 elements of 40 snapshots>``."""
+        snapshots, elements = self.values.shape
+        return f"<Sample of {elements} elements of {snapshots} snapshots>"
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:

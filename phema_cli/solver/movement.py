@@ -143,6 +143,11 @@ class Movement:
     mean_square: float
     measured: bool
 
+    def __repr__(self) -> str:
+        """``<Movement measured at 20 times>``, or assumed."""
+        how = "measured" if self.measured else "assumed"
+        return f"<Movement {how} at {len(self.times)} times>"
+
     def problem(self, system: System) -> tuple[Array, Array, Array, Array]:
         """The least-squares problem ``J(x) = |b - A x|^2 + x' N x + rest`` of these sources.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,6 +67,11 @@ class Figures:
     weight_sum: float
     noise_gain: float
 
+    def __repr__(self) -> str:
+        """``<Figures good: expected_error 5.6e-05, sigma_error 0.0062 %>``."""
+        sigma = "" if self.sigma_error is None else f", sigma_error {self.sigma_error:.2g} %"
+        return f"<Figures {self.verdict}: expected_error {self.expected_error:.2g}{sigma}>"
+
     @property
     def verdict(self) -> Verdict:
         """``good``, ``fair`` or ``poor``, by sigma_error (by expected_error without one)."""
@@ -105,6 +111,16 @@ class Solution:
     weights: Array
     figures: tuple[Figures, ...]
     movement: Movement | None = None
+
+    def __repr__(self) -> str:
+        """``<Solution of 40 sources for 3 targets: 2 good, 1 fair>``."""
+        sources, targets = self.weights.shape
+        counts = Counter(f.verdict for f in self.figures)
+        verdicts = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        return (
+            f"<Solution of {sources} source{'' if sources == 1 else 's'} "
+            f"for {targets} target{'' if targets == 1 else 's'}: {verdicts}>"
+        )
 
 
 def storage_noise(mantissa_bits: int) -> float:

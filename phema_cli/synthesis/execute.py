@@ -1,18 +1,22 @@
-"""The engine: executes a recipe."""
+"""The engine: executes a recipe, into files or tensor by tensor."""
 
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import update_wrapper
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.estimate.solve import scan_for
+from phema_cli.options import Option, declared
+from phema_cli.profiles import Profile
 from phema_cli.request import Request
+from phema_cli.snapshots import Paths
+from phema_cli.solver import Figures
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.ranks import Ranks
@@ -25,7 +29,22 @@ from phema_cli.synthesis.staging import (
     staged,
     write_checksums,
 )
-from phema_cli.synthesis.workers import fill, merged
+from phema_cli.synthesis.tensors import TensorPlan
+from phema_cli.synthesis.workers import fill, merged, stream
+
+if TYPE_CHECKING:
+    import torch
+
+_Options = ParamSpec("_Options")
+_Result = TypeVar("_Result")
+#: options of files, which an average in memory has no use for.
+_OF_FILES = {
+    each.name: each.default
+    for each, says in declared(Request)
+    if isinstance(says, Option)
+    and (says.group == "Output" or each.name == "jobs")
+    and each.name not in {"dtype", "max_error"}
+}
 
 
 def execute(
@@ -97,41 +116,43 @@ def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
         publish(output)
 
 
-_Options = ParamSpec("_Options")
-_Roots = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
-
-
 def _with_options(
-    request: Callable[_Options, Request],
+    request: Callable[_Options, Request], without: Container[str] = ()
 ) -> Callable[
-    [Callable[[_Roots, Request], list[Path]]],
-    Callable[Concatenate[_Roots, _Options], list[Path]],
+    [Callable[[Paths, Request], _Result]], Callable[Concatenate[Paths, _Options], _Result]
 ]:
-    """Let a function of a request take the request's fields by their names."""
+    """Let a function of a request take the request's fields by their names.
+
+    Args:
+        request: the class.
+        without: fields that the function refuses, and its signature does not show.
+    """
 
     def decorated(
-        function: Callable[[_Roots, Request], list[Path]],
-    ) -> Callable[Concatenate[_Roots, _Options], list[Path]]:
-        def called(
-            paths: _Roots, /, *args: _Options.args, **options: _Options.kwargs
-        ) -> list[Path]:
+        function: Callable[[Paths, Request], _Result],
+    ) -> Callable[Concatenate[Paths, _Options], _Result]:
+        def called(paths: Paths, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
             return function(paths, request(*args, **options))
 
         update_wrapper(called, function)
-        first = next(iter(inspect.signature(function).parameters.values()))
-        fields = inspect.signature(request).parameters.values()
-        called.__signature__ = inspect.Signature([first, *fields])  # type: ignore[attr-defined]  # read by inspect
+        says = inspect.signature(function)
+        first = next(iter(says.parameters.values()))
+        every = inspect.signature(request).parameters.values()
+        fields = (each for each in every if each.name not in without)
+        called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
+            [first, *fields], return_annotation=says.return_annotation
+        )
         return called
 
     return decorated
 
 
 @_with_options(Request)
-def synthesize(paths: _Roots, request: Request) -> list[Path]:
+def synthesize(paths: Paths, request: Request) -> list[Path]:
     """Write the checkpoints of the targets; what ``phema synthesize`` does, from Python.
 
     Args:
-        paths: snapshots or directories of them.
+        paths: a snapshot, a directory of them, or several.
         request: its fields, as keywords: ``synthesize("ckpts/", gamma=7)``; the options of
             :class:`phema_cli.request.Request`. Workers are threads.
 
@@ -141,8 +162,127 @@ def synthesize(paths: _Roots, request: Request) -> list[Path]:
     Raises:
         PhemaError: what is wrong, where, and the remedy.
     """
-    roots = [paths] if isinstance(paths, str | os.PathLike) else paths
-    recipe, outputs = make_recipe(scan_for(roots, request), request)
+    recipe, outputs = make_recipe(scan_for(paths, request), request)
     if recipe is not None and not request.dry_run:
         execute(recipe)
     return outputs
+
+
+class Average(Iterator[tuple[str, "torch.Tensor"]]):
+    """One average as pairs of a name and a tensor, each made when it is asked for.
+
+    The order and the values are those of the file that :func:`synthesize` writes. A tied tensor
+    comes under each of its names, one right after the other. One tensor is held at a time, beside
+    buffers of at most ``max_memory``; ``dict(average("ckpts/", gamma=7))`` holds all of them.
+
+    Attributes:
+        target: its profile.
+        step: its time, as the trainer counts.
+        figures: how good it is.
+        like: tensors of the same names, shapes and types on the meta device: without values.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.target: Profile = recipe.targets[0]
+        self.step = recipe.step
+        self.figures: Figures = recipe.solution.figures[0]
+        names = {plan.name: [plan.name] for plan in recipe.tensors}
+        for name, first in recipe.ties.items():
+            names[first].append(name)
+        self.like: dict[str, torch.Tensor] = {}
+        for plan in recipe.tensors:
+            self.like |= dict.fromkeys(names[plan.name], _like(plan))
+        self._pairs = _pairs(recipe, names, self.like)
+
+    def __repr__(self) -> str:
+        """``<Average gamma 7 at step 2000: 10 tensors, good>``."""
+        return (
+            f"<Average {self.target.label} at step {self.step:.10g}: "
+            f"{len(self.like)} tensors, {self.figures.verdict}>"
+        )
+
+    def __iter__(self) -> Self:
+        """Return itself: the tensors come once."""
+        return self
+
+    def __next__(self) -> tuple[str, torch.Tensor]:
+        """The next name and tensor.
+
+        Raises:
+            InputError: a source is shorter than its header says or holds values that are not
+                finite, or an average is too large for its type; after the last tensor, a source
+                has changed since its header was read.
+            StorageError: the operating system failed to read.
+        """
+        return next(self._pairs)
+
+
+@_with_options(Request, _OF_FILES)
+def average(paths: Paths, request: Request) -> Average:
+    """Make one average, tensor by tensor, without a file.
+
+    ``for name, tensor in average("ckpts/", gamma=7): ...`` has the values of the file that
+    :func:`synthesize` writes. Weights are solved, and errors that the headers show are raised,
+    before it returns. One thread reads and sums.
+
+    Args:
+        paths: a snapshot, a directory of them, or several.
+        request: its fields, as keywords, like those of :func:`synthesize`: ``gamma=7``. There is
+            one target, and none of the options of files, nor ``jobs``.
+
+    Returns:
+        What yields the pairs.
+
+    Raises:
+        UsageError: several targets, or an option of files.
+        PhemaError: what else is wrong, where, and the remedy.
+    """
+    idle = [name for name, default in _OF_FILES.items() if getattr(request, name) != default]
+    if idle:
+        raise UsageError(
+            f"an average in memory takes no {', '.join(idle)}",
+            remedy="leave it out, or write a file with phema_cli.synthesize",
+        )
+    recipe, paths_of = make_recipe(scan_for(paths, request), replace(request, jobs=1))
+    if recipe is None or len(paths_of) != 1:
+        raise UsageError(f"{len(paths_of)} targets are not one", remedy="call it for each target")
+    return Average(recipe)
+
+
+def _pairs(
+    recipe: Recipe, names: Mapping[str, Sequence[str]], like: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pairs of an average.
+
+    Args:
+        recipe: what makes the tensors.
+        names: of each, by the first.
+        like: shape and type of each, by name.
+    """
+    for plan, data in stream(recipe):
+        meant = like[plan.name]
+        for name in names[plan.name]:
+            yield name, data.view(meant.dtype).view(meant.shape)
+        # Not held while the next one is made.
+        del data
+
+
+def _like(plan: TensorPlan) -> torch.Tensor:
+    """A tensor as a recipe makes it, without values.
+
+    Raises:
+        InputError: torch has no such type.
+    """
+    import torch
+
+    kind = plan.kind.out
+    dtype: torch.dtype | None = getattr(torch, kind.label, None)
+    if dtype is None:
+        raise InputError(
+            f"tensor {plan.name} is of {kind.label}, which this torch does not have",
+            remedy="leave it out: config=Config(drop=[...])",
+        )
+    # Two elements of four bits are one of torch's.
+    packed = 8 * dtype.itemsize // kind.bits
+    shape = (*plan.shape[:-1], plan.shape[-1] // packed) if packed > 1 else plan.shape
+    return torch.empty(shape, dtype=dtype, device="meta")

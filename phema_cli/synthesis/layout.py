@@ -14,8 +14,9 @@ from pathlib import Path
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import FORMATS, folder_writer, writable, writer
-from phema_cli.formats.base import PARTIAL, Checkpoint, DType, FileImage, Specs
+from phema_cli.formats.base import PARTIAL, Checkpoint, DType
 from phema_cli.formats.dcp_write import INDEX_NAME
+from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.snapshots.base import Snapshot, snapshot_name, step_name
@@ -79,6 +80,12 @@ class Output:
     homes: Mapping[str, int]
     index: tuple[Path, bytes] | None = None
     beside: tuple[Beside, ...] = ()
+
+    def __repr__(self) -> str:
+        """``<Output emas/ema.safetensors: 1 file, 10 tensors>``."""
+        count = len(self.files)
+        files = f"{count} file{'' if count == 1 else 's'}"
+        return f"<Output {self.path}: {files}, {len(self.homes)} tensors>"
 
     @property
     def size_bytes(self) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, StorageError, UsageError
-from phema_cli.formats.base import FileImage, stamp
+from phema_cli.formats.base import stamp
 from phema_cli.formats.crc32 import combine
+from phema_cli.formats.image import FileImage
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal

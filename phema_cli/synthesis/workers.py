@@ -13,8 +13,8 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Iterator, Sequence, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,9 +24,9 @@ from phema_cli.formats.remote import is_remote
 from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.staging import Checks, Recorder
+from phema_cli.synthesis.staging import Checks, Recorder, check_inputs
 from phema_cli.synthesis.tensors import TensorPlan
-from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs
+from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.processes import most_open_files
 
@@ -67,23 +67,83 @@ def fill(
             or an average is too large.
         StorageError: the operating system failed to read or write, or ended a worker.
     """
-    import torch
-
     own = _share(recipe, done, ranks)
     recorder = Recorder(recipe, ranks.rank, own)
     # What fsspec runs for remote files does not come along into a forked process.
     remote = any(is_remote(path) for path in recipe.inputs)
     run = forked if processes and recipe.jobs > 1 and not remote else threaded
+    work = partial(_work, recipe, own)
+    with _one_thread():
+        try:
+            parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
+        except _NonFiniteError as error:
+            raise count_nonfinite(recipe) from error
+    return merged(recipe, parts)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch use one thread: the workers are the parallelism, more on top of them cost time."""
+    import torch
+
     threads = torch.get_num_threads()
-    # The workers are the parallelism: torch's own threads on top of them cost time.
     torch.set_num_threads(1)
     try:
-        parts = run(partial(_work, recipe, own), len(own), recipe.jobs, progress, recorder.finished)
-    except _NonFiniteError as error:
-        raise count_nonfinite(recipe) from error
+        yield
     finally:
         torch.set_num_threads(threads)
-    return merged(recipe, parts)
+
+
+def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
+    """The tensors of a recipe's one output, in its order: the same bytes, and no file.
+
+    One is held at a time, beside a worker's buffers, which are made with the first.
+
+    Yields:
+        What was made, and its bytes: a tensor of uint8 with one dimension.
+
+    Errors as :func:`fill`, but for those of writing; sources that have changed are an error after
+    the last tensor.
+    """
+    import torch
+
+    tile = _Tile()
+    with FileReader() as reader:
+        worker = _Worker(recipe, reader, tile.take)
+        for segment in segments(recipe):
+            tiles = worker.tiles(Run(0, segment, 0, segment.elements))
+            for plan in segment.plans:
+                data = torch.empty(plan.kind.out.size_bytes(plan.elements), dtype=torch.uint8)
+                try:
+                    with _one_thread():
+                        tile.pour(tiles, data.numpy().data)
+                except _NonFiniteError as error:
+                    raise count_nonfinite(recipe) from error
+                yield plan, data
+                # Not held while the next one is made.
+                del data
+    check_inputs(recipe)
+
+
+class _Tile:
+    """The bytes of the last tile that no tensor has taken yet."""
+
+    def __init__(self) -> None:
+        self._left = memoryview(b"")
+
+    def take(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
+        """Hold what a worker made; it stays as it is until the worker makes the next tile."""
+        del target, segment, start
+        self._left = data
+
+    def pour(self, tiles: Iterator[int], out: memoryview) -> None:
+        """Fill ``out`` with the bytes that come next, and have more tiles made for it."""
+        while len(out):
+            if not len(self._left):
+                next(tiles)
+            count = min(len(out), len(self._left))
+            out[:count], out = self._left[:count], out[count:]
+            self._left = self._left[count:]
 
 
 def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
@@ -119,30 +179,72 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> list[Checks]:
     """One worker: take runs until none is left; the checksums of what it wrote, by output."""
     open_files = max(4, (most_open_files() - 64) // (2 * recipe.jobs))
     with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-        worker = _Worker(recipe, reader, writer)
+        files = _Files(recipe, writer)
+        worker = _Worker(recipe, reader, files.write)
         for number in iter(pool.take, len(own)):
             for done in worker.tiles(own[number]):
                 pool.report(done)
                 if pool.stopped():
-                    return worker.checks
+                    return files.checks
+            files.flush(own[number])
             pool.finish(number)
-    return worker.checks
+    return files.checks
 
 
-class _Worker:
-    """One worker's buffers and what it does to a run.
+class _Files:
+    """The outputs' files, as a worker writes them.
 
     Attributes:
         checks: checksums of what it has written, by output.
     """
 
-    def __init__(self, recipe: Recipe, reader: FileReader, writer: OpenFiles) -> None:
+    def __init__(self, recipe: Recipe, writer: OpenFiles) -> None:
+        self._recipe = recipe
+        self._writer = writer
+        self.checks: list[Checks] = [{} for _ in recipe.outputs]
+
+    def write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
+        """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
+        place = segment.places[target]
+        if place.checksum is not None:
+            parts = self.checks[target].setdefault(place.checksum, {})
+            parts[start] = (zlib.crc32(data), len(data))
+        try:
+            write_at(self._writer.descriptor(place.path), data, place.offset + start)
+        except OSError as error:
+            raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
+
+    def flush(self, run: Run) -> None:
+        """Have a run's bytes go to the disk while others are made: all are flushed at the end."""
+        kind = run.segment.plan.kind
+        start = kind.out.size_bytes(run.start)
+        length = kind.out.size_bytes(run.stop) - start
+        for place in run.segment.places:
+            with suppress(OSError):
+                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
+
+
+class _Worker:
+    """One worker's buffers and what it does to a run.
+
+    Args:
+        recipe: what to do.
+        reader: what reads the sources.
+        write: takes each target's bytes of a segment, from a byte of the segment on; once for each
+            target and tile.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        reader: FileReader,
+        write: Callable[[int, Segment, int, memoryview], None],
+    ) -> None:
         self._recipe = recipe
         self._reader = reader
-        self._writer = writer
+        self._write = write
         self._used = recipe.used
         self._averager = make_averager(recipe)
-        self.checks: list[Checks] = [{} for _ in recipe.outputs]
 
     def tiles(self, run: Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
@@ -153,12 +255,6 @@ class _Worker:
         treat = self._average if plan.average else self._copy
         for start in range(run.start, run.stop, size):
             yield treat(run.segment, start, min(size, run.stop - start))
-        # The run's bytes go to the disk while others are made: all are flushed at the end.
-        start = plan.kind.out.size_bytes(run.start)
-        length = plan.kind.out.size_bytes(run.stop) - start
-        for place in run.segment.places:
-            with suppress(OSError):
-                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
 
     def _copy(self, segment: Segment, start: int, count: int) -> int:
         """Take elements from each target's base source as they are."""
@@ -185,17 +281,6 @@ class _Worker:
             for tensor, low, high, _ in segment.parts(start, start + count):
                 _refuse(tensor, stored[:, low:high], made[:, low:high])
         return sum(map(len, rows)) + kind.out.size_bytes(count) * len(self._recipe.outputs)
-
-    def _write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
-        """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
-        place = segment.places[target]
-        if place.checksum is not None:
-            parts = self.checks[target].setdefault(place.checksum, {})
-            parts[start] = (zlib.crc32(data), len(data))
-        try:
-            write_at(self._writer.descriptor(place.path), data, place.offset + start)
-        except OSError as error:
-            raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
 
 
 def _nonfinite(stored: torch.Tensor) -> torch.Tensor:

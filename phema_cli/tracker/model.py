@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 #: what wrappers of submodules add to names, and the model's own state dict leaves out.
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _REMEDY = "make PowerEMA after changing the model"
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
     """Where the model holds a tensor; the tensor itself may be replaced at any time."""
 
     holder: dict[str, Any]
@@ -92,10 +92,10 @@ class ModelTensors:
     def __init__(self, model: torch.nn.Module) -> None:
         import torch
 
-        self._model = _unwrapped(model)
+        self._model = unwrapped(model)
         reshard(self._model)
         # Every tensor of the state dict, by its first name, and the further names of tied ones.
-        self._slots, self._ties = _slots(self._model)
+        self._slots, self._ties = find_slots(self._model)
         self._outline = _Outline.of(self._model)
         tensors = {n: slot.tensor() for n, slot in self._slots.items()}
         parameters = {n for n, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
@@ -173,11 +173,11 @@ class ModelTensors:
 
     def _find_again(self) -> None:
         """Look all names up in a model whose modules or tensors were replaced."""
-        slots, ties = _slots(self._model)
+        slots, ties = find_slots(self._model)
         self._check_same(slots, {n: first for n, (_, first) in ties.items()})
         self._slots, self._ties, self._outline = slots, ties, _Outline.of(self._model)
 
-    def _check_same(self, slots: Mapping[str, _Slot], aliases: Mapping[str, str]) -> None:
+    def _check_same(self, slots: Mapping[str, Slot], aliases: Mapping[str, str]) -> None:
         """Refuse tensors that were added, removed or tied, or are no longer floating-point."""
         before, now = {*self._slots, *self._ties}, {*slots, *aliases}
         for names, what in ((now - before, "was added"), (before - now, "was removed")):
@@ -197,7 +197,7 @@ class ModelTensors:
                 raise UsageError(f"{name} is no longer floating-point", remedy=_REMEDY)
 
 
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
     import torch
 
@@ -211,31 +211,37 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
-def _slots(model: torch.nn.Module) -> tuple[dict[str, _Slot], dict[str, tuple[_Slot, str]]]:
+def find_slots(
+    model: torch.nn.Module, use: str = "averaged"
+) -> tuple[dict[str, Slot], dict[str, tuple[Slot, str]]]:
     """The slots of all tensors by their first names; slots and first names by further names.
 
+    Args:
+        model: without wrappers, as :func:`unwrapped` gives it.
+        use: what is to be done with the tensors, for errors.
+
     Raises:
-        UsageError: a tensor is of a kind that can't be averaged or stored.
+        UsageError: a tensor is of a kind that can't be averaged, stored or filled.
     """
-    slots: dict[str, _Slot] = {}
-    ties: dict[str, tuple[_Slot, str]] = {}
+    slots: dict[str, Slot] = {}
+    ties: dict[str, tuple[Slot, str]] = {}
     first: dict[int, str] = {}
     for name, slot in _walk(model):
         tensor = slot.tensor()
         if id(tensor) in first:
             ties[name] = slot, first[id(tensor)]
         else:
-            _check_kind(name, tensor)
+            _check_kind(name, tensor, use)
             first[id(tensor)] = name
             slots[name] = slot
     return slots, ties
 
 
-def _walk(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
+def _walk(model: torch.nn.Module) -> Iterator[tuple[str, Slot]]:
     """Name and slot of every parameter and persistent buffer, in the order of the state dict."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         dot = f"{prefix}." if prefix else ""
-        for wrapper in _WRAPPERS:
+        for wrapper in WRAPPERS:
             dot = dot.replace(wrapper, "")
         # No public name gives the buffers that the state dict leaves out.
         hidden = module._non_persistent_buffers_set  # noqa: SLF001
@@ -243,10 +249,10 @@ def _walk(model: torch.nn.Module) -> Iterator[tuple[str, _Slot]]:
         for holder in holders:
             for key, tensor in holder.items():
                 if tensor is not None and not (holder is module._buffers and key in hidden):  # noqa: SLF001
-                    yield dot + key, _Slot(holder, key)
+                    yield dot + key, Slot(holder, key)
 
 
-def _check_kind(name: str, tensor: torch.Tensor) -> None:
+def _check_kind(name: str, tensor: torch.Tensor, use: str) -> None:
     """Refuse what only stands for a tensor, by the marks that its library leaves."""
     from torch.nn.parameter import is_lazy
 
@@ -257,11 +263,11 @@ def _check_kind(name: str, tensor: torch.Tensor) -> None:
     elif is_lazy(tensor):
         what, remedy = "has no shape yet", "run a batch through the model first"
     elif tensor.is_meta:
-        what, remedy = "is on the meta device", "make PowerEMA when the model has its weights"
+        what, remedy = "is on the meta device", "give the model its weights first"
     elif is_sharded(tensor) and fsdp_module() is None:
         what, remedy = "is a DTensor of a torch before 2.6", "use a newer torch"
     elif is_sharded(tensor) and any(p.is_partial() for p in tensor.placements):
         what, remedy = "is a DTensor that the ranks have yet to sum", "redistribute it"
     else:
         return
-    raise UsageError(f"{name} {what} and cannot be averaged", remedy=remedy)
+    raise UsageError(f"{name} {what} and cannot be {use}", remedy=remedy)

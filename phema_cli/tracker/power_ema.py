@@ -37,7 +37,7 @@ class PowerEMA:
     names.
 
     If several ranks train one model, make and update it on every rank. If FSDP2 (``fully_shard``)
-    or other ``DTensor``s shard the model, each rank averages its shards; make PowerEMA after
+    or another ``DTensor`` shards the model, each rank averages its shards; make PowerEMA after
     sharding. FSDP1, DeepSpeed ZeRO-3 and models without their weights are refused.
 
     Args:
@@ -69,6 +69,11 @@ class PowerEMA:
         self._index = {n: i for i, n in enumerate(self._tensors.averaged)}
         # What the floating-point buffers held at the first update: many never change.
         self._first_buffers = {n: now[n].clone() for n in self._tensors.buffers}
+
+    def __repr__(self) -> str:
+        """``<PowerEMA of gamma 5, 10 after 500 updates>``."""
+        gammas = ", ".join(f"{gamma:g}" for gamma in self.gammas)
+        return f"<PowerEMA of gamma {gammas} after {self.step} updates>"
 
     @property
     def step(self) -> int:
@@ -139,7 +144,7 @@ class PowerEMA:
         averages, on the CPU, and the others have none.
 
         Args:
-            sharded: give the averages as ``DTensor``s of each rank's shards, which
+            sharded: give the averages as a ``DTensor`` of each rank's shards, which
                 ``torch.distributed.checkpoint`` stores and loads.
         """
         like = self._tensors.current()

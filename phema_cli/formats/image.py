@@ -1,0 +1,95 @@
+"""What formats lay out: files to be written, all of their bytes but the tensors' values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from phema_cli.formats.base import Checkpoint, DType
+
+#: element type and shape of tensors to be written, by name.
+Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileImage:
+    """A file to be written: all of its bytes but the tensors' values.
+
+    Attributes:
+        segments: offsets and the bytes that lie there, ascending.
+        offsets: where each tensor's values go, in row-major order and one after the other.
+        size_bytes: of the whole file.
+        checksums: offsets at which a tensor's CRC-32 goes (32 bits, little-endian), for tensors
+            whose CRC-32 the file holds.
+        hashes: offsets at which the SHA-256 of all tensors' bytes goes, in hexadecimal.
+    """
+
+    segments: tuple[tuple[int, bytes], ...]
+    offsets: Mapping[str, int]
+    size_bytes: int
+    checksums: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    hashes: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        """``<FileImage of 10 tensors, 1,234 bytes>``."""
+        return f"<FileImage of {len(self.offsets)} tensors, {self.size_bytes:,} bytes>"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderImage:
+    """A directory to be written, by the names of its files.
+
+    Attributes:
+        files: those with tensors, in the order of the shards.
+        index: the one that says what the others hold, which is written last, and its bytes.
+    """
+
+    files: Mapping[str, FileImage]
+    index: tuple[str, bytes]
+
+
+class Writer(Protocol):
+    """What the module of a format that phema writes provides too."""
+
+    def encode(
+        self,
+        specs: Specs,
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FileImage:
+        """Lay out a file.
+
+        Args:
+            specs: the tensors to be written, in the order in which they should lie.
+            metadata: text to text, with the provenance.
+            ties: names of tensors in ``specs``, by each further name of theirs.
+            carried: the checkpoint that the output continues; what a format holds beside tensors
+                comes from it.
+
+        Raises:
+            InputError: the format can't hold that.
+        """
+        ...
+
+
+class FolderWriter(Protocol):
+    """What the module of a format provides whose checkpoints are directories."""
+
+    def encode_folder(
+        self,
+        shards: Sequence[Specs],
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FolderImage:
+        """Lay out a directory; the rest as :meth:`Writer.encode` has it.
+
+        Args:
+            shards: the tensors of each file.
+            metadata: text to text.
+            ties: further names of tensors.
+            carried: the checkpoint that the output continues.
+        """
+        ...
