@@ -1,7 +1,7 @@
 """The writer of ``torch.distributed.checkpoint``: all bytes of a directory but the tensors' values.
 
-Each tensor is one chunk, whoever loads it splits it. torch is not asked for the pickle of
-``.metadata``: its bytes would change with the version of torch, and outputs have to stay the same.
+Each tensor is one chunk: ranks that load it take their shards of it. torch is not asked for the
+pickle of ``.metadata``: its bytes would change with torch, and outputs have to stay the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MEMO = {name: 64 + place for place, name in enumerate(_SHARED)}
 _BATCH = 1000
 
 #: keys of nested dicts, and places in lists.
-Path = tuple[str | int, ...]
+Keys = tuple[str | int, ...]
 
 
 class _Chunk(NamedTuple):
@@ -68,7 +68,7 @@ def lay_out(
     metadata: Mapping[str, str],
     ties: Mapping[str, str],
     carried: Checkpoint,
-    paths: Mapping[str, Path],
+    paths: Mapping[str, Keys],
 ) -> FolderImage:
     """Lay out a directory; as :class:`phema_cli.formats.base.FolderWriter` says.
 
@@ -98,7 +98,7 @@ def lay_out(
     return FolderImage(files, (INDEX_NAME, _index(stored, nested, metadata.get(RECORD, ""))))
 
 
-def _stored_names(names: Sequence[str], home: str, paths: Mapping[str, Path]) -> dict[str, str]:
+def _stored_names(names: Sequence[str], home: str, paths: Mapping[str, Keys]) -> dict[str, str]:
     """What the tensors are called in the files, by the model's names.
 
     Args:
@@ -140,7 +140,7 @@ def _file(name: str, specs: Specs, chunks: dict[str, _Chunk]) -> FileImage:
     return FileImage(tuple((s, bytes(d)) for s, d in segments), offsets, at, checksums)
 
 
-def _index(stored: Mapping[str, _Chunk], nested: Mapping[str, Path], record: str) -> bytes:
+def _index(stored: Mapping[str, _Chunk], nested: Mapping[str, Keys], record: str) -> bytes:
     """The pickle of a ``Metadata`` object."""
     described = ((plain(name), _described(chunk)) for name, chunk in stored.items())
     places = ((_key(name, chunk), _place(chunk)) for name, chunk in stored.items())
