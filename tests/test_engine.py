@@ -354,7 +354,7 @@ def test_shards_have_hugging_face_names_and_load(tmp_path, base):
         )
     whole = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "whole.safetensors")[0]
     (out,) = synthesize(tmp_path / "in", gamma=7, output=tmp_path / "out", max_shard_size=1000)
-    assert out == tmp_path / "out" / "phema-step0000002-gamma7"
+    assert out == tmp_path / "out"
     index = json.loads((out / f"{base}.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert files == [f"{base}-{i:05d}-of-00004.safetensors" for i in range(1, 5)]
@@ -370,7 +370,7 @@ def test_shards_have_hugging_face_names_and_load(tmp_path, base):
     assert set(loaded) == set(expected) == set(index["weight_map"])
     assert all(torch.equal(loaded[n], expected[n]) for n in expected)
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        [*files, f"{base}.safetensors.index.json"]
+        ["README.md", *files, f"{base}.safetensors.index.json"]
     )
 
 
@@ -434,7 +434,9 @@ def test_a_source_is_never_overwritten(ckpts):
 def test_overwriting_a_sharded_output_replaces_it_whole(ckpts, tmp_path):
     """After an overwrite with other shards the index is the new one and every shard it names is."""
     for size in (20, 40):
-        (out,) = synthesize(ckpts, gamma=7, output=tmp_path, max_shard_size=size, overwrite=True)
+        (out,) = synthesize(
+            ckpts, gamma=7, output=tmp_path / "out", max_shard_size=size, overwrite=True
+        )
     checkpoint = read_index(out / "model.safetensors.index.json")
     assert set(checkpoint.tensors) == {"w", "twin", "count"}
     assert {p.name for p in out.glob("*.safetensors")} == {p.name for p in checkpoint.files}

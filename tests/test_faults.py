@@ -390,7 +390,7 @@ def test_two_runs_do_not_share_an_output(large, tmp_path):
     assert code == 5
     assert "another process is writing" in err
     assert ended(process) == (0, "")
-    assert len(digests(tmp_path / "o")) == 10
+    assert len(digests(tmp_path / "o")) == 12
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ KINDS = {
     "safetensors": {},
     "torch": {"format": "torch"},
     "edm2": {"format": "edm2"},
-    "shards": {"max_shard_size": 7000},
+    "shards": {"max_shard_size": 7000, "side_files": False},
 }
 
 

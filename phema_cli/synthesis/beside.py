@@ -20,7 +20,7 @@ from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import notice
 from phema_cli.solver import Figures
 from phema_cli.synthesis.layout import Beside, Output
-from phema_cli.trainers.side_files import side_files
+from phema_cli.trainers.side_files import library_of, side_files
 
 CARD = "README.md"
 #: options that change what is in an output.
@@ -100,7 +100,7 @@ def model_card(
     newest = sources[-1]
     exact = figures.verdict == "exact"
     head: dict[str, Any] = {
-        "library_name": _library(newest),
+        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
         "base_model": _base_model(newest),
         "tags": ["merge", "checkpoint-averaging", "phema"],
         "phema": {
@@ -150,16 +150,6 @@ def _meaning(target: Profile, *, exact: bool) -> str:
     if isinstance(target, PowerProfile):
         name = f"gamma {number_text(target.gamma)} (sigma_rel {target.sigma_rel:.4g})"
     return f"the average of the profile {name}"
-
-
-def _library(newest: Snapshot) -> str | None:
-    """The library that loads the directory, by the names in it."""
-    name = newest.checkpoint.base_name
-    if name == "adapter_model":
-        return "peft"
-    if name in {"diffusion_pytorch_model", "pytorch_lora_weights"}:
-        return "diffusers"
-    return "transformers" if "model_type" in _json(newest, "config.json") else None
 
 
 def _base_model(newest: Snapshot) -> str | None:

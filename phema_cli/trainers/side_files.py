@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.remote import is_remote, remote_errors
@@ -73,6 +74,20 @@ def side_files(folder: Path) -> tuple[list[SideFile], list[str]]:
             found.append(SideFile(path, size))
             left -= size
     return found, refused
+
+
+def library_of(base_name: str, settings: Mapping[str, Any]) -> str | None:
+    """The library that loads a directory, as the Hugging Face hub calls it; None if not known.
+
+    Args:
+        base_name: what the weights are called, without shard number and ending.
+        settings: what config.json says.
+    """
+    if base_name == "adapter_model":
+        return "peft"
+    if base_name in {"diffusion_pytorch_model", "pytorch_lora_weights"}:
+        return "diffusers"
+    return "transformers" if "model_type" in settings else None
 
 
 def _listed(folder: Path) -> Iterator[tuple[Path, int, int]]:
