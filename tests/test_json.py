@@ -32,6 +32,10 @@ def place(tmp_path_factory):
         torch.save(tensors, place / "raw" / f"checkpoint-{step}.pt")
         torch.save({"ema": tensors}, place / "nested" / f"{step // 100}.{step}.pt")
         torch.save({"state_dict_ema": tensors}, place / "nested" / f"checkpoint-{step}.pth.tar")
+    (place / "soup").mkdir()
+    for name in ("one", "other"):
+        save_file({"w": torch.ones(3)}, place / "soup" / f"{name}.safetensors")
+    (place / "soup.csv").write_text("one,0.5\nother,0.5\n".replace(",", ".safetensors,"))
     for name, tensors in {
         "zeros": {"w": torch.zeros(3), "a": torch.ones(1), "c": torch.ones(2)},
         "ones": {"w": torch.ones(3), "b": torch.ones(1), "c": torch.ones(3)},
@@ -54,6 +58,9 @@ def place(tmp_path_factory):
         ("inspect nested --select *.tar --average uniform:last=0.2 --steps-per-epoch 7", 0),
         ("weights ckpts -g 7", 0),
         ("weights ckpts -g 7 --no-sample --method projection", 0),
+        ("weights raw --profile checkpoints:last=2", 0),
+        ("weights soup --weights soup.csv", 0),
+        ("plot raw --raw --profile decay:last=0.5,shape=sqrt --profile checkpoints:last=2", 0),
         ("weights ckpts -s 0.1,0.2 --profile uniform:last=0.5 --profile raw", 0),
         ("synthesize ckpts -g 7 -o new/", 0),
         ("synthesize ckpts -g 7,8 --profile raw --dry-run", 0),
@@ -100,12 +107,20 @@ def test_examples_of_the_page_fit_their_schemas():
     assert {e["schema"].split("/")[1] for e in examples} == set(SCHEMAS) - {"common"}
 
 
-@pytest.mark.parametrize("option", ["--no-sample", "--drop=twin"])
-def test_records_of_outputs_fit_their_schema(option, place):
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ckpts -g 7 --no-sample",
+        "ckpts -g 7 --drop twin",
+        "raw --profile checkpoints:last=2",
+        "soup --weights soup.csv",
+    ],
+)
+def test_records_of_outputs_fit_their_schema(line, place):
     """What an output records of its making is a document as well."""
-    name = f"out{option}.safetensors"
-    assert phema("synthesize", "ckpts", "-g", 7, "-o", name, option, cwd=place).code == 0
-    with safe_open(place / name, "pt") as file:
+    asked = (*line.split(), "-o", "made.safetensors", "--overwrite")
+    assert phema("synthesize", *asked, cwd=place).code == 0
+    with safe_open(place / "made.safetensors", "pt") as file:
         assert_fits(json.loads(file.metadata()["phema"]))
 
 

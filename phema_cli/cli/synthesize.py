@@ -45,6 +45,9 @@ def synthesize(
       What would be done, at an earlier step, by a name of your own:
         $ phema synthesize -g 7 ckpts/ --step 500 -o 'at-{step}/ema.pt' --dry-run
 
+      The plain mean of the last five checkpoints of one average:
+        $ phema synthesize --profile checkpoints:last=5 ckpts/ --select '*gamma5*'
+
       The path of the result in a shell's variable:
         $ OUT=$(phema synthesize --profile decay:last=0.2 ckpts/ --quiet)
     """

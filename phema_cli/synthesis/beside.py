@@ -28,6 +28,8 @@ _COUNTING = SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "max_shard_s
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 #: sources that the text lists; the head has all of them.
 _LISTED = 20
+#: smaller weights are 0 to the digits that the text has.
+_LEAST_WEIGHT = 5e-7
 _MOST_JSON_BYTES = 4 << 20
 
 
@@ -107,7 +109,7 @@ def model_card(
             "version": __version__,
             "merge_method": "exact" if exact else method,
             "target": target.label,
-            "step": step,
+            "step": int(step) if float(step).is_integer() else step,
             "expected_error": _rounded(figures),
             "command": made_by,
             "sources": [
@@ -125,14 +127,15 @@ def model_card(
     if not exact:
         error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
         lines += [f"Expected error: {error} ({figures.verdict}).", ""]
-    order = sorted(range(len(sources)), key=lambda i: -abs(float(weights[i])))[:_LISTED]
+    seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= _LEAST_WEIGHT]
+    seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
     lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
-    for i in sorted(order):
+    for i in seen:
         tag = sources[i].tag
         cells = (sources[i].name, tag.label, number_text(tag.step), f"{weights[i]:+.6f}")
         lines.append(f"| {' | '.join(map(_escaped, cells))} |")
-    if len(sources) > _LISTED:
-        lines.append(f"\nand {len(sources) - _LISTED} more with smaller weights: see the head.")
+    if len(sources) > len(seen):
+        lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
     return ("\n".join(lines) + "\n").encode()
 
 
