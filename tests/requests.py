@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 import phema_cli
 from phema_cli.errors import PhemaError
+from phema_cli.estimate.given_weights import combination
 from phema_cli.globs import Globs
-from phema_cli.profiles import PowerProfile
+from phema_cli.profiles import CheckpointsSpec, PowerProfile, parse_profile
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import PROVENANCE_KEY, read_checkpoint
 from phema_cli.synthesis import provenance
@@ -92,6 +93,24 @@ def law(data: bytes) -> object:
         values = profile.cdf(np.linspace(0, profile.end, 9))
         assert np.all((values >= 0) & (values <= 1 + 1e-9))
     return parse_law(made.text)
+
+
+def profile(data: bytes) -> object:
+    """Reads a target profile, and weighs times or checkpoints by it."""
+    spec = parse_profile(_text(data))
+    if isinstance(spec, CheckpointsSpec):
+        return spec.chosen([1.0, 2.0, 5.0, 7.0, 2.0**53], 2.0**53)
+    made = spec.ending_at(1e6)
+    values = made.cdf(np.linspace(0, made.end, 9))
+    assert np.all((values >= 0) & (values <= 1 + 1e-9))
+    return made.density(np.linspace(0, made.end, 9))
+
+
+def weights(folder: Path) -> Read:
+    """Reads a combination of the snapshots of a run."""
+    write_run(folder / "run", gammas=(5.0,), steps=(50, 100))
+    found = scan([folder / "run"]).snapshots
+    return _written(folder / "given.csv", lambda: combination(found, folder / "given.csv"))
 
 
 def globs(data: bytes) -> object:

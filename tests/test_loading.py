@@ -225,14 +225,17 @@ def test_lora_of_diffusers(tmp_path):
 
 
 def test_lora_of_kohya(tmp_path):
-    """A file stays a file; the hashes by which programs know a LoRA are those of its own values."""
+    """A file stays a file that diffusers reads; it is known by the hashes of its own values."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
     stored = {}
     (tmp_path / "run").mkdir()
     torch.manual_seed(2)
     up = torch.randn(8, 2)
     for step in STEPS:
         up = up + 0.1 * torch.randn_like(up)
-        name = "lora_unet_mid_block_attentions_0_proj_in"
+        block = "lora_unet_mid_block_attentions_0_transformer_blocks_0"
+        name = f"{block}_attn1_to_q"
         stored[step] = {
             f"{name}.lora_up.weight": up,
             f"{name}.lora_down.weight": up.T.contiguous(),
@@ -257,6 +260,9 @@ def test_lora_of_kohya(tmp_path):
     assert told["modelspec.hash_sha256"] == f"0x{digest}"
     assert told["ss_network_dim"] == "2"
     assert "sshs_legacy_hash" not in told
+    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(out)
+    assert len(state) == 2
+    assert list(alphas.values()) == [2.0]
     assert phema("verify", out, tmp_path / "run", "--full").code == 0
     out.write_bytes(data.replace(digest.encode(), b"0" * 64, 1))
     done = phema("verify", out, tmp_path / "run", "--full")

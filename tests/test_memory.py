@@ -72,20 +72,25 @@ def write_large(path, step, gamma, dtype=np.float16, elements=SNAPSHOT // 2):
 
 
 def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
-    """Four snapshots of 384 MiB, two targets: within 256 MiB above torch, by a hard limit."""
+    """Four snapshots of 384 MiB, three targets: within 256 MiB above torch, by a hard limit."""
     (tmp_path / "in").mkdir()
     for step in (1, 2):
         for gamma in (5, 10):
             write_large(tmp_path / "in" / f"{step}-{gamma}.safetensors", step, gamma)
+    given = tmp_path / "mine.csv"
+    given.write_text("1-5.safetensors,0.25\n2-5.safetensors,0.75\n", encoding="utf-8")
     rss, data = run()
-    arguments = (PHEMA, "synthesize", tmp_path / "in", "-g", "7,8", "-o", tmp_path / "out", "-q")
+    asked = ("-g", "7,8", "--weights", given)
+    arguments = (PHEMA, "synthesize", tmp_path / "in", *asked, "-o", tmp_path / "out", "-q")
     peak, _ = run(*arguments, limit=data + LIMIT)
     assert peak < rss + LIMIT
     outputs = sorted((tmp_path / "out").iterdir())
     verified, _ = run(PHEMA, "verify", outputs[1], tmp_path / "in", "--full", limit=data + LIMIT)
     assert verified < rss + LIMIT
     verify_output(outputs[0], scan([tmp_path / "in"]))
-    assert [p.stat().st_size > SNAPSHOT for p in outputs] == [True, True]
+    assert [p.stat().st_size > SNAPSHOT for p in outputs] == [True, True, True]
+    expected = np.arange(MIB // 2) % 512 + 1.75
+    np.testing.assert_allclose(tail_of(outputs[2]).astype(float), expected, rtol=2.0**-11)
     # The walk 1, 2 of the gammas' snapshots: an element is its place plus the weighted step.
     with safe_open(outputs[0], "np") as file:
         sources = json.loads(file.metadata()["phema"])["sources"]
