@@ -128,8 +128,8 @@ def test_trainers_load_the_output(tmp_path, layout):
     made = run("synthesize", "run", *options, "--format", "dcp", "-o", "out", cwd=tmp_path)
     run("synthesize", "run", *options, "-o", "o.safetensors", cwd=tmp_path)
     out = tmp_path / made.out.strip()
-    assert out == tmp_path / "out/phema-step0000300-uniform-last0.9"
-    assert sorted(p.name for p in out.iterdir()) == [".metadata", "__0_0.distcp"]
+    assert out == tmp_path / "out"
+    assert sorted(p.name for p in out.iterdir()) == [".metadata", "README.md", "__0_0.distcp"]
     expected = load_file(tmp_path / "o.safetensors")
     state = LAYOUTS[layout][1]()
     dcp.load(state, checkpoint_id=out, no_dist=True)
@@ -358,6 +358,7 @@ def content(folder):
 def test_same_bytes_for_any_number_of_jobs(large, tmp_path):
     """Several files, checksums included, do not depend on how they were made."""
     options = ["--format", "dcp", "--max-shard-size", "1MB", "--max-memory", "3MB", "--trust-tags"]
+    options.append("--no-side-files")
     for jobs in (1, 3):
         run(
             "synthesize",
@@ -379,6 +380,7 @@ def test_same_bytes_for_any_number_of_jobs(large, tmp_path):
 def test_outputs_that_exist(large, tmp_path):
     """They are refused, skipped or replaced as a whole, with files of any former number."""
     call = ["synthesize", large, "-g", 7, "--format", "dcp", "-o", "o-{gamma}", "--trust-tags"]
+    call.append("--no-side-files")
     run(*call, "--max-shard-size", "1MB", cwd=tmp_path)
     out = tmp_path / "o-7"
     before = content(out)
@@ -458,7 +460,7 @@ def test_damage_is_found(large, tmp_path, damage):
 
 def test_output_is_left_out_of_scans(large):
     """What phema wrote is known by its record, and a checkpoint of torch saved over it is not."""
-    run("synthesize", large, "-g", 7, "--format", "dcp", "-o", large, "--no-sample")
+    run("synthesize", large, "-g", 7, "--format", "dcp", "-o", f"{large}/", "--no-sample")
     found = scan([large])
     assert len(found.require()) == 2
     assert any("synthesized by phema" in f.error.what for f in found.findings)

@@ -99,30 +99,14 @@ def model_card(
         method: the method that solved the weights.
         made_by: the command line.
     """
-    newest = sources[-1]
     exact = figures.verdict == "exact"
-    head: dict[str, Any] = {
-        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
-        "base_model": _base_model(newest),
-        "tags": ["merge", "checkpoint-averaging", "phema"],
-        "phema": {
-            "version": __version__,
-            "merge_method": "exact" if exact else method,
-            "target": target.label,
-            "step": int(step) if float(step).is_integer() else step,
-            "expected_error": _rounded(figures),
-            "command": made_by,
-            "sources": [
-                {"name": s.name, "average": s.tag.label, "weight": float(w)}
-                for s, w in zip(sources, weights, strict=True)
-            ],
-        },
-    }
-    lines = ["---", *_yaml(head), "---", "", f"# {_escaped(target.label)}", ""]
-    kind = "" if exact else "an estimate of "
+    timed = any(_step(source) for source in sources)
+    head = _head(sources, weights, target, step if timed else None, figures, method, made_by)
+    what = ("" if exact else "an estimate of ") + _meaning(target, exact=exact)
+    when = f" at step {number_text(step)}" if timed else ""
     count = f"{len(sources)} stored snapshot{'s' if len(sources) > 1 else ''}"
-    what = f"{kind}{_meaning(target, exact=exact)} at step {number_text(step)}"
-    lines += [f"These weights are {what}, made of {count} by phema {__version__}:", ""]
+    lines = ["---", *_yaml(head), "---", "", f"# {_escaped(target.label)}", ""]
+    lines += [f"These weights are {what}{when}, made of {count} by phema {__version__}:", ""]
     lines += ["```sh", made_by, "```", ""]
     if not exact:
         error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
@@ -131,12 +115,47 @@ def model_card(
     seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
     lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
     for i in seen:
-        tag = sources[i].tag
-        cells = (sources[i].name, tag.label, number_text(tag.step), f"{weights[i]:+.6f}")
+        source = sources[i]
+        cells = (source.name, source.tag.label, _step(source), f"{weights[i]:+.6f}")
         lines.append(f"| {' | '.join(map(_escaped, cells))} |")
     if len(sources) > len(seen):
         lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
     return ("\n".join(lines) + "\n").encode()
+
+
+def _head(
+    sources: Sequence[Snapshot],
+    weights: Array,
+    target: Profile,
+    step: float | None,
+    figures: Figures,
+    method: str,
+    made_by: str,
+) -> dict[str, Any]:
+    """What programs read of a card; a step of None is left out."""
+    newest = sources[-1]
+    return {
+        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
+        "base_model": _base_model(newest),
+        "tags": ["merge", "checkpoint-averaging", "phema"],
+        "phema": {
+            "version": __version__,
+            "merge_method": "exact" if figures.verdict == "exact" else method,
+            "target": target.label,
+            "step": int(step) if step is not None and float(step).is_integer() else step,
+            "expected_error": _rounded(figures),
+            "command": made_by,
+            "sources": [
+                {"name": s.name, "average": s.tag.label, "weight": float(w)}
+                for s, w in zip(sources, weights, strict=True)
+            ],
+        },
+    }
+
+
+def _step(source: Snapshot) -> str:
+    """When a snapshot was stored; empty where nothing says it."""
+    return "" if source.tag.step_origin == "order" else number_text(source.tag.step)
 
 
 def _rounded(figures: Figures) -> float | None:
