@@ -34,7 +34,7 @@ demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the tr
 	@echo; echo "\$$ phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg"
 	@$(BIN)/phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg
 
-test: lint types layers cover ## lint, types, layers and the whole test suite with coverage
+test: lint types layers unit ## lint, types, layers and the whole test suite
 
 lint: $(STAMP) ## ruff
 	$(BIN)/python -m ruff check .

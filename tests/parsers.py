@@ -156,7 +156,7 @@ def parsers() -> Mapping[str, Parser]:
         "weights": Parser(
             requests.weights(folder / "weights"),
             [
-                b'snapshot,weight\nrun-step0000050-gamma5,1\n100,"-2.5e-1"\n',
+                b'snapshot,weight\n50,1\n100,"-2.5e-1"\n',
                 b'{"targets": [{"sources": [{"name": "100", "weight": 1e0}]}]}',
                 b'{"50": 0.5, "100": 0}',
             ],
@@ -164,7 +164,7 @@ def parsers() -> Mapping[str, Parser]:
         "profile": Parser(
             requests.profile,
             [
-                b"checkpoints:last=5,from=1e0,to=9",
+                b"checkpoints:last=3,from=1e0,to=9",
                 b"decay:last=0.2,shape=sqrt",
                 b"uniform:last=2000steps",
                 b"exponential:halflife=20",

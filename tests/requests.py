@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 import phema_cli
 from phema_cli.errors import PhemaError
 from phema_cli.estimate.given_weights import combination
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.globs import Globs
 from phema_cli.profiles import CheckpointsSpec, PowerProfile, parse_profile
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.reading import PROVENANCE_KEY, read_checkpoint
+from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.synthesis import provenance
-from phema_cli.synthesis.layout import output_paths
+from phema_cli.synthesis.names import output_paths
 from phema_cli.trainers.registry import parse_law
 from phema_cli.verify.recipe import remake
 from tests.builders import write_run

@@ -19,7 +19,7 @@ from phema_cli.errors import InputError, UsageError
 from phema_cli.globs import Globs
 from phema_cli.profiles import PowerProfile, parse_law
 from phema_cli.snapshots import Config, pattern, scan
-from phema_cli.synthesis.layout import output_paths
+from phema_cli.synthesis.names import output_paths
 from tests.builders import phema, write_run
 from tests.limits import private_memory, stopped
 from tests.requests import SETTINGS, diffusers

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import phema_cli
+from phema_cli.errors import UsageError
 from tests.builders import phema
 
 STEPS = range(500, 5001, 500)
@@ -276,3 +277,143 @@ def test_a_window_of_steps_is_no_number_of_checkpoints(tmp_path, checkpoints, pr
         assert done.code == 0
         assert ("warning:" in done.err) == (words is not None)
         assert words is None or words in " ".join(done.err.split())
+
+
+def save(path, value):
+    """A model of one tensor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"w": torch.full((3,), float(value))}, path)
+
+
+def values(path):
+    """Its value, the same in all elements."""
+    (value,) = set(load_file(path)["w"].tolist())
+    return value
+
+
+def test_made_up_times_are_no_names(tmp_path):
+    """Files without a time have an order, which nobody can ask for."""
+    for number, seed in enumerate(("seed11", "seed12", "seed2", "seed1")):
+        save(tmp_path / "soup" / seed / "model.safetensors", 10**number)
+    given = tmp_path / "w.csv"
+    given.write_text("2,1\n", encoding="utf-8")
+    out = tmp_path / "o.safetensors"
+    done = phema("synthesize", tmp_path / "soup", "--weights", given, "-o", out)
+    assert done.code == 3
+    assert "no snapshot is called '2'" in done.err
+    given.write_text("seed2,1\n", encoding="utf-8")
+    assert phema("synthesize", tmp_path / "soup", "--weights", given, "-o", out).code == 0
+    assert values(out) == 100
+
+
+@pytest.mark.parametrize("first", ["4500,50%", "4500,", "4500,1/3", "4500,wieght"])
+def test_a_first_line_that_is_no_heading(tmp_path, checkpoints, first):
+    """Only the word weight makes it one; a weight that is none is not passed over."""
+    (tmp_path / "w.csv").write_text(f"{first}\n4000,0.5\n", encoding="utf-8")
+    done = phema("weights", checkpoints[0], "--weights", tmp_path / "w.csv")
+    assert done.code == 3
+    assert "is not a weight" in done.err
+
+
+def test_a_name_that_stands_twice_in_json(tmp_path, checkpoints):
+    """JSON lets the last one win; a combination does not."""
+    (tmp_path / "w.json").write_text('{"4000": 0.25, "4500": 0.25, "4000": 0.5}', encoding="utf-8")
+    done = phema("weights", checkpoints[0], "--weights", tmp_path / "w.json")
+    assert done.code == 3
+    assert "two weights" in done.err
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["checkpoint-100/unet", "checkpoint-200/unet", "checkpoint-250/unet_ema"],
+            "unet raw, unet_ema raw",
+        ),
+        (
+            ["run1/checkpoint-100", "run1/checkpoint-200", "run2/checkpoint-250"],
+            "run1 raw, run2 raw",
+        ),
+    ],
+)
+def test_a_mean_is_of_one_place(tmp_path, names, said):
+    """Directories that are not times tell series apart."""
+    for number, name in enumerate(names):
+        save(tmp_path / "d" / name / "diffusion_pytorch_model.safetensors", number)
+    asked = ("synthesize", tmp_path / "d", "--raw", "--profile", "checkpoints:last=2")
+    done = phema(*asked)
+    assert done.code == 2
+    assert said in done.err
+    out = tmp_path / "o.safetensors"
+    chosen = ("--exclude", names[-1])
+    assert phema(*asked, *chosen, "-o", out).code == 0
+    assert values(out) == 0.5
+
+
+def test_soups_of_directories_whose_files_have_the_same_names(tmp_path):
+    """They are called by the directories given, in records, tables and weights."""
+    for run, value in (("runA", 1), ("runB", 100)):
+        for step in (10, 20):
+            save(tmp_path / run / f"checkpoint-{step}.safetensors", value * step)
+    given = tmp_path / "w.csv"
+    given.write_text("runA/checkpoint-10.safetensors,0.5\nrunB/checkpoint-20.safetensors,0.5\n")
+    out = tmp_path / "o.safetensors"
+    runs = (tmp_path / "runB", tmp_path / "runA")
+    assert phema("synthesize", *runs, "--weights", given, "-o", out).code == 0
+    assert values(out) == 1005
+    assert phema("verify", out, *runs[::-1], "--full").code == 0
+    printed = phema("weights", *runs, "--weights", given, "--json")
+    (tmp_path / "w.json").write_text(printed.out, encoding="utf-8")
+    again = tmp_path / "again.safetensors"
+    assert phema("synthesize", *runs, "--weights", tmp_path / "w.json", "-o", again).code == 0
+    assert values(again) == 1005
+
+
+def test_a_combination_inside_of_its_own_directory(tmp_path, checkpoints):
+    """What was written before is no snapshot, unless it is named."""
+    folder, stored = checkpoints
+    given = tmp_path / "w.csv"
+    given.write_text("4500,0.5\n5000,0.5\n", encoding="utf-8")
+    asked = ("synthesize", folder, "--weights", given, "-o", f"{folder}/", "--overwrite")
+    first, second = phema(*asked), phema(*asked)
+    assert first.code == second.code == 0
+    assert first.out == second.out == f"{folder}/phema-step0005000-weights-w.safetensors\n"
+    assert_combination(second.out.strip(), [(stored[4500], 0.5), (stored[5000], 0.5)])
+
+
+def test_the_step_of_a_combination_is_its_own(tmp_path, checkpoints):
+    """Records and names have the time of its last snapshot; --step has no say."""
+    folder, _ = checkpoints
+    given = tmp_path / "w.csv"
+    given.write_text("1000,0.5\n1500,0.5\n", encoding="utf-8")
+    shown = phema("weights", folder, "--weights", given, "--json").json["targets"]
+    assert [t["step"] for t in shown] == [1500]
+    done = phema("weights", folder, "--weights", given, "--step", 1200)
+    assert done.code == 2
+    done = phema("synthesize", folder, "--profile", "checkpoints:from=1000,to=2000", cwd=tmp_path)
+    assert done.out == "phema-step0002000-checkpoints-from1000-to2000.safetensors\n"
+
+
+def test_a_sum_that_is_not_one_is_told(tmp_path, checkpoints):
+    """A notice; what is asked for is made."""
+    given = tmp_path / "w.csv"
+    given.write_text("4500,0.5\n5000,0.4\n", encoding="utf-8")
+    done = phema("weights", checkpoints[0], "--weights", given)
+    assert "notice: weights:w: its weights sum to 0.9, not to 1" in done.err
+    given.write_text("4500,0.333333\n5000,0.666666\n", encoding="utf-8")
+    assert phema("weights", checkpoints[0], "--weights", given).err == ""
+
+
+@pytest.mark.parametrize("given", [{"4500": "much"}, {"4500": None}, {4500: [1]}])
+def test_weights_from_python_that_are_none(checkpoints, given):
+    """An error of phema's."""
+    with pytest.raises(UsageError, match="is not a weight"):
+        phema_cli.synthesize(checkpoints[0], weights=given)
+
+
+def test_weights_from_python_by_step_and_path(tmp_path, checkpoints):
+    """Whatever the snapshots are called there."""
+    folder, stored = checkpoints
+    given = {4500: 0.5, folder / "model-step5000.safetensors": 0.5}
+    (out,) = phema_cli.synthesize(folder, weights=given, output=tmp_path / "o.safetensors")
+    assert_combination(out, [(stored[4500], 0.5), (stored[5000], 0.5)])

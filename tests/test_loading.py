@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import phema_cli
 from tests.builders import phema
 
 STEPS = (20, 40, 60, 80)
@@ -413,3 +414,88 @@ def test_a_source_that_changes(tmp_path, folders, monkeypatch):
     assert "config.json: changed while it was read" in done.err
     assert not (tmp_path / "merged").exists()
     assert not list(Path(tmp_path).glob("*.partial"))
+
+
+def mean(folder, out, *more):
+    """The call that most of these tests are about."""
+    asked = ("synthesize", folder, "--profile", "checkpoints:last=3", "-o", out)
+    return phema(*asked, *more, verified=False)
+
+
+def test_other_weights_in_the_directory_stay(tmp_path, folders):
+    """--overwrite replaces the model, not the adapter or the distributed checkpoint beside it."""
+    out = tmp_path / "out"
+    assert mean(folders, out).code == 0
+    for name in ("adapter_model.safetensors", ".metadata", "__0_0.distcp", "notes.txt"):
+        (out / name).write_bytes(b"mine")
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"of a model before")
+    assert mean(folders, out, "--overwrite").code == 0
+    assert {p.name for p in out.iterdir() if p.read_bytes() == b"mine"} == {
+        *("adapter_model.safetensors", ".metadata", "__0_0.distcp", "notes.txt"),
+    }
+    assert not (out / "model-00001-of-00002.safetensors").exists()
+
+
+def test_skipping_needs_the_output_itself(tmp_path, folders):
+    """Another kind of weights, a file, or what was interrupted is no output that exists."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "adapter_model.safetensors").write_bytes(b"mine")
+    assert mean(folders, out, "--skip-existing").code == 0
+    assert (out / "model.safetensors").exists()
+    (tmp_path / "out.partial").mkdir()
+    assert mean(folders, out, "--skip-existing").code == 2
+    (tmp_path / "file").write_text("mine")
+    done = mean(folders, tmp_path / "file", "--skip-existing")
+    assert done.code == 2
+    assert "is a file, and the output is a directory" in done.err
+
+
+def test_an_output_in_the_root_of_the_run(folders):
+    """It is the checkpoint that the directory is, whatever lies below."""
+    assert mean(folders, folders).code == 0
+    assert phema("verify", folders, folders, "--raw").code == 0
+    assert phema("diff", folders, folders).code == 0
+
+
+def test_notices_are_told_once(tmp_path, folders):
+    """However many outputs get the same files."""
+    asked = ("synthesize", folders, "--raw", "-g", "3,4,5", "-o", tmp_path / "o/")
+    done = phema(*asked)
+    assert done.err.count("copied with the weights") == 1
+
+
+def test_a_sweep_leaves_what_is_not_its_own(tmp_path, folders):
+    """Directories that were there are not taken, those that it made are gone as a whole."""
+    first = tmp_path / "swept/phema-step0000080-checkpoints-last2"
+    first.mkdir(parents=True)
+    (first / "README.md").write_text("mine")
+    asked = ("sweep", folders, "--profile", "checkpoints:last=2", "--profile", "checkpoints:last=3")
+    options = ("-o", tmp_path / "swept", "--keep", "none", "--minimize", "--eval", "echo 1 {path}")
+    done = phema(*asked, *options)
+    assert done.code == 2
+    assert "exists already" in done.err
+    assert (first / "README.md").read_text() == "mine"
+    (first / "README.md").unlink()
+    first.rmdir()
+    assert phema(*asked, *options).code == 0
+    assert not list((tmp_path / "swept").glob("phema-*"))
+
+
+@pytest.mark.parametrize("name", ['it\'s "quoted": #1', "ünï-😀", "a\x85b\u2028c", "x\x7fy"])
+def test_card_of_odd_names(tmp_path, name):
+    """The hub's parser gets every name back, and the text stays in its lines."""
+    from huggingface_hub import ModelCard
+
+    (tmp_path / "run").mkdir()
+    for number, state in enumerate(walk()):
+        save_file(state, tmp_path / f"run/{name}{'abcd'[number]}.safetensors")
+    parts = {"a": 1e-5, "b": 0.5, "c": 0.49999}
+    weights = {f"{name}{letter}.safetensors": weight for letter, weight in parts.items()}
+    (out,) = phema_cli.synthesize(
+        tmp_path / "run", weights=weights, output=tmp_path / "o", max_shard_size=500
+    )
+    says = ModelCard.load(out / "README.md").data.to_dict()["phema"]
+    assert {s["name"]: s["weight"] for s in says["sources"]} == weights
+    assert says["merge_method"] == "exact"
+    assert "step" not in says

@@ -366,3 +366,20 @@ def test_shards_are_filled_and_restored(tmp_path, tracked):
         check=True,
         timeout=200,
     )
+
+
+def test_values_that_the_model_cannot_hold(tmp_path):
+    """An average that its type has no numbers for is an error, not infinity."""
+    for step in (1, 2):
+        state = {"weight": torch.full((2, 2), 1e5), "bias": torch.zeros(2)}
+        save_file(state, tmp_path / f"model-step{step}.safetensors")
+    with pytest.raises(UsageError, match="weight has values that are too large for the model"):
+        load_into(nn.Linear(2, 2).half(), tmp_path, profile="checkpoints:last=2")
+    model = load_into(nn.Linear(2, 2), tmp_path, profile="checkpoints:last=2")
+    assert model.weight[0, 0].item() == 1e5
+
+
+def test_a_path_is_no_average(tmp_path):
+    """The error says what to pass."""
+    with pytest.raises(UsageError, match="average"), swapped(nn.Linear(2, 2), str(tmp_path)):
+        pass

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = (
     *("safetensors", "index", "torch", "torch-pickle", "edm2"),
     *("dcp-metadata", "dcp-chunk", "toml", "toml-run", "csv"),
-    *("template", "law", "globs", "provenance", "diffusers"),
+    *("template", "law", "globs", "provenance", "diffusers", "weights", "profile"),
 )
 #: the same examples in every run.
 quick = settings(

@@ -14,9 +14,9 @@ from dataclasses import fields
 import pytest
 
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import scan
-from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import NAME, Record, Results

@@ -8,8 +8,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import CombinationProfile
 from phema_cli.snapshots import Snapshot
 from phema_cli.trainers.base import real, shown
@@ -19,33 +21,63 @@ _MOST_BYTES = 16 << 20
 _HELP = "write lines of snapshot,weight, or keep what phema weights --json prints for one target"
 
 
-def combination(
-    snapshots: Sequence[Snapshot], given: str | os.PathLike[str] | Mapping[str, float]
-) -> CombinationProfile:
+#: weights by snapshot, or a file of them.
+Given = str | os.PathLike[str] | Mapping[str, float]
+
+
+def combination(snapshots: Sequence[Snapshot], given: Given) -> CombinationProfile:
     """The sum of snapshots with these weights, of any sign and sum.
 
     Args:
         snapshots: oldest first.
         given: weights by snapshot, or a file of them. A snapshot is called by its name, its path,
-            the end of either, or its step.
+            the end of either, or its step: what comes first in this list and fits one counts.
 
     Raises:
         InputError: the file holds no weights, or names no snapshot, or one twice.
         UsageError: as InputError, for weights from Python.
         StorageError: the file can't be read.
     """
-    path = None if isinstance(given, Mapping) else Path(given)
-    weights = given.items() if isinstance(given, Mapping) else _read(Path(given)).items()
-    try:
-        placed = _placed(snapshots, dict(weights))
-    except UsageError as error:
-        if path is None:
-            raise
-        raise InputError(error.what, where=path, remedy=error.remedy) from error
-    label = "weights" if path is None else f"weights:{path.stem}"
-    places = tuple(sorted(placed))
-    profiles = tuple(snapshots[i].tag.profile for i in places)
-    return CombinationProfile(label, places, tuple(placed[i] for i in places), profiles)
+    if isinstance(given, Mapping):
+        label, placed = "weights", _placed(snapshots, _checked(given))
+    else:
+        path = Path(given)
+        label = f"weights:{path.stem}"
+        try:
+            placed = _placed(snapshots, _read(path))
+        except UsageError as error:
+            raise InputError(error.what, where=path, remedy=error.remedy) from error
+    return combined(snapshots, placed, label, "weights")
+
+
+def combined(
+    snapshots: Sequence[Snapshot],
+    weights: Mapping[int, float],
+    label: str,
+    kind: Literal["mean", "weights"],
+) -> CombinationProfile:
+    """The target of weights by the places of their snapshots; its step is the last of theirs."""
+    places = tuple(sorted(weights))
+    tags = [snapshots[i].tag for i in places]
+    return CombinationProfile(
+        label,
+        kind,
+        places,
+        tuple(weights[i] for i in places),
+        tuple(tag.profile for tag in tags),
+        max((tag.step for tag in tags if tag.step_origin != "order"), default=None),
+    )
+
+
+def _checked(given: Mapping[str, float]) -> dict[str, float]:
+    """Weights from Python, by what snapshots are called there: texts, paths or steps."""
+    weights: dict[str, float] = {}
+    for name, weight in given.items():
+        number = real(weight)
+        if number is None:
+            raise UsageError(f"{shown(weight)} is not a weight", remedy="pass numbers")
+        weights[os.fspath(name) if isinstance(name, os.PathLike) else str(name)] = number
+    return weights
 
 
 def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict[int, float]:
@@ -54,38 +86,46 @@ def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UsageError(f"the weight of {name!r:.200} is not finite", remedy=_HELP)
+        if weight == 0:
+            continue
         place = _place(snapshots, name)
         if place in placed:
             raise UsageError(f"{name!r:.200} gives a weight to {snapshots[place].name} again")
-        placed[place] = float(weight)
-    used = {place: weight for place, weight in placed.items() if weight}
-    if not used:
+        placed[place] = weight
+    if not placed:
         raise UsageError("gives no snapshot a weight", remedy=_HELP)
-    return used
+    return placed
 
 
 def _place(snapshots: Sequence[Snapshot], name: str) -> int:
     """The place of the only snapshot that is called so, by the closest way of calling it."""
+    step = _number(name)
+    paths = [str(s.checkpoint.path) for s in snapshots]
     ways = (
         [i for i, s in enumerate(snapshots) if name == s.name],
-        [i for i, s in enumerate(snapshots) if name == str(s.checkpoint.path)],
-        [i for i, s in enumerate(snapshots) if _ends(s.name, name)],
-        [i for i, s in enumerate(snapshots) if _ends(str(s.checkpoint.path), name)],
-        [i for i, s in enumerate(snapshots) if s.tag.step == _number(name)],
+        [i for i, path in enumerate(paths) if Path(name).absolute() == Path(path).absolute()],
+        [i for i, s in enumerate(snapshots) if _ends(s.name, name) or _ends(paths[i], name)],
+        [i for i, s in enumerate(snapshots) if s.tag.step == step and _is_of_a_run(s)],
     )
     found = next((way for way in ways if way), [])
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UsageError(
-            f"no snapshot is called {name!r:.200}", remedy="phema inspect -v lists them"
-        )
+        listed = "phema inspect -v lists them"
+        raise UsageError(f"no snapshot is called {name!r:.200}", remedy=listed)
     several = {(snapshots[i].series, snapshots[i].tag.label) for i in found}
     raise UsageError(
         f"{len(found)} snapshots are called {name!r:.200}",
         remedy="pass --raw, or --key with one of their series"
         if len(several) > 1
         else "give more of their paths",
+    )
+
+
+def _is_of_a_run(snapshot: Snapshot) -> bool:
+    """Whether its step says when it was stored: it is not made up, nor that of an output."""
+    return (
+        snapshot.tag.step_origin != "order" and PROVENANCE_KEY not in snapshot.checkpoint.metadata
     )
 
 
@@ -122,14 +162,14 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _of_lines(text: str) -> dict[str, float]:
-    """Weights in lines of ``snapshot,weight``; a first line without a number names columns."""
+    """Weights in lines of ``snapshot,weight``; these words may be the first line."""
     weights: dict[str, float] = {}
     rows = (row for row in csv.reader(text.splitlines(), skipinitialspace=True) if any(row))
     for number, row in enumerate(rows):
         if len(row) != 2:  # noqa: PLR2004 - a name and a weight
             raise InputError(f"{','.join(row)!r:.200} is not a line of snapshot,weight")
         name, weight = row[0].strip(), _number(row[1])
-        if weight is None and number == 0:
+        if number == 0 and row[1].strip().lower() == "weight":
             continue
         if weight is None:
             raise InputError(f"{row[1]!r:.80} is not a weight")
@@ -139,10 +179,10 @@ def _of_lines(text: str) -> dict[str, float]:
 
 def _of_json(text: str) -> dict[str, float]:
     """Weights as ``phema weights --json`` prints them for one target, or by name."""
+    # As pairs, since a name may stand there twice.
+    entries = json.loads(text, object_pairs_hook=list)
     content = json.loads(text)
-    if "targets" not in content:
-        entries = list(content.items())
-    else:
+    if "targets" in content:
         targets = content["targets"]
         if not isinstance(targets, list) or len(targets) != 1:
             raise InputError("holds the weights of several targets, or of none")

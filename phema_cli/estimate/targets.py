@@ -9,10 +9,11 @@ from itertools import pairwise
 import numpy as np
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.estimate.given_weights import combination
+from phema_cli.estimate.given_weights import combination, combined
 from phema_cli.profiles import (
     CheckpointsSpec,
     CombinationProfile,
+    DecayProfile,
     PowerProfile,
     Profile,
     TableProfile,
@@ -22,8 +23,11 @@ from phema_cli.profiles import (
 )
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import Needs
+from phema_cli.snapshots.base import Needs, notice
+from phema_cli.snapshots.consistency import home_of
 
+#: how far a sum of weights may lie from 1 as people write them, with six digits.
+_ROUNDING = 1e-5
 #: targets of one call: an output each.
 _MOST_TARGETS = 1000
 
@@ -59,6 +63,10 @@ def make_targets(snapshots: Sequence[Snapshot], request: Request) -> list[Profil
             targets.append(spec.ending_at(end))
     if request.weights is not None:
         targets.append(combination(snapshots, request.weights))
+        if request.step is not None and len(targets) == 1:
+            raise UsageError(
+                "--weights says itself which snapshots count", remedy="leave --step out"
+            )
     if len(targets) > _MOST_TARGETS:
         raise UsageError(
             f"{len(targets)} targets are above {_MOST_TARGETS}", remedy="make them in several calls"
@@ -136,20 +144,22 @@ def _mean(snapshots: Sequence[Snapshot], spec: CheckpointsSpec, step: float) -> 
     Raises:
         UsageError: there are several series, or too few snapshots.
     """
-    series = sorted({(s.series, s.tag.label) for s in snapshots})
+    series = sorted({(home_of(s), s.series, s.tag.label) for s in snapshots})
     if len(series) > 1:
-        names = [label if key == "." else f"{key} ({label})" for key, label in series]
-        raw = any(label == "raw" for _, label in series)
+        parts = (dict.fromkeys(p for p in one if p != ".") for one in series)
+        names = ", ".join(" ".join(part) or "the directory itself" for part in parts)
+        kinds = {(key, label) for _, key, label in series}
+        remedy = "pass --select with a glob of one"
+        if len(kinds) > 1:
+            raw = any(label == "raw" for _, label in kinds)
+            remedy = f"pass {'--raw for the raw weights, or ' if raw else ''}--key with one of them"
         raise UsageError(
-            f"{spec.label} is a mean of one series, and there are {len(names)}: {', '.join(names)}",
-            remedy="pass --raw for the raw weights, --key or --select for an average"
-            if raw
-            else "pass --key with one of them, or --select with a glob of its files",
+            f"{spec.label} is a mean of one series, and there are {len(series)}: {names}",
+            remedy=remedy,
         )
     chosen = spec.chosen([s.tag.step for s in snapshots], step)
-    profiles = tuple(snapshots[i].tag.profile for i in chosen)
-    share = 1 / len(chosen)
-    return CombinationProfile(spec.label, tuple(chosen), (share,) * len(chosen), profiles)
+    weights = dict.fromkeys(chosen, 1 / len(chosen))
+    return combined(snapshots, weights, spec.label, "mean")
 
 
 def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator[Finding]:
@@ -158,7 +168,10 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
     gaps = [b - a for a, b in pairwise(steps)]
     spacing = float(np.median(gaps)) if gaps else 0.0
     for target in targets:
-        if isinstance(target, WindowProfile) and "steps" not in target.label:
+        if isinstance(target, CombinationProfile) and abs(sum(target.weights) - 1) > _ROUNDING:
+            text = f"its weights sum to {sum(target.weights):.6g}, not to 1"
+            yield notice(text, target.label)
+        if isinstance(target, WindowProfile | DecayProfile) and "steps" not in target.label:
             length = target.end - target.start
             if 1 <= length < spacing:
                 yield _warning(

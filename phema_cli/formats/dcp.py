@@ -28,8 +28,8 @@ from phema_cli.formats.base import (
 )
 from phema_cli.formats.boxes import Box, covers
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
-from phema_cli.formats.dcp_write import INDEX_NAME, RECORD, lay_out
-from phema_cli.formats.image import FolderImage, Specs
+from phema_cli.formats.dcp_write import INDEX_NAME, lay_out
+from phema_cli.formats.image import PROVENANCE_KEY, FolderImage, Specs
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.torch_pickle import GLOBALS, Globals, TensorStub, ignored, load
@@ -129,8 +129,8 @@ def read(path: Path) -> Contents:
     index = directory / INDEX_NAME
     metadata, size = _load(index)
     nested = _nested(metadata, index, size // _CHUNK_BYTES)
-    record = metadata.state.get(RECORD)
-    ours = checked_metadata({RECORD: record}, index) if isinstance(record, str) else {}
+    record = metadata.state.get(PROVENANCE_KEY)
+    ours = checked_metadata({PROVENANCE_KEY: record}, index) if isinstance(record, str) else {}
     return Contents(directory, NAME, nested, partial(_locate, metadata, index), metadata=ours)
 
 
@@ -140,7 +140,7 @@ def encode_folder(
     ties: Mapping[str, str],
     carried: Checkpoint,
 ) -> FolderImage:
-    """Lay out a directory; as :class:`phema_cli.formats.base.FolderWriter` says.
+    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
 
     Tensors get the names and the nesting that they have in ``carried``, if it is of this format.
     """

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
-from phema_cli.formats.image import FileImage, FolderImage, Specs
+from phema_cli.formats.image import PROVENANCE_KEY, FileImage, FolderImage, Specs
 from phema_cli.formats.torch_write import encode_tensor, plain, torch_shape
 
 INDEX_NAME = ".metadata"
-#: the attribute of the metadata object that holds the provenance; torch ignores it.
-RECORD = "phema"
-
 #: the version of this layout that torch writes.
 _VERSION = "1.0.0"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -70,7 +67,7 @@ def lay_out(
     carried: Checkpoint,
     paths: Mapping[str, Keys],
 ) -> FolderImage:
-    """Lay out a directory; as :class:`phema_cli.formats.base.FolderWriter` says.
+    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
 
     Args:
         shards: the tensors of each file.
@@ -95,7 +92,9 @@ def lay_out(
     names = _stored_names(order, carried.home if paths else "", paths)
     stored = {names[n]: chunks[n] for n in order}
     nested = {name: paths.get(name, (name,)) for name in stored}
-    return FolderImage(files, (INDEX_NAME, _index(stored, nested, metadata.get(RECORD, ""))))
+    return FolderImage(
+        files, (INDEX_NAME, _index(stored, nested, metadata.get(PROVENANCE_KEY, "")))
+    )
 
 
 def _stored_names(names: Sequence[str], home: str, paths: Mapping[str, Keys]) -> dict[str, str]:
@@ -150,7 +149,7 @@ def _index(stored: Mapping[str, _Chunk], nested: Mapping[str, Keys], record: str
         "storage_data": _dict(places),
         "storage_meta": plain(None),
         "version": plain(_VERSION),
-        RECORD: plain(record),
+        PROVENANCE_KEY: plain(record),
     }
     shared = [data + bytes([*b"q", _MEMO[name], *b"0"]) for name, data in _SHARED.items()]
     return b"".join([b"\x80\x02", *shared, _object("Metadata", fields), b"."])

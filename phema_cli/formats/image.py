@@ -8,6 +8,8 @@ from typing import Protocol
 
 from phema_cli.formats.base import Checkpoint, DType
 
+#: the entry of an output's metadata that says how it was made.
+PROVENANCE_KEY = "phema"
 #: element type and shape of tensors to be written, by name.
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import update_wrapper
@@ -113,6 +114,12 @@ def swapped(model: _Model, average: Weights) -> Iterator[_Model]:
         UsageError: the model has other tensors than the average.
         PhemaError: as ``average`` raises while it is read. The model is as it was.
     """
+    if isinstance(average, str | os.PathLike):
+        raise UsageError(
+            "an average is needed, and no path",
+            where=average,
+            remedy="pass phema_cli.average(paths, gamma=7)",
+        )
     places = _Places(model)
     if isinstance(average, PowerEMA):
         average = _only(average)
@@ -198,13 +205,24 @@ class _Places:
         """Write a tensor into its place, in the model's type.
 
         Raises:
-            UsageError: the model has none of that name, shape and kind.
+            UsageError: the model has none of that name, shape and kind, or its type can't hold the
+                values.
         """
         import torch
 
         tensor = self._check_fits(name, value)
+        place, part = local(tensor), part_of(value, tensor)
         with torch.no_grad():
-            local(tensor).copy_(part_of(value, tensor))
+            place.copy_(part)
+        narrow = (
+            value.is_floating_point()
+            and torch.finfo(tensor.dtype).max < torch.finfo(value.dtype).max
+        )
+        if narrow and not bool(place.isfinite().all()) and bool(part.isfinite().all()):
+            raise UsageError(
+                f"{name} has values that are too large for the model's {tensor.dtype}",
+                remedy="convert the model to a type with a larger range",
+            )
 
     def restore(self, kept: Mapping[str, torch.Tensor]) -> None:
         """Write back what :meth:`keep` has kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -23,15 +23,19 @@ class CombinationProfile:
 
     Args:
         label: what users call it.
+        kind: whether it is a plain mean or has weights of its own.
         places: which of the snapshots have a weight, ascending.
         weights: their weights, of any sign and sum.
         profiles: their profiles.
+        step: when the last of them was stored, as the trainer counts; None where nothing says it.
     """
 
     label: str
+    kind: Literal["mean", "weights"]
     places: tuple[int, ...]
     weights: tuple[float, ...]
     profiles: tuple[Profile, ...]
+    step: float | None = None
     exponent: ClassVar[float] = 0.0
     #: there is nothing to compare its density with.
     square_integrable: ClassVar[bool] = False
@@ -66,6 +70,11 @@ class CombinationProfile:
         for weight, profile in zip(self.weights, self.profiles, strict=True):
             total += weight * values(profile)
         return total
+
+
+def step_of(target: Profile, step: float) -> float | None:
+    """When a target is, as the trainer counts: that of all targets, or a combination's own."""
+    return target.step if isinstance(target, CombinationProfile) else step
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end
-from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec
+from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec, step_of
 from phema_cli.profiles.grammar import POSITIVE
 from phema_cli.profiles.learning_rate import SHAPES, DecayProfile
 
@@ -268,7 +268,7 @@ def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
 HELP = (
     "write uniform:last=0.2 or uniform:last=2000steps, exponential:beta=0.999, "
     "exponential:halflife=2000, decay:last=0.2,shape=linear (or cosine, sqrt), cooldown:last=0.2, "
-    "raw or csv:FILE"
+    "raw, csv:FILE or checkpoints:last=5"
 )
 
 
@@ -337,12 +337,12 @@ def describe(profile: Profile, step: float | None = None) -> dict[str, str | flo
 
     Args:
         profile: what is described.
-        step: its time as the trainer counts, where that is not its end.
+        step: its time as the trainer counts, where that is not its end; a combination has its own.
     """
     power = profile if isinstance(profile, PowerProfile) else None
     return {
         "profile": profile.label,
         "gamma": None if power is None else power.gamma,
         "sigma_rel": None if power is None else power.sigma_rel,
-        "step": profile.end if step is None else step,
+        "step": step_of(profile, profile.end if step is None else step),
     }

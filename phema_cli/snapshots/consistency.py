@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -157,9 +158,7 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     """Errors for a series in several directories whose times overlap: these are of two runs."""
     members: dict[tuple[str, str, str], list[Snapshot]] = {}
     for snapshot in snapshots:
-        # Directories whose name is a time do not count.
-        above = snapshot.name.split("/")[:-1]
-        home = "/".join(p for p in above if not p.isdigit() and clock_in(p, whole=True) is None)
+        home = home_of(snapshot)
         members.setdefault((snapshot.series, snapshot.tag.label, home), []).append(snapshot)
     groups = sorted((*key, group) for key, group in members.items() if len(group) > 1)
     for (*series, home, one), (*other_series, other_home, other) in pairwise(groups):
@@ -167,10 +166,22 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
             yield InputError(
                 "is of another run: files of the same series and time are in "
-                f"{home or 'the directory itself'}",
-                where=other_home or other[0].name,
+                f"{'the directory itself' if home == '.' else home}",
+                where=other[0].name if other_home == "." else other_home,
                 remedy="give the directory of one run",
             )
+
+
+def home_of(snapshot: Snapshot) -> str:
+    """The directories that a snapshot shares with all of its series; ``.`` if there is none.
+
+    Names that are a time do not count, and of a directory that is itself the snapshot no number.
+    """
+    *above, own = snapshot.name.split("/")
+    if snapshot.folder is not None:
+        above.append(re.sub(r"\d+", "#", own) if clock_in(own, whole=True) is None else own)
+    counted = (p for p in above if not p.isdigit() and clock_in(p, whole=True) is None)
+    return "/".join(counted) or "."
 
 
 def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[InputError]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.objects import refuse_beside, refuse_hidden
 from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
@@ -22,8 +23,6 @@ from phema_cli.trainers.base import Clock, Series, StoredFile, under
 from phema_cli.trainers.nested import by_path, is_state_key, tensors_of
 from phema_cli.trainers.registry import FileReading, read_file
 
-#: metadata entry of a checkpoint that phema has synthesized from others.
-PROVENANCE_KEY = "phema"
 #: keys that a message lists.
 _OFFERED = 8
 
@@ -97,6 +96,8 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     """
     root = to_path(path)
     found = [c for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
+    # A directory that is a checkpoint itself may have others below it.
+    found = [c for c in found if c.is_root and c.folder == root] or found
     if len(found) != 1:
         raise InputError(
             f"holds {len(found)} checkpoints, not one", where=root, remedy="name one of its files"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,6 +127,7 @@ def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> S
 def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: Needs) -> Scan:
     """Scan each path, then look at the snapshots of all together."""
     snapshots: list[Snapshot] = []
+    homes: list[str] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
     seen: set[object] = set()
@@ -148,6 +150,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
                 raise
             tagged = Scan((), (Finding("error", error),))
         snapshots += tagged.snapshots
+        homes += [root.name] * len(tagged.snapshots)
         untagged += tagged.untagged
         findings += tagged.findings
     if unmatched:
@@ -162,6 +165,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         )
     # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
+    if needs == "names":
+        snapshots = _with_homes(snapshots, homes)
     # Of one step the raw weights come first: outputs continue the average.
     snapshots.sort(key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name))
     snapshots, stripped = strip_prefixes(snapshots)
@@ -176,6 +181,17 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         roots=tuple(os.fspath(path) for path in paths),
     )
     return read.settled(copy, drop)
+
+
+def _with_homes(snapshots: Sequence[Snapshot], homes: Sequence[str]) -> list[Snapshot]:
+    """Snapshots of which none has another one's name: several directories may have the same."""
+    count = Counter((s.name, s.series, s.tag.label) for s in snapshots)
+    return [
+        replace(s, name=f"{home}/{s.name}")
+        if count[s.name, s.series, s.tag.label] > 1 and home
+        else s
+        for s, home in zip(snapshots, homes, strict=True)
+    ]
 
 
 def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: Needs) -> Scan:

@@ -175,7 +175,7 @@ class _Run:
         """Synthesize what is not there yet, in one pass."""
         known = self._known()
         there = [t for t in batch if is_complete(t.path)]
-        foreign = [t.path for t in there if t.path.name not in known]
+        foreign = [t.path for t in batch if t.path.exists() and t.path.name not in known]
         if foreign and not self._asked.overwrite:
             raise UsageError(
                 "exists already", where=foreign[0], remedy="choose another -o or pass --overwrite"

@@ -19,9 +19,8 @@ from phema_cli.solver.search import FURTHER_POINTS, spread_out
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.synthesis import find_dtype, make_recipe
-from phema_cli.synthesis.beside import CARD
-from phema_cli.synthesis.layout import is_model_folder, output_format
-from phema_cli.synthesis.provenance import source_entry
+from phema_cli.synthesis.names import output_format
+from phema_cli.synthesis.provenance import CARD, source_entry
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.trainers.side_files import side_files
 
@@ -79,14 +78,14 @@ class Planner:
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
         self.tags = self._measured.tags
+        self._beside: set[str] = set()
 
     @property
     def beside(self) -> frozenset[str]:
-        """Names of the files that an output has beside its weights."""
+        """Names of the files that outputs have beside their weights."""
         newest = reference(self.snapshots)
-        if newest.folder is None or not is_model_folder(newest):
-            return frozenset()
-        return frozenset({CARD, *(f.path.name for f in side_files(newest.folder)[0])})
+        own = [] if newest.folder is None else side_files(newest.folder)[0]
+        return frozenset({CARD, *(f.path.name for f in own), *self._beside})
 
     @property
     def _has_targets(self) -> bool:
@@ -140,6 +139,7 @@ class Planner:
         recipe, _ = make_recipe(self.scan, request, self._measured)
         if recipe is None:
             raise AssertionError("nothing was to be skipped")
+        self._beside |= {b.path.name for output in recipe.outputs for b in output.beside}
         return recipe
 
     def _reached(self) -> tuple[float, ...]:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 import os
 import re
-import string
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from phema_cli.errors import StorageError, UsageError
-from phema_cli.formats import FORMATS, folder_writer, writable, writer
+from phema_cli.errors import StorageError
+from phema_cli.formats import FORMATS, folder_writer, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
-from phema_cli.profiles import PowerProfile, Profile
-from phema_cli.snapshots.base import Snapshot, snapshot_name, step_name
+from phema_cli.snapshots.base import Snapshot
 
 DEFAULT_FORMAT = "safetensors"
-#: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
-_SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
@@ -120,7 +115,7 @@ class Output:
         if self.path == self.files[0].path:
             return [self.path] if self.path.exists() else []
         beside = [b.path for b in self.beside if b.path.exists()]
-        return sorted({*_checkpoint_files(self.path), *beside})
+        return sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
 
 
 def is_model_folder(snapshot: Snapshot) -> bool:
@@ -128,155 +123,55 @@ def is_model_folder(snapshot: Snapshot) -> bool:
     return snapshot.folder is not None and snapshot.checkpoint.base_name in _BASE_NAMES
 
 
-def output_format(template: str | None, asked: str | None) -> str:
-    """The format of the outputs: as asked for, or by the ending of the name given.
-
-    Raises:
-        UsageError: phema does not write the format, or the ending is another one's.
-    """
-    names = writable()
-    if asked is not None and asked not in names:
-        raise UsageError(f"no output format {asked!r}", remedy=f"one of {', '.join(names)}")
-    ending = next((f for f in names if template and template.endswith(FORMATS[f].endings)), None)
-    if asked is None:
-        return ending or DEFAULT_FORMAT
-    if ending is not None and template and not template.endswith(FORMATS[asked].endings):
-        raise UsageError(
-            f"-o {template} has the ending of {ending}, not of {asked}",
-            remedy="leave --format out, or change the ending",
-        )
-    return asked
-
-
-def output_paths(
-    template: str | None,
-    targets: Sequence[Profile],
-    step: float | None,
-    format_name: str = DEFAULT_FORMAT,
-    *,
-    folder: bool,
-    split: bool = False,
-) -> list[Path]:
-    """Where each target goes.
+def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
+    """Files in a directory that carry a name of a checkpoint there: single, shards, index.
 
     Args:
-        template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{profile}``,
-            ``{step}``, or None for default names in the working directory.
-        targets: the targets.
-        step: their time as the trainer counts; None where nothing says it.
-        format_name: the outputs' format.
-        folder: whether outputs are directories, so that default names mean these.
-        split: whether they are sharded, so that no file will do.
-
-    Raises:
-        UsageError: an unknown placeholder, a file name for shards, or one path for two targets.
+        folder: the directory.
+        like: a file of the checkpoint; by default those of any are listed.
     """
-    if template is not None and "://" in template:
-        raise UsageError(
-            f"-o {template} is a URL, and outputs are written to this machine",
-            remedy="pass a local path, and copy what is there afterwards",
-        )
-    folder = folder or FORMATS[format_name].folder
-    # One directory is what it is called; several are made inside of it.
-    alone = folder and len(targets) == 1 and _names_folder(template, format_name)
-    paths = (
-        [Path(template or "")]
-        if alone
-        else [_path(template, target, step, format_name, folder=folder) for target in targets]
-    )
-    counts = Counter(paths)
-    for path in paths:
-        if path.name.endswith((INDEX_SUFFIX, INDEX_NAME)):
-            raise UsageError(
-                f"{path} is the name of an index, which is written beside shards",
-                remedy="pass -o DIRECTORY",
-            )
-        if counts[path] > 1:
-            raise UsageError(
-                f"several targets would be written to {path}", remedy="put {gamma} into -o"
-            )
-        if split and path.name.endswith(ENDING):
-            raise UsageError(
-                f"{path} names one file, but the output is split into shards",
-                remedy="pass -o DIRECTORY, or a larger --max-shard-size",
-            )
-    return paths
-
-
-def _names_folder(template: str | None, format_name: str) -> bool:
-    """Whether ``-o`` is the directory of an output, and not one that outputs are put into."""
-    if template is None or "{" in template or template.endswith(("/", os.sep)):
-        return False
-    name = Path(template).name
-    return name not in {"", ".."} and not name.endswith(FORMATS[format_name].endings)
-
-
-def _path(
-    template: str | None, target: Profile, step: float | None, format_name: str, *, folder: bool
-) -> Path:
-    """One target's path."""
-    endings = FORMATS[format_name].endings
-    slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
-    if template is not None and "{" in template:
-        fields: dict[str, str | float] = {"profile": slug}
-        if step is not None:
-            fields["step"] = int(step) if float(step).is_integer() else step
-        if isinstance(target, PowerProfile):
-            fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
-        path = Path(_filled(template, fields))
-        single = not (folder or format_name == DEFAULT_FORMAT or path.name.endswith(endings))
-        return path.with_name(path.name + endings[0]) if single else path
-    parent = Path(template or "")
-    if parent.name.endswith(endings):
-        return parent
-    if step is None:
-        name = f"phema-{slug}"
-    elif not isinstance(target, PowerProfile):
-        name = f"{step_name('phema', step)}-{slug}"
-    elif format_name == "edm2":
-        # EDM2's scripts know files by their names.
-        name = f"phema-{int(step) // 1000:07d}-{target.sigma_rel:.3f}"
-    else:
-        name = snapshot_name("phema", step, target.gamma)
-    return parent / (name + ("" if folder else endings[0]))
-
-
-def _filled(template: str, fields: Mapping[str, str | float]) -> str:
-    """The template with its placeholders filled in; a format may pad or round, no more.
-
-    Raises:
-        UsageError: a placeholder or a format is none of these.
-    """
-    try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-        if all(n in fields and not how and _SPEC.fullmatch(s or "") for _, n, s, how in parts):
-            return template.format(**fields)
-    except ValueError:
-        # A single brace, or a format of numbers for a text.
-        pass
-    raise UsageError(
-        f"-o {template!r:.200} has an unknown placeholder or format",
-        remedy="use {gamma}, {sigma_rel}, {profile} and {step}, without a format or as {step:07}",
-    )
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """Files in a directory that carry a name of a checkpoint there: single, shards, index."""
-    names = "|".join(_BASE_NAMES.values())
-    pattern = re.compile(
-        rf"({names})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?"
-        rf"|__\d+_\d+\.distcp|{re.escape(INDEX_NAME)}"
-    )
+    bases, distributed = list(_BASE_NAMES.values()), like is None or like.endswith(".distcp")
+    if like is not None:
+        bases = [] if distributed else [re.sub(r"(-\d{5}-of-\d{5})?\.safetensors", "", like)]
+    kinds = [rf"{re.escape(b)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?" for b in bases]
+    if distributed:
+        kinds.append(rf"__\d+_\d+\.distcp|{re.escape(INDEX_NAME)}")
+    pattern = re.compile("|".join(kinds))
     return sorted(p for p in folder.glob("*") if pattern.fullmatch(p.name))
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a path that ``output_paths`` gave holds a whole checkpoint."""
-    bases = _BASE_NAMES.values()
-    whole = {f"{base}{ending}" for base in bases for ending in (ENDING, INDEX_SUFFIX)}
-    whole.add(INDEX_NAME)
+def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
+    """Files of which a directory has one if it is an output that is complete.
+
+    Args:
+        format_name: the outputs' format.
+        base_name: what the sources' files are called.
+    """
+    if FORMATS[format_name].folder:
+        return (INDEX_NAME,)
+    base = _BASE_NAMES.get(base_name, "model")
+    return (f"{base}{ENDING}", f"{base}{INDEX_SUFFIX}")
+
+
+def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
+    """Whether a path that ``output_paths`` gave holds a whole checkpoint.
+
+    Args:
+        path: a file or a directory.
+        names: files of which a directory has to hold one; none for a file. By default both will do,
+            and any checkpoint.
+    """
     try:
-        return path.is_file() or any(p.name in whole for p in _checkpoint_files(path))
+        if Path(os.path.realpath(path)).with_name(path.name + PARTIAL).exists():
+            # A run that was interrupted may not have given all names.
+            return False
+        if path.is_file():
+            return not names
+        whole = names
+        if names is None:
+            bases = _BASE_NAMES.values()
+            whole = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
+        return any((path / name).exists() for name in whole or ())
     except OSError as error:
         raise StorageError.wrap(error, path, "write") from error
 

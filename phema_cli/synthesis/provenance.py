@@ -1,21 +1,33 @@
-"""What an output records of how it was made, and the metadata that it keeps of a source."""
+"""What an output says of how it was made, and what it has beside its weights.
+
+The record is in the metadata of the weights. A directory also gets a card, which the Hugging Face
+hub shows, and what the source has beside its weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from phema_cli._version import __version__
 from phema_cli.formats.base import Checkpoint
-from phema_cli.profiles import Array, Profile, describe
-from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.base import METADATA_FIELDS
-from phema_cli.snapshots.reading import PROVENANCE_KEY
+from phema_cli.formats.image import PROVENANCE_KEY
+from phema_cli.formats.remote import is_remote
+from phema_cli.options import number_text, typed
+from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
+from phema_cli.request import SOLVING, SOURCES, Request
+from phema_cli.snapshots import Finding, Snapshot
+from phema_cli.snapshots.base import METADATA_FIELDS, notice
 from phema_cli.solver import Figures
+from phema_cli.synthesis.layout import Beside, Output
+from phema_cli.trainers.side_files import library_of, side_files
 
 SCHEMA = "phema/synthesis/1"
 #: the method of a combination that was asked for as it is.
@@ -24,6 +36,15 @@ EXACT = "exact"
 RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
 #: a hash of the file as it was before this entry was in it, which can't be made again.
 _LEGACY_HASH = "sshs_legacy_hash"
+CARD = "README.md"
+#: options that change what is in an output.
+_COUNTING = SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "max_shard_size"}
+_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
+#: sources that the text lists; the head has all of them.
+_LISTED = 20
+#: smaller weights are 0 to the digits that the text has.
+_LEAST_WEIGHT = 5e-7
+_MOST_JSON_BYTES = 4 << 20
 
 
 def provenance(
@@ -106,3 +127,198 @@ def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     kept = carried.metadata if carried.format == "safetensors" else {}
     ours = {"format": "pt", PROVENANCE_KEY: origin}
     return {k: v for k, v in kept.items() if k not in dropped} | ours
+
+
+def files_beside(folder: Path, source: Snapshot, card: bytes) -> tuple[Beside, ...]:
+    """Copies of what a source has beside its weights, and the card in place of its own.
+
+    Args:
+        folder: the output.
+        source: the snapshot that the output continues.
+        card: the model card.
+
+    Raises:
+        StorageError: the source's directory can't be listed.
+    """
+    found = [] if source.folder is None else side_files(source.folder)[0]
+    copies = [Beside(folder / f.path.name, f.size_bytes, f.path) for f in found]
+    return (*copies, Beside(folder / CARD, len(card), data=card))
+
+
+def notices(source: Snapshot, output: Output) -> Iterator[Finding]:
+    """What the user should know of the files beside an output's weights."""
+    names = [b.path.name for b in output.beside if b.source is not None]
+    if names:
+        yield notice(f"copied with the weights: {', '.join(names)}", source.name)
+    if output.beside and source.folder is not None:
+        for what in side_files(source.folder)[1]:
+            yield notice(f"not copied: {what}", source.name)
+
+
+def command(roots: Sequence[str], request: Request, target: Profile, file: str | None) -> str:
+    """The command line that makes one target, whatever else its call made.
+
+    Args:
+        roots: the snapshots as the user named them; of absolute paths the last part is given.
+        request: the user's request.
+        target: the target.
+        file: the file that ``--weights`` names; None if the weights came from Python.
+    """
+    if isinstance(target, PowerProfile):
+        words = ["--gamma", number_text(target.gamma)]
+    elif isinstance(target, CombinationProfile) and target.kind == "weights":
+        words = ["--weights", "weights.csv" if file is None else Path(file).name]
+    else:
+        words = ["--profile", target.label]
+    plain = replace(request, output=None, jobs=None)
+    paths = [Path(root).name if Path(root).is_absolute() else root for root in roots]
+    return shlex.join(["phema", "synthesize", *paths, *words, *typed(plain, _COUNTING)])
+
+
+def model_card(
+    sources: Sequence[Snapshot],
+    weights: Array,
+    target: Profile,
+    step: float | None,
+    figures: Figures,
+    method: str,
+    made_by: str,
+) -> bytes:
+    """The card, with a head that ``huggingface_hub.ModelCard`` reads; no time of day, no path.
+
+    Args:
+        sources: n snapshots that weigh, oldest first.
+        weights: (n,) float64.
+        target: the profile that was built.
+        step: its time as the trainer counts; None where nothing says it.
+        figures: how good it is expected to be.
+        method: the method that solved the weights.
+        made_by: the command line.
+    """
+    exact = figures.verdict == "exact"
+    head = _head(sources, weights, target, step, figures, method, made_by)
+    what = _meaning(target)
+    when = "" if step is None else f" at step {number_text(step)}"
+    count = f"{len(sources)} stored snapshot{'s' if len(sources) > 1 else ''}"
+    lines = ["---", *_yaml(head), "---", "", f"# {_escaped(target.label)}", ""]
+    lines += [f"These weights are {what}{when}, made of {count} by phema {__version__}:", ""]
+    shown = "".join(c if c.isprintable() else "?" for c in made_by)
+    lines += ["```sh", shown, "```", ""]
+    if not exact:
+        error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
+        lines += [f"Expected error: {error} ({figures.verdict}).", ""]
+    seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= _LEAST_WEIGHT]
+    seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
+    lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
+    for i in seen:
+        source = sources[i]
+        cells = (source.name, source.tag.label, _step(source), f"{weights[i]:+.6f}")
+        lines.append(f"| {' | '.join(map(_escaped, cells))} |")
+    if len(sources) > len(seen):
+        lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _head(
+    sources: Sequence[Snapshot],
+    weights: Array,
+    target: Profile,
+    step: float | None,
+    figures: Figures,
+    method: str,
+    made_by: str,
+) -> dict[str, Any]:
+    """What programs read of a card; a step of None is left out."""
+    newest = sources[-1]
+    return {
+        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
+        "base_model": _base_model(newest),
+        "tags": ["merge", "checkpoint-averaging", "phema"],
+        "phema": {
+            "version": __version__,
+            "merge_method": "exact" if figures.verdict == "exact" else method,
+            "target": target.label,
+            "step": int(step) if step is not None and float(step).is_integer() else step,
+            "expected_error": _rounded(figures),
+            "command": made_by,
+            "sources": [
+                {"name": s.name, "average": s.tag.label, "weight": float(w)}
+                for s, w in zip(sources, weights, strict=True)
+            ],
+        },
+    }
+
+
+def _step(source: Snapshot) -> str:
+    """When a snapshot was stored; empty where nothing says it."""
+    return "" if source.tag.step_origin == "order" else number_text(source.tag.step)
+
+
+def _rounded(figures: Figures) -> float | None:
+    """The expected error to three digits; None where there is none, or no limit to it."""
+    error = figures.expected_error
+    return None if figures.verdict == "exact" or math.isinf(error) else float(f"{error:.3g}")
+
+
+def _meaning(target: Profile) -> str:
+    """The target in words."""
+    if isinstance(target, CombinationProfile):
+        return "a plain mean" if target.kind == "mean" else "a weighted sum"
+    name = target.label
+    if isinstance(target, PowerProfile):
+        name = f"gamma {number_text(target.gamma)} (sigma_rel {target.sigma_rel:.4g})"
+    return f"an estimate of the average of the profile {name}"
+
+
+def _base_model(newest: Snapshot) -> str | None:
+    """The hub's name of the model that an adapter belongs to; None if it looks like none."""
+    name = _json(newest, "adapter_config.json").get("base_model_name_or_path")
+    if isinstance(name, str) and _ID.fullmatch(name):
+        return name
+    return None
+
+
+def _json(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    """The JSON object in a file beside the weights; empty where there is none."""
+    if snapshot.folder is None or is_remote(snapshot.folder):
+        return {}
+    path = snapshot.folder / name
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+            return {}
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        # The card can do without.
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _yaml(entry: Any, indent: str = "") -> list[str]:  # noqa: ANN401 - what a head may hold
+    """Lines of YAML; None is left out."""
+    lines: list[str] = []
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_yaml(value, f"{indent}  ")]
+        elif isinstance(value, list):
+            lines.append(f"{indent}{key}:")
+            lines += [f"{indent}- {_flow(item)}" for item in value]
+        elif value is not None:
+            lines.append(f"{indent}{key}: {_flow(value)}")
+    return lines
+
+
+def _flow(value: Any) -> str:  # noqa: ANN401 - as above
+    """A value in one line, as in JSON; readers of YAML need a dot in numbers such as 1e-05."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, float):
+        mantissa, e, exponent = repr(value).partition("e")
+        return mantissa if not e else f"{mantissa}{'' if '.' in mantissa else '.0'}e{exponent}"
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
+
+
+def _escaped(text: str) -> str:
+    """Text in one line in which nothing is markup."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", plain)

@@ -15,40 +15,50 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.estimate.evidence import TagCheck
-from phema_cli.estimate.solve import (
-    Measured,
-    check_error,
-    measure,
-    solve_snapshots,
-)
+from phema_cli.estimate.solve import Measured, check_error, measure, solve_snapshots
 from phema_cli.estimate.targets import hints, make_targets, target_step
 from phema_cli.formats import FORMATS
 from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
-from phema_cli.profiles import Array, CombinationProfile, Profile
+from phema_cli.profiles import Array, Profile
+from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.beside import command, files_beside, model_card, notices
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
     ENDING,
     Beside,
     Output,
+    index_names,
     is_complete,
     is_model_folder,
     lay_out,
-    output_format,
-    output_paths,
 )
 from phema_cli.synthesis.memory import tile_elements
-from phema_cli.synthesis.provenance import output_metadata, provenance
+from phema_cli.synthesis.names import output_format, output_paths
+from phema_cli.synthesis.provenance import (
+    command,
+    files_beside,
+    model_card,
+    notices,
+    output_metadata,
+    provenance,
+)
 from phema_cli.synthesis.ranks import default_jobs
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds, find_dtype, plan_tensors
+from phema_cli.synthesis.tensors import (
+    TensorPlan,
+    averaged_kinds,
+    base_of,
+    find_dtype,
+    plan_tensors,
+    spare_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +173,19 @@ def make_recipe(
     )
     limit = _shard_limit(request, snapshots, scan.copy)
     single = template is not None and template.endswith(ENDING)
-    is_folder = request.format == DEFAULT_FORMAT and is_model_folder(reference(snapshots))
-    timed = any(s.tag.step_origin != "order" for s in snapshots)
+    like_model = request.format == DEFAULT_FORMAT and is_model_folder(reference(snapshots))
+    is_folder = limit is not None or (like_model and not single)
     paths = output_paths(
         template,
         targets,
-        step if timed else None,
+        step,
         str(request.format),
-        folder=limit is not None or (is_folder and not single),
+        folder=is_folder,
         split=limit is not None,
     )
-    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p))]
+    base = reference(snapshots).checkpoint.base_name
+    names = index_names(str(request.format), base) if is_folder else ()
+    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p, names))]
     if targets and not kept:
         return None, paths
     open_targets = [targets[k] for k in kept]
@@ -206,7 +218,8 @@ def _notices(recipe: Recipe) -> Iterator[Finding]:
     raw = [s.tag.label == "raw" for s in recipe.sources]
     if not all((column[raw] == 1).any() for column in recipe.weights.T):
         yield from statistics(t.name for t in recipe.tensors)
-    for base, output in zip(recipe.bases, recipe.outputs, strict=True):
+    last: dict[int, Output] = dict(zip(recipe.bases, recipe.outputs, strict=True))
+    for base, output in last.items():
         yield from notices(recipe.sources[base], output)
 
 
@@ -269,10 +282,10 @@ def assemble(
             can't hold the tensors.
     """
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
-    bases_all = [_base(snapshots, target) for target in targets]
+    bases_all = [base_of(snapshots, target) for target in targets]
     base = bases_all[0] if bases_all else None
     tensors, ties = plan_tensors(snapshots, _dtype(request), copy, base=base, used=used)
-    spare = _spare(snapshots, bases_all, tensors)
+    spare = spare_of(snapshots, bases_all, tensors)
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
     if origins is None:
@@ -324,7 +337,13 @@ def assemble(
         read_bytes=read_bytes,
         write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=peak,
-        inputs=tuple(f for s in snapshots for f in (s.checkpoint.path, *s.checkpoint.files)),
+        inputs=tuple(
+            f
+            for i, s in enumerate(snapshots)
+            # An output of before is an input only where it weighs.
+            if i in kept or PROVENANCE_KEY not in s.checkpoint.metadata
+            for f in (s.checkpoint.path, *s.checkpoint.files)
+        ),
         tags=tags or TagCheck(),
     )
 
@@ -360,7 +379,7 @@ def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> Recipe:
                 [recipe.sources[i] for i in rows],
                 recipe.weights[rows, k],
                 recipe.targets[k],
-                recipe.step,
+                step_of(recipe.targets[k], recipe.step),
                 recipe.solution.figures[k],
                 recipe.request.method,
                 made_by[k],
@@ -370,29 +389,6 @@ def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> Recipe:
     return replace(
         recipe, outputs=tuple(outputs), write_bytes=sum(output.size_bytes for output in outputs)
     )
-
-
-def _base(snapshots: Sequence[Snapshot], target: Profile) -> int:
-    """The newest snapshot of the whole model at or before the target's step, else the oldest.
-
-    Of combinations, one of their own snapshots.
-    """
-    own = target.places if isinstance(target, CombinationProfile) else range(len(snapshots))
-    whole = [i for i in own if not snapshots[i].partial]
-    whole = whole or [i for i, s in enumerate(snapshots) if not s.partial] or [0]
-    before = [i for i in whole if snapshots[i].tag.profile.end <= target.end]
-    return before[-1] if before else whole[0]
-
-
-def _spare(
-    snapshots: Sequence[Snapshot], bases: Sequence[int], tensors: Sequence[TensorPlan]
-) -> list[int]:
-    """The newest snapshot of the whole model, if a base lacks what is copied."""
-    copied = [t.name for t in tensors if not t.average]
-    if all(n in snapshots[b].checkpoint.tensors for b in set(bases) for n in copied):
-        return []
-    newest = reference(snapshots)
-    return [next(i for i, s in enumerate(snapshots) if s is newest)]
 
 
 def _dtype(request: Request) -> DType | None:

@@ -66,6 +66,10 @@ def check_outputs(recipe: Recipe) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
+        is_folder = output.path != output.files[0].path
+        if is_folder and os.path.lexists(output.path) and not output.path.is_dir():
+            what = "is a file, and the output is a directory"
+            raise UsageError(what, where=output.path, remedy="choose another -o")
         if present and not recipe.request.overwrite and not resumes:
             raise UsageError(
                 "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"

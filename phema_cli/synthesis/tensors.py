@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DTYPES, DType, Extent
 from phema_cli.globs import matching
+from phema_cli.profiles import CombinationProfile, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.consistency import not_averaged
@@ -123,6 +124,29 @@ def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
 def averaged_kinds(tensors: Sequence[TensorPlan]) -> list[Kind]:
     """Each kind of averaged tensors once."""
     return list(dict.fromkeys(t.kind for t in tensors if t.average))
+
+
+def base_of(snapshots: Sequence[Snapshot], target: Profile) -> int:
+    """The newest snapshot of the whole model at or before the target's step, else the oldest.
+
+    Of combinations, one of their own snapshots.
+    """
+    own = target.places if isinstance(target, CombinationProfile) else range(len(snapshots))
+    whole = [i for i in own if not snapshots[i].partial]
+    whole = whole or [i for i, s in enumerate(snapshots) if not s.partial] or [0]
+    before = [i for i in whole if snapshots[i].tag.profile.end <= target.end]
+    return before[-1] if before else whole[0]
+
+
+def spare_of(
+    snapshots: Sequence[Snapshot], bases: Sequence[int], tensors: Sequence[TensorPlan]
+) -> list[int]:
+    """The newest snapshot of the whole model, if a base lacks what is copied."""
+    copied = [t.name for t in tensors if not t.average]
+    if all(n in snapshots[b].checkpoint.tensors for b in set(bases) for n in copied):
+        return []
+    newest = reference(snapshots)
+    return [next(i for i, s in enumerate(snapshots) if s is newest)]
 
 
 def find_dtype(name: str) -> DType:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from phema_cli.errors import CheckFailedError, InputError, UsageError
+from phema_cli.estimate.given_weights import combined
 from phema_cli.estimate.targets import time_of
 from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.globs import matching
-from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile
+from phema_cli.profiles import Array, PowerProfile, Profile
 from phema_cli.profiles.combination import CHECKPOINTS
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import Needs, reference
-from phema_cli.snapshots.reading import PROVENANCE_KEY
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Figures, Solution
@@ -82,13 +83,18 @@ def _flaw(record: dict[str, Any]) -> str | None:
         return "has a drop that phema does not write"
     match record:
         case {
-            "method": str(),
+            "method": str(method),
             "target": {"step": step},
             "sources": [_, *_] as sources,
             "copy": [*copy],
-        } if (real(step) or 0) > 0 and _is_number(step) and _are_globs(copy) and _are_globs(drop):
+        } if _is_step(step, method) and _are_globs(copy) and _are_globs(drop):
             return next((flaw for flaw in map(_source_flaw, sources) if flaw is not None), None)
     return "has entries that phema does not write"
+
+
+def _is_step(step: object, method: str) -> bool:
+    """Whether it is when a target is; of combinations nothing may say that."""
+    return (step is None and method == EXACT) or ((real(step) or 0) > 0 and _is_number(step))
 
 
 def _source_flaw(entry: object) -> str | None:
@@ -153,7 +159,7 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     """The recipe of a complete record; InputError where the snapshots have none."""
     found = found.settled(record["copy"], record.get("drop", ()))
     snapshots = found.require()
-    step = float(record["target"]["step"])
+    step = float(record["target"]["step"] or 1.0)
     weights = _weights(out, record, snapshots)
     nothing = Figures(0.0, None, None, None, 1.0, 1.0)
     dtype = _stored_as(out, snapshots, record["copy"])
@@ -182,8 +188,7 @@ def _target(record: dict[str, Any], snapshots: Sequence[Snapshot], weights: Arra
     if record["method"] != EXACT:
         return PowerProfile(1.0, time_of(snapshots, float(record["target"]["step"])))
     places = np.flatnonzero(weights).tolist() or [0]
-    profiles = tuple(snapshots[i].tag.profile for i in places)
-    return CombinationProfile(EXACT, tuple(places), tuple(weights[places].tolist()), profiles)
+    return combined(snapshots, {i: float(weights[i]) for i in places}, EXACT, "weights")
 
 
 def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapshot]) -> Array:
@@ -193,6 +198,8 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
         CheckFailedError: a source is missing, or is not what it was.
     """
     weights = np.zeros((len(snapshots), 1))
+    # What an average is of is nothing to a combination.
+    facts = _SOURCE_ENTRIES[:-1] if record["method"] != EXACT else ("name", "step", "size_bytes")
     now = [source_entry(s) for s in snapshots]
     # Snapshots of several directories may have one name.
     by_name: dict[object, list[int]] = {}
@@ -207,24 +214,25 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
                 where=out.path,
                 remedy="pass the paths that it was made from",
             )
-        place = next((i for i in named if _change(entry, now[i]) is None), None)
-        if place is None:
-            changed = _change(entry, now[named[0]])
+        same = [i for i in named if _change(entry, now[i], facts) is None]
+        if not same:
+            changed = _change(entry, now[named[0]], facts)
             raise CheckFailedError(
                 f"its source {entry['name']} had {changed} {entry[changed]}, "
                 f"not {now[named[0]][str(changed)]}",
                 where=out.path,
             )
-        if place in used:
+        place = next((i for i in same if i not in used), None)
+        if place is None:
             raise CheckFailedError(f"lists its source {entry['name']} twice", where=out.path)
         used.add(place)
         weights[place] = entry["weight"]
     return weights
 
 
-def _change(entry: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first entry of a source that is not as it was recorded."""
-    return next((name for name, value in now.items() if entry[name] != value), None)
+def _change(entry: dict[str, Any], now: dict[str, Any], facts: Collection[str]) -> str | None:
+    """The first of these facts about a source that is not as it was recorded."""
+    return next((name for name in facts if entry[name] != now[name]), None)
 
 
 def _stored_as(out: Checkpoint, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> DType | None:
