@@ -2,24 +2,29 @@
 
     git worktree add ../old v0.1.0
     python -m benchmarks.versions ../old synthesize --gamma 7 ckpts/ -o ema.safetensors
+    python -m benchmarks.versions --rounds 5 ../old synthesize ...
 
 Runs the command with the phema of ``../old`` and then with this one, and prints on stderr how many
 tensors differ and by how many units in the last place of the output's type. All else is as the
 command of this version has it: its stdout and stderr, its output, its exit code. So it can stand
 wherever ``phema`` stands (``PHEMA`` of a script); with VERSIONS_LOG its line goes to that file.
+With rounds both run that often in turn, with --overwrite, and the line has their median times.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+HERE = Path(__file__).parents[1]
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -74,9 +79,26 @@ def compare(old: Path, new: Path) -> str:
     )
 
 
+def timed(old: Path, before: list[str], after: list[str], rounds: int) -> str:
+    """Seconds that whole processes take, and their ratio, in words."""
+    seconds: dict[Path, list[float]] = {old: [], HERE: []}
+    for _ in range(rounds):
+        for tree, arguments in ((old, before), (HERE, after)):
+            start = time.perf_counter()
+            run(tree, [*arguments, "--overwrite"], quiet=True)
+            seconds[tree].append(time.perf_counter() - start)
+    ratios = [new / was for was, new in zip(*seconds.values(), strict=True)]
+    was, new = (statistics.median(values) for values in seconds.values())
+    return f"; {was:.2f} and {new:.2f} s, ratio {statistics.median(ratios):.2f}"
+
+
 def main() -> int:
     """Run both and compare; the exit code is this version's."""
-    old, *arguments = sys.argv[1:]
+    given = sys.argv[1:]
+    rounds = 0
+    if given[0] == "--rounds":
+        rounds, given = int(given[1]), given[2:]
+    old, *arguments = given
     place = next((i + 1 for i, a in enumerate(arguments) if a in {"-o", "--output"}), None)
     if place is None:
         raise SystemExit("pass -o: the outputs are compared there")
@@ -86,8 +108,10 @@ def main() -> int:
         before = Path(folder) / output.name
         asked = [*arguments[:place], str(before), *arguments[place + 1 :]]
         earlier = run(Path(old), asked, quiet=True)
-        code = run(Path(__file__).parents[1], arguments, quiet=False)
+        code = run(HERE, arguments, quiet=False)
         line = f"exit {earlier} and {code}: {compare(before, output)}"
+        if rounds:
+            line += timed(Path(old), asked, arguments, rounds)
     log = os.environ.get("VERSIONS_LOG")
     if log:
         with Path(log).open("a") as file:
