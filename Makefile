@@ -49,7 +49,7 @@ layers: $(STAMP) ## the import directions
 unit: $(STAMP) ## the tests alone
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-fast: $(STAMP) ## the tests without those that start Python anew, train models or sweep sizes
+test-fast: $(STAMP) ## the tests without those that start Python anew, train models, draw or sweep sizes
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 cover: $(STAMP) ## the tests with branch coverage

@@ -38,6 +38,8 @@ from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.trainers.registry import parse_law
 from tests.simulated import ELEMENTS, STEPS, glide, rounded, snapshots, tags, times_of
 
+pytestmark = pytest.mark.slow
+
 RIGHT = (
     ("5", "10"),
     ("6.937196", "16.972163"),

@@ -23,6 +23,8 @@ from tests.builders import PHEMA, execute
 from tests.injection import digests, wait_for
 from tests.verified import verify_output
 
+pytestmark = pytest.mark.slow
+
 #: `make faults` sets it to a hundred.
 KILLS = int(os.environ.get("PHEMA_KILLS", "4"))
 
@@ -64,7 +66,6 @@ def notes(out):
     return any('"done"' in p.read_text() for p in out.glob("*.partial/journal"))
 
 
-@pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing(large, tmp_path):
     """After kill -9 there is no output, or all of it; the same command makes the same bytes."""
     before = digests(large)
@@ -377,7 +378,6 @@ def test_an_input_that_changes_is_noticed(recipe, tmp_path, monkeypatch, change)
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.slow
 def test_two_runs_do_not_share_an_output(large, tmp_path):
     """The second waits a little for the first, and then gives up without touching anything."""
     process = start(large, tmp_path / "o")
@@ -393,7 +393,6 @@ def test_two_runs_do_not_share_an_output(large, tmp_path):
     assert len(digests(tmp_path / "o")) == 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_keep_what_is_done(large, tmp_path, sent, code):
     """After a signal the same command goes on, and no worker is left behind."""
@@ -411,7 +410,6 @@ def test_signals_keep_what_is_done(large, tmp_path, sent, code):
     assert not list(out.glob("*.partial"))
 
 
-@pytest.mark.slow
 def test_a_full_disk_leaves_what_can_go_on(large, tmp_path):
     """A limit on the size of files stands for it: no output, and nothing that looks like one."""
     process = start(

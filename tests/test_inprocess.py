@@ -15,8 +15,9 @@ from tests.builders import phema
 from tests.inprocess import as_process, exit_code
 from tests.limits import BYTES, SECONDS, limits_of
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -42,7 +43,6 @@ def test_exit_code_and_texts_are_those_of_a_process(ckpts, tmp_path, arguments):
     assert here.err == there.err
 
 
-@pytest.mark.slow
 def test_a_traceback_ends_in_the_same_line(tmp_path):
     """What escapes with --debug is shown as the interpreter shows it."""
     here, there = (

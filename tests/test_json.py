@@ -14,6 +14,8 @@ from tests.pages import ROOT, blocks
 from tests.reference import COMMANDS
 from tests.schemas import SCHEMAS, assert_fits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

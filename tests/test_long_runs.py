@@ -8,6 +8,8 @@ from torch import nn
 from phema_cli import PowerEMA
 from tests.builders import ema_weights
 
+pytestmark = pytest.mark.slow
+
 
 def plain_state(model, gammas, step):
     """A state as phema 0.1 left it: averages in float32, here of weights that never moved."""

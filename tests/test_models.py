@@ -20,6 +20,8 @@ from tests.pages import ROOT
 from tests.sharded_training import Net
 from tests.torch_files import raw_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def train(model, *emas, steps=1):
     """Take steps on batches of its own."""
@@ -352,7 +354,6 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
 def test_shards_are_filled_and_restored(tmp_path, tracked):
     """Of a model that FSDP2 shards over two ranks; an evaluation leaves gathered parameters."""
     folder, *_ = tracked

@@ -229,6 +229,7 @@ def test_sizes_that_fill_32_bits(tmp_path, size):
     path.unlink()
 
 
+@pytest.mark.slow
 def test_many_tensors_are_laid_out_right(tmp_path):
     """More records than 16 bits count are found again, and more names than may wait at once."""
     specs = {f"t{i}": (DTYPES["U8"], (1,)) for i in range(66_000)}

@@ -27,6 +27,8 @@ from phema_cli.solver.planning import (
 )
 from tests.builders import ema_weights
 
+pytestmark = pytest.mark.slow
+
 EDM2 = (gamma_from_sigma_rel(0.05), gamma_from_sigma_rel(0.10))
 TARGETS = (0.03, 0.06, 0.12, 0.2)
 

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from tests.builders import phema
 from tests.simulated import glide, times_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run():

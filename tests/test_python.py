@@ -14,6 +14,8 @@ from tests import notebook
 from tests.builders import phema, synthesize, write_run
 from tests.pages import ROOT, blocks, python, without_measured
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_one_path_is_a_sequence_of_one(kind, ckpts, tmp_path):
@@ -64,7 +66,6 @@ def test_objects_are_shown_in_a_line(ckpts, tmp_path):
         assert len(line) < 150 + len(str(tmp_path))
 
 
-@pytest.mark.slow
 def test_the_notebook_shows_what_it_gives(tmp_path):
     """Its cells, run in a new Python, show what is stored in it, but for measured digits."""
     cells = notebook.cells()
@@ -139,7 +140,6 @@ def test_statistics_that_fit_are_not_mentioned(tmp_path):
     assert "BatchNorm" in run_in(tmp_path, *asked, "uniform:last=0.9", "-o", "c.pt").err
 
 
-@pytest.mark.slow
 def test_the_page_updates_statistics_for_the_better(tmp_path):
     """The loss of the page's model falls by what it says; no block of it is made up."""
     (code,) = (b.text for b in blocks(ROOT / "docs" / "api.md", "python") if "update_bn" in b.text)

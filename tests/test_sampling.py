@@ -13,6 +13,8 @@ from phema_cli.estimate.sample import PAGE_BYTES, sample
 from phema_cli.snapshots import scan
 from tests.builders import phema, write_run
 
+pytestmark = pytest.mark.slow
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 

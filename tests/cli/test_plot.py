@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.builders import phema, write_run
 
+pytestmark = pytest.mark.slow
+
 
 def plot(*arguments, **options):
     """A run that reads no tensors: the pictures are the same with little less."""
@@ -68,7 +70,6 @@ def test_pictures_that_cannot_be_are_refused_first(name, code, message, tmp_path
     assert message in run.err
 
 
-@pytest.mark.slow
 def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
     """A picture needs the extra; the curves as numbers do without."""
     stub = tmp_path / "stub" / "matplotlib"
