@@ -417,3 +417,20 @@ def test_weights_from_python_by_step_and_path(tmp_path, checkpoints):
     given = {4500: 0.5, folder / "model-step5000.safetensors": 0.5}
     (out,) = phema_cli.synthesize(folder, weights=given, output=tmp_path / "o.safetensors")
     assert_combination(out, [(stored[4500], 0.5), (stored[5000], 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ("uniform:last=6000", True),
+        ("decay:last=6e3steps,shape=sqrt", True),
+        ("decay:last=5000steps", False),
+        ("uniform:last=1", False),
+        ("cooldown:last=5E-1", False),
+    ],
+)
+def test_a_window_longer_than_the_run(checkpoints, profile, told):
+    """All of the run counts, and a notice says so."""
+    done = phema("weights", checkpoints[0], "--raw", "--profile", profile)
+    assert done.code == 0
+    assert ("longer than the 5000 steps" in done.err) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -163,7 +164,7 @@ def _mean(snapshots: Sequence[Snapshot], spec: CheckpointsSpec, step: float) -> 
 
 
 def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator[Finding]:
-    """Warnings where a profile of training time looks as if snapshots were meant."""
+    """What a user may have meant otherwise: above all snapshots, where a profile is of steps."""
     steps = sorted({s.tag.step for s in snapshots})
     gaps = [b - a for a, b in pairwise(steps)]
     spacing = float(np.median(gaps)) if gaps else 0.0
@@ -171,6 +172,9 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
         if isinstance(target, CombinationProfile) and abs(sum(target.weights) - 1) > _ROUNDING:
             text = f"its weights sum to {sum(target.weights):.6g}, not to 1"
             yield notice(text, target.label)
+        if isinstance(target, WindowProfile | DecayProfile) and _is_cut(target):
+            text = f"the window is longer than the {target.end:.10g} steps up to its end"
+            yield notice(f"{text}, and all of them count", target.label)
         if isinstance(target, WindowProfile | DecayProfile) and "steps" not in target.label:
             length = target.end - target.start
             if 1 <= length < spacing:
@@ -188,6 +192,12 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
                     "snapshots",
                     "pass --weights with that file to give the snapshots these weights",
                 )
+
+
+def _is_cut(target: WindowProfile | DecayProfile) -> bool:
+    """Whether the user has asked for a window of more steps than there are."""
+    asked = re.search(r"last=([^,s]+)", target.label)
+    return asked is not None and float(asked[1]) > max(target.end, 1.0)
 
 
 def _warning(what: str, remedy: str) -> Finding:
