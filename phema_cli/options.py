@@ -109,5 +109,5 @@ def typed(given: object, names: frozenset[str]) -> list[str]:
 
 
 def number_text(value: float) -> str:
-    """The shortest text that is this number."""
+    """The text of a number with all its digits: ``5``, ``0.999``."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))

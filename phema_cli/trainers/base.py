@@ -306,11 +306,6 @@ def parsed(text: str) -> float:
         return math.nan
 
 
-def text(number: float) -> str:
-    """A number as ``--average`` takes it, with all its digits."""
-    return str(int(number)) if float(number).is_integer() else repr(float(number))
-
-
 def escaped(name: str) -> str:
     """A name as a glob that matches only this name."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from phema_cli.errors import InputError
+from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, inverse, ratio
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, real, shown, text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, real, shown
 
 NAME = "diffusers"
 FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
@@ -64,7 +65,7 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     copied = real(settings.get("warmup_steps"))
     if copied is not None and copied > 0:
         # SimpleTuner's own setting: copies, then a constant decay.
-        return f"exponential:beta={_setting(settings, 'decay')},start={text(copied - 1)}"
+        return f"exponential:beta={_setting(settings, 'decay')},start={number_text(copied - 1)}"
     parts = [
         f"{key}={_setting(settings, name)}"
         for name, key in _SETTINGS
@@ -80,7 +81,7 @@ def _setting(settings: Mapping[Any, Any], name: str) -> str:
     number = real(settings.get(name))
     if number is None:
         raise InputError(f"its {name} is {shown(settings.get(name))}, not a number")
-    return text(number)
+    return number_text(number)
 
 
 def _clock(updates: object, field: str) -> Clock | None:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, text
+from phema_cli.options import number_text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
 from phema_cli.trainers.clocks import images
 
 NAME = "EDM2"
@@ -70,5 +71,6 @@ def _law(file: StoredFile, options: Mapping[str, Any]) -> str | None:
         return None
     ratio = file.value(options.get("ema_rampup_ratio", _RATIO))
     if ratio is None:
-        return f"exponential:halflife={text(kimg * 1000)}"
-    return f"rampup:halflife={text(kimg * 1000)},ratio={text(ratio)},batch={text(batch)}"
+        return f"exponential:halflife={number_text(kimg * 1000)}"
+    numbers = {"halflife": kimg * 1000, "ratio": ratio, "batch": batch}
+    return "rampup:" + ",".join(f"{name}={number_text(n)}" for name, n in numbers.items())

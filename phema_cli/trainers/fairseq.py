@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+from phema_cli.options import number_text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "fairseq"
 FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
@@ -37,7 +38,7 @@ def _law(file: StoredFile) -> str | None:
         return None
     every = file.number("cfg", "ema", "ema_update_freq") or 1
     start = file.number("cfg", "ema", "ema_start_update") or 0
-    parts = [f"beta={text(decay)}"]
-    parts += [f"every={text(every)}"] if every > 1 else []
-    parts += [f"start={text(start - 1)}"] if start > 1 else []
+    parts = [f"beta={number_text(decay)}"]
+    parts += [f"every={number_text(every)}"] if every > 1 else []
+    parts += [f"start={number_text(start - 1)}"] if start > 1 else []
     return f"exponential:{','.join(parts)}"

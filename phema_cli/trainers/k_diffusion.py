@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from phema_cli.options import number_text
 from phema_cli.profiles.grammar import CAP, EVERY, FLOOR, POSITIVE, STEPS, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, inverse
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "k-diffusion"
 FILES = "`<name>_00010000.pth` of `model`, `model_ema`, `ema_sched`"
@@ -30,7 +31,7 @@ def read(file: StoredFile) -> Reading | None:
     if updates is None or "model_ema" not in file.dicts:
         return None
     numbers = [(key, file.number(_SCHEDULE, name)) for name, key in _SETTINGS]
-    law = ",".join(f"{key}={text(n)}" for key, n in numbers if n is not None)
+    law = ",".join(f"{key}={number_text(n)}" for key, n in numbers if n is not None)
     step = file.number("step")
     clock = Clock(updates if step is None else step, "steps", "step")
     average = Series(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+from phema_cli.options import number_text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 from phema_cli.trainers.diffusers import law_of
 
 NAME = "LeRobot"
@@ -59,5 +60,5 @@ def _law(file: StoredFile, batches: float) -> str | None:
         settings["min_decay"] = constant
     elif "max_decay" in settings:
         settings["decay"] = settings["max_decay"]
-    spacing = f",every={text(batches)}" if batches > 1 else ""
+    spacing = f",every={number_text(batches)}" if batches > 1 else ""
     return f"{law_of(settings)}{spacing}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, text
+from phema_cli.options import number_text
+from phema_cli.trainers.base import Reading, Series, StoredFile, escaped
 from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
@@ -44,5 +45,5 @@ def _law(file: StoredFile) -> str | None:
     decay, every = (file.number(*_STATE, key) for key in ("decay", "every_n_steps"))
     if decay is None or every is None or file.get(*_STATE, "ema") is None:
         return None
-    spacing = f",every={text(every)},start=1" if every > 1 else ""
-    return f"exponential:beta={text(decay)}{spacing}"
+    spacing = f",every={number_text(every)},start=1" if every > 1 else ""
+    return f"exponential:beta={number_text(decay)}{spacing}"

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, EVERY, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, ratio
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, text
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "OneTrainer"
 FILES = "`<prefix><date>-save-<step>-<epoch>-<step of the epoch>.safetensors`"
@@ -51,7 +52,7 @@ def _law(file: StoredFile, config: Mapping[str, Any]) -> str | None:
     decay, every = (file.value(config.get(k)) for k in ("ema_decay", "ema_update_step_interval"))
     if decay is None or every is None:
         return None
-    return f"onetrainer:beta={text(decay)},every={text(every)}"
+    return f"onetrainer:beta={number_text(decay)},every={number_text(every)}"
 
 
 def _schedule(numbers: Numbers) -> Schedule:

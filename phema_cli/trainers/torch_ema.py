@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from phema_cli.trainers.base import Reading, Series, StoredFile, text
+from phema_cli.options import number_text
+from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "torch_ema"
 FILES = "a dict of `shadow_params`, `decay` and `num_updates` in any file"
@@ -29,7 +30,7 @@ def read(file: StoredFile) -> Reading | None:
                 tensors,
                 "average",
                 key,
-                law=f"{name}:beta={text(decay)}",
+                law=f"{name}:beta={number_text(decay)}",
                 grows=None if updates is None else name,
                 updates=updates,
                 unnamed=True,
