@@ -44,11 +44,12 @@ class FolderImage:
 
     Attributes:
         files: those with tensors, in the order of the shards.
-        index: the one that says what the others hold, which is written last, and its bytes.
+        index: the one that says what the others hold, which is written last, and its bytes; None
+            if a single file needs none.
     """
 
     files: Mapping[str, FileImage]
-    index: tuple[str, bytes]
+    index: tuple[str, bytes] | None
 
 
 class Writer(Protocol):
@@ -77,7 +78,7 @@ class Writer(Protocol):
 
 
 class FolderWriter(Protocol):
-    """What the module of a format provides whose checkpoints are directories."""
+    """What the module of a format provides whose checkpoints may be directories."""
 
     def encode_folder(
         self,

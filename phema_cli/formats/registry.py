@@ -25,7 +25,7 @@ class Row(NamedTuple):
         endings: of its files' names; outputs get the first.
         magic: the first bytes of its files, if another format has the same ending.
         writes: whether phema writes the format.
-        folder: whether its checkpoints are directories, so that the module is a
+        folder: whether its checkpoints are always directories, so that the module is a
             :class:`FolderWriter`.
     """
 

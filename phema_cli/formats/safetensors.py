@@ -10,18 +10,27 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Contents, Extent, located
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
-from phema_cli.formats.image import FileImage, Specs
+from phema_cli.formats.image import FileImage, FolderImage, Specs
 from phema_cli.formats.sharded import read_sharded
 
 NAME = "safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+#: what Hugging Face libraries call the weights in a directory, by what they are called there
+#: before, without shard number and ending.
+BASE_NAMES = {
+    "model": "model",
+    "pytorch_model": "model",
+    "diffusion_pytorch_model": "diffusion_pytorch_model",
+    "adapter_model": "adapter_model",
+    "pytorch_lora_weights": "pytorch_lora_weights",
+}
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
@@ -143,6 +152,37 @@ def encode(
 def _unhashed(text: str) -> str:
     """Room for a hash, with 0x where it had that before."""
     return ("0x" if text.startswith("0x") else "") + "0" * _HASH_LENGTH
+
+
+def folder_base(base_name: str) -> str:
+    """What the weights in a directory are called, by what they were called in its source."""
+    return BASE_NAMES.get(base_name, "model")
+
+
+def encode_folder(
+    shards: Sequence[Specs],
+    metadata: Mapping[str, str],
+    ties: Mapping[str, str],
+    carried: Checkpoint,
+) -> FolderImage:
+    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
+
+    One shard is a single file without an index, as Hugging Face libraries have it.
+    """
+    base = folder_base(carried.base_name)
+    files: dict[str, FileImage] = {}
+    weight_map: dict[str, str] = {}
+    for number, specs in enumerate(shards):
+        suffix = f"-{number + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        tied = {alias: name for alias, name in ties.items() if name in specs}
+        file = f"{base}{suffix}.safetensors"
+        files[file] = encode(specs, metadata, tied, carried)
+        weight_map |= dict.fromkeys(specs, file)
+    if len(files) == 1:
+        return FolderImage(files, None)
+    sizes = (d.size_bytes(math.prod(shape)) for specs in shards for d, shape in specs.values())
+    data = encode_index(weight_map, sum(sizes), {**metadata, **ties})
+    return FolderImage(files, (f"{base}{INDEX_SUFFIX}", data))
 
 
 def encode_index(

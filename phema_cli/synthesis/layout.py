@@ -15,22 +15,13 @@ from phema_cli.formats import FORMATS, folder_writer, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.image import FileImage, Specs
-from phema_cli.formats.safetensors import INDEX_SUFFIX, encode_index
+from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
 from phema_cli.snapshots.base import Snapshot
 
 DEFAULT_FORMAT = "safetensors"
 ENDING = ".safetensors"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
-#: what Hugging Face libraries call the weights in a directory, by what they are called there
-#: before, without shard number and ending.
-_BASE_NAMES = {
-    "model": "model",
-    "pytorch_model": "model",
-    "diffusion_pytorch_model": "diffusion_pytorch_model",
-    "adapter_model": "adapter_model",
-    "pytorch_lora_weights": "pytorch_lora_weights",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +111,7 @@ class Output:
 
 def is_model_folder(snapshot: Snapshot) -> bool:
     """Whether it is a directory whose weights loaders know by their name."""
-    return snapshot.folder is not None and snapshot.checkpoint.base_name in _BASE_NAMES
+    return snapshot.folder is not None and snapshot.checkpoint.base_name in BASE_NAMES
 
 
 def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
@@ -130,7 +121,7 @@ def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
         folder: the directory.
         like: a file of the checkpoint; by default those of any are listed.
     """
-    bases, distributed = list(_BASE_NAMES.values()), like is None or like.endswith(".distcp")
+    bases, distributed = list(BASE_NAMES.values()), like is None or like.endswith(".distcp")
     if like is not None:
         bases = [] if distributed else [re.sub(r"(-\d{5}-of-\d{5})?\.safetensors", "", like)]
     kinds = [rf"{re.escape(b)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?" for b in bases]
@@ -149,7 +140,7 @@ def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
     """
     if FORMATS[format_name].folder:
         return (INDEX_NAME,)
-    base = _BASE_NAMES.get(base_name, "model")
+    base = folder_base(base_name)
     return (f"{base}{ENDING}", f"{base}{INDEX_SUFFIX}")
 
 
@@ -169,7 +160,7 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
             return not names
         whole = names
         if names is None:
-            bases = _BASE_NAMES.values()
+            bases = BASE_NAMES.values()
             whole = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
         return any((path / name).exists() for name in whole or ())
     except OSError as error:
@@ -222,46 +213,17 @@ def lay_out(
     Raises:
         InputError: the format can't hold the tensors.
     """
-    if FORMATS[format_name].folder:
-        return _folder(path, format_name, specs, ties, carried, metadata, max_shard_bytes)
-    encode = writer(format_name).encode
-    if path.name.endswith(FORMATS[format_name].endings):
-        image = encode(specs, metadata, ties, carried)
+    row = FORMATS[format_name]
+    if not row.folder and path.name.endswith(row.endings):
+        image = writer(format_name).encode(specs, metadata, ties, carried)
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
-    base = _BASE_NAMES.get(carried.base_name, "model")
-    shards = split_shards(specs, max_shard_bytes)
-    files: list[OutputFile] = []
-    homes: dict[str, int] = {}
-    for number, names in enumerate(shards):
-        suffix = f"-{number + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        tied = {alias: name for alias, name in ties.items() if name in names}
-        image = encode({n: specs[n] for n in names}, metadata, tied, carried)
-        files.append(OutputFile(path / f"{base}{suffix}{ENDING}", image))
-        homes |= dict.fromkeys(names, number)
-    if len(files) == 1:
-        return Output(path, tuple(files), homes)
-    weight_map = {name: files[number].path.name for name, number in homes.items()}
-    data = encode_index(weight_map, sum(map(_size, specs.values())), {**metadata, **ties})
-    return Output(path, tuple(files), homes, (path / f"{base}{INDEX_SUFFIX}", data))
-
-
-def _folder(
-    path: Path,
-    format_name: str,
-    specs: Specs,
-    ties: Mapping[str, str],
-    carried: Checkpoint,
-    metadata: Mapping[str, str],
-    max_shard_bytes: int | None,
-) -> Output:
-    """The output of a format whose checkpoints are directories; as :func:`lay_out` says."""
     shards = split_shards(specs, max_shard_bytes)
     parts = [{name: specs[name] for name in names} for names in shards]
-    image = folder_writer(format_name).encode_folder(parts, metadata, ties, carried)
-    files = tuple(OutputFile(path / name, file) for name, file in image.files.items())
+    folder = folder_writer(format_name).encode_folder(parts, metadata, ties, carried)
+    files = tuple(OutputFile(path / name, file) for name, file in folder.files.items())
     homes = {name: number for number, names in enumerate(shards) for name in names}
-    name, data = image.index
-    return Output(path, files, homes, (path / name, data))
+    index = None if folder.index is None else (path / folder.index[0], folder.index[1])
+    return Output(path, files, homes, index)
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:
