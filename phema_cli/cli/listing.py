@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 #: snapshots up to which each has a line.
 _LISTED = 16
-#: smaller weights are 0 to the digits that are shown.
-_LEAST_WEIGHT = 5e-7
 
 
 def entry(snapshot: Snapshot) -> dict[str, Any]:
@@ -110,6 +108,8 @@ def show_weights(
     snapshots: Sequence[Snapshot], weights: Array, targets: Sequence[Profile], *, verbose: bool
 ) -> None:
     """Print the weights of the snapshots, (n, k); those that look like 0 are counted."""
+    from phema_cli.synthesis.provenance import LEAST_WEIGHT
+
     heading = _heading(snapshots)
     names = [render.plain(t.label) for t in targets]
     table = render.table(
@@ -117,7 +117,7 @@ def show_weights(
     )
     hidden = 0
     for snapshot, row in zip(snapshots, weights, strict=True):
-        if not verbose and abs(row).max() < _LEAST_WEIGHT:
+        if not verbose and abs(row).max() < LEAST_WEIGHT:
             hidden += 1
             continue
         table.add_row(

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from phema_cli.request import SOLVING, SOURCES, Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, notice
 from phema_cli.solver import Figures
-from phema_cli.synthesis.layout import Beside, Output
-from phema_cli.trainers.side_files import library_of, side_files
+from phema_cli.synthesis.layout import Beside
+from phema_cli.trainers.base import read_object
+from phema_cli.trainers.side_files import SideFile, library_of
 
 SCHEMA = "phema/synthesis/1"
 #: the method of a combination that was asked for as it is.
@@ -42,9 +43,8 @@ _COUNTING = SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "max_shard_s
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
 #: sources that the text lists; the head has all of them.
 _LISTED = 20
-#: smaller weights are 0 to the digits that the text has.
-_LEAST_WEIGHT = 5e-7
-_MOST_JSON_BYTES = 4 << 20
+#: smaller weights are 0 to the digits that texts and tables have.
+LEAST_WEIGHT = 5e-7
 
 
 def provenance(
@@ -73,7 +73,7 @@ def provenance(
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
-        "method": EXACT if figures.verdict == EXACT else method,
+        "method": EXACT if isinstance(target, CombinationProfile) else method,
         "target": describe(target, step),
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
@@ -129,30 +129,24 @@ def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     return {k: v for k, v in kept.items() if k not in dropped} | ours
 
 
-def files_beside(folder: Path, source: Snapshot, card: bytes) -> tuple[Beside, ...]:
+def files_beside(folder: Path, files: Sequence[SideFile], card: bytes) -> tuple[Beside, ...]:
     """Copies of what a source has beside its weights, and the card in place of its own.
 
     Args:
         folder: the output.
-        source: the snapshot that the output continues.
+        files: what the snapshot has that the output continues.
         card: the model card.
-
-    Raises:
-        StorageError: the source's directory can't be listed.
     """
-    found = [] if source.folder is None else side_files(source.folder)[0]
-    copies = [Beside(folder / f.path.name, f.size_bytes, f.path) for f in found]
+    copies = [Beside(folder / f.path.name, f.size_bytes, f.path) for f in files]
     return (*copies, Beside(folder / CARD, len(card), data=card))
 
 
-def notices(source: Snapshot, output: Output) -> Iterator[Finding]:
-    """What the user should know of the files beside an output's weights."""
-    names = [b.path.name for b in output.beside if b.source is not None]
-    if names:
-        yield notice(f"copied with the weights: {', '.join(names)}", source.name)
-    if output.beside and source.folder is not None:
-        for what in side_files(source.folder)[1]:
-            yield notice(f"not copied: {what}", source.name)
+def notices(name: str, files: Sequence[SideFile], refused: Sequence[str]) -> Iterator[Finding]:
+    """What the user should know of the files beside the weights of a snapshot of that name."""
+    if files:
+        yield notice(f"copied with the weights: {', '.join(f.path.name for f in files)}", name)
+    for what in refused:
+        yield notice(f"not copied: {what}", name)
 
 
 def command(roots: Sequence[str], request: Request, target: Profile, file: str | None) -> str:
@@ -195,8 +189,21 @@ def model_card(
         method: the method that solved the weights.
         made_by: the command line.
     """
-    exact = figures.verdict == "exact"
-    head = _head(sources, weights, target, step, figures, method, made_by)
+    exact = isinstance(target, CombinationProfile)
+    head = _of_the_hub(sources[-1]) | {
+        "phema": {
+            "version": __version__,
+            "merge_method": EXACT if exact else method,
+            "target": target.label,
+            "step": int(step) if step is not None and float(step).is_integer() else step,
+            "expected_error": None if exact else _rounded(figures.expected_error),
+            "command": made_by,
+            "sources": [
+                {"name": s.name, "average": s.tag.label, "weight": float(w)}
+                for s, w in zip(sources, weights, strict=True)
+            ],
+        },
+    }
     what = _meaning(target)
     when = "" if step is None else f" at step {number_text(step)}"
     count = f"{len(sources)} stored snapshot{'s' if len(sources) > 1 else ''}"
@@ -207,7 +214,7 @@ def model_card(
     if not exact:
         error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
         lines += [f"Expected error: {error} ({figures.verdict}).", ""]
-    seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= _LEAST_WEIGHT]
+    seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= LEAST_WEIGHT]
     seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
     lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
     for i in seen:
@@ -219,33 +226,12 @@ def model_card(
     return ("\n".join(lines) + "\n").encode()
 
 
-def _head(
-    sources: Sequence[Snapshot],
-    weights: Array,
-    target: Profile,
-    step: float | None,
-    figures: Figures,
-    method: str,
-    made_by: str,
-) -> dict[str, Any]:
-    """What programs read of a card; a step of None is left out."""
-    newest = sources[-1]
+def _of_the_hub(newest: Snapshot) -> dict[str, Any]:
+    """What the hub itself reads of a card; None is left out."""
     return {
         "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
         "base_model": _base_model(newest),
         "tags": ["merge", "checkpoint-averaging", "phema"],
-        "phema": {
-            "version": __version__,
-            "merge_method": "exact" if figures.verdict == "exact" else method,
-            "target": target.label,
-            "step": int(step) if step is not None and float(step).is_integer() else step,
-            "expected_error": _rounded(figures),
-            "command": made_by,
-            "sources": [
-                {"name": s.name, "average": s.tag.label, "weight": float(w)}
-                for s, w in zip(sources, weights, strict=True)
-            ],
-        },
     }
 
 
@@ -254,10 +240,9 @@ def _step(source: Snapshot) -> str:
     return "" if source.tag.step_origin == "order" else number_text(source.tag.step)
 
 
-def _rounded(figures: Figures) -> float | None:
-    """The expected error to three digits; None where there is none, or no limit to it."""
-    error = figures.expected_error
-    return None if figures.verdict == "exact" or math.isinf(error) else float(f"{error:.3g}")
+def _rounded(error: float) -> float | None:
+    """An expected error to three digits; None where there is no limit to it."""
+    return None if math.isinf(error) else float(f"{error:.3g}")
 
 
 def _meaning(target: Profile) -> str:
@@ -278,19 +263,16 @@ def _base_model(newest: Snapshot) -> str | None:
     return None
 
 
-def _json(snapshot: Snapshot, name: str) -> dict[str, Any]:
+def _json(snapshot: Snapshot, name: str) -> Mapping[str, Any]:
     """The JSON object in a file beside the weights; empty where there is none."""
     if snapshot.folder is None or is_remote(snapshot.folder):
         return {}
     path = snapshot.folder / name
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-            return {}
-        content = json.loads(path.read_bytes())
+        return {} if path.is_symlink() else read_object(path)
     except (OSError, ValueError, RecursionError):
         # The card can do without.
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _yaml(entry: Any, indent: str = "") -> list[str]:  # noqa: ANN401 - what a head may hold

@@ -7,8 +7,9 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ from phema_cli.synthesis.tensors import (
     plan_tensors,
     spare_of,
 )
+from phema_cli.trainers.side_files import SideFile, side_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +209,14 @@ def make_recipe(
         max_shard_bytes=limit,
         tags=measured.tags,
     )
-    if request.side_files:
-        recipe = _with_files_beside(recipe, [made_by[k] for k in kept])
-    findings = (*measured.tags.findings, *hints(snapshots, open_targets), *_notices(recipe))
-    return replace(recipe, findings=findings), paths
-
-
-def _notices(recipe: Recipe) -> Iterator[Finding]:
-    """What the user should know of a recipe: statistics that don't fit, files beside weights."""
+    findings = [*measured.tags.findings, *hints(snapshots, open_targets)]
     raw = [s.tag.label == "raw" for s in recipe.sources]
     if not all((column[raw] == 1).any() for column in recipe.weights.T):
-        yield from statistics(t.name for t in recipe.tensors)
-    last: dict[int, Output] = dict(zip(recipe.bases, recipe.outputs, strict=True))
-    for base, output in last.items():
-        yield from notices(recipe.sources[base], output)
+        findings += statistics(t.name for t in recipe.tensors)
+    if request.side_files:
+        recipe, about = _with_files_beside(recipe, [made_by[k] for k in kept])
+        findings += about
+    return replace(recipe, findings=tuple(findings)), paths
 
 
 def _shard_limit(
@@ -368,12 +364,17 @@ def _outputs(
     return tuple(outputs)
 
 
-def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> Recipe:
-    """The recipe with all that belongs beside the weights of outputs that are directories."""
+def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> tuple[Recipe, list[Finding]]:
+    """The recipe with all that belongs beside the weights of directories, and notices of that."""
+    listed: dict[int, tuple[list[SideFile], list[str]]] = {}
     outputs = []
     for k, output in enumerate(recipe.outputs):
         beside: tuple[Beside, ...] = ()
         if output.path != output.files[0].path:
+            base = recipe.bases[k]
+            folder = recipe.sources[base].folder
+            if base not in listed:
+                listed[base] = ([], []) if folder is None else side_files(folder)
             rows = np.flatnonzero(recipe.weights[:, k]).tolist()
             card = model_card(
                 [recipe.sources[i] for i in rows],
@@ -384,11 +385,11 @@ def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> Recipe:
                 recipe.request.method,
                 made_by[k],
             )
-            beside = files_beside(output.path, recipe.sources[recipe.bases[k]], card)
+            beside = files_beside(output.path, listed[base][0], card)
         outputs.append(replace(output, beside=beside))
-    return replace(
-        recipe, outputs=tuple(outputs), write_bytes=sum(output.size_bytes for output in outputs)
-    )
+    size = sum(output.size_bytes for output in outputs)
+    found = (notices(recipe.sources[base].name, *files) for base, files in listed.items())
+    return replace(recipe, outputs=tuple(outputs), write_bytes=size), [*chain(*found)]
 
 
 def _dtype(request: Request) -> DType | None:

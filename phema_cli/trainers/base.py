@@ -241,15 +241,12 @@ class StoredFile:
         path = self._folder.joinpath(*parts)
         try:
             with remote_errors(path):
-                if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-                    return {}
-                content = json.loads(path.read_bytes())
+                return read_object(path)
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
         except (ValueError, RecursionError):
             # The file of another tool.
             return {}
-        return content if isinstance(content, dict) else {}
 
     def has_beside(self, glob: str) -> bool:
         """Whether a file of such a name is beside this one; ``..`` leads up."""
@@ -267,6 +264,19 @@ class StoredFile:
     def _folder(self) -> Path:
         """The directory of the file that was read."""
         return self.path.parent if self.path.name == self.file_name else self.path
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file of up to 4 MiB; empty where there is none.
+
+    Raises:
+        OSError: the operating system failed.
+        ValueError, RecursionError: it is not JSON.
+    """
+    if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+        return {}
+    content = json.loads(path.read_bytes())
+    return content if isinstance(content, dict) else {}
 
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
