@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,12 +83,13 @@ def _checked(given: Mapping[str, float]) -> dict[str, float]:
 def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict[int, float]:
     """Weights by the place of their snapshot; those that are 0 are left out."""
     placed: dict[int, float] = {}
+    names = _Names(snapshots)
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UsageError(f"the weight of {name!r:.200} is not finite", remedy=_HELP)
         if weight == 0:
             continue
-        place = _place(snapshots, name)
+        place = names.place(name)
         if place in placed:
             raise UsageError(f"{name!r:.200} gives a weight to {snapshots[place].name} again")
         placed[place] = weight
@@ -97,29 +98,51 @@ def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict
     return placed
 
 
-def _place(snapshots: Sequence[Snapshot], name: str) -> int:
-    """The place of the only snapshot that is called so, by the closest way of calling it."""
-    step = _number(name)
-    paths = [str(s.checkpoint.path) for s in snapshots]
-    ways = (
-        [i for i, s in enumerate(snapshots) if name == s.name],
-        [i for i, path in enumerate(paths) if Path(name).absolute() == Path(path).absolute()],
-        [i for i, s in enumerate(snapshots) if _ends(s.name, name) or _ends(paths[i], name)],
-        [i for i, s in enumerate(snapshots) if s.tag.step == step and _is_of_a_run(s)],
-    )
-    found = next((way for way in ways if way), [])
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        listed = "phema inspect -v lists them"
-        raise UsageError(f"no snapshot is called {name!r:.200}", remedy=listed)
-    several = {(snapshots[i].series, snapshots[i].tag.label) for i in found}
-    raise UsageError(
-        f"{len(found)} snapshots are called {name!r:.200}",
-        remedy="pass --raw, or --key with one of their series"
-        if len(several) > 1
-        else "give more of their paths",
-    )
+class _Names:
+    """What snapshots are called, looked up in a time that does not grow with their number.
+
+    Args:
+        snapshots: oldest first.
+    """
+
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        self._snapshots = snapshots
+        self._names: dict[str, list[int]] = {}
+        self._paths: dict[Path, list[int]] = {}
+        self._ends: dict[str, list[int]] = {}
+        self._steps: dict[float, list[int]] = {}
+        for i, snapshot in enumerate(snapshots):
+            path = str(snapshot.checkpoint.path)
+            self._names.setdefault(snapshot.name, []).append(i)
+            self._paths.setdefault(Path(path).absolute(), []).append(i)
+            for end in {*_ends(snapshot.name), *_ends(path)}:
+                self._ends.setdefault(end, []).append(i)
+            if _is_of_a_run(snapshot):
+                self._steps.setdefault(snapshot.tag.step, []).append(i)
+
+    def place(self, name: str) -> int:
+        """The place of the only snapshot that is called so, by the closest way of calling it."""
+        step = _number(name)
+        found = (
+            self._names.get(name)
+            or self._paths.get(Path(name).absolute())
+            or self._ends.get(name.rstrip("/"))
+            or (None if step is None else self._steps.get(step))
+            or []
+        )
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            listed = "phema inspect -v lists them"
+            raise UsageError(f"no snapshot is called {name!r:.200}", remedy=listed)
+        tags = (self._snapshots[i] for i in found)
+        several = len({(snapshot.series, snapshot.tag.label) for snapshot in tags}) > 1
+        raise UsageError(
+            f"{len(found)} snapshots are called {name!r:.200}",
+            remedy="pass --raw, or --key with one of their series"
+            if several
+            else "give more of their paths",
+        )
 
 
 def _is_of_a_run(snapshot: Snapshot) -> bool:
@@ -129,10 +152,12 @@ def _is_of_a_run(snapshot: Snapshot) -> bool:
     )
 
 
-def _ends(path: str, name: str) -> bool:
-    """Whether a path ends with a name, at a slash and with or without a slash behind it."""
-    wanted = name.rstrip("/")
-    return bool(wanted) and f"/{path}".endswith(f"/{wanted}")
+def _ends(path: str) -> Iterator[str]:
+    """A path, and what stands behind each slash in it."""
+    yield path
+    for at, c in enumerate(path):
+        if c == "/":
+            yield path[at + 1 :]
 
 
 def _number(text: str) -> float | None:
@@ -179,10 +204,11 @@ def _of_lines(text: str) -> dict[str, float]:
 
 def _of_json(text: str) -> dict[str, float]:
     """Weights as ``phema weights --json`` prints them for one target, or by name."""
-    # As pairs, since a name may stand there twice.
-    entries = json.loads(text, object_pairs_hook=list)
     content = json.loads(text)
-    if "targets" in content:
+    if "targets" not in content:
+        # As pairs, since a name may stand there twice.
+        entries = json.loads(text, object_pairs_hook=list)
+    else:
         targets = content["targets"]
         if not isinstance(targets, list) or len(targets) != 1:
             raise InputError("holds the weights of several targets, or of none")

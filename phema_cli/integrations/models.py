@@ -6,12 +6,12 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import update_wrapper
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from phema_cli.errors import UsageError
 from phema_cli.snapshots import Paths
 from phema_cli.synthesis import Average, average
+from phema_cli.synthesis.execute import pass_for
 from phema_cli.tracker import PowerEMA
 from phema_cli.tracker.model import WRAPPERS, find_slots, unwrapped
 from phema_cli.tracker.sharding import local, part_of, reshard
@@ -44,13 +44,7 @@ def _of_paths(
         ) -> _Model:
             return function(model, make(paths, *args, **options))
 
-        update_wrapper(called, function)
-        says = inspect.signature(function)
-        first = next(iter(says.parameters.values()))
-        rest = inspect.signature(make).parameters.values()
-        called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
-            [first, *rest], return_annotation=says.return_annotation
-        )
+        pass_for(function, called, [*inspect.signature(make).parameters.values()])
         return called
 
     return decorated

@@ -133,6 +133,14 @@ def check_end(end: float) -> None:
         raise UsageError(f"step {end:g} is not above 0 and finite")
 
 
+def check_window(start: float, end: float, label: str) -> None:
+    """Refuse a beginning that does not lie from 0 up to before an end above 0."""
+    if not 0 <= start < end:
+        raise UsageError(
+            f"{label}: steps {start:g} to {end:g} are not a window", remedy="make last longer"
+        )
+
+
 def sigma_rel_from_gamma(gamma: float) -> float:
     """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))`` (arXiv:2312.02696, Eq. 123).
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Array, check_end
+from phema_cli.profiles.base import Array, check_end, check_window
 
 #: the decays that are no straight line; that one is the uniform average of the window.
 Curve = Literal["cosine", "sqrt"]
@@ -43,11 +43,7 @@ class DecayProfile:
 
     def __post_init__(self) -> None:
         check_end(self.end)
-        if not 0 <= self.start < self.end:
-            raise UsageError(
-                f"{self.label}: steps {self.start:g} to {self.end:g} are not a window",
-                remedy="make last longer",
-            )
+        check_window(self.start, self.end, self.label)
         if self.curve not in get_args(Curve):
             raise UsageError(f"no curve {self.curve!r}", remedy="one of cosine, sqrt")
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end
+from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end, check_window
 from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec, step_of
 from phema_cli.profiles.grammar import POSITIVE
 from phema_cli.profiles.learning_rate import SHAPES, DecayProfile
@@ -99,11 +99,7 @@ class WindowProfile:
 
     def __post_init__(self) -> None:
         check_end(self.end)
-        if not 0 <= self.start < self.end:
-            raise UsageError(
-                f"{self.name or 'uniform'}: steps {self.start:g} to {self.end:g} are not a window",
-                remedy="make last longer",
-            )
+        check_window(self.start, self.end, self.name or "uniform")
 
     @property
     def label(self) -> str:

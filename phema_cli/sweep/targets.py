@@ -62,6 +62,7 @@ class Planner:
 
     Attributes:
         evaluator: what is run on each output.
+        beside: names of the files that outputs have beside their weights.
     """
 
     def __init__(self, scan: Scan, asked: SweepRequest) -> None:
@@ -78,14 +79,9 @@ class Planner:
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
         self.tags = self._measured.tags
-        self._beside: set[str] = set()
-
-    @property
-    def beside(self) -> frozenset[str]:
-        """Names of the files that outputs have beside their weights."""
-        newest = reference(self.snapshots)
-        own = [] if newest.folder is None else side_files(newest.folder)[0]
-        return frozenset({CARD, *(f.path.name for f in own), *self._beside})
+        folder = reference(self.snapshots).folder
+        own = [] if folder is None else side_files(folder)[0]
+        self.beside = {CARD, *(f.path.name for f in own)}
 
     @property
     def _has_targets(self) -> bool:
@@ -139,7 +135,7 @@ class Planner:
         recipe, _ = make_recipe(self.scan, request, self._measured)
         if recipe is None:
             raise AssertionError("nothing was to be skipped")
-        self._beside |= {b.path.name for output in recipe.outputs for b in output.beside}
+        self.beside |= {b.path.name for output in recipe.outputs for b in output.beside}
         return recipe
 
     def _reached(self) -> tuple[float, ...]:

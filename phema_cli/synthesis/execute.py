@@ -116,6 +116,20 @@ def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
         publish(output)
 
 
+def pass_for(
+    function: Callable[..., object],
+    called: Callable[..., object],
+    rest: Sequence[inspect.Parameter],
+) -> None:
+    """Let ``called`` look like a function with other parameters behind the first one."""
+    update_wrapper(called, function)
+    says = inspect.signature(function)
+    first = next(iter(says.parameters.values()))
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
+        [first, *rest], return_annotation=says.return_annotation
+    )
+
+
 def _with_options(
     request: Callable[_Options, Request], without: Container[str] = ()
 ) -> Callable[
@@ -134,14 +148,8 @@ def _with_options(
         def called(paths: Paths, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
             return function(paths, request(*args, **options))
 
-        update_wrapper(called, function)
-        says = inspect.signature(function)
-        first = next(iter(says.parameters.values()))
         every = inspect.signature(request).parameters.values()
-        fields = (each for each in every if each.name not in without)
-        called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
-            [first, *fields], return_annotation=says.return_annotation
-        )
+        pass_for(function, called, [each for each in every if each.name not in without])
         return called
 
     return decorated
