@@ -31,6 +31,23 @@ class Holder(nn.Module):
         self.w = nn.Parameter(torch.tensor(values))
 
 
+def small_unet() -> nn.Module:
+    """A diffusion model of diffusers', as small as it can be."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    made: nn.Module = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )
+    return made
+
+
 def replay(
     path: Rows, model: Holder, update: Callable[[int], None], read: Callable[[], Any]
 ) -> Rows:

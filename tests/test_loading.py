@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import phema_cli
 from tests.builders import phema
+from tests.libraries import small_unet
 
 STEPS = (20, 40, 60, 80)
 
@@ -150,16 +151,7 @@ def test_unet(tmp_path):
     """Diffusers' own names, with its config."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-    )
+    model = small_unet()
 
     def save(step):
         model.save_pretrained(tmp_path / f"run/checkpoint-{step}/unet")

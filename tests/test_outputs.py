@@ -20,6 +20,7 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.formats.torch_write import encode
 from phema_cli.snapshots import scan
 from tests.builders import phema, read_index, run, write_run
+from tests.libraries import small_unet
 
 
 def snapshots_of(folder, states, save=torch.save, ending="pt"):
@@ -456,16 +457,7 @@ def test_sharded_output_loads_in_diffusers(tmp_path):
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-    )
+    model = small_unet()
     for gamma in (5, 10):
         with torch.no_grad():
             for p in model.parameters():

@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from phema_cli.profiles import CheckpointsSpec, ProfileSpec
@@ -64,18 +64,13 @@ def profiles(texts: list[str] | None) -> tuple[ProfileSpec | CheckpointsSpec, ..
 def _table(text: str) -> ProfileSpec:
     """A profile from a file of ``time,weight`` lines; its last time is the target's step."""
     from phema_cli.profiles import ProfileSpec, TableProfile
+    from phema_cli.system.files import read_small
 
     path = Path(text.removeprefix("csv:"))
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        lines = raw.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
+        lines = read_small(path, _MOST_BYTES, _TABLE).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError("not a text file", where=path) from error
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"larger than {_MOST_BYTES >> 20} MiB", where=path, remedy=_TABLE)
     lines = [line for line in lines if line.strip()]
     # A first line of names is no row.
     lines = lines[1:] if lines and not any(c.isdigit() for c in lines[0]) else lines

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
+from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import CombinationProfile
 from phema_cli.snapshots import Snapshot
+from phema_cli.system.files import read_small
 from phema_cli.trainers.base import real, shown
 
 #: a line each for a hundred thousand snapshots.
@@ -170,13 +171,7 @@ def _number(text: str) -> float | None:
 
 def _read(path: Path) -> dict[str, float]:
     """The weights in a file by the names of snapshots."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"larger than {_MOST_BYTES >> 20} MiB", where=path, remedy=_HELP)
+    raw = read_small(path, _MOST_BYTES, _HELP)
     try:
         text = raw.decode("utf-8-sig")
         return _of_json(text) if text.lstrip()[:1] == "{" else _of_lines(text)

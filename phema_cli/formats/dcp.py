@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from io import RawIOBase
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,9 @@ from phema_cli.formats.base import (
     DType,
     Extent,
     Piece,
+    Stamp,
     StoredTensor,
+    stamp,
 )
 from phema_cli.formats.boxes import Box, covers
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
@@ -144,10 +146,23 @@ def encode_folder(
 
     Tensors get the names and the nesting that they have in ``carried``, if it is of this format.
     """
-    index = carried.path / INDEX_NAME
-    entries = _entries(_load(index)[0], index) if carried.format == NAME else ()
-    paths = {name: path for name, path, _ in entries}
+    paths: Mapping[str, tuple[str | int, ...]] = {}
+    if carried.format == NAME:
+        index = carried.path / INDEX_NAME
+        paths = _paths(index, stamp(index) if index.exists() else None)
     return lay_out(shards, metadata, ties, carried, paths)
+
+
+@lru_cache(maxsize=1)
+def _paths(index: Path, version: Stamp | None) -> Mapping[str, tuple[str | int, ...]]:
+    """The path of each entry by its name; all outputs of a call continue one checkpoint.
+
+    Args:
+        index: the ``.metadata``.
+        version: its stamp, so that a file that was replaced is read anew.
+    """
+    del version
+    return {name: path for name, path, _ in _entries(_load(index)[0], index)}
 
 
 def _load(index: Path) -> tuple[Inert, int]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path, PosixPath
 from typing import BinaryIO, cast
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError
 
 #: errors of a file system that lacks a call.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -31,6 +31,23 @@ _PAUSE_SECONDS = 0.05
 def read_at(descriptor: int, out: memoryview, offset: int) -> int:
     """Read from an offset into ``out``; returns the number of bytes read, 0 at the end."""
     return os.preadv(descriptor, (out,), offset)
+
+
+def read_small(path: Path, most_bytes: int, remedy: str) -> bytes:
+    """All of a file that must not be large, whatever it is: a pipe is read no further.
+
+    Raises:
+        InputError: it is larger; ``remedy`` says what to do.
+        StorageError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(most_bytes + 1)
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    if len(raw) > most_bytes:
+        raise InputError(f"larger than {most_bytes >> 20} MiB", where=path, remedy=remedy)
+    return raw
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
