@@ -296,7 +296,7 @@ def test_a_journal_that_cannot_be_read_keeps_the_work(recipe, tmp_path, monkeypa
 
 def test_complete_files_that_are_gone_are_missed(recipe, tmp_path, monkeypatch):
     """When only names were left to give and somebody took the files, that is no success."""
-    monkeypatch.setattr("phema_cli.synthesis.execute.publish", lambda _: 1 / 0)
+    monkeypatch.setattr("phema_cli.synthesis.staging.publish", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(recipe)
     monkeypatch.undo()
@@ -344,7 +344,7 @@ def test_a_run_killed_between_names_gives_the_rest_theirs(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         publish(output)
 
-    monkeypatch.setattr("phema_cli.synthesis.execute.publish", fail)
+    monkeypatch.setattr("phema_cli.synthesis.staging.publish", fail)
     with pytest.raises(KeyboardInterrupt):
         execute(made)
     assert made.outputs[0].path.exists()

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 
 #: `make faults` sets it to two hundred.
 INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "12"))
+#: lines from one signal to the next; `make faults` sets it to one.
+STRIDE = int(os.environ.get("PHEMA_STRIDE", "23"))
 JOBS = (1, 2, 4, 8, 16)
 #: what ends a run, the exit code that it has then, and what its one line says.
 WAYS = {
@@ -107,10 +109,20 @@ LOSING = {
             def __del__(self):
                 print("waits", flush=True)
                 time.sleep(60)
-        Waiting()
-        time.sleep(60)
+        try:
+            Waiting()
+            time.sleep(60)
+        except SignalError as error:
+            sys.exit(report(error))
     """,
 }
+BEGIN = """
+import sys, time
+from phema_cli.cli.process import report
+from phema_cli.errors import SignalError
+from phema_cli.system.processes import raise_on_signals
+raise_on_signals()
+"""
 LIBRARY = """
 import time
 try:
@@ -125,8 +137,7 @@ except BaseException:
 def test_a_signal_is_not_lost_where_its_error_would_be(losing, tmp_path):
     """While a library is loaded, and where Python only prints an error: the same line and code."""
     (tmp_path / "library.py").write_text(LIBRARY)
-    begin = "import sys, time\nfrom phema_cli.system.processes import raise_on_signals\n"
-    program = f"{begin}raise_on_signals()\n{textwrap.dedent(LOSING[losing])}"
+    program = BEGIN + textwrap.dedent(LOSING[losing])
     process = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path],
         stdout=subprocess.PIPE,
@@ -135,8 +146,29 @@ def test_a_signal_is_not_lost_where_its_error_would_be(losing, tmp_path):
     )
     assert process.stdout.readline() == "waits\n"
     process.terminate()
-    assert process.communicate(timeout=30)[1] == "phema: terminated\n"
+    _, err = process.communicate(timeout=30)
+    assert err.startswith("phema: terminated")
+    assert err.count("\n") == 1
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_at_every_line(tmp_path, jobs):
+    """Nothing is left, or the message says that the same command resumes, which then it does."""
+    for step in (1, 2):
+        tensors = {"weight": torch.randn(1000) + step, "step": torch.tensor(step)}
+        save_file(tensors, tmp_path / f"s{step}.safetensors", {"gamma": "5.0", "step": str(step)})
+    program = [sys.executable, "-m", "tests.every_line", tmp_path]
+    run = subprocess.run(
+        [*map(str, program), str(jobs), str(STRIDE), str(1 + STRIDE // 2)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    *faults, signals = run.stdout.splitlines()
+    assert not faults
+    assert int(signals) > 1000 // STRIDE
 
 
 def test_interruptions_end_at_once_and_lose_nothing(snapshots, tmp_path):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import phema_cli
+from phema_cli.synthesis.staging import Staging
 from tests.builders import phema
 from tests.libraries import small_unet
 
@@ -389,16 +390,14 @@ def test_names_of_directories(tmp_path, folders, output, targets, made):
 
 def test_a_source_that_changes(tmp_path, folders, monkeypatch):
     """A file that grows between plan and copy is an error, and nothing stays."""
-    from phema_cli.synthesis import execute as module
-
     config = folders / "checkpoint-80/config.json"
-    staged = module.staged
+    begin = Staging.open
 
-    def growing(recipe):
+    def growing(staging):
         config.write_text(config.read_text() + " " * 100)
-        return staged(recipe)
+        begin(staging)
 
-    monkeypatch.setattr(module, "staged", growing)
+    monkeypatch.setattr(Staging, "open", growing)
     done = phema(
         "synthesize", folders, "--profile", "checkpoints:last=3", "-o", tmp_path / "merged"
     )

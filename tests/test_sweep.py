@@ -196,14 +196,15 @@ def test_a_killed_batch_goes_on(ckpts, tmp_path, monkeypatch):
     from phema_cli.synthesis import staging
 
     names = []
+    publish = staging.publish
 
     def fail(output):
         if len(names) == 2:
             raise KeyboardInterrupt
         names.append(output.path.name)
-        staging.publish(output)
+        publish(output)
 
-    monkeypatch.setattr("phema_cli.synthesis.execute.publish", fail)
+    monkeypatch.setattr(staging, "publish", fail)
     with pytest.raises(KeyboardInterrupt):
         swept(ckpts, tmp_path / "o", curve("u*u", 0.1))
     monkeypatch.undo()

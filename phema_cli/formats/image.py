@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import IO, Protocol
 
 from phema_cli.formats.base import Checkpoint, DType
 
 #: the entry of an output's metadata that says how it was made.
 PROVENANCE_KEY = "phema"
+#: bytes that are read at a time for a hash.
+_HASHED_BYTES = 1 << 20
 #: element type and shape of tensors to be written, by name.
 Specs = Mapping[str, tuple[DType, tuple[int, ...]]]
 
@@ -36,6 +39,14 @@ class FileImage:
     def __repr__(self) -> str:
         """``<FileImage of 10 tensors, 1,234 bytes>``."""
         return f"<FileImage of {len(self.offsets)} tensors, {self.size_bytes:,} bytes>"
+
+    def hash_of(self, stream: IO[bytes]) -> bytes:
+        """The SHA-256 of all tensors' bytes in a file that was written, in hexadecimal."""
+        stream.seek(min(self.offsets.values(), default=self.size_bytes))
+        digest = hashlib.sha256()
+        while data := stream.read(_HASHED_BYTES):
+            digest.update(data)
+        return digest.hexdigest().encode()
 
 
 @dataclass(frozen=True, slots=True)

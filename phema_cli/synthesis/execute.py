@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, UsageError
 from phema_cli.estimate.solve import scan_for
 from phema_cli.options import Option, declared
 from phema_cli.profiles import Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Paths
 from phema_cli.solver import Figures
-from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.staging import (
     Checks,
+    Staging,
     check_inputs,
     make_durable,
-    publish,
-    staged,
     write_checksums,
 )
 from phema_cli.synthesis.tensors import TensorPlan
@@ -76,16 +73,16 @@ def execute(
     recipe = ranks.share(recipe)
     if recipe is None:
         return
-    # A signal while a library is loaded ends the process at once, so none is loaded later on.
+    # Loading it takes long, and signals wait until it is loaded: before anything is on the disk.
     import torch  # noqa: F401
 
-    with ExitStack() as stack:
-        journal: Journal | None = None
+    staging = Staging(recipe)
+    try:
+        left: tuple[Set[int], bool] = (set(), False)
         if ranks.leads:
-            journal = stack.enter_context(staged(recipe))
-        done, complete = ranks.share(
-            (set(), False) if journal is None else (journal.done, journal.complete)
-        )
+            staging.open()
+            left = staging.journal.done, staging.journal.complete
+        done, complete = ranks.share(left)
         checks: list[Checks] = [{} for _ in recipe.outputs]
         if not complete:
             checks = fill(
@@ -94,26 +91,21 @@ def execute(
             if ranks.size > 1:
                 make_durable(recipe)
         parts = ranks.gather(checks)
-        if journal is not None:
-            _finish(recipe, journal, merged(recipe, parts))
+        if ranks.leads:
+            if not complete:
+                _complete(recipe, merged(recipe, parts))
+            staging.finish()
+    except BaseException as error:
+        staging.abandon(error)
+        raise
 
 
-def _finish(recipe: Recipe, journal: Journal, checks: list[Checks]) -> None:
-    """See that sources are what they were and outputs are on the disk; then give all their names.
-
-    Once the journal says that all is complete, a run that resumes gives names and no more.
-    """
-    if not journal.complete:
-        check_inputs(recipe)
-        for output, own in zip(recipe.outputs, checks, strict=True):
-            write_checksums(recipe, output, own)
-        make_durable(recipe)
-    try:
-        journal.finish()
-    except OSError as error:
-        raise StorageError.wrap(error, journal.folder, "write") from error
-    for output in recipe.outputs:
-        publish(output)
+def _complete(recipe: Recipe, checks: list[Checks]) -> None:
+    """See that sources are what they were, and that outputs are on the disk, with checksums."""
+    check_inputs(recipe)
+    for output, own in zip(recipe.outputs, checks, strict=True):
+        write_checksums(recipe, output, own)
+    make_durable(recipe)
 
 
 def pass_for(

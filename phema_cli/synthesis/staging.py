@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats.base import stamp
 from phema_cli.formats.crc32 import combine
-from phema_cli.formats.image import FileImage
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
@@ -30,12 +28,13 @@ from phema_cli.system.files import (
     sync,
     sync_folder,
 )
+from phema_cli.system.processes import held_signals
 
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
 #: the most bytes of outputs after which they are flushed and recorded.
 _RECORDED_BYTES = 64 << 20
-#: bytes that are read at a time for a checksum or a hash.
+#: bytes that are read at a time for a checksum.
 _CHECKED_BYTES = 1 << 20
 #: runs of one output that may end while another one is about to start.
 _TRIES = 100
@@ -108,43 +107,74 @@ class Recorder:
             self._pending, self._pending_bytes = [], 0
 
 
-@contextmanager
-def staged(recipe: Recipe) -> Iterator[Journal]:
-    """Make the staging directories and files, or keep those that an earlier run has left.
+class Staging:
+    """The directories and files that a recipe's outputs are made in, before they have names.
 
-    At the end they are gone, unless the work failed after some of it was recorded: then they stay,
-    and the error says so.
+    A signal never ends a step between two states: either nothing is left on the disk, or a journal
+    from which the same command resumes, and then the error says so.
 
-    Yields:
-        The first output's journal, which says what is done.
-
-    Raises:
-        UsageError: another synthesis has left its work there, or as :func:`check_outputs`.
-        StorageError: another process writes there, or the operating system failed.
+    Args:
+        recipe: what is made.
     """
-    name = journal.fingerprint(recipe)
-    journals: list[Journal] = []
-    made: list[Path] = []
-    try:
-        for output in recipe.outputs:
-            with _writing(output):
-                journals.append(_claim(output, name, made))
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._journals: list[Journal] = []
+        self._made: list[Path] = []
+        self._published = False
+
+    @property
+    def journal(self) -> Journal:
+        """The first output's, which says what is done."""
+        return self._journals[0]
+
+    def open(self) -> None:
+        """Make the directories and files, or keep those that an earlier run has left.
+
+        Raises:
+            UsageError: another synthesis has left its work there, or as :func:`check_outputs`.
+            StorageError: another process writes there, or the operating system failed.
+        """
+        name = journal.fingerprint(self._recipe)
+        with held_signals():
+            for output in self._recipe.outputs:
+                with _writing(output):
+                    self._journals.append(_claim(output, name, self._made))
         # Not before they are locked: another run of the same outputs may have ended just now.
-        check_outputs(recipe)
-        _prepare(recipe, journals[0])
-        yield journals[0]
-    except BaseException as error:
-        if journals and journals[0].is_new:
-            _remove(recipe, journals)
-        elif journals:
-            error.add_note(f"the same command resumes from {journals[0].folder}")
-        raise
-    else:
-        _remove(recipe, journals)
-    finally:
-        for opened in journals:
+        check_outputs(self._recipe)
+        _prepare(self._recipe, self.journal)
+
+    def finish(self) -> None:
+        """Give all files their names, and remove what is left.
+
+        Once the journal says that all is complete, a run that resumes gives names and no more.
+        """
+        with held_signals():
+            with _writing(self._recipe.outputs[0]):
+                self.journal.finish()
+            for output in self._recipe.outputs:
+                publish(output)
+            _remove(self._recipe, self._journals)
+            self._close()
+            self._published = True
+
+    def abandon(self, error: BaseException) -> None:
+        """Remove what was made, unless a run can resume from it: then the error is told so."""
+        with held_signals():
+            if self._published and isinstance(error, SignalError):
+                error.outcome = "all outputs are written"
+            if self._journals and self.journal.is_new:
+                _remove(self._recipe, self._journals)
+            elif self._journals:
+                error.add_note(f"the same command resumes from {self.journal.folder}")
+            self._close()
+
+    def _close(self) -> None:
+        """Let other processes write there, and remove directories that stayed empty."""
+        for opened in self._journals:
             opened.close()
-        for path in sorted(set(made), key=lambda p: -len(p.parts)):
+        self._journals.clear()
+        for path in sorted(set(self._made), key=lambda p: -len(p.parts)):
             with suppress(OSError):
                 path.rmdir()
 
@@ -307,15 +337,6 @@ def make_durable(recipe: Recipe) -> None:
                 sync(output.staged(path))
 
 
-def hash_of(stream: IO[bytes], image: FileImage) -> bytes:
-    """The SHA-256 of all tensors' bytes in a file, in hexadecimal."""
-    stream.seek(min(image.offsets.values(), default=image.size_bytes))
-    digest = hashlib.sha256()
-    while data := stream.read(_CHECKED_BYTES):
-        digest.update(data)
-    return digest.hexdigest().encode()
-
-
 def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
     with _writing(output):
@@ -346,7 +367,7 @@ def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
                 continue
             with output.staged(file.path).open("r+b") as stream:
                 for place in file.image.hashes:
-                    digest = hash_of(stream, file.image)
+                    digest = file.image.hash_of(stream)
                     stream.seek(place)
                     stream.write(digest)
                 for name, places in file.image.checksums.items():

@@ -5,12 +5,14 @@ Two signals ask a program to end: that of Ctrl-C, and that of ``kill`` and of sc
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,6 +23,9 @@ from phema_cli.errors import SignalError
 ENDING: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 #: names of the module that imports others: before ``importlib`` is loaded, and after it.
 _IMPORTING = ("_frozen_importlib", "importlib._bootstrap")
+#: seconds until an error that would have been lost is raised again, and how long that goes on.
+_AGAIN_SECONDS = 0.02
+_PATIENCE_SECONDS = 2.0
 #: the signal for writing to a pipe that nobody reads.
 BROKEN_PIPE: int = signal.SIGPIPE
 
@@ -28,10 +33,10 @@ BROKEN_PIPE: int = signal.SIGPIPE
 def raise_on_signals() -> None:
     """Make the first signal raise SignalError, and ignore all later ones.
 
-    So nothing interrupts the clean-up. A signal that is ignored already stays so. Where an error
-    would be lost, the process ends at once, as with ``kill -9``.
+    So nothing interrupts the clean-up. A signal that is ignored already stays so. Where its error
+    would be lost it is raised a moment later.
     """
-    sys.unraisablehook = _end_if_lost
+    sys.unraisablehook = _again_if_lost
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
@@ -44,8 +49,24 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _imports(frame):
         # A library that is being loaded may read any error as "not installed", or, if it is in
         # C++, abort the process.
-        _end_now(error)
-    raise error
+        _raise_again(error, time.monotonic() + _PATIENCE_SECONDS)
+    else:
+        raise error
+
+
+def _raise_again(error: SignalError, until: float) -> None:
+    """Raise an error a moment later; where it can't be for too long, end the process at once."""
+
+    def ring(_number: int, frame: FrameType | None) -> None:
+        if not _imports(frame):
+            raise error
+        if time.monotonic() > until:
+            os.write(2, f"phema: {ENDING[error.number]}\n".encode())
+            os._exit(error.exit_code)
+        _raise_again(error, until)
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -57,17 +78,12 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
-def _end_if_lost(lost: sys.UnraisableHookArgs) -> None:
-    """End the process if Python drops the error of a signal, as it does in a ``__del__``."""
+def _again_if_lost(lost: sys.UnraisableHookArgs) -> None:
+    """Raise the error of a signal once more if Python drops it, as it does in a ``__del__``."""
     if isinstance(lost.exc_value, SignalError):
-        _end_now(lost.exc_value)
-    sys.__unraisablehook__(lost)
-
-
-def _end_now(error: SignalError) -> None:
-    """End the process at once, with the message and exit code that the error has."""
-    os.write(2, f"phema: {ENDING[error.number]}\n".encode())
-    os._exit(error.exit_code)
+        _raise_again(lost.exc_value, math.inf)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def ignore_signals() -> None:
@@ -86,9 +102,9 @@ def held_signals() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    before = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGALRM)}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:
+        if handler not in {None, signal.SIG_IGN}:
             signal.signal(number, lambda number, _frame: held.append(number))
     try:
         yield

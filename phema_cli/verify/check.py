@@ -22,7 +22,6 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.staging import hash_of
 from phema_cli.synthesis.tiles import Run, make_averager, runs
 
 Bytes = bytearray | memoryview
@@ -267,5 +266,5 @@ def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader
             written = bytearray(_HASH_BYTES)
             reader.read_bytes(file.path, place, memoryview(written))
             with file.path.open("rb") as stream:
-                if written != hash_of(stream, file.image):
+                if written != file.image.hash_of(stream):
                     raise CheckFailedError("the hash in its metadata differs", where=file.path)
