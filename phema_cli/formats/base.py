@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,8 @@ class Extent(StoredTensor):
             other in row-major order.
         pieces: the boxes that the tensor is split into, in any order, if it does not lie in one
             place; ``file``, ``offset`` and ``strides`` mean nothing then.
+        packed: if the tensor is packed (``packing.py``), what it is a sum of; its residues lie at
+            ``offset``, and ``dtype`` is that of the sum.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Extent(StoredTensor):
     offset: int
     strides: tuple[int, ...] | None = None
     pieces: tuple[Piece, ...] = ()
+    packed: Packed | None = None
 
     @property
     def elements(self) -> int:
@@ -165,6 +168,50 @@ class Piece:
             flat += (digit + origin) * step
             step *= size
         return flat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The residues that a file holds.
+
+    Attributes:
+        path: the file.
+        bits: of an integer.
+        tensors: where the integers and the scales of each tensor lie.
+    """
+
+    path: Path
+    bits: int
+    tensors: Mapping[str, tuple[Extent, Extent]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """What the packed tensors of a file are sums of.
+
+    Attributes:
+        keyframe: where the whole tensors lie, by name.
+        parts: the residues of the file and of those before it, oldest first.
+        coefficients: (p,) of each part; 1 of the file's own, which is the last.
+        sha256: of the file's tensors.
+    """
+
+    keyframe: Mapping[str, Extent]
+    parts: tuple[Part, ...]
+    coefficients: tuple[float, ...]
+    sha256: str
+
+
+class Packed(NamedTuple):
+    """What a packed tensor is a sum of.
+
+    Attributes:
+        link: the files.
+        name: the tensor's in them.
+    """
+
+    link: Link
+    name: str
 
 
 #: inode, bytes, and the time of the last change in ns: what another file, or a later version of the

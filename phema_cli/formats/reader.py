@@ -14,9 +14,13 @@ from typing import Self
 import numpy as np
 
 from phema_cli.errors import StorageError
-from phema_cli.formats.base import Contents, Extent, StoredTensor
+from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
+from phema_cli.formats.packing import BLOCK, Floats, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.system.files import read_at
+
+#: elements that are summed of a packed tensor at a time, a multiple of its blocks.
+_SUMMED = 1 << 16
 
 
 class OpenFiles:
@@ -110,7 +114,8 @@ class FileReader(OpenFiles):
             # This one call decides how fast phema is: no layer lies between. All else goes to
             # read_many.
             descriptor = self._open.get(extent.file)
-            if descriptor is not None and extent.strides is None and not extent.pieces:
+            plain = extent.strides is None and not extent.pieces and extent.packed is None
+            if descriptor is not None and plain:
                 with suppress(OSError):
                     if read_at(descriptor, row, extent.offset + begin) == size:
                         continue
@@ -121,7 +126,8 @@ class FileReader(OpenFiles):
         """:meth:`read_elements` for each request; one call fetches all that is remote."""
         remote = []
         for extent, start, out in requests:
-            if is_remote(extent.file) and extent.strides is None and not extent.pieces:
+            plain = extent.strides is None and not extent.pieces and extent.packed is None
+            if is_remote(extent.file) and plain:
                 offset = extent.offset + extent.dtype.size_bytes(start)
                 remote.append((extent.file, offset, out))
             else:
@@ -136,12 +142,47 @@ class FileReader(OpenFiles):
             start: index of the first element, which begins at a whole byte.
             out: bytes, a whole number of elements.
         """
-        if extent.pieces:
+        if extent.packed is not None:
+            self._sum(extent.packed, start, out)
+        elif extent.pieces:
             self._assemble(extent, start, out)
         elif extent.strides is None:
             self.read_bytes(extent.file, extent.offset + extent.dtype.size_bytes(start), out)
         else:
             self._gather(extent, start, out)
+
+    def read_residues(self, part: Part, name: str, start: int, out: Floats) -> None:
+        """Fill ``out`` with a packed file's residues of a tensor.
+
+        Args:
+            part: the file.
+            name: the tensor's.
+            start: index of the first element, which is the first of its block.
+            out: float32.
+        """
+        values, scales = part.tensors[name]
+        begin, blocks = start * part.bits // 8, -(-len(out) // BLOCK)
+        held = memoryview(bytearray(-(-len(out) * part.bits // 8)))
+        scale = memoryview(bytearray(2 * blocks))
+        self.read_bytes(part.path, values.offset + begin, held)
+        self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), scale)
+        unpack(held, scale, part.bits, out)
+
+    def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
+        """Sum what a packed tensor consists of, in float64: keyframe, then residues in order."""
+        link, name = packed
+        made = np.frombuffer(out, np.float32)
+        for low in range(0, len(made), _SUMMED):
+            piece = made[low : low + _SUMMED]
+            first = start + low
+            aligned = first // BLOCK * BLOCK
+            residues = np.empty(first + len(piece) - aligned, np.float32)
+            moved = np.zeros(len(piece))
+            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
+                self.read_residues(part, name, aligned, residues)
+                moved += coefficient * residues[first - aligned :].astype(np.float64)
+            self.read_elements(link.keyframe[name], first, piece.view(np.uint8).data)
+            piece[:] = piece + moved
 
     def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
         """Put the elements of all pieces into their places."""

@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
+from phema_cli.formats import packing
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Contents, Extent, located
+from phema_cli.formats.chains import followed_files, unpacked
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
 from phema_cli.formats.image import FileImage, FolderImage, Specs
 from phema_cli.formats.sharded import read_sharded
@@ -34,8 +36,9 @@ BASE_NAMES = {
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
-#: entries of LoRA files for the SHA-256 of the tensors' bytes, by which programs know them.
-_HASHED = ("sshs_model_hash", "modelspec.hash_sha256")
+#: entries for the SHA-256 of the tensors' bytes, by which programs know LoRAs, and packed snapshots
+#: those that they follow.
+_HASHED = ("sshs_model_hash", "modelspec.hash_sha256", packing.HASH_KEY)
 _HASH_LENGTH = 64
 _MAX_NUMBER = 1 << 63
 
@@ -50,7 +53,10 @@ def read(path: Path) -> Contents:
         base = path.name.removesuffix(INDEX_SUFFIX)
     else:
         tensors, metadata = read_header(path)
-        files, base = (path,), re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        tensors = unpacked(path, (tensors, metadata), read_header)
+        # What a packed file follows is read with it.
+        files = (path, *sorted(followed_files(tensors) - {path}))
+        base = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
     # safetensors.torch.save_model leaves further names of tensors to the metadata.
     tensors |= {
         alias: replace(tensors[name], name=alias)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli._version import __version__
+from phema_cli.formats import packing
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
@@ -34,7 +35,7 @@ SCHEMA = "phema/synthesis/1"
 #: the method of a combination that was asked for as it is.
 EXACT = "exact"
 #: entries that phema writes or reads itself: no tensor's name may replace them.
-RESERVED = frozenset({"format", PROVENANCE_KEY, *METADATA_FIELDS})
+RESERVED = frozenset({"format", PROVENANCE_KEY, *packing.KEYS, *METADATA_FIELDS})
 #: a hash of the file as it was before this entry was in it, which can't be made again.
 _LEGACY_HASH = "sshs_legacy_hash"
 CARD = "README.md"
@@ -121,7 +122,7 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
 
 def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
-    dropped = {*METADATA_FIELDS, _LEGACY_HASH, PROVENANCE_KEY}
+    dropped = {*METADATA_FIELDS, *packing.KEYS, _LEGACY_HASH, PROVENANCE_KEY}
     # Further names of tensors: those that the output has are added with its header.
     dropped |= {k for k in carried.ties if carried.metadata.get(k) in carried.tensors}
     kept = carried.metadata if carried.format == "safetensors" else {}

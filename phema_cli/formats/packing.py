@@ -1,0 +1,261 @@
+"""Packed snapshots: what the last ones could not foretell of a snapshot, in few bits.
+
+A keyframe K holds its float tensors whole, in float32. Each later snapshot of its chain holds, of
+the same tensors, the residue of a linear prediction:
+
+    theta_k = K + m_k,    m_k = sum_j c_kj m_j + d_k,    m of the keyframe itself is 0
+
+with coefficients c_kj for the few snapshots j that it follows, in the metadata, and the residue d_k
+in blocks of 32 elements that share a scale: ``d = integer * scale``. Whoever writes one predicts
+from what readers have of the others, so the error of a stored value is that of its own residue.
+
+docs/packing.md specifies the format. All numbers here are numpy's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phema_cli.errors import InputError
+from phema_cli.formats.base import DTYPES, DType
+from phema_cli.formats.checks import REMEDY, parse_object
+
+#: the entry of the metadata that says how a file is packed, and the one with the SHA-256 of its
+#: tensors' bytes, by which others know it.
+KEY = "phema_packing"
+HASH_KEY = "phema_packed_sha256"
+KEYS = (KEY, HASH_KEY)
+SCHEMA = "phema/packed/1"
+#: elements that share a scale.
+BLOCK = 32
+#: bits of an integer, with the type of the tensor that has them.
+BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]}
+#: endings of the names of a tensor's integers and scales.
+VALUES, SCALES = ".packed", ".scales"
+#: files that one may follow, and files from a keyframe to one.
+MOST_FOLLOWED = 16
+LONGEST_CHAIN = 256
+
+_LARGEST_COEFFICIENT = 1e9
+_NIBBLES = 4
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+#: bits of bfloat16 numbers.
+ScaleBits = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A snapshot that another one is predicted from.
+
+    Attributes:
+        name: of its file, in the same directory.
+        sha256: of its tensors' bytes.
+        coefficient: of its movement since the keyframe.
+    """
+
+    name: str
+    sha256: str
+    coefficient: float
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a file is packed.
+
+    Attributes:
+        bits: of an integer; 0 for a keyframe, whose tensors are whole.
+        keyframe: name and hash of the chain's first file; None for a keyframe itself.
+        follows: what it is predicted from; the keyframe is none of these.
+    """
+
+    bits: int = 0
+    keyframe: tuple[str, str] | None = None
+    follows: tuple[Followed, ...] = ()
+
+    def text(self) -> str:
+        """As it stands in the metadata: JSON, a space, and the CRC-32 of that."""
+        entry: dict[str, object] = {"schema": SCHEMA}
+        if self.keyframe is not None:
+            follows = [[f.name, f.sha256, f.coefficient] for f in self.follows]
+            entry |= {"bits": self.bits, "keyframe": list(self.keyframe), "follows": follows}
+        text = json.dumps(entry, ensure_ascii=False)
+        return f"{text} {zlib.crc32(text.encode()):08x}"
+
+
+def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
+    """How a file is packed; None if it is not.
+
+    Raises:
+        InputError: what it says makes no sense, or was damaged.
+    """
+    if KEY not in metadata:
+        return None
+    text, _, checksum = metadata[KEY].rpartition(" ")
+    if checksum != f"{zlib.crc32(text.encode()):08x}":
+        raise InputError(f"its entry {KEY} is damaged", where=path, remedy=REMEDY)
+    match parse_object(text.encode(), path):
+        case {"schema": str(schema)} if schema != SCHEMA:
+            remedy = "a newer phema may know it"
+            raise InputError(f"is packed as {schema:.50}", where=path, remedy=remedy)
+        case {"schema": _, "bits": int(bits), "keyframe": [name, sha256], "follows": [*entries]}:
+            follows = tuple(_followed(entry, path) for entry in entries)
+            _followed([name, sha256, 1.0], path)
+            if bits in BITS and len(follows) <= MOST_FOLLOWED:
+                return Packing(bits, (name, sha256), follows)
+        case {"schema": _, **others} if not others:
+            return Packing()
+        case _:
+            pass
+    raise InputError(f"its entry {KEY} makes no sense", where=path, remedy=REMEDY)
+
+
+def _followed(entry: object, path: Path) -> Followed:
+    """An entry of what a file follows.
+
+    Raises:
+        InputError: it is malformed, or leads out of the directory.
+    """
+    match entry:
+        case [str(name), str(sha256), float(coefficient)]:
+            plain = name == Path(name).name and name not in {"", ".", ".."} and "\\" not in name
+            if plain and abs(coefficient) <= _LARGEST_COEFFICIENT:
+                return Followed(name, sha256, coefficient)
+        case _:
+            pass
+    raise InputError(f"its entry {KEY} makes no sense", where=path, remedy=REMEDY)
+
+
+def packed_specs(name: str, elements: int, bits: int) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    """Types and shapes of the tensors that hold a packed one."""
+    count = -(-elements // 2) if bits == _NIBBLES else elements
+    return {
+        name + VALUES: (BITS[bits], (count,)),
+        name + SCALES: (DTYPES["BF16"], (-(-elements // BLOCK),)),
+    }
+
+
+def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Floats]:
+    """Round residues to integers in blocks.
+
+    The scale is the largest magnitude of a block over the largest integer, 2^(bits-1) - 1, rounded
+    up to a bfloat16 so that nothing is clipped.
+
+    Args:
+        residue: (n,) float32, finite; n is a multiple of ``BLOCK`` but in a tensor's last part.
+        bits: a key of ``BITS``.
+
+    Returns:
+        The integers as they are stored, (ceil(n / BLOCK),) bits of the scales, and (n,) what
+        readers have of the residues, exactly.
+    """
+    count = len(residue)
+    blocks = np.zeros((-(-count // BLOCK), BLOCK), np.float32)
+    blocks.reshape(-1)[:count] = residue
+    most = float(2 ** (bits - 1) - 1)
+    # Rounded up twice: to float32, and to bfloat16.
+    scales = np.abs(blocks).max(axis=1) / np.float32(most)
+    scales = np.nextafter(scales, np.float32(np.inf), where=scales > 0, out=scales)
+    raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
+    wide = _scales(raw)[:, None]
+    with np.errstate(invalid="ignore"):
+        integers = np.where(wide > 0, np.rint(blocks / np.where(wide > 0, wide, 1)), 0)
+    np.clip(integers, -most, most, out=integers)
+    made = (integers.astype(np.float32) * wide).reshape(-1)[:count]
+    flat = integers.reshape(-1)[:count]
+    if bits != _NIBBLES:
+        return flat.astype(f"<i{bits // 8}"), raw, made
+    nibbles = np.full(2 * -(-count // 2), 8, np.uint8)
+    nibbles[:count] = flat + 8
+    return nibbles[::2] | nibbles[1::2] << 4, raw, made
+
+
+def unpack(values: memoryview, scales: memoryview, bits: int, out: Floats) -> None:
+    """What readers have of residues.
+
+    Args:
+        values: stored integers, from a block's first one on.
+        scales: the blocks' scales, stored.
+        bits: of an integer.
+        out: (n,) float32, filled.
+    """
+    if bits == _NIBBLES:
+        pairs = np.frombuffer(values, np.uint8)
+        integers = np.empty((len(pairs), 2), np.uint8)
+        np.bitwise_and(pairs, 15, out=integers[:, 0])
+        np.right_shift(pairs, 4, out=integers[:, 1])
+        np.subtract(integers.reshape(-1)[: len(out)], np.float32(8), out=out)
+    else:
+        out[:] = np.frombuffer(values, f"<i{bits // 8}")
+    wide = _scales(np.frombuffer(scales, "<u2"))
+    whole = len(out) // BLOCK
+    out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= wide[:whole, None]
+    out[whole * BLOCK :] *= wide[whole:]
+
+
+def _scales(raw: ScaleBits) -> Floats:
+    """The numbers of bfloat16 bits."""
+    return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+def encode(
+    values: Floats,
+    keyframe: Floats,
+    movements: Sequence[Doubles],
+    coefficients: Sequence[float],
+    bits: int,
+) -> tuple[NDArray[np.generic], ScaleBits, Doubles]:
+    """Pack a part of a tensor.
+
+    Args:
+        values: (n,) float32, finite; n as in :func:`pack`.
+        keyframe: (n,) float32.
+        movements: (n,) each, float64: since the keyframe, as readers have them, of the snapshots
+            that this one follows.
+        coefficients: of each.
+        bits: of an integer.
+
+    Returns:
+        Integers and scales as :func:`pack` has them, and (n,) float64 this snapshot's own movement
+        as readers have it.
+    """
+    foretold = np.zeros(len(values))
+    for movement, coefficient in zip(movements, coefficients, strict=True):
+        foretold += coefficient * movement
+    residue = (np.subtract(values, keyframe, dtype=np.float64) - foretold).astype(np.float32)
+    integers, scales, made = pack(residue, bits)
+    foretold += made
+    return integers, scales, foretold
+
+
+def fit(movements: Sequence[Doubles], wanted: Doubles, noise: float) -> tuple[float, ...]:
+    """Coefficients with which movements foretell another one: least squares over the elements.
+
+    Args:
+        movements: (e,) each, what readers have of earlier snapshots less the keyframe.
+        wanted: (e,) the snapshot's own.
+        noise: mean square error of a movement's elements: keeps coefficients from growing where
+            movements are alike.
+
+    Returns:
+        A coefficient for each; zeros where nothing can be foretold.
+    """
+    if not movements or not len(wanted):
+        return (0.0,) * len(movements)
+    rows = np.asarray(movements, np.float64)
+    gram = rows @ rows.T / len(wanted)
+    right = rows @ wanted / len(wanted)
+    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
+    ridge = noise / size**2 + 1e-12
+    solution = np.linalg.solve(gram / size[:, None] / size + np.diag(ridge), right / size) / size
+    found = [float(c) for c in solution]
+    return tuple(found) if all(map(math.isfinite, found)) else (0.0,) * len(movements)
