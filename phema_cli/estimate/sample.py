@@ -6,14 +6,16 @@ read: every parameter is as likely to be read as any other, and two runs read th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.base import DType, Extent, Part
+from phema_cli.formats.chains import link_of
+from phema_cli.formats.packing import Floats
 from phema_cli.formats.reader import FileReader
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
@@ -79,7 +81,8 @@ def sample(
     values = np.empty((len(snapshots), count), np.float64 if wide else np.float32)
     with FileReader() as reader:
         for row, snapshot in zip(values, snapshots, strict=True):
-            row[:] = np.concatenate(_read(reader, snapshot, ranges))
+            row[:] = np.concatenate(_read(reader, snapshot.checkpoint.tensors, ranges))
+        errors = _read_packed(reader, snapshots, ranges, values)
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
@@ -91,7 +94,9 @@ def sample(
             for r, part in zip(ranges, parts, strict=True)
         ]
     )
-    return Sample(values, units) if finite.all() else Sample(values[:, finite], units[finite])
+    if not finite.all():
+        values, units = values[:, finite], units[finite]
+    return Sample(values, units, errors)
 
 
 def _ranges(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
@@ -125,19 +130,64 @@ def _ranges(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
 
 
 def _read(
-    reader: FileReader, snapshot: Snapshot, ranges: Sequence[_Range]
+    reader: FileReader, tensors: Mapping[str, Extent], ranges: Sequence[_Range]
 ) -> list[NDArray[np.floating]]:
-    """The elements of each range, in float32 or float64."""
-    extents = [snapshot.checkpoint.tensors[r.name] for r in ranges]
+    """The elements of each range, in float32 or float64; of packed tensors zeros."""
+    extents = [tensors[r.name] for r in ranges]
     raw = [bytearray(e.dtype.size_bytes(r.count)) for e, r in zip(extents, ranges, strict=True)]
-    reader.read_many(
-        [(e, r.start, memoryview(b)) for e, r, b in zip(extents, ranges, raw, strict=True)]
-    )
+    wanted = zip(extents, ranges, raw, strict=True)
+    reader.read_many([(e, r.start, memoryview(b)) for e, r, b in wanted if e.packed is None])
     stored = [np.frombuffer(b, _KINDS[e.dtype.name][0]) for e, b in zip(extents, raw, strict=True)]
     return [
         (s.astype(np.uint32) << 16).view(np.float32) if e.dtype.name == "BF16" else s
         for e, s in zip(extents, stored, strict=True)
     ]
+
+
+def _read_packed(
+    reader: FileReader,
+    snapshots: Sequence[Snapshot],
+    ranges: Sequence[_Range],
+    values: NDArray[np.floating],
+) -> Array | None:
+    """Fill in the elements of packed tensors; each residue is read once.
+
+    Args:
+        reader: of the files.
+        snapshots: n of them.
+        ranges: elements of each.
+        values: (n, e), the ranges' elements one after the other.
+
+    Returns:
+        (n,) each snapshot's mean square error from the rounding of its residues, whose steps are
+        uniform: the square of a step over 12. None if none is packed.
+    """
+    if all(link_of(s.checkpoint) is None for s in snapshots):
+        return None
+    squares = np.zeros(len(snapshots))
+    begin = 0
+    for r in ranges:
+        span = slice(begin, begin + r.count)
+        begin += r.count
+        held: dict[Part, tuple[Floats, Floats]] = {}
+        whole: dict[int, Floats] = {}
+        for row, snapshot in enumerate(snapshots):
+            extent = snapshot.checkpoint.tensors[r.name]
+            if extent.packed is None:
+                continue
+            link, name = extent.packed
+            if id(link.keyframe) not in whole:
+                (key,) = _read(reader, {r.name: link.keyframe[name]}, [r])
+                whole[id(link.keyframe)] = key
+            for part in link.parts:
+                if part not in held:
+                    held[part] = reader.read_steps(part, name, r.start, r.count)
+            residues = np.array([held[part][0] for part in link.parts], np.float64)
+            moved = np.array(link.coefficients) @ residues
+            values[row, span] = whole[id(link.keyframe)] + moved
+            steps = held[link.parts[-1]][1]
+            squares[row] += np.square(steps, dtype=np.float64).sum() / 12
+    return squares / max(begin, 1)
 
 
 def _units(values: NDArray[np.floating], dtype: DType) -> Array:

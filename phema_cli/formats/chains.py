@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Extent, Link, Packed, Part, Stamp, stamp
+from phema_cli.formats.base import Checkpoint, Extent, Link, Packed, Part, Stamp, stamp
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import (
     HASH_KEY,
@@ -58,6 +58,12 @@ def unpacked(path: Path, header: Header, read_header: ReadHeader) -> dict[str, E
         elif not (name.endswith(SCALES) and name.removesuffix(SCALES) in own):
             tensors[name] = extent
     return tensors
+
+
+def link_of(checkpoint: Checkpoint) -> Link | None:
+    """What the packed tensors of a checkpoint are sums of; None if it has none."""
+    links = (e.packed.link for e in checkpoint.tensors.values() if e.packed is not None)
+    return next(links, None)
 
 
 def followed_files(extents: Mapping[str, Extent]) -> set[Path]:

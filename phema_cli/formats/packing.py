@@ -166,7 +166,7 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     scales = np.abs(blocks).max(axis=1) / np.float32(most)
     scales = np.nextafter(scales, np.float32(np.inf), where=scales > 0, out=scales)
     raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
-    wide = _scales(raw)[:, None]
+    wide = numbers_of(raw)[:, None]
     with np.errstate(invalid="ignore"):
         integers = np.where(wide > 0, np.rint(blocks / np.where(wide > 0, wide, 1)), 0)
     np.clip(integers, -most, most, out=integers)
@@ -196,14 +196,14 @@ def unpack(values: memoryview, scales: memoryview, bits: int, out: Floats) -> No
         np.subtract(integers.reshape(-1)[: len(out)], np.float32(8), out=out)
     else:
         out[:] = np.frombuffer(values, f"<i{bits // 8}")
-    wide = _scales(np.frombuffer(scales, "<u2"))
+    wide = numbers_of(np.frombuffer(scales, "<u2"))
     whole = len(out) // BLOCK
     out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= wide[:whole, None]
     out[whole * BLOCK :] *= wide[whole:]
 
 
-def _scales(raw: ScaleBits) -> Floats:
-    """The numbers of bfloat16 bits."""
+def numbers_of(raw: ScaleBits) -> Floats:
+    """The numbers that bfloat16 bits stand for."""
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
-from phema_cli.formats.packing import BLOCK, Floats, unpack
+from phema_cli.formats.packing import BLOCK, Floats, numbers_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.system.files import read_at
 
@@ -167,6 +167,18 @@ class FileReader(OpenFiles):
         self.read_bytes(part.path, values.offset + begin, held)
         self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), scale)
         unpack(held, scale, part.bits, out)
+
+    def read_steps(self, part: Part, name: str, start: int, count: int) -> tuple[Floats, Floats]:
+        """Residues of a tensor's elements from any one on, and the step that each is rounded to."""
+        aligned = start // BLOCK * BLOCK
+        low, high = start - aligned, start - aligned + count
+        residues = np.empty(high, np.float32)
+        self.read_residues(part, name, aligned, residues)
+        blocks = -(-high // BLOCK)
+        raw = np.empty(blocks, np.uint16)
+        place = part.tensors[name][1].offset + 2 * (aligned // BLOCK)
+        self.read_bytes(part.path, place, raw.view(np.uint8).data)
+        return residues[low:], np.repeat(numbers_of(raw), BLOCK)[low:high]
 
     def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
         """Sum what a packed tensor consists of, in float64: keyframe, then residues in order."""

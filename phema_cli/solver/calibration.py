@@ -53,10 +53,13 @@ class Sample:
     Attributes:
         values: (n, e) the same elements of every snapshot, float32 or float64, all finite.
         units: (e,) unit in the last place of each element as it is stored; 0 where that is exact.
+        errors: (n,) mean square error of each snapshot's elements that it shares with no other, as
+            packed ones have; None without any.
     """
 
     values: NDArray[np.floating]
     units: Array
+    errors: Array | None = None
 
     def __repr__(self) -> str:
         """``<Sample of 4096 elements of 40 snapshots>``."""
@@ -75,6 +78,7 @@ class Observed:
             the same mean squares of combinations.
         rounding: of the stored values.
         mean_square: of the weights, in squared parameter units.
+        errors: (n,) as those of :class:`Sample`.
     """
 
     pairs: NDArray[np.intp]
@@ -82,6 +86,7 @@ class Observed:
     residual: NDArray[np.floating]
     rounding: Rounding
     mean_square: float
+    errors: Array | None = None
 
 
 def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
@@ -121,6 +126,7 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
         residual=sample.values[:, ::stride] - reference[::stride],
         rounding=Rounding.of_elements(np.where(moved, sample.units, 0.0), paces),
         mean_square=mean_square,
+        errors=sample.errors,
     )
     return fit(system, observed)
 
@@ -186,6 +192,7 @@ def fit(system: System, observed: Observed) -> Movement:
         rounding=observed.rounding,
         mean_square=observed.mean_square,
         measured=True,
+        errors=observed.errors,
     )
     movement = _fit_drift(system, movement, observed.pairs, observed.squares)
     return _fit_roughness_and_jitter(system, movement, observed.residual)
@@ -235,6 +242,8 @@ def _fit_drift(
         log_q = _likeliest_drift(distance.T, hats, -knots, squares, noise, log_q)
         moved = np.exp(hats @ log_q) @ distance
         apart = 2 * (movement.rounding.variance - movement.rounding.covariance(moved))
+        if movement.errors is not None:
+            apart += movement.errors[a] + movement.errors[b]
         noise = np.minimum(apart, (1 - _LEAST_MOVEMENT) * squares)
         movement = replace(movement, drift=np.exp(log_q))
     return movement

@@ -88,6 +88,10 @@ class Rounding:
         shared = np.array([power @ _correlation(math.exp(d) * pace) for d in log_distance])
         return cls(float(power.sum()), log_distance, shared)
 
+    def beside(self, variance: float) -> Rounding:
+        """The rounding together with errors of that variance that no two snapshots share."""
+        return Rounding(self.variance + variance, self.log_distance, self.shared)
+
     def covariance(self, square_distance: Array) -> Array:
         """Covariance of the rounding errors of snapshots whose mean square distance is given.
 
@@ -132,6 +136,8 @@ class Movement:
         mean_square: of the weights, in squared parameter units.
         measured: whether data was looked at: without, the parameter unit is the movement per unit
             of log time.
+        errors: (n,) mean square error of each source that it shares with no other; None without
+            any.
     """
 
     times: Array
@@ -142,6 +148,7 @@ class Movement:
     rounding: Rounding
     mean_square: float
     measured: bool
+    errors: Array | None = None
 
     def __repr__(self) -> str:
         """``<Movement measured at 20 times>``, or assumed."""
@@ -174,7 +181,13 @@ class Movement:
         square = np.diag(gram)
         distance = np.maximum(square[:, None] + square - 2 * gram, 0.0)
         np.fill_diagonal(distance, 0.0)
-        return self.rounding.covariance(distance)
+        covariance = self.rounding.covariance(distance)
+        if self.errors is None:
+            return covariance
+        # Of a run that is only planned no source is known by itself.
+        known = len(self.errors) == sources
+        own = self.errors if known else np.full(sources, np.median(self.errors))
+        return covariance + np.diag(own)
 
     def rows(self, system: System, parts: Parts) -> tuple[Array, Array, Array]:
         """Rows whose squared differences are the movement's part of J, with roughness and jitter.

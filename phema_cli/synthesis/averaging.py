@@ -12,6 +12,7 @@ so that the number of sums made at once shows in none of them.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +48,7 @@ class _Group:
         parts: for differences, at most ``GROUP`` sources at a time and their weights: a row for
             each target, and zeros up to ``LEAST_ROWS``.
         bags: what sums values of 16 bits as they are stored; None where differences are summed.
+        residues: sources from here on are residues.
     """
 
     targets: list[int]
@@ -55,6 +57,7 @@ class _Group:
     totals: list[float]
     parts: list[tuple[list[int], torch.Tensor]]
     bags: Bags | None
+    residues: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +93,31 @@ class Averager:
         weights: (n, k) float64; sources newest first, each with a weight for some target.
         totals: (k,) what the weights sum to; exactly 1 where they were meant to.
         elements: the most elements of a tile.
+        packed: weights (m, k) of the rows of packed tensors, and how many of them are whole; the
+            others are residues, differences already.
 
     Attributes:
         finite: whether the last averages, and the sources that they were made of, are surely
             finite.
     """
 
-    def __init__(self, kinds: Sequence[Kind], weights: Array, totals: Array, elements: int) -> None:
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        weights: Array,
+        totals: Array,
+        elements: int,
+        packed: tuple[Array, int] | None = None,
+    ) -> None:
         import torch
 
-        sources, targets = weights.shape
-        need = buffers(kinds, sources, targets, elements)
-        self._weights = weights
+        targets = weights.shape[1]
+        self._weights = {False: weights}
+        #: rows from here on are residues.
+        self._residues = {False: len(weights)}
+        if packed is not None:
+            self._weights[True], self._residues[True] = packed
+        need = buffers(kinds, max(map(len, self._weights.values())), targets, elements)
         self._totals: list[float] = totals.tolist()
         self._width, self._block = need.width, need.block
         self._piece = math.gcd(need.width, _PIECE)
@@ -146,7 +162,7 @@ class Averager:
             return self._tiles[kind]
         import torch
 
-        sources, targets = self._weights.shape
+        sources, targets = self._weights[kind.packed].shape
         types: list[torch.dtype] = [getattr(torch, d.label) for d in kind.stored]
         sizes = [self._width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
         out_size = self._width * kind.out.bits // 8
@@ -179,18 +195,23 @@ class Averager:
 
         copied: dict[int, int] = {}
         alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        for k, column in enumerate(self._weights.T):
+        every, residues = self._weights[kind.packed], self._residues[kind.packed]
+        for k, column in enumerate(every.T):
             used = column.nonzero()[0]
+            if not len(used) or used[0] >= residues:
+                # Where keyframes cancel each other, differences of one are taken all the same.
+                used = np.concatenate([[0], used])
             sources = used.tolist()
             if len(sources) == 1 and column[sources[0]] == 1.0:
                 copied[k] = sources[0]
             else:
-                key = kind.of(sources).is_direct(column[used]), tuple(sources)
+                direct = not kind.packed and kind.of(sources).is_direct(column[used])
+                key = direct, tuple(sources)
                 alike.setdefault(key, []).append(k)
         groups = []
         for (direct, used_by_all), targets in alike.items():
             sources = list(used_by_all)
-            weights = self._weights[sources][:, targets]
+            weights = every[sources][:, targets]
             parts = []
             for start in range(0, len(sources), GROUP):
                 part = weights[start : start + GROUP]
@@ -202,7 +223,9 @@ class Averager:
             dtype: torch.dtype = getattr(torch, kind.out.label)
             bags = self._bags(weights, rows, dtype) if direct else None
             totals = [self._totals[k] for k in targets]
-            groups.append(_Group(targets, _consecutive(targets), sources, totals, parts, bags))
+            groups.append(
+                _Group(targets, _consecutive(targets), sources, totals, parts, bags, residues)
+            )
         return copied, groups
 
     def _bags(self, weights: Array, rows: list[int], dtype: torch.dtype) -> Bags:
@@ -306,35 +329,57 @@ class Averager:
         self, tile: _Tile, group: _Group, span: slice, reference: torch.Tensor
     ) -> torch.Tensor:
         """The sums (k, elements) of a block's differences, part after part of the sources."""
-        import torch
-
-        count, stored = len(reference), tile.stored
-        sums: torch.Tensor = self._sums[: len(group.targets), :count]
+        targets, count = len(group.targets), len(reference)
+        sums: torch.Tensor = self._sums[:targets, :count]
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
         for part, (sources, weights) in enumerate(group.parts):
-            values = self._values[: weights.shape[1]]
-            place = _consecutive(sources)
-            if isinstance(place, slice) and isinstance(stored, torch.Tensor):
-                if tile.in_place:
-                    values = stored[place, span.start :]
-                pairs = [(stored[place, span], values[:, :count])]
-            else:
-                rows = [stored[i][span] for i in sources]
-                pairs = list(zip(rows, values[:, :count], strict=True))
-            for row, wide in pairs:
-                held = row if row.dtype == wide.dtype else wide.copy_(row)
-                # Equal infinities, as masks have them, are no difference.
-                alike = None if finite else held == reference
-                torch.sub(held, reference, out=wide)
-                if alike is not None:
-                    wide.masked_fill_(alike, 0.0)
-            add_up(
-                weights, len(group.targets), values, count, self._partial if part else self._sums
-            )
+            whole = bisect_left(sources, group.residues)
+            values = self._differences(tile, sources, whole, span, reference, finite=finite)
+            add_up(weights, targets, values, count, self._partial if part else self._sums)
             if part:
-                sums.add_(self._partial[: len(group.targets), :count])
+                sums.add_(self._partial[:targets, :count])
         return sums
+
+    def _differences(
+        self,
+        tile: _Tile,
+        sources: list[int],
+        whole: int,
+        span: slice,
+        reference: torch.Tensor,
+        *,
+        finite: bool,
+    ) -> torch.Tensor:
+        """Differences of the first ``whole`` sources from the reference, and residues as they are.
+
+        Returns:
+            (sources, width); columns beyond the block's may hold anything.
+        """
+        import torch
+
+        count, stored = len(reference), tile.stored
+        values = self._values[: len(sources)]
+        place = _consecutive(sources)
+        if isinstance(place, slice) and isinstance(stored, torch.Tensor):
+            if tile.in_place:
+                values = stored[place, span.start :]
+            else:
+                values[whole:, :count].copy_(stored[place, span][whole:])
+            pairs = [(stored[place, span][:whole], values[:whole, :count])]
+        else:
+            rows = [stored[i][span] for i in sources]
+            for row, wide in zip(rows[whole:], values[whole:, :count], strict=True):
+                wide.copy_(row)
+            pairs = list(zip(rows[:whole], values[:whole, :count], strict=True))
+        for row, wide in pairs:
+            held = row if row.dtype == wide.dtype else wide.copy_(row)
+            # Equal infinities, as masks have them, are no difference.
+            alike = None if finite else held == reference
+            torch.sub(held, reference, out=wide)
+            if alike is not None:
+                wide.masked_fill_(alike, 0.0)
+        return values
 
 
 def add_up(

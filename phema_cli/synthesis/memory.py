@@ -43,16 +43,18 @@ class Kind:
         dtype: type that is read, or one that holds all types that are.
         out: type that is written.
         stored: type that is read of each source, newest first, where they differ.
+        packed: whether its rows are those of packed sources: keyframes and residues.
     """
 
     dtype: DType
     out: DType
     stored: tuple[DType, ...] = ()
+    packed: bool = False
 
     def of(self, sources: Sequence[int]) -> Kind:
         """The kind of tensors of these sources alone."""
         types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
-        return Kind(types.pop(), self.out) if len(types) == 1 else self
+        return Kind(types.pop(), self.out, (), self.packed) if len(types) == 1 else self
 
     def is_direct(self, weights: Array) -> bool:
         """Whether a target's ``sum_i x_i theta_i`` may be summed as it stands.

@@ -53,11 +53,14 @@ from phema_cli.synthesis.provenance import (
 )
 from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.synthesis.tensors import (
+    Rows,
     TensorPlan,
     averaged_kinds,
     base_of,
+    bytes_read,
     find_dtype,
     plan_tensors,
+    rows_of,
     spare_of,
 )
 from phema_cli.trainers.side_files import SideFile, side_files
@@ -80,6 +83,7 @@ class Recipe:
         tensors: in the order in which they lie in the outputs.
         ties: further names of tensors, by that further name.
         outputs: one per target.
+        rows: what packed sources are sums of, if any are packed.
         solution: all weights and figures, as solved.
         request: what was asked for.
         format: the outputs' format.
@@ -103,6 +107,7 @@ class Recipe:
     tensors: tuple[TensorPlan, ...]
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
+    rows: Rows | None
     solution: Solution
     request: Request
     format: str
@@ -297,19 +302,17 @@ def assemble(
             )
     jobs = request.jobs or default_jobs()
     extents = [e for s in sources for e in s.checkpoint.tensors.values()]
+    packed = rows_of(sources, solution.weights[kept])
     tile, peak = tile_elements(
         averaged_kinds(tensors),
-        len(used),
+        len(used) if packed is None else max(len(used), len(packed.weights)),
         len(targets),
         jobs,
         request.max_memory,
         scattered=any(e.strides or e.pieces for e in extents),
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
     )
-    read_bytes = 0
-    for t in tensors:
-        types = t.kind.stored or [t.kind.dtype] * len(used if t.average else targets)
-        read_bytes += sum(dtype.size_bytes(t.elements) for dtype in types)
+    read_bytes = sum(bytes_read(t, packed, len(used), len(targets)) for t in tensors)
     sums = solution.weights.sum(axis=0)
     bases = tuple(kept.index(b) for b in bases_all)
     form = str(request.format)
@@ -325,6 +328,7 @@ def assemble(
         tensors=tensors,
         ties=ties,
         outputs=outputs,
+        rows=packed,
         solution=solution,
         request=request,
         format=form,

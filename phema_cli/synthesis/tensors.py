@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from phema_cli.errors import InputError, UsageError
-from phema_cli.formats.base import DTYPES, DType, Extent
+from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent, Link, Part
+from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
-from phema_cli.profiles import CombinationProfile, Profile
+from phema_cli.profiles import Array, CombinationProfile, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.consistency import not_averaged
@@ -97,10 +100,81 @@ def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) 
     stored = tuple(s.checkpoint.tensors[name].dtype for s in reversed(sources))
     kinds = {d.name for d in stored}
     if len(kinds) == 1:
-        return TensorPlan(name, extent.shape, Kind(stored[0], out), average=True)
+        packed = _is_packed([s.checkpoint for s in sources], name)
+        return TensorPlan(name, extent.shape, Kind(stored[0], out, (), packed), average=True)
     # Of two types neither may hold the other's numbers; these two hold all narrower ones'.
     wide = DTYPES["F64" if "F64" in kinds else "F32"]
     return TensorPlan(name, extent.shape, Kind(wide, out, stored), average=True)
+
+
+def _is_packed(checkpoints: Sequence[Checkpoint], name: str) -> bool:
+    """Whether a tensor is packed in every checkpoint that has packed ones, under one name."""
+    links = [link_of(c) for c in checkpoints]
+    pairs = zip(checkpoints, links, strict=True)
+    found = {c.tensors[name].packed for c, link in pairs if link is not None}
+    return found != set() and None not in found and len({p.name for p in found if p}) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What packed sources are sums of: keyframes and other whole tensors, then residues.
+
+    Their order is that of their files, so that a target's sum depends on no other target.
+
+    Attributes:
+        whole: n keyframes, or sources by index whose tensors are taken as readers have them.
+        parts: m files with residues.
+        weights: (n + m, k) float64 for each target.
+    """
+
+    whole: tuple[Link | int, ...]
+    parts: tuple[Part, ...]
+    weights: Array
+
+
+def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
+    """The rows whose sums are the averages of packed sources; None where no source is packed.
+
+    With ``theta_i = K + sum_p c_ip d_p`` it is ``sum_i x_i theta_i = sum_i x_i K + sum_p y_p d_p``,
+    where ``y_p = sum_i x_i c_ip``: no source is unpacked. A target that is one source is what
+    readers have of it.
+
+    Args:
+        sources: n snapshots.
+        weights: (n, k) float64.
+    """
+    links = [link_of(s.checkpoint) for s in sources]
+    if not any(links):
+        return None
+    single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
+    none = np.zeros(weights.shape[1])
+    whole: dict[str, tuple[Link | int, Array]] = {}
+    parts: dict[Part, Array] = {}
+    for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
+        own = np.where(alone, 0.0, weights[i])
+        taken = weights[i] if link is None else weights[i] - own
+        if taken.any():
+            whole[f"{source.checkpoint.path}"] = i, taken
+        if link is not None and own.any():
+            # Behind the name of the keyframe as a source.
+            key = f"{next(iter(link.keyframe.values())).file}\0"
+            whole[key] = link, whole.get(key, (link, none))[1] + own
+            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
+                parts[part] = parts.get(part, none) + coefficient * own
+    # Newest first, as far as names tell: differences are taken from the first.
+    ordered = [whole[key] for key in sorted(whole, reverse=True)]
+    residues = sorted(parts, key=lambda part: str(part.path))
+    rows = [row for _, row in ordered] + [parts[part] for part in residues]
+    return Rows(tuple(row for row, _ in ordered), tuple(residues), np.array(rows))
+
+
+def bytes_read(tensor: TensorPlan, rows: Rows | None, used: int, targets: int) -> int:
+    """Bytes of a tensor that are read of all sources."""
+    if tensor.kind.packed and rows is not None:
+        bits = 32 * len(rows.whole) + sum(part.bits for part in rows.parts)
+        return tensor.elements * bits // 8
+    types = tensor.kind.stored or [tensor.kind.dtype] * (used if tensor.average else targets)
+    return sum(dtype.size_bytes(tensor.elements) for dtype in types)
 
 
 def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:

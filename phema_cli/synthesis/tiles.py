@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phema_cli.formats.base import Extent
+import numpy as np
+
+from phema_cli.formats.base import Extent, Link, Part
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tensors import Rows, TensorPlan, averaged_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Segment:
         plans: all of them.
         elements: number of elements of all.
         sources: where the first element lies in each source that is read, by the source's index,
-            as an extent of all elements.
+            as an extent of all elements; of packed tensors in each whole row, by its number.
+        residues: of packed tensors, files with residues, and the tensor's name in them.
         places: where they go in each output.
     """
 
@@ -47,11 +50,20 @@ class Segment:
     elements: int
     sources: Mapping[int, Extent]
     places: tuple[Place, ...]
+    residues: tuple[tuple[Part, str], ...] = ()
 
     def read(
         self, reader: FileReader, sources: Sequence[int], start: int, rows: Sequence[memoryview]
     ) -> None:
-        """Fill a row for each of these sources with its elements from ``start`` on."""
+        """Fill a row for each of these sources with its elements from ``start`` on.
+
+        Packed tensors have rows of their own: those of ``Rows``.
+        """
+        if self.plan.kind.packed:
+            reader.read_rows(list(self.sources.values()), start, rows[: len(self.sources)])
+            for (part, name), row in zip(self.residues, rows[len(self.sources) :], strict=True):
+                reader.read_residues(part, name, start, np.frombuffer(row, np.float32))
+            return
         extents = [self.sources[source] for source in sources]
         if self.plan.kind.stored:
             wanted = zip(extents, rows, strict=True)
@@ -92,9 +104,11 @@ class Run:
 
 
 def make_averager(recipe: Recipe) -> Averager:
-    """What averages the recipe's tiles; its rows are those of ``recipe.used``."""
+    """What averages the recipe's tiles; its rows are those of ``recipe.used`` or ``rows``."""
     kinds, weights = averaged_kinds(recipe.tensors), recipe.weights[recipe.used]
-    return Averager(kinds, weights, recipe.sums, recipe.tile_elements)
+    rows = recipe.rows
+    packed = None if rows is None else (rows.weights, len(rows.whole))
+    return Averager(kinds, weights, recipe.sums, recipe.tile_elements, packed)
 
 
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
@@ -117,7 +131,11 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
     for plans in neighbours:
         first = plans[0]
         elements = sum(plan.elements for plan in plans)
-        extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
+        residues: tuple[tuple[Part, str], ...] = ()
+        if first.kind.packed and recipe.rows is not None:
+            extents, residues = _packed(recipe, recipe.rows, first.name)
+        else:
+            extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
         if len(plans) > 1:
             extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
         places = []
@@ -126,7 +144,20 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
             checksum = first.name if first.name in file.image.checksums else None
             offset = file.image.offsets[first.name]
             places.append(Place(output.staged(file.path), offset, checksum))
-        yield Segment(first, tuple(plans), elements, extents, tuple(places))
+        yield Segment(first, tuple(plans), elements, extents, tuple(places), residues)
+
+
+def _packed(
+    recipe: Recipe, rows: Rows, name: str
+) -> tuple[dict[int, Extent], tuple[tuple[Part, str], ...]]:
+    """Where a packed tensor lies in whole rows, and what has its residues."""
+    own = [recipe.extent(source, name) for source in recipe.used]
+    (stored_as,) = {e.packed.name for e in own if e.packed is not None}
+    whole = {
+        row: of.keyframe[stored_as] if isinstance(of, Link) else recipe.extent(of, name)
+        for row, of in enumerate(rows.whole)
+    }
+    return whole, tuple((part, stored_as) for part in rows.parts)
 
 
 def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
@@ -163,5 +194,6 @@ def _follows(first: Extent, second: Extent) -> bool:
         and first.file == second.file
         and first.strides is second.strides is None
         and not (first.pieces or second.pieces)
+        and first.packed is second.packed is None
         and first.elements * first.dtype.bits % 8 == 0
     )

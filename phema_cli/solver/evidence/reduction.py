@@ -133,7 +133,10 @@ def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> R
         pace[where] = np.sqrt((_steps(away) / size[:, None]).sum(axis=0) / (square > 0).sum())
         moved[where] = away.any(axis=0)
     root = triangle.T * np.sqrt(len(triangle) / count)
-    return Reduced(root, Rounding.of_elements(np.where(moved, units, 0.0), pace))
+    rounding = Rounding.of_elements(np.where(moved, units, 0.0), pace)
+    if sample.errors is not None:
+        rounding = rounding.beside(float(sample.errors[list(rows)].mean()))
+    return Reduced(root, rounding)
 
 
 def _chunks(
