@@ -18,6 +18,7 @@ from phema_cli.cli import (
     demo,
     diff,
     inspect,
+    pack,
     plan,
     plot,
     process,
@@ -46,6 +47,7 @@ app.command("synthesize")(synthesize.synthesize)
 app.command("sweep")(sweep.sweep)
 app.command("diff")(diff.diff)
 app.command("verify")(verify.verify)
+app.command("pack")(pack.pack)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 

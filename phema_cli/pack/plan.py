@@ -1,0 +1,254 @@
+"""The plan of a packing: its chains, coefficients and errors, from a sample of the snapshots."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from phema_cli.errors import CheckFailedError, InputError, UsageError
+from phema_cli.estimate.sample import sample
+from phema_cli.estimate.solve import stored_noise
+from phema_cli.formats.base import DTYPES, DType
+from phema_cli.formats.packing import BITS, Doubles, encode, fit, packed_specs
+from phema_cli.options import number_text
+from phema_cli.pack.request import PackRequest
+from phema_cli.profiles import Array, PowerProfile, Profile
+from phema_cli.snapshots import Scan, Snapshot
+from phema_cli.snapshots.base import snapshot_name, step_name
+from phema_cli.snapshots.tensors import averaged
+from phema_cli.solver import Sample, calibrate, solve
+
+#: files that one follows.
+FOLLOWED = 4
+#: float32's rounding, relative to a value, as a mean square.
+_ROUNDING = 2.0**-48 / 12
+ENDING = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFile:
+    """A snapshot that is to be packed.
+
+    Attributes:
+        snapshot: the snapshot.
+        name: of its file.
+        follows: places of the files that it is predicted from, newest first.
+        coefficients: of each.
+        error: mean square error of an element; 0 where nothing is rounded.
+    """
+
+    snapshot: Snapshot
+    name: str
+    follows: tuple[int, ...]
+    coefficients: tuple[float, ...]
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """How good an average can become.
+
+    Attributes:
+        gamma: the average.
+        stored: its expected_error from the snapshots as they are.
+        packed: the same from the packed ones.
+    """
+
+    gamma: float
+    stored: float
+    packed: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackPlan:
+    """All that a packing will do, decided before anything is written.
+
+    Attributes:
+        request: what was asked for.
+        files: n snapshots, oldest first.
+        chains: places of the files of each chain; the first is a keyframe.
+        tensors: names of the tensors that are packed.
+        foretold: what averages are expected to become; None where nothing foretells it.
+    """
+
+    request: PackRequest
+    files: tuple[PackedFile, ...]
+    chains: tuple[tuple[int, ...], ...]
+    tensors: tuple[str, ...]
+    foretold: Foretold | None
+
+    def specs(self, place: int) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """Types and shapes of what a file holds, wide types first so that all are aligned."""
+        file = self.files[place]
+        specs: dict[str, tuple[DType, tuple[int, ...]]] = {}
+        for extent in file.snapshot.checkpoint.stored:
+            if extent.name not in self.tensors:
+                specs[extent.name] = extent.dtype, extent.shape
+            elif self.is_keyframe(place):
+                specs[extent.name] = DTYPES["F32"], extent.shape
+            else:
+                specs |= packed_specs(extent.name, extent.elements, self.request.bits)
+        return dict(sorted(specs.items(), key=lambda item: -item[1][0].bits))
+
+    def is_keyframe(self, place: int) -> bool:
+        """Whether a file is whole."""
+        return any(chain[0] == place for chain in self.chains)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors that will be written."""
+        return sum(
+            dtype.size_bytes(math.prod(shape))
+            for place in range(len(self.files))
+            for dtype, shape in self.specs(place).values()
+        )
+
+
+def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
+    """Decide a packing.
+
+    Raises:
+        CheckFailedError: the error foretold is above ``request.max_error``.
+        InputError: nothing can be packed, or an element is not finite.
+        UsageError: the bits are none of 16, 8 and 4.
+    """
+    if request.bits not in BITS:
+        known = ", ".join(map(str, BITS))
+        raise UsageError(f"--bits {request.bits} is none of {known}", remedy="pass --bits 8")
+    snapshots = scan.require()
+    names = [
+        name
+        for name in averaged(snapshots, scan.copy)
+        if all(s.checkpoint.tensors[name].dtype.name != "F64" for s in snapshots)
+    ]
+    found = sample(snapshots, scan.copy)
+    if found is None or not names:
+        raise InputError(
+            "most of the tensors are of types that can't be packed",
+            where=scan.roots[0],
+            remedy="keep these snapshots as they are",
+        )
+    every = request.keyframe_every
+    places = range(len(snapshots))
+    chains = tuple(tuple(places[low : low + every]) for low in places[::every])
+    files: list[PackedFile] = []
+    for chain in chains:
+        files += _chain(snapshots, chain, found, request.bits)
+    errors = np.array([file.error for file in files])
+    foretold = _foretell(snapshots, found, errors)
+    if request.max_error is not None:
+        _check(foretold, request.max_error)
+    tied = snapshots[-1].checkpoint.ties
+    packed = tuple(name for name in names if name not in tied)
+    return PackPlan(request, _named(files), chains, packed, foretold)
+
+
+def _chain(
+    snapshots: Sequence[Snapshot], chain: Sequence[int], found: Sample, bits: int
+) -> list[PackedFile]:
+    """Pack a chain's sample as its files will be: coefficients, and the errors that are left."""
+    keyframe = found.values[chain[0]].astype(np.float32)
+    noise = float(np.square(keyframe, dtype=np.float64).mean()) * _ROUNDING
+    files = [PackedFile(snapshots[chain[0]], "", (), (), 0.0)]
+    movements: list[Doubles] = []
+    for at, place in enumerate(chain[1:], start=1):
+        values = found.values[place].astype(np.float32)
+        wanted = np.subtract(values, keyframe, dtype=np.float64)
+        last = movements
+        coefficients = fit(last, wanted, noise)
+        *_, movement = encode(values, keyframe, last, coefficients, bits)
+        movements = [movement, *movements][:FOLLOWED]
+        follows = tuple(chain[at - 1 - back] for back in range(len(last)))
+        error = float(np.square(movement - wanted).mean())
+        files.append(PackedFile(snapshots[place], "", follows, coefficients, error))
+    return files
+
+
+def _foretell(snapshots: Sequence[Snapshot], found: Sample, errors: Array) -> Foretold | None:
+    """The expected error of an average between the stored ones, from either kind of snapshots."""
+    profiles: list[Profile] = [s.tag.profile for s in snapshots]
+    gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
+    if not gammas:
+        return None
+    # Between the two that lie farthest from each other, else beside the only one.
+    pair = max(pairwise(gammas), key=lambda two: (two[1] + 1) / (two[0] + 1), default=None)
+    low, high = (gammas[0], 2 * gammas[0] + 1) if pair is None else pair
+    target = PowerProfile(math.sqrt((low + 1) * (high + 1)) - 1, max(p.end for p in profiles))
+    expected = []
+    for known in (Sample(found.values, found.units), Sample(found.values, found.units, errors)):
+        solution = solve(
+            profiles,
+            [target],
+            movement=calibrate(profiles, known),
+            storage_noise=stored_noise(snapshots),
+        )
+        expected.append(solution.figures[0].expected_error)
+    return Foretold(target.gamma, *expected)
+
+
+def _check(foretold: Foretold | None, most: float) -> None:
+    """Refuse a packing that averages would suffer from.
+
+    Raises:
+        CheckFailedError: the expected error is too large.
+        UsageError: nothing foretells it.
+    """
+    if foretold is None:
+        raise UsageError(
+            "no snapshot is an average of a gamma, so no error is foretold",
+            remedy="leave --max-error out",
+        )
+    if foretold.packed > most:
+        raise CheckFailedError(
+            f"expected_error {foretold.packed:.3g} of gamma {foretold.gamma:.3g} would be above "
+            f"--max-error {most:g}; from the snapshots as they are it is {foretold.stored:.3g}",
+            remedy="nothing was written; pass more --bits",
+        )
+
+
+def _named(files: Sequence[PackedFile]) -> tuple[PackedFile, ...]:
+    """The files with names of their own: those of phema's tracker, or like them."""
+    taken: set[str] = set()
+    named = []
+    for file in files:
+        tag = file.snapshot.tag
+        if tag.gamma is not None:
+            stem = snapshot_name("ema", tag.step, tag.gamma)
+        else:
+            law = re.sub(r"[^A-Za-z0-9.]+", "-", tag.label).strip("-")
+            stem = f"{step_name('ema', tag.step)}-{law}"
+        name = stem
+        while f"{name}{ENDING}" in taken:
+            name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
+        taken.add(f"{name}{ENDING}")
+        named.append(
+            PackedFile(
+                file.snapshot, f"{name}{ENDING}", file.follows, file.coefficients, file.error
+            )
+        )
+    return tuple(named)
+
+
+def metadata_of(file: PackedFile) -> dict[str, str]:
+    """What a packed file's metadata say of its average, as phema's tracker writes it."""
+    tag = file.snapshot.tag
+    said = {"format": "pt", "step": number_text(tag.profile.end)}
+    return said if tag.gamma is None else {**said, "gamma": number_text(tag.gamma)}
+
+
+def laws_of(files: Sequence[PackedFile]) -> str | None:
+    """A phema.toml for the files whose metadata can't say what they are; None if all can."""
+    lines = []
+    for file in files:
+        tag = file.snapshot.tag
+        if tag.gamma is None:
+            lines.append(f'[snapshots."{file.name}"]')
+            lines.append(f'average = "{tag.label}"')
+            lines.append(f"step = {number_text(tag.profile.end)}")
+            lines.append("")
+    return "\n".join(lines) or None

@@ -1,0 +1,76 @@
+"""What can be asked of ``pack``: its options, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from phema_cli.formats.packing import LONGEST_CHAIN
+from phema_cli.options import option, part
+from phema_cli.request import SOURCES, Config
+
+_PACKING, _OUTPUT = "Packing", "Output"
+#: the options of Config that packing has too.
+_SOURCES = SOURCES | {"copy", "drop"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackRequest:
+    """How snapshots are packed, and where they go.
+
+    Attributes:
+        output: the directory.
+        bits: of an element, beside half a bit for the scales: 16, 8 or 4.
+        keyframe_every: files from one whole snapshot to the next.
+        max_error: the largest expected error of an average that is made of the packed snapshots.
+        dry_run: whether nothing is written.
+        jobs: workers; the number of processors by default.
+        max_memory: bytes for buffers.
+        config: how snapshots are found and read.
+    """
+
+    output: str = option(
+        "Directory for the packed snapshots.",
+        group=_OUTPUT,
+        metavar="DIR",
+        short="-o",
+        required=True,
+    )
+    bits: int = option(
+        "Bits of an element: 16, 8 or 4; scales take half a bit more.",
+        default=8,
+        group=_PACKING,
+        metavar="16|8|4",
+        type=int,
+    )
+    keyframe_every: int = option(
+        "Files from one that is whole to the next.",
+        default=64,
+        group=_PACKING,
+        metavar="N",
+        type=int,
+        least=2,
+        most=LONGEST_CHAIN,
+    )
+    max_error: float | None = option(
+        "Exit with 1, and write nothing, if the expected_error is above X.",
+        group=_PACKING,
+        metavar="X",
+        type=float,
+        least=0.0,
+    )
+    dry_run: bool = option("Say what would be written.", default=False, group=_OUTPUT)
+    jobs: int | None = option(
+        "Workers; one for each processor by default.",
+        group=_OUTPUT,
+        metavar="N",
+        short="-j",
+        type=int,
+        least=1,
+    )
+    max_memory: int = option(
+        "Memory for buffers, of all workers.",
+        default=256 << 20,
+        group=_OUTPUT,
+        metavar="SIZE",
+    )
+    config: Config = part(Config, _SOURCES)
