@@ -6,7 +6,7 @@ the same tensors, the residue of a linear prediction:
     theta_k = K + m_k,    m_k = sum_j c_kj m_j + d_k,    m of the keyframe itself is 0
 
 with coefficients c_kj for the few snapshots j that it follows, in the metadata, and the residue d_k
-in blocks of 32 elements that share a scale: ``d = integer * scale``. Whoever writes one predicts
+in blocks of 64 elements that share a scale: ``d = integer * scale``. Whoever writes one predicts
 from what readers have of the others, so the error of a stored value is that of its own residue.
 
 docs/packing.md specifies the format. All numbers here are numpy's.
@@ -35,7 +35,7 @@ HASH_KEY = "phema_packed_sha256"
 KEYS = (KEY, HASH_KEY)
 SCHEMA = "phema/packed/1"
 #: elements that share a scale.
-BLOCK = 32
+BLOCK = 64
 #: bits of an integer, with the type of the tensor that has them.
 BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]}
 #: endings of the names of a tensor's integers and scales.
