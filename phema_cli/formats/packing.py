@@ -40,6 +40,8 @@ BLOCK = 32
 BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]}
 #: endings of the names of a tensor's integers and scales.
 VALUES, SCALES = ".packed", ".scales"
+#: bits of the first bfloat16 that is no scale.
+INFINITE = 0x7F80
 #: files that one may follow, and files from a keyframe to one.
 MOST_FOLLOWED = 16
 LONGEST_CHAIN = 256
@@ -99,20 +101,27 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
         InputError: what it says makes no sense, or was damaged.
     """
     if KEY not in metadata:
-        return None
+        if HASH_KEY not in metadata:
+            return None
+        raise InputError(f"its entry {KEY} is missing", where=path, remedy=REMEDY)
     text, _, checksum = metadata[KEY].rpartition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise InputError(f"its entry {KEY} is damaged", where=path, remedy=REMEDY)
     match parse_object(text.encode(), path):
         case {"schema": str(schema)} if schema != SCHEMA:
             remedy = "a newer phema may know it"
-            raise InputError(f"is packed as {schema:.50}", where=path, remedy=remedy)
-        case {"schema": _, "bits": int(bits), "keyframe": [name, sha256], "follows": [*entries]}:
+            raise InputError(f"is packed as {schema!r:.50}", where=path, remedy=remedy)
+        case {
+            "schema": str(),
+            "bits": int(bits),
+            "keyframe": [name, sha256],
+            "follows": [*entries],
+            **others,
+        } if not others and bits in BITS and len(entries) <= MOST_FOLLOWED:
             follows = tuple(_followed(entry, path) for entry in entries)
-            _followed([name, sha256, 1.0], path)
-            if bits in BITS and len(follows) <= MOST_FOLLOWED:
-                return Packing(bits, (name, sha256), follows)
-        case {"schema": _, **others} if not others:
+            keyframe = _followed([name, sha256, 1.0], path)
+            return Packing(bits, (keyframe.name, keyframe.sha256), follows)
+        case {"schema": str(), **others} if not others:
             return Packing()
         case _:
             pass
@@ -148,7 +157,8 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     """Round residues to integers in blocks.
 
     The scale is the largest magnitude of a block over the largest integer, 2^(bits-1) - 1, rounded
-    up to a bfloat16 so that nothing is clipped.
+    up to a bfloat16 so that nothing is clipped. A product that float32 cannot hold gets a smaller
+    integer.
 
     Args:
         residue: (n,) float32, finite; n is a multiple of ``BLOCK`` but in a tensor's last part.
@@ -163,13 +173,15 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     blocks.reshape(-1)[:count] = residue
     most = float(2 ** (bits - 1) - 1)
     # Rounded up twice: to float32, and to bfloat16.
-    scales = np.abs(blocks).max(axis=1) / np.float32(most)
-    scales = np.nextafter(scales, np.float32(np.inf), where=scales > 0, out=scales)
+    largest = np.abs(blocks).max(axis=1)
+    scales = largest / np.float32(most)
+    np.nextafter(scales, np.float32(np.inf), where=largest > 0, out=scales)
     raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
     wide = _scales(raw)[:, None]
-    with np.errstate(invalid="ignore"):
-        integers = np.where(wide > 0, np.rint(blocks / np.where(wide > 0, wide, 1)), 0)
-    np.clip(integers, -most, most, out=integers)
+    divisors = np.where(wide > 0, wide, np.float32(1))
+    with np.errstate(over="ignore"):
+        held = np.minimum(np.floor(np.finfo(np.float32).max / divisors), np.float32(most))
+    integers = np.clip(np.rint(blocks / divisors), -held, held)
     made = (integers.astype(np.float32) * wide).reshape(-1)[:count]
     flat = integers.reshape(-1)[:count]
     if bits != _NIBBLES:
@@ -198,8 +210,9 @@ def unpack(values: memoryview, scales: memoryview, bits: int, out: Floats) -> No
         out[:] = np.frombuffer(values, f"<i{bits // 8}")
     wide = _scales(np.frombuffer(scales, "<u2"))
     whole = len(out) // BLOCK
-    out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= wide[:whole, None]
-    out[whole * BLOCK :] *= wide[whole:]
+    with np.errstate(over="ignore"):
+        out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= wide[:whole, None]
+        out[whole * BLOCK :] *= wide[whole:]
 
 
 def _scales(raw: ScaleBits) -> Floats:

@@ -13,9 +13,10 @@ from typing import Self
 
 import numpy as np
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
-from phema_cli.formats.packing import BLOCK, Floats, unpack
+from phema_cli.formats.checks import REMEDY
+from phema_cli.formats.packing import BLOCK, INFINITE, Floats, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.system.files import read_at
 
@@ -159,6 +160,9 @@ class FileReader(OpenFiles):
             name: the tensor's.
             start: index of the first element, which is the first of its block.
             out: float32.
+
+        Raises:
+            InputError: a scale is negative or not finite.
         """
         values, scales = part.tensors[name]
         begin, blocks = start * part.bits // 8, -(-len(out) // BLOCK)
@@ -166,6 +170,10 @@ class FileReader(OpenFiles):
         scale = memoryview(bytearray(2 * blocks))
         self.read_bytes(part.path, values.offset + begin, held)
         self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), scale)
+        # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
+        if blocks and np.frombuffer(scale, "<u2").max() >= INFINITE:
+            what = f"tensor {name}: a scale is negative or not finite"
+            raise InputError(what, where=part.path, remedy=REMEDY)
         unpack(held, scale, part.bits, out)
 
     def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
@@ -178,11 +186,13 @@ class FileReader(OpenFiles):
             aligned = first // BLOCK * BLOCK
             residues = np.empty(first + len(piece) - aligned, np.float32)
             moved = np.zeros(len(piece))
-            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
-                self.read_residues(part, name, aligned, residues)
-                moved += coefficient * residues[first - aligned :].astype(np.float64)
             self.read_elements(link.keyframe[name], first, piece.view(np.uint8).data)
-            piece[:] = piece + moved
+            # Sums beyond float32 are infinite: whoever uses them counts them.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for part, coefficient in zip(link.parts, link.coefficients, strict=True):
+                    self.read_residues(part, name, aligned, residues)
+                    moved += coefficient * residues[first - aligned :].astype(np.float64)
+                piece[:] = piece + moved
 
     def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
         """Put the elements of all pieces into their places."""
