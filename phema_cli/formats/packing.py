@@ -267,7 +267,7 @@ def fit(movements: Sequence[Doubles], wanted: Doubles, noise: float) -> tuple[fl
     rows = np.asarray(movements, np.float64)
     gram = rows @ rows.T / len(wanted)
     right = rows @ wanted / len(wanted)
-    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
+    size = np.sqrt(np.maximum(np.diag(gram), max(noise, np.finfo(np.float64).tiny)))
     ridge = noise / size**2 + 1e-12
     solution = np.linalg.solve(gram / size[:, None] / size + np.diag(ridge), right / size) / size
     found = [float(c) for c in solution]
