@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from tests import hostile_packing
 from tests.builders import write_run
 from tests.dcp_files import EDITS, HOSTILE, NESTED, TRICKS, edit, save
 from tests.hostile_pickles import bombs, get, hostile_pickles, plain, put, text
@@ -697,6 +698,21 @@ _REFERENCES = [
 ]
 NAMES = {name: _named(TORCH[name]) for name in _REFERENCES if name in TORCH}
 
+# --- packed files ---------------------------------------------------------------------------------
+
+
+def _chained(change: Callable[[list[Path]], object]) -> Case:
+    """A case of a chain that is changed."""
+
+    def build(folder: Path) -> list[Any]:
+        change(hostile_packing.chain(folder / "run"))
+        return [folder / "run"]
+
+    return Case(build)
+
+
+PACKED = {case: _chained(change) for case, (change, _) in hostile_packing.HOSTILE.items()}
+
 #: all, by format and kind.
 CORPUS = {
     f"{form}: {case}": made
@@ -709,6 +725,7 @@ CORPUS = {
         "phema.toml": TOML,
         "csv": CSV,
         "names": NAMES,
+        "packed": PACKED,
     }.items()
     for case, made in cases.items()
 }

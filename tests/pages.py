@@ -35,6 +35,8 @@ ELSEWHERE = {
     ("index.md", "{toctree}"): "test_site.py::test_the_site_is_built_without_a_warning",
     ("json.md", "json"): "test_json.py::test_examples_of_the_page_fit_their_schemas",
     ("training.md", "python"): "test_docs.py::test_programs_of_the_training_page_leave_snapshots",
+    ("packing.md", "json"): "test_packing_format.py::test_the_entry_of_the_page",
+    ("packing.md", "python"): "test_packing_format.py::test_the_reader_of_the_page",
     ("sweep.md", "json"): "test_sweep.py::test_the_page_shows_the_first_line_of_the_results",
     ("pipelines.md", "yaml"): "test_pipelines.py::test_the_action_does_what_it_says",
 }

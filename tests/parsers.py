@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from phema_cli import profiles as weightings
 from phema_cli.cli.parsing import profiles
 from phema_cli.errors import PhemaError
+from phema_cli.formats import packing
 from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.reader import FileReader
 from phema_cli.snapshots.config import read_config
 from phema_cli.trainers import registry
 from tests import requests
@@ -28,6 +30,7 @@ from tests.builders import read_index
 from tests.dcp_files import save
 from tests.edm2_files import network, write_edm2
 from tests.limits import BYTES, SECONDS, LimitError, limits_of, seconds_of
+from tests.packing import edit_entry, packed_chain, walk
 from tests.torch_files import craft, tensor_pickle
 
 #: characters of a message.
@@ -44,6 +47,34 @@ class Parser(NamedTuple):
 
     parse: Callable[[bytes], object]
     seeds: list[bytes]
+
+
+def _packed(folder: Path) -> dict[str, Parser]:
+    """Parsers of the last file of a chain, and of how that says that it is packed."""
+    *_, last = packed_chain(folder, walk(4, (3, 13)), [(n, 5.0) for n in range(1, 5)], 4)
+    whole = last.read_bytes()
+
+    def values(data: bytes) -> object:
+        last.write_bytes(data)
+        found = read_index(last)
+        with FileReader() as reader:
+            for e in found.tensors.values():
+                if e.packed is not None:
+                    reader.read_elements(e, 0, memoryview(bytearray(e.length)))
+        return found
+
+    def entry(data: bytes) -> object:
+        last.write_bytes(whole)
+        edit_entry(last, lambda _: data.decode(errors="replace"))
+        return read_index(last)
+
+    text = read_index(last).metadata[packing.KEY]
+    return {
+        "packed": Parser(values, [whole]),
+        "packing": Parser(
+            entry, [text.rpartition(" ")[0].encode(), packing.Packing().text()[:-9].encode()]
+        ),
+    }
 
 
 _STATE = {"model": {"w": torch.rand(2, 3).t(), "n": torch.tensor(3)}, "step": 5, "ema": [1, "a"]}
@@ -120,6 +151,7 @@ def parsers() -> Mapping[str, Parser]:
         "index": Parser(
             _file(sharded, "m.safetensors.index.json", read_index), [json.dumps(index).encode()]
         ),
+        **_packed(folder / "packed"),
         "torch": Parser(_file(folder, "a.pt", read_index), [saved]),
         "torch-pickle": Parser(_pickled(folder), [pickled, tensor_pickle(0, (2,), (1,))]),
         "edm2": Parser(
@@ -193,6 +225,9 @@ def _check_places(found: Checkpoint) -> None:
     """All values lie in their files."""
     for extent in found.tensors.values():
         parts: list[Any] = [p.extent for p in extent.pieces] or [extent]
+        if extent.packed is not None:
+            link, name = extent.packed
+            parts = [e for part in link.parts for e in part.tensors[name]] + [link.keyframe[name]]
         for part in parts:
             steps = zip(part.shape, part.strides or (), strict=bool(part.strides))
             last = 1 + sum((n - 1) * s for n, s in steps) if part.strides else part.elements

@@ -74,6 +74,7 @@ def test_hostile(tmp_path, monkeypatch, capsys, case):
         "phema.toml: deep lists",
         "csv: times beyond numbers",
         "names: os.system",
+        "packed: itself by another",
     ],
 )
 def test_console_script(tmp_path, case):

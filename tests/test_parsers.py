@@ -14,7 +14,7 @@ from tests.parsers import check, parsers
 # torch warns that it was asked for what it was asked for (no_dist).
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 NAMES = (
-    *("safetensors", "index", "torch", "torch-pickle", "edm2"),
+    *("safetensors", "index", "packed", "packing", "torch", "torch-pickle", "edm2"),
     *("dcp-metadata", "dcp-chunk", "toml", "toml-run", "csv"),
     *("template", "law", "globs", "provenance", "diffusers", "weights", "profile"),
 )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import DType, Extent, Part
+from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import Floats
 from phema_cli.formats.reader import FileReader
@@ -169,23 +170,23 @@ def _read_packed(
     for r in ranges:
         span = slice(begin, begin + r.count)
         begin += r.count
-        held: dict[Part, tuple[Floats, Floats]] = {}
-        whole: dict[int, Floats] = {}
+        held: dict[Path, tuple[Floats, Floats]] = {}
+        whole: dict[Path, Floats] = {}
         for row, snapshot in enumerate(snapshots):
             extent = snapshot.checkpoint.tensors[r.name]
             if extent.packed is None:
                 continue
             link, name = extent.packed
-            if id(link.keyframe) not in whole:
-                (key,) = _read(reader, {r.name: link.keyframe[name]}, [r])
-                whole[id(link.keyframe)] = key
+            key = link.keyframe[name]
+            if key.file not in whole:
+                (whole[key.file],) = _read(reader, {r.name: key}, [r])
             for part in link.parts:
-                if part not in held:
-                    held[part] = reader.read_steps(part, name, r.start, r.count)
-            residues = np.array([held[part][0] for part in link.parts], np.float64)
+                if part.path not in held:
+                    held[part.path] = reader.read_steps(part, name, r.start, r.count)
+            residues = np.array([held[part.path][0] for part in link.parts], np.float64)
             moved = np.array(link.coefficients) @ residues
-            values[row, span] = whole[id(link.keyframe)] + moved
-            steps = held[link.parts[-1]][1]
+            values[row, span] = whole[key.file] + moved
+            steps = held[link.parts[-1].path][1]
             squares[row] += np.square(steps, dtype=np.float64).sum() / 12
     return squares / max(begin, 1)
 

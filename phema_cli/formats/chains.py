@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError
@@ -19,13 +21,23 @@ from phema_cli.formats.packing import (
     parse,
 )
 from phema_cli.formats.remote import is_remote
+from phema_cli.formats.sharded import file_beside
 
 #: extents and metadata of a file's header.
 Header = tuple[dict[str, Extent], dict[str, str]]
 ReadHeader = Callable[[Path], Header]
 
-#: links of files that were read, by path and stamp: each follows several others.
-_KNOWN: dict[tuple[Path, Stamp | None], Link] = {}
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The link of a file that was read, and the stamps of all files that it came from."""
+
+    link: Link
+    stamps: Mapping[Path, Stamp | None]
+
+
+#: what files that others follow are sums of: each is followed by several.
+_KNOWN: dict[Path, _Known] = {}
 _MOST_KNOWN = 1 << 14
 
 
@@ -38,14 +50,14 @@ def unpacked(path: Path, header: Header, read_header: ReadHeader) -> dict[str, E
         read_header: reads those of the files that it follows.
 
     Raises:
-        InputError: it is packed, and what it follows is missing, is not what it was, or follows
-            this file in turn; or what it holds makes no sense.
+        InputError: it is packed, and what it follows is missing, is not what it was, lies
+            elsewhere, or follows this file in turn; or what it holds makes no sense.
         StorageError: the operating system failed to read.
     """
     packing = parse(header[1], path)
     if packing is None or packing.keyframe is None:
         return header[0]
-    link = _link(path, header, packing, read_header, (path,))
+    link = _Directory(path, read_header).remember(path, header, packing, (path,)).link
     own = link.parts[-1].tensors
     tensors: dict[str, Extent] = {}
     for name, extent in header[0].items():
@@ -73,66 +85,122 @@ def followed_files(extents: Mapping[str, Extent]) -> set[Path]:
     return files | {e.file for link in links for e in link.keyframe.values()}
 
 
-def _link(
-    path: Path, header: Header, packing: Packing, read_header: ReadHeader, above: tuple[Path, ...]
-) -> Link:
-    """What a packed file is a sum of.
+class _Directory:
+    """The files beside a packed one, each looked at once.
 
     Args:
-        path: the file; ``header`` and ``packing`` are its own.
-        header: extents and metadata.
-        packing: how it is packed.
+        path: the packed file.
         read_header: reads the header of another one.
-        above: the files that led here, this one last.
     """
-    key = (path, None if is_remote(path) else stamp(path))
-    if key in _KNOWN:
-        return _KNOWN[key]
-    if packing.keyframe is None:
-        link = Link(header[0], (), (), header[1].get(HASH_KEY, ""))
-    else:
-        base = _follow(path, *packing.keyframe, read_header, above)
-        if base.parts:
-            raise _foreign(path, packing.keyframe[0])
+
+    def __init__(self, path: Path, read_header: ReadHeader) -> None:
+        self._read_header = read_header
+        self._files: dict[str, Path] = {path.name: path}
+        self._stamps: dict[Path, Stamp | None] = {}
+        self._known: dict[Path, _Known] = {}
+
+    def remember(
+        self, path: Path, header: Header, packing: Packing, above: tuple[Path, ...]
+    ) -> _Known:
+        """What a file is a sum of, for all that follow it; arguments as :meth:`_read` has them."""
+        known = self._remembered(path)
+        if known is None:
+            known = self._read(path, header, packing, above)
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[path] = known
+        return known
+
+    def _read(
+        self, path: Path, header: Header, packing: Packing, above: tuple[Path, ...]
+    ) -> _Known:
+        """What a file is a sum of.
+
+        Args:
+            path: the file; ``header`` and ``packing`` are its own.
+            header: extents and metadata.
+            packing: how it is packed.
+            above: the files that led here, this one last.
+        """
+        stamps = {path: self._stamp(path)}
+        sha256 = header[1].get(HASH_KEY, "")
+        if packing.keyframe is None:
+            return _Known(Link(header[0], (), (), sha256), stamps)
+        name, wanted = packing.keyframe
+        base = self._follow(path, name, wanted, "its keyframe", above)
+        if base.link.parts:
+            raise _foreign(path, name)
+        stamps |= base.stamps
+        keyframe = base.link.keyframe
+        own = _part(path, header[0], packing.bits, keyframe)
         sums: dict[Part, float] = {}
         for followed in packing.follows:
-            other = _follow(path, followed.name, followed.sha256, read_header, above)
-            if other.keyframe is not base.keyframe or not other.parts:
-                raise _foreign(path, followed.name)
-            for part, coefficient in zip(other.parts, other.coefficients, strict=True):
+            other = self._follow(path, followed.name, followed.sha256, "its predecessor", above)
+            _check_fit(own, other.link, followed.name, keyframe)
+            stamps |= other.stamps
+            for part, coefficient in zip(other.link.parts, other.link.coefficients, strict=True):
                 sums[part] = sums.get(part, 0.0) + followed.coefficient * coefficient
-        sums[_part(path, header[0], packing.bits, base.keyframe)] = 1.0
-        link = Link(base.keyframe, tuple(sums), tuple(sums.values()), header[1].get(HASH_KEY, ""))
-    if len(_KNOWN) >= _MOST_KNOWN:
-        _KNOWN.clear()
-    _KNOWN[key] = link
-    return link
+        sums[own] = 1.0
+        if len(sums) > LONGEST_CHAIN:
+            raise InputError("follows too many others", where=path, remedy=REMEDY)
+        if not all(map(math.isfinite, sums.values())):
+            raise InputError("its coefficients have no finite sum", where=path, remedy=REMEDY)
+        return _Known(Link(keyframe, tuple(sums), tuple(sums.values()), sha256), stamps)
+
+    def _follow(
+        self, path: Path, name: str, sha256: str, label: str, above: tuple[Path, ...]
+    ) -> _Known:
+        """What a file that another one follows is a sum of.
+
+        Raises:
+            InputError: it is missing, has other tensors than it had then, lies elsewhere, or
+                follows that file.
+        """
+        if name not in self._files:
+            remedy = "copy it back: all files up to the next keyframe need it"
+            self._files[name] = file_beside(path, name, label, remedy)
+        other = self._files[name]
+        if other in above:
+            raise InputError(f"follows {name}, which follows it in turn", where=path, remedy=REMEDY)
+        if len(above) > LONGEST_CHAIN:
+            raise InputError("follows too many others", where=path, remedy=REMEDY)
+        known = self._known.get(other) or self._remembered(other)
+        if known is None:
+            # From before its header is read: a file that is replaced meanwhile is read again.
+            self._stamp(other)
+            header = self._read_header(other)
+            packing = parse(header[1], other)
+            if packing is None or header[1].get(HASH_KEY) != sha256:
+                raise _foreign(path, name)
+            known = self.remember(other, header, packing, (*above, other))
+        self._known[other] = known
+        if not sha256 or known.link.sha256 != sha256:
+            raise _foreign(path, name)
+        return known
+
+    def _remembered(self, path: Path) -> _Known | None:
+        """What was known of a file before, if all that it came from is what it was."""
+        known = _KNOWN.get(path)
+        same = known is not None and all(self._stamp(p) == s for p, s in known.stamps.items())
+        return known if same else None
+
+    def _stamp(self, path: Path) -> Stamp | None:
+        """The stamp of a file; None if it is remote, or cannot be looked at."""
+        if path not in self._stamps:
+            self._stamps[path] = None
+            if not is_remote(path):
+                with suppress(OSError):
+                    self._stamps[path] = stamp(path)
+        return self._stamps[path]
 
 
-def _follow(
-    path: Path, name: str, sha256: str, read_header: ReadHeader, above: tuple[Path, ...]
-) -> Link:
-    """The link of a file that another one follows.
-
-    Raises:
-        InputError: it is missing, has other tensors than it had then, or follows that file.
-    """
-    other = path.parent / name
-    if other in above:
-        raise InputError(f"follows {name}, which follows it in turn", where=path, remedy=REMEDY)
-    if len(above) > LONGEST_CHAIN:
-        raise InputError("follows too many others", where=path, remedy=REMEDY)
-    if not other.is_file():
-        raise InputError(
-            f"follows {name}, which is missing",
-            where=path,
-            remedy="copy it back: all files up to the next keyframe need it",
-        )
-    header = read_header(other)
-    packing = parse(header[1], other)
-    if packing is None or not sha256 or header[1].get(HASH_KEY) != sha256:
-        raise _foreign(path, name)
-    return _link(other, header, packing, read_header, (*above, other))
+def _check_fit(own: Part, other: Link, name: str, keyframe: Mapping[str, Extent]) -> None:
+    """Refuse to follow a file of another chain, or one that lacks a packed tensor."""
+    if other.keyframe != keyframe or not other.parts:
+        raise _foreign(own.path, name)
+    if missing := own.tensors.keys() - other.parts[-1].tensors.keys():
+        what = f"tensor {min(missing)}: it is not packed in {name}"
+        raise InputError(what, where=own.path, remedy=REMEDY)
 
 
 def _foreign(path: Path, name: str) -> InputError:

@@ -40,6 +40,8 @@ BLOCK = 64
 BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]}
 #: endings of the names of a tensor's integers and scales.
 VALUES, SCALES = ".packed", ".scales"
+#: bits of the first bfloat16 that is no scale.
+INFINITE = 0x7F80
 #: files that one may follow, and files from a keyframe to one.
 MOST_FOLLOWED = 16
 LONGEST_CHAIN = 256
@@ -99,20 +101,27 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
         InputError: what it says makes no sense, or was damaged.
     """
     if KEY not in metadata:
-        return None
+        if HASH_KEY not in metadata:
+            return None
+        raise InputError(f"its entry {KEY} is missing", where=path, remedy=REMEDY)
     text, _, checksum = metadata[KEY].rpartition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise InputError(f"its entry {KEY} is damaged", where=path, remedy=REMEDY)
     match parse_object(text.encode(), path):
         case {"schema": str(schema)} if schema != SCHEMA:
             remedy = "a newer phema may know it"
-            raise InputError(f"is packed as {schema:.50}", where=path, remedy=remedy)
-        case {"schema": _, "bits": int(bits), "keyframe": [name, sha256], "follows": [*entries]}:
+            raise InputError(f"is packed as {schema!r:.50}", where=path, remedy=remedy)
+        case {
+            "schema": str(),
+            "bits": int(bits),
+            "keyframe": [name, sha256],
+            "follows": [*entries],
+            **others,
+        } if not others and bits in BITS and len(entries) <= MOST_FOLLOWED:
             follows = tuple(_followed(entry, path) for entry in entries)
-            _followed([name, sha256, 1.0], path)
-            if bits in BITS and len(follows) <= MOST_FOLLOWED:
-                return Packing(bits, (name, sha256), follows)
-        case {"schema": _, **others} if not others:
+            keyframe = _followed([name, sha256, 1.0], path)
+            return Packing(bits, (keyframe.name, keyframe.sha256), follows)
+        case {"schema": str(), **others} if not others:
             return Packing()
         case _:
             pass
@@ -148,7 +157,8 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     """Round residues to integers in blocks.
 
     The scale is the largest magnitude of a block over the largest integer, 2^(bits-1) - 1, rounded
-    up to a bfloat16 so that nothing is clipped.
+    up to a bfloat16 so that nothing is clipped. A product that float32 cannot hold gets a smaller
+    integer.
 
     Args:
         residue: (n,) float32, finite; n is a multiple of ``BLOCK`` but in a tensor's last part.
@@ -163,13 +173,15 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     blocks.reshape(-1)[:count] = residue
     most = float(2 ** (bits - 1) - 1)
     # Rounded up twice: to float32, and to bfloat16.
-    scales = np.abs(blocks).max(axis=1) / np.float32(most)
-    scales = np.nextafter(scales, np.float32(np.inf), where=scales > 0, out=scales)
+    largest = np.abs(blocks).max(axis=1)
+    scales = largest / np.float32(most)
+    np.nextafter(scales, np.float32(np.inf), where=largest > 0, out=scales)
     raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
     wide = numbers_of(raw)[:, None]
-    with np.errstate(invalid="ignore"):
-        integers = np.where(wide > 0, np.rint(blocks / np.where(wide > 0, wide, 1)), 0)
-    np.clip(integers, -most, most, out=integers)
+    divisors = np.where(wide > 0, wide, np.float32(1))
+    with np.errstate(over="ignore"):
+        held = np.minimum(np.floor(np.finfo(np.float32).max / divisors), np.float32(most))
+    integers = np.clip(np.rint(blocks / divisors), -held, held)
     made = (integers.astype(np.float32) * wide).reshape(-1)[:count]
     flat = integers.reshape(-1)[:count]
     if bits != _NIBBLES:
@@ -179,27 +191,26 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     return nibbles[::2] | nibbles[1::2] << 4, raw, made
 
 
-def unpack(values: memoryview, scales: memoryview, bits: int, out: Floats) -> None:
+def unpack(values: NDArray[np.uint8], scales: Floats, bits: int, out: Floats) -> None:
     """What readers have of residues.
 
     Args:
-        values: stored integers, from a block's first one on.
-        scales: the blocks' scales, stored.
+        values: bytes of stored integers, from a block's first one on.
+        scales: (blocks,) float32.
         bits: of an integer.
         out: (n,) float32, filled.
     """
     if bits == _NIBBLES:
-        pairs = np.frombuffer(values, np.uint8)
-        integers = np.empty((len(pairs), 2), np.uint8)
-        np.bitwise_and(pairs, 15, out=integers[:, 0])
-        np.right_shift(pairs, 4, out=integers[:, 1])
+        integers = np.empty((len(values), 2), np.int8)
+        np.bitwise_and(values, 15, out=integers[:, 0], casting="unsafe")
+        np.right_shift(values, 4, out=integers[:, 1], casting="unsafe")
         np.subtract(integers.reshape(-1)[: len(out)], np.float32(8), out=out)
     else:
-        out[:] = np.frombuffer(values, f"<i{bits // 8}")
-    wide = numbers_of(np.frombuffer(scales, "<u2"))
+        out[:] = values.view(f"<i{bits // 8}")
     whole = len(out) // BLOCK
-    out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= wide[:whole, None]
-    out[whole * BLOCK :] *= wide[whole:]
+    with np.errstate(over="ignore"):
+        out[: whole * BLOCK].reshape(whole, BLOCK)[:] *= scales[:whole, None]
+        out[whole * BLOCK :] *= scales[whole:]
 
 
 def numbers_of(raw: ScaleBits) -> Floats:
@@ -254,7 +265,7 @@ def fit(movements: Sequence[Doubles], wanted: Doubles, noise: float) -> tuple[fl
     rows = np.asarray(movements, np.float64)
     gram = rows @ rows.T / len(wanted)
     right = rows @ wanted / len(wanted)
-    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
+    size = np.sqrt(np.maximum(np.diag(gram), max(noise, np.finfo(np.float64).tiny)))
     ridge = noise / size**2 + 1e-12
     solution = np.linalg.solve(gram / size[:, None] / size + np.diag(ridge), right / size) / size
     found = [float(c) for c in solution]

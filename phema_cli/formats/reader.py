@@ -13,9 +13,10 @@ from typing import Self
 
 import numpy as np
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
-from phema_cli.formats.packing import BLOCK, Floats, numbers_of, unpack
+from phema_cli.formats.checks import REMEDY
+from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.system.files import read_at
 
@@ -151,34 +152,38 @@ class FileReader(OpenFiles):
         else:
             self._gather(extent, start, out)
 
-    def read_residues(self, part: Part, name: str, start: int, out: Floats) -> None:
-        """Fill ``out`` with a packed file's residues of a tensor.
+    def read_residues(self, part: Part, name: str, start: int, out: Floats) -> Floats:
+        """Fill ``out`` with a packed file's residues of a tensor; returns their blocks' scales.
 
         Args:
             part: the file.
             name: the tensor's.
             start: index of the first element, which is the first of its block.
             out: float32.
+
+        Raises:
+            InputError: a scale is negative or not finite.
         """
         values, scales = part.tensors[name]
-        begin, blocks = start * part.bits // 8, -(-len(out) // BLOCK)
-        held = memoryview(bytearray(-(-len(out) * part.bits // 8)))
-        scale = memoryview(bytearray(2 * blocks))
-        self.read_bytes(part.path, values.offset + begin, held)
-        self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), scale)
-        unpack(held, scale, part.bits, out)
+        held = np.empty(-(-len(out) * part.bits // 8), np.uint8)
+        raw = np.empty(-(-len(out) // BLOCK), np.uint16)
+        self.read_bytes(part.path, values.offset + start * part.bits // 8, held.data)
+        self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), raw.view(np.uint8).data)
+        # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
+        if len(raw) and raw.max() >= INFINITE:
+            what = f"tensor {name}: a scale is negative or not finite"
+            raise InputError(what, where=part.path, remedy=REMEDY)
+        wide = numbers_of(raw)
+        unpack(held, wide, part.bits, out)
+        return wide
 
     def read_steps(self, part: Part, name: str, start: int, count: int) -> tuple[Floats, Floats]:
         """Residues of a tensor's elements from any one on, and the step that each is rounded to."""
         aligned = start // BLOCK * BLOCK
         low, high = start - aligned, start - aligned + count
         residues = np.empty(high, np.float32)
-        self.read_residues(part, name, aligned, residues)
-        blocks = -(-high // BLOCK)
-        raw = np.empty(blocks, np.uint16)
-        place = part.tensors[name][1].offset + 2 * (aligned // BLOCK)
-        self.read_bytes(part.path, place, raw.view(np.uint8).data)
-        return residues[low:], np.repeat(numbers_of(raw), BLOCK)[low:high]
+        steps = np.repeat(self.read_residues(part, name, aligned, residues), BLOCK)
+        return residues[low:], steps[low:high]
 
     def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
         """Sum what a packed tensor consists of, in float64: keyframe, then residues in order."""
@@ -190,11 +195,13 @@ class FileReader(OpenFiles):
             aligned = first // BLOCK * BLOCK
             residues = np.empty(first + len(piece) - aligned, np.float32)
             moved = np.zeros(len(piece))
-            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
-                self.read_residues(part, name, aligned, residues)
-                moved += coefficient * residues[first - aligned :].astype(np.float64)
             self.read_elements(link.keyframe[name], first, piece.view(np.uint8).data)
-            piece[:] = piece + moved
+            # Sums beyond float32 are infinite: whoever uses them counts them.
+            with np.errstate(over="ignore", invalid="ignore"):
+                for part, coefficient in zip(link.parts, link.coefficients, strict=True):
+                    self.read_residues(part, name, aligned, residues)
+                    moved += coefficient * residues[first - aligned :].astype(np.float64)
+                piece[:] = piece + moved
 
     def _assemble(self, extent: Extent, start: int, out: memoryview) -> None:
         """Put the elements of all pieces into their places."""

@@ -49,7 +49,7 @@ def read(path: Path) -> Contents:
     Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
     if path.name.endswith(INDEX_SUFFIX):
-        tensors, metadata, files = read_sharded(path, ".safetensors", read_header)
+        tensors, metadata, files = read_sharded(path, ".safetensors", _read_shard)
         base = path.name.removesuffix(INDEX_SUFFIX)
     else:
         tensors, metadata = read_header(path)
@@ -64,6 +64,15 @@ def read(path: Path) -> Contents:
         if name in tensors and alias not in tensors and alias != "format"
     }
     return Contents(path, NAME, tensors, located, files, metadata, base)
+
+
+def _read_shard(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
+    """:func:`read_header` of a shard, which must not be packed."""
+    tensors, metadata = read_header(path)
+    packed = packing.parse(metadata, path)
+    if packed is not None and packed.keyframe is not None:
+        raise InputError("a packed file cannot be a shard", where=path, remedy=REMEDY)
+    return tensors, metadata
 
 
 def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:

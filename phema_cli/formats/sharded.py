@@ -11,7 +11,7 @@ from phema_cli.formats.checks import REMEDY, parse_object
 from phema_cli.formats.remote import is_remote
 
 _MAX_INDEX_BYTES = 1 << 30
-_BESIDE = "what an index names must lie beside it"
+_BESIDE = "what a file names must lie beside it"
 
 #: reads the extents and metadata of one shard.
 ReadShard = Callable[[Path], tuple[Mapping[str, Extent], Mapping[str, str]]]
@@ -68,13 +68,14 @@ def _weight_map(path: Path) -> dict[str, object]:
     return weight_map
 
 
-def file_beside(index: Path, name: str, label: str) -> Path:
-    """The file of that name in the directory of an index.
+def file_beside(index: Path, name: str, label: str, remedy: str = REMEDY) -> Path:
+    """The file of that name in the directory of an index, or of another file that names it.
 
     Args:
         index: the file that names it.
         name: what the index says; a path or a link that leads elsewhere is refused.
         label: what the file is to the index, for messages.
+        remedy: what to do if it is missing.
 
     Raises:
         InputError: it lies outside the directory, or is missing.
@@ -89,7 +90,7 @@ def file_beside(index: Path, name: str, label: str) -> Path:
         # A name that no file system takes.
         exists = False
     if not exists:
-        raise InputError(f"{shown} is missing", where=index, remedy=REMEDY)
+        raise InputError(f"{shown} is missing", where=index, remedy=remedy)
     # In caches links stand for all the files, and lead to one directory.
     if not is_remote(index) and file.resolve().parent not in (
         index.parent.resolve(),

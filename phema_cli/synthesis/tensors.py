@@ -149,7 +149,7 @@ def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
     single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
     none = np.zeros(weights.shape[1])
     whole: dict[str, tuple[Link | int, Array]] = {}
-    parts: dict[Part, Array] = {}
+    parts: dict[str, tuple[Part, Array]] = {}
     for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
         own = np.where(alone, 0.0, weights[i])
         taken = weights[i] if link is None else weights[i] - own
@@ -160,12 +160,13 @@ def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
             key = f"{next(iter(link.keyframe.values())).file}\0"
             whole[key] = link, whole.get(key, (link, none))[1] + own
             for part, coefficient in zip(link.parts, link.coefficients, strict=True):
-                parts[part] = parts.get(part, none) + coefficient * own
+                path = str(part.path)
+                parts[path] = part, parts.get(path, (part, none))[1] + coefficient * own
     # Newest first, as far as names tell: differences are taken from the first.
     ordered = [whole[key] for key in sorted(whole, reverse=True)]
-    residues = sorted(parts, key=lambda part: str(part.path))
-    rows = [row for _, row in ordered] + [parts[part] for part in residues]
-    return Rows(tuple(row for row, _ in ordered), tuple(residues), np.array(rows))
+    residues = [parts[path] for path in sorted(parts)]
+    rows = [row for _, row in ordered + residues]
+    return Rows(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
 
 
 def bytes_read(tensor: TensorPlan, rows: Rows | None, used: int, targets: int) -> int:
