@@ -241,7 +241,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "no entry": (_entry_gone, "its entry phema_packing is missing"),
     "integers of another shape": (_tensor(-1, "w.packed", shape=[5, 13]), "don't fit its shape"),
     "integers of another type": (_tensor(-1, "w.packed", dtype="U8"), "don't fit its shape"),
-    "scales of another shape": (_tensor(-1, "w.scales", shape=[3, 1]), "don't fit its shape"),
+    "scales of another shape": (_tensor(-1, "w.scales", shape=[2, 1]), "don't fit its shape"),
     "scales of another type": (_tensor(-1, "w.scales", dtype="F16"), "don't fit its shape"),
     "a keyframe of integers": (_tensor(0, "w", dtype="I32"), "w: its keyframe has no such"),
     "a keyframe without it": (_renamed(0, "w", "v"), "w: its keyframe has no such"),

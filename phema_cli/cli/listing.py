@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from phema_cli.formats.base import Checkpoint
     from phema_cli.profiles import Array, Profile
     from phema_cli.snapshots import Snapshot
     from phema_cli.solver import Figures
@@ -46,12 +47,45 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
         "time": profile["step"],
         "format": checkpoint.format,
         "key": checkpoint.key,
-        "files": len(checkpoint.files),
+        "files": _files(checkpoint),
         "tensors": len(checkpoint.tensors),
         "parameters": checkpoint.parameters,
         "dtype": _dtypes(snapshot),
         "size_bytes": checkpoint.size_bytes,
+        "packing": _packing(checkpoint),
     }
+
+
+def _files(checkpoint: Checkpoint) -> int:
+    """Files of a checkpoint, without those that a packed one follows."""
+    from phema_cli.formats.chains import link_of
+
+    return len(checkpoint.files) if link_of(checkpoint) is None else 1
+
+
+def _packing(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How a checkpoint is packed; None if it is not."""
+    from phema_cli.formats.packing import parse
+
+    packing = parse(checkpoint.metadata, checkpoint.path)
+    if packing is None:
+        return None
+    return {
+        "bits": packing.bits or None,
+        "keyframe": None if packing.keyframe is None else packing.keyframe[0],
+        "follows": [followed.name for followed in packing.follows],
+    }
+
+
+def _packed(snapshot: Snapshot) -> str:
+    """How a snapshot is packed, as a cell."""
+    packing = _packing(snapshot.checkpoint)
+    if packing is None:
+        return ""
+    if packing["keyframe"] is None:
+        return "keyframe"
+    follows = len(packing["follows"])
+    return f"{packing['bits']} bits, follows {follows + 1}"
 
 
 def target_entry(
@@ -91,7 +125,7 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     newest = model.checkpoint
     formats = " and ".join(sorted({s.checkpoint.format for s in snapshots}))
     trainers = " and".join(sorted({f" of {name}" for s in snapshots for name in s.trainers}))
-    shards = f", {len(newest.files)} shards" if len(newest.files) > 1 else ""
+    shards = f", {_files(newest)} shards" if _files(newest) > 1 else ""
     key = "" if newest.key is None else f", key {render.plain(newest.key)}"
     out.print(
         f"each {render.counted(len(newest.tensors), 'tensor')}, "
@@ -188,13 +222,17 @@ def _snapshots_table(snapshots: Sequence[Snapshot]) -> Table:
     """A row for each snapshot."""
     columns = _average_columns(snapshots)
     right = ("step", "gamma", "effective", "sigma_rel", "size")
-    table = render.table("snapshot", "step", *columns, "size", "tag from", right=right, gap=2)
+    packed = ["packed"] if any(_packed(s) for s in snapshots) else []
+    table = render.table(
+        "snapshot", "step", *columns, "size", *packed, "tag from", right=right, gap=2
+    )
     for s in snapshots:
         table.add_row(
             render.plain(s.name),
             f"{s.tag.step:.10g}",
             *_average_cells(s, columns),
             render.size(s.checkpoint.size_bytes),
+            *([_packed(s)] if packed else []),
             _origin(s),
         )
     return table

@@ -58,7 +58,7 @@ def pack(
 
 def _show(plan: PackPlan) -> None:
     """Print what will be written, and what averages will be like."""
-    out = render.console()
+    out = render.console(stderr=True)
     before = sum(file.snapshot.checkpoint.size_bytes for file in plan.files)
     out.print(
         f"{render.counted(len(plan.files), 'snapshot')} in "

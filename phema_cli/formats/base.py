@@ -125,6 +125,14 @@ class Extent(StoredTensor):
         """Bytes of the tensor's values."""
         return self.dtype.size_bytes(self.elements)
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that they take in the file."""
+        if self.packed is None:
+            return self.length
+        held = self.packed.link.parts[-1].tensors[self.packed.name]
+        return sum(extent.length for extent in held)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -278,7 +286,7 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(e.length for e in self.stored)
+        return sum(e.stored_bytes for e in self.stored)
 
     @property
     def parameters(self) -> int:

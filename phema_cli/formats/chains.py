@@ -57,7 +57,14 @@ def unpacked(path: Path, header: Header, read_header: ReadHeader) -> dict[str, E
     packing = parse(header[1], path)
     if packing is None or packing.keyframe is None:
         return header[0]
-    link = _Directory(path, read_header).remember(path, header, packing, (path,)).link
+    try:
+        link = _Directory(path, read_header).known(path, header, packing, (path,)).link
+    except InputError as error:
+        if error.where in {None, str(path)}:
+            raise
+        # Each file that is lost with another one is named.
+        what = f"needs {Path(str(error.where)).name}: {error.what}"
+        raise InputError(what, where=path, remedy=error.remedy) from error
     own = link.parts[-1].tensors
     tensors: dict[str, Extent] = {}
     for name, extent in header[0].items():
@@ -99,19 +106,7 @@ class _Directory:
         self._stamps: dict[Path, Stamp | None] = {}
         self._known: dict[Path, _Known] = {}
 
-    def remember(
-        self, path: Path, header: Header, packing: Packing, above: tuple[Path, ...]
-    ) -> _Known:
-        """What a file is a sum of, for all that follow it; arguments as :meth:`_read` has them."""
-        known = self._remembered(path)
-        if known is None:
-            known = self._read(path, header, packing, above)
-            if len(_KNOWN) >= _MOST_KNOWN:
-                _KNOWN.clear()
-            _KNOWN[path] = known
-        return known
-
-    def _read(
+    def known(
         self, path: Path, header: Header, packing: Packing, above: tuple[Path, ...]
     ) -> _Known:
         """What a file is a sum of.
@@ -172,7 +167,10 @@ class _Directory:
             packing = parse(header[1], other)
             if packing is None or header[1].get(HASH_KEY) != sha256:
                 raise _foreign(path, name)
-            known = self.remember(other, header, packing, (*above, other))
+            known = self.known(other, header, packing, (*above, other))
+            if len(_KNOWN) >= _MOST_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[other] = known
         self._known[other] = known
         if not sha256 or known.link.sha256 != sha256:
             raise _foreign(path, name)

@@ -164,18 +164,35 @@ class FileReader(OpenFiles):
         Raises:
             InputError: a scale is negative or not finite.
         """
-        values, scales = part.tensors[name]
         held = np.empty(-(-len(out) * part.bits // 8), np.uint8)
         raw = np.empty(-(-len(out) // BLOCK), np.uint16)
-        self.read_bytes(part.path, values.offset + start * part.bits // 8, held.data)
-        self.read_bytes(part.path, scales.offset + 2 * (start // BLOCK), raw.view(np.uint8).data)
-        # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
-        if len(raw) and raw.max() >= INFINITE:
-            what = f"tensor {name}: a scale is negative or not finite"
-            raise InputError(what, where=part.path, remedy=REMEDY)
+        self.read_packed(part, name, start, held.data, raw.view(np.uint8).data)
         wide = numbers_of(raw)
         unpack(held, wide, part.bits, out)
         return wide
+
+    def read_packed(
+        self, part: Part, name: str, start: int, integers: memoryview, scales: memoryview
+    ) -> None:
+        """Read stored integers of a tensor, and the scales of their blocks.
+
+        Args:
+            part: the file.
+            name: the tensor's.
+            start: index of the first element, which is the first of its block.
+            integers: filled.
+            scales: filled.
+
+        Raises:
+            InputError: a scale is negative or not finite.
+        """
+        values, steps = part.tensors[name]
+        self.read_bytes(part.path, values.offset + start * part.bits // 8, integers)
+        self.read_bytes(part.path, steps.offset + 2 * (start // BLOCK), scales)
+        # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
+        if len(scales) and np.frombuffer(scales, np.uint16).max() >= INFINITE:
+            what = f"tensor {name}: a scale is negative or not finite"
+            raise InputError(what, where=part.path, remedy=REMEDY)
 
     def read_steps(self, part: Part, name: str, start: int, count: int) -> tuple[Floats, Floats]:
         """Residues of a tensor's elements from any one on, and the step that each is rounded to."""

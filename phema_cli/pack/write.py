@@ -83,21 +83,22 @@ def write(plan: PackPlan, progress: Progress | None = None) -> list[Path]:
     """
     folder = Path(plan.request.output)
     paths = [folder / file.name for file in plan.files]
-    with _log(plan, folder) as log:
+    with _log(plan, folder, paths) as log:
         done = {entry["chain"] for entry in log.entries()[1:]}
-        _check_room(plan, folder, paths, done)
+        _check_room(plan, folder, done)
         for number, chain in enumerate(plan.chains):
             if number not in done:
                 _write_chain(plan, folder, chain, progress or (lambda _: None))
                 log.append({"chain": number})
         laws = laws_of(plan.files)
         if laws is not None:
-            (folder / "phema.toml").write_text(laws)
+            with _writing(folder):
+                (folder / "phema.toml").write_text(laws)
     return paths
 
 
 @contextmanager
-def _log(plan: PackPlan, folder: Path) -> Iterator[Log]:
+def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
     """The locked log of a packing into a directory; it is gone when all is written.
 
     Raises:
@@ -108,7 +109,7 @@ def _log(plan: PackPlan, folder: Path) -> Iterator[Log]:
     begun = {"schema": _SCHEMA, "plan": _fingerprint(plan)}
     try:
         with _writing(folder):
-            _begin(log, begun)
+            _begin(log, begun, paths)
         try:
             yield log
         except BaseException as error:
@@ -124,11 +125,11 @@ def _log(plan: PackPlan, folder: Path) -> Iterator[Log]:
             folder.rmdir()
 
 
-def _begin(log: Log, begun: dict[str, str]) -> None:
+def _begin(log: Log, begun: dict[str, str], paths: Sequence[Path]) -> None:
     """Lock a log, and write its first line or find it there.
 
     Raises:
-        UsageError: it is that of another packing.
+        UsageError: it is that of another packing, or files exist that no packing has left.
         StorageError: another process packs there.
     """
     log.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +137,11 @@ def _begin(log: Log, begun: dict[str, str]) -> None:
     log.truncate()
     entries = log.entries()
     if not entries:
+        for path in paths:
+            if os.path.lexists(path):
+                log.path.unlink()
+                raise UsageError("exists already", where=path, remedy="choose another -o")
+        # From here on what lies under these names was written by this packing.
         log.append(begun)
     elif entries[0] != begun:
         raise UsageError(
@@ -157,17 +163,9 @@ def _fingerprint(plan: PackPlan) -> str:
     ).hexdigest()
 
 
-def _check_room(plan: PackPlan, folder: Path, paths: Sequence[Path], done: set[int]) -> None:
-    """Refuse files that exist, and a disk without room.
-
-    Raises:
-        UsageError: a file exists that no run of this plan has written.
-        StorageError: the disk is too small.
-    """
+def _check_room(plan: PackPlan, folder: Path, done: set[int]) -> None:
+    """Refuse a disk without room; raises ``StorageError``."""
     places = [p for n, chain in enumerate(plan.chains) if n not in done for p in chain]
-    for place in places:
-        if os.path.lexists(paths[place]):
-            raise UsageError("exists already", where=paths[place], remedy="choose another -o")
     needed = sum(
         dtype.size_bytes(int(np.prod(shape, dtype=np.int64)))
         for place in places

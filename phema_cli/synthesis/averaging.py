@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
 from phema_cli.synthesis.memory import GROUP, LEAST_ROWS, WIDTH, Kind, buffers
+from phema_cli.synthesis.packed import Residues, Rows
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ class _Group:
         parts: for differences, at most ``GROUP`` sources at a time and their weights: a row for
             each target, and zeros up to ``LEAST_ROWS``.
         bags: what sums values of 16 bits as they are stored; None where differences are summed.
-        residues: sources from here on are residues.
+        whole: sources from here on are residues.
     """
 
     targets: list[int]
@@ -57,7 +59,7 @@ class _Group:
     totals: list[float]
     parts: list[tuple[list[int], torch.Tensor]]
     bags: Bags | None
-    residues: int
+    whole: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,7 @@ class Averager:
         weights: (n, k) float64; sources newest first, each with a weight for some target.
         totals: (k,) what the weights sum to; exactly 1 where they were meant to.
         elements: the most elements of a tile.
-        packed: weights (m, k) of the rows of packed tensors, and how many of them are whole; the
-            others are residues, differences already.
+        packed: the rows of packed tensors; residues are differences already.
 
     Attributes:
         finite: whether the last averages, and the sources that they were made of, are surely
@@ -107,17 +108,16 @@ class Averager:
         weights: Array,
         totals: Array,
         elements: int,
-        packed: tuple[Array, int] | None = None,
+        packed: Rows | None = None,
     ) -> None:
         import torch
 
         targets = weights.shape[1]
-        self._weights = {False: weights}
-        #: rows from here on are residues.
-        self._residues = {False: len(weights)}
-        if packed is not None:
-            self._weights[True], self._residues[True] = packed
-        need = buffers(kinds, max(map(len, self._weights.values())), targets, elements)
+        need = buffers(kinds, len(weights), targets, elements, packed)
+        self._weights = weights
+        self._packed = packed
+        bits = [] if packed is None else [part.bits for part in packed.parts]
+        self._residues = Residues(bits, need.width)
         self._totals: list[float] = totals.tolist()
         self._width, self._block = need.width, need.block
         self._piece = math.gcd(need.width, _PIECE)
@@ -131,14 +131,20 @@ class Averager:
         self.finite = True
 
     def rows(self, kind: Kind, count: int) -> list[memoryview]:
-        """Where ``count`` stored values of each source go."""
+        """Where ``count`` stored values of each source go; of packed tensors of each row.
+
+        Whole rows come first, then the integers of residues, then their scales.
+        """
         rows = self._tile(kind).stored_bytes
-        return [row[: len(row) // self._width * count] for row in rows]
+        whole = [row[: len(row) // self._width * count] for row in rows]
+        return whole + self._residues.rows(count) if kind.packed else whole
 
     def averages(self, kind: Kind, count: int) -> list[memoryview]:
         """The bytes of each target's average; the next call overwrites them, this one ``rows``."""
         tile = self._tile(kind)
         self.finite = True
+        if kind.packed:
+            self._residues.filled()
         for k, source in tile.copied.items():
             tile.out[k, :count].copy_(tile.stored[source][:count])
             self.finite &= self._is_finite(tile.out[k : k + 1, :count])
@@ -154,6 +160,12 @@ class Averager:
         stored = tile.stored
         if isinstance(stored, list):
             stored = torch.stack([row.to(self._compute) for row in stored])
+        if kind.packed and self._packed is not None:
+            numbers = range(len(self._packed.parts))
+            self._residues.filled()
+            residues = torch.empty(len(numbers), self._width)
+            self._residues.decode(numbers, 0, residues)
+            stored = torch.cat([stored, residues])
         return stored[:, :count], tile.out[:, :count]
 
     def _tile(self, kind: Kind) -> _Tile:
@@ -162,7 +174,8 @@ class Averager:
             return self._tiles[kind]
         import torch
 
-        sources, targets = self._weights[kind.packed].shape
+        weights, sources = self._rows(kind)
+        targets = weights.shape[1]
         types: list[torch.dtype] = [getattr(torch, d.label) for d in kind.stored]
         sizes = [self._width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
         out_size = self._width * kind.out.bits // 8
@@ -184,10 +197,17 @@ class Averager:
             copied,
             groups,
             in_place=isinstance(stored, torch.Tensor)
+            and not kind.packed
             and stored.dtype == self._compute
             and [len(group.sources) for group in groups] == [sources],
         )
         return self._tiles[kind]
+
+    def _rows(self, kind: Kind) -> tuple[Array, int]:
+        """Weights (n, k) of the rows of a kind, and how many of them are whole."""
+        if kind.packed and self._packed is not None:
+            return self._packed.weights, len(self._packed.whole)
+        return self._weights, len(self._weights)
 
     def _groups(self, kind: Kind) -> tuple[dict[int, int], list[_Group]]:
         """Targets that are one source each, and the others by sources and way of summing."""
@@ -195,10 +215,10 @@ class Averager:
 
         copied: dict[int, int] = {}
         alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        every, residues = self._weights[kind.packed], self._residues[kind.packed]
+        every, whole = self._rows(kind)
         for k, column in enumerate(every.T):
             used = column.nonzero()[0]
-            if not len(used) or used[0] >= residues:
+            if not len(used) or used[0] >= whole:
                 # Where keyframes cancel each other, differences of one are taken all the same.
                 used = np.concatenate([[0], used])
             sources = used.tolist()
@@ -224,7 +244,7 @@ class Averager:
             bags = self._bags(weights, rows, dtype) if direct else None
             totals = [self._totals[k] for k in targets]
             groups.append(
-                _Group(targets, _consecutive(targets), sources, totals, parts, bags, residues)
+                _Group(targets, _consecutive(targets), sources, totals, parts, bags, whole)
             )
         return copied, groups
 
@@ -334,8 +354,13 @@ class Averager:
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
         for part, (sources, weights) in enumerate(group.parts):
-            whole = bisect_left(sources, group.residues)
-            values = self._differences(tile, sources, whole, span, reference, finite=finite)
+            whole = bisect_left(sources, group.whole)
+            values = self._differences(tile, sources[:whole], span, reference, finite=finite)
+            if whole < len(sources):
+                numbers = [source - group.whole for source in sources[whole:]]
+                values = self._values[: len(sources)]
+                columns = -(-count // BLOCK) * BLOCK
+                self._residues.decode(numbers, span.start, values[whole:, :columns])
             add_up(weights, targets, values, count, self._partial if part else self._sums)
             if part:
                 sums.add_(self._partial[:targets, :count])
@@ -345,13 +370,12 @@ class Averager:
         self,
         tile: _Tile,
         sources: list[int],
-        whole: int,
         span: slice,
         reference: torch.Tensor,
         *,
         finite: bool,
     ) -> torch.Tensor:
-        """Differences of the first ``whole`` sources from the reference, and residues as they are.
+        """Differences of whole sources from the reference.
 
         Returns:
             (sources, width); columns beyond the block's may hold anything.
@@ -360,18 +384,16 @@ class Averager:
 
         count, stored = len(reference), tile.stored
         values = self._values[: len(sources)]
+        if not sources:
+            return values
         place = _consecutive(sources)
         if isinstance(place, slice) and isinstance(stored, torch.Tensor):
             if tile.in_place:
                 values = stored[place, span.start :]
-            else:
-                values[whole:, :count].copy_(stored[place, span][whole:])
-            pairs = [(stored[place, span][:whole], values[:whole, :count])]
+            pairs = [(stored[place, span], values[:, :count])]
         else:
             rows = [stored[i][span] for i in sources]
-            for row, wide in zip(rows[whole:], values[whole:, :count], strict=True):
-                wide.copy_(row)
-            pairs = list(zip(rows[:whole], values[:whole, :count], strict=True))
+            pairs = list(zip(rows, values[:, :count], strict=True))
         for row, wide in pairs:
             held = row if row.dtype == wide.dtype else wide.copy_(row)
             # Equal infinities, as masks have them, are no difference.

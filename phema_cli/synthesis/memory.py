@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from phema_cli.formats.base import DType
 from phema_cli.profiles import Array
+from phema_cli.synthesis.packed import Rows
 
 #: rows are this long, or a multiple: BLAS sums short ones in another order.
 WIDTH = 256
@@ -98,14 +100,28 @@ class Buffers:
     size_bytes: int
 
 
-def buffers(kinds: Sequence[Kind], sources: int, targets: int, elements: int) -> Buffers:
-    """The buffers for tensors of these kinds, in tiles of at most so many elements."""
+def buffers(
+    kinds: Sequence[Kind], sources: int, targets: int, elements: int, packed: Rows | None = None
+) -> Buffers:
+    """The buffers for tensors of these kinds, in tiles of at most so many elements.
+
+    Args:
+        kinds: kinds of all averaged tensors.
+        sources: sources that are read.
+        targets: targets that are written.
+        elements: the most elements of a tile.
+        packed: the rows of packed tensors.
+    """
     # Of types that differ one may be narrower and none wider than the one that holds them.
-    stored = max((k.dtype.bits // 8 for k in kinds), default=1)
+    stored = max((k.dtype.bits // 8 for k in kinds if not k.packed), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
+    rows = sources
     raw = sources * stored + targets * out
+    if packed is not None:
+        rows = max(sources, len(packed.weights))
+        raw = max(raw, math.ceil(packed.bits / 8) + targets * out)
     width = -(-elements // WIDTH) * WIDTH
-    group, block = min(sources, GROUP), min(_BLOCK, width)
+    group, block = min(rows, GROUP), min(_BLOCK, width)
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
     # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
     blocks = 2 * group + 2 * max(targets, LEAST_ROWS) + 3
@@ -122,6 +138,7 @@ def tile_elements(
     *,
     scattered: bool = False,
     remote: bool = False,
+    packed: Rows | None = None,
 ) -> tuple[int, int]:
     """The number of elements of a tile: as many as the memory allows, and no more than help.
 
@@ -133,6 +150,7 @@ def tile_elements(
         max_memory: bytes, half of which are left to everything else.
         scattered: whether some tensor's elements lie in many places, which are held as well.
         remote: whether files are remote.
+        packed: the rows of packed tensors.
 
     Returns:
         Elements of a tile, and the bytes of all workers' buffers.
@@ -140,10 +158,10 @@ def tile_elements(
 
     def size(elements: int) -> int:
         places = _PLACE_BYTES * elements if scattered else 0
-        need = buffers(kinds, sources, targets, elements)
+        need = buffers(kinds, sources, targets, elements, packed)
         return jobs * (need.size_bytes + places)
 
-    raw = buffers(kinds, sources, targets, WIDTH).raw
+    raw = buffers(kinds, sources, targets, WIDTH, packed).raw
     tile = min(max(_TILE_BYTES // raw, _LEAST_TILE), _LARGEST_TILE)
     if scattered:
         # A range of scattered elements may have to be looked for in the whole tensor.

@@ -43,6 +43,7 @@ from phema_cli.synthesis.layout import (
 )
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import output_format, output_paths
+from phema_cli.synthesis.packed import Rows, rows_of
 from phema_cli.synthesis.provenance import (
     command,
     files_beside,
@@ -53,14 +54,11 @@ from phema_cli.synthesis.provenance import (
 )
 from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.synthesis.tensors import (
-    Rows,
     TensorPlan,
     averaged_kinds,
     base_of,
-    bytes_read,
     find_dtype,
     plan_tensors,
-    rows_of,
     spare_of,
 )
 from phema_cli.trainers.side_files import SideFile, side_files
@@ -305,14 +303,15 @@ def assemble(
     packed = rows_of(sources, solution.weights[kept])
     tile, peak = tile_elements(
         averaged_kinds(tensors),
-        len(used) if packed is None else max(len(used), len(packed.weights)),
+        len(used),
         len(targets),
         jobs,
         request.max_memory,
         scattered=any(e.strides or e.pieces for e in extents),
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
+        packed=packed,
     )
-    read_bytes = sum(bytes_read(t, packed, len(used), len(targets)) for t in tensors)
+    read_bytes = sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors)
     sums = solution.weights.sum(axis=0)
     bases = tuple(kept.index(b) for b in bases_all)
     form = str(request.format)

@@ -6,18 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from phema_cli.errors import InputError, UsageError
-from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent, Link, Part
+from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
-from phema_cli.profiles import Array, CombinationProfile, Profile
+from phema_cli.profiles import CombinationProfile, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.consistency import not_averaged
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis.memory import Kind
+from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.provenance import RESERVED
 
 
@@ -41,6 +40,13 @@ class TensorPlan:
     def elements(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def bytes_read(self, rows: Rows | None, used: int, targets: int) -> int:
+        """Bytes of it that are read of all sources."""
+        if self.kind.packed and rows is not None:
+            return math.ceil(self.elements * rows.bits / 8)
+        types = self.kind.stored or [self.kind.dtype] * (used if self.average else targets)
+        return sum(dtype.size_bytes(self.elements) for dtype in types)
 
 
 def plan_tensors(
@@ -113,69 +119,6 @@ def _is_packed(checkpoints: Sequence[Checkpoint], name: str) -> bool:
     pairs = zip(checkpoints, links, strict=True)
     found = {c.tensors[name].packed for c, link in pairs if link is not None}
     return found != set() and None not in found and len({p.name for p in found if p}) == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What packed sources are sums of: keyframes and other whole tensors, then residues.
-
-    Their order is that of their files, so that a target's sum depends on no other target.
-
-    Attributes:
-        whole: n keyframes, or sources by index whose tensors are taken as readers have them.
-        parts: m files with residues.
-        weights: (n + m, k) float64 for each target.
-    """
-
-    whole: tuple[Link | int, ...]
-    parts: tuple[Part, ...]
-    weights: Array
-
-
-def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
-    """The rows whose sums are the averages of packed sources; None where no source is packed.
-
-    With ``theta_i = K + sum_p c_ip d_p`` it is ``sum_i x_i theta_i = sum_i x_i K + sum_p y_p d_p``,
-    where ``y_p = sum_i x_i c_ip``: no source is unpacked. A target that is one source is what
-    readers have of it.
-
-    Args:
-        sources: n snapshots.
-        weights: (n, k) float64.
-    """
-    links = [link_of(s.checkpoint) for s in sources]
-    if not any(links):
-        return None
-    single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
-    none = np.zeros(weights.shape[1])
-    whole: dict[str, tuple[Link | int, Array]] = {}
-    parts: dict[str, tuple[Part, Array]] = {}
-    for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
-        own = np.where(alone, 0.0, weights[i])
-        taken = weights[i] if link is None else weights[i] - own
-        if taken.any():
-            whole[f"{source.checkpoint.path}"] = i, taken
-        if link is not None and own.any():
-            # Behind the name of the keyframe as a source.
-            key = f"{next(iter(link.keyframe.values())).file}\0"
-            whole[key] = link, whole.get(key, (link, none))[1] + own
-            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
-                path = str(part.path)
-                parts[path] = part, parts.get(path, (part, none))[1] + coefficient * own
-    # Newest first, as far as names tell: differences are taken from the first.
-    ordered = [whole[key] for key in sorted(whole, reverse=True)]
-    residues = [parts[path] for path in sorted(parts)]
-    rows = [row for _, row in ordered + residues]
-    return Rows(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
-
-
-def bytes_read(tensor: TensorPlan, rows: Rows | None, used: int, targets: int) -> int:
-    """Bytes of a tensor that are read of all sources."""
-    if tensor.kind.packed and rows is not None:
-        bits = 32 * len(rows.whole) + sum(part.bits for part in rows.parts)
-        return tensor.elements * bits // 8
-    types = tensor.kind.stored or [tensor.kind.dtype] * (used if tensor.average else targets)
-    return sum(dtype.size_bytes(tensor.elements) for dtype in types)
 
 
 def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:

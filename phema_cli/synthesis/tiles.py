@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from phema_cli.formats.base import Extent, Link, Part
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.averaging import Averager
+from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import Rows, TensorPlan, averaged_kinds
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,11 @@ class Segment:
         Packed tensors have rows of their own: those of ``Rows``.
         """
         if self.plan.kind.packed:
-            reader.read_rows(list(self.sources.values()), start, rows[: len(self.sources)])
-            for (part, name), row in zip(self.residues, rows[len(self.sources) :], strict=True):
-                reader.read_residues(part, name, start, np.frombuffer(row, np.float32))
+            whole, count = len(self.sources), len(self.residues)
+            reader.read_rows(list(self.sources.values()), start, rows[:whole])
+            integers, scales = rows[whole : whole + count], rows[whole + count :]
+            for (part, name), *held in zip(self.residues, integers, scales, strict=True):
+                reader.read_packed(part, name, start, *held)
             return
         extents = [self.sources[source] for source in sources]
         if self.plan.kind.stored:
@@ -107,8 +108,7 @@ def make_averager(recipe: Recipe) -> Averager:
     """What averages the recipe's tiles; its rows are those of ``recipe.used`` or ``rows``."""
     kinds, weights = averaged_kinds(recipe.tensors), recipe.weights[recipe.used]
     rows = recipe.rows
-    packed = None if rows is None else (rows.weights, len(rows.whole))
-    return Averager(kinds, weights, recipe.sums, recipe.tile_elements, packed)
+    return Averager(kinds, weights, recipe.sums, recipe.tile_elements, rows)
 
 
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:

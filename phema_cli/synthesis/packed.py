@@ -1,0 +1,158 @@
+"""Packed sources: what their averages are sums of, and a worker's buffers for residues.
+
+Residues stay as they are stored from the read to the sum: blocks of them become wide numbers in the
+processor's nearer caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phema_cli.formats.base import Link, Part
+from phema_cli.formats.chains import link_of
+from phema_cli.formats.packing import BLOCK
+from phema_cli.profiles import Array
+from phema_cli.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    import torch
+
+_NIBBLES, _BYTES = 4, 8
+_SCALE_BITS = 16 / BLOCK
+#: of a number in float32.
+_WHOLE_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What packed sources are sums of: keyframes and other whole tensors, then residues.
+
+    Their order is that of their files, so that a target's sum depends on no other target.
+
+    Attributes:
+        whole: n keyframes, or sources by index whose tensors are taken as readers have them.
+        parts: m files with residues.
+        weights: (n + m, k) float64 for each target.
+    """
+
+    whole: tuple[Link | int, ...]
+    parts: tuple[Part, ...]
+    weights: Array
+
+    @property
+    def bits(self) -> float:
+        """Of all rows, for an element."""
+        residues = sum(part.bits + _SCALE_BITS for part in self.parts)
+        return _WHOLE_BITS * len(self.whole) + residues
+
+
+def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
+    """The rows whose sums are the averages of packed sources; None where no source is packed.
+
+    With ``theta_i = K + sum_p c_ip d_p`` it is ``sum_i x_i theta_i = sum_i x_i K + sum_p y_p d_p``,
+    where ``y_p = sum_i x_i c_ip``: no source is unpacked. A target that is one source is what
+    readers have of it.
+
+    Args:
+        sources: n snapshots.
+        weights: (n, k) float64.
+    """
+    links = [link_of(s.checkpoint) for s in sources]
+    if not any(links):
+        return None
+    single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
+    none = np.zeros(weights.shape[1])
+    whole: dict[str, tuple[Link | int, Array]] = {}
+    parts: dict[str, tuple[Part, Array]] = {}
+    for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
+        own = np.where(alone, 0.0, weights[i])
+        taken = weights[i] if link is None else weights[i] - own
+        if taken.any():
+            whole[f"{source.checkpoint.path}"] = i, taken
+        if link is not None and own.any():
+            # Behind the name of the keyframe as a source.
+            key = f"{next(iter(link.keyframe.values())).file}\0"
+            whole[key] = link, whole.get(key, (link, none))[1] + own
+            for part, coefficient in zip(link.parts, link.coefficients, strict=True):
+                path = str(part.path)
+                parts[path] = part, parts.get(path, (part, none))[1] + coefficient * own
+    # Newest first, as far as names tell: differences are taken from the first.
+    ordered = [whole[key] for key in sorted(whole, reverse=True)]
+    residues = [parts[path] for path in sorted(parts)]
+    rows = [row for _, row in ordered + residues]
+    return Rows(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
+
+
+class Residues:
+    """A worker's buffers for the residues of a tile.
+
+    Args:
+        bits: of the integers of each of m files.
+        width: elements of a tile, a multiple of ``BLOCK``.
+    """
+
+    def __init__(self, bits: Sequence[int], width: int) -> None:
+        import torch
+
+        self._bits = list(bits)
+        size = max(self._bits, default=0) * width // 8
+        self._raw = torch.empty((len(bits), size), dtype=torch.uint8)
+        self._scales = torch.empty((len(bits), width // BLOCK), dtype=torch.bfloat16)
+        self._wide = torch.empty(self._scales.shape)
+        # The two numbers that each byte stands for, as one of 64 bits.
+        pairs = np.arange(256)
+        both = np.stack([pairs & 15, pairs >> 4], axis=1).astype(np.float32) - 8
+        self._pairs = both.view(np.uint64)[:, 0].copy()
+
+    def rows(self, count: int) -> list[memoryview]:
+        """Where the stored integers of ``count`` elements go, then where their scales go."""
+        import torch
+
+        integers = [
+            row.numpy().data[: -(-count * bits // 8)]
+            for row, bits in zip(self._raw, self._bits, strict=True)
+        ]
+        blocks = -(-count // BLOCK)
+        return integers + [row[:blocks].view(torch.uint8).numpy().data for row in self._scales]
+
+    def filled(self) -> None:
+        """Take note that ``rows`` hold another tile."""
+        self._wide.copy_(self._scales)
+
+    def decode(self, numbers: Sequence[int], start: int, out: torch.Tensor) -> None:
+        """Put residues into ``out`` (n, count); count is a multiple of ``BLOCK``.
+
+        Args:
+            numbers: n files that follow on one another.
+            start: the first element, the first of its block.
+            out: float32 or float64.
+        """
+        if not len(numbers):
+            return
+        count = out.shape[1]
+        some = slice(numbers[0], numbers[-1] + 1)
+        kinds = set(self._bits[some])
+        if len(kinds) == 1:
+            self._widen(some, kinds.pop(), start, out)
+        else:
+            for row, number in enumerate(numbers):
+                one = slice(number, number + 1)
+                self._widen(one, self._bits[number], start, out[row : row + 1])
+        scales = self._wide[some, start // BLOCK : (start + count) // BLOCK]
+        out.view(len(out), -1, BLOCK).mul_(scales[:, :, None])
+
+    def _widen(self, some: slice, bits: int, start: int, out: torch.Tensor) -> None:
+        """Put the integers of some files into ``out``."""
+        import torch
+
+        low, high = start * bits // 8, (start + out.shape[1]) * bits // 8
+        stored = self._raw[some, low:high]
+        if bits != _NIBBLES:
+            out.copy_(stored.view(torch.int8 if bits == _BYTES else torch.int16))
+            return
+        for row, pairs in zip(out, stored, strict=True):
+            row.copy_(torch.from_numpy(self._pairs.take(pairs.numpy()).view(np.float32)))

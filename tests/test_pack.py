@@ -1,0 +1,202 @@
+"""``phema pack``: snapshots of any trainer in fewer bytes, and the error foretold."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from phema_cli.formats.base import PARTIAL
+from phema_cli.formats.reader import FileReader
+from phema_cli.snapshots import scan
+from tests.builders import PHEMA, phema
+from tests.injection import digests
+
+STEPS = (100, 200, 300, 400, 500, 600)
+KILLS = int(os.environ.get("PHEMA_KILLS", "8"))
+
+
+def write_averages(folder, gammas=(5.0, 10.0), size=1003, dtype=torch.float32, **tensors):
+    """Averages of one smooth run, with integers beside them."""
+    generator = torch.Generator().manual_seed(0)
+    start, pace = torch.randn(2, size, generator=generator)
+    folder.mkdir(parents=True)
+    for step in STEPS:
+        for gamma in gammas:
+            moved = start + 0.01 * pace * np.log(step / (gamma + 1))
+            noise = 1e-5 * torch.randn(size, generator=generator)
+            stored = {"w": (moved + noise).to(dtype), "seen": torch.tensor(step), **tensors}
+            metadata = {"gamma": repr(gamma), "step": str(step)}
+            save_file(stored, folder / f"s-step{step:07d}-gamma{gamma:g}.safetensors", metadata)
+    return folder
+
+
+def values(snapshot, name="w"):
+    """A tensor of a snapshot as readers have it."""
+    extent = snapshot.checkpoint.tensors[name]
+    out = np.empty(extent.elements, np.float32)
+    with FileReader() as reader:
+        reader.read_elements(extent, 0, out.view(np.uint8).data)
+    return out
+
+
+@pytest.mark.parametrize(("bits", "worst"), [(16, 1e-6), (8, 2e-4), (4, 4e-3)])
+def test_the_same_snapshots_in_fewer_bits(tmp_path, bits, worst):
+    """Tags, integers and values stay what they were, within half a step; inputs are not touched."""
+    source = write_averages(tmp_path / "in")
+    before = digests(source)
+    done = phema("pack", source, "-o", tmp_path / "out", "--bits", bits, "--keyframe-every", 5)
+    assert done.code == 0, done.err
+    assert digests(source) == before
+    old, new = scan([source]).snapshots, scan([tmp_path / "out"]).snapshots
+    assert [Path(line).name for line in done.out.splitlines()] == [s.name for s in new]
+    assert [s.tag.profile for s in new] == [s.tag.profile for s in old]
+    for one, other in zip(old, new, strict=True):
+        np.testing.assert_allclose(values(other), values(one), rtol=0, atol=worst)
+        assert load_file(tmp_path / "out" / other.name)["seen"] == one.tag.step
+    keyframes = [s for s in new if s.checkpoint.tensors["w"].packed is None]
+    assert [s.name for s in keyframes] == [new[i].name for i in (0, 5, 10)]
+    assert all((values(s) == values(old[new.index(s)])).all() for s in keyframes)
+
+
+def test_the_document_and_a_dry_run(tmp_path):
+    """The error is foretold before anything is written, and grows as bits get fewer."""
+    source = write_averages(tmp_path / "in")
+    foretold = []
+    for bits in (16, 8, 4):
+        asked = ["--bits", bits, "--dry-run", "--json"]
+        done = phema("pack", source, "-o", tmp_path / "out", *asked)
+        assert done.code == 0, done.err
+        assert not done.json["written"]
+        foretold.append(done.json["expected_error"])
+        stored = done.json["expected_error_stored"]
+    assert stored <= foretold[0] < foretold[1] < foretold[2]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_what_is_foretold_is_what_becomes(workplace, bits):
+    """Before packing as after it; four bits cost ten times and more of what float32 gives."""
+    asked = ["demo/ckpts", "-o", "packed", "--bits", bits]
+    foretold = phema("pack", *asked, "--dry-run", "--json", cwd=workplace).json
+    assert phema("pack", *asked, cwd=workplace).code == 0
+    target = ["-g", repr(foretold["gamma"])]
+    (made,) = phema("weights", "packed", *target, "--json", cwd=workplace).json["targets"]
+    assert 0.7 < made["expected_error"] / foretold["expected_error"] < 1.4
+    ratio = foretold["expected_error"] / foretold["expected_error_stored"]
+    assert 10 < ratio < 1000 if bits == 4 else 1 <= ratio < 1.2
+
+
+def test_an_error_above_the_limit(tmp_path):
+    """Exit 1, and nothing is written."""
+    source = write_averages(tmp_path / "in")
+    asked = ["-o", tmp_path / "out", "--bits", 4, "--max-error", 1e-9]
+    done = phema("pack", source, *asked)
+    assert done.code == 1
+    assert "would be above --max-error 1e-09" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_laws_that_metadata_cannot_say(tmp_path):
+    """Raw weights and exponential averages keep their tags by a phema.toml beside the files."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for step in (10, 20, 30):
+        torch.save({"w": torch.randn(99, generator=generator)}, folder / f"step_{step}.pt")
+    for average in ("exponential:beta=0.99", "raw"):
+        out = tmp_path / average[:3]
+        asked = ["--average", average, "--trust-tags", "--keyframe-every", 2]
+        done = phema("pack", folder, *asked, "-o", out)
+        assert done.code == 0, done.err
+        packed = scan([out]).require()
+        assert [s.tag.step for s in packed] == [10, 20, 30]
+        assert {s.tag.label for s in packed} == {average}
+
+
+def test_what_is_not_packed(tmp_path):
+    """float64, and what --copy names, lie whole in each file; half types are packed."""
+    wide = {"wide": torch.arange(7, dtype=torch.float64), "kept": torch.arange(5.0)}
+    source = write_averages(tmp_path / "in", dtype=torch.bfloat16, **wide)
+    done = phema("pack", source, "-o", tmp_path / "out", "--copy", "kept", "--trust-tags")
+    assert done.code == 0, done.err
+    with safe_open(sorted((tmp_path / "out").iterdir())[3], "pt") as file:
+        assert set(file.keys()) == {"wide", "kept", "seen", "w.packed", "w.scales"}
+        assert file.get_tensor("wide").tolist() == list(range(7))
+    for one, other in zip(
+        scan([source]).snapshots, scan([tmp_path / "out"]).snapshots, strict=True
+    ):
+        exact = load_file(source / one.name)["w"].float().numpy()
+        np.testing.assert_allclose(values(other), exact, rtol=0, atol=1e-3)
+
+
+def test_faults_leave_nothing(tmp_path):
+    """Values that are not finite, bits that there are not, files in the way."""
+    source = write_averages(tmp_path / "in")
+    out = tmp_path / "out"
+    path = source / "s-step0000300-gamma5.safetensors"
+    good = path.read_bytes()
+    bad = load_file(path)
+    bad["w"][77] = torch.inf
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(bad, path, metadata)
+    done = phema("pack", source, "-o", out)
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert "tensor w holds" in done.err
+    path.write_bytes(good)
+    done = phema("pack", source, "-o", out, "--bits", 5)
+    assert (done.code, "--bits 5 is none of 16, 8, 4" in done.err) == (2, True)
+    assert not out.exists()
+    assert phema("pack", source, "-o", out).code == 0
+    before = digests(out)
+    done = phema("pack", source, "-o", out, "--bits", 4)
+    assert (done.code, "exists already; choose another -o" in done.err) == (2, True)
+    assert digests(out) == before
+
+
+def test_workers_and_memory_show_in_no_byte(tmp_path):
+    """The same files for any number of workers and any memory."""
+    source = write_averages(tmp_path / "in", size=40_000)
+    for name, way in {"a": ["-j", 1], "b": ["-j", 5, "--max-memory", "1MB"]}.items():
+        assert phema("pack", source, "-o", tmp_path / name, *way).code == 0
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment(tmp_path):
+    """What has its name is whole, and the same command goes on to the same bytes."""
+    source = write_averages(tmp_path / "in", size=2_000_000)
+    command = [PHEMA, "pack", source, "--keyframe-every", "3", "-q", "-o"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    subprocess.run([*command, whole], check=True, stdout=subprocess.DEVNULL)
+    expected = digests(whole)
+    chance = random.Random(0)  # noqa: S311 - no secret
+    resumed = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen([*command, out], stdout=subprocess.DEVNULL)
+        chains = chance.randrange(4)
+        while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3 * chains:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.1))
+        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.wait()
+        complete = {p.name for p in out.glob("*.safetensors")} if out.exists() else set()
+        if complete:
+            found = digests(out)
+            assert all(found[name] == expected[name] for name in complete)
+            assert len(scan([out]).require()) == len(complete)
+        resumed += 0 < len(complete) < len(expected)
+        subprocess.run([*command, out], check=process.returncode != 0, stdout=subprocess.DEVNULL)
+        assert digests(out) == expected
+        assert not list(out.glob(f"*{PARTIAL}"))
+        for path in out.iterdir():
+            path.unlink()
+    assert resumed
