@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.system.ranks import default_jobs
 
 MIB = 1 << 20
 PHEMA = Path(sys.executable).with_name("phema")

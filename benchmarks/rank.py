@@ -13,7 +13,7 @@ import torch.distributed as dist
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.ranks import Ranks
+from phema_cli.system.ranks import Ranks
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from benchmarks.measuring import (
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.ranks import default_jobs
+from phema_cli.system.ranks import default_jobs
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 ROUNDS = 5

@@ -121,7 +121,7 @@ def recipe(tmp_path):
 def interrupted(recipe, monkeypatch, after=100_000):
     """Execute a recipe until so many bytes were read and written."""
     monkeypatch.setattr(staging, "_RECORDED_BYTES", 10_000)
-    monkeypatch.setattr("phema_cli.synthesis.pools._REPORT_SECONDS", 0.001)
+    monkeypatch.setattr("phema_cli.system.pools._REPORT_SECONDS", 0.001)
     seen = []
 
     def stop(done):

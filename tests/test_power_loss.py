@@ -130,7 +130,7 @@ def test_the_same_command_goes_on(make, tmp_path, monkeypatch, form, overwrite, 
     old = content(root)
     disk = Disk(root, names=names)
     recipe = make(form)
-    monkeypatch.setattr("phema_cli.synthesis.pools._REPORT_SECONDS", 0.001)
+    monkeypatch.setattr("phema_cli.system.pools._REPORT_SECONDS", 0.001)
     with monkeypatch.context() as patch:
         record(patch, disk)
         execute(replacing(recipe) if overwrite else recipe)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from phema_cli.sweep.results import Record
     from phema_cli.sweep.run import Outcome
-    from phema_cli.synthesis.pools import Progress
     from phema_cli.synthesis.recipe import Recipe
+    from phema_cli.system.pools import Progress
 
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.

@@ -53,9 +53,9 @@ def synthesize(
     """
     from phema_cli.estimate.solve import scan_for
     from phema_cli.synthesis.execute import execute
-    from phema_cli.synthesis.ranks import joined
     from phema_cli.synthesis.recipe import make_recipe
     from phema_cli.synthesis.staging import check_outputs
+    from phema_cli.system.ranks import joined
 
     with joined() as ranks:
         if not ranks.leads:

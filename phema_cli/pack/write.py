@@ -36,11 +36,11 @@ from phema_cli.formats.packing import (
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
 from phema_cli.pack.plan import FOLLOWED, PackPlan, laws_of, metadata_of
-from phema_cli.synthesis.pools import Pool, Progress, threaded
-from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at
 from phema_cli.system.log import Log
+from phema_cli.system.pools import Pool, Progress, threaded
 from phema_cli.system.processes import held_signals, most_open_files
+from phema_cli.system.ranks import default_jobs
 
 LOG_NAME = ".phema-pack"
 _SCHEMA = "phema/packing-run/1"

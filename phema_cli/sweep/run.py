@@ -21,8 +21,8 @@ from phema_cli.sweep.results import Record, Results
 from phema_cli.sweep.targets import Planner, Target
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import is_complete, remove_checkpoint
-from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.system.pools import Progress
 
 #: part of the free disk that outputs may take where nobody sets a limit.
 _FREE_PART = 0.9

@@ -15,7 +15,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,8 +22,9 @@ import numpy as np
 
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
-from phema_cli.synthesis.memory import GROUP, LEAST_ROWS, WIDTH, Kind, buffers
+from phema_cli.synthesis.memory import GROUP, LEAST_ROWS, Kind, buffers
 from phema_cli.synthesis.packed import Residues, Rows
+from phema_cli.synthesis.sums import Some, add_up, consecutive, has_negative_zeros
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 #: elements of a piece of a row, at most, where values of 16 bits are summed as they are stored.
 _PIECE = 2048
 
-#: some of several rows, by their numbers; a slice where they follow on one another.
-Some: TypeAlias = slice | list[int]
 #: arguments of ``embedding_bag``: places of rows' pieces, ends of bags, weights.
 Bags: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
 
@@ -131,10 +129,7 @@ class Averager:
         self.finite = True
 
     def rows(self, kind: Kind, count: int) -> list[memoryview]:
-        """Where ``count`` stored values of each source go; of packed tensors of each row.
-
-        Whole rows come first, then the integers of residues, then their scales.
-        """
+        """Where ``count`` stored values go: of sources, or of whole rows, integers and scales."""
         rows = self._tile(kind).stored_bytes
         whole = [row[: len(row) // self._width * count] for row in rows]
         return whole + self._residues.rows(count) if kind.packed else whole
@@ -244,7 +239,7 @@ class Averager:
             bags = self._bags(weights, rows, dtype) if direct else None
             totals = [self._totals[k] for k in targets]
             groups.append(
-                _Group(targets, _consecutive(targets), sources, totals, parts, bags, whole)
+                _Group(targets, consecutive(targets), sources, totals, parts, bags, whole)
             )
         return copied, groups
 
@@ -270,7 +265,7 @@ class Averager:
     def _average(self, tile: _Tile, group: _Group, count: int) -> None:
         """Put the averages of these targets into the tile's ``out``."""
         newest = tile.stored[group.sources[0]][:count]
-        signed = _has_negative_zeros(newest)
+        signed = has_negative_zeros(newest)
         if group.bags is None:
             self._add_differences(tile, group, count, signed=signed)
             self.finite &= self._is_finite(tile.out[group.place, :count])
@@ -386,7 +381,7 @@ class Averager:
         values = self._values[: len(sources)]
         if not sources:
             return values
-        place = _consecutive(sources)
+        place = consecutive(sources)
         if isinstance(place, slice) and isinstance(stored, torch.Tensor):
             if tile.in_place:
                 values = stored[place, span.start :]
@@ -402,62 +397,3 @@ class Averager:
             if alike is not None:
                 wide.masked_fill_(alike, 0.0)
         return values
-
-
-def add_up(
-    weights: torch.Tensor, targets: int, rows: torch.Tensor, count: int, out: torch.Tensor
-) -> None:
-    """Put the sums over ``rows`` (rows, width) into the first ``count`` columns of ``out``.
-
-    Columns of ``out`` (k, width) beyond them may change, and its rows beyond the targets.
-
-    Args:
-        weights: (k, rows); k is ``LEAST_ROWS`` at least.
-        targets: how many of the k rows are wanted.
-        rows: what is summed.
-        count: elements of each row.
-        out: where the sums go.
-    """
-    import torch
-
-    if product_is_chain(*weights.shape, weights.dtype):
-        columns = -(-count // WIDTH) * WIDTH
-        torch.mm(weights, rows[:, :columns], out=out[: len(weights), :columns])
-    else:
-        _chain(weights[:targets], rows[:, :count], out[:targets, :count])
-
-
-def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-    """The sums as they are defined."""
-    out.zero_()
-    for total, own in zip(out, weights.tolist(), strict=True):
-        for row, weight in zip(rows, own, strict=True):
-            total.add_(row, alpha=weight)
-
-
-@lru_cache
-def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
-    """Whether a matrix product of that shape gives the bits of the chain on this machine."""
-    import torch
-
-    random = np.random.default_rng(0)
-    weights = torch.from_numpy(random.standard_normal((targets, rows))).to(dtype)
-    values = torch.from_numpy(random.standard_normal((rows, 4 * WIDTH))).to(dtype)
-    expected = torch.empty(targets, 4 * WIDTH, dtype=dtype)
-    _chain(weights, values, expected)
-    return torch.equal(torch.mm(weights, values), expected)
-
-
-def _consecutive(numbers: list[int]) -> Some:
-    """Ascending numbers, as a slice where they follow on one another."""
-    first, last = numbers[0], numbers[-1]
-    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers
-
-
-def _has_negative_zeros(row: torch.Tensor) -> bool:
-    """Whether stored values have -0.0 among them: as integers, no number's bits are less."""
-    import torch
-
-    integers: torch.dtype = getattr(torch, f"int{8 * row.element_size()}")
-    least: int = torch.iinfo(integers).min
-    return int(row.view(integers).amin()) == least

@@ -16,8 +16,6 @@ from phema_cli.profiles import Profile
 from phema_cli.request import Request
 from phema_cli.snapshots import Paths
 from phema_cli.solver import Figures
-from phema_cli.synthesis.pools import Progress
-from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.staging import (
     Checks,
@@ -28,6 +26,8 @@ from phema_cli.synthesis.staging import (
 )
 from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.workers import fill, merged, stream
+from phema_cli.system.pools import Progress
+from phema_cli.system.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch

@@ -52,7 +52,6 @@ from phema_cli.synthesis.provenance import (
     output_metadata,
     provenance,
 )
-from phema_cli.synthesis.ranks import default_jobs
 from phema_cli.synthesis.tensors import (
     TensorPlan,
     averaged_kinds,
@@ -61,6 +60,7 @@ from phema_cli.synthesis.tensors import (
     plan_tensors,
     spare_of,
 )
+from phema_cli.system.ranks import default_jobs
 from phema_cli.trainers.side_files import SideFile, side_files
 
 

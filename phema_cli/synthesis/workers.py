@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
-from phema_cli.synthesis.pools import Pool, Progress, forked, threaded
-from phema_cli.synthesis.ranks import Ranks
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Checks, Recorder, check_inputs
 from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
 from phema_cli.system.files import start_flush, write_at
+from phema_cli.system.pools import Pool, Progress, forked, threaded
 from phema_cli.system.processes import most_open_files
+from phema_cli.system.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from phema_cli.errors import CheckFailedError, InputError, StorageError
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
-from phema_cli.synthesis.pools import Progress
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tiles import Run, make_averager, runs
+from phema_cli.system.pools import Progress
 
 Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
