@@ -15,7 +15,6 @@ docs/packing.md specifies the format. All numbers here are numpy's.
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +44,8 @@ MOST_FOLLOWED = 16
 LONGEST_CHAIN = 256
 
 _LARGEST_COEFFICIENT = 1e9
+#: mean square of a movement below which it is none: below that of any float32 numbers.
+_LEAST_SQUARE = 1e-200
 _NIBBLES = 4
 
 Floats = NDArray[np.float32]
@@ -254,8 +255,10 @@ def fit(movements: Sequence[Doubles], wanted: Doubles, noise: float) -> tuple[fl
     rows = np.asarray(movements, np.float64)
     gram = rows @ rows.T / len(wanted)
     right = rows @ wanted / len(wanted)
-    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(np.float64).tiny))
+    size = np.sqrt(np.maximum(np.diag(gram), _LEAST_SQUARE))
     ridge = noise / size**2 + 1e-12
     solution = np.linalg.solve(gram / size[:, None] / size + np.diag(ridge), right / size) / size
     found = [float(c) for c in solution]
-    return tuple(found) if all(map(math.isfinite, found)) else (0.0,) * len(movements)
+    # NaN is not below either.
+    is_sane = all(abs(c) <= _LARGEST_COEFFICIENT for c in found)
+    return tuple(found) if is_sane else (0.0,) * len(movements)
