@@ -88,14 +88,14 @@ def _link(
         base = _follow(path, *packing.keyframe, read_header, above)
         if base.parts:
             raise _foreign(path, packing.keyframe[0])
+        own = _part(path, header[0], packing.bits, base.keyframe)
         sums: dict[Part, float] = {}
         for followed in packing.follows:
             other = _follow(path, followed.name, followed.sha256, read_header, above)
-            if other.keyframe is not base.keyframe or not other.parts:
-                raise _foreign(path, followed.name)
+            _check_followed(own, base, followed.name, other)
             for part, coefficient in zip(other.parts, other.coefficients, strict=True):
                 sums[part] = sums.get(part, 0.0) + followed.coefficient * coefficient
-        sums[_part(path, header[0], packing.bits, base.keyframe)] = 1.0
+        sums[own] = 1.0
         link = Link(base.keyframe, tuple(sums), tuple(sums.values()), header[1].get(HASH_KEY, ""))
     if len(_KNOWN) >= _MOST_KNOWN:
         _KNOWN.clear()
@@ -127,6 +127,20 @@ def _follow(
     if packing is None or not sha256 or header[1].get(HASH_KEY) != sha256:
         raise _foreign(path, name)
     return _link(other, header, packing, read_header, (*above, other))
+
+
+def _check_followed(own: Part, base: Link, name: str, other: Link) -> None:
+    """Refuse a file that another one can't follow.
+
+    Raises:
+        InputError: it is of another chain, or lacks a tensor that is packed in the other one.
+    """
+    if other.keyframe is not base.keyframe or not other.parts:
+        raise _foreign(own.path, name)
+    # Those that it follows in turn have its tensors too.
+    if missing := own.tensors.keys() - other.parts[-1].tensors.keys():
+        what = f"tensor {min(missing)}: {name}, which it follows, has no such"
+        raise InputError(what, where=own.path, remedy=REMEDY)
 
 
 def _foreign(path: Path, name: str) -> InputError:
