@@ -24,8 +24,12 @@ from phema_cli.formats.remote import is_remote
 Header = tuple[dict[str, Extent], dict[str, str]]
 ReadHeader = Callable[[Path], Header]
 
-#: links of files that were read, by path and stamp: each follows several others.
-_KNOWN: dict[tuple[Path, Stamp | None], Link] = {}
+#: stamps of local files.
+Stamps = dict[Path, Stamp]
+
+#: links of files that were read, by path and stamp, and the stamps of all files that they are of:
+#: each follows several others.
+_KNOWN: dict[tuple[Path, Stamp | None], tuple[Link, Stamps]] = {}
 _MOST_KNOWN = 1 << 14
 
 
@@ -80,8 +84,8 @@ def _link(
         above: the files that led here, this one last.
     """
     key = (path, None if is_remote(path) else stamp(path))
-    if key in _KNOWN:
-        return _KNOWN[key]
+    if key in _KNOWN and _are_same(_KNOWN[key][1]):
+        return _KNOWN[key][0]
     if packing.keyframe is None:
         link = Link(header[0], (), (), header[1].get(HASH_KEY, ""))
     else:
@@ -99,8 +103,17 @@ def _link(
         link = Link(base.keyframe, tuple(sums), tuple(sums.values()), header[1].get(HASH_KEY, ""))
     if len(_KNOWN) >= _MOST_KNOWN:
         _KNOWN.clear()
-    _KNOWN[key] = link
+    files = {part.path for part in link.parts} | {e.file for e in link.keyframe.values()}
+    _KNOWN[key] = link, {file: stamp(file) for file in files if not is_remote(file)}
     return link
+
+
+def _are_same(stamps: Stamps) -> bool:
+    """Whether none of these files was replaced or removed."""
+    try:
+        return all(stamp(file) == before for file, before in stamps.items())
+    except OSError:
+        return False
 
 
 def _follow(

@@ -308,14 +308,17 @@ def _check_names(made: Snapshot) -> None:
     Raises:
         UsageError: there are such.
     """
-    names = set(made.shapes)
-    for name in sorted(names):
-        ends = name + VALUES, name + SCALES
-        if names.issuperset(ends) or (name in made.averaged and not names.isdisjoint(ends)):
-            raise UsageError(
-                f"packing needs the names {name}{VALUES} and {name}{SCALES}, which the model has",
-                remedy="save without packing",
-            )
+    whole = made.shapes.keys() - made.averaged
+    pairs = {n: {n + VALUES, n + SCALES} for n in made.averaged}
+    clashing = [n for n, pair in pairs.items() if pair & made.shapes.keys()]
+    ends = {n.removesuffix(VALUES) for n in whole if n.endswith(VALUES)}
+    clashing += [n for n in ends if n + SCALES in whole]
+    if clashing:
+        name = min(clashing)
+        raise UsageError(
+            f"{name}{VALUES} and {name}{SCALES} are names that packing gives, and the model has",
+            remedy="save without packing",
+        )
 
 
 def _foretell(state: _State, sample: Iterable[torch.Tensor]) -> tuple[float, ...]:
