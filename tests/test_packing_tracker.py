@@ -308,6 +308,20 @@ def test_a_step_that_is_saved_twice_begins_a_chain(tmp_path, monkeypatch):
         check(path, truth)
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 8])
+def test_steps_that_are_saved_again_lose_no_file(length, tmp_path, monkeypatch):
+    """Wherever in a step the chain before ended, and however often the step is saved."""
+    model, ema = started((5, 10, 2))
+    monkeypatch.setattr(snapshot, "sync_folder", all_read)
+    for turn in range(7):
+        trained(ema, model, 1)
+        for _ in range(1 + turn % 3):
+            paths = ema.save(tmp_path, packing=8, keyframe_every=length)
+            for path, truth in zip(paths, held(ema), strict=True):
+                check(path, truth)
+        assert len(list(tmp_path.iterdir())) == 3 * (turn + 1)
+
+
 def test_a_resumed_run_begins_a_chain(tmp_path):
     """The state has no chain; loaded into the same object too. Newer files then follow no more."""
     model, ema = started()

@@ -120,6 +120,7 @@ class _State:
 
     Attributes:
         key: way, directory, and sizes of the averaged tensors.
+        files: of the chain, oldest first.
         keyframe: the chain's first file, once it is written.
         recent: the last files after it, the newest first.
         values: the keyframe's values, by tensor.
@@ -127,6 +128,7 @@ class _State:
     """
 
     key: tuple[Way, Path, dict[str, int]]
+    files: list[Path] = field(default_factory=list)
     keyframe: _Stored | None = None
     recent: list[_Stored] = field(default_factory=list)
     values: dict[str, Floats] = field(default_factory=dict)
@@ -147,13 +149,21 @@ class Chain:
 
     def __init__(self) -> None:
         self._state: _State | None = None
-        # All files of the chain, also after an error.
-        self._files: list[Path] = []
+        # The chain of each file that was written, oldest file first.
+        self._chains: dict[Path, list[Path]] = {}
 
     def forget(self) -> None:
         """Begin with a keyframe next time."""
         self._state = None
-        self._files = []
+        self._chains = {}
+
+    def begin(self, paths: Iterable[Path]) -> None:
+        """Say what a save is about to write: if it writes a file again, with a keyframe first.
+
+        Else the first file could follow one that is replaced after it.
+        """
+        if any(path.absolute() in self._chains for path in paths):
+            self._state = None
 
     def write(
         self,
@@ -184,12 +194,13 @@ class Chain:
         # A write that fails leaves no state: some tensors have moved on by then.
         state, self._state = self._state, None
         if state is None or not made.packable or not self._continues(state, key, path):
-            state, self._files = _State(key), []
+            state = _State(key)
         coefficients = _foretell(state, sample)
         image = _image(state, made, coefficients)
         file = _File(state, made, image, coefficients)
         snapshot.store(path, image, lambda s: file.fill(s, tensors), replaced, in_order=True)
-        self._files.append(path)
+        state.files.append(path)
+        self._chains[path] = state.files
         stored = _Stored(path.name, file.sha256, _stamp(path), file.noise)
         if state.keyframe is None:
             state.keyframe = stored
@@ -203,17 +214,19 @@ class Chain:
         return (
             state.key == key
             and state.keyframe is not None
-            and len(self._files) < key[0].keyframe_every
-            and path not in self._files
+            and len(state.files) < key[0].keyframe_every
+            and path not in state.files
             and all(_is_there(path.parent, f) for f in (state.keyframe, *state.recent))
         )
 
     def _following(self, path: Path) -> list[Path]:
         """Files that nobody could read once this one is replaced; they are written again next.
 
-        They are those that were stored after it at the same step.
+        They were stored after it at the same step. The last one comes first: each follows others.
         """
-        return self._files[self._files.index(path) + 1 :] if path in self._files else []
+        chain = self._chains.get(path, [path])
+        later = chain[: chain.index(path) : -1]
+        return [file for file in later if self._chains[file] is chain]
 
 
 class _File:

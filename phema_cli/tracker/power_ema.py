@@ -248,12 +248,13 @@ class PowerEMA:
         way = None if packing is None else packed.Way(name, packing, keyframe_every)
         now, averaged = self._current()
         packable = self._check_values(now, averaged, dtype)
-        paths = []
-        for index, gamma in enumerate(self.gammas):
-            path = Path(directory) / (snapshot_name(name, self.step, gamma) + ".safetensors")
+        names = [snapshot_name(name, self.step, gamma) for gamma in self.gammas]
+        paths = [Path(directory) / f"{stem}.safetensors" for stem in names]
+        if way is not None:
+            self._chain.begin(paths)
+        for index, path in enumerate(paths):
             made = self._snapshot(index, now, averaged, dtype, packable=index in packable)
             self._write(path, index, now, made, way)
-            paths.append(path)
         return paths
 
     def _check_values(

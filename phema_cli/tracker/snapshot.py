@@ -177,7 +177,7 @@ def store(
         path: the file; its directory is made if need be.
         image: all of its bytes but the tensors' values.
         fill: writes those; the stream is behind the header, and can be read too.
-        replaced: files that are removed once this one is complete.
+        replaced: files that are removed, one after the other, once this one is complete.
         in_order: no later file may outlive this one if the power fails.
 
     Raises:
