@@ -123,8 +123,13 @@ def all_read(folder):
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_packed_averages_are_read_back_to_half_a_step(bits, tmp_path):
+@pytest.mark.parametrize("at_once", [None, 64])
+def test_packed_averages_are_read_back_to_half_a_step(bits, at_once, tmp_path, monkeypatch):
     """Of every kind of tensor, at each save of a training; the first file is whole."""
+    if at_once:
+        # As if tensors were large: packed in many parts, and sampled.
+        monkeypatch.setattr(packed, "_AT_ONCE", at_once)
+        monkeypatch.setattr(packed, "_SAMPLED", 500)
     model, ema = started()
     saved = []
     for _ in range(6):

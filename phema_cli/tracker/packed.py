@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import writer
@@ -28,6 +30,7 @@ from phema_cli.formats.packing import (
     Floats,
     Followed,
     Packing,
+    ScaleBits,
     encode,
     fit,
     packed_specs,
@@ -49,8 +52,8 @@ _LARGEST = 1e28
 _FOLLOWED = 4
 #: elements that coefficients are fitted to.
 _SAMPLED = 1 << 18
-#: elements that are packed at once: few enough for a processor's cache, and whole blocks.
-_AT_ONCE = 1 << 15
+#: elements that a thread packs at once: few enough for its cache, and whole blocks.
+_AT_ONCE = 1 << 16
 
 
 def check(packing: int | None, keyframe_every: int, dtype: torch.dtype | None) -> None:
@@ -247,19 +250,20 @@ class _File:
         """Write the tensors one after the other, and the hash of all."""
         import torch
 
-        state, squares = self._state, 0.0
-        for name, tensor in zip(self._made.shapes, tensors, strict=True):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            if name in self._made.averaged and state.keyframe is not None:
-                squares += self._pack(stream, name, flat.numpy())
-                continue
-            stream.seek(self._image.offsets[name])
-            stream.write(flat.view(torch.uint8).numpy().data)
-            if name in self._made.averaged and self._made.packable:
-                # The next update changes the tensor in place.
-                state.values[name] = flat.numpy().copy()
-                state.movements[name] = []
-        self.noise = squares / max(1, sum(_lengths(state.key[2], self._places)))
+        state, errors = self._state, [np.zeros(1)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for name, tensor in zip(self._made.shapes, tensors, strict=True):
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                if name in self._made.averaged and state.keyframe is not None:
+                    errors.append(self._pack(stream, name, flat.numpy(), pool))
+                    continue
+                stream.seek(self._image.offsets[name])
+                stream.write(flat.view(torch.uint8).numpy().data)
+                if name in self._made.averaged and self._made.packable:
+                    # The next update changes the tensor in place.
+                    state.values[name] = flat.numpy().copy()
+                    state.movements[name] = []
+        self.noise = float(np.square(np.concatenate(errors)).mean())
         stream.flush()
         digest = self._image.hash_of(stream)
         for place in self._image.hashes:
@@ -267,31 +271,34 @@ class _File:
             stream.write(digest)
         self.sha256 = digest.decode()
 
-    def _pack(self, stream: BinaryIO, name: str, values: Floats) -> float:
-        """Write the residues of a tensor; returns the sum of squared errors of sampled elements."""
+    def _pack(self, stream: BinaryIO, name: str, values: Floats, pool: Executor) -> Doubles:
+        """Write the residues of a tensor; returns the errors of the sampled elements."""
         keyframe, movements = self._state.values[name], self._state.movements[name]
         # In the place of the oldest movement, each part of which is used before it is replaced.
         is_full = len(movements) == _FOLLOWED
         moved = movements[-1] if is_full else np.empty(len(values))
-        scales = []
-        stream.seek(self._image.offsets[name + VALUES])
-        for low in range(0, len(values), _AT_ONCE):
+
+        def pack(low: int) -> tuple[NDArray[np.generic], ScaleBits]:
             part = slice(low, low + _AT_ONCE)
-            integers, scale, moved[part] = encode(
+            integers, scales, moved[part] = encode(
                 values[part],
                 keyframe[part],
                 [m[part] for m in movements],
                 self._coefficients,
                 self._state.key[0].bits,
             )
+            return integers, scales
+
+        scales = []
+        stream.seek(self._image.offsets[name + VALUES])
+        for integers, some in pool.map(pack, range(0, len(values), _AT_ONCE)):
             stream.write(integers.data)
-            scales.append(scale)
+            scales.append(some)
         stream.seek(self._image.offsets[name + SCALES])
         stream.writelines(s.data for s in scales)
         movements[:] = [moved, *movements[: _FOLLOWED - 1]]
         place = self._places[name]
-        errors = values[place].astype(np.float64) - keyframe[place] - moved[place]
-        return float(errors @ errors)
+        return values[place].astype(np.float64) - keyframe[place] - moved[place]
 
 
 def _image(state: _State, made: Snapshot, coefficients: tuple[float, ...]) -> FileImage:
@@ -365,11 +372,6 @@ def _sampled(sizes: Mapping[str, int]) -> dict[str, slice]:
         places[name] = slice(-begin % stride, None, stride)
         begin += size
     return places
-
-
-def _lengths(sizes: Mapping[str, int], places: Mapping[str, slice]) -> list[int]:
-    """How many elements of each tensor are sampled."""
-    return [len(range(*places[name].indices(size))) for name, size in sizes.items()]
 
 
 def _stamp(path: Path) -> Stamp:
