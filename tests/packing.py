@@ -16,8 +16,6 @@ from phema_cli.formats.base import DTYPES, Checkpoint, DType
 from phema_cli.formats.reader import FileReader
 from phema_cli.snapshots.base import snapshot_name
 
-#: snapshots that one follows.
-FOLLOWED = 4
 _KINDS = {"f": "F", "i": "I", "u": "U"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,7 +81,7 @@ def packed_chain(
             keyframe, written = values, []
             tensors |= {name: (DTYPES["F32"], arrays[name]) for name in moving}
         else:
-            followed = written[: -FOLLOWED - 1 : -1][: len(written) - 1]
+            followed = written[: -packing.FOLLOWED - 1 : -1][: len(written) - 1]
             movements = [moved for _, _, moved in followed]
             wanted = np.subtract(values, keyframe, dtype=np.float64)
             found = packing.fit(movements, wanted, 1e-14)

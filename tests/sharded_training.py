@@ -100,6 +100,16 @@ def refusals(out: Path) -> None:
     # What one rank's disk refuses is an error on all, and none is left waiting.
     with pytest.raises(StorageError, match="cannot write"):
         ema.save(out / "store" / "below a file")
+    # Packed ones gather a sample first, which a keyframe takes none of: then the chain goes on.
+    for directory in ("store/below", "more", "store/below", "more"):
+        ema.update()
+        if directory == "more":
+            ema.save(out / directory, packing=8)
+            continue
+        with pytest.raises(StorageError, match="cannot write"):
+            ema.save(out / directory, packing=8)
+    with pytest.raises(UsageError, match="packing replaces dtype"):
+        ema.save(out / "more", packing=8, dtype=torch.float16)
 
 
 def run(rank: int, out: Path) -> None:
@@ -114,7 +124,9 @@ def run(rank: int, out: Path) -> None:
     if rank == 0:
         torch.save(whole, out / "whole.pt")
     dist.barrier()
+    ema.save(out / "sharded packed", packing=8, keyframe_every=3)
     train(model, ema, STEPS // 2, STEPS)
+    ema.save(out / "sharded packed", packing=8, keyframe_every=3)
     ema.save(out / "sharded")
     ema.save(out / "half", dtype=torch.bfloat16)
 
@@ -143,7 +155,9 @@ if __name__ == "__main__":
     model, ema = made(sharded=False)
     train(model, ema, 0, STEPS // 2)
     ema.save(folder / "at half time")
+    ema.save(folder / "unsharded packed", packing=8, keyframe_every=3)
     train(model, ema, STEPS // 2, STEPS)
+    ema.save(folder / "unsharded packed", packing=8, keyframe_every=3)
     ema.save(folder / "unsharded")
     torch.save(ema.state_dict(), folder / "unsharded.pt")
     start_processes(run, (folder,), 2, start_method="fork")

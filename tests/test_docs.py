@@ -48,7 +48,7 @@ def test_no_block_is_left_unchecked(page):
 @pytest.mark.parametrize(
     "code",
     [b.text for b in blocks(ROOT / "docs" / "training.md", "python")],
-    ids=["loop", "lightning", "transformers", "accelerate", "shards"],
+    ids=["loop", "lightning", "transformers", "accelerate", "shards", "packed"],
 )
 def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
     """Each is run as it stands, by torchrun where it says so, and stores 20 of each gamma."""
@@ -63,7 +63,10 @@ def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
     )
     snapshots = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
     found = Counter((s["gamma"], s["dtype"]) for s in snapshots)
-    assert found == {(5, "float16"): 20, (10, "float16"): 20}
+    dtype = "float32" if "packing" in code else "float16"
+    assert found == {(5, dtype): 20, (10, dtype): 20}
+    stored = [path.read_bytes() for path in (tmp_path / "ckpts").iterdir()]
+    assert sum(b"weight.packed" in data for data in stored) == (39 if "packing" in code else 0)
 
 
 @pytest.mark.slow

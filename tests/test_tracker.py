@@ -270,6 +270,7 @@ def test_shards_are_averaged_as_the_whole(tmp_path):
         "from dcp": "at half time",
         "from plain dcp": "at half time",
         "in one process": "at half time",
+        "sharded packed": "unsharded packed",
     }
     for ours, truth in pairs.items():
         for path in (tmp_path / truth).iterdir():
@@ -278,6 +279,9 @@ def test_shards_are_averaged_as_the_whole(tmp_path):
             # What is not averaged is as the model has it when it is stored.
             averaged = stored.keys() - {"norm.num_batches_tracked"}
             assert all(torch.equal(stored[n], expected[n]) for n in averaged)
+    packed = [load_file(p) for p in (tmp_path / "sharded packed").iterdir()]
+    assert sum("inner.weight" in tensors for tensors in packed) == 2
+    assert sum("inner.weight.packed" in tensors for tensors in packed) == 2
     half = load_file(tmp_path / "half" / "ema-step0002006-gamma5.safetensors")
     whole = load_file(tmp_path / "unsharded" / "ema-step0002006-gamma5.safetensors")
     assert torch.equal(half["inner.weight"], whole["inner.weight"].bfloat16())

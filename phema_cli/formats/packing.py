@@ -42,7 +42,8 @@ BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]
 VALUES, SCALES = ".packed", ".scales"
 #: bits of the first bfloat16 that is no scale.
 INFINITE = 0x7F80
-#: files that one may follow, and files from a keyframe to one.
+#: files that one follows, if a writer of phema's made it; that one may follow; and files from a keyframe to one.
+FOLLOWED = 4
 MOST_FOLLOWED = 16
 LONGEST_CHAIN = 256
 

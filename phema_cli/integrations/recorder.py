@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.tracker import PowerEMA
-from phema_cli.tracker.snapshot import check_type
+from phema_cli.tracker.packed import KEYFRAME_EVERY, check
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ class Recorder:
         snapshots: store so many of each gamma over the whole training, whose length must be known;
             20 by default.
         dtype: floating-point type in which averages are stored; float32 by default.
+        packing: bits of a packed element, as ``PowerEMA.save`` has it; None for whole averages.
+        keyframe_every: files from one keyframe to the next.
         name: what the snapshots' names begin with.
         device: where the averages live; by default beside the parameters.
         fresh: start new averages if training resumes from a checkpoint without averages.
@@ -38,8 +40,8 @@ class Recorder:
         ema: the averages, once training has started.
 
     Raises:
-        UsageError: gammas or a dtype that PowerEMA refuses, or two arguments that exclude each
-            other.
+        UsageError: gammas, a dtype or a packing that PowerEMA refuses, or two arguments that
+            exclude each other.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Recorder:
         every: int | None = None,
         snapshots: int | None = None,
         dtype: torch.dtype | None = None,
+        packing: int | None = None,
+        keyframe_every: int = KEYFRAME_EVERY,
         name: str = "ema",
         device: torch.device | str | None = None,
         fresh: bool = False,
@@ -66,12 +70,13 @@ class Recorder:
         self.gammas = tuple(_DEFAULT_GAMMAS if gammas is None else gammas)
         for gamma in self.gammas:
             PowerProfile(gamma, 1.0)
-        if dtype is not None:
-            check_type(dtype)
+        check(packing, keyframe_every, dtype)
         self.directory = Path(directory)
         self.every = every
         self.snapshots = snapshots or _DEFAULT_SNAPSHOTS
         self.dtype = dtype
+        self.packing = packing
+        self.keyframe_every = keyframe_every
         self.name = name
         self.device = device
         self.fresh = fresh
@@ -132,5 +137,11 @@ class Recorder:
 
     def _store(self) -> None:
         if self.ema is not None:
-            self.ema.save(self.directory, name=self.name, dtype=self.dtype)
+            self.ema.save(
+                self.directory,
+                name=self.name,
+                dtype=self.dtype,
+                packing=self.packing,
+                keyframe_every=self.keyframe_every,
+            )
             self._stored_at = self.ema.step

@@ -14,7 +14,7 @@ from phema_cli.errors import CheckFailedError, InputError, UsageError
 from phema_cli.estimate.sample import sample
 from phema_cli.estimate.solve import stored_noise
 from phema_cli.formats.base import DTYPES, DType
-from phema_cli.formats.packing import BITS, Doubles, encode, fit, packed_specs
+from phema_cli.formats.packing import BITS, FOLLOWED, Doubles, encode, fit, packed_specs
 from phema_cli.options import number_text
 from phema_cli.pack.request import PackRequest
 from phema_cli.profiles import Array, PowerProfile, Profile
@@ -23,8 +23,6 @@ from phema_cli.snapshots.base import snapshot_name, step_name
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
 
-#: files that one follows.
-FOLLOWED = 4
 #: float32's rounding, relative to a value, as a mean square.
 _ROUNDING = 2.0**-48 / 12
 ENDING = ".safetensors"

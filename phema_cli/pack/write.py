@@ -23,6 +23,7 @@ from phema_cli.formats.base import PARTIAL, Extent, stamp
 from phema_cli.formats.image import FileImage
 from phema_cli.formats.packing import (
     BLOCK,
+    FOLLOWED,
     HASH_KEY,
     KEY,
     SCALES,
@@ -35,7 +36,7 @@ from phema_cli.formats.packing import (
 )
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
-from phema_cli.pack.plan import FOLLOWED, PackPlan, laws_of, metadata_of
+from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
 from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at
 from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from phema_cli._version import __version__
 from phema_cli.errors import PhemaError, UsageError
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.base import snapshot_name
-from phema_cli.tracker import snapshot
+from phema_cli.tracker import packed, snapshot
 from phema_cli.tracker.averages import Averages
 from phema_cli.tracker.model import ModelTensors
 from phema_cli.tracker.sharding import as_part_of, gather, is_sharded, local, part_of, rank
@@ -69,6 +69,7 @@ class PowerEMA:
         self._index = {n: i for i, n in enumerate(self._tensors.averaged)}
         # What the floating-point buffers held at the first update: many never change.
         self._first_buffers = {n: now[n].clone() for n in self._tensors.buffers}
+        self._chain = packed.Chain()
 
     def __repr__(self) -> str:
         """``<PowerEMA of gamma 5, 10 after 500 updates>``."""
@@ -201,6 +202,7 @@ class PowerEMA:
         # An old state's average of what never changed is that value itself.
         first = recent[0] if is_old else state["first"]
         self._first_buffers = {n: first[n].to(like[n], copy=True) for n in self._tensors.buffers}
+        self._chain.forget()
 
     def save(
         self,
@@ -208,6 +210,8 @@ class PowerEMA:
         *,
         name: str = "ema",
         dtype: torch.dtype | None = None,
+        packing: int | None = None,
+        keyframe_every: int = packed.KEYFRAME_EVERY,
     ) -> list[Path]:
         """Write one snapshot per gamma, ``<name>-step0001000-gamma5.safetensors``.
 
@@ -219,10 +223,17 @@ class PowerEMA:
         Averages that are infinite or NaN, because the model was, are stored, and a
         ``RuntimeWarning`` names them: the training and the other averages continue.
 
+        With ``packing`` a snapshot holds what the four before it, of all gammas, could not foretell
+        of it, in integers of so many bits. It is read together with them, so keep all. Some files,
+        keyframes, are whole: each 64th, the first after a resume, and one of averages that are not
+        finite. Rank 0 keeps 36 bytes for each averaged element in main memory from then on.
+
         Args:
             directory: made if need be.
             name: what the files' names begin with.
             dtype: floating-point type in which averages are stored; float32 by default.
+            packing: bits of a packed element, 16, 8 or 4; None for whole averages.
+            keyframe_every: files from one keyframe to the next, from 2 to 256.
 
         Returns:
             The files, in the order of the gammas, on every rank.
@@ -230,33 +241,37 @@ class PowerEMA:
         Raises:
             StorageError: the operating system failed to write.
             UsageError: nothing was averaged yet, the model has other tensors than when PowerEMA was
-                made, or ``dtype`` can't hold an average; no file is written.
+                made, or ``dtype`` can't hold an average; no file is written. Or ``dtype`` and
+                ``packing`` were passed together.
         """
-        if dtype is not None:
-            snapshot.check_type(dtype)
+        packed.check(packing, keyframe_every, dtype)
+        way = None if packing is None else packed.Way(name, packing, keyframe_every)
         now, averaged = self._current()
-        self._check_values(now, averaged, dtype)
-        paths = []
-        for index, gamma in enumerate(self.gammas):
-            path = Path(directory) / (snapshot_name(name, self.step, gamma) + ".safetensors")
-            self._write(path, index, now, averaged, dtype)
-            paths.append(path)
+        packable = self._check_values(now, averaged, dtype)
+        names = [snapshot_name(name, self.step, gamma) for gamma in self.gammas]
+        paths = [Path(directory) / f"{stem}.safetensors" for stem in names]
+        if way is not None:
+            self._chain.begin(paths)
+        for index, path in enumerate(paths):
+            made = self._snapshot(index, now, averaged, dtype, packable=index in packable)
+            self._write(path, index, now, made, way)
         return paths
 
     def _check_values(
         self, now: Mapping[str, torch.Tensor], averaged: set[str], dtype: torch.dtype | None
-    ) -> None:
+    ) -> set[int]:
         """Warn of averages that are not finite; refuse a type that can't hold the others.
 
-        If the model is sharded all ranks refuse what any of them finds.
+        If the model is sharded all ranks refuse what any of them finds. Returns the indices of the
+        gammas whose averages can be packed, on rank 0.
         """
         import torch.distributed
 
         sharded = any(map(is_sharded, now.values()))
         if rank() and not sharded:
-            return
+            return set()
         extremes = [
-            (n, *snapshot.extremes(self._averages.average(i, self._index[n])))
+            (i, n, *snapshot.extremes(self._averages.average(i, self._index[n])))
             for i in range(len(self.gammas))
             for n in self._index
             if n in averaged
@@ -266,31 +281,30 @@ class PowerEMA:
             torch.distributed.all_gather_object(by_rank, extremes)
             extremes = [one for of_rank in by_rank for one in of_rank]
         if dtype is not None:
-            snapshot.check_range([(n, largest) for n, largest, _ in extremes], dtype)
-        nonfinite = sorted({n for n, _, is_finite in extremes if not is_finite})
+            snapshot.check_range([(n, largest) for _, n, largest, _ in extremes], dtype)
+        nonfinite = sorted({n for _, n, _, is_finite in extremes if not is_finite})
         if nonfinite and rank() == 0:
             message = snapshot.nonfinite_warning(nonfinite, self.step)
             warnings.warn(message, RuntimeWarning, stacklevel=3)
+        large = {i for i, _, value, is_finite in extremes if not (is_finite and packed.fits(value))}
+        return set(range(len(self.gammas))) - large
 
-    def _write(
+    def _snapshot(
         self,
-        path: Path,
         index: int,
         now: Mapping[str, torch.Tensor],
         averaged: set[str],
         dtype: torch.dtype | None,
-    ) -> None:
-        """Write one snapshot on rank 0; the other ranks send their shards."""
-        import torch.distributed
+        *,
+        packable: bool,
+    ) -> packed.Snapshot:
+        """What the snapshot of one gamma holds."""
+        import torch
 
         average_type = dtype or torch.float32
         types = {n: average_type if n in averaged else t.dtype for n, t in now.items()}
         # As safetensors does: wide elements first, so that each tensor is aligned.
         order = sorted(now, key=lambda n: (-types[n].itemsize, n))
-        gathered = (
-            gather(self._average(index, n, now[n]) if n in averaged else now[n]).to(types[n])
-            for n in order
-        )
         metadata = {
             **self._tensors.aliases,
             "format": "pt",
@@ -298,18 +312,63 @@ class PowerEMA:
             "phema_tracker": __version__,
             "step": str(self.step),
         }
+        shapes = {n: (types[n], tuple(now[n].shape)) for n in order}
+        return packed.Snapshot(shapes, averaged, metadata, packable)
+
+    def _write(
+        self,
+        path: Path,
+        index: int,
+        now: Mapping[str, torch.Tensor],
+        made: packed.Snapshot,
+        way: packed.Way | None,
+    ) -> None:
+        """Write one snapshot on rank 0; the other ranks send their shards."""
+        import torch.distributed
+
+        sharded = any(map(is_sharded, now.values()))
+        # Packing looks at the averages before it writes them.
+        sample = self._gathered(index, now, made, set() if way is None else made.averaged)
+        tensors = self._gathered(index, now, made, set(now))
+        if sharded:
+            tensors = _behind(sample, tensors)
         failure: list[PhemaError | None] = [None]
         if rank() == 0:
-            shapes = {n: (types[n], tuple(now[n].shape)) for n in order}
             try:
-                snapshot.write(path, shapes, gathered, metadata)
+                if way is None:
+                    snapshot.write(path, made.shapes, tensors, made.metadata)
+                else:
+                    self._chain.write(path, way, made, sample, tensors)
             except PhemaError as error:
                 failure[0] = error
-        if any(map(is_sharded, now.values())):
+        if sharded:
             # Each gathering needs all ranks: if the one that writes fails, it still takes part in
             # the rest, and all ranks fail together.
-            for _ in gathered:
+            for _ in tensors:
                 pass
             torch.distributed.broadcast_object_list(failure)
         if failure[0] is not None:
             raise failure[0]
+
+    def _gathered(
+        self,
+        index: int,
+        now: Mapping[str, torch.Tensor],
+        made: packed.Snapshot,
+        names: set[str],
+    ) -> Iterator[torch.Tensor]:
+        """The whole tensors that a snapshot holds, one at a time; every rank must take them all."""
+        for name in made.shapes:
+            if name in names:
+                is_average = name in made.averaged
+                part = self._average(index, name, now[name]) if is_average else now[name]
+                yield gather(part).to(made.shapes[name][0])
+
+
+def _behind(
+    sample: Iterator[torch.Tensor], tensors: Iterator[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """The tensors, after what a keyframe left of the sample: all ranks gather in the same order."""
+    for _ in sample:
+        pass
+    yield from tensors

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
+from phema_cli.formats.image import FileImage
+from phema_cli.system.files import sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -151,23 +153,53 @@ def write(
     """
     import torch
 
+    def fill(stream: BinaryIO) -> None:
+        for tensor in tensors:
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            stream.write(flat.view(torch.uint8).numpy().data)
+
     specs = {n: (element_type(dtype), shape) for n, (dtype, shape) in shapes.items()}
     image = writer("safetensors").encode(specs, metadata, {}, Checkpoint(path, "", (), {}))
+    store(path, image, fill)
+
+
+def store(
+    path: Path,
+    image: FileImage,
+    fill: Callable[[BinaryIO], None],
+    replaced: Iterable[Path] = (),
+    *,
+    in_order: bool = False,
+) -> None:
+    """Write a file under another name, flush it, and rename it.
+
+    Args:
+        path: the file; its directory is made if need be.
+        image: all of its bytes but the tensors' values.
+        fill: writes those; the stream is behind the header, and can be read too.
+        replaced: files that are removed, one after the other, once this one is complete.
+        in_order: no later file may outlive this one if the power fails.
+
+    Raises:
+        StorageError: the operating system failed; no file is left under either name.
+    """
     # Ranks without a process group, or a run that was started twice, may write the same snapshot at
     # the same time. Each writes its own file, and the last complete one stays.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("xb") as stream:
+            with partial.open("x+b") as stream:
                 for _, head in image.segments:
                     stream.write(head)
-                for tensor in tensors:
-                    flat = tensor.detach().cpu().contiguous().reshape(-1)
-                    stream.write(flat.view(torch.uint8).numpy().data)
+                fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())
+            for other in replaced:
+                other.unlink(missing_ok=True)
             partial.replace(path)
+            if in_order:
+                sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
