@@ -400,6 +400,21 @@ def test_a_chain_has_as_many_files_as_is_asked(tmp_path):
     assert [i for i, path in enumerate(order) if is_keyframe(path)] == [0, 5, 10]
 
 
+def test_a_followed_file_that_lacks_a_tensor_is_refused(tmp_path):
+    """No writer of ours leaves it; a reader says so instead of failing in the middle."""
+    model = nn.Linear(3, 3)
+    ema = PowerEMA(model, (5,))
+    for _ in range(3):
+        ema.update()
+        (path,) = ema.save(tmp_path, packing=8)
+    followed = path.with_name(follows(path)[0][0])
+    data = followed.read_bytes()
+    followed.write_bytes(data.replace(b"bias.packed", b"bias.pocked"))
+    assert data.count(b"bias.packed") == 1
+    with pytest.raises(InputError, match=rf"tensor bias: {followed.name}, which it follows, has"):
+        values(path)
+
+
 @pytest.mark.slow
 def test_the_longest_chain_can_be_read_from_its_end(tmp_path):
     """In a process that knows no other file of it."""
