@@ -73,6 +73,8 @@ def place(tmp_path_factory):
         ("diff zeros.safetensors ones.safetensors", 1),
         ("verify out.safetensors", 0),
         ("verify out.safetensors ckpts", 0),
+        ("pack ckpts -o packed --dry-run", 0),
+        ("pack raw -o packed-raw --raw --bits 16", 0),
         ("plot ckpts -g 7 --no-sample", 0),
         ("plot ckpts -s 0.1 --profile uniform:last=0.2 -o plot.svg", 0),
         ("plot ckpts -g 7 --profile raw", 0),

@@ -13,14 +13,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from phema_cli.formats import packing
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.reader import FileReader
+from phema_cli.pack import request
 from phema_cli.snapshots import scan
 from tests.builders import PHEMA, phema
 from tests.injection import digests
 
 STEPS = (100, 200, 300, 400, 500, 600)
 KILLS = int(os.environ.get("PHEMA_KILLS", "8"))
+
+
+def test_the_option_allows_what_the_format_does():
+    """Help knows the longest chain without loading what reads one."""
+    assert request.LONGEST_CHAIN == packing.LONGEST_CHAIN
 
 
 def write_averages(folder, gammas=(5.0, 10.0), size=1003, dtype=torch.float32, **tensors):

@@ -15,7 +15,6 @@ docs/packing.md specifies the format. All numbers here are numpy's.
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,9 +41,10 @@ BITS: Mapping[int, DType] = {16: DTYPES["I16"], 8: DTYPES["I8"], 4: DTYPES["U8"]
 VALUES, SCALES = ".packed", ".scales"
 #: bits of the first bfloat16 that is no scale.
 INFINITE = 0x7F80
-#: files that one follows, if a writer of phema's made it; that one may follow; and files from a keyframe to one.
+#: files that one follows where phema packs, and as many as one may follow.
 FOLLOWED = 4
 MOST_FOLLOWED = 16
+#: files from a keyframe to one.
 LONGEST_CHAIN = 256
 
 _LARGEST_COEFFICIENT = 1e9
@@ -270,4 +270,5 @@ def fit(movements: Sequence[Doubles], wanted: Doubles, noise: float) -> tuple[fl
     ridge = noise / size**2 + 1e-12
     solution = np.linalg.solve(gram / size[:, None] / size + np.diag(ridge), right / size) / size
     found = [float(c) for c in solution]
-    return tuple(found) if all(map(math.isfinite, found)) else (0.0,) * len(movements)
+    usable = all(abs(c) <= _LARGEST_COEFFICIENT for c in found)
+    return tuple(found) if usable else (0.0,) * len(movements)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phema_cli.formats.packing import LONGEST_CHAIN
 from phema_cli.options import option, part
 from phema_cli.request import SOURCES, Config
+
+#: that of formats/packing.py, which needs numpy; help does not.
+LONGEST_CHAIN = 256
 
 _PACKING, _OUTPUT = "Packing", "Output"
 #: the options of Config that packing has too.

@@ -200,6 +200,7 @@ def test_inspect_json(ckpts):
         "parameters": 19,
         "dtype": "float32",
         "size_bytes": 84,
+        "packing": None,
     }
     assert [t["sigma_rel"] for t in document["targets"]][:2] == [0.01, 0.015]
     assert all(t["expected_error"] >= 0 for t in document["targets"])
