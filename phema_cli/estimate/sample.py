@@ -28,6 +28,8 @@ from phema_cli.solver import Sample
 SAMPLE_BYTES = 64 << 20
 PAGE_BYTES = 4096
 _MOST_VALUES = 8 << 20
+#: pages in one of a packed snapshot: each of its reads is one of every file that it follows.
+_PACKED_PAGES = 4
 
 #: types that are sampled, with numpy's name of what their bytes are read as and the exponent of
 #: their smallest normal number.
@@ -73,7 +75,8 @@ def sample(
         for e in floats
         if all(d.name in _KINDS for d in types[e.name])
     ]
-    ranges = _ranges(extents, len(snapshots))
+    packed = any(link_of(s.checkpoint) is not None for s in snapshots)
+    ranges = _ranges(extents, len(snapshots), PAGE_BYTES * (_PACKED_PAGES if packed else 1))
     # A few wide tensors say nothing of many narrow ones, which round thousands of times as much.
     if 2 * sum(e.elements for e in extents) < sum(e.elements for e in floats) or not ranges:
         return None
@@ -100,19 +103,25 @@ def sample(
     return Sample(values, units, errors)
 
 
-def _ranges(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
-    """Which elements to read of each snapshot: pages of the string that all tensors make."""
+def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range]:
+    """Which elements to read of each snapshot: pages of the string that all tensors make.
+
+    Args:
+        extents: tensors.
+        snapshots: how many there are.
+        page: bytes of one.
+    """
     # Wide types first: then every tensor begins at a whole number of its elements.
     ordered = sorted((e for e in extents if e.elements), key=lambda e: -e.dtype.bits)
-    pages = -(-sum(e.length for e in ordered) // PAGE_BYTES)
+    pages = -(-sum(e.length for e in ordered) // page)
     size = min((e.dtype.bits // 8 for e in ordered), default=1)
-    most = min(SAMPLE_BYTES // PAGE_BYTES, _MOST_VALUES * size // PAGE_BYTES) // snapshots
+    most = min(SAMPLE_BYTES // page, _MOST_VALUES * size // page) // snapshots
     chosen = min(pages, max(most, 1))
     ranges: list[_Range] = []
     begin, tensor = 0, 0
     for i in range(chosen):
-        low = i * pages // chosen * PAGE_BYTES
-        high = low + PAGE_BYTES
+        low = i * pages // chosen * page
+        high = low + page
         while low < high and tensor < len(ordered):
             extent = ordered[tensor]
             width, end = extent.dtype.bits // 8, begin + extent.length
