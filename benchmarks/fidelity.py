@@ -261,7 +261,7 @@ convolutional flow model on images of blobs, a causal transformer with tied embe
 AdamW with weight decay and SGD with momentum. Snapshots of two gammas (5 and 10, or EDM2's 6.94
 and 16.97), 4 to 256 of each, are stored in three types. Targets are sigma_rel 0.03 to 0.25 at the
 last step. The truth is tracked in float64. Errors are RMS over all parameters, before the result
-is rounded to its own type.
+is rounded to its own type. Packed snapshots are [measured apart](packing-measured.md).
 
 Columns: the error of `blue` over that of `normalized` (what NVIDIA's code does), geometric mean
 and worst; over `projection` (the paper's); the error of `blue` with `--no-sample` over that of
