@@ -188,7 +188,7 @@ def measure(jobs: int) -> list[Tried]:
 
 #: whether it pays, by name.
 _VERDICTS = {
-    "6 bits": "hardly: it lies between 8 and 4 bits, where more or fewer snapshots lead as well",
+    "6 bits": "no: fewer snapshots of 8 bits are closer at the same bytes",
     DITHER: "no: rounding errors are independent without it",
     "coefficients of each tensor": "hardly: a little closer, for as many times the coefficients",
     "2 files followed": "no: far worse, since two gammas take turns",
