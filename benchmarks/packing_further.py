@@ -98,7 +98,7 @@ def _in_blocks(block: int) -> Method:
 def _in_six_bits(problem: Problem, _: Sequence[slice], _bits: int) -> Stored:
     """Six bits, whatever they are compared with."""
     files = len(problem.sources)
-    stored_as = patch.dict(packing.BITS, {6: packing.BITS[8]})  # type: ignore[arg-type]  # a dict
+    stored_as = patch.dict(packing.BITS, {6: packing.BITS[8]})
     with stored_as, patch.object(packing, "pack", packer()):
         kept = pack_all(_values(problem), problem.order, 6)
     # Bytes of 4 bits and of 8, half of each.
@@ -228,9 +228,9 @@ def section(found: Sequence[Tried]) -> str:
             more = float(np.mean([8 * (o.bytes_each - p.bytes_each) for o, p in pairs]))
             cells.append(f"{errors:.2f} | {size:.2f} | {errors * 2**more:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} | {_VERDICTS[name]} |")
-    plain = {bits: [t for t in found if (t.method, t.bits) == (PLAIN, bits)] for bits in BITS}
-    entropy = {f"entropy{b}": float(np.mean([t.entropy for t in p])) for b, p in plain.items()}
-    left = {f"squeezed{b}": float(np.mean([t.squeezed for t in p])) for b, p in plain.items()}
+    own = {bits: [t for t in found if (t.method, t.bits) == (PLAIN, bits)] for bits in BITS}
+    entropy = {f"entropy{b}": float(np.mean([t.entropy for t in p])) for b, p in own.items()}
+    left = {f"squeezed{b}": float(np.mean([t.squeezed for t in p])) for b, p in own.items()}
     text = _TEXT.format(
         runs=", ".join(NAMES),
         counts=" and ".join(map(str, COUNTS)),

@@ -91,14 +91,13 @@ def _counts(found: Sequence[Case]) -> list[int]:
 
 def ratios(found: Sequence[Case], bar: Bar, of: Callable[[Case], float]) -> Doubles:
     """Of each case that is packed, over the same one that is not."""
-    values = {(c.stored, c.run, c.pair, c.count, c.sigma_rel): of(c) for c in found}
-    return np.array(
-        [
-            value / values[(bar.over, *case)]
-            for (stored, *case), value in values.items()
-            if stored == bar.packed
-        ]
-    )
+    plain = {_same(c): of(c) for c in found if c.stored == bar.over}
+    return np.array([of(c) / plain[_same(c)] for c in found if c.stored == bar.packed])
+
+
+def _same(case: Case) -> tuple[object, ...]:
+    """What cases have in common that are stored in different ways."""
+    return case.run, case.pair, case.count, case.sigma_rel
 
 
 def _error(case: Case) -> float:
