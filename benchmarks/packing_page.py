@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -19,6 +20,7 @@ TEMPLATE = Path(__file__).with_name("packing_template.md")
 ENOUGH = 16
 TOLD_BAR = 95
 _QUANTILES = (1, 5, 50, 95, 99)
+_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ BARS = (
 def report(found: Sequence[Case]) -> str:
     """The page up to what is measured apart."""
     usual = [c for c in found if c.count >= ENOUGH]
-    packed = [c for c in found if c.stored.startswith("packed")]
+    packed = [c for c in usual if c.stored.startswith("packed")]
     missed = max(packed, key=lambda c: abs(np.log(c.expected / c.error)))
     return TEMPLATE.read_text().format(
         runs=len({c.run for c in found}),
@@ -70,11 +72,12 @@ def report(found: Sequence[Case]) -> str:
         errors=_errors(found),
         ratios=_ratios(usual),
         by_run=_by_run(usual),
-        told=_told(found),
-        missed=(
+        told=_told(usual),
+        missed=fill(
             f"Of packed snapshots it is most wrong in *{missed.run}* ({missed.stored}, "
             f"{missed.count} of each gamma, sigma_rel {missed.sigma_rel}): "
-            f"{missed.expected / missed.error:.2f} times the true one."
+            f"{missed.expected / missed.error:.2f} times the true one.",
+            _WIDTH,
         ),
     )
 
