@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from textwrap import fill
 from unittest.mock import patch
 
 import numpy as np
@@ -23,6 +24,7 @@ from benchmarks.packing_cases import (
     problem_of,
     train_for,
 )
+from benchmarks.packing_page import WIDTH
 from benchmarks.training import PAIRS, RUNS, Run, tensor_sizes
 from phema_cli.formats import packing
 from phema_cli.formats.packing import BLOCK, Doubles, Floats, ScaleBits
@@ -239,4 +241,9 @@ def section(found: Sequence[Tried]) -> str:
         followed=FOLLOWED,
     )
     last = _ENTROPY.format(**entropy, **left)
-    return "\n\n".join(["## What else was tried", text, "\n".join(lines), last]) + "\n"
+    return (
+        "\n\n".join(
+            ["## What else was tried", fill(text, WIDTH), "\n".join(lines), fill(last, WIDTH)]
+        )
+        + "\n"
+    )

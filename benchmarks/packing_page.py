@@ -20,7 +20,8 @@ TEMPLATE = Path(__file__).with_name("packing_template.md")
 ENOUGH = 16
 TOLD_BAR = 95
 _QUANTILES = (1, 5, 50, 95, 99)
-_WIDTH = 120
+#: of the lines of a page.
+WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def report(found: Sequence[Case]) -> str:
             f"Of packed snapshots it is most wrong in *{missed.run}* ({missed.stored}, "
             f"{missed.count} of each gamma, sigma_rel {missed.sigma_rel}): "
             f"{missed.expected / missed.error:.2f} times the true one.",
-            _WIDTH,
+            WIDTH,
         ),
     )
 

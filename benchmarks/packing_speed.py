@@ -7,11 +7,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.measuring import MIB, Measures, emptied, flush_all, process, ratio, rounds
+from benchmarks.packing_page import WIDTH
 from phema_cli.formats.packing import BITS
 from phema_cli.synthesis.ranks import default_jobs
 
@@ -102,4 +104,4 @@ def section(taken: Mapping[str, list[float]]) -> str:
         rounds=ROUNDS,
         jobs=default_jobs(),
     )
-    return "\n\n".join(["## Speed", text, "\n".join(lines)]) + "\n"
+    return "\n\n".join(["## Speed", fill(text, WIDTH), "\n".join(lines)]) + "\n"
