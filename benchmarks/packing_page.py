@@ -231,7 +231,7 @@ def draw(found: Sequence[Case], path: Path) -> None:
     axis.set(xlabel="bytes of all snapshots, for each parameter")
     axis.set(ylabel="error / distance that averaging moves (geometric mean)")
     axis.set_title(
-        f"averages synthesized from {counts[0]} to {counts[-1]} snapshots of each of two gammas",
+        "synthesized averages; the numbers, and the points of each curve: snapshots of each gamma",
         fontsize=10,
     )
     axis.grid(visible=True, which="major", color="0.9", linewidth=0.6)
