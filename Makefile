@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence merging speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence merging packing speed faults fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ evidence: $(STAMP) ## test right and wrong tags on real training runs (an hour a
 
 merging: $(STAMP) ## measure merged checkpoints against a decayed learning rate (10 minutes), write docs/merging-measured.md
 	$(BIN)/python -m benchmarks.decay
+
+packing: $(STAMP) ## measure packed snapshots on real training runs (half an hour, 6 GB), write docs/packing-measured.md
+	$(BIN)/python -m benchmarks.packing
 
 speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write docs/performance.md
 	$(BIN)/python -m benchmarks.speed

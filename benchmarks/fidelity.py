@@ -73,13 +73,13 @@ class Case:
     planned: dict[str, float] = field(default_factory=dict)
 
 
-def _rounded(values: NDArray[np.float64], stored: str) -> NDArray[np.float32]:
+def rounded_to(values: NDArray[np.float64], stored: str) -> NDArray[np.float32]:
     """Values as that type stores them."""
     rounded: NDArray[np.float32] = torch.from_numpy(values).to(STORED[stored][0]).float().numpy()
     return rounded
 
 
-def _units(values: NDArray[np.float32], stored: str) -> NDArray[np.float64]:
+def units_of(values: NDArray[np.float32], stored: str) -> NDArray[np.float64]:
     """Units in the last place of stored values."""
     _, mantissa, smallest = STORED[stored]
     exponent = np.where(values == 0, smallest, np.frexp(values)[1] - 1.0)
@@ -102,8 +102,8 @@ def _earlier(run: Run) -> Movement | None:
     chosen = np.arange(7, MOST_SNAPSHOTS, 8)
     sources = [PowerProfile(g, float(tracked.steps[i])) for g in PAIRS[0] for i in chosen]
     values = np.concatenate([tracked.snapshots[g][chosen] for g in PAIRS[0]])
-    rounded = _rounded(values, "fp32")
-    return calibrate(sources, Sample(rounded, _units(rounded[-1], "fp32")))
+    rounded = rounded_to(values, "fp32")
+    return calibrate(sources, Sample(rounded, units_of(rounded[-1], "fp32")))
 
 
 def _of_run(
@@ -114,7 +114,7 @@ def _of_run(
     gammas: Sequence[float],
 ) -> Iterator[Case]:
     """The cases of what a run left."""
-    distance = np.array([_rms(tracked.raw[-1] - tracked.truth[STEPS, g]) for g in gammas])
+    distance = np.array([rms(tracked.raw[-1] - tracked.truth[STEPS, g]) for g in gammas])
     truth = np.stack([tracked.truth[STEPS, g] for g in gammas])
     targets = [PowerProfile(g, float(STEPS)) for g in gammas]
     for pair, stored_gammas in enumerate(PAIRS):
@@ -126,10 +126,10 @@ def _of_run(
             ]
             exact = np.concatenate([tracked.snapshots[g][chosen] for g in stored_gammas])
             for stored in STORED:
-                values = _rounded(exact, stored)
+                values = rounded_to(exact, stored)
                 skip = max(1, values.size // _SAMPLED)
                 sampled = values[:, ::skip]
-                units = _units(sampled[count - 1], stored)
+                units = units_of(sampled[count - 1], stored)
                 movement = calibrate(sources, Sample(sampled, units))
                 errors, told = _errors(sources, targets, values, truth, movement, stored)
                 planned = planning.foretold(
@@ -153,7 +153,8 @@ def _of_run(
                     )
 
 
-def _rms(values: NDArray[np.float64]) -> float:
+def rms(values: NDArray[np.float64]) -> float:
+    """Root mean square of all elements."""
     return float(np.sqrt((values**2).mean()))
 
 
@@ -168,9 +169,9 @@ def _raw(
         chosen = np.arange(every - 1, MOST_SNAPSHOTS, every)
         times = tracked.steps[chosen].astype(float)
         sources = [RawProfile(float(t)) for t in times]
-        values = _rounded(tracked.raw[chosen], "fp32")
+        values = rounded_to(tracked.raw[chosen], "fp32")
         sampled = values[:, :: max(1, values.size // _SAMPLED)]
-        movement = calibrate(sources, Sample(sampled, _units(sampled[-1], "fp32")))
+        movement = calibrate(sources, Sample(sampled, units_of(sampled[-1], "fp32")))
         solution = solve(sources, targets, movement=movement)
         weights = {
             "replay": np.column_stack([_replay(p, times) for p in targets]),
@@ -231,7 +232,7 @@ def _ratios(found: Sequence[Case], over: str, method: str = "blue") -> NDArray[n
     return np.array([c.errors[method] / c.errors[over] for c in found])
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def geometric_mean(values: NDArray[np.float64]) -> float:
     """Geometric mean."""
     return float(np.exp(np.log(values).mean()))
 
@@ -243,8 +244,8 @@ def _row(label: str, found: Sequence[Case]) -> str:
     told = np.array([c.expected / c.errors["blue"] for c in found])
     two, three = np.abs(np.log(told)) <= np.log(2), np.abs(np.log(told)) <= np.log(3)
     return (
-        f"| {label} | {len(found)} | {_mean(normalized):.3f} | {normalized.max():.2f} | "
-        f"{_mean(projection):.3f} | {_mean(blind):.3f} | {blind.max():.2f} | "
+        f"| {label} | {len(found)} | {geometric_mean(normalized):.3f} | {normalized.max():.2f} | "
+        f"{geometric_mean(projection):.3f} | {geometric_mean(blind):.3f} | {blind.max():.2f} | "
         f"{told.min():.2f} to {told.max():.2f} | {100 * two.mean():.1f} | "
         f"{100 * three.mean():.1f} |"
     )
@@ -260,7 +261,7 @@ convolutional flow model on images of blobs, a causal transformer with tied embe
 AdamW with weight decay and SGD with momentum. Snapshots of two gammas (5 and 10, or EDM2's 6.94
 and 16.97), 4 to 256 of each, are stored in three types. Targets are sigma_rel 0.03 to 0.25 at the
 last step. The truth is tracked in float64. Errors are RMS over all parameters, before the result
-is rounded to its own type.
+is rounded to its own type. Packed snapshots are [measured apart](packing-measured.md).
 
 Columns: the error of `blue` over that of `normalized` (what NVIDIA's code does), geometric mean
 and worst; over `projection` (the paper's); the error of `blue` with `--no-sample` over that of
@@ -293,8 +294,9 @@ def _raw_row(label: str, found: Sequence[Case]) -> str:
     replay, trapezoid = _ratios(found, "replay"), _ratios(found, "trapezoid")
     told = np.array([c.expected / c.errors["blue"] for c in found])
     return (
-        f"| {label} | {len(found)} | {_mean(replay):.3f} | {replay.max():.3f} | "
-        f"{_mean(trapezoid):.3f} | {trapezoid.max():.3f} | {told.min():.2f} to {told.max():.2f} |"
+        f"| {label} | {len(found)} | {geometric_mean(replay):.3f} | {replay.max():.3f} | "
+        f"{geometric_mean(trapezoid):.3f} | {trapezoid.max():.3f} | "
+        f"{told.min():.2f} to {told.max():.2f} |"
     )
 
 

@@ -287,6 +287,11 @@ def train(
     )
 
 
+def tensor_sizes(run: Run) -> list[int]:
+    """Elements of each parameter of its model, in the order of what is tracked."""
+    return [p.numel() for p in _MODELS[run.model](large=run.large).parameters()]
+
+
 def _weights(model: nn.Module) -> torch.Tensor:
     """All parameters, (parameters,) float64."""
     with torch.no_grad():

@@ -24,7 +24,7 @@ from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
 
 #: float32's rounding, relative to a value, as a mean square.
-_ROUNDING = 2.0**-48 / 12
+ROUNDING = 2.0**-48 / 12
 ENDING = ".safetensors"
 
 
@@ -151,7 +151,7 @@ def _chain(
 ) -> list[PackedFile]:
     """Pack a chain's sample as its files will be: coefficients, and the errors that are left."""
     keyframe = found.values[chain[0]].astype(np.float32)
-    noise = float(np.square(keyframe, dtype=np.float64).mean()) * _ROUNDING
+    noise = float(np.square(keyframe, dtype=np.float64).mean()) * ROUNDING
     files = [PackedFile(snapshots[chain[0]], "", (), (), 0.0)]
     movements: list[Doubles] = []
     for at, place in enumerate(chain[1:], start=1):

@@ -1,0 +1,96 @@
+"""How far averages of packed snapshots are from directly tracked ones, and what they cost.
+
+Trains the runs of ``benchmarks/training.py``, stores their snapshots in three types and packed in
+three ways, and compares what is synthesized with the average tracked in float64. Writes
+``docs/packing-measured.md`` and ``docs/packing.svg`` (half an hour on two cores):
+
+    python -m benchmarks.packing
+
+Its last two sections can be measured alone, other ways to pack and the speed:
+
+    python -m benchmarks.packing --further
+    python -m benchmarks.packing --speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import packing_further, packing_speed
+from benchmarks.packing_cases import COUNTS, Case, cases
+from benchmarks.packing_page import draw, report
+from benchmarks.training import RUNS, Run
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "packing-measured.md"
+
+
+def measure(runs: Sequence[Run], counts: Sequence[int], jobs: int) -> list[Case]:
+    """The cases of all runs, some runs at a time."""
+    found: list[Case] = []
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs) as pool:
+        for run, some in zip(runs, pool.map(cases, runs, [counts] * len(runs)), strict=True):
+            found += some
+            print(f"{run.name}: {len(some)} cases after {time.monotonic() - began:.0f} s")
+    return found
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with a section of the second level replaced, or added at its end."""
+    heading = section.partition("\n")[0]
+    before, _, rest = page.partition(f"{heading}\n")
+    _, mark, after = rest.partition("\n## ")
+    parts = [before.rstrip("\n"), section.rstrip("\n")]
+    return "\n\n".join([*parts, f"## {after}".rstrip("\n")] if mark else parts) + "\n"
+
+
+def main() -> None:
+    """Measure what is asked for and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", default="", help="only runs whose names hold this")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="snapshots per gamma")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--print", action="store_true", help="print the page, write nothing")
+    parser.add_argument("--cases", type=Path, help="keep the cases in this file, or take them")
+    parser.add_argument("--further", action="store_true", help="measure other ways to pack alone")
+    parser.add_argument("--speed", action="store_true", help="measure the speed alone")
+    given = parser.parse_args()
+    alone = given.further or given.speed
+    page = PAGE.read_text() if alone else ""
+    if not alone:
+        found = _cases(given)
+        page = report(found)
+        if given.print:
+            print(page, end="")
+            return
+        draw(found, DOCS / "packing.svg")
+    if given.further or not alone:
+        page = with_section(page, packing_further.section(packing_further.measure(given.jobs)))
+    if given.speed or not alone:
+        page = with_section(page, packing_speed.section(packing_speed.measure()))
+    if given.print:
+        print(page, end="")
+    else:
+        PAGE.write_text(page)
+
+
+def _cases(given: argparse.Namespace) -> list[Case]:
+    """The cases, measured or taken from a file."""
+    if given.cases and given.cases.exists():
+        return [Case(**c) for c in json.loads(given.cases.read_text())]
+    counts = [int(c) for c in given.counts.split(",")]
+    found = measure([r for r in RUNS if given.runs in r.name], counts, given.jobs)
+    if given.cases:
+        given.cases.write_text(json.dumps([asdict(c) for c in found]))
+    return found
+
+
+if __name__ == "__main__":
+    main()
