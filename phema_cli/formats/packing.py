@@ -170,11 +170,14 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
         readers have of the residues, exactly.
     """
     count = len(residue)
-    blocks = np.zeros((-(-count // BLOCK), BLOCK), np.float32)
-    blocks.reshape(-1)[:count] = residue
+    if count % BLOCK:
+        padded = np.zeros(-(-count // BLOCK) * BLOCK, np.float32)
+        padded[:count] = residue
+        residue = padded
+    blocks = residue.reshape(-1, BLOCK)
     most = float(2 ** (bits - 1) - 1)
     # Rounded up twice: to float32, and to bfloat16.
-    largest = np.abs(blocks).max(axis=1)
+    largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
     scales = largest / np.float32(most)
     np.nextafter(scales, np.float32(np.inf), where=largest > 0, out=scales)
     raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
@@ -182,14 +185,22 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     divisors = np.where(wide > 0, wide, np.float32(1))
     with np.errstate(over="ignore"):
         held = np.minimum(np.floor(np.finfo(np.float32).max / divisors), np.float32(most))
-    integers = np.clip(np.rint(blocks / divisors), -held, held)
-    made = (integers.astype(np.float32) * wide).reshape(-1)[:count]
-    flat = integers.reshape(-1)[:count]
+    # In place from here on: memory that is new takes as long as the sums.
+    integers = np.divide(blocks, divisors, dtype=np.float32)
+    np.rint(integers, out=integers)
+    np.clip(integers, -held, held, out=integers)
+    stored = _stored(integers.reshape(-1)[:count], bits)
+    integers *= wide
+    return stored, raw, integers.reshape(-1)[:count]
+
+
+def _stored(integers: Floats, bits: int) -> NDArray[np.generic]:
+    """Integers as a file holds them."""
     if bits != _NIBBLES:
-        return flat.astype(f"<i{bits // 8}"), raw, made
-    nibbles = np.full(2 * -(-count // 2), 8, np.uint8)
-    nibbles[:count] = flat + 8
-    return nibbles[::2] | nibbles[1::2] << 4, raw, made
+        return integers.astype(f"<i{bits // 8}")
+    nibbles = np.full(2 * -(-len(integers) // 2), 8, np.uint8)
+    nibbles[: len(integers)] = integers + 8
+    return nibbles[::2] | nibbles[1::2] << 4
 
 
 def unpack(values: NDArray[np.uint8], scales: Floats, bits: int, out: Floats) -> None:
@@ -240,11 +251,13 @@ def encode(
         Integers and scales as :func:`pack` has them, and (n,) float64 this snapshot's own movement
         as readers have it.
     """
-    foretold = np.zeros(len(values))
+    foretold, step = np.zeros(len(values)), np.empty(len(values))
     for movement, coefficient in zip(movements, coefficients, strict=True):
-        foretold += coefficient * movement
-    residue = (np.subtract(values, keyframe, dtype=np.float64) - foretold).astype(np.float32)
-    integers, scales, made = pack(residue, bits)
+        np.multiply(movement, coefficient, out=step)
+        foretold += step
+    np.subtract(values, keyframe, out=step, dtype=np.float64)
+    step -= foretold
+    integers, scales, made = pack(step.astype(np.float32), bits)
     foretold += made
     return integers, scales, foretold
 

@@ -51,8 +51,9 @@ _SHORTEST_CHAIN = 2
 _LARGEST = 1e28
 #: elements that coefficients are fitted to.
 _SAMPLED = 1 << 18
-#: elements that a thread packs at once: few enough for its cache, and whole blocks.
-_AT_ONCE = 1 << 16
+#: elements that a thread packs at once: whole blocks, and many, since threads wait for one another
+#: after each call.
+_AT_ONCE = 1 << 17
 
 
 def check(packing: int | None, keyframe_every: int, dtype: torch.dtype | None) -> None:
