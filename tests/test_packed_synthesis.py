@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from phema_cli import average
+from phema_cli.errors import InputError
 from phema_cli.estimate.sample import sample
 from phema_cli.formats.chains import link_of
+from phema_cli.request import Config
 from phema_cli.snapshots import scan
 from tests.builders import phema
 from tests.packing import packed_chain, tensor_of
@@ -181,3 +184,20 @@ def test_a_missing_file_takes_those_that_need_it_along(tmp_path):
     errors = [f for f in done.json["findings"] if f["level"] == "error"]
     assert [Path(f["where"]).name for f in errors] == sorted(path.name for path in chain[3:6])
     assert all("is missing" in f["what"] for f in errors)
+
+
+@pytest.mark.parametrize("place", [-1, -700, -3000])
+def test_a_flipped_bit_in_the_data(tmp_path, place):
+    """Whichever it is, of a file that is followed too: exit 3, one line, no output."""
+    chain = packed_chain(tmp_path / "in", run_of(), TAGS, 16)
+    damaged = chain[3]
+    data = bytearray(damaged.read_bytes())
+    data[place] ^= 1
+    damaged.write_bytes(data)
+    asked = ["synthesize", tmp_path / "in", "-g", "7", "--trust-tags", "-q"]
+    done = phema(*asked, "-o", tmp_path / "out.safetensors")
+    assert (done.code, done.err.count("\n")) == (3, 1)
+    assert f"{damaged.name}: its tensors have other bytes than when it was written" in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    with pytest.raises(InputError, match="other bytes"):
+        dict(average(tmp_path / "in", gamma=7, config=Config(trust_tags=True)))

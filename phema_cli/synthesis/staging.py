@@ -13,6 +13,7 @@ from typing import IO
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats.base import stamp
 from phema_cli.formats.crc32 import combine
+from phema_cli.formats.damage import refuse_damaged
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
@@ -298,12 +299,14 @@ def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse sources that are not what they were when their headers were read.
+    """Refuse sources that are not what they were when their headers were read, and damaged ones.
 
     Raises:
-        InputError: a file was replaced, or written to.
+        InputError: a file was replaced, or written to, or has been damaged.
         StorageError: the operating system can't look there.
     """
+    if recipe.rows is not None:
+        refuse_damaged((recipe.sources[i].checkpoint for i in recipe.used), recipe.jobs)
     for source in recipe.sources:
         for path, before in source.checkpoint.stamps.items():
             try:
