@@ -115,6 +115,22 @@ def test_types_that_differ_are_streamed(tmp_path):
     np.testing.assert_allclose(tail_of(out).astype(float), expected, rtol=2.0**-11)
 
 
+def test_packing_is_streamed(tmp_path):
+    """Snapshots of 384 MiB are packed, and packed ones averaged, within the limit."""
+    (tmp_path / "in").mkdir()
+    for step in (1, 2):
+        for gamma in (5, 10):
+            write_large(tmp_path / "in" / f"{step}-{gamma:02d}.safetensors", step, gamma)
+    rss, data = run()
+    packed = tmp_path / "packed"
+    arguments = (PHEMA, "pack", tmp_path / "in", "-o", packed, "-q", "--trust-tags")
+    peak, _ = run(*arguments, limit=data + LIMIT)
+    assert peak < rss + LIMIT
+    assert len(list(packed.iterdir())) == 4
+    out = tmp_path / "out.safetensors"
+    synthesize_within(packed, out, "-g", "7", "--dtype", "float16", "--trust-tags")
+
+
 def synthesize_within(folder, out, *options, made=None):
     """Run phema with a hard limit of 256 MiB above what torch takes; its peak must be below too.
 

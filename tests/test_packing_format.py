@@ -97,6 +97,16 @@ def test_snapshots_come_back(tmp_path, bits):
 
 
 @bits_of
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_either_sign(bits, zero):
+    """The scale of a block of zeros is 0, which is not negative."""
+    integers, raw, made = packing.pack(np.full(130, zero, np.float32), bits)
+    assert not raw.any()
+    assert not made.any()
+    assert set(integers.tolist()) == ({0x88} if bits == 4 else {0})
+
+
+@bits_of
 @pytest.mark.parametrize("shape", [(0,), (1,), (), (65,), (3, 0, 2)])
 def test_small_tensors(tmp_path, bits, shape):
     """None, one, and odd numbers of elements; beside a large one, so that a chain is made."""

@@ -177,7 +177,7 @@ def pack(residue: Floats, bits: int) -> tuple[NDArray[np.generic], ScaleBits, Fl
     blocks = residue.reshape(-1, BLOCK)
     most = float(2 ** (bits - 1) - 1)
     # Rounded up twice: to float32, and to bfloat16.
-    largest = np.maximum(blocks.max(axis=1), -blocks.min(axis=1))
+    largest = np.abs(np.maximum(blocks.max(axis=1), -blocks.min(axis=1)))
     scales = largest / np.float32(most)
     np.nextafter(scales, np.float32(np.inf), where=largest > 0, out=scales)
     raw = ((scales.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype(np.uint16)
