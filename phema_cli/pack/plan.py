@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -77,7 +77,7 @@ class PackPlan:
     request: PackRequest
     files: tuple[PackedFile, ...]
     chains: tuple[tuple[int, ...], ...]
-    tensors: tuple[str, ...]
+    tensors: frozenset[str]
     foretold: Foretold | None
 
     def specs(self, place: int) -> dict[str, tuple[DType, tuple[int, ...]]]:
@@ -142,7 +142,7 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
     if request.max_error is not None:
         _check(foretold, request.max_error)
     tied = snapshots[-1].checkpoint.ties
-    packed = tuple(name for name in names if name not in tied)
+    packed = frozenset(name for name in names if name not in tied)
     return PackPlan(request, _named(files), chains, packed, foretold)
 
 
@@ -178,7 +178,8 @@ def _foretell(snapshots: Sequence[Snapshot], found: Sample, errors: Array) -> Fo
     low, high = (gammas[0], 2 * gammas[0] + 1) if pair is None else pair
     target = PowerProfile(math.sqrt((low + 1) * (high + 1)) - 1, max(p.end for p in profiles))
     expected = []
-    for known in (Sample(found.values, found.units), Sample(found.values, found.units, errors)):
+    before = found.errors if found.errors is not None else np.zeros(len(errors))
+    for known in (found, replace(found, errors=before + errors)):
         solution = solve(
             profiles,
             [target],
@@ -224,11 +225,7 @@ def _named(files: Sequence[PackedFile]) -> tuple[PackedFile, ...]:
         while f"{name}{ENDING}" in taken:
             name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
         taken.add(f"{name}{ENDING}")
-        named.append(
-            PackedFile(
-                file.snapshot, f"{name}{ENDING}", file.follows, file.coefficients, file.error
-            )
-        )
+        named.append(replace(file, name=f"{name}{ENDING}"))
     return tuple(named)
 
 

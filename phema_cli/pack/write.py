@@ -155,7 +155,7 @@ def _begin(log: Log, begun: dict[str, str], paths: Sequence[Path]) -> None:
 def _fingerprint(plan: PackPlan) -> str:
     """What is the same for two runs that write the same bytes, in hexadecimal."""
     facts = (
-        (__version__, plan.request.bits, plan.request.keyframe_every, plan.tensors),
+        (__version__, plan.request.bits, plan.request.keyframe_every, sorted(plan.tensors)),
         [(f.name, f.follows, f.coefficients, metadata_of(f)) for f in plan.files],
         [sorted((str(p), s) for p, s in f.snapshot.checkpoint.stamps.items()) for f in plan.files],
     )
@@ -231,10 +231,10 @@ def _pieces(plan: PackPlan, chain: Sequence[int]) -> Iterator[_Piece]:
     jobs = plan.request.jobs or default_jobs()
     size = plan.request.max_memory // 2 // jobs // _ELEMENT_BYTES // BLOCK * BLOCK
     size = min(max(size, BLOCK), _LARGEST_TILE)
-    tensors = plan.files[chain[0]].snapshot.checkpoint.tensors
-    for name in plan.tensors:
-        for start in range(0, tensors[name].elements, size):
-            yield _Piece(name, start, min(size, tensors[name].elements - start))
+    for extent in plan.files[chain[0]].snapshot.checkpoint.stored:
+        if extent.name in plan.tensors:
+            for start in range(0, extent.elements, size):
+                yield _Piece(extent.name, start, min(size, extent.elements - start))
     for place in chain:
         for extent in plan.files[place].snapshot.checkpoint.stored:
             if extent.name not in plan.tensors:
