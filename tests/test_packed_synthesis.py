@@ -1,9 +1,14 @@
 """Averages of packed snapshots: sums of keyframes and residues, no snapshot unpacked on the way."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from phema_cli import average
@@ -201,3 +206,32 @@ def test_a_flipped_bit_in_the_data(tmp_path, place):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     with pytest.raises(InputError, match="other bytes"):
         dict(average(tmp_path / "in", gamma=7, config=Config(trust_tags=True)))
+
+
+def test_packed_files_behind_a_url(tmp_path):
+    """What a file follows is found beside it, wherever that is; the same bytes."""
+    chain = packed_chain(tmp_path / "in", run_of(), TAGS, 8, keyframe_every=6)
+    system = fsspec.filesystem("memory")
+    for path in chain:
+        system.pipe_file(f"/packed-run/{path.name}", path.read_bytes())
+    made = [
+        dict(average(place, gamma=7, config=Config(trust_tags=True)))
+        for place in (tmp_path / "in", "memory://packed-run")
+    ]
+    system.rm("/packed-run", recursive=True)
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+@pytest.mark.slow
+def test_packed_files_on_two_ranks(tmp_path):
+    """Each rank reads its share of the residues; the same bytes as in one process."""
+    packed_chain(tmp_path / "in", run_of(), TAGS, 4, keyframe_every=6)
+    asked = ["synthesize", str(tmp_path / "in"), "-g", "7", "--trust-tags", "-q", "-o"]
+    assert phema(*asked, tmp_path / "one.safetensors").code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "phema_cli", *asked, str(tmp_path / "two.safetensors")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
