@@ -15,8 +15,16 @@ from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.profiles.combination import step_of
+from phema_cli.request import Request
+from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import snapshot_name, step_name
-from phema_cli.synthesis.layout import DEFAULT_FORMAT, ENDING
+from phema_cli.synthesis.layout import (
+    DEFAULT_FORMAT,
+    ENDING,
+    index_names,
+    is_complete,
+    is_model_folder,
+)
 
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
 _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
@@ -40,6 +48,31 @@ def output_format(template: str | None, asked: str | None) -> str:
             remedy="leave --format out, or change the ending",
         )
     return asked
+
+
+def open_outputs(
+    request: Request, targets: Sequence[Profile], step: float, newest: Snapshot, *, split: bool
+) -> tuple[list[Path], list[int]]:
+    """Where each target goes, and the numbers of those that are to be made.
+
+    Args:
+        request: what was asked for; its output and format are settled.
+        targets: the targets.
+        step: their time as the trainer counts, but for combinations.
+        newest: the snapshot that outputs are like.
+        split: whether outputs have shards.
+
+    Errors as :func:`output_paths`.
+    """
+    template, form = request.output, str(request.format)
+    single = template is not None and str(template).endswith(ENDING)
+    like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
+    folder = split or (like_model and not single)
+    given = None if template is None else str(template)
+    paths = output_paths(given, targets, step, form, folder=folder, split=split)
+    names = index_names(form, newest.checkpoint.base_name) if folder else ()
+    skips = request.skip_existing
+    return paths, [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]
 
 
 def output_paths(

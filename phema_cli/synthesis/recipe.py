@@ -36,13 +36,10 @@ from phema_cli.synthesis.layout import (
     ENDING,
     Beside,
     Output,
-    index_names,
-    is_complete,
-    is_model_folder,
     lay_out,
 )
 from phema_cli.synthesis.memory import tile_elements
-from phema_cli.synthesis.names import output_format, output_paths
+from phema_cli.synthesis.names import open_outputs, output_format
 from phema_cli.synthesis.packed import Rows, rows_of
 from phema_cli.synthesis.provenance import (
     command,
@@ -177,20 +174,9 @@ def make_recipe(
         format=output_format(template, request.format),
     )
     limit = _shard_limit(request, snapshots, scan.copy)
-    single = template is not None and template.endswith(ENDING)
-    like_model = request.format == DEFAULT_FORMAT and is_model_folder(reference(snapshots))
-    is_folder = limit is not None or (like_model and not single)
-    paths = output_paths(
-        template,
-        targets,
-        step,
-        str(request.format),
-        folder=is_folder,
-        split=limit is not None,
+    paths, kept = open_outputs(
+        request, targets, step, reference(snapshots), split=limit is not None
     )
-    base = reference(snapshots).checkpoint.base_name
-    names = index_names(str(request.format), base) if is_folder else ()
-    kept = [k for k, p in enumerate(paths) if not (request.skip_existing and is_complete(p, names))]
     if targets and not kept:
         return None, paths
     open_targets = [targets[k] for k in kept]
@@ -212,14 +198,19 @@ def make_recipe(
         max_shard_bytes=limit,
         tags=measured.tags,
     )
-    findings = [*measured.tags.findings, *hints(snapshots, open_targets)]
-    raw = [s.tag.label == "raw" for s in recipe.sources]
-    if not all((column[raw] == 1).any() for column in recipe.weights.T):
-        findings += statistics(t.name for t in recipe.tensors)
+    findings = [*measured.tags.findings, *hints(snapshots, open_targets), *_statistics(recipe)]
     if request.side_files:
         recipe, about = _with_files_beside(recipe, [made_by[k] for k in kept])
         findings += about
     return replace(recipe, findings=tuple(findings)), paths
+
+
+def _statistics(recipe: Recipe) -> list[Finding]:
+    """A notice of running statistics, unless every target is one state of the weights."""
+    raw = [s.tag.label == "raw" for s in recipe.sources]
+    if all((column[raw] == 1).any() for column in recipe.weights.T):
+        return []
+    return statistics(t.name for t in recipe.tensors)
 
 
 def _shard_limit(
@@ -288,15 +279,14 @@ def assemble(
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
     if origins is None:
+        columns = zip(solution.weights.T, bases_all, targets, solution.figures, strict=True)
         origins = []
-        for column, own, target, figures in zip(
-            solution.weights.T, bases_all, targets, solution.figures, strict=True
-        ):
+        for column, own, target, figures in columns:
             # What other targets are made of is no part of it.
             rows = [i for i in kept if column[i] or i == own or i in spare]
-            of = [snapshots[i] for i in rows]
+            of, weights = [snapshots[i] for i in rows], column[rows]
             origins.append(
-                provenance(of, column[rows], target, step, figures, request.method, copy, drop)
+                provenance(of, weights, target, step, figures, request.method, copy, drop)
             )
     jobs = request.jobs or default_jobs()
     extents = [e for s in sources for e in s.checkpoint.tensors.values()]
@@ -336,15 +326,19 @@ def assemble(
         read_bytes=read_bytes,
         write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=peak,
-        inputs=tuple(
-            f
-            for i, s in enumerate(snapshots)
-            # An output of before is an input only where it weighs.
-            if i in kept or PROVENANCE_KEY not in s.checkpoint.metadata
-            for f in (s.checkpoint.path, *s.checkpoint.files)
-        ),
+        inputs=_inputs(snapshots, kept),
         tags=tags or TagCheck(),
     )
+
+
+def _inputs(snapshots: Sequence[Snapshot], kept: Sequence[int]) -> tuple[Path, ...]:
+    """All files that outputs must not replace; outputs of before only where they weigh."""
+    named = (
+        (s.checkpoint.path, *s.checkpoint.files)
+        for i, s in enumerate(snapshots)
+        if i in kept or PROVENANCE_KEY not in s.checkpoint.metadata
+    )
+    return tuple(chain(*named))
 
 
 def _outputs(
