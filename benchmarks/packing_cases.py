@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.fidelity import SIGMA_RELS, STORED, rms, rounded_to, units_of
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, STEPS, Run, Tracked, train
 from phema_cli.formats import packing
-from phema_cli.formats.packing import Doubles, Floats
-from phema_cli.pack.plan import FOLLOWED, ROUNDING
+from phema_cli.formats.packing import FOLLOWED, Doubles, Floats
+from phema_cli.pack.plan import ROUNDING
 from phema_cli.pack.request import PackRequest
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import Sample, calibrate, solve, storage_noise

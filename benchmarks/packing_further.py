@@ -27,8 +27,7 @@ from benchmarks.packing_cases import (
 from benchmarks.packing_page import WIDTH
 from benchmarks.training import PAIRS, RUNS, Run, tensor_sizes
 from phema_cli.formats import packing
-from phema_cli.formats.packing import BLOCK, Doubles, Floats, ScaleBits
-from phema_cli.pack.plan import FOLLOWED
+from phema_cli.formats.packing import BLOCK, FOLLOWED, Doubles, Floats, ScaleBits
 
 NAMES = ("mlp adamw constant", "flow adamw cosine", "transformer adamw cosine")
 COUNTS = (16, 32)

@@ -12,8 +12,7 @@ import numpy as np
 from benchmarks.fidelity import SIGMA_RELS, geometric_mean
 from benchmarks.packing_cases import EVERY, KINDS, Case
 from benchmarks.training import PAIRS
-from phema_cli.formats.packing import BLOCK, Doubles
-from phema_cli.pack.plan import FOLLOWED
+from phema_cli.formats.packing import BLOCK, FOLLOWED, Doubles
 
 TEMPLATE = Path(__file__).with_name("packing_template.md")
 #: snapshots of each gamma from which on the bars count.

@@ -10,12 +10,12 @@ from pathlib import Path
 from textwrap import fill
 
 import torch
-from phema_cli.synthesis.ranks import default_jobs
 from safetensors.torch import save_file
 
 from benchmarks.measuring import MIB, Measures, emptied, flush_all, process, ratio, rounds
 from benchmarks.packing_page import WIDTH
 from phema_cli.formats.packing import BITS
+from phema_cli.system.ranks import default_jobs
 
 ROUNDS = 5
 FILES, GAMMAS = 16, (5.0, 10.0)
