@@ -86,7 +86,7 @@ speed: $(STAMP) ## measure speed and memory (a quarter of an hour, 20 GB), write
 	$(BIN)/python -m benchmarks.speed
 
 faults: $(STAMP) ## kill a synthesis 100 times, interrupt it 200 times, fail 100 system calls, and go on (30 minutes)
-	PHEMA_KILLS=100 PHEMA_INTERRUPTIONS=200 PHEMA_FAULTS=100 PHEMA_STRIDE=1 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_interruptions.py tests/test_injected_faults.py tests/test_power_loss.py
+	PHEMA_KILLS=100 PHEMA_INTERRUPTIONS=200 PHEMA_FAULTS=100 PHEMA_STRIDE=1 $(BIN)/python -m pytest -s tests/test_faults.py tests/test_interruptions.py tests/test_injected_faults.py tests/test_power_loss.py tests/test_pack.py tests/test_packing_tracker.py
 
 fuzz: $(STAMP) ## 1.8 million inputs made up for all parsers, guided by coverage (15 minutes)
 	$(INSTALL) --group fuzz
