@@ -123,6 +123,26 @@ def test_the_same_bytes_however_they_are_made(chain, tmp_path):
     assert made["workers"] == made["alone"] == made["beside"]
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_targets_of_other_files_beside_each_other(tmp_path, bits):
+    """One target takes the first and the last chain, others all: each as if it were alone."""
+    chain = packed_chain(tmp_path / "in", run_of(), TAGS, bits, keyframe_every=5)
+    rows = {chain[3].name: 0.25, chain[13].name: 0.75}
+    file = weights_file(tmp_path / "w.csv", rows)
+    made = []
+    for beside in ([], ["-g", "7"]):
+        out = tmp_path / f"out{len(made)}"
+        asked = ["--weights", file, *beside, "--trust-tags", "-o", f"{out}/"]
+        done = phema("synthesize", tmp_path / "in", *asked)
+        assert done.code == 0, done.err
+        made.append(sorted(out.glob("*.safetensors"), key=lambda p: "gamma" in p.name)[0])
+    assert made[0].read_bytes() == made[1].read_bytes()
+    wanted = sum(
+        w * tensor_of(tmp_path / "in" / n, "matrix").astype(float) for n, w in rows.items()
+    )
+    np.testing.assert_allclose(load_file(made[0])["matrix"], wanted, rtol=0, atol=2e-6)
+
+
 def test_packed_beside_plain_ones(tmp_path):
     """Snapshots of float16 and packed ones in one directory are averaged as numbers."""
     arrays = run_of()

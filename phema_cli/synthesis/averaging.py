@@ -156,7 +156,7 @@ class Averager:
         if isinstance(stored, list):
             stored = torch.stack([row.to(self._compute) for row in stored])
         if kind.packed and self._packed is not None:
-            numbers = range(len(self._packed.parts))
+            numbers = list(range(len(self._packed.parts)))
             self._residues.filled()
             residues = torch.empty(len(numbers), self._width)
             self._residues.decode(numbers, 0, residues)

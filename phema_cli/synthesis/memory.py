@@ -6,12 +6,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phema_cli.formats.base import DType
 from phema_cli.profiles import Array
-from phema_cli.synthesis.packed import Rows
+
+if TYPE_CHECKING:
+    from phema_cli.synthesis.packed import Rows
 
 #: rows are this long, or a multiple: BLAS sums short ones in another order.
 WIDTH = 256

@@ -17,6 +17,7 @@ from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
+from phema_cli.synthesis.sums import Some, consecutive
 
 if TYPE_CHECKING:
     import torch
@@ -123,29 +124,27 @@ class Residues:
         """Take note that ``rows`` hold another tile."""
         self._wide.copy_(self._scales)
 
-    def decode(self, numbers: Sequence[int], start: int, out: torch.Tensor) -> None:
+    def decode(self, numbers: list[int], start: int, out: torch.Tensor) -> None:
         """Put residues into ``out`` (n, count); count is a multiple of ``BLOCK``.
 
         Args:
-            numbers: n files that follow on one another.
+            numbers: n files, ascending.
             start: the first element, the first of its block.
             out: float32 or float64.
         """
         if not len(numbers):
             return
-        count = out.shape[1]
-        some = slice(numbers[0], numbers[-1] + 1)
-        kinds = set(self._bits[some])
+        count, some = out.shape[1], consecutive(numbers)
+        kinds = {self._bits[number] for number in numbers}
         if len(kinds) == 1:
             self._widen(some, kinds.pop(), start, out)
         else:
             for row, number in enumerate(numbers):
-                one = slice(number, number + 1)
-                self._widen(one, self._bits[number], start, out[row : row + 1])
+                self._widen([number], self._bits[number], start, out[row : row + 1])
         scales = self._wide[some, start // BLOCK : (start + count) // BLOCK]
         out.view(len(out), -1, BLOCK).mul_(scales[:, :, None])
 
-    def _widen(self, some: slice, bits: int, start: int, out: torch.Tensor) -> None:
+    def _widen(self, some: Some, bits: int, start: int, out: torch.Tensor) -> None:
         """Put the integers of some files into ``out``."""
         import torch
 
