@@ -75,6 +75,7 @@ def plan_tensors(
     newest = reference(snapshots)
     given = (newest if base is None else snapshots[base]).checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
+    linked = [s.checkpoint for s in sources if link_of(s.checkpoint) is not None]
     names, copied = set(averaged(snapshots, copy)), matching(copy)
     extents = sorted(newest.checkpoint.tensors.items(), key=lambda e: (e[1].file, e[1].offset))
     ties = _ties(snapshots, copy)
@@ -90,7 +91,7 @@ def plan_tensors(
                 remedy="rename it in the snapshots",
             )
         if name in names:
-            plans.append(_averaged(extent, sources, dtype))
+            plans.append(_averaged(extent, sources, linked, dtype))
             continue
         if extent.dtype.kind == "other" and not copied(name):
             raise not_averaged(name, extent, newest.name)
@@ -100,25 +101,28 @@ def plan_tensors(
     return tuple(sorted(plans, key=lambda plan: -plan.kind.out.bits)), ties
 
 
-def _averaged(extent: Extent, sources: Sequence[Snapshot], dtype: DType | None) -> TensorPlan:
-    """The treatment of a tensor that is averaged, by where it lies in the newest snapshot."""
+def _averaged(
+    extent: Extent, sources: Sequence[Snapshot], linked: Sequence[Checkpoint], dtype: DType | None
+) -> TensorPlan:
+    """The treatment of a tensor that is averaged, by where it lies in the newest snapshot.
+
+    Args:
+        extent: that place.
+        sources: snapshots that weigh, oldest first.
+        linked: the checkpoints of those that have packed tensors.
+        dtype: element type in the outputs; the newest's by default.
+    """
     name, out = extent.name, dtype or extent.dtype
     stored = tuple(s.checkpoint.tensors[name].dtype for s in reversed(sources))
     kinds = {d.name for d in stored}
     if len(kinds) == 1:
-        packed = _is_packed([s.checkpoint for s in sources], name)
+        # Packed in each file that packs any, under one name in the files.
+        held = {c.tensors[name].packed for c in linked}
+        packed = None not in held and len({p.name for p in held if p is not None}) == 1
         return TensorPlan(name, extent.shape, Kind(stored[0], out, (), packed), average=True)
     # Of two types neither may hold the other's numbers; these two hold all narrower ones'.
     wide = DTYPES["F64" if "F64" in kinds else "F32"]
     return TensorPlan(name, extent.shape, Kind(wide, out, stored), average=True)
-
-
-def _is_packed(checkpoints: Sequence[Checkpoint], name: str) -> bool:
-    """Whether a tensor is packed in every checkpoint that has packed ones, under one name."""
-    links = [link_of(c) for c in checkpoints]
-    pairs = zip(checkpoints, links, strict=True)
-    found = {c.tensors[name].packed for c, link in pairs if link is not None}
-    return found != set() and None not in found and len({p.name for p in found if p}) == 1
 
 
 def _ties(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> dict[str, str]:
