@@ -7,7 +7,6 @@ more before an output gets its name.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,11 @@ from pathlib import Path
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Checkpoint, Stamp, stamp
 from phema_cli.formats.chains import link_of
+from phema_cli.formats.image import hash_from
 from phema_cli.formats.packing import HASH_KEY
 from phema_cli.formats.remote import is_remote, remote_errors
-from phema_cli.formats.safetensors import data_start, read_header
+from phema_cli.formats.safetensors import read_header
 
-_READ_BYTES = 1 << 20
 #: stamps of local files that were found whole: several syntheses of one process read the same.
 _WHOLE: dict[Path, Stamp] = {}
 
@@ -55,18 +54,16 @@ def _refuse_damaged(path: Path, stopped: threading.Event) -> None:
         before = None if is_remote(path) else stamp(path)
         if before is not None and _WHOLE.get(path) == before:
             return
-        _, metadata = read_header(path)
-        digest = hashlib.sha256()
+        extents, metadata = read_header(path)
+        start = min(extent.offset for extent in extents.values())
         try:
             with path.open("rb") as stream:
-                stream.seek(data_start(stream))
-                while not stopped.is_set() and (data := stream.read(_READ_BYTES)):
-                    digest.update(data)
+                digest = hash_from(stream, start, stopped.is_set)
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
     if stopped.is_set():
         return
-    if digest.hexdigest() != metadata.get(HASH_KEY):
+    if digest.decode() != metadata.get(HASH_KEY):
         raise InputError(
             "its tensors have other bytes than when it was written",
             where=path,

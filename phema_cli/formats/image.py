@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol
 
@@ -42,11 +42,24 @@ class FileImage:
 
     def hash_of(self, stream: IO[bytes]) -> bytes:
         """The SHA-256 of all tensors' bytes in a file that was written, in hexadecimal."""
-        stream.seek(min(self.offsets.values(), default=self.size_bytes))
-        digest = hashlib.sha256()
-        while data := stream.read(_HASHED_BYTES):
-            digest.update(data)
-        return digest.hexdigest().encode()
+        return hash_from(stream, min(self.offsets.values(), default=self.size_bytes))
+
+    def seal(self, stream: IO[bytes]) -> str:
+        """Put that hash where it goes, once the tensors are written; returns it."""
+        digest = self.hash_of(stream) if self.hashes else b""
+        for place in self.hashes:
+            stream.seek(place)
+            stream.write(digest)
+        return digest.decode()
+
+
+def hash_from(stream: IO[bytes], start: int, stopped: Callable[[], bool] = lambda: False) -> bytes:
+    """The SHA-256 of a file's bytes from ``start`` on, in hexadecimal; of some if it is stopped."""
+    stream.seek(start)
+    digest = hashlib.sha256()
+    while not stopped() and (data := stream.read(_HASHED_BYTES)):
+        digest.update(data)
+    return digest.hexdigest().encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import packing
@@ -108,13 +107,6 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
             f"has {size} bytes where its header says {end}; truncated?", where=path, remedy=REMEDY
         )
     return {extent.name: extent for extent, _ in entries}, metadata
-
-
-def data_start(stream: IO[bytes]) -> int:
-    """The byte at which the tensors of a file begin, whose header was read before."""
-    stream.seek(0)
-    length: int = _LENGTH.unpack(stream.read(_LENGTH.size))[0]
-    return _LENGTH.size + length
 
 
 def _parse_entry(path: Path, name: str, entry: object, start: int) -> tuple[Extent, int]:

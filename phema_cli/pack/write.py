@@ -358,11 +358,10 @@ def _add_headers(plan: PackPlan, chain: Sequence[int], paths: Mapping[int, Path]
     for place, path in paths.items():
         image = _image(plan, chain, place, hashes)
         with _writing(path), path.open("r+b") as stream:
-            digest = image.hash_of(stream)
-            hashes[place] = digest.decode()
-            for offset, data in [*image.segments, *((at, digest) for at in image.hashes)]:
+            for offset, data in image.segments:
                 stream.seek(offset)
                 stream.write(data)
+            hashes[place] = image.seal(stream)
 
 
 @contextmanager

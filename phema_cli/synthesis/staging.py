@@ -369,10 +369,7 @@ def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
             if not (file.image.checksums or file.image.hashes):
                 continue
             with output.staged(file.path).open("r+b") as stream:
-                for place in file.image.hashes:
-                    digest = file.image.hash_of(stream)
-                    stream.seek(place)
-                    stream.write(digest)
+                file.image.seal(stream)
                 for name, places in file.image.checksums.items():
                     parts = [part for _, part in sorted(checks.get(name, {}).items())]
                     if sum(length for _, length in parts) < sizes[name]:

@@ -265,11 +265,7 @@ class _File:
                     state.movements[name] = []
         self.noise = float(np.square(np.concatenate(errors)).mean())
         stream.flush()
-        digest = self._image.hash_of(stream)
-        for place in self._image.hashes:
-            stream.seek(place)
-            stream.write(digest)
-        self.sha256 = digest.decode()
+        self.sha256 = self._image.seal(stream)
 
     def _pack(self, stream: BinaryIO, name: str, values: Floats, pool: Executor) -> Doubles:
         """Write the residues of a tensor; returns the errors of the sampled elements."""
