@@ -60,10 +60,11 @@ def _show(plan: PackPlan) -> None:
     """Print what will be written, and what averages will be like."""
     out = render.console(stderr=True)
     before = sum(file.snapshot.checkpoint.size_bytes for file in plan.files)
+    after = plan.size_bytes
     out.print(
         f"{render.counted(len(plan.files), 'snapshot')} in "
         f"{render.counted(len(plan.chains), 'chain')} of {plan.request.bits} bits: "
-        f"{render.size(plan.size_bytes)}, {plan.size_bytes / before:.0%} of {render.size(before)}",
+        f"{render.size(after)}, {after / before:.0%} of {render.size(before)}",
         soft_wrap=True,
     )
     if plan.foretold is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -100,9 +100,13 @@ class PackPlan:
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors that will be written."""
+        return self.bytes_of(range(len(self.files)))
+
+    def bytes_of(self, places: Iterable[int]) -> int:
+        """Bytes of the tensors of some files."""
         return sum(
             dtype.size_bytes(math.prod(shape))
-            for place in range(len(self.files))
+            for place in places
             for dtype, shape in self.specs(place).values()
         )
 

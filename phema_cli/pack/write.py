@@ -40,7 +40,7 @@ from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
 from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at
 from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded
-from phema_cli.system.processes import held_signals, most_open_files
+from phema_cli.system.processes import files_of_each, held_signals
 from phema_cli.system.ranks import default_jobs
 
 LOG_NAME = ".phema-pack"
@@ -167,11 +167,7 @@ def _fingerprint(plan: PackPlan) -> str:
 def _check_room(plan: PackPlan, folder: Path, done: set[int]) -> None:
     """Refuse a disk without room; raises ``StorageError``."""
     places = [p for n, chain in enumerate(plan.chains) if n not in done for p in chain]
-    needed = sum(
-        dtype.size_bytes(int(np.prod(shape, dtype=np.int64)))
-        for place in places
-        for dtype, shape in plan.specs(place).values()
-    )
+    needed = plan.bytes_of(places)
     free = free_bytes(folder)
     if free is not None and needed > free:
         raise StorageError(
@@ -253,7 +249,7 @@ def _work(
     pool: Pool,
 ) -> None:
     """One worker: take pieces until none is left."""
-    limit = max(4, (most_open_files() - 64) // (2 * (plan.request.jobs or default_jobs())))
+    limit = files_of_each(plan.request.jobs or default_jobs())
     with FileReader(limit) as reader, OpenFiles(limit, os.O_WRONLY) as files:
 
         def put(place: int, name: str, offset: int, data: memoryview) -> None:

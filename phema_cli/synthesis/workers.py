@@ -27,7 +27,7 @@ from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.pools import Pool, Progress, forked, threaded
-from phema_cli.system.processes import most_open_files
+from phema_cli.system.processes import files_of_each
 from phema_cli.system.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
 
 def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> list[Checks]:
     """One worker: take runs until none is left; the checksums of what it wrote, by output."""
-    open_files = max(4, (most_open_files() - 64) // (2 * recipe.jobs))
+    open_files = files_of_each(recipe.jobs)
     with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
         files = _Files(recipe, writer)
         worker = _Worker(recipe, reader, files.write)

@@ -125,6 +125,11 @@ def most_open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def files_of_each(workers: int) -> int:
+    """Files that each worker may have open to read, and as many to write."""
+    return max(4, (most_open_files() - 64) // (2 * workers))
+
+
 def most_memory_bytes() -> int | None:
     """Bytes of memory that this process may use; None if there is no limit."""
     kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
