@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from phema_cli.errors import InputError, StorageError
+
 #: of a tensor; torch and numpy have no more.
 MOST_DIMENSIONS = 64
 #: ending of the name of a file that is not complete yet.
@@ -231,6 +233,28 @@ def stamp(path: Path) -> Stamp:
     """The stamp of a file now; raises ``OSError``."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:
+    """Refuse files that are not what they were.
+
+    Args:
+        stamps: of each, from before its header was read.
+        remedy: what to do.
+
+    Raises:
+        InputError: a file was replaced, or written to.
+        StorageError: the operating system can't look there.
+    """
+    for path, before in stamps.items():
+        try:
+            same = stamp(path) == before
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
+        if not same:
+            raise InputError("changed while it was read", where=path, remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True)

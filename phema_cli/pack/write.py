@@ -19,7 +19,7 @@ import numpy as np
 from phema_cli._version import __version__
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import writer
-from phema_cli.formats.base import PARTIAL, Extent, stamp
+from phema_cli.formats.base import PARTIAL, Extent, refuse_changed
 from phema_cli.formats.image import FileImage
 from phema_cli.formats.packing import (
     BLOCK,
@@ -35,9 +35,8 @@ from phema_cli.formats.packing import (
     encode,
 )
 from phema_cli.formats.reader import FileReader, OpenFiles
-from phema_cli.formats.remote import is_remote
 from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
-from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at
+from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at, writing
 from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded
 from phema_cli.system.processes import files_of_each, held_signals
@@ -93,7 +92,7 @@ def write(plan: PackPlan, progress: Progress | None = None) -> list[Path]:
                 log.append({"chain": number})
         laws = laws_of(plan.files)
         if laws is not None:
-            with _writing(folder):
+            with writing(folder):
                 (folder / "phema.toml").write_text(laws)
     return paths
 
@@ -109,7 +108,7 @@ def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
     log = Log(folder / LOG_NAME, checksums=True)
     begun = {"schema": _SCHEMA, "plan": _fingerprint(plan)}
     try:
-        with _writing(folder):
+        with writing(folder):
             _begin(log, begun, paths)
         try:
             yield log
@@ -182,16 +181,18 @@ def _write_chain(plan: PackPlan, folder: Path, chain: Sequence[int], progress: P
     partial_paths = {p: folder / f"{plan.files[p].name}{PARTIAL}" for p in chain}
     images = {p: _image(plan, chain, p, {}) for p in chain}
     try:
-        with _writing(folder):
+        with writing(folder):
             for place, path in partial_paths.items():
                 create(path, images[place].size_bytes, ())
         pieces = list(_pieces(plan, chain))
         work = partial(_work, plan, chain, partial_paths, images, pieces)
         jobs = plan.request.jobs or default_jobs()
         threaded(work, len(pieces), jobs, progress, lambda _: None)
-        _check_inputs(plan, chain)
+        for place in chain:
+            remedy = "run again when nothing writes to the snapshots"
+            refuse_changed(plan.files[place].snapshot.checkpoint.stamps, remedy)
         _add_headers(plan, chain, partial_paths)
-        with _writing(folder):
+        with writing(folder):
             for path in partial_paths.values():
                 sync(path)
             with held_signals():
@@ -253,7 +254,7 @@ def _work(
     with FileReader(limit) as reader, OpenFiles(limit, os.O_WRONLY) as files:
 
         def put(place: int, name: str, offset: int, data: memoryview) -> None:
-            with _writing(paths[place]):
+            with writing(paths[place]):
                 at = images[place].offsets[name] + offset
                 write_at(files.descriptor(paths[place]), data, at)
 
@@ -328,42 +329,13 @@ def _copy_piece(plan: PackPlan, place: int, piece: _Piece, reader: FileReader, p
     return len(data)
 
 
-def _check_inputs(plan: PackPlan, chain: Sequence[int]) -> None:
-    """Refuse snapshots that are not what they were when their headers were read.
-
-    Raises:
-        InputError: one was replaced, or written to.
-    """
-    for place in chain:
-        for path, before in plan.files[place].snapshot.checkpoint.stamps.items():
-            try:
-                same = is_remote(path) or stamp(path) == before
-            except OSError:
-                same = False
-            if not same:
-                raise InputError(
-                    "changed while it was read",
-                    where=path,
-                    remedy="run again when nothing writes to the snapshots",
-                )
-
-
 def _add_headers(plan: PackPlan, chain: Sequence[int], paths: Mapping[int, Path]) -> None:
     """Write the headers, each with the hashes of the files before it, and its own hash."""
     hashes: dict[int, str] = {}
     for place, path in paths.items():
         image = _image(plan, chain, place, hashes)
-        with _writing(path), path.open("r+b") as stream:
+        with writing(path), path.open("r+b") as stream:
             for offset, data in image.segments:
                 stream.seek(offset)
                 stream.write(data)
             hashes[place] = image.seal(stream)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what the operating system could not write."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error

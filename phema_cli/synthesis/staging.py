@@ -6,12 +6,12 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
-from phema_cli.formats.base import stamp
+from phema_cli.formats.base import refuse_changed
 from phema_cli.formats.crc32 import combine
 from phema_cli.formats.damage import refuse_damaged
 from phema_cli.formats.remote import is_remote, remote_errors
@@ -28,6 +28,7 @@ from phema_cli.system.files import (
     size_of,
     sync,
     sync_folder,
+    writing,
 )
 from phema_cli.system.processes import held_signals
 
@@ -51,7 +52,7 @@ def check_outputs(recipe: Recipe) -> None:
         StorageError: the operating system can't look there.
     """
     inputs = {os.path.realpath(path) for path in recipe.inputs if not is_remote(path)}
-    with _writing(recipe.outputs[0]):
+    with writing(recipe.outputs[0].path):
         entries = journal.read(recipe.outputs[0].staging)
         complete = any(entry.get("complete") for entry in entries)
         resumes = complete and entries[0].get("plan") == journal.fingerprint(recipe)
@@ -103,7 +104,7 @@ class Recorder:
         if self._pending_bytes > self._limit:
             make_durable(self._recipe)
             lead = self._recipe.outputs[0]
-            with _writing(lead):
+            with writing(lead.path):
                 journal.record(lead.staging, self._rank, [run.number for run in self._pending])
             self._pending, self._pending_bytes = [], 0
 
@@ -139,7 +140,7 @@ class Staging:
         name = journal.fingerprint(self._recipe)
         with held_signals():
             for output in self._recipe.outputs:
-                with _writing(output):
+                with writing(output.path):
                     self._journals.append(_claim(output, name, self._made))
         # Not before they are locked: another run of the same outputs may have ended just now.
         check_outputs(self._recipe)
@@ -151,7 +152,7 @@ class Staging:
         Once the journal says that all is complete, a run that resumes gives names and no more.
         """
         with held_signals():
-            with _writing(self._recipe.outputs[0]):
+            with writing(self._recipe.outputs[0].path):
                 self.journal.finish()
             for output in self._recipe.outputs:
                 publish(output)
@@ -209,7 +210,7 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
         _check_complete(recipe)
         return
     files = [(output, file) for output in recipe.outputs for file in output.files]
-    with _writing(recipe.outputs[0]):
+    with writing(recipe.outputs[0].path):
         # No file may be on the disk without the journal that says whose it is.
         sync_folder(lead.folder)
         whole = all(size_of(o.staged(f.path)) == f.image.size_bytes for o, f in files)
@@ -217,7 +218,7 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
             lead.restart()
     _check_space(recipe)
     for output in recipe.outputs:
-        with _writing(output):
+        with writing(output.path):
             for file in output.files if not lead.done else ():
                 create(output.staged(file.path), file.image.size_bytes, file.image.segments)
             for beside in output.beside:
@@ -272,7 +273,7 @@ def _check_space(recipe: Recipe) -> None:
     """
     needed: dict[int, int] = {}
     for output in recipe.outputs:
-        with _writing(output):
+        with writing(output.path):
             device = output.staging.stat().st_dev
             needed[device] = needed.get(device, 0) + sum(
                 max(0, file.image.size_bytes - allocated_bytes(output.staged(file.path)))
@@ -307,42 +308,22 @@ def check_inputs(recipe: Recipe) -> None:
     """
     if recipe.rows is not None:
         refuse_damaged((recipe.sources[i].checkpoint for i in recipe.used), recipe.jobs)
+    remedy = "no output was written; run again when nothing writes to the snapshots"
     for source in recipe.sources:
-        for path, before in source.checkpoint.stamps.items():
-            try:
-                same = stamp(path) == before
-            except FileNotFoundError:
-                same = False
-            except OSError as error:
-                raise StorageError.wrap(error, path, "read") from error
-            if not same:
-                raise InputError(
-                    "changed while it was read",
-                    where=path,
-                    remedy="no output was written; run again when nothing writes to the snapshots",
-                )
-
-
-@contextmanager
-def _writing(output: Output) -> Iterator[None]:
-    """Say which output the operating system could not write."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError.wrap(error, output.path, "write") from error
+        refuse_changed(source.checkpoint.stamps, remedy)
 
 
 def make_durable(recipe: Recipe) -> None:
     """Flush all files that are to get a name."""
     for output in recipe.outputs:
-        with _writing(output):
+        with writing(output.path):
             for path in output.finals:
                 sync(output.staged(path))
 
 
 def publish(output: Output) -> None:
     """Give the files their names, the index last; those that have them already keep them."""
-    with _writing(output):
+    with writing(output.path):
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if output.index is not None and p == output.index[0]]
@@ -364,7 +345,7 @@ def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
     Of tensors that an earlier run has written in part, the values are read once more.
     """
     sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
-    with _writing(output):
+    with writing(output.path):
         for file in output.files:
             if not (file.image.checksums or file.image.hashes):
                 continue

@@ -10,8 +10,8 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path, PosixPath
 from typing import BinaryIO, cast
 
@@ -55,6 +55,15 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what the operating system could not write; raises ``StorageError`` for ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError.wrap(error, path, "write") from error
 
 
 def start_flush(descriptor: int, offset: int, length: int) -> None:
