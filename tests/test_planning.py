@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from phema_cli.errors import UsageError
+from phema_cli.formats.packing import FOLLOWED, KEYFRAME_EVERY, encode, fit
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import Sample, calibrate, solve, storage_noise
 from phema_cli.solver.assumptions import (
@@ -17,6 +18,7 @@ from phema_cli.solver.assumptions import (
     scheduled,
 )
 from phema_cli.solver.movement import Rounding
+from phema_cli.solver.packing import Packing, packed
 from phema_cli.solver.planning import (
     Aim,
     best_gammas,
@@ -162,6 +164,38 @@ def test_an_earlier_run_foretells_itself():
     again = Assumption(earlier(movement, 400.0, 400.0, 1.0))
     goals = [PowerProfile(gamma_from_sigma_rel(s), 400.0) for s in TARGETS]
     assert figures(plan, TARGETS, again) == solve(plan.profiles, goals, movement=movement).figures
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_errors_of_packed_snapshots_are_foretold(bits):
+    """By the movement alone, within a factor of 2 of what packing the snapshots then loses."""
+    plan = evenly(3000, (5, 10), 40)
+    at = np.arange(1, plan.steps + 1)
+    walk = np.random.default_rng(1).standard_normal((plan.steps, 640)).cumsum(axis=0)
+    values = np.stack([ema_weights(p.gamma, int(p.end), at) @ walk for p in plan.profiles])
+    movement = calibrate(plan.profiles, Sample(values, np.full(640, 1e-6)))
+    foretold = packed(movement, plan.profiles, Packing(bits, FOLLOWED, KEYFRAME_EVERY)).errors
+    assert foretold is not None
+    keyframe = np.float32(values[0])
+    lost, movements = [], []
+    for place, value in enumerate(np.float32(values)):
+        if place % KEYFRAME_EVERY == 0:
+            keyframe, movements = value, []
+            assert foretold[place] == 0
+            continue
+        found = fit(movements, np.subtract(value, keyframe, dtype=np.float64), 1e-12)
+        *_, movement = encode(value, keyframe, movements, found, bits)
+        lost.append(np.square(keyframe + movement - value).mean() / foretold[place])
+        movements = [movement, *movements][:FOLLOWED]
+    assert 0.5 < np.sqrt(np.median(lost)) < 2
+
+
+def test_whole_snapshots_have_no_errors_of_packed_ones():
+    """An earlier run's packed snapshots say how weights move, not how others are stored."""
+    plan = evenly(400, (5, 10), 16)
+    movement = packed(walked(plan), plan.profiles, Packing(4, FOLLOWED, KEYFRAME_EVERY))
+    assert movement.errors is not None
+    assert earlier(movement, 400.0, 800.0, 1.0).errors is None
 
 
 def test_errors_are_fractions_of_the_run():

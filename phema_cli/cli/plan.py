@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import options, plan_report, render
+from phema_cli.cli.plan_report import Packed, Sizes
 from phema_cli.errors import InputError, UsageError
 from phema_cli.options import option
 from phema_cli.request import GRID, Config, Request
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _MOST_SNAPSHOTS = 1024
 #: snapshots of each gamma, and number of gammas, by default.
 _SNAPSHOTS, _NUMBER = 64, 2
+#: type of the snapshots, by default.
+_DTYPE = "float16"
 
 _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
 
@@ -37,7 +40,8 @@ class PlanRequest:
         sigma_rels: the same by sigma_rel.
         snapshots: of each gamma.
         every: steps between snapshots.
-        dtype: in which they are stored.
+        dtype: in which they are stored; float16 by default.
+        packing: bits of packed ones.
         budget: bytes that they may take.
         range: least and largest sigma_rel of the targets.
     """
@@ -77,11 +81,16 @@ class PlanRequest:
         most=_MOST_SNAPSHOTS,
     )
     every: int | None = option("Steps between snapshots.", group=_STORED, metavar="COUNT")
-    dtype: str = option(
-        "Type of the stored snapshots: float16, bf16, ...",
-        default="float16",
+    dtype: str | None = option(
+        "Type of the stored snapshots: float16 (the default), bf16, ...",
         group=_STORED,
         metavar="TYPE",
+    )
+    packing: int | None = option(
+        "Bits of packed snapshots: 16, 8 or 4, as PowerEMA.save and phema pack write them.",
+        group=_STORED,
+        metavar="16|8|4",
+        type=int,
     )
     budget: int | None = option(
         "Disk space for all snapshots, 200GB: phema finds the best gammas and number.",
@@ -119,17 +128,8 @@ def plan(
         $ phema plan --steps 4000 --like ckpts/
     """
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
-    from phema_cli.solver.planning import figures
-    from phema_cli.synthesis import find_dtype
 
-    dtype = find_dtype(asked.dtype)
-    assumed, parameters = _assume(asked, dtype)
-    aim = _aim(asked, assumed)
-    sizes = plan_report.Sizes(dtype, parameters)
-    most = None if asked.budget is None else sizes.affordable(asked.budget)
-    chosen = _choose(aim, asked, most)
-    reach = dict(zip(GRID, figures(chosen, GRID, assumed), strict=True))
-    report = plan_report.Report(chosen, aim, sizes, reach)
+    report = _report(asked)
     if json:
         schedule = None if asked.like else asked.schedule or DEFAULT_SCHEDULE
         assumptions = {"schedule": schedule, "like": asked.like}
@@ -138,6 +138,47 @@ def plan(
     if not (asked.schedule or asked.like):
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
     plan_report.show(report, measured=asked.like is not None)
+
+
+def _report(asked: PlanRequest) -> plan_report.Report:
+    """The plan that was asked for, and what packed snapshots would reach within its budget.
+
+    Raises:
+        UsageError: bits that packing does not have, or bits and a type.
+    """
+    from phema_cli.formats.packing import BITS, FOLLOWED, KEYFRAME_EVERY
+    from phema_cli.solver.assumptions import packed_instead
+    from phema_cli.solver.packing import Packing
+    from phema_cli.solver.planning import best_plan, figures
+    from phema_cli.synthesis import find_dtype
+
+    if asked.packing not in {None, *BITS}:
+        raise UsageError(f"--packing {asked.packing} is unknown", remedy="pass 16, 8 or 4")
+    if asked.packing is not None and asked.dtype is not None:
+        raise UsageError("--packing replaces --dtype", remedy="pass one of them")
+    dtype = find_dtype(asked.dtype or _DTYPE)
+    assumed, parameters = _assume(asked, dtype)
+
+    def stored_in(bits: int | None) -> tuple[Aim, Sizes]:
+        """The aim and the sizes of snapshots that are whole, or packed in so many bits."""
+        if bits is None:
+            return _aim(asked, assumed), Sizes(dtype, parameters)
+        packing = Packing(bits, FOLLOWED, KEYFRAME_EVERY)
+        aim = _aim(asked, packed_instead(assumed, dtype.mantissa_bits, packing))
+        return aim, Sizes(find_dtype("float32"), parameters, packing)
+
+    aim, sizes = stored_in(asked.packing)
+    most = None if asked.budget is None else sizes.affordable(asked.budget)
+    plan = _choose(aim, asked, most)
+    packed: list[Packed] = []
+    if asked.budget is not None and asked.packing is None:
+        for bits in BITS:
+            other, smaller = stored_in(bits)
+            files = smaller.affordable(asked.budget)
+            if files >= plan.files:
+                packed.append(Packed(bits, best_plan(other, files, plan.gammas), other))
+    reach = dict(zip(GRID, figures(plan, GRID, aim.assumed), strict=True))
+    return plan_report.Report(plan, aim, sizes, reach, packed)
 
 
 def _assumed_notice() -> Finding:

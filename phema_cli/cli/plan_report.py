@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,17 @@ from phema_cli.errors import UsageError
 if TYPE_CHECKING:
     from phema_cli.formats.base import DType
     from phema_cli.solver import Figures
+    from phema_cli.solver.packing import Packing
     from phema_cli.solver.planning import Aim, Plan
 
 #: part of a file that its header takes, at most.
 _HEADER = 1e-3
 #: sigma_rel of the targets in the table.
 _SHOWN = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
-#: bytes that the tracker's average of a parameter takes in memory.
-_AVERAGE_BYTES = 6
+#: bytes that the tracker's average of a parameter takes in memory, and what it packs by.
+_AVERAGE_BYTES, _PACKING_BYTES = 6, 36
+#: packed snapshots whose worst error is below this part of the plan's are proposed.
+_PROPOSED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +31,70 @@ class Sizes:
     """What snapshots cost.
 
     Attributes:
-        dtype: type that they are stored in.
+        dtype: type that they are stored in; of packed ones, that of their keyframes.
         parameters: of the model, where they are known.
+        packing: how they are packed; None where they are whole.
     """
 
     dtype: DType
     parameters: int | None
+    packing: Packing | None = None
 
     @property
     def file_bytes(self) -> int | None:
-        """Bytes of one snapshot without its header."""
-        return None if self.parameters is None else self.dtype.size_bytes(self.parameters)
+        """Bytes of one snapshot, of a packed one that is no keyframe, without its header."""
+        from phema_cli.formats.packing import packed_specs
+
+        if self.parameters is None:
+            return None
+        if self.packing is None:
+            return self.dtype.size_bytes(self.parameters)
+        specs = packed_specs("", self.parameters, self.packing.bits).values()
+        return sum(dtype.size_bytes(count) for dtype, (count,) in specs)
+
+    def all_bytes(self, files: int) -> int | None:
+        """Bytes of so many snapshots without their headers."""
+        one = self.file_bytes
+        if one is None or self.parameters is None:
+            return None
+        keyframes = 0 if self.packing is None else self.packing.keyframes(files)
+        return one * (files - keyframes) + self.dtype.size_bytes(self.parameters) * keyframes
 
     def affordable(self, budget_bytes: int) -> int:
-        """Number of snapshots that a budget holds.
+        """Number of snapshots that a budget holds; no more than a plan may have.
 
         Raises:
             UsageError: the size of the model is not known.
         """
-        if self.file_bytes is None:
+        from phema_cli.solver.planning import MOST_FILES
+
+        if self.parameters is None:
             raise UsageError("--budget needs the size of the model", remedy="pass --parameters")
-        return int(budget_bytes / (self.file_bytes * (1 + _HEADER)))
+        most = budget_bytes / (1 + _HEADER)
+        counts = range(1, MOST_FILES + 1)
+        return bisect_right(counts, most, key=lambda files: self.all_bytes(files) or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What packed snapshots would reach within the same budget.
+
+    Attributes:
+        bits: of an element.
+        plan: the snapshots.
+        aim: as the plan's, with the errors of packed snapshots.
+    """
+
+    bits: int
+    plan: Plan
+    aim: Aim
+
+    @property
+    def worst(self) -> float:
+        """The largest sigma_error in per cent."""
+        from phema_cli.solver.planning import worst_error
+
+        return worst_error(self.plan, self.aim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +106,14 @@ class Report:
         aim: the targets that it was made for.
         sizes: what the snapshots cost.
         reach: figures of the targets of ``phema_cli.request.GRID``, by sigma_rel.
+        packed: what packed snapshots would reach within a budget.
     """
 
     plan: Plan
     aim: Aim
     sizes: Sizes
     reach: Mapping[float, Figures]
+    packed: Sequence[Packed] = ()
 
     @property
     def sigma_rels(self) -> list[float]:
@@ -76,8 +125,7 @@ class Report:
     @property
     def disk_bytes(self) -> int | None:
         """Bytes of all snapshots."""
-        one = self.sizes.file_bytes
-        return None if one is None else one * self.plan.files
+        return self.sizes.all_bytes(self.plan.files)
 
     def widest(self, *verdicts: str) -> tuple[float, float] | None:
         """Ends of the widest range of sigma_rel that has one of the verdicts throughout."""
@@ -106,9 +154,14 @@ def document(report: Report, assumed: Mapping[str, str | None]) -> dict[str, Any
             "file_bytes": sizes.file_bytes,
             "disk_bytes": report.disk_bytes,
             "worst_sigma_error": worst_error(plan, aim),
+            "packing": None if sizes.packing is None else sizes.packing.bits,
             "good": report.widest("good"),
             "good_or_fair": report.widest("good", "fair"),
         },
+        "packed": [
+            {"bits": p.bits, "files": p.plan.files, "worst_sigma_error": p.worst}
+            for p in report.packed
+        ],
         "targets": reachable.entries(report.reach),
     }
 
@@ -132,10 +185,23 @@ def show(report: Report, *, measured: bool) -> None:
     out.print(f"       {len(plan.times)} snapshots of each, every {plan.every} steps{last}")
     out.print(f"[bold]Cost[/]   {_cost(report)}")
     out.print(f"[bold]Worst[/]  sigma_error {worst} from sigma_rel {aim.low:g} to {aim.high:g}")
+    _propose(report, worst_error(plan, aim))
     out.print()
     reachable.show(report.reach, aim.steps, "blue")
     _show_figures(report.reach, measured=measured)
-    _show_loop(plan, report.sizes.dtype)
+    _show_loop(plan, report.sizes)
+
+
+def _propose(report: Report, worst: float) -> None:
+    """Say which packed snapshots would reach more within the same budget."""
+    best = min(report.packed, key=lambda packed: packed.worst, default=None)
+    if best is None or best.worst > _PROPOSED * worst:
+        return
+    count = f"{len(best.plan.times)} of each"
+    render.console().print(
+        f"[bold]Packed[/] sigma_error {render.per_cent(best.worst)} within the same budget, "
+        f"{count}: --packing {best.bits}"
+    )
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -146,10 +212,15 @@ def _listed(words: Sequence[str]) -> str:
 def _cost(report: Report) -> str:
     """Files, disk and memory, as far as they are known."""
     plan, sizes = report.plan, report.sizes
-    files = f"{plan.files} files in {sizes.dtype.label}"
+    stored = f"in {sizes.dtype.label}"
+    if sizes.packing is not None:
+        keyframes = sizes.packing.keyframes(plan.files)
+        stored = f"packed in {sizes.packing.bits} bits, {keyframes} of them keyframes in float32"
+    files = f"{plan.files} files {stored}"
     if sizes.parameters is None or sizes.file_bytes is None or report.disk_bytes is None:
         return files
-    memory = render.size(_AVERAGE_BYTES * sizes.parameters * len(plan.gammas))
+    each = _AVERAGE_BYTES * len(plan.gammas) + (_PACKING_BYTES if sizes.packing else 0)
+    memory = render.size(each * sizes.parameters)
     one, disk = render.size(sizes.file_bytes), render.size(report.disk_bytes)
     return f"{files}, {one} each, {disk} in all; {memory} of memory"
 
@@ -171,12 +242,15 @@ def _show_figures(reach: Mapping[float, Figures], *, measured: bool) -> None:
     out.print()
 
 
-def _show_loop(plan: Plan, dtype: DType) -> None:
+def _show_loop(plan: Plan, sizes: Sizes) -> None:
     """What to write into the training loop."""
     gammas = ", ".join(f"{g:.6g}" for g in plan.gammas) + ("," if len(plan.gammas) == 1 else "")
     due = f"step % {plan.every} == 0"
     due += "" if plan.steps % plan.every == 0 else f" or step == {plan.steps}"
-    stored = "" if dtype.label == "float32" else f", dtype=torch.{dtype.label}"
+    label = sizes.dtype.label
+    stored = "" if label == "float32" else f", dtype=torch.{label}"
+    if sizes.packing is not None:
+        stored = f", packing={sizes.packing.bits}"
     out = render.console()
     out.print("[bold]In the training loop[/]")
     for line in (

@@ -46,6 +46,8 @@ FOLLOWED = 4
 MOST_FOLLOWED = 16
 #: files from a keyframe to one.
 LONGEST_CHAIN = 256
+#: files from one keyframe to the next, unless the user says it.
+KEYFRAME_EVERY = 64
 
 _LARGEST_COEFFICIENT = 1e9
 _NIBBLES = 4

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import UsageError
+from phema_cli.formats.packing import KEYFRAME_EVERY
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.tracker import PowerEMA
-from phema_cli.tracker.packed import KEYFRAME_EVERY, check
+from phema_cli.tracker.packed import check
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ class PackRequest:
 
     Attributes:
         output: the directory.
-        bits: of an element, beside half a bit for the scales: 16, 8 or 4.
+        bits: of an element, beside a quarter of a bit for the scales: 16, 8 or 4.
         keyframe_every: files from one whole snapshot to the next.
         max_error: the largest expected error of an average that is made of the packed snapshots.
         dry_run: whether nothing is written.
@@ -38,7 +38,7 @@ class PackRequest:
         required=True,
     )
     bits: int = option(
-        "Bits of an element: 16, 8 or 4; scales take half a bit more.",
+        "Bits of an element: 16, 8 or 4; scales take a quarter of a bit more.",
         default=8,
         group=_PACKING,
         metavar="16|8|4",

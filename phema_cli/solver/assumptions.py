@@ -20,10 +20,13 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.profiles import Array
 from phema_cli.solver.movement import Movement, Rounding
+from phema_cli.solver.packing import Packing
 
 #: movement per unit of log time over the RMS value of the weights, at the full learning rate.
 SCHEDULED_RATIO = 0.3
 _POWER = 1.8
+#: mantissa bits of float32.
+_SINGLE_BITS = 23
 #: before this fraction of the run the weights move less (warm-up, and weights still small), ...
 _SLOW = 0.15
 #: ... and before this one they glide: roughness before and after.
@@ -45,10 +48,12 @@ class Assumption:
         movement: of the weights; None for a random walk in log time, as ``--no-sample`` assumes.
         storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
             size.
+        packing: how snapshots are packed; None where they are whole.
     """
 
     movement: Movement | None
     storage_noise: float = 0.0
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,26 @@ def _elements() -> tuple[Array, Array]:
     return np.repeat(values, _PACES) / SCHEDULED_RATIO, np.tile(paces, _VALUES)
 
 
+def packed_instead(assumed: Assumption, mantissa_bits: int, packing: Packing) -> Assumption:
+    """What is assumed of the same run if its snapshots are packed, not stored in a type.
+
+    Args:
+        assumed: of snapshots in that type.
+        mantissa_bits: of the type.
+        packing: how they are packed; keyframes and averages are float32.
+    """
+    finer = 2.0 ** (mantissa_bits - _SINGLE_BITS)
+    moved = assumed.movement
+    if moved is not None:
+        moved = replace(moved, rounding=moved.rounding.scaled(finer))
+    return Assumption(moved, assumed.storage_noise * finer, packing)
+
+
 def earlier(movement: Movement, end: float, steps: float, coarser: float) -> Movement:
     """The movement of an earlier run, of another length and stored in another type.
 
     Weights move as far in the same fraction of the run; jitter and parameters keep their units.
+    Errors of packed snapshots are those of the earlier run alone.
 
     Args:
         movement: what :func:`phema_cli.solver.calibrate` found.
@@ -181,4 +202,5 @@ def earlier(movement: Movement, end: float, steps: float, coarser: float) -> Mov
         drift=movement.drift / longer,
         blocks=movement.blocks * longer,
         rounding=movement.rounding.scaled(coarser),
+        errors=None,
     )

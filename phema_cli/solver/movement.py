@@ -184,10 +184,7 @@ class Movement:
         covariance = self.rounding.covariance(distance)
         if self.errors is None:
             return covariance
-        # Of a run that is only planned no source is known by itself.
-        known = len(self.errors) == sources
-        own = self.errors if known else np.full(sources, np.median(self.errors))
-        return covariance + np.diag(own)
+        return covariance + np.diag(self.errors)
 
     def rows(self, system: System, parts: Parts) -> tuple[Array, Array, Array]:
         """Rows whose squared differences are the movement's part of J, with roughness and jitter.

@@ -17,6 +17,9 @@ from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, sigma_rel_from_gamma
 from phema_cli.solver import Figures, solve
 from phema_cli.solver.assumptions import Assumption
+from phema_cli.solver.movement import nominal
+from phema_cli.solver.packing import packed
+from phema_cli.solver.system import evaluate
 
 #: targets between the ends of a range, these included, of which the worst counts.
 _TARGETS = 7
@@ -58,7 +61,7 @@ class Plan:
 
     @property
     def profiles(self) -> list[PowerProfile]:
-        """Of the snapshots, in the order in which ``scan`` has them."""
+        """Of the snapshots, in the order in which ``scan`` has them and the tracker saves them."""
         return [PowerProfile(g, float(t)) for t in self.times for g in self.gammas]
 
     @property
@@ -82,10 +85,15 @@ def figures(plan: Plan, sigma_rels: Sequence[float], assumed: Assumption) -> tup
     Raises:
         UsageError: a sigma_rel or gamma that does not exist.
     """
+    movement = assumed.movement
+    if assumed.packing is not None:
+        if movement is None:
+            movement = nominal(evaluate(plan.profiles, []), assumed.storage_noise)
+        movement = packed(movement, plan.profiles, assumed.packing)
     return solve(
         plan.profiles,
         [PowerProfile(gamma_from_sigma_rel(s), float(plan.steps)) for s in sigma_rels],
-        movement=assumed.movement,
+        movement=movement,
         storage_noise=assumed.storage_noise,
     ).figures
 

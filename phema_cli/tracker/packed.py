@@ -42,9 +42,6 @@ from phema_cli.tracker import snapshot
 if TYPE_CHECKING:
     import torch
 
-#: files from one keyframe to the next, unless the user says it.
-KEYFRAME_EVERY = 64
-
 _SHORTEST_CHAIN = 2
 #: averages are packed up to this magnitude: their residues stay in float32's range whatever the
 #: coefficients are.

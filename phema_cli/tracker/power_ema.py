@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phema_cli._version import __version__
 from phema_cli.errors import PhemaError, UsageError
+from phema_cli.formats.packing import KEYFRAME_EVERY
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.base import snapshot_name
 from phema_cli.tracker import packed, snapshot
@@ -211,7 +212,7 @@ class PowerEMA:
         name: str = "ema",
         dtype: torch.dtype | None = None,
         packing: int | None = None,
-        keyframe_every: int = packed.KEYFRAME_EVERY,
+        keyframe_every: int = KEYFRAME_EVERY,
     ) -> list[Path]:
         """Write one snapshot per gamma, ``<name>-step0001000-gamma5.safetensors``.
 

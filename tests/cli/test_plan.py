@@ -63,6 +63,42 @@ def test_the_training_loop_stores_what_was_planned(tmp_path):
     assert {s["dtype"] for s in found} == {"float16"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_packed_snapshots_take_what_their_plan_counts(tmp_path, bits):
+    """The shown code runs, and its files have the planned bytes beside their headers."""
+    asked = ("plan", "--steps", 35, "--snapshots", 35, "--gammas", "4,9", "--packing", bits, "-q")
+    asked = (*asked, "--parameters", 4096 * 64)
+    plan = phema(*asked, "--json").json["plan"]
+    assert (plan["packing"], plan["files"]) == (bits, 70)
+    code = textwrap.dedent(phema(*asked).out.partition("In the training loop\n")[2])
+    head = "import torch\nfrom phema_cli import PowerEMA\n"
+    head += "model = torch.nn.Linear(4096, 64, bias=False)\n"
+    code = code.replace("...  #", "model.weight.data += torch.randn(64, 4096)  #")
+    subprocess.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
+    sizes = sorted(p.stat().st_size for p in (tmp_path / "ckpts").iterdir())
+    assert len(sizes) == 70
+    assert sizes[0] == pytest.approx(plan["file_bytes"], abs=4096)
+    assert sum(sizes) == pytest.approx(plan["disk_bytes"], abs=70 * 4096)
+
+
+@pytest.mark.slow
+def test_a_budget_has_a_proposal_of_packed_snapshots():
+    """What packed snapshots would reach is what the plan with --packing says of those gammas."""
+    asked = ("plan", "--steps", "100k", "--parameters", "280M", "--schedule", "wsd")
+    asked = (*asked, "--budget", "20GB", "--json")
+    plain = phema(*asked).json
+    best = min(plain["packed"], key=lambda p: p["worst_sigma_error"])
+    assert best["worst_sigma_error"] < 0.5 * plain["plan"]["worst_sigma_error"]
+    assert f"--packing {best['bits']}" in phema(*asked[:-1]).out
+    gammas = ",".join(map(str, plain["plan"]["gammas"]))
+    packed = phema(*asked, "--packing", best["bits"], "--gammas", gammas).json
+    assert packed["packed"] == []
+    assert packed["plan"]["files"] == best["files"]
+    assert packed["plan"]["disk_bytes"] <= 20 * 10**9
+    assert packed["plan"]["worst_sigma_error"] == best["worst_sigma_error"]
+
+
 def test_a_plan_of_one_gamma_is_a_tuple_too():
     """One gamma is written as PowerEMA takes it."""
     run = phema("plan", "--steps", "1k", "--gammas", 7, "--dtype", "float32", "-q")
@@ -122,6 +158,8 @@ def test_what_is_assumed_is_said_unless_it_was_chosen():
         ("--steps 9 --budget 5GB", "pass --parameters"),
         ("--steps 9 --budget 5MB --parameters 1M", "too few"),
         ("--steps 9 --dtype int8", "no float type"),
+        ("--steps 9 --packing 7", "pass 16, 8 or 4"),
+        ("--steps 9 --packing 8 --dtype float16", "pass one of them"),
         ("--steps 9 --schedule cos", "no schedule"),
         ("--steps 9 --schedule cosine --like ckpts", "pass one of them"),
     ],
