@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def crafted(folder: Path, count: int, coefficient: float) -> list[Path]:
         path = folder / f"step{number + 1}-gamma5.safetensors"
         follows = tuple(packing.Followed(*file, coefficient) for file in files[1:][-1:])
         held = packing.Packing(8, files[0], follows) if files else packing.Packing()
-        metadata = {packing.KEY: held.text(), packing.HASH_KEY: ""}
+        metadata = {packing.KEY: held.text(), packing.CHECKSUM_KEY: ""}
         files.append((path.name, write_tensors(path, packed if files else whole, metadata)))
         paths.append(path)
     return paths
@@ -60,7 +60,7 @@ def _entry(**fields: Any) -> Change:
 
 
 def _follows(*change: Any) -> Change:
-    """Change the first of what the last file follows: name, hash, coefficient."""
+    """Change the first of what the last file follows: name, checksum, coefficient."""
 
     def edit(entry: dict[str, Any]) -> None:
         followed = entry["follows"][0]
@@ -69,25 +69,25 @@ def _follows(*change: Any) -> Change:
     return lambda files: edit_entry(files[-1], edit)
 
 
-def _hash(path: Path) -> str:
+def _checksum(path: Path) -> str:
     data = path.read_bytes()
     start = 8 + struct.unpack_from("<Q", data)[0]
-    return hashlib.sha256(data[start:]).hexdigest()
+    return f"{zlib.crc32(data[start:]):08x}"
 
 
 def _turned(number: int) -> Change:
     """Let a file follow the last one."""
 
     def change(files: list[Path]) -> None:
-        name, sha256 = files[_LAST].name, _hash(files[_LAST])
-        edit_entry(files[number], lambda e: e["follows"].append([name, sha256, 0.5]))
+        name, checksum = files[_LAST].name, _checksum(files[_LAST])
+        edit_entry(files[number], lambda e: e["follows"].append([name, checksum, 0.5]))
 
     return change
 
 
 def _keyframe(number: int) -> Change:
     """Give the last file another one as its keyframe."""
-    return lambda files: _entry(keyframe=[files[number].name, _hash(files[number])])(files)
+    return lambda files: _entry(keyframe=[files[number].name, _checksum(files[number])])(files)
 
 
 def _another(number: int) -> Change:
@@ -208,10 +208,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     ),
     "a packed keyframe": (_keyframe(1), _FOREIGN),
     "a keyframe among the predecessors": (
-        lambda files: _follows(files[0].name, _hash(files[0]), None)(files),
+        lambda files: _follows(files[0].name, _checksum(files[0]), None)(files),
         _FOREIGN,
     ),
-    "an empty hash": (_follows(None, "", None), _FOREIGN),
+    "an empty checksum": (_follows(None, "", None), _FOREIGN),
     "itself": (_turned(_LAST), "follows it in turn|which follows"),
     "itself by another": (_turned(4), "which follows it in turn"),
     "itself by a far one": (_turned(1), "which follows it in turn"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from phema_cli import PowerEMA
-from phema_cli.formats.packing import HASH_KEY, KEY
+from phema_cli.formats.packing import CHECKSUM_KEY, KEY
 from phema_cli.formats.reader import FileReader
 from phema_cli.snapshots.reading import read_checkpoint
 
@@ -44,10 +44,10 @@ def is_keyframe(path: Path) -> bool:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether the hash in a packed snapshot is that of its tensors' bytes."""
+    """Whether the checksum in a packed snapshot is that of its tensors' bytes."""
     data = path.read_bytes()
     body = data[8 + int.from_bytes(data[:8], "little") :]
-    return hashlib.sha256(body).hexdigest() == read_checkpoint(path).metadata[HASH_KEY]
+    return f"{zlib.crc32(body):08x}" == read_checkpoint(path).metadata[CHECKSUM_KEY]
 
 
 def made() -> tuple[nn.Module, PowerEMA]:

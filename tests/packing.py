@@ -30,7 +30,7 @@ def dtype_of(array: Array) -> DType:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """Write a file as phema does; returns the SHA-256 of its tensors' bytes."""
+    """Write a file as phema does; returns the CRC-32 of its tensors' bytes."""
     specs = {name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}
     image = writer("safetensors").encode(specs, metadata, {}, Checkpoint(path, "", (), {}))
     with path.open("w+b") as file:
@@ -38,7 +38,7 @@ def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
             file.write(head)
         for _, array in tensors.values():
             file.write(array.tobytes())
-        return image.seal(file)
+        return image.seal(file)["crc32"]
 
 
 def packed_chain(
@@ -85,8 +85,8 @@ def packed_chain(
                 bits,
                 written[0][:2],
                 tuple(
-                    packing.Followed(name, sha256, c)
-                    for (name, sha256, _), c in zip(followed, found, strict=True)
+                    packing.Followed(name, checksum, c)
+                    for (name, checksum, _), c in zip(followed, found, strict=True)
                 ),
             )
             for name, inside in _places(arrays, moving):
@@ -97,7 +97,7 @@ def packed_chain(
                 held = zip(specs.items(), (integers, scales), strict=True)
                 tensors |= {n: (dtype, array) for (n, (dtype, _)), array in held}
         metadata = {"gamma": f"{gamma!r}", "step": f"{step!r}", "format": "pt"}
-        metadata |= {packing.KEY: entry.text(), packing.HASH_KEY: ""}
+        metadata |= {packing.KEY: entry.text(), packing.CHECKSUM_KEY: ""}
         written.append((path.name, write_tensors(path, tensors, metadata), movement))
         files.append(path)
     return files

@@ -203,13 +203,13 @@ class Link:
         keyframe: where the whole tensors lie, by name.
         parts: the residues of the file and of those before it, oldest first.
         coefficients: (p,) of each part; 1 of the file's own, which is the last.
-        sha256: of the file's tensors.
+        checksum: of the file's tensors.
     """
 
     keyframe: Mapping[str, Extent]
     parts: tuple[Part, ...]
     coefficients: tuple[float, ...]
-    sha256: str
+    checksum: str
 
 
 class Packed(NamedTuple):

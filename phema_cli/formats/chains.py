@@ -12,7 +12,7 @@ from phema_cli.errors import InputError
 from phema_cli.formats.base import Checkpoint, Extent, Link, Packed, Part, Stamp, stamp
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import (
-    HASH_KEY,
+    CHECKSUM_KEY,
     LONGEST_CHAIN,
     SCALES,
     VALUES,
@@ -118,9 +118,9 @@ class _Directory:
             above: the files that led here, this one last.
         """
         stamps = {path: self._stamp(path)}
-        sha256 = header[1].get(HASH_KEY, "")
+        checksum = header[1].get(CHECKSUM_KEY, "")
         if packing.keyframe is None:
-            return _Known(Link(header[0], (), (), sha256), stamps)
+            return _Known(Link(header[0], (), (), checksum), stamps)
         name, wanted = packing.keyframe
         base = self._follow(path, name, wanted, "its keyframe", above)
         if base.link.parts:
@@ -130,7 +130,7 @@ class _Directory:
         own = _part(path, header[0], packing.bits, keyframe)
         sums: dict[Part, float] = {}
         for followed in packing.follows:
-            other = self._follow(path, followed.name, followed.sha256, "its predecessor", above)
+            other = self._follow(path, followed.name, followed.checksum, "its predecessor", above)
             _check_fit(own, other.link, followed.name, keyframe)
             stamps |= other.stamps
             for part, coefficient in zip(other.link.parts, other.link.coefficients, strict=True):
@@ -140,10 +140,10 @@ class _Directory:
             raise InputError("follows too many others", where=path, remedy=REMEDY)
         if not all(map(math.isfinite, sums.values())):
             raise InputError("its coefficients have no finite sum", where=path, remedy=REMEDY)
-        return _Known(Link(keyframe, tuple(sums), tuple(sums.values()), sha256), stamps)
+        return _Known(Link(keyframe, tuple(sums), tuple(sums.values()), checksum), stamps)
 
     def _follow(
-        self, path: Path, name: str, sha256: str, label: str, above: tuple[Path, ...]
+        self, path: Path, name: str, checksum: str, label: str, above: tuple[Path, ...]
     ) -> _Known:
         """What a file that another one follows is a sum of.
 
@@ -165,14 +165,14 @@ class _Directory:
             self._stamp(other)
             header = self._read_header(other)
             packing = parse(header[1], other)
-            if packing is None or header[1].get(HASH_KEY) != sha256:
+            if packing is None or header[1].get(CHECKSUM_KEY) != checksum:
                 raise _foreign(path, name)
             known = self.known(other, header, packing, (*above, other))
             if len(_KNOWN) >= _MOST_KNOWN:
                 _KNOWN.clear()
             _KNOWN[other] = known
         self._known[other] = known
-        if not sha256 or known.link.sha256 != sha256:
+        if not checksum or known.link.checksum != checksum:
             raise _foreign(path, name)
         return known
 

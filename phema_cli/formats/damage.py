@@ -1,7 +1,7 @@
 """Damage to packed files: bytes of tensors that are not those that were written.
 
 A bit that flips in the residues of one file moves all averages that follow it, by an amount that
-looks like any other number. So packed files, which know the hash of their tensors, are read once
+looks like any other number. So packed files, which know the CRC-32 of their tensors, are read once
 more before an output gets its name.
 """
 
@@ -16,7 +16,7 @@ from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Checkpoint, Stamp, stamp
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.image import hash_from
-from phema_cli.formats.packing import HASH_KEY
+from phema_cli.formats.packing import CHECKSUM_KEY
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.safetensors import read_header
 
@@ -58,12 +58,12 @@ def _refuse_damaged(path: Path, stopped: threading.Event) -> None:
         start = min(extent.offset for extent in extents.values())
         try:
             with path.open("rb") as stream:
-                digest = hash_from(stream, start, stopped.is_set)
+                digest = hash_from(stream, start, "crc32", stopped.is_set)
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
     if stopped.is_set():
         return
-    if digest.decode() != metadata.get(HASH_KEY):
+    if digest != metadata.get(CHECKSUM_KEY):
         raise InputError(
             "its tensors have other bytes than when it was written",
             where=path,

@@ -27,11 +27,11 @@ from phema_cli.errors import InputError
 from phema_cli.formats.base import DTYPES, DType
 from phema_cli.formats.checks import REMEDY, parse_object
 
-#: the entry of the metadata that says how a file is packed, and the one with the SHA-256 of its
+#: the entry of the metadata that says how a file is packed, and the one with the CRC-32 of its
 #: tensors' bytes, by which others know it.
 KEY = "phema_packing"
-HASH_KEY = "phema_packed_sha256"
-KEYS = (KEY, HASH_KEY)
+CHECKSUM_KEY = "phema_packed_crc32"
+KEYS = (KEY, CHECKSUM_KEY)
 SCHEMA = "phema/packed/1"
 #: elements that share a scale.
 BLOCK = 64
@@ -64,12 +64,12 @@ class Followed:
 
     Attributes:
         name: of its file, in the same directory.
-        sha256: of its tensors' bytes.
+        checksum: of its tensors' bytes.
         coefficient: of its movement since the keyframe.
     """
 
     name: str
-    sha256: str
+    checksum: str
     coefficient: float
 
 
@@ -79,7 +79,7 @@ class Packing:
 
     Attributes:
         bits: of an integer; 0 for a keyframe, whose tensors are whole.
-        keyframe: name and hash of the chain's first file; None for a keyframe itself.
+        keyframe: name and checksum of the chain's first file; None for a keyframe itself.
         follows: what it is predicted from; the keyframe is none of these.
     """
 
@@ -91,7 +91,7 @@ class Packing:
         """As it stands in the metadata: JSON, a space, and the CRC-32 of that."""
         entry: dict[str, object] = {"schema": SCHEMA}
         if self.keyframe is not None:
-            follows = [[f.name, f.sha256, f.coefficient] for f in self.follows]
+            follows = [[f.name, f.checksum, f.coefficient] for f in self.follows]
             entry |= {"bits": self.bits, "keyframe": list(self.keyframe), "follows": follows}
         text = json.dumps(entry, ensure_ascii=False)
         return f"{text} {zlib.crc32(text.encode()):08x}"
@@ -104,7 +104,7 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
         InputError: what it says makes no sense, or was damaged.
     """
     if KEY not in metadata:
-        if HASH_KEY not in metadata:
+        if CHECKSUM_KEY not in metadata:
             return None
         raise InputError(f"its entry {KEY} is missing", where=path, remedy=REMEDY)
     text, _, checksum = metadata[KEY].rpartition(" ")
@@ -117,13 +117,13 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
         case {
             "schema": str(),
             "bits": int(bits),
-            "keyframe": [name, sha256],
+            "keyframe": [name, checksum],
             "follows": [*entries],
             **others,
         } if not others and bits in BITS and len(entries) <= MOST_FOLLOWED:
             follows = tuple(_followed(entry, path) for entry in entries)
-            keyframe = _followed([name, sha256, 1.0], path)
-            return Packing(bits, (keyframe.name, keyframe.sha256), follows)
+            keyframe = _followed([name, checksum, 1.0], path)
+            return Packing(bits, (keyframe.name, keyframe.checksum), follows)
         case {"schema": str(), **others} if not others:
             return Packing()
         case _:
@@ -138,10 +138,10 @@ def _followed(entry: object, path: Path) -> Followed:
         InputError: it is malformed, or leads out of the directory.
     """
     match entry:
-        case [str(name), str(sha256), float(coefficient)]:
+        case [str(name), str(checksum), float(coefficient)]:
             plain = name == Path(name).name and name not in {"", ".", ".."} and "\\" not in name
             if plain and abs(coefficient) <= _LARGEST_COEFFICIENT:
-                return Followed(name, sha256, coefficient)
+                return Followed(name, checksum, coefficient)
         case _:
             pass
     raise InputError(f"its entry {KEY} makes no sense", where=path, remedy=REMEDY)

@@ -19,7 +19,7 @@ from phema_cli.formats import packing
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Contents, Extent, located
 from phema_cli.formats.chains import followed_files, unpacked
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
-from phema_cli.formats.image import FileImage, FolderImage, Specs
+from phema_cli.formats.image import HASH_DIGITS, Algorithm, FileImage, FolderImage, Specs
 from phema_cli.formats.sharded import read_sharded
 
 NAME = "safetensors"
@@ -36,10 +36,13 @@ BASE_NAMES = {
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000
-#: entries for the SHA-256 of the tensors' bytes, by which programs know LoRAs, and packed snapshots
-#: those that they follow.
-_HASHED = ("sshs_model_hash", "modelspec.hash_sha256", packing.HASH_KEY)
-_HASH_LENGTH = 64
+#: entries for a hash of the tensors' bytes: programs know LoRAs by it, and packed snapshots those
+#: that they follow.
+_HASHED: Mapping[str, Algorithm] = {
+    "sshs_model_hash": "sha256",
+    "modelspec.hash_sha256": "sha256",
+    packing.CHECKSUM_KEY: "crc32",
+}
 _MAX_NUMBER = 1 << 63
 
 
@@ -146,7 +149,7 @@ def encode(
     """
     del carried
     texts = {**metadata, **ties}
-    texts |= {key: _unhashed(texts[key]) for key in _HASHED if key in texts}
+    texts |= {key: _unhashed(texts[key], key) for key in _HASHED if key in texts}
     header: dict[str, object] = {"__metadata__": dict(sorted(texts.items()))}
     offsets: dict[str, int] = {}
     end = 0
@@ -159,14 +162,18 @@ def encode(
     head = _LENGTH.pack(len(text)) + text
     places = {name: len(head) + start for name, start in offsets.items()}
     # In a header a key's quotes are its own; in values they are escaped.
-    starts = [(f'"{key}":"'.encode(), texts[key]) for key in _HASHED if key in texts]
-    hashes = [head.index(mark) + len(mark) + len(text) - _HASH_LENGTH for mark, text in starts]
-    return FileImage(((0, head),), places, len(head) + end, hashes=tuple(hashes))
+    hashes: dict[int, Algorithm] = {}
+    for key, algorithm in _HASHED.items():
+        if key in texts:
+            mark = f'"{key}":"'.encode()
+            end_of_text = head.index(mark) + len(mark) + len(texts[key])
+            hashes[end_of_text - HASH_DIGITS[algorithm]] = algorithm
+    return FileImage(((0, head),), places, len(head) + end, hashes=hashes)
 
 
-def _unhashed(text: str) -> str:
+def _unhashed(text: str, key: str) -> str:
     """Room for a hash, with 0x where it had that before."""
-    return ("0x" if text.startswith("0x") else "") + "0" * _HASH_LENGTH
+    return ("0x" if text.startswith("0x") else "") + "0" * HASH_DIGITS[_HASHED[key]]
 
 
 def folder_base(base_name: str) -> str:

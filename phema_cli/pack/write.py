@@ -20,11 +20,11 @@ from phema_cli._version import __version__
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import PARTIAL, Extent, refuse_changed
-from phema_cli.formats.image import FileImage
+from phema_cli.formats.image import HASH_DIGITS, FileImage
 from phema_cli.formats.packing import (
     BLOCK,
+    CHECKSUM_KEY,
     FOLLOWED,
-    HASH_KEY,
     KEY,
     SCALES,
     VALUES,
@@ -48,7 +48,7 @@ _SCHEMA = "phema/packing-run/1"
 _ELEMENT_BYTES = 160
 _LARGEST_TILE = 1 << 18
 _COPIED_BYTES = 1 << 20
-_NO_HASH = "0" * 64
+_NO_CHECKSUM = "0" * HASH_DIGITS["crc32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,19 +206,19 @@ def _write_chain(plan: PackPlan, folder: Path, chain: Sequence[int], progress: P
 
 
 def _image(
-    plan: PackPlan, chain: Sequence[int], place: int, hashes: Mapping[int, str]
+    plan: PackPlan, chain: Sequence[int], place: int, checksums: Mapping[int, str]
 ) -> FileImage:
-    """A file as it will be; hashes that are not known yet are as long as those that are."""
+    """A file as it will be; checksums that are not known yet are as long as those that are."""
     file = plan.files[place]
     packing = Packing()
     if place != chain[0]:
-        key = plan.files[chain[0]].name, hashes.get(chain[0], _NO_HASH)
+        key = plan.files[chain[0]].name, checksums.get(chain[0], _NO_CHECKSUM)
         follows = (
-            Followed(plan.files[other].name, hashes.get(other, _NO_HASH), coefficient)
+            Followed(plan.files[other].name, checksums.get(other, _NO_CHECKSUM), coefficient)
             for other, coefficient in zip(file.follows, file.coefficients, strict=True)
         )
         packing = Packing(plan.request.bits, key, tuple(follows))
-    metadata = {**metadata_of(file), KEY: packing.text(), HASH_KEY: ""}
+    metadata = {**metadata_of(file), KEY: packing.text(), CHECKSUM_KEY: ""}
     checkpoint = file.snapshot.checkpoint
     return writer("safetensors").encode(plan.specs(place), metadata, checkpoint.ties, checkpoint)
 
@@ -330,12 +330,12 @@ def _copy_piece(plan: PackPlan, place: int, piece: _Piece, reader: FileReader, p
 
 
 def _add_headers(plan: PackPlan, chain: Sequence[int], paths: Mapping[int, Path]) -> None:
-    """Write the headers, each with the hashes of the files before it, and its own hash."""
-    hashes: dict[int, str] = {}
+    """Write the headers, each with the checksums of the files before it, and its own."""
+    checksums: dict[int, str] = {}
     for place, path in paths.items():
-        image = _image(plan, chain, place, hashes)
+        image = _image(plan, chain, place, checksums)
         with writing(path), path.open("r+b") as stream:
             for offset, data in image.segments:
                 stream.seek(offset)
                 stream.write(data)
-            hashes[place] = image.seal(stream)
+            checksums[place] = image.seal(stream)["crc32"]

@@ -21,8 +21,8 @@ from phema_cli.formats.base import Checkpoint, Stamp, stamp
 from phema_cli.formats.image import FileImage
 from phema_cli.formats.packing import (
     BITS,
+    CHECKSUM_KEY,
     FOLLOWED,
-    HASH_KEY,
     KEY,
     LONGEST_CHAIN,
     SCALES,
@@ -106,10 +106,10 @@ class Snapshot(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """A file of the chain: its name, its hash, its stamp, and mean square error of its elements."""
+    """A file of the chain: name, checksum, stamp, and mean square error of its elements."""
 
     name: str
-    sha256: str
+    checksum: str
     stamp: Stamp
     noise: float
 
@@ -201,7 +201,7 @@ class Chain:
         snapshot.store(path, image, lambda s: file.fill(s, tensors), replaced, in_order=True)
         state.files.append(path)
         self._chains[path] = state.files
-        stored = _Stored(path.name, file.sha256, _stamp(path), file.noise)
+        stored = _Stored(path.name, file.checksum, _stamp(path), file.noise)
         if state.keyframe is None:
             state.keyframe = stored
         else:
@@ -235,7 +235,7 @@ class _File:
     def __init__(
         self, state: _State, made: Snapshot, image: FileImage, coefficients: tuple[float, ...]
     ) -> None:
-        self.sha256 = ""
+        self.checksum = ""
         self.noise = 0.0
         self._state = state
         self._made = made
@@ -244,7 +244,7 @@ class _File:
         self._places = _sampled(state.key[2])
 
     def fill(self, stream: BinaryIO, tensors: Iterable[torch.Tensor]) -> None:
-        """Write the tensors one after the other, and the hash of all."""
+        """Write the tensors one after the other, and the checksum of all."""
         import torch
 
         state, errors = self._state, [np.zeros(1)]
@@ -262,7 +262,7 @@ class _File:
                     state.movements[name] = []
         self.noise = float(np.square(np.concatenate(errors)).mean())
         stream.flush()
-        self.sha256 = self._image.seal(stream)
+        self.checksum = self._image.seal(stream)["crc32"]
 
     def _pack(self, stream: BinaryIO, name: str, values: Floats, pool: Executor) -> Doubles:
         """Write the residues of a tensor; returns the errors of the sampled elements."""
@@ -304,14 +304,14 @@ def _image(state: _State, made: Snapshot, coefficients: tuple[float, ...]) -> Fi
         follows = zip(state.recent, coefficients, strict=True)
         packing = Packing(
             bits,
-            (state.keyframe.name, state.keyframe.sha256),
-            tuple(Followed(f.name, f.sha256, c) for f, c in follows),
+            (state.keyframe.name, state.keyframe.checksum),
+            tuple(Followed(f.name, f.checksum, c) for f, c in follows),
         )
         laid = {n: spec for n, spec in whole.items() if n not in made.averaged}
         for name in made.averaged:
             laid |= packed_specs(name, state.key[2][name], bits)
         laid = dict(sorted(laid.items(), key=lambda item: (-item[1][0].bits, item[0])))
-    metadata = {**made.metadata, KEY: packing.text(), HASH_KEY: ""}
+    metadata = {**made.metadata, KEY: packing.text(), CHECKSUM_KEY: ""}
     return writer("safetensors").encode(laid, metadata, {}, Checkpoint(Path(), "", (), {}))
 
 
@@ -385,6 +385,6 @@ def _is_there(directory: Path, stored: _Stored) -> bool:
     try:
         if stamp(path) == stored.stamp:
             return True
-        return read_header(path)[1].get(HASH_KEY) == stored.sha256
+        return read_header(path)[1].get(CHECKSUM_KEY) == stored.checksum
     except (OSError, InputError, StorageError):
         return False

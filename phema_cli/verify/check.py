@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError, StorageError
+from phema_cli.formats.image import HASH_DIGITS
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.recipe import Recipe
@@ -30,7 +31,6 @@ Positions = NDArray[np.int64]
 #: bytes of an output that are checked without ``full``.
 SAMPLE_BYTES = 64 << 20
 _CRC_BYTES = 4
-_HASH_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,9 @@ def _check_file(file: OutputFile, reader: FileReader) -> None:
         )
     places = itertools.chain(*file.image.checksums.values())
     checksums = {place + i for place in places for i in range(_CRC_BYTES)}
-    checksums |= {place + i for place in file.image.hashes for i in range(_HASH_BYTES)}
+    checksums |= {
+        place + i for place, a in file.image.hashes.items() for i in range(HASH_DIGITS[a])
+    }
     for offset, data in file.image.segments:
         written = bytearray(len(data))
         reader.read_bytes(file.path, offset, memoryview(written))
@@ -262,9 +264,9 @@ def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader
                 reader.read_bytes(file.path, place, memoryview(written))
                 if written != sums.get(name, 0).to_bytes(_CRC_BYTES, "little"):
                     raise CheckFailedError(f"tensor {name}: its CRC-32 differs", where=file.path)
-        for place in file.image.hashes:
-            written = bytearray(_HASH_BYTES)
+        for place, algorithm in file.image.hashes.items():
+            written = bytearray(HASH_DIGITS[algorithm])
             reader.read_bytes(file.path, place, memoryview(written))
             with file.path.open("rb") as stream:
-                if written != file.image.hash_of(stream):
+                if written != file.image.hash_of(stream, algorithm).encode():
                     raise CheckFailedError("the hash in its metadata differs", where=file.path)
