@@ -1,8 +1,7 @@
 """Averages of a tile: the same few elements of every source, for every target.
 
-A target's average depends on its own sources and weights alone, not on the targets beside it. A
-tile's stored values stay in the processor's last cache from the read to the sum, and blocks of
-them, as wide numbers, in its nearer ones.
+A target's average depends on its own sources and weights alone. A tile's stored values stay in the
+processor's last cache from the read to the sum, and blocks of them, widened, in its nearer ones.
 
 ``sum_i x_i row_i`` is the chain of fused multiply-adds over the rows, first to last, from zero. A
 matrix product reads each row once; whether it gives the chain's bits is tried out once per process,
@@ -45,8 +44,8 @@ class _Group:
         place: the same, to take their rows by.
         sources: theirs, newest first.
         totals: what the weights of each sum to.
-        parts: for differences, at most ``GROUP`` sources at a time and their weights: a row for
-            each target, and zeros up to ``LEAST_ROWS``.
+        parts: for differences from the first source, at most ``GROUP`` others at a time, residues
+            apart, and their weights: a row for each target, and zeros up to ``LEAST_ROWS``.
         bags: what sums values of 16 bits as they are stored; None where differences are summed.
         whole: sources from here on are residues.
     """
@@ -155,12 +154,8 @@ class Averager:
         stored = tile.stored
         if isinstance(stored, list):
             stored = torch.stack([row.to(self._compute) for row in stored])
-        if kind.packed and self._packed is not None:
-            numbers = list(range(len(self._packed.parts)))
-            self._residues.filled()
-            residues = torch.empty(len(numbers), self._width)
-            self._residues.decode(numbers, 0, residues)
-            stored = torch.cat([stored, residues])
+        if kind.packed:
+            stored = torch.cat([stored[:, :count], self._residues.values(count)])
         return stored[:, :count], tile.out[:, :count]
 
     def _tile(self, kind: Kind) -> _Tile:
@@ -228,22 +223,24 @@ class Averager:
             sources = list(used_by_all)
             weights = every[sources][:, targets]
             parts = []
-            for start in range(0, len(sources), GROUP):
-                part = weights[start : start + GROUP]
-                padded = torch.zeros(max(len(targets), LEAST_ROWS), len(part), dtype=self._compute)
-                padded[: len(targets)] = torch.from_numpy(part.T.copy())
-                parts.append((sources[start : start + GROUP], padded))
+            # The first source is what others differ from. Residues are no differences of it.
+            ends = bisect_left(sources, whole), len(sources)
+            for first, end in zip((1, max(ends[0], 1)), ends, strict=True):
+                for start in range(first, end, GROUP):
+                    some = slice(start, min(start + GROUP, end))
+                    own = torch.from_numpy(weights[some].T.copy()).to(self._compute)
+                    lacking = max(LEAST_ROWS - len(targets), 0)
+                    parts.append((sources[some], torch.nn.functional.pad(own, (0, 0, 0, lacking))))
             # Where types differ the rows of these sources are put together first.
             rows = list(range(len(sources))) if kind.stored else sources
-            dtype: torch.dtype = getattr(torch, kind.out.label)
-            bags = self._bags(weights, rows, dtype) if direct else None
+            bags = self._bags(weights, rows, kind.out.label) if direct else None
             totals = [self._totals[k] for k in targets]
             groups.append(
                 _Group(targets, consecutive(targets), sources, totals, parts, bags, whole)
             )
         return copied, groups
 
-    def _bags(self, weights: Array, rows: list[int], dtype: torch.dtype) -> Bags:
+    def _bags(self, weights: Array, rows: list[int], label: str) -> Bags:
         """What ``embedding_bag`` sums these rows by, which widens nothing and sums in float32.
 
         Rows are cut into pieces, and piece j of all rows is a bag for each target, by itself. A
@@ -251,6 +248,7 @@ class Averager:
         """
         import torch
 
+        dtype: torch.dtype = getattr(torch, label)
         exact = torch.from_numpy(np.ascontiguousarray(weights.T))
         high = exact.to(dtype)
         halves = torch.stack([high, (exact - high.double()).to(dtype)], dim=-1)
@@ -348,17 +346,20 @@ class Averager:
         sums: torch.Tensor = self._sums[:targets, :count]
         # A sum that overflows is a false alarm, and the careful way gives the same bits.
         finite = math.isfinite(float(reference.sum()))
+        if not group.parts:
+            sums.zero_()
         for part, (sources, weights) in enumerate(group.parts):
-            whole = bisect_left(sources, group.whole)
-            values = self._differences(tile, sources[:whole], span, reference, finite=finite)
-            if whole < len(sources):
-                numbers = [source - group.whole for source in sources[whole:]]
-                values = self._values[: len(sources)]
-                columns = -(-count // BLOCK) * BLOCK
-                self._residues.decode(numbers, span.start, values[whole:, :columns])
-            add_up(weights, targets, values, count, self._partial if part else self._sums)
-            if part:
-                sums.add_(self._partial[:targets, :count])
+            if sources[0] < group.whole:
+                values = self._differences(tile, sources, span, reference, finite=finite)
+                add_up(weights, targets, values, count, self._partial if part else self._sums)
+                if part:
+                    sums.add_(self._partial[:targets, :count])
+                continue
+            places = [source - group.whole for source in sources]
+            held = self._values[: len(sources), : -(-count // BLOCK) * BLOCK]
+            more = self._residues.add_up(places, weights, targets, span.start, held, self._partial)
+            own = self._sums[:targets, : held.shape[1]].view(more.shape)
+            own.add_(more) if part else own.copy_(more)
         return sums
 
     def _differences(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phema_cli.formats.base import DType
+from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
 
 if TYPE_CHECKING:
@@ -128,7 +129,11 @@ def buffers(
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
     # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
     blocks = 2 * group + 2 * max(targets, LEAST_ROWS) + 3
-    size = raw * width + (_DOUBLE if wide else _SINGLE) * blocks * block
+    numbers = blocks * block
+    if packed is not None:
+        # A weight of its own for each block of residues.
+        numbers += block // BLOCK * group * max(targets, LEAST_ROWS)
+    size = raw * width + (_DOUBLE if wide else _SINGLE) * numbers
     return Buffers(width, raw, group, block, wide, size)
 
 

@@ -1,7 +1,7 @@
 """Packed sources: what their averages are sums of, and a worker's buffers for residues.
 
-Residues stay as they are stored from the read to the sum: blocks of them become wide numbers in the
-processor's nearer caches.
+Residues stay as they are stored from the read to the sum: their integers become wide numbers in the
+processor's nearer caches, and a block's scale is part of its weight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
-from phema_cli.synthesis.sums import Some, consecutive
+from phema_cli.synthesis.sums import Some, add_blocks_up, consecutive
 
 if TYPE_CHECKING:
     import torch
@@ -65,27 +65,37 @@ def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
     links = [link_of(s.checkpoint) for s in sources]
     if not any(links):
         return None
+    keyframes = {_keyframe_of(link): link for link in links if link is not None}
     single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
     none = np.zeros(weights.shape[1])
     whole: dict[str, tuple[Link | int, Array]] = {}
     parts: dict[str, tuple[Part, Array]] = {}
     for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
         own = np.where(alone, 0.0, weights[i])
+        path = f"{source.checkpoint.path}"
+        if link is None and path in keyframes:
+            # Its tensors are the keyframe's own.
+            whole[path] = keyframes[path], whole.get(path, (i, none))[1] + weights[i]
+            continue
         taken = weights[i] if link is None else weights[i] - own
         if taken.any():
-            whole[f"{source.checkpoint.path}"] = i, taken
+            whole[path] = i, taken
         if link is not None and own.any():
-            # Behind the name of the keyframe as a source.
-            key = f"{next(iter(link.keyframe.values())).file}\0"
+            key = _keyframe_of(link)
             whole[key] = link, whole.get(key, (link, none))[1] + own
             for part, coefficient in zip(link.parts, link.coefficients, strict=True):
-                path = str(part.path)
-                parts[path] = part, parts.get(path, (part, none))[1] + coefficient * own
+                name = str(part.path)
+                parts[name] = part, parts.get(name, (part, none))[1] + coefficient * own
     # Newest first, as far as names tell: differences are taken from the first.
     ordered = [whole[key] for key in sorted(whole, reverse=True)]
     residues = [parts[path] for path in sorted(parts)]
     rows = [row for _, row in ordered + residues]
     return Rows(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
+
+
+def _keyframe_of(link: Link) -> str:
+    """The path of the keyframe that a file's movement is since."""
+    return f"{next(iter(link.keyframe.values())).file}"
 
 
 class Residues:
@@ -124,28 +134,58 @@ class Residues:
         """Take note that ``rows`` hold another tile."""
         self._wide.copy_(self._scales)
 
-    def decode(self, numbers: list[int], start: int, out: torch.Tensor) -> None:
-        """Put residues into ``out`` (n, count); count is a multiple of ``BLOCK``.
+    def add_up(
+        self,
+        numbers: list[int],
+        weights: torch.Tensor,
+        targets: int,
+        start: int,
+        held: torch.Tensor,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sums of residues: chains of integers, with weights times scales.
 
         Args:
             numbers: n files, ascending.
+            weights: (k, n), with zeros beyond the targets.
+            targets: how many of the k are wanted.
             start: the first element, the first of its block.
-            out: float32 or float64.
+            held: (n, count) for the integers, as wide numbers; count is a multiple of ``BLOCK``.
+            out: memory for the sums, k rows of count elements.
+
+        Returns:
+            (targets, blocks, ``BLOCK``) in that memory.
         """
-        if not len(numbers):
-            return
-        count, some = out.shape[1], consecutive(numbers)
+        blocks, k = held.shape[1] // BLOCK, len(weights)
+        self._widen(numbers, start, held)
+        first = start // BLOCK
+        scales = self._wide[consecutive(numbers), first : first + blocks]
+        sums = out.view(-1)[: k * held.shape[1]].view(blocks, k, BLOCK)
+        rows = held.view(len(numbers), blocks, BLOCK).transpose(0, 1)
+        add_blocks_up(scales.t().contiguous()[:, None] * weights, targets, rows, sums)
+        return sums[:, :targets].transpose(0, 1)
+
+    def values(self, count: int) -> torch.Tensor:
+        """All residues of a tile (m, count), float32."""
+        import torch
+
+        numbers, blocks = list(range(len(self._bits))), -(-count // BLOCK)
+        held = torch.empty(len(numbers), blocks * BLOCK)
+        self._widen(numbers, 0, held)
+        held.view(len(numbers), blocks, BLOCK).mul_(self._scales[:, :blocks, None])
+        return held[:, :count]
+
+    def _widen(self, numbers: list[int], start: int, out: torch.Tensor) -> None:
+        """Put the integers of some files (n, count) into ``out``."""
         kinds = {self._bits[number] for number in numbers}
         if len(kinds) == 1:
-            self._widen(some, kinds.pop(), start, out)
-        else:
-            for row, number in enumerate(numbers):
-                self._widen([number], self._bits[number], start, out[row : row + 1])
-        scales = self._wide[some, start // BLOCK : (start + count) // BLOCK]
-        out.view(len(out), -1, BLOCK).mul_(scales[:, :, None])
+            self._widen_alike(consecutive(numbers), kinds.pop(), start, out)
+            return
+        for row, number in enumerate(numbers):
+            self._widen_alike([number], self._bits[number], start, out[row : row + 1])
 
-    def _widen(self, some: Some, bits: int, start: int, out: torch.Tensor) -> None:
-        """Put the integers of some files into ``out``."""
+    def _widen_alike(self, some: Some, bits: int, start: int, out: torch.Tensor) -> None:
+        """Put the integers of files of the same bits into ``out``."""
         import torch
 
         low, high = start * bits // 8, (start + out.shape[1]) * bits // 8

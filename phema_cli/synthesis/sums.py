@@ -1,4 +1,4 @@
-"""Sums over rows: a chain of fused multiply-adds, by a matrix product where that gives it."""
+"""Sums over rows: a chain of fused multiply-adds, by matrix products where those give it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from phema_cli.synthesis.memory import WIDTH
 if TYPE_CHECKING:
     import torch
 
+#: blocks that are tried out.
+_TRIED = 4
 #: some of several rows, by their numbers; a slice where they follow on one another.
 Some: TypeAlias = slice | list[int]
 
@@ -45,6 +47,46 @@ def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None
     for total, own in zip(out, weights.tolist(), strict=True):
         for row, weight in zip(rows, own, strict=True):
             total.add_(row, alpha=weight)
+
+
+def add_blocks_up(
+    weights: torch.Tensor, targets: int, rows: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Put the sums over rows whose blocks have weights of their own into ``out``.
+
+    Args:
+        weights: (blocks, k, rows); k is ``LEAST_ROWS`` at least.
+        targets: how many of the k are wanted.
+        rows: (blocks, rows, elements of a block).
+        out: (blocks, k, elements of a block); may change beyond the targets.
+    """
+    import torch
+
+    if products_are_chains(*weights.shape[1:], rows.shape[2], weights.dtype):
+        torch.bmm(weights, rows, out=out)
+    else:
+        _chains(weights[:, :targets], rows, out[:, :targets])
+
+
+def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+    """The same as it is defined."""
+    out.zero_()
+    for total, own in zip(out.unbind(1), weights.unbind(1), strict=True):
+        for row, weight in zip(rows.unbind(1), own.unbind(1), strict=True):
+            total.addcmul_(row, weight[:, None])
+
+
+@lru_cache
+def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
+    """Whether matrix products of that shape give the bits of the chains on this machine."""
+    import torch
+
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.standard_normal((_TRIED, targets, rows))).to(dtype)
+    values = torch.from_numpy(random.standard_normal((_TRIED, rows, elements))).to(dtype)
+    expected = torch.empty(_TRIED, targets, elements, dtype=dtype)
+    _chains(weights, values, expected)
+    return torch.equal(torch.bmm(weights, values), expected)
 
 
 @lru_cache

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BufferedRandom
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,7 +244,7 @@ class _File:
         self._coefficients = coefficients
         self._places = _sampled(state.key[2])
 
-    def fill(self, stream: BinaryIO, tensors: Iterable[torch.Tensor]) -> None:
+    def fill(self, stream: BufferedRandom, tensors: Iterable[torch.Tensor]) -> None:
         """Write the tensors one after the other, and the checksum of all."""
         import torch
 
@@ -264,7 +265,7 @@ class _File:
         stream.flush()
         self.checksum = self._image.seal(stream)["crc32"]
 
-    def _pack(self, stream: BinaryIO, name: str, values: Floats, pool: Executor) -> Doubles:
+    def _pack(self, stream: BufferedRandom, name: str, values: Floats, pool: Executor) -> Doubles:
         """Write the residues of a tensor; returns the errors of the sampled elements."""
         keyframe, movements = self._state.values[name], self._state.movements[name]
         # In the place of the oldest movement, each part of which is used before it is replaced.

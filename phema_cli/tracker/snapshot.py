@@ -6,8 +6,9 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BufferedRandom
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import writer
@@ -153,7 +154,7 @@ def write(
     """
     import torch
 
-    def fill(stream: BinaryIO) -> None:
+    def fill(stream: BufferedRandom) -> None:
         for tensor in tensors:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
@@ -166,7 +167,7 @@ def write(
 def store(
     path: Path,
     image: FileImage,
-    fill: Callable[[BinaryIO], None],
+    fill: Callable[[BufferedRandom], None],
     replaced: Iterable[Path] = (),
     *,
     in_order: bool = False,
