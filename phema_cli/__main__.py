@@ -6,7 +6,7 @@ import warnings
 
 from phema_cli.cli import process
 from phema_cli.errors import SignalError
-from phema_cli.system.processes import ignore_signals, raise_on_signals
+from phema_cli.system.signals import ignore_signals, raise_on_signals
 
 
 def run() -> None:

@@ -25,7 +25,7 @@ from phema_cli.estimate.solve import scan_for
 from phema_cli.request import Request
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import make_recipe
-from phema_cli.system.processes import raise_on_signals
+from phema_cli.system.signals import raise_on_signals
 
 #: whose lines: phema's, and those of the library that run between them.
 _TRACED = ("/phema_cli/", "/contextlib.py", "/multiprocessing/")

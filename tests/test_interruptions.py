@@ -120,7 +120,7 @@ BEGIN = """
 import sys, time
 from phema_cli.cli.process import report
 from phema_cli.errors import SignalError
-from phema_cli.system.processes import raise_on_signals
+from phema_cli.system.signals import raise_on_signals
 raise_on_signals()
 """
 LIBRARY = """

@@ -22,7 +22,7 @@ from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import NAME, Record, Results
 from phema_cli.sweep.run import sweep
 from phema_cli.synthesis import Request
-from phema_cli.system.processes import ENDING, raise_on_signals
+from phema_cli.system.signals import ENDING, raise_on_signals
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.pages import ROOT, blocks
 

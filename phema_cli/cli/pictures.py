@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.profiles import sigma_rel_from_gamma
+from phema_cli.system.files import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterat
         yield figure
         try:
             figure.savefig(unfinished, format=ending[1:], metadata=_ENDINGS[ending])
-            os.replace(unfinished, path)  # noqa: PTH105 - as everywhere: replaces on every system
+            replace(unfinished, path)
         except OSError as error:
             raise StorageError.wrap(error, path, "write") from error
         finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from phema_cli.cli import render
 from phema_cli.errors import InputError, PhemaError, SignalError, StorageError, UsageError
-from phema_cli.system.processes import BROKEN_PIPE, ENDING
+from phema_cli.system.signals import BROKEN_PIPE, ENDING
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

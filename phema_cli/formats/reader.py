@@ -18,7 +18,7 @@ from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
-from phema_cli.system.files import read_at
+from phema_cli.system.files import open_file, read_at
 
 #: elements that are summed of a packed tensor at a time, a multiple of its blocks.
 _SUMMED = 1 << 16
@@ -36,7 +36,7 @@ class OpenFiles:
 
     def __init__(self, limit: int = 64, flags: int = os.O_RDONLY) -> None:
         self._limit = max(1, limit)
-        self._flags = flags | os.O_CLOEXEC
+        self._flags = flags
         self._open: OrderedDict[Path, int] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -58,7 +58,7 @@ class OpenFiles:
         try:
             os.close(descriptor)
         except OSError as error:
-            if self._flags & os.O_ACCMODE != os.O_RDONLY:
+            if self._flags != os.O_RDONLY:
                 raise StorageError.wrap(error, path, "write") from error
 
     def descriptor(self, path: Path) -> int:
@@ -73,7 +73,7 @@ class OpenFiles:
         else:
             if len(self._open) >= self._limit:
                 self._close(*self._open.popitem(last=False))
-            self._open[path] = os.open(path, self._flags)
+            self._open[path] = open_file(path, self._flags)
         return self._open[path]
 
 

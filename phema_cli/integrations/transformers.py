@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import PARTIAL
 from phema_cli.integrations.recorder import Recorder
+from phema_cli.system.files import replace
 
 try:
     from transformers import TrainerCallback
@@ -97,7 +98,7 @@ class PowerEMACallback(Recorder, TrainerCallback):
             try:
                 with partial.open("wb") as stream:
                     torch.save(averages, stream)
-                partial.replace(path)
+                replace(partial, path)
             except OSError as error:
                 raise StorageError.wrap(error, path, "write") from error
 

@@ -36,11 +36,20 @@ from phema_cli.formats.packing import (
 )
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
-from phema_cli.system.files import create, free_bytes, sync, sync_folder, write_at, writing
+from phema_cli.system.files import (
+    create,
+    free_bytes,
+    replace,
+    sync,
+    sync_folder,
+    write_at,
+    writing,
+)
 from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded
-from phema_cli.system.processes import files_of_each, held_signals
+from phema_cli.system.processes import files_of_each
 from phema_cli.system.ranks import default_jobs
+from phema_cli.system.signals import held_signals
 
 LOG_NAME = ".phema-pack"
 _SCHEMA = "phema/packing-run/1"
@@ -116,9 +125,9 @@ def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
             if len(log.entries()) > 1:
                 error.add_note(f"the same command resumes in {folder}")
             else:
-                log.path.unlink(missing_ok=True)
+                log.unlock(remove=True)
             raise
-        log.path.unlink()
+        log.unlock(remove=True)
     finally:
         log.unlock()
         with suppress(OSError):
@@ -139,7 +148,7 @@ def _begin(log: Log, begun: dict[str, str], paths: Sequence[Path]) -> None:
     if not entries:
         for path in paths:
             if os.path.lexists(path):
-                log.path.unlink()
+                log.unlock(remove=True)
                 raise UsageError("exists already", where=path, remedy="choose another -o")
         # From here on what lies under these names was written by this packing.
         log.append(begun)
@@ -197,7 +206,7 @@ def _write_chain(plan: PackPlan, folder: Path, chain: Sequence[int], progress: P
                 sync(path)
             with held_signals():
                 for place, path in partial_paths.items():
-                    path.replace(folder / plan.files[place].name)
+                    replace(path, folder / plan.files[place].name)
                 sync_folder(folder)
     finally:
         for path in partial_paths.values():

@@ -151,7 +151,8 @@ def candidates(root: Path) -> Iterator[Candidate]:
             folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
         beside = frozenset(files)
         for name, orphan, unusable in _in_folder(here, folders, files):
-            relative = PurePosixPath(str(here / name).removeprefix(str(root)).lstrip("/"))
+            inside = (here / name).as_posix().removeprefix(root.as_posix())
+            relative = PurePosixPath(inside.lstrip("/"))
             yield Candidate.at(
                 here / name, relative, outer, orphan=orphan, unusable=unusable, beside=beside
             )

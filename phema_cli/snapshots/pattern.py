@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.system.processes import time_limit
+from phema_cli.system.patterns import Limit
 
 #: of the processor's time: to compile a pattern, and to search it in paths.
 _MOST_SECONDS = 0.5
@@ -34,8 +34,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"the pattern has {len(pattern)} characters, above {_LONGEST}")
     try:
         # What a phema.toml says may come from anyone.
-        with time_limit([_MOST_SECONDS], UsageError("the pattern takes too long to compile")):
-            compiled = re.compile(pattern)
+        compiled = Limit(_MOST_SECONDS).compile(pattern)
+    except TimeoutError as error:
+        raise UsageError("the pattern takes too long to compile") from error
     except (re.error, RecursionError, OverflowError, MemoryError) as error:
         raise UsageError(f"the pattern is not a regular expression: {error}") from error
     if not set(compiled.groupindex) & set(FIELDS):
@@ -62,7 +63,7 @@ class PathPattern:
 
     def __init__(self, pattern: str) -> None:
         self._compiled = compile_pattern(pattern)
-        self._left = [_MOST_SECONDS]
+        self._limit = Limit(_MOST_SECONDS)
 
     def __call__(self, path: PurePosixPath) -> dict[str, str] | None:
         """Named groups of the pattern in the path, None where it does not match.
@@ -70,9 +71,11 @@ class PathPattern:
         Raises:
             SlowPatternError: it takes too long, with all paths before it.
         """
-        self._left[0] = min(self._left[0] + _PATH_SECONDS, _MOST_SECONDS)
-        with time_limit(self._left, SlowPatternError("the pattern takes too long", where=path)):
-            match = self._compiled.search(path.as_posix())
-        if match is None:
+        self._limit.left = min(self._limit.left + _PATH_SECONDS, _MOST_SECONDS)
+        try:
+            groups = self._limit.search(self._compiled, path.as_posix())
+        except TimeoutError as error:
+            raise SlowPatternError("the pattern takes too long", where=path) from error
+        if groups is None:
             return None
-        return {k: v for k, v in match.groupdict().items() if k in FIELDS and v is not None}
+        return {k: v for k, v in groups.items() if k in FIELDS and v is not None}

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shlex
 import string
 import subprocess
 import tempfile
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import StorageError, UsageError
-from phema_cli.system.processes import end_group, held_signals
+from phema_cli.system.processes import end, quoted, start
+from phema_cli.system.signals import held_signals
 
 #: what a command may name in braces.
 PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target")
@@ -103,7 +103,7 @@ class Evaluator:
         Raises:
             StorageError: the command can't be started, or the log not be written.
         """
-        line = self.command.format(**{k: shlex.quote(v) for k, v in values.items()})
+        line = self.command.format(**{k: quoted(v) for k, v in values.items()})
         began = time.monotonic()
         try:
             with tempfile.TemporaryFile() as out, (log or Path(os.devnull)).open("ab") as errors:
@@ -162,19 +162,12 @@ def _run(line: str, out: int, errors: int | None, timeout: float | None) -> int 
     process = None
     try:
         with held_signals():
-            process = subprocess.Popen(  # noqa: S602 - what the user wants run, pipelines and all
-                line,
-                shell=True,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=errors,
-                start_new_session=True,
-            )
+            process = start(line, out, errors)
         return process.wait(timeout)
     except BaseException as error:
         if process is not None:
             with held_signals():
-                end_group(process, _GRACE)
+                end(process, _GRACE)
         if isinstance(error, subprocess.TimeoutExpired):
             return None
         raise

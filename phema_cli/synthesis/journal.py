@@ -15,7 +15,8 @@ from typing import Any
 from phema_cli._version import __version__
 from phema_cli.errors import UsageError
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.system.files import size_of
+from phema_cli.system.files import removal, size_of
+from phema_cli.system.locks import ENDING
 from phema_cli.system.log import Log
 
 NAME = "journal"
@@ -56,11 +57,9 @@ class Journal:
             if not entries:
                 self._log.append({"schema": _SCHEMA, "plan": recipe})
         except BaseException:
-            if was_empty and [p.name for p in folder.iterdir()] == [NAME]:
-                # Interrupted before it had a line: the directory is left empty.
-                with suppress(OSError):
-                    (folder / NAME).unlink()
-            self.close()
+            # Interrupted before it had a line: the directory is left empty.
+            with suppress(OSError):
+                self._log.unlock(remove=was_empty and not _others(folder))
             raise
 
     @property
@@ -86,10 +85,12 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the directory if nothing else is left in it; the recipe's line goes last."""
-        for log in reversed(_logs(self.folder)):
+        _, *others = _logs(self.folder)
+        for log in reversed(others):
             with suppress(OSError):
                 log.path.unlink(missing_ok=True)
         with suppress(OSError):
+            self._log.unlock(remove=True)
             self.folder.rmdir()
 
     def close(self) -> None:
@@ -146,14 +147,19 @@ def _check(folder: Path, recipe: str, entries: list[dict[str, Any]]) -> None:
         raise UsageError(
             "holds the unfinished files of another synthesis",
             where=folder,
-            remedy=f"run its command again to finish it, or rm -r '{folder}'",
+            remedy=f"run its command again to finish it, or {removal(folder)}",
         )
     text = (folder / NAME).read_bytes()
     begun = _HEAD.startswith(text[: len(_HEAD)]) or not text.strip(b"\0")
-    if not entries and (not begun or any(p.name != NAME for p in folder.iterdir())):
+    if not entries and (not begun or _others(folder)):
         raise UsageError(
             "is in the way of the output", where=folder, remedy="move it, or pass another -o"
         )
+
+
+def _others(folder: Path) -> bool:
+    """Whether a directory holds anything beside its journal."""
+    return any(p.name not in {NAME, NAME + ENDING} for p in folder.iterdir())
 
 
 def _logs(folder: Path) -> list[Log]:

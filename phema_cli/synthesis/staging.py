@@ -25,12 +25,14 @@ from phema_cli.system.files import (
     copy,
     create,
     free_bytes,
+    removal,
+    replace,
     size_of,
     sync,
     sync_folder,
     writing,
 )
-from phema_cli.system.processes import held_signals
+from phema_cli.system.signals import held_signals
 
 #: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
 Checks = dict[str, dict[int, tuple[int, int]]]
@@ -261,7 +263,7 @@ def _check_complete(recipe: Recipe) -> None:
             raise StorageError(
                 "was finished, and is missing now",
                 where=lost[0],
-                remedy=f"rm -r '{staging}', and run again",
+                remedy=f"{removal(staging)}, and run again",
             )
 
 
@@ -335,7 +337,7 @@ def publish(output: Output) -> None:
         for path in waiting:
             if path in index:
                 sync_folder(path.parent)
-            output.staged(path).replace(path)
+            replace(output.staged(path), path)
         sync_folder(output.finals[0].parent)
 
 

@@ -27,7 +27,7 @@ from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
 from phema_cli.system.files import start_flush, write_at
 from phema_cli.system.pools import Pool, Progress, forked, threaded
-from phema_cli.system.processes import files_of_each
+from phema_cli.system.processes import FORKS, files_of_each
 from phema_cli.system.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def fill(
     recorder = Recorder(recipe, ranks.rank, own)
     # What fsspec runs for remote files does not come along into a forked process.
     remote = any(is_remote(path) for path in recipe.inputs)
-    run = forked if processes and recipe.jobs > 1 and not remote else threaded
+    alone = processes and FORKS and recipe.jobs > 1 and not remote
+    run = forked if alone else threaded
     work = partial(_work, recipe, own)
     with _one_thread():
         try:

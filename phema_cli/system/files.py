@@ -1,21 +1,31 @@
-"""Files of the operating system: positional reads and writes, locks, flushing, allocation.
+"""Files of the operating system: positional reads and writes, flushing, allocation, free space.
 
-Only this module and ``processes.py`` know how systems differ.
+Only the modules of ``system`` know how systems differ. Each service has a plain way for systems
+that lack the call: what CPython documents as missing on macOS or Windows is looked for, never the
+name of the system, so that tests can take it away.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path, PosixPath
+from pathlib import Path, PosixPath, WindowsPath
 from typing import BinaryIO, cast
 
 from phema_cli.errors import InputError, StorageError
+
+try:
+    import fcntl
+except ImportError:
+    _FULL_SYNC: int | None = None
+else:
+    #: with it macOS flushes a disk's own memory too, which fsync does not there.
+    _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 
 #: errors of a file system that lacks a call.
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
@@ -23,14 +33,36 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _BLOCK_BYTES = 512
 #: bytes that are copied at a time.
 _PIECE_BYTES = 1 << 20
-#: seconds to wait for a lock: a worker of a killed run may hold it a little longer.
+#: seconds to wait for others: a worker of a killed run may hold a lock a little longer, and a
+#: reader a file that is to be replaced.
 PATIENCE_SECONDS = 5.0
-_PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.05
+#: flags of every file: not for programs that this one starts, and bytes as they are.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOINHERIT", "O_BINARY"))
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+#: a named pipe is opened without waiting for its writer.
+_NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)
+
+
+def open_file(path: Path, flags: int) -> int:
+    """The descriptor of a file, which programs that this one starts do not get."""
+    return os.open(path, flags | _FLAGS, 0o666)
 
 
 def read_at(descriptor: int, out: memoryview, offset: int) -> int:
-    """Read from an offset into ``out``; returns the number of bytes read, 0 at the end."""
-    return os.preadv(descriptor, (out,), offset)
+    """Read from an offset into ``out``; returns the number of bytes read, 0 at the end.
+
+    One thread at a time may use a descriptor: not every system has reads that leave its place.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, (out,), offset)
+    if hasattr(os, "pread"):
+        data = os.pread(descriptor, len(out), offset)
+    else:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(out))
+    out[: len(data)] = data
+    return len(data)
 
 
 def read_small(path: Path, most_bytes: int, remedy: str) -> bytes:
@@ -51,10 +83,14 @@ def read_small(path: Path, most_bytes: int, remedy: str) -> bytes:
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of ``data`` at an offset."""
+    """Write all of ``data`` at an offset; descriptors as :func:`read_at`."""
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        else:
+            os.lseek(descriptor, offset + done, os.SEEK_SET)
+            done += os.write(descriptor, data[done:])
 
 
 @contextmanager
@@ -68,13 +104,16 @@ def writing(path: Path) -> Iterator[None]:
 
 def start_flush(descriptor: int, offset: int, length: int) -> None:
     """Start to write bytes to the disk, if the system can; does not wait."""
-    with suppress(OSError):
-        # What is not on the disk yet stays in memory until it is written.
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            # What is not on the disk yet stays in memory until it is written.
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def free_bytes(path: Path) -> int | None:
     """Bytes that this user may still write there; None if the file system does not say."""
+    if not hasattr(os, "statvfs"):
+        return shutil.disk_usage(path).free
     disk = os.statvfs(path)
     if not disk.f_blocks:
         return None
@@ -84,37 +123,9 @@ def free_bytes(path: Path) -> int | None:
 
 def open_plain(path: Path, flags: int) -> int:
     """The descriptor of a file; a link is an error."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-
-
-def lock(path: Path) -> int:
-    """Lock a file, which is made if need be, and return its descriptor.
-
-    The lock is the kernel's: it ends with the process that holds it and those forked from it.
-
-    Raises:
-        StorageError: another process holds it for longer than ``PATIENCE_SECONDS``.
-        OSError: the operating system failed.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        descriptor = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed the file, and another process made a new one.
-            if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        if time.monotonic() > deadline:
-            raise StorageError(
-                "another process is writing this output", where=path.parent, remedy="wait for it"
-            )
-        time.sleep(_PAUSE_SECONDS)
+    if not _NO_LINK and path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return open_file(path, flags | _NO_LINK)
 
 
 def size_of(path: Path) -> int | None:
@@ -129,9 +140,11 @@ def size_of(path: Path) -> int | None:
 def allocated_bytes(path: Path) -> int:
     """Bytes of the disk that a file takes already."""
     try:
-        return path.lstat().st_blocks * _BLOCK_BYTES
+        status = path.lstat()
     except OSError:
         return 0
+    blocks: int | None = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else blocks * _BLOCK_BYTES
 
 
 def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
@@ -141,22 +154,31 @@ def create(path: Path, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
     """
     descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(descriptor, "wb") as stream:
-        try:
-            os.posix_fallocate(stream.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
+        if not _allocate(stream.fileno(), size):
             os.ftruncate(stream.fileno(), size)
         for offset, data in parts:
             stream.seek(offset)
             stream.write(data)
 
 
+def _allocate(descriptor: int, size: int) -> bool:
+    """Reserve the space of a file, where the system and the file system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
 def _opened(source: Path) -> BinaryIO:
     """A file to read, which is not a link; what is no ``Path`` has a way of its own."""
-    if not isinstance(source, PosixPath):
+    if not isinstance(source, PosixPath | WindowsPath):
         return cast("BinaryIO", source.open("rb"))
-    return os.fdopen(open_plain(source, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    return os.fdopen(open_plain(source, os.O_RDONLY | _NO_WAIT), "rb")
 
 
 def copy(source: Path, path: Path, size: int) -> bool:
@@ -178,19 +200,63 @@ def copy(source: Path, path: Path, size: int) -> bool:
     return left == 0
 
 
+def replace(path: Path, target: Path) -> None:
+    """Give a file the name of another one, which it replaces.
+
+    Some systems refuse while somebody has the other one open: then it is tried for a while.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            path.replace(target)
+        except PermissionError:
+            if hasattr(os, "fork") or time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_SECONDS)
+        else:
+            return
+
+
+def removal(folder: Path) -> str:
+    """The command to type that removes a directory."""
+    return f"rm -r '{folder}'" if hasattr(os, "fork") else f'rmdir /s "{folder}"'
+
+
 def sync_folder(path: Path) -> None:
-    """Flush a directory, if the file system can and the user may open it."""
+    """Flush a directory, where the system and the file system can and the user may open it."""
     try:
-        sync(path)
+        descriptor = open_file(path, os.O_RDONLY)
     except OSError as error:
         if error.errno not in {*_UNSUPPORTED, errno.EACCES}:
             raise
+        return
+    try:
+        flush(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file to the disk."""
+    # Not every system flushes a file that is open to be read.
+    descriptor = open_file(path, os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Flush what was written to a file to the disk."""
+    if _FULL_SYNC is not None:
+        try:
+            fcntl.fcntl(descriptor, _FULL_SYNC)
+        except OSError as error:
+            if error.errno not in {*_UNSUPPORTED, errno.ENOTTY, errno.ENOTSUP}:
+                raise
+        else:
+            return
+    os.fsync(descriptor)

@@ -6,12 +6,12 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from phema_cli.errors import InputError
-from phema_cli.system.files import lock, open_plain
+from phema_cli.system.files import flush, open_plain
+from phema_cli.system.locks import Lock
 
 
 class Log:
@@ -28,7 +28,7 @@ class Log:
     def __init__(self, path: Path, *, checksums: bool = False) -> None:
         self.path = path
         self._checksums = checksums
-        self._descriptor: int | None = None
+        self._lock: Lock | None = None
 
     def lock(self) -> None:
         """Keep other processes from locking it.
@@ -37,29 +37,26 @@ class Log:
             StorageError: another process has locked it.
             OSError: the operating system failed.
         """
-        self._descriptor = lock(self.path)
+        self._lock = Lock(self.path)
 
-    def unlock(self) -> None:
-        """Let others lock it. All that was written has been flushed before."""
-        if self._descriptor is not None:
-            with suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = None
+    def unlock(self, *, remove: bool = False) -> None:
+        """Let others lock it, after it is removed if it is to be."""
+        if self._lock is not None:
+            held, self._lock = self._lock, None
+            held.release(remove=remove)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write a line and flush it."""
         line = json.dumps(entry, allow_nan=False).encode()
         line += b" %08x\n" % zlib.crc32(line) if self._checksums else b"\n"
-        descriptor = self._descriptor
-        if descriptor is None:
-            descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if self._lock is not None:
+            _write(self._lock.descriptor, line)
+            return
+        descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            while line:
-                line = line[os.write(descriptor, line) :]
-            os.fsync(descriptor)
+            _write(descriptor, line)
         finally:
-            if descriptor != self._descriptor:
-                os.close(descriptor)
+            os.close(descriptor)
 
     def lines(self) -> list[bytes]:
         """The lines that count, each with its end; none where there is no file."""
@@ -107,6 +104,13 @@ class Log:
         try:
             if os.fstat(descriptor).st_size > size:
                 os.ftruncate(descriptor, size)
-                os.fsync(descriptor)
+                flush(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    """Append a line, and flush it."""
+    while line:
+        line = line[os.write(descriptor, line) :]
+    flush(descriptor)

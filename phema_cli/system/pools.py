@@ -17,14 +17,16 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
-from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from phema_cli.errors import StorageError
-from phema_cli.system.processes import held_signals, ignore_signals
+from phema_cli.system.signals import held_signals, ignore_signals
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkContext
 
 Result = TypeVar("Result")
 Progress = Callable[[int], None]

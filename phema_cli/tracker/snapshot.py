@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedRandom
@@ -14,7 +13,7 @@ from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
 from phema_cli.formats.image import FileImage
-from phema_cli.system.files import sync_folder
+from phema_cli.system.files import flush, replace, sync_folder
 
 if TYPE_CHECKING:
     import torch
@@ -195,10 +194,10 @@ def store(
                     stream.write(head)
                 fill(stream)
                 stream.flush()
-                os.fsync(stream.fileno())
+                flush(stream.fileno())
             for other in replaced:
                 other.unlink(missing_ok=True)
-            partial.replace(path)
+            replace(partial, path)
             if in_order:
                 sync_folder(path.parent)
         finally:
