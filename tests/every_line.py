@@ -52,7 +52,7 @@ def _signalled(folder: Path, request: Request, number: int) -> End:
         try:
             raise_on_signals()
             recipe, _ = make_recipe(scan_for([folder], request), request)
-            sys.settrace(_tracer(folder / "out", number, lambda text: os.write(writing, text)))
+            sys.settrace(tracer(folder / "out", number, lambda text: os.write(writing, text)))
             message = "done"
             try:
                 execute(recipe, processes=request.jobs != 1)
@@ -69,7 +69,7 @@ def _signalled(folder: Path, request: Request, number: int) -> End:
     return End(place, message)
 
 
-def _tracer(out: Path, number: int, tell: Callable[[bytes], object]) -> Any:
+def tracer(out: Path, number: int, tell: Callable[[bytes], object]) -> Any:
     """A trace function that sends the signal at the line with that number."""
     lines = count(1)
     parent = os.getpid()

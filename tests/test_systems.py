@@ -1,0 +1,232 @@
+"""macOS and Windows: what they lack is taken away, and the commands give what they give on Linux.
+
+No machine with these systems runs here: what only they have, such as Windows' own locks, is not
+tried. The workflow runs the suite there.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import phema_cli
+from tests import systems
+from tests.builders import write_run
+
+PROGRAM = Path(systems.__file__)
+CODE = Path(phema_cli.__file__).parent
+#: an evaluation that every shell can run: the size of the file.
+SIZE = f'"{sys.executable}" -c "import os, sys; print(os.path.getsize(sys.argv[1]))" {{path}}'
+#: the commands, and the exit codes that they have everywhere.
+COMMANDS = [
+    (["inspect", "ckpts", "--json"], 0),
+    (["inspect", "ckpts", "-v"], 0),
+    (["weights", "ckpts", "-g", "7"], 0),
+    (["synthesize", "ckpts", "-g", "6,7", "-o", "out/", "-j", "3", "-q"], 0),
+    (["synthesize", "ckpts", "-g", "7", "-o", "out/seven.pt", "-q"], 0),
+    (["synthesize", "ckpts", "-g", "7", "-o", "shards", "--max-shard-size", "100B", "-q"], 0),
+    (["synthesize", "ckpts", "-g", "7", "-o", "out/", "-q"], 2),
+    (["verify", "out/seven.pt", "ckpts", "--full"], 0),
+    (["diff", "out/seven.pt", "out/phema-step0000100-gamma7.safetensors"], 0),
+    (["pack", "ckpts", "-o", "packed", "-q"], 0),
+    (["synthesize", "packed", "-g", "7", "-o", "out/packed.safetensors", "-q"], 0),
+    (["sweep", "ckpts", "--eval", SIZE, "-o", "sweep", "-q", "--gamma", "4,8"], 0),
+    (["sweep", "ckpts", "--eval", "false {path}", "-o", "failing", "-q"], 2),
+    (["plan", "--steps", "400", "--like", "ckpts", "--json"], 0),
+    (["plot", "ckpts", "-g", "7", "-o", "plot.svg"], 0),
+    (["demo", "demo", "-q"], 0),
+    (["inspect", "ckpts", "--pattern", "step0*(?P<step>[0-9]+)-gamma(?P<gamma>[0-9.]+)"], 0),
+    (["inspect", "ckpts", "--pattern", "([a-z0-9.-]+)+!(?P<step>x)"], 3),
+    (["inspect", "none"], 3),
+]
+#: runs them all in one process, and keeps what they print and their exit codes.
+ALL = """
+import contextlib, io, json, os, sys, warnings
+from pathlib import Path
+import phema_cli.cli.app
+from phema_cli.cli import process
+
+warnings.simplefilter("ignore")
+for number, (arguments, _) in enumerate(json.loads(Path("commands.json").read_text())):
+    sys.argv = ["phema", *arguments]
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            phema_cli.cli.app.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    Path(f"said-{number:02d}.txt").write_text(f"{code}\\n{out.getvalue()}{errors.getvalue()}")
+"""
+
+
+def run_on(system, folder, *arguments):
+    """A program of Python in a process that has what a system has."""
+    how = [sys.executable, PROGRAM, system] if system else [sys.executable]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [*how, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A directory of each system after all commands, and Linux's as the empty name."""
+    place = tmp_path_factory.mktemp("systems")
+    write_run(place / "ckpts")
+    made = {}
+    for system in ("", *systems.SYSTEMS):
+        folder = made[system] = place / (system or "linux")
+        shutil.copytree(place / "ckpts", folder / "ckpts")
+        (folder / "commands.json").write_text(json.dumps(COMMANDS))
+        done = run_on(system, folder, "-c", ALL)
+        assert done.returncode == 0, done.stderr
+    return made
+
+
+def files(folder):
+    """All files by their names, but for what tells the time."""
+    everything = (p for p in folder.rglob("*") if p.is_file() and p.name != "sweep.jsonl")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in everything}
+
+
+def without_time(text):
+    """What a command printed, without paths of the machine and the time that it took."""
+    return re.sub(rb"[0-9.]+ s\b", b"? s", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", systems.SYSTEMS)
+def test_commands_write_what_they_write_on_linux(folders, system):
+    """Every file that every command makes has the same name and bytes."""
+    expected, made = files(folders[""]), files(folders[system])
+    assert set(made) == set(expected)
+    assert len(expected) > 40
+    for name, data in expected.items():
+        if not name.startswith("said-"):
+            assert made[name] == data, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", systems.SYSTEMS)
+def test_commands_say_what_they_say_on_linux(folders, system):
+    """The same text and exit code, also of what is refused."""
+    for number, (arguments, code) in enumerate(COMMANDS):
+        name = f"said-{number:02d}.txt"
+        expected, said = (
+            without_time((folders[s] / name).read_bytes().replace(bytes(folders[s]), b""))
+            for s in ("", system)
+        )
+        assert expected.split(b"\n")[0] == str(code).encode(), (arguments, expected)
+        assert said == expected, arguments
+
+
+#: sends itself Ctrl-C at a line of phema's, counted from the moment that something is on the disk.
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from phema_cli.__main__ import run
+from tests.every_line import tracer
+
+number, *sys.argv[1:] = sys.argv[1:]
+sys.settrace(tracer(Path("out"), int(number), lambda text: None))
+run()
+"""
+SYNTHESIS = ("synthesize", "ckpts", "-g", "7", "-o", "out/seven.safetensors", "-q", "-j", "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [3, 250, 550, 700])
+@pytest.mark.parametrize("system", systems.SYSTEMS)
+def test_an_interrupted_run_resumes(folders, system, line, tmp_path):
+    """It ends with the code of Ctrl-C, says what is left, and the same command makes the file."""
+    write_run(tmp_path / "ckpts")
+    first = run_on(system, tmp_path, "-c", INTERRUPTED, str(line), *SYNTHESIS)
+    assert first.returncode == 130, first.stderr
+    assert len(first.stderr.splitlines()) == 1
+    left = {p.name for p in (tmp_path / "out").glob("*")}
+    if "resumes" in first.stderr:
+        assert left == {"seven.safetensors.partial"}
+    elif "all outputs are written" in first.stderr:
+        assert left == {"seven.safetensors"}
+    else:
+        assert not left
+    again = run_on(system, tmp_path, "-m", "phema_cli", *SYNTHESIS, "--overwrite")
+    assert again.returncode == 0, again.stderr
+    whole = folders[""] / "out" / "phema-step0000100-gamma7.safetensors"
+    assert files(tmp_path / "out") == {"seven.safetensors": whole.read_bytes()}
+
+
+HOLDER = """
+from pathlib import Path
+from phema_cli.system.locks import Lock
+
+folder = Path("out/seven.safetensors.partial")
+folder.mkdir(parents=True)
+held = Lock(folder / "journal")
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", systems.SYSTEMS)
+def test_two_runs_at_once_exclude_each_other(system, tmp_path):
+    """The second is refused while the first lives, and not when it was killed."""
+    write_run(tmp_path / "ckpts")
+    with subprocess.Popen(
+        [sys.executable, PROGRAM, system, "-c", HOLDER],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        refused = run_on(system, tmp_path, "-m", "phema_cli", *SYNTHESIS)
+        holder.send_signal(signal.SIGKILL)
+    assert refused.returncode == 5
+    assert "another process is writing this output" in refused.stderr
+    done = run_on(system, tmp_path, "-m", "phema_cli", *SYNTHESIS)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["seven.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
+    """Where there are no process groups at least the shell itself is ended."""
+    program = """
+        import os
+        from phema_cli.system.processes import end, start
+        from phema_cli.sweep.evaluation import Evaluator
+        print(Evaluator("sleep 60 # {path}", timeout=0.2).run({"path": "x"}).failure)
+    """
+    done = run_on("windows", tmp_path, "-c", textwrap.dedent(program))
+    assert done.stdout == "timed out after 0.2 s\n", done.stderr
+
+
+def test_only_system_asks_for_what_not_every_system_has():
+    """No other module names a service of ``os`` or ``signal`` that macOS or Windows lacks."""
+    missing = {*systems.NOT_ON_MACOS, *systems.NOT_ON_WINDOWS, *systems.SIGNALS_NOT_ON_WINDOWS}
+    asked = []
+    for path in CODE.rglob("*.py"):
+        if path.parent.name == "system":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if named and node.value.id in {"os", "signal"} and node.attr in missing:
+                asked.append(f"{path.name}: {node.value.id}.{node.attr}")
+    assert not asked
