@@ -155,15 +155,34 @@ def test_a_file_that_is_cut_is_an_error(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("url", "message"),
-    [("nothing://x/y", "nothing"), ("http://127.0.0.1:9/ckpts/", "no such file|cannot")],
+    ("url", "code", "message"),
+    [
+        ("nothing://x/y", 2, "nothing"),
+        ("http://127.0.0.1:9/ckpts/", 5, "cannot read: Cannot connect"),
+    ],
 )
-def test_urls_that_lead_nowhere(url, message):
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_urls_that_lead_nowhere(command, url, code, message):
     """A scheme that nobody knows and a server that is not there: one line, no traceback."""
-    done = phema("inspect", url, process=True)
-    assert done.code in {2, 3, 5}
-    assert len(done.err.strip().splitlines()) == 1
-    assert re.search(message, done.err)
+    done = phema(command, url, process=True)
+    assert (done.code, done.err.count("\n")) == (code, 1)
+    assert message in done.err
+
+
+@pytest.mark.slow
+def test_http_of_single_files(serve, tmp_path):
+    """Files of a server are compared; one that it does not have is missing, as on a disk."""
+    write_run(tmp_path / "ckpts")
+    url, _ = serve()
+    name = "ckpts/ema-step0000100-gamma5.safetensors"
+    same = phema("diff", f"{url}/{name}", tmp_path / name, process=True)
+    assert (same.code, same.err) == (0, "")
+    assert "3 tensors compared, 3 identical" in same.out
+    for command in ("diff", "synthesize"):
+        more = (tmp_path / name,) if command == "diff" else ("-g", "7")
+        done = phema(command, f"{url}/ckpts/none.safetensors", *more, process=True)
+        assert (done.code, done.err.count("\n")) == (3, 1)
+        assert done.err.endswith("/ckpts/none.safetensors: no such file or directory\n")
 
 
 def test_files_by_url_are_local_and_outputs_can_be_nothing_else(tmp_path):
