@@ -204,7 +204,7 @@ def test_without_the_extra_the_remedy_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "pip install 'phema-cli[remote]'" in done.stderr
+    assert 'pip install "phema-cli[remote]"' in done.stderr
 
 
 def test_errors_of_a_file_system_are_storage_errors(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def to_path(given: str | os.PathLike[str]) -> Path:
         from upath import UPath
     except ImportError as error:
         raise UsageError(
-            "needs fsspec", where=given, remedy="pip install 'phema-cli[remote]'"
+            "needs fsspec", where=given, remedy='pip install "phema-cli[remote]"'
         ) from error
     with _wrapped_errors(given, UsageError):
         path = UPath(given)
