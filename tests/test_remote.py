@@ -115,6 +115,9 @@ def test_memory_file_system(tmp_path, ending):
         (near,) = synthesize(tmp_path / "ckpts", gamma=7, output=tmp_path / "near.safetensors")
         (far,) = synthesize("memory://phema/ckpts", gamma=7, output=tmp_path / "far.safetensors")
         assert far.read_bytes() == near.read_bytes()
+        name = f"ckpts/ema-step0000100-gamma5.{ending}"
+        assert "3 identical" in run("diff", f"memory://phema/{name}", tmp_path / name).out
+        assert "8 snapshots" in run("inspect", "memory://phema/ckpts").out
         files = [str(p) for p in UPath("memory://phema/ckpts").iterdir()]
         assert len(scan(files).require()) == len(scan([tmp_path / "ckpts"]).require())
     finally:
@@ -122,13 +125,20 @@ def test_memory_file_system(tmp_path, ending):
 
 
 @pytest.mark.slow
-def test_a_server_without_ranges_is_refused(serve, tmp_path):
+@pytest.mark.parametrize("command", ["inspect", "synthesize", "diff"])
+def test_a_server_without_ranges_is_refused(serve, tmp_path, command):
     """Whole files in place of ranges are no tensors."""
     write_run(tmp_path / "ckpts")
     url, _ = serve(ranges=False)
     out = tmp_path / "o.safetensors"
-    done = phema("synthesize", f"{url}/ckpts/", "-g", "7", "-o", out, process=True)
-    assert done.code == 5
+    name = "ckpts/ema-step0000100-gamma5.safetensors"
+    arguments = {
+        "inspect": (f"{url}/ckpts/",),
+        "synthesize": (f"{url}/ckpts/", "-g", "7", "-o", out),
+        "diff": (f"{url}/{name}", tmp_path / name),
+    }
+    done = phema(command, *arguments[command], process=True)
+    assert (done.code, done.err.count("\n")) == (5, 1), done.err
     assert "the server sends whole files, not ranges" in done.err
     assert not out.exists()
 

@@ -124,6 +124,12 @@ def test_nothing_is_lost_on_a_narrow_console(place, command, columns):
     assert not wide - narrow
 
 
+def test_code_to_copy_is_not_folded(place):
+    """The terminal may fold it; what is copied from there has its lines."""
+    printed = called(place, "plan", COLUMNS="40")
+    assert "\n      ...  # loss, backward, optimizer.step()\n" in printed
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_nothing_of_the_help_is_lost_on_a_narrow_console(command):
     """Names of options and words are whole at 40 columns."""
