@@ -1,7 +1,13 @@
 # `make demo` shows the tool, `make test` checks it; both set up .venv first if need be.
-PYTHON ?= python3
 VENV := .venv
+ifeq ($(OS),Windows_NT)
+# make and sh come with Git for Windows or MSYS2.
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2

@@ -213,7 +213,11 @@ def main() -> None:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """What was written before."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def _run(
@@ -221,7 +225,7 @@ def _run(
 ) -> list[_Made]:
     """What several runs give, added to a file as soon as it is known."""
     found: list[_Made] = []
-    with ProcessPoolExecutor(workers) as pool, path.open("a") as kept:
+    with ProcessPoolExecutor(workers) as pool, path.open("a", encoding="utf-8") as kept:
         for trial, made in zip(trials, pool.map(what, trials), strict=True):
             kept.writelines(json.dumps(asdict(one)) + "\n" for one in made)
             kept.flush()

@@ -114,7 +114,7 @@ def main() -> int:
             line += timed(Path(old), asked, arguments, rounds)
     log = os.environ.get("VERSIONS_LOG")
     if log:
-        with Path(log).open("a") as file:
+        with Path(log).open("a", encoding="utf-8") as file:
             file.write(f"{' '.join(arguments)}\n    {line}\n")
     else:
         print(line, file=sys.stderr)

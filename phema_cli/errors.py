@@ -29,7 +29,7 @@ class PhemaError(Exception):
         remedy: str | None = None,
         option: str | None = None,
     ) -> None:
-        self.what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}…"
+        self.what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}..."
         self.where = None if where is None else str(where)
         self.remedy = remedy
         self.option = option

@@ -73,7 +73,7 @@ class Injected:
         self._log = log
         self._faults = faults
         # Before: the layer itself may be what fails to open it.
-        log.write_text("")
+        log.write_text("", encoding="utf-8")
         environment = {
             "LD_PRELOAD": str(layer),
             "FAULTS": "\n".join(map(str, faults)),

@@ -26,6 +26,8 @@ from phema_cli.__main__ import run
 _SECONDS = 300
 #: the interpreter, the system's libraries and torch read these once, when a process starts.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "OPENBLAS_", "MKL_")
+#: the variable that says the encoding of stdout and stderr.
+_ENCODING = "PYTHONIOENCODING"
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM)
 
 
@@ -58,7 +60,7 @@ def as_process(cwd: Path | None, environment: Mapping[str, str]) -> Iterator[lis
         name
         for name, value in environment.items()
         if name.startswith(_READ_AT_START) and os.environ.get(name) != value
-    } - {"OMP_NUM_THREADS"}
+    } - {"OMP_NUM_THREADS", _ENCODING}
     assert not differing, f"only a process of its own reads {differing}: process=True"
     texts: list[str] = []
     with ExitStack() as stack:
@@ -69,7 +71,8 @@ def as_process(cwd: Path | None, environment: Mapping[str, str]) -> Iterator[lis
         stack.enter_context(patch.dict(os.environ, environment, clear=True))
         stack.enter_context(warnings.catch_warnings())
         warnings.resetwarnings()
-        stack.enter_context(_streams(texts))
+        encoding, _, errors = environment.get(_ENCODING, "").partition(":")
+        stack.enter_context(_streams(texts, encoding or "utf-8", errors or "strict"))
         stack.enter_context(_threads(int(environment.get("OMP_NUM_THREADS", "1"))))
         stack.enter_context(_chance())
         yield texts
@@ -101,15 +104,15 @@ def _script(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _streams(texts: list[str]) -> Iterator[None]:
+def _streams(texts: list[str], encoding: str, errors: str) -> Iterator[None]:
     """File descriptors 1 and 2, and Python's streams on them, are files whose texts are kept."""
     before = sys.stdout, sys.stderr
     for stream in before:
         stream.flush()
     with ExitStack() as stack:
         files = [stack.enter_context(_replaced(number)) for number in (1, 2)]
-        sys.stdout = _writing(1, "strict")
-        sys.stderr = _writing(2, "backslashreplace")
+        sys.stdout = _writing(1, encoding, errors)
+        sys.stderr = _writing(2, encoding, "backslashreplace")
         try:
             yield
         finally:
@@ -118,14 +121,14 @@ def _streams(texts: list[str]) -> Iterator[None]:
             sys.stdout, sys.stderr = before
             for file in files:
                 file.seek(0)
-                texts.append(file.read().decode())
+                texts.append(file.read().decode(encoding))
 
 
-def _writing(number: int, errors: str) -> io.TextIOWrapper:
+def _writing(number: int, encoding: str, errors: str) -> io.TextIOWrapper:
     """A stream as the interpreter makes it; stderr's lines do not wait."""
     raw = io.FileIO(number, "wb", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding="utf-8", errors=errors, line_buffering=number != 1
+        io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=number != 1
     )
 
 

@@ -149,7 +149,7 @@ def k_diffusion(path: Rows, **settings: Any) -> Rows:
 
     The class alone is taken out of the module, whose imports need torchvision.
     """
-    tree = ast.parse(Path(_place("k_diffusion"), "utils.py").read_text())
+    tree = ast.parse(Path(_place("k_diffusion"), "utils.py").read_text(encoding="utf-8"))
     tree.body = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "EMAWarmup"]
     names: dict[str, Any] = {}
     exec(compile(tree, "utils.py", "exec"), names)  # noqa: S102 - the library's own class

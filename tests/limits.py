@@ -48,7 +48,7 @@ def stopped(seconds: float) -> Iterator[None]:
 @contextmanager
 def private_memory(size_bytes: int) -> Iterator[None]:
     """Let the system give this process no more than so much memory beyond what it has."""
-    with Path("/proc/self/status").open() as file:
+    with Path("/proc/self/status").open(encoding="utf-8") as file:
         held = next(int(line.split()[1]) for line in file if line.startswith("VmData")) * 1024
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (held + size_bytes, before[1]))

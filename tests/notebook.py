@@ -35,7 +35,7 @@ json.dump(shown, sys.stdout)
 
 def cells(notebook: Path = NOTEBOOK) -> list[dict[str, Any]]:
     """Its code cells."""
-    content = json.loads(notebook.read_text())
+    content = json.loads(notebook.read_text(encoding="utf-8"))
     return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
 
 

@@ -72,7 +72,7 @@ class Block:
 
 def blocks(page: Path, language: str | None = None) -> list[Block]:
     """The code blocks of a page, all or those in one language."""
-    found = [Block(*parts) for parts in _FENCE.findall(page.read_text())]
+    found = [Block(*parts) for parts in _FENCE.findall(page.read_text(encoding="utf-8"))]
     return [b for b in found if language in (None, b.language)]
 
 

@@ -284,8 +284,8 @@ def test_toy_command_of_the_page_works(tmp_path):
     (tmp_path / "phema_cli/cli/steps.py").write_text(module.text)
     app = tmp_path / "phema_cli/cli/app.py"
     text = app.read_text()
-    line = 'app.command("demo")(demo.demo)\n'
-    added = f'{line}app.command("steps")(steps.steps)\n'
+    line = "    demo.demo,\n"
+    added = f"{line}    steps.steps,\n"
     app.write_text(text.replace(line, added).replace("    render,\n", "    render,\n    steps,\n"))
     write_run(tmp_path / "ckpts")
 

@@ -80,7 +80,7 @@ def test_nothing_of_a_command_stays(ckpts, tmp_path, arguments):
 def test_what_only_a_new_process_reads_is_refused():
     """A variable that the interpreter has read long ago would be without effect."""
     with pytest.raises(AssertionError, match="process=True"):
-        phema("--version", PYTHONIOENCODING="ascii")
+        phema("--version", LC_ALL="C")
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_without_the_library_the_error_names_the_extra(library):
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert f"pip install 'phema-cli[{library}]'" in done.stderr.splitlines()[-1]
+    assert f'pip install "phema-cli[{library}]"' in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("module", [for_lightning, for_transformers])

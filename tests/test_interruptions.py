@@ -60,7 +60,7 @@ def start(folder, out, jobs):
 def heeds(process):
     """Whether signals are caught by now: before, it is Python alone that runs."""
     try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return True
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
@@ -70,7 +70,11 @@ def heeds(process):
 def workers(process):
     """The processes that it has forked."""
     try:
-        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return (
+            Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            .read_text(encoding="utf-8")
+            .split()
+        )
     except OSError:
         return []
 

@@ -75,3 +75,19 @@ def test_packages_hand_names_on(path):
 def test_modules_are_short():
     """A module has one subject and fits into a reader's head."""
     assert all(len(p.read_text().splitlines()) <= LONGEST for p in CODE.rglob("*.py"))
+
+
+#: methods that read and write text, and what each has to be told.
+_TEXTS = {"read_text": {"encoding"}, "write_text": {"encoding", "newline"}}
+
+
+@pytest.mark.parametrize("path", sorted(CODE.rglob("*.py")), ids=lambda p: p.stem)
+def test_text_files_are_the_same_on_every_system(path):
+    """Whoever reads or writes text says its encoding, and how lines end: Windows has others.
+
+    What opens files is ruff's to check (PLW1514); this finds the methods of any object.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            told = {keyword.arg for keyword in node.keywords}
+            assert _TEXTS.get(node.func.attr, set()) <= told, f"{path}:{node.lineno}"

@@ -128,7 +128,7 @@ def test_a_killed_rank_fails_the_job_and_leaves_no_output(tmp_path):
 
 def ranks_of(parent):
     """Process ids of a process's children."""
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8")
     return [int(pid) for pid in text.split()]
 
 

@@ -115,6 +115,9 @@ def test_memory_file_system(tmp_path, ending):
         (near,) = synthesize(tmp_path / "ckpts", gamma=7, output=tmp_path / "near.safetensors")
         (far,) = synthesize("memory://phema/ckpts", gamma=7, output=tmp_path / "far.safetensors")
         assert far.read_bytes() == near.read_bytes()
+        name = f"ckpts/ema-step0000100-gamma5.{ending}"
+        assert "3 identical" in run("diff", f"memory://phema/{name}", tmp_path / name).out
+        assert "8 snapshots" in run("inspect", "memory://phema/ckpts").out
         files = [str(p) for p in UPath("memory://phema/ckpts").iterdir()]
         assert len(scan(files).require()) == len(scan([tmp_path / "ckpts"]).require())
     finally:
@@ -122,13 +125,20 @@ def test_memory_file_system(tmp_path, ending):
 
 
 @pytest.mark.slow
-def test_a_server_without_ranges_is_refused(serve, tmp_path):
+@pytest.mark.parametrize("command", ["inspect", "synthesize", "diff"])
+def test_a_server_without_ranges_is_refused(serve, tmp_path, command):
     """Whole files in place of ranges are no tensors."""
     write_run(tmp_path / "ckpts")
     url, _ = serve(ranges=False)
     out = tmp_path / "o.safetensors"
-    done = phema("synthesize", f"{url}/ckpts/", "-g", "7", "-o", out, process=True)
-    assert done.code == 5
+    name = "ckpts/ema-step0000100-gamma5.safetensors"
+    arguments = {
+        "inspect": (f"{url}/ckpts/",),
+        "synthesize": (f"{url}/ckpts/", "-g", "7", "-o", out),
+        "diff": (f"{url}/{name}", tmp_path / name),
+    }
+    done = phema(command, *arguments[command], process=True)
+    assert (done.code, done.err.count("\n")) == (5, 1), done.err
     assert "the server sends whole files, not ranges" in done.err
     assert not out.exists()
 
@@ -155,15 +165,34 @@ def test_a_file_that_is_cut_is_an_error(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("url", "message"),
-    [("nothing://x/y", "nothing"), ("http://127.0.0.1:9/ckpts/", "no such file|cannot")],
+    ("url", "code", "message"),
+    [
+        ("nothing://x/y", 2, "nothing"),
+        ("http://127.0.0.1:9/ckpts/", 5, "cannot read: Cannot connect"),
+    ],
 )
-def test_urls_that_lead_nowhere(url, message):
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_urls_that_lead_nowhere(command, url, code, message):
     """A scheme that nobody knows and a server that is not there: one line, no traceback."""
-    done = phema("inspect", url, process=True)
-    assert done.code in {2, 3, 5}
-    assert len(done.err.strip().splitlines()) == 1
-    assert re.search(message, done.err)
+    done = phema(command, url, process=True)
+    assert (done.code, done.err.count("\n")) == (code, 1)
+    assert message in done.err
+
+
+@pytest.mark.slow
+def test_http_of_single_files(serve, tmp_path):
+    """Files of a server are compared; one that it does not have is missing, as on a disk."""
+    write_run(tmp_path / "ckpts")
+    url, _ = serve()
+    name = "ckpts/ema-step0000100-gamma5.safetensors"
+    same = phema("diff", f"{url}/{name}", tmp_path / name, process=True)
+    assert (same.code, same.err) == (0, "")
+    assert "3 tensors compared, 3 identical" in same.out
+    for command in ("diff", "synthesize"):
+        more = (tmp_path / name,) if command == "diff" else ("-g", "7")
+        done = phema(command, f"{url}/ckpts/none.safetensors", *more, process=True)
+        assert (done.code, done.err.count("\n")) == (3, 1)
+        assert done.err.endswith("/ckpts/none.safetensors: no such file or directory\n")
 
 
 def test_files_by_url_are_local_and_outputs_can_be_nothing_else(tmp_path):
@@ -185,7 +214,7 @@ def test_without_the_extra_the_remedy_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "pip install 'phema-cli[remote]'" in done.stderr
+    assert 'pip install "phema-cli[remote]"' in done.stderr
 
 
 def test_errors_of_a_file_system_are_storage_errors(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def whole_lines(path):
 def ended(pid):
     """Whether a process is gone, or gone but for its parent's asking."""
     try:
-        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123 - as it vanishes
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:  # noqa: PTH123 - as it vanishes
             return stream.read().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True

@@ -128,7 +128,7 @@ def test_modules_say_what_they_are(name):
         assert isinstance(getattr(module, field), str)
         assert getattr(module, field)
     assert module.__doc__
-    assert len(Path(module.__file__).read_text().splitlines()) <= LONGEST
+    assert len(Path(module.__file__).read_text(encoding="utf-8").splitlines()) <= LONGEST
 
 
 def test_names_are_unique():

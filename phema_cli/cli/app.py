@@ -1,11 +1,10 @@
-"""The Typer application, the layout of its help, and ``main``, which runs a command."""
+"""The Typer application, and ``main``, which runs a command."""
 
 from __future__ import annotations
 
 import functools
-import inspect as introspection
 import os
-import re
+import platform
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -28,33 +27,37 @@ from phema_cli.cli import (
     verify,
     weights,
 )
+from phema_cli.cli.help_text import HelpfulCommand, HelpfulGroup, add_help
 
 _HELP = ["-h", "--help"]
-#: where a section of a docstring begins that the help shows as it is.
-_SECTION = re.compile(r"^(?=(?:Examples|Exit codes):$)", re.MULTILINE)
 
 app = typer.Typer(
     name="phema",
+    cls=HelpfulGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": _HELP},
     pretty_exceptions_enable=False,
 )
-app.command("inspect")(inspect.inspect)
-app.command("weights")(weights.weights)
-app.command("plot")(plot.plot)
-app.command("synthesize")(synthesize.synthesize)
-app.command("sweep")(sweep.sweep)
-app.command("diff")(diff.diff)
-app.command("verify")(verify.verify)
-app.command("pack")(pack.pack)
-app.command("plan")(plan.plan)
-app.command("demo")(demo.demo)
+for _function in (
+    inspect.inspect,
+    weights.weights,
+    plot.plot,
+    synthesize.synthesize,
+    sweep.sweep,
+    diff.diff,
+    verify.verify,
+    pack.pack,
+    plan.plan,
+    demo.demo,
+):
+    app.command(_function.__name__, cls=HelpfulCommand)(_function)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        render.line(f"phema {__version__} (phema-cli)")
+        python = platform.python_version()
+        render.line(f"phema-cli {__version__} (Python {python}, {platform.system()})")
         raise typer.Exit
 
 
@@ -109,29 +112,7 @@ def phema(
     """
 
 
-def _add_help(app: typer.Typer) -> None:
-    """Give every command the help and the epilog that its docstring holds.
-
-    The prose is folded by the terminal. The sections ``Examples:`` and ``Exit codes:`` at the end
-    are shown as they are; a line of them that begins with ``$`` is a command that works.
-    """
-    for info in [*app.registered_commands, app.registered_callback]:
-        if info is not None and info.callback is not None:
-            docstring = introspection.cleandoc(info.callback.__doc__ or "")
-            prose, *sections = _SECTION.split(docstring)
-            info.help = "\n\n".join(" ".join(p.split()) for p in prose.strip().split("\n\n"))
-            # Typer unindents all lines but the first, so the first is empty.
-            info.epilog = "\n" + "\n\n".join(map(_highlighted, sections))
-
-
-def _highlighted(section: str) -> str:
-    """A section of a help text with its title and its commands in bold, and no other markup."""
-    title, _, lines = section.strip().replace("[", r"\[").partition("\n")
-    commands = re.sub(r"^( *\$ )(.*)$", r"\1[bold]\2[/]", lines, flags=re.MULTILINE)
-    return f"[bold]{title}[/]\n{commands}"
-
-
-_add_help(app)
+add_help(app)
 
 
 @functools.cache

@@ -30,7 +30,7 @@ _ROUNDING = 1e-9
 _ACROSS, _DOWN = 2, 4
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint8)
 _BRAILLE = 0x2800
-_COLOUR, _FAINT, _MARKED = "cyan", "bright_black", "bold"
+_COLOUR, _FAINT, _MARKED = "cyan", "dim", "bold"
 
 
 @dataclass(frozen=True, slots=True)

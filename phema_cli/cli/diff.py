@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,14 +17,18 @@ if TYPE_CHECKING:
 _LISTED = 10
 
 First = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="The checkpoint to compare with.", metavar="A", autocompletion=completing.paths
+        help="The checkpoint to compare with; a URL too.",
+        metavar="A",
+        autocompletion=completing.paths,
     ),
 ]
 Second = Annotated[
-    Path,
-    typer.Argument(help="The checkpoint to compare.", metavar="B", autocompletion=completing.paths),
+    str,
+    typer.Argument(
+        help="The checkpoint to compare; a URL too.", metavar="B", autocompletion=completing.paths
+    ),
 ]
 Tolerance = Annotated[
     float,
@@ -83,7 +86,7 @@ def _show(comparison: Comparison, most: int | None) -> None:
     worst = sorted(comparison.tensors, key=lambda t: -t.relative)
     listed = [t for t in worst if t.relative > 0][:most]
     if listed:
-        numbers = ("relative", "rms", "max_abs", "elements")
+        numbers = ("relative", "rms", "max abs", "elements")
         table = render.table("tensor", *numbers, right=numbers)
         for t in listed:
             table.add_row(

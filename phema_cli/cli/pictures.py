@@ -91,7 +91,7 @@ def check(path: Path, *, overwrite: bool) -> None:
         import matplotlib.figure  # noqa: F401 - only whether it can be imported
     except ImportError as error:
         raise UsageError(
-            "pictures need matplotlib", where=path, remedy="pip install 'phema-cli[plot]'"
+            "pictures need matplotlib", where=path, remedy='pip install "phema-cli[plot]"'
         ) from error
     if path.is_dir():
         raise UsageError("is a directory", where=path, remedy="pass a file in it")
@@ -124,7 +124,9 @@ def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterat
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         try:
-            figure.savefig(unfinished, format=ending[1:], metadata=_ENDINGS[ending])
+            # Into bytes, so that lines end alike on every system.
+            with unfinished.open("wb") as stream:
+                figure.savefig(stream, format=ending[1:], metadata=_ENDINGS[ending])
             replace(unfinished, path)
         except OSError as error:
             raise StorageError.wrap(error, path, "write") from error

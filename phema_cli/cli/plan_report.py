@@ -229,9 +229,9 @@ def _show_figures(reach: Mapping[float, Figures], *, measured: bool) -> None:
     """Figures of a few targets."""
     from phema_cli.profiles import gamma_from_sigma_rel
 
-    rms = ["expected_rms"] if measured else []
-    names = ["verdict", "expected_error", *rms, "sigma_error", "profile_error"]
-    columns = ["sigma_rel", "gamma", *names]
+    rms = ["expected rms"] if measured else []
+    names = ["verdict", "expected error", *rms, "sigma error", "profile error"]
+    columns = ["sigma_rel", "gamma", *map(render.stacked, names)]
     table = render.table(*columns, right=columns, gap=2)
     for sigma in _SHOWN:
         cells = render.figure_cells(reach[sigma])
@@ -261,4 +261,4 @@ def _show_loop(plan: Plan, sizes: Sizes) -> None:
         f"    if {due}:",
         f'        ema.save("ckpts"{stored})',
     ):
-        out.print(f"  {render.plain(line)}")
+        out.print(f"  {render.plain(line)}", soft_wrap=True)

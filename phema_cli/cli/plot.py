@@ -48,7 +48,7 @@ def plot(
 ) -> None:
     r"""Draw target and achieved profiles, the weights, and the errors of the reachable range.
 
-    Pictures need matplotlib: [bold]pip install 'phema-cli\[plot]'[/]
+    Pictures need matplotlib: [bold]pip install "phema-cli\[plot]"[/]
 
     Examples:
       The EMA of gamma 7:

@@ -74,12 +74,16 @@ def prepare_streams() -> None:
     codecs.register_error(_ESCAPED, _escape)
     before: io.TextIOWrapper | None = sys.stdout  # type: ignore[assignment]  # None where closed
     raw = _Stdout(1, "wb", closefd=False)
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(raw),
-        encoding=before.encoding if before else "utf-8",
-        errors=_ESCAPED,
-        line_buffering=raw.isatty(),
-    )
+    if os.name == "nt" and before is not None and raw.isatty():
+        # Python's own stream writes characters there, whatever the console's code page.
+        before.reconfigure(errors=_ESCAPED)
+    else:
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=before.encoding if before else "utf-8",
+            errors=_ESCAPED,
+            line_buffering=raw.isatty(),
+        )
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
+#: blanks before the bar; cells of a piece of it, at least.
+_MARGIN = " " * 13
+_LEAST_CELLS = 20
 _MEANINGS = {
     "good": "expected error as if sigma_rel were off by at most 1 %",
     "fair": "by at most 10 %",
@@ -33,25 +37,22 @@ def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
 
 
 def show(reach: Mapping[float, Figures], step: float, method: str) -> None:
-    """Draw the reachable range of sigma_rel, one cell a target.
+    """Draw the reachable range of sigma_rel, one cell a target; in pieces where it has no room.
 
     Args:
         reach: figures by sigma_rel, ascending.
         step: time of the targets, as the trainer counts.
         method: how they were solved.
     """
-    from phema_cli.profiles import gamma_from_sigma_rel
-
     out = render.console()
     bars = _BARS if render.supports_unicode() else _ASCII_BARS
-    signs = {v: f"[{render.STYLES[v]}]{bar}[/]" for v, bar in bars.items()}
-    ticks = {i: s for i, s in enumerate(reach) if i == 0 or round(s * 1000) % 50 == 0}
     out.print(f"[bold]Targets at step {step:.10g}[/] by method {method}")
-    out.print("  sigma_rel  " + _scale({i: f"{s:.2f}" for i, s in ticks.items()}))
-    out.print("             " + "".join(signs[f.verdict] for f in reach.values()))
-    out.print(
-        "  gamma      " + _scale({i: f"{gamma_from_sigma_rel(s):.2g}" for i, s in ticks.items()})
-    )
+    cells = list(reach)
+    pieces = math.ceil(len(cells) / max(_LEAST_CELLS, out.width - len(_MARGIN)))
+    length = math.ceil(len(cells) / pieces)
+    for first in range(0, len(cells), length):
+        for line in _bar(cells[first : first + length], reach, bars):
+            out.print(line, soft_wrap=True)
     for verdict, meaning in _MEANINGS.items():
         ranges = [
             f"{low:.3f}" if low == high else f"{low:.3f} to {high:.3f}"
@@ -60,6 +61,22 @@ def show(reach: Mapping[float, Figures], step: float, method: str) -> None:
         name = f"[{render.STYLES[verdict]}]{bars[verdict]} {verdict}[/]"
         out.print(f"  {name}  {', '.join(ranges) or 'none'}  [dim]{meaning}[/]")
     out.print()
+
+
+def _bar(
+    shown: Sequence[float], reach: Mapping[float, Figures], bars: Mapping[str, str]
+) -> list[str]:
+    """Three lines: sigma_rel, a cell for each target that is shown, gamma."""
+    from phema_cli.profiles import gamma_from_sigma_rel
+
+    signs = {v: f"[{render.STYLES[v]}]{bar}[/]" for v, bar in bars.items()}
+    least = min(reach)
+    ticks = {i: s for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0}
+    return [
+        "  sigma_rel  " + _scale({i: f"{s:.2f}" for i, s in ticks.items()}),
+        _MARGIN + "".join(signs[f.verdict] for f in map(reach.__getitem__, shown)),
+        "  gamma      " + _scale({i: f"{gamma_from_sigma_rel(s):.2g}" for i, s in ticks.items()}),
+    ]
 
 
 def _scale(labels: Mapping[int, str]) -> str:

@@ -6,13 +6,13 @@ import json
 import math
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from phema_cli.errors import InputError
+from phema_cli.system.processes import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,13 +27,17 @@ _PIPE_WIDTH = 10_000
 #: columns of tables that may be folded where there is no room, and what is left of them at least.
 _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 _LEAST_NAME = 16
+#: columns of a progress bar itself, and those of a console that has room for speed and time too.
+_BAR_WIDTH, _FULL_WIDTH = 10, 80
 #: more findings than this that differ in their file alone are printed as one line.
 _ALIKE = 3
 #: what differs between errors of one kind.
 _PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
-STYLES = {"good": "green", "fair": "yellow", "poor": "red", "exact": "green"}
+#: colours that are read on a dark and on a light background: no yellow, white or black.
+STYLES = {"good": "green", "fair": "magenta", "poor": "red", "exact": "green"}
+WARNING = "magenta"
 #: levels of findings in the order in which they are printed.
-_LEVELS = {"notice": "cyan", "warning": "yellow", "error": "bold red"}
+_LEVELS = {"notice": "cyan", "warning": WARNING, "error": "bold red"}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -45,10 +49,15 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False, emoji=False)
 
 
-def supports_unicode() -> bool:
-    """Whether stdout's encoding has the characters of drawings."""
+def supports_unicode(*, stderr: bool = False) -> bool:
+    """Whether the encoding of stdout, or of stderr, has all characters of drawings.
+
+    Whoever prints a character that is not ASCII asks here first, and has a plain one for it. What
+    else an encoding lacks comes from outside, as names do, and is escaped.
+    """
+    stream = sys.stderr if stderr else sys.stdout
     try:
-        "⣿●┤█…".encode(sys.stdout.encoding or "ascii")
+        "⣿★┈┤█▒…".encode(stream.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True
@@ -114,7 +123,7 @@ def suggestion(typed: object, errors: Sequence[Finding]) -> None:
     """
     option = next((f.error.option for f in errors if f.error.option is not None), None)
     if option is not None and isinstance(typed, list):
-        text = f"phema {shlex.join(typed)} {option}"
+        text = f"phema {quoted(*typed)} {option}"
         console().print(f"[bold]try:[/] {plain(text)}", soft_wrap=True)
 
 
@@ -159,20 +168,24 @@ def figure_cells(figures: Figures) -> dict[str, str]:
     rms, sigma, profile = figures.expected_rms, figures.sigma_error, figures.profile_error
     return {
         "verdict": f"[{STYLES[figures.verdict]}]{figures.verdict}[/]",
-        "expected_error": f"{figures.expected_error:.2g}",
-        "expected_rms": "" if rms is None else f"{rms:.2g}",
-        "sigma_error": "" if sigma is None else per_cent(sigma),
-        "profile_error": "" if profile is None else f"{profile:.2g}",
-        "weight_sum": f"{figures.weight_sum:.6f}",
-        "noise_gain": f"{figures.noise_gain:.3g}",
+        "expected error": f"{figures.expected_error:.2g}",
+        "expected rms": "" if rms is None else f"{rms:.2g}",
+        "sigma error": "" if sigma is None else per_cent(sigma),
+        "profile error": "" if profile is None else f"{profile:.2g}",
+        "weight sum": f"{figures.weight_sum:.6f}",
+        "noise gain": f"{figures.noise_gain:.3g}",
     }
+
+
+def stacked(heading: str) -> str:
+    """A heading with a word a line: eight columns of figures fit into 80."""
+    return heading.replace(" ", "\n")
 
 
 def figures_table(targets: Sequence[Profile], figures: Sequence[Figures]) -> Table:
     """A row of figures for each target; there is at least one."""
     rows = [figure_cells(f) for f in figures]
-    # Names in two lines: eight columns fit into 80.
-    heads = [name.replace("_", "_\n") for name in rows[0]]
+    heads = [stacked(name) for name in rows[0]]
     made = table("target", *heads, right=heads[1:], gap=1)
     for target, row in zip(targets, rows, strict=True):
         made.add_row(plain(target.label), *row.values())
@@ -225,13 +238,11 @@ def progress(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[int],
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    out = console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(_BAR_WIDTH), DownloadColumn()]
+    if out.width >= _FULL_WIDTH:
+        # Where there is less room they would be cut off.
+        columns += [TransferSpeedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)

@@ -148,7 +148,7 @@ def _show(outcome: Outcome, *, maximize: bool) -> None:
             out.print(line)
     advice = _advice(outcome)
     if advice is not None:
-        out.print(f"[yellow]warning:[/] {advice}", soft_wrap=True)
+        out.print(f"[{render.WARNING}]warning:[/] {advice}", soft_wrap=True)
 
 
 def _advice(outcome: Outcome) -> str | None:
@@ -171,9 +171,9 @@ def _advice(outcome: Outcome) -> str | None:
 
 def _table(outcome: Outcome) -> Table:
     """A row for each evaluation."""
-    right = ("sigma_rel", "metric", "sigma_error", "seconds")
+    right = ("sigma_rel", "metric", "sigma error", "seconds")
     table = render.table(
-        "target", "sigma_rel", "metric", "verdict", "sigma_error", "seconds", "", right=right, gap=2
+        "target", "sigma_rel", "metric", "verdict", "sigma error", "seconds", "", right=right, gap=2
     )
     for r in outcome.records:
         note = "[bold green]best[/]" if r is outcome.best else ""

@@ -95,7 +95,7 @@ def lines(curve: Valley, width: int) -> list[str]:
         height=_ROWS,
         x_label="sigma_rel",
         y_label="metric",
-        unicode=render.supports_unicode(),
+        unicode=render.supports_unicode(stderr=True),
     )
 
 

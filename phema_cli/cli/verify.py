@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
 
 Out = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="An output of phema synthesize.",
+        help="An output of phema synthesize; a URL too.",
         metavar="OUT",
         autocompletion=completing.paths,
     ),
@@ -62,11 +62,12 @@ def verify(
       What an output says of itself:
         $ phema verify ema.safetensors --json
     """
+    from phema_cli.formats.remote import to_path
     from phema_cli.snapshots import scan
     from phema_cli.verify.check import verify as check
     from phema_cli.verify.recipe import is_bitwise, needs_of_record, provenance_of, remake
 
-    checkpoint = _read(out)
+    checkpoint = _read(to_path(out))
     record = provenance_of(checkpoint)
     checked = None
     if paths:
@@ -94,10 +95,12 @@ def _read(out: Path) -> Checkpoint:
         CheckFailedError: its headers are broken: that is what the user wanted to know.
         InputError: there is no such file.
     """
+    from phema_cli.formats.remote import no_such, remote_errors
     from phema_cli.snapshots.reading import read_checkpoint
 
-    if not out.exists():
-        raise InputError("no such file or directory", where=out)
+    with remote_errors(out):
+        if not out.exists():
+            raise no_such(out)
     try:
         return read_checkpoint(out)
     except (InputError, UnsafePickleError) as error:

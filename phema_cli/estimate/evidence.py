@@ -9,7 +9,6 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
-from shlex import quote
 from typing import Any
 
 from phema_cli.errors import InputError, PhemaError
@@ -29,6 +28,7 @@ from phema_cli.solver.evidence import (
     propose,
     weigh,
 )
+from phema_cli.system.processes import quoted
 from phema_cli.trainers.registry import parse_law
 
 #: ratio from which "so many times better" says no more.
@@ -167,7 +167,7 @@ class _Messages:
         few = names[:_MOST_NAMES]
         more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
         one = len(names) == 1
-        option = " ".join(f"--exclude {quote(escape(name))}" for name in names)
+        option = " ".join(f"--exclude {quoted(escape(name))}" for name in names)
         return InputError(
             f"{'is' if one else 'are'} of another run or another step: without "
             f"{'it' if one else 'them'} all others fit their tags",
@@ -326,7 +326,7 @@ def _proposing(error: PhemaError, laws: Mapping[_Group, Law]) -> InputError:
         option = " ".join(map(_average_option, ordered))
     keys = dict.fromkeys(key for key, _ in groups)
     if len(keys) > 1:
-        option = f"--key {','.join(map(quote, keys))} {option}"
+        option = f"--key {','.join(map(quoted, keys))} {option}"
     subject = "it looks" if len(ordered) == 1 else "these look"
     return InputError(
         f"{error.what}; {subject} like {' and '.join(law.label for law in ordered)}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -33,7 +34,7 @@ def to_path(given: str | os.PathLike[str]) -> Path:
         from upath import UPath
     except ImportError as error:
         raise UsageError(
-            "needs fsspec", where=given, remedy="pip install 'phema-cli[remote]'"
+            "needs fsspec", where=given, remedy='pip install "phema-cli[remote]"'
         ) from error
     with _wrapped_errors(given, UsageError):
         path = UPath(given)
@@ -65,6 +66,22 @@ def remote_errors(path: Path) -> Iterator[None]:
         return
     with _wrapped_errors(path, StorageError):
         yield
+
+
+def no_such(path: Path) -> PhemaError:
+    """The error for a path that does not exist, or whose server can't say whether it does.
+
+    fsspec's web pages do not exist where the server does not answer.
+    """
+    if is_remote(path):
+        try:
+            cast("Any", path).fs.info(cast("Any", path).path)
+        except Exception as error:  # noqa: BLE001 - any package may serve the file system
+            cause = error.__cause__
+            missing = cause is None or isinstance(cause, FileNotFoundError)
+            if not missing and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
+                return StorageError(f"cannot read: {cause}", where=path)
+    return InputError("no such file or directory", where=path)
 
 
 def read_ranges(ranges: Sequence[tuple[Path, int, memoryview]]) -> None:

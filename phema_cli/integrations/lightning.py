@@ -1,4 +1,4 @@
-"""A callback for PyTorch Lightning: ``pip install 'phema-cli[lightning]'``."""
+"""A callback for PyTorch Lightning: ``pip install "phema-cli[lightning]"``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _callback() -> type:
             continue
         return callback
     raise ModuleNotFoundError(
-        "phema_cli.integrations.lightning needs Lightning; pip install 'phema-cli[lightning]'"
+        'phema_cli.integrations.lightning needs Lightning; pip install "phema-cli[lightning]"'
     )
 
 

@@ -1,4 +1,4 @@
-"""A callback for the Hugging Face Trainer: ``pip install 'phema-cli[transformers]'``."""
+"""A callback for the Hugging Face Trainer: ``pip install "phema-cli[transformers]"``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "phema_cli.integrations.transformers needs transformers and accelerate; "
-        "pip install 'phema-cli[transformers]'"
+        'pip install "phema-cli[transformers]"'
     ) from error
 
 if TYPE_CHECKING:

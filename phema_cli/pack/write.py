@@ -102,7 +102,7 @@ def write(plan: PackPlan, progress: Progress | None = None) -> list[Path]:
         laws = laws_of(plan.files)
         if laws is not None:
             with writing(folder):
-                (folder / "phema.toml").write_text(laws)
+                (folder / "phema.toml").write_text(laws, encoding="utf-8", newline="\n")
     return paths
 
 

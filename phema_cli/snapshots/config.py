@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL, Range
@@ -55,6 +56,17 @@ def checked(said: Config) -> Config:
     return replace(said, gammas=gammas, sigma_rels=())
 
 
+def _read(path: Path) -> bytes | None:
+    """The bytes of a phema.toml; None where there is none."""
+    with remote_errors(path):
+        if not path.exists():
+            return None
+        # A pipe would wait for a writer, a device never end.
+        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"not a file of at most {_MOST_BYTES >> 10} KiB", where=path)
+        return path.read_bytes()
+
+
 def read_config(directory: Path) -> Config:
     """The directory's phema.toml, or an empty Config where there is none.
 
@@ -63,14 +75,11 @@ def read_config(directory: Path) -> Config:
     """
     path = directory / FILE_NAME
     try:
-        if not path.exists():
-            return Config(origin="phema.toml")
-        # A pipe would wait for a writer, a device never end.
-        if not (path.is_file() or path.is_dir()) or path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"not a file of at most {_MOST_BYTES >> 10} KiB", where=path)
-        raw = path.read_bytes()
+        raw = _read(path)
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
+    if raw is None:
+        return Config(origin="phema.toml")
     try:
         text = raw.decode()
         _check_dots(text)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import StorageError
 from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
-from phema_cli.formats.remote import is_remote, to_path
+from phema_cli.formats.remote import is_remote, no_such, remote_errors, to_path
 from phema_cli.globs import matching
 from phema_cli.trainers.side_files import STATE_FILES
 
@@ -125,13 +125,19 @@ def candidates(root: Path) -> Iterator[Candidate]:
         InputError: there is no such file or directory.
         StorageError: a directory can't be listed.
     """
+    with remote_errors(root):
+        yield from _candidates(root)
+
+
+def _candidates(root: Path) -> Iterator[Candidate]:
+    """What ``candidates`` gives."""
     try:
         exists = root.exists()
     except OSError:
         # A name that no file system takes.
         exists = False
     if not exists:
-        raise InputError("no such file or directory", where=root)
+        raise no_such(root)
     remote = is_remote(root)
     # Servers may give a directory's listing as a file.
     if root.is_file() and not (remote and root.is_dir()):
@@ -188,6 +194,7 @@ def _is_checkpoint(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Whether there is a directory; no file system takes some names."""
     try:
-        return path.is_dir()
+        with remote_errors(path):
+            return path.is_dir()
     except (OSError, ValueError):
         return False

@@ -47,9 +47,9 @@ def most_memory_bytes() -> int | None:
     return min((limit for limit in limits if limit != resource.RLIM_INFINITY), default=None)
 
 
-def quoted(value: str) -> str:
-    """A value as the shell that :func:`start` uses takes it."""
-    return subprocess.list2cmdline([value]) if os.name == "nt" else shlex.quote(value)
+def quoted(*words: str) -> str:
+    """Words of a command as the system's shell takes them, which :func:`start` uses too."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import pty
 import re
 import signal
@@ -290,7 +291,9 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
 @pytest.mark.slow
 def test_help_version_and_module():
     """--version, --help and python -m phema_cli work; no argument shows help, code 2."""
-    assert phema("--version", process=True).out == f"phema {__version__} (phema-cli)\n"
+    python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    version = f"phema-cli {__version__} (Python {python}, {platform.system()})\n"
+    assert phema("--version", process=True).out == version
     for command in ("inspect", "weights", "synthesize", "sweep", "diff", "demo"):
         run = phema(command, "--help")
         assert run.code == 0
@@ -302,7 +305,7 @@ def test_help_version_and_module():
     module = subprocess.run(
         [sys.executable, "-m", "phema_cli", "--version"], capture_output=True, check=True
     )
-    assert module.stdout.decode() == f"phema {__version__} (phema-cli)\n"
+    assert module.stdout.decode() == version
 
 
 IMPORTS = """
@@ -384,7 +387,7 @@ def test_signals_leave_no_output(tmp_path, sent, code, message):
 @pytest.mark.slow
 def test_a_full_stdout_is_a_storage_error(ckpts):
     """Where stdout can't be written the exit code is 5, in one line."""
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(
             [str(PHEMA), "inspect", str(ckpts)], stdout=full, stderr=subprocess.PIPE, check=False
         )

@@ -39,10 +39,10 @@ def test_a_plan_like_a_run_agrees_with_inspect_of_it(ckpts):
 
 
 def test_a_plan_like_an_earlier_run_shows_its_errors(ckpts):
-    """The table has expected_rms with --like only; a coarser type has larger errors."""
+    """The table has the expected RMS error with --like only; a coarser type has larger errors."""
     arguments = ("plan", "--steps", 400, "--gammas", "5,10", "--snapshots", 4, "--like", ckpts)
-    assert "expected_rms" in phema(*arguments).out
-    assert "expected_rms" not in phema("plan", "--steps", 400, "-q").out
+    assert " rms " in phema(*arguments).out
+    assert " rms " not in phema("plan", "--steps", 400, "-q").out
     fine, coarse = (
         phema(*arguments, "--dtype", d, "--json").json["targets"][0] for d in ("fp32", "bf16")
     )

@@ -78,7 +78,7 @@ def test_without_matplotlib_the_message_says_what_to_install(ckpts, tmp_path):
     where = ":".join(p for p in (str(stub.parent), *sys.path) if p)
     run = plot(ckpts, "-g", 7, "-o", tmp_path / "p.png", process=True, PYTHONPATH=where)
     assert run.code == 2
-    assert run.err.endswith("pictures need matplotlib; pip install 'phema-cli[plot]'\n")
+    assert run.err.endswith('pictures need matplotlib; pip install "phema-cli[plot]"\n')
     assert not (tmp_path / "p.png").exists()
     assert plot(ckpts, "-g", 7, "--json", process=True, PYTHONPATH=where).code == 0
 

@@ -192,7 +192,7 @@ def adam(step: int) -> dict[str, Any]:
 def write_json(content: object, path: Path) -> None:
     """Write a JSON file, its directory too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2))
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def save(content: object, path: Path) -> None:
