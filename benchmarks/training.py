@@ -287,6 +287,23 @@ def train(
     )
 
 
+def loss_of(run: Run, weights: NDArray[np.float64], *, batch: int = 1024) -> float:
+    """The loss of a run's model with these weights, on data that are the same in every call."""
+    model = _MODELS[run.model](large=run.large).double()
+    values = torch.from_numpy(weights)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            own, values = values[: parameter.numel()], values[parameter.numel() :]
+            parameter.copy_(own.view(parameter.shape))
+        torch.manual_seed(1)
+        kind = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return float(model.loss(batch, other=run.odd == "data"))
+        finally:
+            torch.set_default_dtype(kind)
+
+
 def tensor_sizes(run: Run) -> list[int]:
     """Elements of each parameter of its model, in the order of what is tracked."""
     return [p.numel() for p in _MODELS[run.model](large=run.large).parameters()]

@@ -218,6 +218,28 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     assert done.stdout == "timed out after 0.2 s\n", done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["", "windows"])
+def test_a_pattern_is_bounded_in_every_thread(system, tmp_path):
+    """Also where no alarm can stop it: one that searches for ever, after many that are quick."""
+    program = """
+        import threading
+        from phema_cli.system.patterns import Limit
+        def search():
+            limit = Limit(0.5)
+            slow, quick = limit.compile("(a+)+!"), limit.compile("(?P<step>[0-9]+)")
+            print([limit.search(quick, f"s{n}")["step"] for n in range(500)][-1], limit.left > 0)
+            try:
+                limit.search(slow, 40 * "a")
+            except TimeoutError:
+                print("stopped")
+        for run in (search, lambda: threading.Thread(target=search).start()):
+            run()
+    """
+    done = run_on(system, tmp_path, "-c", textwrap.dedent(program))
+    assert done.stdout == 2 * "499 True\nstopped\n", done.stderr
+
+
 def test_only_system_asks_for_what_not_every_system_has():
     """No other module names a service of ``os`` or ``signal`` that macOS or Windows lacks."""
     missing = {*systems.NOT_ON_MACOS, *systems.NOT_ON_WINDOWS, *systems.SIGNALS_NOT_ON_WINDOWS}
