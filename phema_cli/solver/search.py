@@ -229,9 +229,9 @@ def _bracketing(curve: _Curve, limits: Limits) -> list[float]:
         room = math.log(limit) - x[best]
         if beside == 0 and abs(room) > 2 * _APART:
             step = max(_OUTWARDS, left + right)
-            return [
-                x[best] + (room if abs(room) < _LAST_STEP * step else math.copysign(step, room))
-            ]
+            inside = _GOLDEN * (right - left)
+            beyond = room if abs(room) < _LAST_STEP * step else math.copysign(step, room)
+            return [float(x[best]) + beyond, float(x[best]) + inside]
     if max(left, right) <= 2 * _APART:
         return []
     wider, other = (right, -left) if right > left else (-left, right)

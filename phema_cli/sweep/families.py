@@ -154,7 +154,7 @@ def find(text: str, end: float) -> Family:
         return Family(name, end)
     key, comma, more = name.partition(",")
     found = parse(f"{key}=1{comma}{more}", end) if key in SEARCHED else None
-    if found is None or (more and not more.startswith("shape=")):
+    if found is None or found[0].name != name.removesuffix(",shape=linear"):
         raise UsageError(
             f"--search {text!r} is no family of one length",
             remedy=f"one of {', '.join(SEARCHED)}, decay:last,shape=sqrt",
