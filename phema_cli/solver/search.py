@@ -229,9 +229,14 @@ def _bracketing(curve: _Curve, limits: Limits) -> list[float]:
         room = math.log(limit) - x[best]
         if beside == 0 and abs(room) > 2 * _APART:
             step = max(_OUTWARDS, left + right)
-            inside = _GOLDEN * (right - left)
-            beyond = room if abs(room) < _LAST_STEP * step else math.copysign(step, room)
-            return [float(x[best]) + beyond, float(x[best]) + inside]
+            # A second worker goes two steps, a third one to the other side.
+            outwards = [
+                room
+                if abs(room) < (count - 1 + _LAST_STEP) * step
+                else math.copysign(count * step, room)
+                for count in (1, 2)
+            ]
+            return [float(x[best]) + c for c in (*outwards, _GOLDEN * (right - left))]
     if max(left, right) <= 2 * _APART:
         return []
     wider, other = (right, -left) if right > left else (-left, right)
