@@ -159,7 +159,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A height to compare with, its name, and on which side that is: ``left`` or ``right``."""
+    """A height to compare with, its name, and where that is: ``left``, ``center`` or ``right``."""
 
     name: str
     y: float
@@ -305,7 +305,8 @@ class _Canvas:
         """A faint line through the empty cells at a height, and its name on its side."""
         row = self.row(level.y)
         name = render.printable(level.name)[: self.columns // 2]
-        first = self.columns - len(name) if level.side == "right" else 0
+        room = self.columns - len(name)
+        first = {"left": 0, "center": room // 2}.get(level.side, room)
         for column in np.flatnonzero(self._dots[row] == 0):
             there = (
                 first <= column < first + len(name) and (row, int(column)) not in self._characters

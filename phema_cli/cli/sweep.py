@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
+#: columns from which on a table has room for all that is known.
+_WIDE = 100
 
 Plot = Annotated[
     Path | None,
@@ -150,7 +152,7 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
 
     out = render.console(stderr=True)
     out.print()
-    render.show(_table(outcome), out)
+    render.show(_table(outcome, out.width), out)
     out.print()
     view = sweep_curve.view(outcome, asked)
     if view is not None and outcome.position != "alone":
@@ -163,28 +165,33 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
         out.print(f"[yellow]warning:[/] {render.plain(text)}", soft_wrap=True)
 
 
-def _table(outcome: Outcome) -> Table:
-    """A row for each evaluation."""
-    repeated = any(r.count > 1 for r in outcome.records)
-    columns = ["target", "sigma_rel", "metric", "verdict", "sigma_error", "seconds", ""]
-    if repeated:
-        columns.insert(3, "±")
+def _table(outcome: Outcome, width: int) -> Table:
+    """A row for each evaluation; what a narrow terminal has no room for is in the JSON alone."""
+    rows = [_cells(record, outcome) for record in outcome.records]
+    left_out = set() if any(r.count > 1 for r in outcome.records) else {"±"}
+    if width < _WIDE:
+        left_out |= {"seconds"} if "±" in left_out else {"seconds", "sigma_error"}
+    columns = [name for name in rows[0] if name not in left_out]
     right = ("sigma_rel", "metric", "±", "sigma_error", "seconds")
     table = render.table(*columns, right=right, gap=2)
-    for r in outcome.records:
-        cells = [
-            render.plain(r.profile),
-            "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
-            "" if r.metric is None else f"{r.metric:.7g}",
-            f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
-            "" if r.sigma_error is None else render.per_cent(r.sigma_error),
-            f"{r.seconds:.1f}",
-            _note(r, outcome),
-        ]
-        if repeated:
-            cells.insert(3, "" if r.error is None else f"{r.error:.2g}")
-        table.add_row(*cells)
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
+
+
+def _cells(record: Record, outcome: Outcome) -> dict[str, str]:
+    """The cells of a row by their column."""
+    r = record
+    return {
+        "target": render.plain(r.profile),
+        "sigma_rel": "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
+        "metric": "" if r.metric is None else f"{r.metric:.7g}",
+        "±": "" if r.error is None else f"{r.error:.2g}",
+        "verdict": f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
+        "sigma_error": "" if r.sigma_error is None else render.per_cent(r.sigma_error),
+        "seconds": f"{r.seconds:.1f}",
+        "": _note(r, outcome),
+    }
 
 
 def _note(record: Record, outcome: Outcome) -> str:

@@ -115,13 +115,20 @@ class View:
         return found
 
     def _free_side(self, level: float) -> str:
-        """The side on which the curve is further from a level."""
-        scale, metric = self.line()
+        """The side, or the centre, in which the curve and its points are furthest from a level."""
+        scale, metric = (
+            np.concatenate(pair)
+            for pair in zip(self.line(), (self.scale, self.metric), strict=True)
+        )
         distance = np.where(np.isfinite(metric), np.abs(metric - level), np.inf)
-        part = np.log(scale / scale[0]) / max(float(np.log(scale[-1] / scale[0])), _LEAST)
-        left = distance[part < _BESIDE].min(initial=np.inf)
-        right = distance[part > 1 - _BESIDE].min(initial=np.inf)
-        return "left" if left > right else "right"
+        part = np.log(scale / self.scale[0])
+        part = part / max(float(np.log(self.scale[-1] / self.scale[0])), _LEAST)
+        places = {
+            "right": part > 1 - _BESIDE,
+            "left": part < _BESIDE,
+            "center": np.abs(part - 0.5) < _BESIDE / 2,
+        }
+        return max(places, key=lambda side: float(distance[places[side]].min(initial=np.inf)))
 
     def said(self, i: int) -> str:
         """A length in a sentence."""

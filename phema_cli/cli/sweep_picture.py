@@ -91,7 +91,7 @@ def _draw_levels(axes: Axes, view: View) -> None:
     for name, level, side in view.named_levels():
         text = pictures.plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…")
         axes.text(
-            *(0.995 if side == "right" else 0.01, level, text),
+            *({"left": 0.01, "center": 0.5}.get(side, 0.995), level, text),
             transform=axes.get_yaxis_transform(),
             ha=side,
             va="bottom",

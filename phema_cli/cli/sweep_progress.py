@@ -54,8 +54,9 @@ class Shown:
         self._told(planner, outcome, left)
         if outcome.records and not self._quiet:
             done = render.counted(len(outcome.records), "target")
+            more = f"at most {render.counted(left, 'evaluation')} left"
             render.console(stderr=True).print(
-                f"{done} of an earlier run; at most {render.counted(left, 'evaluation')} left"
+                f"{done} of an earlier run; {more if left else 'nothing is left to evaluate'}"
             )
 
     def synthesizing(self, recipe: Recipe) -> AbstractContextManager[Progress | None]:

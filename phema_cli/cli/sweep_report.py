@@ -67,6 +67,7 @@ pre { margin: 0.25rem 0 0.75rem; padding: 0.5rem 0.75rem; border: 1px solid var(
   white-space: pre-wrap; } dt { color: var(--faint); } dd { margin: 0 0 0.5rem; }
 @media (max-width: 40rem) { body { padding: 0.75rem; }
   th, td { padding: 0.3rem; font-size: 0.85rem; } .rest { display: none; }
+  td:first-child { overflow-wrap: anywhere; }
   svg text { font-size: 21px; } }
 """
 

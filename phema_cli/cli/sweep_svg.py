@@ -105,7 +105,10 @@ def _levels(view: View, levels: list[tuple[str, float]], place: _Place) -> Itera
     for _, level in levels:
         yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{right:.1f}"/>'
     for name, level, side in view.named_levels():
-        x, anchor = (right - 4, "end") if side == "right" else (_LEFT + 4, "start")
+        x, anchor = {
+            "left": (_LEFT + 4, "start"),
+            "center": ((_LEFT + right) / 2, "middle"),
+        }.get(side, (right - 4, "end"))
         at = f'x="{x:.1f}" y="{place.down(level) - 4:.1f}"'
         yield f'<text class="faint {anchor}" {at}>{escaped(name)}</text>'
 
