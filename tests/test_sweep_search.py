@@ -90,6 +90,9 @@ def test_where_the_snapshots_end_the_plan_for_more_is_named(ckpts, tmp_path, end
     assert best == pytest.approx(limits["low"], rel=0.01)
     assert best < 0.06
     assert f"is the {end} that these snapshots allow" in run.err
+    # It is beyond what is reached fairly, which is said as well.
+    assert run.json["best"]["verdict"] == "poor"
+    assert re.search(r"the best is poor: .* off by about \d\d %; phema plan", run.err)
     plan = re.search(r"phema (plan --steps 100 --like ckpts --range [\d.,]+)", run.err)[1]
     low = float(plan.rsplit(" ", 1)[1].split(",")[0])
     assert low < best
@@ -203,6 +206,19 @@ def test_repetitions_are_told_apart_from_lengths(ckpts, tmp_path):
     )
     assert run.code == 0, run.err
     assert re.search(r"gamma 6.9372 +0.1 +1 +0.058 ", run.err)
+
+
+def test_a_baseline_may_be_as_good_as_the_best(ckpts, tmp_path):
+    """Where noise hides the difference; another that is clearly worse is not."""
+    command = (
+        "case {target} in 'gamma 5') b=1.01;; 'gamma 10') b=1.5;; *) b=1;; esac; "
+        "awk -v b=$b -v k={repeat} 'BEGIN {{print b + (k - 1) / 20}}'"
+    )
+    request = {"sigma_rel": (), "profile": ("uniform:last=0.5", "uniform:last=0.6")}
+    outcome = swept(ckpts, tmp_path / "o", command, request=request, repeat=3, baselines=True)
+    good = {r.profile for r in outcome.records if r.target in outcome.as_good}
+    assert {"gamma 5", "uniform:last=0.5"} <= good
+    assert "gamma 10" not in good
 
 
 def test_more_repetitions_go_on_from_fewer(ckpts, tmp_path):

@@ -33,11 +33,6 @@ _STYLE = """
   --rule: #343b42; --curve: #56b4e9; --best: #ff9a57; --as-good: #1d5f86;
   --good: #16301f; --fair: #35301a; --poor: #3b211c; --word-good: #5fce7f;
   --word-fair: #e5bd53; --word-poor: #ff8f80; } }
-@media print { :root { --ink: #000; --paper: #fff; --faint: #555; --rule: #ccc; --curve: #0072b2;
-  --best: #c24e00; --as-good: #56b4e9; --good: #e2f3e6; --fair: #fdf3d6; --poor: #fbe3dc;
-  --word-good: #1a7f37; --word-fair: #8a6100; --word-poor: #b42318; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  tr, figure { break-inside: avoid; } }
 body { background: var(--paper); color: var(--ink); margin: 0 auto; max-width: 62rem;
   padding: 1rem; font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0.5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
@@ -69,6 +64,12 @@ pre { margin: 0.25rem 0 0.75rem; padding: 0.5rem 0.75rem; border: 1px solid var(
   th, td { padding: 0.3rem; font-size: 0.85rem; } .rest { display: none; }
   td:first-child { overflow-wrap: anywhere; }
   svg text { font-size: 21px; } }
+@media print { :root { --ink: #000; --paper: #fff; --faint: #555; --rule: #ccc; --curve: #0072b2;
+  --best: #c24e00; --as-good: #56b4e9; --good: #e2f3e6; --fair: #fdf3d6; --poor: #fbe3dc;
+  --word-good: #1a7f37; --word-fair: #8a6100; --word-poor: #b42318; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  body { font-size: 13px; padding: 0; } tr, figure, pre { break-inside: avoid; }
+  div.wide { overflow: visible; } th, td { padding: 0.2rem 0.35rem; font-size: 11px; } }
 """
 
 
