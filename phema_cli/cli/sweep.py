@@ -168,9 +168,9 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
 def _table(outcome: Outcome, width: int) -> Table:
     """A row for each evaluation; what a narrow terminal has no room for is in the JSON alone."""
     rows = [_cells(record, outcome) for record in outcome.records]
-    left_out = set() if any(r.count > 1 for r in outcome.records) else {"±"}
-    if width < _WIDE:
-        left_out |= {"seconds"} if "±" in left_out else {"seconds", "sigma_error"}
+    empty = {name for name in ("±", "sigma_rel", "sigma_error") if not any(r[name] for r in rows)}
+    narrow = {"seconds"} if "±" in empty else {"seconds", "sigma_error"}
+    left_out = empty | (narrow if width < _WIDE else set())
     columns = [name for name in rows[0] if name not in left_out]
     right = ("sigma_rel", "metric", "±", "sigma_error", "seconds")
     table = render.table(*columns, right=right, gap=2)

@@ -52,7 +52,7 @@ class Outcome:
     """What a sweep has found.
 
     Attributes:
-        records: all evaluations, by sigma_rel, those of other profiles last.
+        records: all evaluations, by sigma_rel, those of other profiles last, by their length.
         curves: a curve for each family, that of the best first.
         best: the evaluation to take: of metrics with noise that with the best fitted metric, else
             the one with the best metric; None where all failed.
@@ -89,7 +89,7 @@ def found(records: Iterable[Record], end: float, *, maximize: bool) -> Outcome:
         end: time of the targets, which half-lives and windows in steps depend on.
         maximize: whether the highest metric is the best.
     """
-    ordered = sorted(records, key=_order)
+    ordered = sorted(records, key=lambda record: _order(record, end))
     sign = -1.0 if maximize else 1.0
     curves = _curves(ordered, end, maximize=maximize)
     heights = _heights(ordered, curves)
@@ -108,9 +108,12 @@ def found(records: Iterable[Record], end: float, *, maximize: bool) -> Outcome:
     return Outcome(tuple(ordered), tuple(curves), best, as_good, noise)
 
 
-def _order(record: Record) -> tuple[float, str]:
-    """What evaluations are sorted by."""
-    return math.inf if record.sigma_rel is None else record.sigma_rel, record.profile
+def _order(record: Record, end: float) -> tuple[float, str, float, str]:
+    """What evaluations are sorted by: sigma_rel, then the family and the length in it."""
+    one = length(record, end)
+    family, scale = ("", 0.0) if one is None else (one[0].name, one[1])
+    sigma_rel = math.inf if record.sigma_rel is None else record.sigma_rel
+    return sigma_rel, family, scale, record.profile
 
 
 def _curves(records: Sequence[Record], end: float, *, maximize: bool) -> list[Curve]:
