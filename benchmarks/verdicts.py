@@ -6,7 +6,6 @@ into targets, and each is evaluated beside the average that was tracked in float
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.fidelity import SIGMA_RELS, STORED, rounded_to, units_of
 from benchmarks.training import (
@@ -112,5 +110,5 @@ if __name__ == "__main__":
             found += some
             print(run.name, round(time.monotonic() - began), flush=True)
             Path("/tmp/verdict_cases.json").write_text(
-        json.dumps([asdict(c) for c in found]), encoding="utf-8"
-    )
+                json.dumps([asdict(c) for c in found]), encoding="utf-8"
+            )

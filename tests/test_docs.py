@@ -140,7 +140,7 @@ def test_make_demo_tells_the_truth(tmp_path):
     assert "relative difference" in compared
     assert swept.startswith("$ phema sweep demo/ckpts")
     assert (tmp_path / best).parent == tmp_path / "demo" / "sweep"
-    assert re.search(r"^gamma .* best$", run.stderr, re.MULTILINE)
+    assert re.search(r"^gamma .* best *$", run.stderr, re.MULTILINE)
     assert "★ best: 0." in run.stderr
     assert (tmp_path / "demo" / "sweep.svg").read_text().startswith("<?xml")
 

@@ -158,11 +158,22 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """A height to compare with, its name, and where that is: ``left``, ``center`` or ``right``."""
+
+    name: str
+    y: float
+    side: str = "right"
+
+
+@dataclass(frozen=True, slots=True)
 class _Signs:
     """The characters of a drawing; without one for a dot it is drawn in braille."""
 
     dot: str
     mark: str
+    point: str
+    error: str
     zero: str
     side: str
     tick: str
@@ -171,8 +182,8 @@ class _Signs:
     base_tick: str
 
 
-_UNICODE = _Signs("", "★", "┈", "│", "┤", "└", "─", "┴")
-_ASCII = _Signs("o", "*", ".", "|", "+", "+", "-", "+")
+_UNICODE = _Signs("", "★", "●", "╎", "┈", "│", "┤", "└", "─", "┴")
+_ASCII = _Signs(".", "*", "o", "!", "-", "|", "+", "+", "-", "+")
 
 
 def chart(
@@ -180,6 +191,9 @@ def chart(
     y: Array,
     mark: Mark,
     *,
+    points: tuple[Array, Array, Array] | None = None,
+    levels: Sequence[Level] = (),
+    bands: Sequence[tuple[float, float, str]] = (),
     width: int,
     height: int,
     x_label: str,
@@ -192,6 +206,9 @@ def chart(
         x: (n,) float64, above 0.
         y: (n,) float64; NaN interrupts the line.
         mark: the point to show.
+        points: (m,) each: x and y of points on the line, and their errors, NaN without one.
+        levels: heights with names.
+        bands: from, to and colour of parts of the horizontal axis.
         width: columns in all, axis and its numbers included; 24 at least.
         height: rows of the drawing itself, without the horizontal axis and the labels.
         x_label: what the horizontal axis counts, with its unit.
@@ -201,17 +218,24 @@ def chart(
     Returns:
         Lines with rich's markup, none longer than ``width``.
     """
-    shown = np.isfinite(y)
-    y_axis = linear_axis(np.append(y[shown], mark.y), max(3, height // _TICK_ROWS + 1))
+    at, heights, errors = points or (np.empty(0), np.empty(0), np.empty(0))
+    y_axis = linear_axis(
+        _heights(y, mark, heights, errors, levels), max(3, height // _TICK_ROWS + 1)
+    )
     numbers = tick_labels(y_axis.ticks)
     gutter = max(len(n) for n in numbers)
     columns = max(width, _LEAST_WIDTH) - gutter - 1
-    x_axis = log_axis(np.append(x[shown], mark.x), columns // _TICK_COLUMNS)
+    x_axis = log_axis(
+        np.concatenate([x[np.isfinite(y)], at, np.array([mark.x])]), columns // _TICK_COLUMNS
+    )
     signs = _UNICODE if unicode else _ASCII
     canvas = _Canvas(x_axis, y_axis, columns, height, signs)
     canvas.draw_curve(x, y)
     if y_axis.low < 0 < y_axis.high:
         canvas.draw_zero()
+    for level in levels:
+        canvas.draw_level(level)
+    canvas.draw_points(at, heights, errors)
     canvas.draw_mark(mark)
     number_at = {canvas.row(t): n for t, n in zip(y_axis.ticks, numbers, strict=True)}
     room = columns - len(signs.mark) - 1
@@ -224,10 +248,16 @@ def chart(
             f"{signs.tick if row in number_at else signs.side}{canvas.text(row)}"
             for row in range(height)
         ),
-        *_base(canvas, gutter),
+        *_base(canvas, gutter, bands),
         indent + render.plain(x_label[:columns].center(columns).rstrip()),
         f"{indent}[{_MARKED}]{signs.mark}[/] {render.plain(label)}",
     ]
+
+
+def _heights(y: Array, mark: Mark, heights: Array, errors: Array, levels: Sequence[Level]) -> Array:
+    """All that the vertical axis has to hold."""
+    bars = np.concatenate([y, heights, heights - errors, heights + errors])
+    return np.append(bars[np.isfinite(bars)], [mark.y, *(one.y for one in levels)])
 
 
 class _Canvas:
@@ -271,6 +301,32 @@ class _Canvas:
         for column in np.flatnonzero(self._dots[row] == 0):
             self._characters[row, int(column)] = (self.signs.zero, _FAINT)
 
+    def draw_level(self, level: Level) -> None:
+        """A faint line through the empty cells at a height, and its name on its side."""
+        row = self.row(level.y)
+        name = render.printable(level.name)[: self.columns // 2]
+        room = self.columns - len(name)
+        first = {"left": 0, "center": room // 2}.get(level.side, room)
+        for column in np.flatnonzero(self._dots[row] == 0):
+            there = (
+                first <= column < first + len(name) and (row, int(column)) not in self._characters
+            )
+            sign = name[column - first] if there else self.signs.zero
+            self._characters.setdefault((row, int(column)), (sign, _FAINT))
+
+    def draw_points(self, x: Array, y: Array, errors: Array) -> None:
+        """Points, and bars for their errors through the cells that nothing else is in."""
+        right, down = self.place(x, y)
+        for i, error in enumerate(errors):
+            column = _nearest(right[i]) // self.across
+            if np.isfinite(error):
+                for row in range(self.row(y[i] + error), self.row(y[i] - error) + 1):
+                    if not self._dots[row, column]:
+                        self._characters[row, column] = (self.signs.error, _FAINT)
+        for i in range(len(x)):
+            cell = _nearest(down[i]) // self.down, _nearest(right[i]) // self.across
+            self._characters[cell] = (self.signs.point, _COLOUR)
+
     def draw_mark(self, mark: Mark) -> None:
         """The point that stands out, on top of everything else."""
         right, down = self.place(np.array([mark.x]), np.array([mark.y]))
@@ -301,7 +357,7 @@ def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
 
 
-def _base(canvas: _Canvas, gutter: int) -> list[str]:
+def _base(canvas: _Canvas, gutter: int, bands: Sequence[tuple[float, float, str]]) -> list[str]:
     """The horizontal axis and its numbers; one that would touch its neighbour is left out."""
     ticks = canvas.x.ticks
     right, _ = canvas.place(np.array(ticks), np.full(len(ticks), canvas.y.high))
@@ -313,4 +369,23 @@ def _base(canvas: _Canvas, gutter: int) -> list[str]:
         first = min(column - len(number) // 2, canvas.columns - len(number)) + gutter + 1
         if not text or first > len(text):
             text += " " * (first - len(text)) + number
-    return [" " * gutter + canvas.signs.corner + "".join(rule), text]
+    styles = _styles(canvas, bands)
+    parts = [
+        "".join(rule[i] for i in run)
+        if style is None
+        else f"[{style}]{''.join(rule[i] for i in run)}[/]"
+        for style, run in (
+            (k, list(g)) for k, g in groupby(range(len(rule)), key=styles.__getitem__)
+        )
+    ]
+    return [" " * gutter + canvas.signs.corner + "".join(parts), text]
+
+
+def _styles(canvas: _Canvas, bands: Sequence[tuple[float, float, str]]) -> list[str | None]:
+    """The colour of each column of the horizontal axis."""
+    styles: list[str | None] = [None] * canvas.columns
+    for low, high, style in bands:
+        right, _ = canvas.place(np.array([low, high]), np.full(2, canvas.y.high))
+        first, last = (min(max(_nearest(r) // canvas.across, 0), canvas.columns - 1) for r in right)
+        styles[first : last + 1] = [style] * (last - first + 1)
+    return styles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,10 @@ COLOURS = (
     "#7f7f7f",
 )
 FAINT = "0.6"
+#: the colours of verdicts' bands.
+BANDS = {"good": "#e2f3e6", "fair": "#fdf3d6", "poor": "#fbe3dc"}
+#: sigma_rel as a formula.
+SIGMA = r"$\sigma_{\mathrm{rel}}$"
 _DOTS_PER_INCH = 300
 #: gammas to put at a sigma_rel axis, and the part of it that a number takes.
 _GAMMAS = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -135,19 +140,32 @@ def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterat
                 unfinished.unlink()
 
 
+def plain(label: str) -> str:
+    """A label from outside, without control characters or formulas."""
+    return "".join(c if c.isprintable() else "?" for c in label).replace("$", r"\$")
+
+
 def sigma_axis(axes: Axes) -> None:
     """Label the horizontal axis as sigma_rel, and the upper edge with the gammas there."""
     low, high = axes.get_xlim()
     axes.set_xlim(low, high)
-    axes.set_xlabel("sigma_rel")
+    axes.set_xlabel(SIGMA)
+    is_log = axes.get_xscale() == "log"
+
+    def place(sigma: float) -> float:
+        if is_log:
+            return math.log(sigma / low) / math.log(high / low)
+        return (sigma - low) / (high - low)
+
     # From the longest average on, the gammas whose numbers have room.
     ticks: list[tuple[float, int]] = []
     for gamma in _GAMMAS:
         sigma = sigma_rel_from_gamma(gamma)
-        if low <= sigma <= high and (not ticks or ticks[-1][0] - sigma > _ROOM * (high - low)):
+        if low <= sigma <= high and (not ticks or place(ticks[-1][0]) - place(sigma) > _ROOM):
             ticks.append((sigma, gamma))
     upper = axes.secondary_xaxis("top")
     upper.set_xticks([s for s, _ in ticks], [str(g) for _, g in ticks])
-    upper.set_xlabel("gamma", labelpad=3)
+    upper.set_xticks([], minor=True)
+    upper.set_xlabel("$\\gamma$", labelpad=3)
     upper.spines["top"].set_visible(False)
     upper.tick_params(pad=1)

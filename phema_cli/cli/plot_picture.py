@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phema_cli.cli import pictures, render
-from phema_cli.cli.pictures import COLOURS, FAINT
+from phema_cli.cli.pictures import BANDS, COLOURS, FAINT
 from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Figures
@@ -30,10 +30,12 @@ _NARROWEST, _BLOCK, _REACH, _BESIDE, _CHARACTER = 1.65, 3.7, 2.3, 3.7, 0.064
 _HEIGHTS = (1.5, 0.6, 1.2)
 #: snapshots of a series up to which each has a symbol of its own.
 _WITH_SYMBOLS = 60
+#: part of the time between snapshots over which those of one time are drawn.
+_APART = 0.5
 #: the scale of weights above this is logarithmic outside of -1 to 1.
 _LARGE = 5.0
-#: verdicts: upper end in per cent of sigma_error, and colour of the band.
-_BANDS = (("good", GOOD, "#e2f3e6"), ("fair", FAIR, "#fdf3d6"), ("poor", math.inf, "#fbe3dc"))
+#: verdicts, and the upper end of each in per cent of sigma_error.
+_BANDS = (("good", GOOD), ("fair", FAIR), ("poor", math.inf))
 _LEAST_ERROR = 1e-6
 #: part of the decades of the range that stays free for its legend.
 _HEADROOM = 0.25
@@ -173,16 +175,11 @@ def _title(panel: Panel, letter: str, room: int) -> str:
     name = name if len(name) <= room else f"{name[: room - 1]}…"
     error = panel.figures.sigma_error
     met = (
-        f"expected_error {panel.figures.expected_error:.2g}"
+        f"expected error {panel.figures.expected_error:.2g}"
         if error is None
-        else f"sigma_error {render.per_cent(error)}"
+        else f"error of {pictures.SIGMA}: {render.per_cent(error)}"
     )
-    return f"{_plain(name)}\n{met}"
-
-
-def _plain(label: str) -> str:
-    """A label from outside, without control characters or formulas."""
-    return "".join(c if c.isprintable() else "?" for c in label).replace("$", r"\$")
+    return f"{pictures.plain(name)}\n{met}"
 
 
 def _draw_profiles(column: _Column, panel: Panel, times: Array, factor: float) -> None:
@@ -216,10 +213,14 @@ def _draw_weights(axes: Axes, panel: Panel, plotted: Plotted) -> None:
     axes.axhline(0, color=FAINT, linewidth=0.5)
     tags = [s.tag for s in plotted.snapshots]
     labels = [t.label if t.gamma is None else f"gamma {t.gamma:.6g}" for t in tags]
-    for i, label in enumerate(dict.fromkeys(labels)):
+    kinds = list(dict.fromkeys(labels))
+    # Beside each other, so that none hides another of the same time.
+    apart = _APART * float(np.median(np.diff(np.unique(plotted.times), prepend=0.0))) / len(kinds)
+    for i, label in enumerate(kinds):
         colour = COLOURS[(i + 1) % len(COLOURS)]
         members = np.array(labels) == label
-        times, weights = plotted.times[members], panel.weights[members]
+        times = plotted.times[members] + apart * (i - (len(kinds) - 1) / 2)
+        weights = panel.weights[members]
         axes.vlines(times, 0, weights, color=colour, linewidth=0.8)
         size = 2.5 if len(times) <= _WITH_SYMBOLS else 1.0
         axes.plot(
@@ -229,7 +230,7 @@ def _draw_weights(axes: Axes, panel: Panel, plotted: Plotted) -> None:
             color=colour,
             markersize=size,
             clip_on=False,
-            label=_plain(label),
+            label=pictures.plain(label),
         )
     if np.abs(panel.weights).max() > _LARGE:
         axes.set_yscale("symlog", linthresh=1.0)
@@ -256,8 +257,8 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     points = dict(sorted({**plotted.reach, **targets}.items()))
     shift = np.array([f.sigma_error for f in points.values()], dtype=float)
     error = np.array([100 * f.expected_error for f in points.values()])
-    axes.plot([*points], shift, color=COLOURS[0], label="sigma_error")
-    axes.plot([*points], error, color=COLOURS[3], linestyle=(0, (4, 1.5)), label="expected_error")
+    axes.plot([*points], shift, color=COLOURS[0], label=f"error of {pictures.SIGMA}")
+    axes.plot([*points], error, color=COLOURS[3], linestyle=(0, (4, 1.5)), label="expected error")
     axes.set_yscale("log")
     shown = np.array([*shift, *error, 3 * FAIR])
     shown = shown[np.isfinite(shown) & (shown > 0)]
@@ -281,9 +282,9 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
 
 def _draw_bands(axes: Axes, low: float, ceiling: float) -> None:
     """The verdicts that fit between two errors, as bands named at the right."""
-    for verdict, end, colour in _BANDS:
+    for verdict, end in _BANDS:
         high = min(max(end, low), ceiling)
-        axes.axhspan(low, high, color=colour, linewidth=0, zorder=0)
+        axes.axhspan(low, high, color=BANDS[verdict], linewidth=0, zorder=0)
         if high > low:
             middle, beside = math.sqrt(low * high), axes.get_yaxis_transform()
             axes.text(1.01, middle, verdict, fontsize=7, va="center", transform=beside)

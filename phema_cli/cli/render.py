@@ -127,11 +127,16 @@ def suggestion(typed: object, errors: Sequence[Finding]) -> None:
         console().print(f"[bold]try:[/] {plain(text)}", soft_wrap=True)
 
 
+def printable(text: object) -> str:
+    """Text from outside, such as a name, without control characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 def plain(text: object) -> str:
     """Text from outside, such as a name, without markup or control characters."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)))
+    return escape(printable(text))
 
 
 def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,23 +15,30 @@ from phema_cli.sweep.request import SweepRequest
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from phema_cli.sweep.outcome import Outcome
     from phema_cli.sweep.results import Record
-    from phema_cli.sweep.run import Outcome
-    from phema_cli.synthesis.recipe import Recipe
-    from phema_cli.system.pools import Progress
+    from phema_cli.sweep.targets import Planner
 
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
-#: sigma_rel above which there is nothing more to evaluate.
-_NEAR_LIMIT = 0.28
-
+#: columns from which on a table has room for all that is known.
+_WIDE = 100
 
 Plot = Annotated[
     Path | None,
     options.option(
         "--plot",
-        help="Draw metric against sigma_rel: png, svg, pdf.",
+        help="Draw the metric against the length: png, svg, pdf.",
+        panel="Output",
+        metavar="FILE",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    options.option(
+        "--report",
+        help="Write a page to share, again after each evaluation: FILE.html.",
         panel="Output",
         metavar="FILE",
     ),
@@ -44,14 +51,16 @@ def sweep(
     *,
     asked: SweepRequest,
     plot: Plot = None,
+    report: Report = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Find the best EMA length by a metric of yours; prints the path of the best.
 
     Targets are synthesized in one pass, CMD is run on each, and further ones are searched around
-    the best. Without --gamma, --sigma-rel or --profile that is a grid over what the snapshots
-    reach. The same command goes on from sweep.jsonl.
+    the best, beyond the first ones too. Without --gamma, --sigma-rel, --profile or --search that
+    is a grid over what the snapshots reach. The last weights and the stored averages are evaluated
+    to compare with. The same command resumes from sweep.jsonl.
 
     Examples:
       Where the demo's validation loss is least:
@@ -59,29 +68,30 @@ def sweep(
 
       Three gammas and what lies around the best; larger is better:
         $ phema sweep ckpts/ -g 5,10,15 --maximize -o best --eval 'echo {gamma}'
+
+      The best window of a plain mean:
+        $ phema sweep ckpts/ --search uniform:last -o w --eval 'wc -c {path}'
     """
+    from phema_cli.cli.sweep_progress import Shown
     from phema_cli.estimate.solve import scan_for
     from phema_cli.snapshots.tensors import statistics
     from phema_cli.sweep.run import sweep as run
 
-    if plot is not None:
-        from phema_cli.cli import pictures
-
-        pictures.check(plot, overwrite=True)
+    _check(plot)
     if quiet:
         asked = replace(asked, log=Path(asked.output) / _LOG)
-    scan = scan_for(paths, asked.request)
+    told = _reporter(report, asked)
+    shown = Shown(quiet=quiet, told=told)
+    scan = scan_for(paths, asked.scanned)
     names = scan.snapshots[-1].checkpoint.tensors if scan.snapshots else ()
     render.findings([*scan.findings, *statistics(names)], stderr=True, quiet=quiet)
     with _resumable(asked.output):
-        outcome = run(scan, asked, _Shown(quiet=quiet))
+        outcome = run(scan, asked, shown)
+    if shown.planner is not None:
+        told(shown.planner, outcome, 0)
     if not quiet:
-        _show(outcome, maximize=asked.maximize)
-    if plot is not None and outcome.best is not None:
-        from phema_cli.cli import sweep_curve
-
-        curve = sweep_curve.valley(outcome, maximize=asked.maximize)
-        sweep_curve.draw(curve, plot, asked.metric_key or "metric")
+        _show(outcome, asked, shown.planner)
+    _draw(outcome, asked, plot)
     if json:
         render.document("sweep", _document(outcome, asked))
     if outcome.best is None:
@@ -92,6 +102,31 @@ def sweep(
         )
     if not json:
         render.line(outcome.path or _reference(outcome.best))
+
+
+def _check(plot: Path | None) -> None:
+    """Refuse a picture that could not be written, before there is work to lose."""
+    if plot is not None:
+        from phema_cli.cli import pictures
+
+        pictures.check(plot, overwrite=True)
+
+
+def _draw(outcome: Outcome, asked: SweepRequest, plot: Path | None) -> None:
+    """The picture, where there is something to draw."""
+    if plot is not None and outcome.best is not None:
+        from phema_cli.cli import sweep_curve, sweep_picture
+
+        sweep_picture.draw(sweep_curve.view(outcome, asked), plot)
+
+
+def _reporter(report: Path | None, asked: SweepRequest) -> Callable[[Planner, Outcome, int], None]:
+    """What writes the page after each evaluation."""
+    if report is None:
+        return lambda _planner, _outcome, _left: None
+    from phema_cli.cli.sweep_report import Page
+
+    return Page(report, asked).write
 
 
 @contextmanager
@@ -106,96 +141,101 @@ def _resumable(output: str) -> Iterator[None]:
         raise
 
 
-class _Shown:
-    """What is said on stderr while the work goes on.
-
-    Args:
-        quiet: nothing.
-    """
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-
-    def synthesizing(self, recipe: Recipe) -> AbstractContextManager[Progress | None]:
-        """A bar."""
-        total = recipe.read_bytes + recipe.write_bytes
-        return render.progress("synthesizing", total, quiet=self._quiet)
-
-    def evaluated(self, record: Record) -> None:
-        """A line."""
-        if not self._quiet:
-            said = f"[red]{record.failure}[/]" if record.metric is None else f"{record.metric:.7g}"
-            at = "" if record.sigma_rel is None else f"sigma_rel {record.sigma_rel:.4g}, "
-            render.console(stderr=True).print(f"{at}{render.plain(record.profile)}: {said}")
-
-
 def _reference(record: Record) -> str:
     """What the option of its kind takes: a gamma, or a profile."""
     return record.profile if record.gamma is None else repr(record.gamma)
 
 
-def _show(outcome: Outcome, *, maximize: bool) -> None:
+def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> None:
     """The table, the curve, and what to do about an optimum that may lie elsewhere."""
-    from phema_cli.cli import sweep_curve
+    from phema_cli.cli import sweep_curve, sweep_words
 
     out = render.console(stderr=True)
     out.print()
-    render.show(_table(outcome), out)
+    render.show(_table(outcome, out.width), out)
     out.print()
-    curve = sweep_curve.valley(outcome, maximize=maximize)
-    if curve is not None and outcome.position != "alone":
-        for line in sweep_curve.lines(curve, min(out.width, _MOST_COLUMNS)):
+    view = sweep_curve.view(outcome, asked)
+    if view is not None and outcome.position != "alone":
+        for line in sweep_curve.lines(view, min(out.width, _MOST_COLUMNS)):
             out.print(line)
-    advice = _advice(outcome)
-    if advice is not None:
-        out.print(f"[{render.WARNING}]warning:[/] {advice}", soft_wrap=True)
+    summary = sweep_words.summary(outcome)
+    if summary is not None:
+        out.print(summary, soft_wrap=True)
+    for text in () if planner is None else sweep_words.advice(outcome, planner):
+        out.print(f"[{render.WARNING}]warning:[/] {render.plain(text)}", soft_wrap=True)
 
 
-def _advice(outcome: Outcome) -> str | None:
-    """What the best one's place says, where that is at an end or nowhere."""
-    evaluated = [r.sigma_rel for r in outcome.records if r.sigma_rel and r.metric is not None]
-    if outcome.position == "flat":
-        return "all metrics are equal: is {path} what --eval evaluates?"
-    if outcome.position == "lowest":
-        return (
-            f"the best sigma_rel is the lowest that was evaluated, {evaluated[0]:.4g}: the optimum "
-            "may lie below; the same command with lower --sigma-rel goes on"
-        )
-    if outcome.position == "highest" and evaluated[-1] < _NEAR_LIMIT:
-        return (
-            f"the best sigma_rel is the highest that was evaluated, {evaluated[-1]:.4g}: the "
-            "optimum may lie above; the same command with higher --sigma-rel goes on"
-        )
-    return None
-
-
-def _table(outcome: Outcome) -> Table:
-    """A row for each evaluation."""
-    right = ("sigma_rel", "metric", "sigma error", "seconds")
-    table = render.table(
-        "target", "sigma_rel", "metric", "verdict", "sigma error", "seconds", "", right=right, gap=2
-    )
-    for r in outcome.records:
-        note = "[bold green]best[/]" if r is outcome.best else ""
-        table.add_row(
-            render.plain(r.profile),
-            "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
-            "" if r.metric is None else f"{r.metric:.7g}",
-            f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
-            "" if r.sigma_error is None else render.per_cent(r.sigma_error),
-            f"{r.seconds:.1f}",
-            note if r.failure is None else f"[red]{render.plain(r.failure)}[/]",
-        )
+def _table(outcome: Outcome, width: int) -> Table:
+    """A row for each evaluation; what a narrow terminal has no room for is in the JSON alone."""
+    rows = [_cells(record, outcome) for record in outcome.records]
+    empty = {name for name in ("±", "sigma_rel", "sigma error") if not any(r[name] for r in rows)}
+    narrow = {"seconds"} if "±" in empty else {"seconds", "sigma error"}
+    left_out = empty | (narrow if width < _WIDE else set())
+    columns = [name for name in rows[0] if name not in left_out]
+    right = ("sigma_rel", "metric", "±", "sigma error", "seconds")
+    table = render.table(*columns, right=right, gap=2)
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
+
+
+def _cells(record: Record, outcome: Outcome) -> dict[str, str]:
+    """The cells of a row by their column."""
+    r = record
+    return {
+        "target": render.plain(r.profile),
+        "sigma_rel": "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
+        "metric": "" if r.metric is None else f"{r.metric:.7g}",
+        "±": "" if r.error is None else f"{r.error:.2g}",
+        "verdict": f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
+        "sigma error": "" if r.sigma_error is None else render.per_cent(r.sigma_error),
+        "seconds": f"{r.seconds:.1f}",
+        "": _note(r, outcome),
+    }
+
+
+def _note(record: Record, outcome: Outcome) -> str:
+    """What the last column says."""
+    if record.failure is not None:
+        return f"[red]{render.plain(record.failure)}[/]"
+    notes = [] if record.baseline is None else [record.baseline]
+    if record is outcome.best:
+        notes.append("[bold green]best[/]")
+    elif record.target in outcome.as_good:
+        notes.append("[green]as good[/]")
+    return ", ".join(notes)
 
 
 def _document(outcome: Outcome, asked: SweepRequest) -> dict[str, Any]:
     """The content of ``--json``."""
+    lengths = {
+        r.target: (c.family.name, scale)
+        for c in outcome.curves
+        for r, scale in zip(c.records, c.scales, strict=True)
+    }
+
+    def entry(record: Record) -> dict[str, Any]:
+        family, scale = lengths.get(record.target, (None, None))
+        more = {"family": family, "scale": scale, "as_good": record.target in outcome.as_good}
+        return asdict(record) | more
+
+    curve, limits = outcome.curve, outcome.limits
+    best = None if curve is None else curve.optimum
     return {
         "eval": asked.eval,
         "direction": "maximize" if asked.maximize else "minimize",
-        "best": None if outcome.best is None else asdict(outcome.best),
+        "best": None if outcome.best is None else entry(outcome.best),
         "position": outcome.position,
         "path": None if outcome.path is None else str(outcome.path),
-        "evaluations": [asdict(r) for r in outcome.records],
+        "evaluations": [entry(r) for r in outcome.records],
+        "optimum": None
+        if best is None or curve is None
+        else {
+            "family": curve.family.name,
+            "scale": best.scale,
+            "metric": best.metric,
+            "fitted": best.fitted,
+        },
+        "noise": outcome.noise,
+        "limits": None if limits is None else {"low": limits.low, "high": limits.high},
     }

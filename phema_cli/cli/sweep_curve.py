@@ -1,139 +1,209 @@
-"""The curve of a sweep: metric against sigma_rel, drawn in the terminal and as a picture."""
+"""The curve of a sweep: what a picture of metric against length shows, and its form as text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.cli import render
-from phema_cli.cli.chart import Mark, chart
-from phema_cli.profiles import gamma_from_sigma_rel
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from phema_cli.profiles import Array
-    from phema_cli.sweep.run import Outcome
+from phema_cli.cli.chart import Level, Mark, chart
+from phema_cli.cli.sweep_words import metric_name
+from phema_cli.profiles import Array
+from phema_cli.solver.search import smooth
+from phema_cli.sweep.families import Family
+from phema_cli.sweep.outcome import Curve, Outcome
+from phema_cli.sweep.request import SweepRequest
 
 _ROWS = 12
-#: a flank is shown up to this many times the height of the lower one.
-_HIGHEST = 5.0
-#: inches.
-_HEIGHT = 2.4
+#: metrics are shown up to this many times the height of the lower flank, and of half of the points.
+_HIGHEST, _MIDDLE = 2.5, 3.0
+#: part of the range of metrics within which levels share a name.
+_NEAR = 0.06
+#: part of the axis that the name of a level takes, and the shortest axis in log scale.
+_BESIDE, _LEAST = 0.22, 1e-9
+#: places of a fitted curve.
+_PLACES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Valley:
+class View:
     """Where a metric is best, and how it gets worse on both sides.
 
     Attributes:
-        sigma_rel: (n,) ascending, of the evaluations that gave a metric; n is at least 1.
+        family: what the horizontal axis counts.
+        name: what the metric is called.
+        scale: (n,) lengths of the evaluations that gave a metric, ascending; n is at least 1.
         metric: (n,) what they gave.
+        error: (n,) standard errors of these; NaN where nothing says one.
+        verdicts: (n,) how good each target was expected to be.
+        labels: (n,) what each target is called.
         best: index of the best one.
-        edge: the worst metric that is shown; infinite shows all. One end of the range may be so
-            bad that everything else would look the same beside it.
+        as_good: (n,) which are as good as that.
+        fitted: lengths and metrics of the curve through points with noise; None without noise.
+        levels: metrics of what has no place on the axis: the baselines, by name.
+        edge: the worst metric that is shown; infinite shows all. One end of the range, or one
+            evaluation, may be so bad that everything else would look the same beside it.
     """
 
-    sigma_rel: Array
+    family: Family
+    name: str
+    scale: Array
     metric: Array
+    error: Array
+    verdicts: tuple[str, ...]
+    labels: tuple[str, ...]
     best: int
+    as_good: NDArray[np.bool_]
+    fitted: tuple[Array, Array] | None
+    levels: tuple[tuple[str, float], ...]
     edge: float
 
     @property
     def beyond(self) -> NDArray[np.bool_]:
         """(n,) which points are worse than what is shown."""
-        worse = self.edge > self.metric[self.best]
-        return self.metric > self.edge if worse else self.metric < self.edge
+        return self.is_beyond(self.metric)
 
-    def shown(self) -> tuple[Array, Array]:
-        """sigma_rel and metric of the curve up to its edge; NaN is where it is not shown."""
-        x, beyond = np.log(self.sigma_rel), self.beyond
+    def is_beyond(self, metric: Array) -> NDArray[np.bool_]:
+        """Which metrics are worse than what is shown."""
+        worse = self.edge > self.metric[self.best]
+        return metric > self.edge if worse else metric < self.edge
+
+    def line(self) -> tuple[Array, Array]:
+        """Lengths and metrics of the curve up to its edge; NaN is where it is not shown."""
+        scale, metric = (self.scale, self.metric) if self.fitted is None else self.fitted
+        x, beyond = np.log(scale), self.is_beyond(metric)
         points = []
         for i, j in pairwise(range(len(x))):
-            points.append((x[i], np.nan if beyond[i] else self.metric[i]))
+            points.append((x[i], np.nan if beyond[i] else metric[i]))
             if beyond[i] != beyond[j]:
-                part = (self.edge - self.metric[i]) / (self.metric[j] - self.metric[i])
+                part = (self.edge - metric[i]) / (metric[j] - metric[i])
                 points.append((x[i] + part * (x[j] - x[i]), self.edge))
-        points.append((x[-1], np.nan if beyond[-1] else self.metric[-1]))
-        logs, metric = np.array(points).T
-        return np.exp(logs), metric
+        points.append((x[-1], np.nan if beyond[-1] else metric[-1]))
+        logs, heights = np.array(points).T
+        return np.exp(logs), heights
+
+    def bands(self) -> list[tuple[float, float, str]]:
+        """The ranges of one verdict, from the first length to the last."""
+        logs = np.log(self.scale)
+        ends = [float(logs[0]), *((logs[1:] + logs[:-1]) / 2).tolist(), float(logs[-1])]
+        found: list[tuple[float, float, str]] = []
+        for i, verdict in enumerate(self.verdicts):
+            low, high = float(np.exp(ends[i])), float(np.exp(ends[i + 1]))
+            if found and found[-1][2] == verdict:
+                found[-1] = found[-1][0], high, verdict
+            else:
+                found.append((low, high, verdict))
+        return found
+
+    def named_levels(self) -> list[tuple[str, float, str]]:
+        """Names of levels that are shown, where each goes, and on which side nothing is in its way.
+
+        Levels close to each other share a name.
+        """
+        found: list[tuple[str, float, str]] = []
+        kept = [one for one in self.levels if not self.is_beyond(np.array([one[1]]))[0]]
+        heights = np.append(self.metric[~self.beyond], [level for _, level in kept])
+        near = _NEAR * float(np.ptp(heights))
+        for name, level in sorted(kept, key=lambda one: one[1]):
+            if found and level - found[-1][1] < near:
+                found[-1] = f"{found[-1][0]}, {name}", level, self._free_side(level)
+            else:
+                found.append((name, level, self._free_side(level)))
+        return found
+
+    def _free_side(self, level: float) -> str:
+        """The side, or the centre, in which the curve and its points are furthest from a level."""
+        scale, metric = (
+            np.concatenate(pair)
+            for pair in zip(self.line(), (self.scale, self.metric), strict=True)
+        )
+        distance = np.where(np.isfinite(metric), np.abs(metric - level), np.inf)
+        part = np.log(scale / self.scale[0])
+        part = part / max(float(np.log(self.scale[-1] / self.scale[0])), _LEAST)
+        places = {
+            "right": part > 1 - _BESIDE,
+            "left": part < _BESIDE,
+            "center": np.abs(part - 0.5) < _BESIDE / 2,
+        }
+        return max(places, key=lambda side: float(distance[places[side]].min(initial=np.inf)))
+
+    def said(self, i: int) -> str:
+        """A length in a sentence."""
+        return self.family.said(float(self.scale[i]))
 
 
-def valley(outcome: Outcome, *, maximize: bool) -> Valley | None:
-    """The curve to draw; None where no power function has a metric."""
-    points = [
-        (r.sigma_rel, r.metric)
-        for r in outcome.records
-        if r.sigma_rel is not None and r.metric is not None
-    ]
-    if not points:
+def view(outcome: Outcome, asked: SweepRequest) -> View | None:
+    """What to draw; None where no length has a metric."""
+    curve = outcome.curve
+    if curve is None or curve.optimum is None or curve.best is None:
         return None
-    sigma_rel, metric = np.array(points, dtype=np.float64).T
-    sign = -1.0 if maximize else 1.0
-    best = int(np.argmin(sign * metric))
+    rows = [
+        (s, r) for s, r in zip(curve.scales, curve.records, strict=True) if r.metric is not None
+    ]
+    scale = np.array([s for s, _ in rows])
+    metric = np.array([r.metric for _, r in rows], dtype=np.float64)
+    best = next(i for i, (_, r) in enumerate(rows) if r is curve.best)
+    on_axis = {r.target for r in curve.records}
+    levels = [
+        (r.profile if r.baseline != "last weights" else "last weights", r.metric)
+        for r in outcome.records
+        if r.metric is not None and r.baseline is not None and r.target not in on_axis
+    ]
+    return View(
+        curve.family,
+        metric_name(asked),
+        scale,
+        metric,
+        np.array([np.nan if r.error is None else r.error for _, r in rows]),
+        tuple(r.verdict for _, r in rows),
+        tuple(r.profile for _, r in rows),
+        best,
+        np.array([r.target in outcome.as_good for _, r in rows]),
+        _fitted(curve, scale, maximize=asked.maximize),
+        tuple(levels),
+        _edge(metric, best, sign=-1.0 if asked.maximize else 1.0),
+    )
+
+
+def _fitted(curve: Curve, scale: Array, *, maximize: bool) -> tuple[Array, Array] | None:
+    """The curve through points with noise."""
+    places = np.geomspace(scale[0], scale[-1], _PLACES)
+    heights = smooth(curve.points, places.tolist(), maximize=maximize)
+    return None if heights is None else (places, heights)
+
+
+def _edge(metric: Array, best: int, sign: float) -> float:
+    """The worst metric to show."""
     height = sign * (metric - metric[best])
-    shown = max(_HIGHEST * min(height[0], height[-1]), float(np.median(height)))
-    cut = 0 < shown < height.max() and 0 < best < len(points) - 1
-    return Valley(sigma_rel, metric, best, float(metric[best] + sign * (shown if cut else np.inf)))
+    flank = min(height[0], height[-1]) if 0 < best < len(metric) - 1 else 0.0
+    worse = height[height > 0]
+    middle = float(np.median(worse)) if len(worse) else 0.0
+    shown = max(_HIGHEST * float(flank), _MIDDLE * middle)
+    cut = 0 < shown < height.max()
+    return float(metric[best] + sign * (shown if cut else np.inf))
 
 
-def lines(curve: Valley, width: int) -> list[str]:
+def lines(shown: View, width: int) -> list[str]:
     """The curve as text, with the best marked."""
-    sigma_rel, metric = float(curve.sigma_rel[curve.best]), float(curve.metric[curve.best])
-    hidden = int(curve.beyond.sum())
+    scale, metric = float(shown.scale[shown.best]), float(shown.metric[shown.best])
+    hidden = int(shown.beyond.sum())
     points = "point is" if hidden == 1 else "points are"
     more = f"; {hidden} further {points} not shown" if hidden else ""
+    unicode = render.supports_unicode(stderr=True)
+    kept = ~shown.beyond
+    label = shown.family.label
     return chart(
-        *curve.shown(),
-        Mark(sigma_rel, metric, f"best: {metric:.7g} at sigma_rel {sigma_rel:.4g}{more}"),
+        *shown.line(),
+        Mark(scale, metric, f"best: {metric:.7g} at {shown.said(shown.best)}{more}"),
+        points=(shown.scale[kept], shown.metric[kept], shown.error[kept]),
+        levels=[Level(name, value, side) for name, value, side in shown.named_levels()],
+        bands=[(low, high, render.STYLES[verdict]) for low, high, verdict in shown.bands()],
         width=width,
         height=_ROWS,
-        x_label="sigma_rel",
-        y_label="metric",
-        unicode=render.supports_unicode(stderr=True),
+        x_label=label if unicode else label.replace("\N{GREEK SMALL LETTER SIGMA}", "sigma"),
+        y_label=shown.name,
+        unicode=unicode,
     )
-
-
-def draw(curve: Valley | None, path: Path, label: str) -> None:
-    """Write the curve as a picture, over an existing one; without points its axes are empty.
-
-    Errors as :func:`phema_cli.cli.pictures.picture`.
-    """
-    from phema_cli.cli import pictures
-
-    with pictures.picture(path, (pictures.COLUMN, _HEIGHT), overwrite=True) as figure:
-        axes = figure.subplots()
-        axes.set_ylabel(label)
-        if curve is not None:
-            _draw_points(axes, curve)
-        pictures.sigma_axis(axes)
-
-
-def _draw_points(axes: Axes, curve: Valley) -> None:
-    """All evaluations, the best in another colour, and limits that leave out what is not shown."""
-    from phema_cli.cli.pictures import COLOURS
-
-    axes.plot(
-        curve.sigma_rel,
-        curve.metric,
-        "-o",
-        color=COLOURS[0],
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-    )
-    sigma_rel, metric = curve.sigma_rel[curve.best], curve.metric[curve.best]
-    axes.plot(sigma_rel, metric, "o", color=COLOURS[1], markersize=6, zorder=3)
-    where = f"sigma_rel {sigma_rel:.3g}, gamma {gamma_from_sigma_rel(sigma_rel):.3g}"
-    axes.set_title(f"best: {metric:.4g} at {where}", color=COLOURS[1])
-    axes.margins(x=0.04, y=0.08)
-    if np.isfinite(curve.edge):
-        x, y = curve.shown()
-        low, high = x[np.isfinite(y)].min(), x[np.isfinite(y)].max()
-        room = 0.04 * (high - low)
-        axes.set_xlim(low - room, high + room)
-        axes.set_ylim(*sorted((metric + 0.08 * (metric - curve.edge), curve.edge)))

@@ -1,4 +1,4 @@
-"""Evaluations: a user's command is run on a checkpoint, and its metric read from what it prints."""
+"""Evaluations: a user's command is run on checkpoints, and its metric read from what it prints."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import string
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Generic, Self, TypeVar
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.system.processes import end, quoted, start
 from phema_cli.system.signals import held_signals
 
 #: what a command may name in braces.
-PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target")
+PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target", "worker", "repeat")
+#: those that differ from target to target.
+_OF_TARGETS = frozenset(PLACEHOLDERS) - {"step", "worker", "repeat"}
 #: seconds that a command which is to end may take to clean up.
 _GRACE = 5.0
+#: seconds between two looks at running commands: the shortest wait, and the longest.
+_SOONEST, _LATEST = 0.001, 0.05
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf(?:inity)?|nan)(?![\w])", re.IGNORECASE
 )
@@ -84,17 +89,16 @@ class Evaluator:
         for name, spec, how in fields:
             if name not in PLACEHOLDERS or spec or how:
                 raise UsageError(f"--eval has an unknown placeholder {{{name}}}", remedy=known)
-        if not fields:
+        if not _OF_TARGETS.intersection(name for name, _, _ in fields):
             raise UsageError(
                 "--eval would run the same for every target",
                 remedy="put {path} where the checkpoint's name goes",
             )
 
-    def run(self, values: Mapping[str, str], log: Path | None = None) -> Result:
-        """Run the command with the placeholders' values.
+    def start(self, values: Mapping[str, str], log: Path | None = None) -> Running:
+        """Start the command with the placeholders' values.
 
-        It has no stdin, and a process group of its own, which is ended as a whole when time is up
-        or phema itself is to end.
+        It has no stdin, and a process group of its own.
 
         Args:
             values: by the names of ``PLACEHOLDERS``.
@@ -104,24 +108,17 @@ class Evaluator:
             StorageError: the command can't be started, or the log not be written.
         """
         line = self.command.format(**{k: quoted(v) for k, v in values.items()})
-        began = time.monotonic()
         try:
-            with tempfile.TemporaryFile() as out, (log or Path(os.devnull)).open("ab") as errors:
-                code = _run(line, out.fileno(), errors.fileno() if log else None, self.timeout)
-                out.seek(0)
-                text = out.read().decode(errors="replace")
+            out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
+            try:
+                with (log or Path(os.devnull)).open("ab") as errors:
+                    process = _start(line, out.fileno(), errors.fileno() if log else None)
+            except BaseException:
+                out.close()
+                raise
         except OSError as error:
             raise StorageError.wrap(error, "--eval", "run the command") from error
-        seconds = round(time.monotonic() - began, 3)
-        if code is None:
-            return Result(None, f"timed out after {self.timeout:g} s", seconds)
-        if code:
-            how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-            return Result(None, how, seconds)
-        found = self.read(text)
-        if isinstance(found, str):
-            return Result(None, found, seconds)
-        return Result(found, None, seconds)
+        return Running(self, process, out, time.monotonic())
 
     def read(self, text: str) -> float | str:
         """The metric that a command has printed, or why that is none."""
@@ -157,17 +154,124 @@ def _by_key(text: str, key: str | None) -> str | None:
     return None
 
 
-def _run(line: str, out: int, errors: int | None, timeout: float | None) -> int | None:
-    """Run a line of shell; its exit code, or None where time was up."""
+def _start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:
+    """Start a line of shell; one that a signal comes in the way of is ended again."""
     process = None
     try:
         with held_signals():
             process = start(line, out, errors)
-        return process.wait(timeout)
-    except BaseException as error:
+    except BaseException:
         if process is not None:
             with held_signals():
                 end(process, _GRACE)
-        if isinstance(error, subprocess.TimeoutExpired):
-            return None
         raise
+    return process
+
+
+class Running:
+    """A command that was started.
+
+    Args:
+        evaluator: what reads its metric, and how long it may take.
+        process: the command, which leads a group.
+        out: what it prints.
+        began: when it was started, by the clock of ``time.monotonic``.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, process: subprocess.Popen[bytes], out: IO[bytes], began: float
+    ) -> None:
+        self._evaluator = evaluator
+        self._process = process
+        self._out = out
+        self._began = began
+
+    def result(self) -> Result | None:
+        """What it gave, None while it runs; it is ended where its time is up."""
+        code = self._process.poll()
+        seconds = time.monotonic() - self._began
+        limit = self._evaluator.timeout
+        if code is None and (limit is None or seconds < limit):
+            return None
+        if code is None:
+            self.end()
+            return Result(None, f"timed out after {limit:g} s", round(seconds, 3))
+        with self._out:
+            self._out.seek(0)
+            text = self._out.read().decode(errors="replace")
+        if code:
+            how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+            return Result(None, how, round(seconds, 3))
+        found = self._evaluator.read(text)
+        if isinstance(found, str):
+            return Result(None, found, round(seconds, 3))
+        return Result(found, None, round(seconds, 3))
+
+    def end(self) -> None:
+        """End it, and all processes that it has started."""
+        with held_signals():
+            end(self._process, _GRACE)
+        self._out.close()
+
+
+Job = TypeVar("Job")
+
+
+class Workers(Generic[Job]):
+    """Commands that run at the same time; when the block ends none of them does any more.
+
+    Args:
+        count: how many may run.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._running: dict[int, tuple[Job, Running]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for _, running in self._running.values():
+            running.end()
+        self._running.clear()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What runs, by worker."""
+        return [self._running[worker][0] for worker in sorted(self._running)]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other command may run now."""
+        return len(self._running) >= self.count
+
+    def start(self, job: Job, begin: Callable[[int], Running]) -> None:
+        """Start a job on the first worker that is free, whose number ``begin`` gets."""
+        worker = next(i for i in range(self.count) if i not in self._running)
+        self._running[worker] = job, begin(worker)
+
+    def ended(self, meanwhile: Callable[[], None]) -> list[tuple[Job, Result]]:
+        """Wait until a job has ended, and give those that have.
+
+        Args:
+            meanwhile: called now and then.
+        """
+        pause = _SOONEST
+        while True:
+            done = []
+            for worker, (job, running) in list(self._running.items()):
+                result = running.result()
+                if result is not None:
+                    del self._running[worker]
+                    done.append((job, result))
+            if done:
+                return done
+            meanwhile()
+            time.sleep(pause)
+            pause = min(2 * pause, _LATEST)

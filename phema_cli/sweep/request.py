@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,10 @@ from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 Keep = Literal["best", "all", "none"]
 
+#: evaluations of one target, and at the same time.
+MOST_REPEATS, MOST_WORKERS = 1000, 256
+#: the family of plain means of the last checkpoints.
+CHECKPOINTS = "checkpoints:last"
 _EVALUATION, _OUTPUT = "Evaluation", "Output"
 #: the options of Request that a sweep has too.
 SWEPT = (
@@ -27,8 +31,14 @@ class SweepRequest:
         metric: regular expression of the metric in what the command prints.
         metric_key: dotted name of the metric in the JSON that the command prints.
         maximize: whether the highest metric is the best, instead of the lowest.
-        refine: how many further points are searched around the best; by default 6 where the
-            request has no targets, else none.
+        search: the family of averages in which the best length is searched, from a grid over what
+            the snapshots allow on; by default that of power functions, by sigma_rel, where the
+            request has no targets.
+        refine: how many further points are searched; by default 8 where a grid is evaluated, else
+            none.
+        repeat: how often each target is evaluated, for metrics with noise.
+        parallel: how many evaluations run at the same time.
+        baselines: whether the last weights and the stored averages are evaluated too.
         timeout: seconds after which an evaluation has failed.
         retry_failed: whether evaluations that failed before are run again.
         request: the targets and how they are made. Without targets a grid over what the snapshots
@@ -41,7 +51,8 @@ class SweepRequest:
     """
 
     eval: str = option(
-        "What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, {target}.",
+        "What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, {target}, "
+        "{worker}, {repeat}.",
         group=_EVALUATION,
         metavar="CMD",
         required=True,
@@ -62,11 +73,41 @@ class SweepRequest:
         flag="--maximize/--minimize",
     )
     refine: int | None = option(
-        "Further points searched around the best; 6 without targets given, else 0.",
+        "Further points searched for the best; 8 after a grid of phema's, else 0.",
         group=_EVALUATION,
         metavar="N",
         type=int,
         least=0,
+    )
+    search: str | None = option(
+        "Family to search: sigma_rel (the default without targets), uniform:last, "
+        "decay:last,shape=sqrt, exponential:halflife, checkpoints:last.",
+        group=_EVALUATION,
+        metavar="FAMILY",
+    )
+    repeat: int = option(
+        "Evaluations of each target, where the metric has noise; {repeat} counts them from 0.",
+        default=1,
+        group=_EVALUATION,
+        metavar="N",
+        type=int,
+        least=1,
+        most=MOST_REPEATS,
+    )
+    parallel: int = option(
+        "Evaluations at the same time; {worker} is 0 to N-1, for one GPU each.",
+        default=1,
+        group=_EVALUATION,
+        metavar="N",
+        type=int,
+        least=1,
+        most=MOST_WORKERS,
+    )
+    baselines: bool = option(
+        "Don't evaluate the last weights and the stored averages.",
+        default=True,
+        group=_EVALUATION,
+        flag="--no-baselines",
     )
     timeout: float | None = option(
         "Time after which an evaluation has failed: 90s, 30m, 2h.",
@@ -94,3 +135,11 @@ class SweepRequest:
     )
     overwrite: bool = option("Forget an earlier sweep's results.", default=False, group=_OUTPUT)
     log: Path | None = None
+
+    @property
+    def scanned(self) -> Request:
+        """The request whose needs the snapshots have to meet: a mean of checkpoints needs less."""
+        if (self.search or "").startswith(CHECKPOINTS):
+            lasting = (*self.request.profiles, f"{CHECKPOINTS}=1")
+            return replace(self.request, profile=lasting)
+        return self.request

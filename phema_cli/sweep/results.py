@@ -6,12 +6,17 @@ together. A sweep that was killed resumes from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.sweep.evaluation import Result
 from phema_cli.system.files import sync_folder
 from phema_cli.system.log import Log
 
@@ -28,14 +33,18 @@ class Record:
         profile: what users call it.
         gamma: exponent, None for other profiles than powers.
         sigma_rel: relative standard deviation, None for other profiles.
-        metric: what the command printed, None where it failed.
+        metric: what the command printed, the mean of several; None where it failed.
         failure: why it failed, None where it did not.
-        seconds: how long the command ran.
+        seconds: how long the command ran, several times in all.
         refined: whether the search chose the target, not the user.
         file: the output's name in the directory of the sweep.
         verdict: how good the target was expected to be.
         expected_error: as the figures of a synthesis have it.
         sigma_error: as the figures of a synthesis have it.
+        metrics: what the command printed each time.
+        repeats: which of the evaluations of the target each metric is of, counted from 0.
+        baseline: ``last weights`` or ``stored average`` where it is one of these, else None.
+        finished: when the last evaluation was finished, in UTC; None where that was not recorded.
     """
 
     target: str
@@ -50,6 +59,56 @@ class Record:
     verdict: str
     expected_error: float | None
     sigma_error: float | None
+    metrics: tuple[float, ...] = ()
+    repeats: tuple[int, ...] = ()
+    baseline: str | None = None
+    finished: str | None = None
+
+    @property
+    def count(self) -> int:
+        """How many evaluations the metric is the mean of."""
+        return max(1, len(self.metrics))
+
+    @property
+    def variance(self) -> float | None:
+        """Of these evaluations; None where there is but one."""
+        return float(np.var(self.metrics, ddof=1)) if len(self.metrics) > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the metric, as its evaluations differ; None where there is but one."""
+        return None if self.variance is None else math.sqrt(self.variance / self.count)
+
+    def missing(self, count: int) -> list[int]:
+        """Which of ``count`` evaluations gave no metric yet."""
+        return [k for k in range(count) if k not in self.repeats]
+
+    def added(self, repeat: int, result: Result) -> Record:
+        """The record with one evaluation more; a target has failed where one of them has."""
+        metrics, repeats, failure = self.metrics, self.repeats, self.failure or result.failure
+        if result.metric is not None:
+            metrics, repeats = (*metrics, result.metric), (*repeats, repeat)
+        return replace(
+            self,
+            metrics=metrics,
+            repeats=repeats,
+            metric=None if failure is not None else _mean(metrics),
+            failure=failure,
+            seconds=round(self.seconds + result.seconds, 3),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def tried_again(self) -> Record:
+        """The record without its failure."""
+        return replace(self, failure=None, metric=_mean(self.metrics) if self.metrics else None)
+
+
+def _mean(metrics: Sequence[float]) -> float:
+    """The mean of metrics, however large."""
+    try:
+        return math.fsum(metrics) / len(metrics)
+    except OverflowError:
+        return math.fsum(m / len(metrics) for m in metrics)
 
 
 class Results:
@@ -120,11 +179,16 @@ class Results:
         if isinstance(batch, list):
             self.batch = [_plain(name, self.path) for name in batch]
             return
-        try:
-            record = Record(**{f.name: entry[f.name] for f in fields(Record)})
-        except KeyError as error:
-            raise InputError(f"a line lacks {error}", where=self.path) from error
+        missing = [f.name for f in fields(Record) if f.default is MISSING and f.name not in entry]
+        if missing:
+            raise InputError(f"a line lacks {missing[0]!r}", where=self.path)
+        record = Record(**{f.name: entry[f.name] for f in fields(Record) if f.name in entry})
         _plain(record.file, self.path)
+        metrics, repeats = tuple(record.metrics), tuple(record.repeats)
+        if not metrics and record.metric is not None:
+            # Of a version that evaluated each target once.
+            metrics, repeats = (record.metric,), (0,)
+        record = replace(record, metrics=metrics, repeats=repeats)
         self.records[record.target] = record
 
     def add(self, record: Record) -> None:

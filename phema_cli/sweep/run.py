@@ -1,21 +1,23 @@
-"""Sweeps: targets are made in batches, evaluated one by one, and the best is searched for."""
+"""Sweeps: targets are made in batches and evaluated, and the best is searched for."""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats.base import PARTIAL
-from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.scan import Scan
-from phema_cli.solver.search import Point, Position, next_sigma_rel, position
-from phema_cli.sweep.evaluation import Result
+from phema_cli.solver.search import Limits, next_scales
+from phema_cli.sweep.evaluation import Result, Running, Workers
+from phema_cli.sweep.outcome import Curve, Outcome, found
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record, Results
 from phema_cli.sweep.targets import Planner, Target
@@ -28,40 +30,30 @@ from phema_cli.system.pools import Progress
 _FREE_PART = 0.9
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a sweep has found.
-
-    Attributes:
-        records: all evaluations, by sigma_rel, those of other profiles last.
-        best: the one with the best metric, None where all failed.
-        position: where the best stands among the power functions.
-        path: the best one's output, None where it was not kept.
-    """
-
-    records: tuple[Record, ...]
-    best: Record | None
-    position: Position
-    path: Path | None
-
-
 class Listener(Protocol):
     """Whom a sweep tells what it does."""
+
+    def begun(self, planner: Planner, outcome: Outcome, left: int) -> None:
+        """All is planned: what is known of an earlier run, and how many evaluations are left."""
+        ...
 
     def synthesizing(self, recipe: Recipe) -> AbstractContextManager[Progress | None]:
         """Outputs are about to be made."""
         ...
 
-    def evaluated(self, record: Record) -> None:
-        """An evaluation is finished."""
+    def waiting(self, running: Sequence[str], left: int) -> None:
+        """Targets are being evaluated; so many evaluations are left, these too. Now and then."""
+        ...
+
+    def evaluated(self, record: Record, metric: float | None, outcome: Outcome, left: int) -> None:
+        """An evaluation is finished and gave this; so many are left, those that run included."""
         ...
 
 
 def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
-    """Evaluate targets and search for the best; go on from the results of an earlier run.
+    """Evaluate targets and search for the best; resume from the results of an earlier run.
 
     Without targets in the request a grid over the sigma_rel that the snapshots reach is evaluated.
-    Power functions alone take part in the search.
 
     Raises:
         PhemaError: the snapshots, the targets or the options make no sense, or the disk failed. An
@@ -71,8 +63,8 @@ def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
     # What can't be planned is not begun.
     targets = planner.targets()
     planner.check_room(targets)
-    with _opened(planner) as results:
-        return _Run(planner, results, listener).search(targets)
+    with _opened(planner) as results, Workers[Job](asked.parallel) as workers:
+        return _Run(planner, results, listener, workers).search(targets)
 
 
 @contextmanager
@@ -89,6 +81,10 @@ def _opened(planner: Planner) -> Iterator[Results]:
         results.close()
 
 
+#: a target, and which of its evaluations.
+Job = tuple[Target, int]
+
+
 class _Run:
     """A sweep from the results so far to the last one.
 
@@ -96,56 +92,153 @@ class _Run:
         planner: plans the outputs.
         results: what is known, and where what is found goes.
         listener: whom to tell.
+        workers: run the evaluations.
     """
 
-    def __init__(self, planner: Planner, results: Results, listener: Listener) -> None:
+    def __init__(
+        self, planner: Planner, results: Results, listener: Listener, workers: Workers[Job]
+    ) -> None:
         self._planner = planner
         self._asked = planner.asked
         self._results = results
         self._listener = listener
+        self._workers = workers
+        self._waiting: list[Target] = []
 
     def search(self, targets: Sequence[Target]) -> Outcome:
         """Evaluate what is not known yet, and further points around the best."""
         records = self._results.records
-        waiting = [t for t in targets if self._is_open(t.name)]
-        if self._asked.retry_failed:
-            failed = [r for r in records.values() if r.refined and r.failure is not None]
-            given = {t.name for t in targets}
-            waiting += self._planner.powers(
-                [r.gamma for r in failed if r.gamma is not None and r.target not in given]
-            )
-        self._evaluate(waiting)
-        while sum(r.refined for r in records.values()) < self._planner.refine:
-            sigma_rel = next_sigma_rel(self._points(), maximize=self._asked.maximize)
-            if sigma_rel is None:
+        for target in targets:
+            if target.name in records:
+                # An earlier run may not have known it.
+                records[target.name] = replace(records[target.name], baseline=target.baseline)
+        given = {t.name for t in targets}
+        begun = [r for r in records.values() if r.refined and r.target not in given]
+        self._waiting = [t for t in targets if self._left_of(t.name)]
+        self._waiting += self._planner.again([r for r in begun if self._left_of(r.target)])
+        for target in self._waiting:
+            if target.name in records:
+                records[target.name] = records[target.name].tried_again()
+        self._listener.begun(self._planner, self._found(), self._left())
+        self._evaluate()
+        while self._to_refine() > 0:
+            self._waiting = self._chosen()
+            if not self._waiting:
                 break
-            self._evaluate(self._planner.powers([gamma_from_sigma_rel(sigma_rel)]))
+            self._evaluate()
         return self._outcome(targets)
 
-    def _is_open(self, name: str) -> bool:
-        """Whether a target is to be evaluated."""
+    def _to_refine(self) -> int:
+        """How many further points there may be."""
+        refined = sum(r.refined for r in self._results.records.values())
+        return max(0, self._planner.refine - refined)
+
+    def _left(self) -> int:
+        """How many evaluations are left, at most."""
+        records = self._results.records
+        chosen = sum(t.refined and t.name not in records for t in self._waiting)
+        beyond = max(0, self._to_refine() - chosen) * self._asked.repeat
+        return sum(self._left_of(t.name) for t in self._waiting) + beyond
+
+    def _left_of(self, name: str) -> int:
+        """How many evaluations of a target are left."""
         record = self._results.records.get(name)
-        return record is None or (self._asked.retry_failed and record.failure is not None)
+        if record is None:
+            return self._asked.repeat
+        if record.failure is not None and not self._asked.retry_failed:
+            return 0
+        return len(record.missing(self._asked.repeat))
 
-    def _points(self) -> list[Point]:
-        """What the search knows."""
+    def _found(self) -> Outcome:
+        """What is known by now."""
         records = self._results.records.values()
-        return [Point(r.sigma_rel, r.metric) for r in records if r.sigma_rel is not None]
+        return found(records, self._planner.end, maximize=self._asked.maximize)
 
-    def _evaluate(self, waiting: Sequence[Target]) -> None:
-        """Make and evaluate targets, batch by batch."""
-        left = list(waiting)
-        self._tidy(left)
-        while left:
-            batch = self._batch(left)
+    def _chosen(self) -> list[Target]:
+        """The points that tell most about the best, as many as can be evaluated at a time."""
+        for curve in self._found().curves:
+            limits = self._limits(curve)
+            if limits is None:
+                continue
+            scales = next_scales(
+                curve.points,
+                limits,
+                left=self._to_refine(),
+                count=self._asked.parallel,
+                maximize=self._asked.maximize,
+            )
+            targets = self._planner.of_lengths(curve.family, scales)
+            new = [t for t in targets if t.name not in self._results.records]
+            if new:
+                return new
+        return []
+
+    def _limits(self, curve: Curve) -> Limits | None:
+        """The lengths that the snapshots allow, and those that were evaluated nevertheless."""
+        scales = [p.scale for p in curve.points if p.metric is not None]
+        if len(scales) < 2:  # noqa: PLR2004 - one length says nothing of where others are better
+            return None
+        allowed = self._planner.reach(curve.family).limits
+        if allowed is not None:
+            scales += [allowed.low, allowed.high]
+        return curve.family.limits(scales)
+
+    def _evaluate(self) -> None:
+        """Make and evaluate the targets that wait, batch by batch."""
+        self._tidy()
+        while self._waiting:
+            batch = self._batch(self._waiting)
             self._make(batch)
-            for target in batch:
-                result = self._planner.evaluator.run(self._values(target), self._asked.log)
-                # On the disk before the output goes: a kill in between loses nothing.
-                self._results.add(_record(target, result))
-                self._listener.evaluated(self._results.records[target.name])
-                left.remove(target)
-                self._tidy(left)
+            jobs = self._jobs(batch)
+            while jobs or self._workers.jobs:
+                while jobs and not self._workers.is_full:
+                    self._start(*jobs.popleft())
+                for (target, repeat), result in self._workers.ended(self._wait):
+                    self._add(target, repeat, result)
+                    jobs = deque(job for job in jobs if not self._has_failed(job[0]))
+                    busy = [job[0].name for job in (*jobs, *self._workers.jobs)]
+                    self._waiting = [
+                        t for t in self._waiting if t.name != target.name or t.name in busy
+                    ]
+                    self._tidy()
+
+    def _jobs(self, batch: Sequence[Target]) -> deque[Job]:
+        """All targets once, then all of them again: the first results come early."""
+        records, repeat = self._results.records, self._asked.repeat
+        jobs = [
+            (target, k)
+            for target in batch
+            for k in (
+                records[target.name].missing(repeat) if target.name in records else range(repeat)
+            )
+        ]
+        return deque(sorted(jobs, key=lambda job: job[1]))
+
+    def _has_failed(self, target: Target) -> bool:
+        record = self._results.records.get(target.name)
+        return record is not None and record.failure is not None
+
+    def _start(self, target: Target, repeat: int) -> None:
+        """Start an evaluation on a worker that is free."""
+        values = self._values(target) | {"repeat": str(repeat)}
+
+        def begin(worker: int) -> Running:
+            numbered = values | {"worker": str(worker)}
+            return self._planner.evaluator.start(numbered, self._asked.log)
+
+        self._workers.start((target, repeat), begin)
+
+    def _wait(self) -> None:
+        """Tell what runs."""
+        running = [target.profile.label for target, _ in self._workers.jobs]
+        self._listener.waiting(running, self._left())
+
+    def _add(self, target: Target, repeat: int, result: Result) -> None:
+        """Record an evaluation: on the disk before the output goes, so a kill loses nothing."""
+        before = self._results.records.get(target.name) or _empty(target)
+        self._results.add(before.added(repeat, result))
+        record = self._results.records[target.name]
+        self._listener.evaluated(record, result.metric, self._found(), self._left())
 
     def _batch(self, left: Sequence[Target]) -> list[Target]:
         """The next targets that are made in one pass.
@@ -202,53 +295,38 @@ class _Run:
             "target": target.profile.label,
         }
 
-    def _tidy(self, left: Sequence[Target]) -> None:
+    def _tidy(self) -> None:
         """Remove outputs that were evaluated and are not to stay."""
         if self._asked.keep == "all":
             return
-        staying = {t.path.name for t in left}
-        best = self._best()
-        if self._asked.keep == "best" and best is not None:
+        staying = {t.path.name for t in self._waiting}
+        best = self._found().best if self._asked.keep == "best" else None
+        if best is not None:
             staying.add(best.file)
         for record in self._results.records.values():
             if record.file not in staying:
                 remove_checkpoint(self._planner.folder / record.file, self._planner.beside)
 
-    def _best(self) -> Record | None:
-        """The evaluation with the best metric; of several, the one of the least sigma_rel."""
-        sign = -1.0 if self._asked.maximize else 1.0
-        metrics = [
-            (sign * r.metric, *_order(r), r)
-            for r in self._results.records.values()
-            if r.metric is not None
-        ]
-        return min(metrics, key=lambda entry: entry[:-1])[-1] if metrics else None
-
     def _made_again(self, best: Record, targets: Sequence[Target]) -> Path | None:
         """The output of an evaluation whose own is gone; None where its profile is not known."""
-        gammas = [] if best.gamma is None else [best.gamma]
-        lost = [t for t in targets if t.name == best.target] or self._planner.powers(gammas)
+        lost = [t for t in targets if t.name == best.target] or self._planner.again([best])
         if not lost:
             return None
         self._make(lost)
+        self._tidy()
         return lost[0].path
 
     def _outcome(self, targets: Sequence[Target]) -> Outcome:
         """What was found; the best one's output is made again where it is gone."""
-        best = self._best()
+        outcome = self._found()
+        best, curve = outcome.best, outcome.curve
         path = None
         if best is not None and self._asked.keep != "none":
             path = self._planner.folder / best.file
             if not is_complete(path):
                 path = self._made_again(best, targets)
-        records = sorted(self._results.records.values(), key=_order)
-        standing = position(self._points(), maximize=self._asked.maximize)
-        return Outcome(tuple(records), best, standing, path)
-
-
-def _order(record: Record) -> tuple[float, str]:
-    """What evaluations are sorted by."""
-    return math.inf if record.sigma_rel is None else record.sigma_rel, record.profile
+        limits = None if curve is None else self._planner.reach(curve.family).limits
+        return replace(outcome, path=path, limits=limits)
 
 
 def _is_begun(targets: Sequence[Target]) -> bool:
@@ -256,8 +334,8 @@ def _is_begun(targets: Sequence[Target]) -> bool:
     return any(t.path.with_name(t.path.name + PARTIAL).exists() for t in targets)
 
 
-def _record(target: Target, result: Result) -> Record:
-    """The result of a target's evaluation."""
+def _empty(target: Target) -> Record:
+    """The record of a target that was not evaluated yet."""
     figures = target.figures
     power = target.profile if isinstance(target.profile, PowerProfile) else None
     return Record(
@@ -266,14 +344,15 @@ def _record(target: Target, result: Result) -> Record:
         gamma=None if power is None else power.gamma,
         # Without the noise of its way through gamma: searches compare and people read it.
         sigma_rel=None if power is None else float(f"{power.sigma_rel:.12g}"),
-        metric=result.metric,
-        failure=result.failure,
-        seconds=result.seconds,
+        metric=None,
+        failure=None,
+        seconds=0.0,
         refined=target.refined,
         file=target.path.name,
         verdict=figures.verdict,
         expected_error=_finite(figures.expected_error),
         sigma_error=_finite(figures.sigma_error),
+        baseline=target.baseline,
     )
 
 

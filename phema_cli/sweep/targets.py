@@ -7,22 +7,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phema_cli.errors import InputError, UsageError
+from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.estimate.solve import measure, solve_snapshots
-from phema_cli.estimate.targets import make_targets, target_step
-from phema_cli.profiles import CheckpointsSpec, PowerProfile, Profile, ProfileSpec
+from phema_cli.estimate.targets import make_targets, target_step, time_of
+from phema_cli.profiles import (
+    CheckpointsSpec,
+    PowerProfile,
+    Profile,
+    ProfileSpec,
+    gamma_from_sigma_rel,
+    parse_profile,
+)
 from phema_cli.request import GRID, Request
 from phema_cli.snapshots.base import reference
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
-from phema_cli.solver.search import FURTHER_POINTS, spread_out
+from phema_cli.solver.search import FURTHER_POINTS, Limits, spread_out
+from phema_cli.sweep import families
+from phema_cli.sweep.baselines import Baseline, baselines
 from phema_cli.sweep.evaluation import Evaluator
-from phema_cli.sweep.request import SweepRequest
+from phema_cli.sweep.families import SIGMA_REL, Family
+from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
+from phema_cli.sweep.results import Record
 from phema_cli.synthesis import find_dtype, make_recipe
 from phema_cli.synthesis.names import output_format
-from phema_cli.synthesis.provenance import CARD, source_entry
+from phema_cli.synthesis.provenance import CARD, command, source_entry
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.trainers.side_files import side_files
+
+Spec = str | ProfileSpec | CheckpointsSpec
+#: error in per cent up to which a search leaves what is reached fairly: with more, a target is
+#: nearer to the next point of the search than to itself.
+_ALLOWED = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +52,16 @@ class Target:
         size_bytes: bytes of that.
         figures: how good it is expected to be.
         refined: whether the search chose it.
+        baseline: what it is where it is stored as it is: ``last weights``, ``stored average``.
     """
 
     profile: Profile
-    spec: str | ProfileSpec | CheckpointsSpec | None
+    spec: Spec | None
     path: Path
     size_bytes: int
     figures: Figures
     refined: bool
+    baseline: str | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +69,20 @@ class Target:
         if isinstance(self.profile, PowerProfile):
             return self.profile.label
         return f"{self.profile.label} {_digest(self.profile)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which lengths of a family the snapshots allow.
+
+    Attributes:
+        grid: the first lengths to evaluate: over those that are reached fairly or well; none where
+            there are none.
+        limits: those that may be evaluated; None where none is known.
+    """
+
+    grid: tuple[float, ...]
+    limits: Limits | None
 
 
 class Planner:
@@ -76,6 +108,8 @@ class Planner:
         # With the slash it is where outputs are put, however many of them a call makes.
         self.request = replace(asked.request, output=f"{asked.output}/", overwrite=True)
         self.step = target_step(self.snapshots, self.request.step)
+        self.end = time_of(self.snapshots, self.step)
+        self._reached: dict[Family, Reach] = {}
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
         self.tags = self._measured.tags
@@ -89,23 +123,82 @@ class Planner:
         return bool(self.request.gammas or self.request.sigma_rels or self.request.profiles)
 
     @property
+    def searched(self) -> Family | None:
+        """The family that a grid is evaluated of; None where the request says all targets."""
+        if self.asked.search is not None:
+            return families.find(self.asked.search, self.end)
+        return None if self._has_targets else Family(SIGMA_REL, self.end)
+
+    @property
     def refine(self) -> int:
         """How many further points are searched."""
         if self.asked.refine is not None:
             return self.asked.refine
-        return 0 if self._has_targets else FURTHER_POINTS
+        return 0 if self.searched is None else FURTHER_POINTS
 
     def targets(self) -> list[Target]:
-        """The targets of the request, or the default grid where it has none."""
-        if self._has_targets:
-            return self._targets(self.request)
-        return self._targets(replace(self.request, sigma_rel=self._reached()))
+        """The baselines, the targets of the request and the grid of the family that is searched."""
+        request, family = self.request, self.searched
+        if family is not None:
+            grid = self.reach(family).grid
+            if not grid:
+                raise InputError(
+                    f"the snapshots reach no length of {family.name} even fairly",
+                    remedy="see phema inspect; pass lengths to sweep nevertheless",
+                )
+            request = self._with(request, family, grid)
+        given = make_targets(self.snapshots, request)
+        stored = self._baselines() if self.asked.baselines else []
+        kinds = {one.label: one.kind for one in stored}
+        labels = {target.label for target in given}
+        more = [one for one in stored if one.label not in labels]
+        made = self._targets(_joined(request, more))
+        marked = [replace(t, baseline=kinds.get(t.profile.label)) for t in made]
+        return sorted(marked, key=lambda t: t.baseline is None)
 
-    def powers(self, gammas: Sequence[float]) -> list[Target]:
+    def _baselines(self) -> list[Baseline]:
+        return baselines(self.scan, self.step, self.end)
+
+    def _with(self, request: Request, family: Family, scales: Sequence[float]) -> Request:
+        """The request with lengths of a family too, but for those that it has."""
+        if family.name == SIGMA_REL:
+            there = {f"{s:.4g}" for s in request.sigma_rels}
+            more = [s for s in scales if f"{s:.4g}" not in there]
+            return replace(request, sigma_rel=(*request.sigma_rels, *more))
+        texts = [family.text(scale) for scale in scales]
+        there = {p if isinstance(p, str) else p.label for p in request.profiles}
+        return replace(request, profile=(*request.profiles, *(t for t in texts if t not in there)))
+
+    def of_lengths(self, family: Family, scales: Sequence[float]) -> list[Target]:
         """Targets that the search has chosen."""
-        if not gammas:
+        if not scales:
             return []
-        return self._targets(self._of(gammas, ()), refined=True)
+        if family.name == SIGMA_REL:
+            request = self._of([gamma_from_sigma_rel(s) for s in scales], ())
+        else:
+            request = self._of((), [family.text(scale) for scale in scales])
+        return self._targets(request, refined=True)
+
+    def again(self, records: Sequence[Record]) -> list[Target]:
+        """The targets of earlier results, without those that can't be made of what is recorded."""
+        stored = {one.label: one for one in self._baselines()}
+        made = []
+        for record in records:
+            spec: Spec | None = None
+            try:
+                if record.gamma is None:
+                    known = stored.get(record.profile)
+                    spec = parse_profile(record.profile) if known is None else known.spec
+                    if spec is None:
+                        continue
+                gammas = [] if record.gamma is None else [record.gamma]
+                (target,) = self._targets(self._of(gammas, [] if spec is None else [spec]))
+            except PhemaError:
+                # A profile from a file, whose name alone is recorded.
+                continue
+            if target.name == record.target:
+                made.append(replace(target, refined=record.refined, baseline=record.baseline))
+        return made
 
     def _targets(self, request: Request, *, refined: bool = False) -> list[Target]:
         """The targets of a request."""
@@ -138,28 +231,57 @@ class Planner:
         self.beside |= {b.path.name for output in recipe.outputs for b in output.beside}
         return recipe
 
-    def _reached(self) -> tuple[float, ...]:
-        """A grid over the widest range of sigma_rel that can be reached fairly or well."""
-        solution = solve_snapshots(
+    def reach(self, family: Family) -> Reach:
+        """Which lengths of a family the snapshots allow."""
+        if family not in self._reached:
+            self._reached[family] = self._look(family)
+        return self._reached[family]
+
+    def _look(self, family: Family) -> Reach:
+        """The widest range of lengths that can be reached, and what lies next to it."""
+        scales = family.looked_at(len({s.tag.step for s in self.snapshots}))
+        if family.name == CHECKPOINTS:
+            return Reach(spread_out(scales[0], scales[-1], whole=True), family.limits(scales))
+        figures = self._figures(family, scales)
+        runs: list[list[int]] = [[]]
+        for i, one in enumerate(figures):
+            if one.verdict == "poor":
+                runs.append([])
+            elif family.name != SIGMA_REL or scales[i] in GRID:
+                runs[-1].append(i)
+        widest = max(runs, key=len)
+        if not widest:
+            return Reach((), None)
+        first, last = widest[0], widest[-1]
+        grid = spread_out(scales[first], scales[last])
+        while first > 0 and _is_allowed(figures[first - 1]):
+            first -= 1
+        while last + 1 < len(scales) and _is_allowed(figures[last + 1]):
+            last += 1
+        return Reach(grid, family.limits(scales[first : last + 1]))
+
+    def _figures(self, family: Family, scales: Sequence[float]) -> tuple[Figures, ...]:
+        """How well targets of these lengths are met."""
+        request = self._with(Request(step=self.step), family, scales)
+        return solve_snapshots(
             self.snapshots,
-            make_targets(self.snapshots, Request(sigma_rel=GRID, step=self.step)),
+            make_targets(self.snapshots, request),
             self._measured,
             method=self.request.method,
             together=True,
-        )
-        runs: list[list[float]] = [[]]
-        for sigma_rel, figures in zip(GRID, solution.figures, strict=True):
-            if figures.verdict == "poor":
-                runs.append([])
+        ).figures
+
+    def command(self, record: Record) -> str | None:
+        """The command line that makes the output of a result; None where no options do."""
+        try:
+            if record.gamma is not None:
+                profile: Profile = PowerProfile(record.gamma, self.end)
             else:
-                runs[-1].append(sigma_rel)
-        widest = max(runs, key=len)
-        if not widest:
-            raise InputError(
-                "the snapshots reach no sigma_rel even fairly",
-                remedy="see phema inspect; pass --sigma-rel to sweep nevertheless",
-            )
-        return spread_out(widest[0], widest[-1])
+                request = Request(profile=(record.profile,), step=self.request.step)
+                (profile,) = make_targets(self.snapshots, request)
+        except PhemaError:
+            return None
+        return command(self.scan.roots, replace(self.request, output=None), profile, None)
 
     def check_room(self, targets: Sequence[Target]) -> None:
         """Refuse a --max-disk that can't be kept."""
@@ -197,6 +319,24 @@ class Planner:
             "dtype": None if request.dtype is None else find_dtype(request.dtype).label,
             "format": output_format(self.asked.output, request.format),
         }
+
+
+def _is_allowed(figures: Figures) -> bool:
+    """Whether a target is met so well that its length means something."""
+    error = figures.sigma_error
+    per_cent = 100 * figures.expected_error if error is None else error
+    return figures.verdict != "poor" or per_cent <= _ALLOWED
+
+
+def _joined(request: Request, stored: Sequence[Baseline]) -> Request:
+    """The request with baselines too."""
+    gammas = [one.gamma for one in stored if one.gamma is not None]
+    specs = [one.spec for one in stored if one.spec is not None]
+    return replace(
+        request,
+        gamma=(*gammas, *request.gammas),
+        profile=(*request.profiles, *specs),
+    )
 
 
 def _digest(value: object) -> str:

@@ -1,0 +1,151 @@
+"""The curve of a sweep as SVG inside a page: its colours are the page's, light and dark."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+
+import numpy as np
+
+from phema_cli.cli import render
+from phema_cli.cli.chart import Axis, linear_axis, log_axis, tick_labels
+from phema_cli.cli.sweep_curve import View
+
+#: the drawing, and what is left free of it for the axes' numbers and names.
+_WIDTH, _HEIGHT = 720.0, 380.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84.0, 16.0, 52.0, 56.0
+#: pixels between the outer points and the edges, and from which a band has room for its name.
+_BESIDE, _WORD = 18.0, 50.0
+_TICKS_ACROSS, _TICKS_UP = 7, 6
+
+
+def escaped(text: object) -> str:
+    """Text from outside, in a page."""
+    return html.escape(render.printable(text), quote=True)
+
+
+class _Place:
+    """Where numbers are in the drawing."""
+
+    def __init__(self, x: Axis, y: Axis) -> None:
+        self._x, self._y = x, y
+
+    def across(self, value: float) -> float:
+        """Pixels from the left."""
+        room = _WIDTH - _LEFT - _RIGHT - 2 * _BESIDE
+        part = float(self._x.dots(np.array([value]), 2)[0])
+        return _LEFT + _BESIDE + part * room
+
+    def down(self, value: float) -> float:
+        """Pixels from the top."""
+        part = float(self._y.dots(np.array([value]), 2)[0])
+        return _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def svg(view: View) -> str:
+    """The drawing; it has a name for those who can't see it."""
+    kept = ~view.beyond
+    errors = np.nan_to_num(view.error[kept])
+    levels = [(n, v) for n, v in view.levels if not view.is_beyond(np.array([v]))[0]]
+    heights = np.concatenate(
+        [view.metric[kept] - errors, view.metric[kept] + errors, np.array([v for _, v in levels])]
+    )
+    x_axis, y_axis = log_axis(view.scale, _TICKS_ACROSS), linear_axis(heights, _TICKS_UP)
+    place = _Place(x_axis, y_axis)
+    best = escaped(f"best: {view.metric[view.best]:.6g} at {view.said(view.best)}")
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{best}">',
+        *_bands(view, place),
+        *_axes(view, x_axis, y_axis, place),
+        *_levels(view, levels, place),
+        *_curve(view, place),
+        *_points(view, place),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def _bands(view: View, place: _Place) -> Iterator[str]:
+    """How good the targets were expected to be."""
+    bands = view.bands()
+    for i, (low, high, verdict) in enumerate(bands):
+        left = _LEFT if i == 0 else place.across(low)
+        right = _WIDTH - _RIGHT if i == len(bands) - 1 else place.across(high)
+        yield (
+            f'<rect class="{escaped(verdict)}" x="{left:.1f}" y="{_TOP:.1f}" '
+            f'width="{right - left:.1f}" height="{_HEIGHT - _TOP - _BOTTOM:.1f}"/>'
+        )
+        if right - left > _WORD:
+            middle = (left + right) / 2
+            at = f'x="{middle:.1f}" y="{_TOP - 8:.1f}"'
+            yield f'<text class="faint middle" {at}>{escaped(verdict)}</text>'
+
+
+def _axes(view: View, x_axis: Axis, y_axis: Axis, place: _Place) -> Iterator[str]:
+    """The axes with their numbers and names."""
+    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    for tick, number in zip(y_axis.ticks, tick_labels(y_axis.ticks), strict=True):
+        y = place.down(tick)
+        yield f'<path class="grid" d="M{_LEFT:.1f} {y:.1f}H{right:.1f}"/>'
+        yield f'<text class="end" x="{_LEFT - 8:.1f}" y="{y + 4:.1f}">{number}</text>'
+    for tick, number in zip(x_axis.ticks, tick_labels(x_axis.ticks), strict=True):
+        x = place.across(tick)
+        yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v5"/>'
+        yield f'<text class="middle" x="{x:.1f}" y="{bottom + 19:.1f}">{number}</text>'
+    yield f'<path class="axis" d="M{_LEFT:.1f} {bottom:.1f}H{right:.1f}"/>'
+    middle = (_LEFT + right) / 2
+    name = escaped(view.family.label)
+    yield f'<text class="middle" x="{middle:.1f}" y="{_HEIGHT - 10:.1f}">{name}</text>'
+    yield f'<text x="4" y="18">{escaped(view.name)}</text>'
+
+
+def _levels(view: View, levels: list[tuple[str, float]], place: _Place) -> Iterator[str]:
+    """The baselines that have no length."""
+    right = _WIDTH - _RIGHT
+    for _, level in levels:
+        yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{right:.1f}"/>'
+    for name, level, side in view.named_levels():
+        x, anchor = {
+            "left": (_LEFT + 4, "start"),
+            "center": ((_LEFT + right) / 2, "middle"),
+        }.get(side, (right - 4, "end"))
+        at = f'x="{x:.1f}" y="{place.down(level) - 4:.1f}"'
+        yield f'<text class="faint {anchor}" {at}>{escaped(name)}</text>'
+
+
+def _curve(view: View, place: _Place) -> Iterator[str]:
+    """The line through the points, or fitted to them, with gaps where it is not shown."""
+    pen, steps = "M", []
+    for x, y in zip(*view.line(), strict=True):
+        if not np.isfinite(y):
+            pen = "M"
+            continue
+        # What is beyond the drawing by the height of an end of the fit stays in it.
+        down = min(max(place.down(float(y)), _TOP), _HEIGHT - _BOTTOM)
+        steps.append(f"{pen}{place.across(float(x)):.1f} {down:.1f}")
+        pen = "L"
+    yield f'<path class="curve" d="{" ".join(steps)}"/>'
+
+
+def _points(view: View, place: _Place) -> Iterator[str]:
+    """The evaluations as rings, with their errors, each with a text for a pointer over it."""
+    for i in range(len(view.scale)):
+        x, metric = place.across(float(view.scale[i])), float(view.metric[i])
+        text = escaped(f"{view.labels[i]}: {metric:.7g}")
+        if view.beyond[i]:
+            up = view.edge > view.metric[view.best]
+            y, tip = (_TOP + 9, -7) if up else (_HEIGHT - _BOTTOM - 9, 7)
+            yield (
+                f'<path class="beyond" d="M{x - 4:.1f} {y:.1f}h8l-4 {tip}z">'
+                f"<title>{text}</title></path>"
+            )
+            continue
+        y, error = place.down(metric), float(view.error[i])
+        if np.isfinite(error):
+            low, high = place.down(metric - error), place.down(metric + error)
+            yield f'<path class="error" d="M{x:.1f} {high:.1f}V{low:.1f}"/>'
+        kind = "point good" if view.as_good[i] else "point"
+        at = f'cx="{x:.1f}" cy="{y:.1f}"'
+        yield f'<circle class="{kind}" {at} r="4"><title>{text}</title></circle>'
+        if i == view.best:
+            yield f'<circle class="best" {at} r="9"/>'

@@ -1,0 +1,119 @@
+"""What a sweep says in words: where the best length is, and what to do where that is not sure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from phema_cli.cli import render
+from phema_cli.options import number_text
+from phema_cli.sweep.families import SIGMA_REL
+from phema_cli.sweep.outcome import Curve, Outcome
+from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
+from phema_cli.sweep.results import Record
+from phema_cli.sweep.targets import Planner
+
+#: sigma_rel above which there is nothing more to evaluate, and such a part of a run.
+_LONGEST, _WHOLE = 0.28, 0.98
+#: how near to a limit a length is that limit.
+_NEAR = 1.05
+#: the longest sigma_rel of a plan.
+_MOST = 0.28
+_WORD = re.compile(r"[^\W\d][\w@-]*(?: [^\W\d][\w@-]*)*")
+
+
+def metric_name(asked: SweepRequest) -> str:
+    """What the metric is called: by its key, or by the words of its pattern."""
+    if asked.metric_key is not None:
+        return asked.metric_key
+    # Of a regular expression, what it says before its first sign that is none.
+    found = _WORD.match((asked.metric or "").lstrip("^( "))
+    return found[0] if found else "metric"
+
+
+def summary(outcome: Outcome) -> str | None:
+    """Where the best length is, if a curve through noisy metrics says so."""
+    curve = outcome.curve
+    if curve is None or curve.optimum is None or outcome.best not in curve.records:
+        return None
+    best = curve.optimum
+    if not best.fitted:
+        return None
+    text = (
+        f"fitted optimum: {curve.family.said(best.scale)}, metric {best.metric:.5g}; "
+        f"an evaluation has a noise of {best.noise or 0:.2g}"
+    )
+    good = [s for s, as_good in zip(curve.scales, best.as_good, strict=True) if as_good]
+    if len(good) > 1:
+        return f"{text}; from {good[0]:.4g} to {good[-1]:.4g} all are as good"
+    return text
+
+
+def advice(outcome: Outcome, planner: Planner) -> Iterator[str]:
+    """What the user should know of the place of the best, one sentence or two each."""
+    curve, best = outcome.curve, outcome.best
+    if outcome.position == "flat":
+        yield "all metrics are equal: is {path} what --eval evaluates?"
+    elif curve is not None and outcome.position in {"lowest", "highest"}:
+        text = _at_an_end(outcome, curve, planner)
+        if text is not None:
+            yield text
+    if best is not None and best.verdict == "poor" and best.baseline is None:
+        error = best.sigma_error
+        by = "" if error is None else f" by about {render.per_cent(error)}"
+        yield (
+            f"the best is poor: its metric is what it is, but its length is off{by}; "
+            f"{_plan(curve, best, planner)} says which snapshots would reach it"
+        )
+
+
+def _at_an_end(outcome: Outcome, curve: Curve, planner: Planner) -> str | None:
+    """What the best says at an end of what was evaluated; None where there is nothing beyond."""
+    low = outcome.position == "lowest"
+    best = curve.best
+    if best is None:
+        return None
+    scale = curve.scales[curve.records.index(best)]
+    most = {SIGMA_REL: _LONGEST, CHECKPOINTS: scale}.get(curve.family.name)
+    if most is None:
+        most = _WHOLE * (curve.family.end if curve.family.steps else 1.0)
+    if not low and scale >= most:
+        return None
+    end = "shortest" if low else "longest"
+    beyond = "below" if low else "above"
+    limits = outcome.limits
+    if limits is not None and (
+        scale <= limits.low * _NEAR if low else scale >= limits.high / _NEAR
+    ):
+        text = f"the best, {curve.family.said(scale)}, is the {end} that these snapshots allow"
+        if curve.family.name == CHECKPOINTS:
+            return f"{text}: a single one"
+        return (
+            f"{text}: the optimum may lie {beyond}; next time store what "
+            f"{_plan(curve, best, planner)} says"
+        )
+    more = planner.refine + 4
+    return (
+        f"the best, {curve.family.said(scale)}, is the {end} that was evaluated: the optimum may "
+        f"lie {beyond}; the same command with --refine {more} goes on"
+    )
+
+
+def _plan(curve: Curve | None, best: Record, planner: Planner) -> str:
+    """The command that says which snapshots a run should store to reach beyond the best."""
+    width = best.sigma_rel or 0.1
+    widths = [width]
+    if curve is not None and best in curve.records:
+        steps = len({s.tag.step for s in planner.snapshots})
+        widths = [curve.family.width(s, steps) for s in curve.scales]
+        width = widths[curve.records.index(best)]
+    low = max(min(width / 2, *widths), 0.001)
+    high = min(max(width * 2, *widths), _MOST)
+    root = planner.scan.roots[0] if planner.scan.roots else "ckpts"
+    root = Path(root).name if Path(root).is_absolute() else root
+    return (
+        f"phema plan --steps {number_text(round(planner.step))} --like {shlex.quote(root)} "
+        f"--range {low:.2g},{high:.2g}"
+    )
