@@ -55,6 +55,7 @@ class Case:
     sigma_rel: float
     harm: float
     sigma_error: float
+    expected_error: float
     expected_rms: float
     rounding: float
     size: float
@@ -95,6 +96,7 @@ def _cases(
                     SIGMA_RELS[k],
                     abs(loss - losses[k]) / losses[k],
                     figures.sigma_error or 0.0,
+                    figures.expected_error,
                     figures.expected_rms or 0.0,
                     float(np.sqrt(movement.rounding.variance)),
                     float(np.sqrt(movement.mean_square)),

@@ -36,7 +36,7 @@ NOT_ON_WINDOWS = _words(
     """
     fork forkpty register_at_fork posix_spawn posix_spawnp killpg getpgid getpgrp setpgid setsid
     getsid getuid geteuid getgid getegid getgroups setuid setgid getpriority nice uname sysconf
-    confstr statvfs fstatvfs pread pwrite preadv pwritev readv writev sendfile lockf sync fdatasync
+    confstr statvfs fstatvfs pread pwrite preadv pwritev readv writev lockf sync fdatasync
     fchmod fchown chown lchown fchdir mkfifo mknod openpty ttyname ctermid getloadavg wait wait3
     wait4 waitid WIFSIGNALED WTERMSIG set_blocking get_blocking O_CLOEXEC O_NOFOLLOW O_NONBLOCK
     O_DIRECTORY O_ACCMODE O_SYNC O_DSYNC O_NOCTTY

@@ -39,7 +39,7 @@ COMMANDS = [
     (["pack", "ckpts", "-o", "packed", "-q"], 0),
     (["synthesize", "packed", "-g", "7", "-o", "out/packed.safetensors", "-q"], 0),
     (["sweep", "ckpts", "--eval", SIZE, "-o", "sweep", "-q", "--gamma", "4,8"], 0),
-    (["sweep", "ckpts", "--eval", "false {path}", "-o", "failing", "-q"], 2),
+    (["sweep", "ckpts", "--eval", "false {path}", "-o", "failing", "-q"], 1),
     (["plan", "--steps", "400", "--like", "ckpts", "--json"], 0),
     (["plot", "ckpts", "-g", "7", "-o", "plot.svg"], 0),
     (["demo", "demo", "-q"], 0),
