@@ -93,7 +93,8 @@ class Shown:
         what = "" if record.baseline is None else f" ({record.baseline})"
         render.console(stderr=True).print(
             f"{self._done} of {self._done + left}: {at}{render.plain(record.profile)}{what}: {said}"
-            f"  [bright_black]{self._times(left)}[/]"
+            f"  [dim]{self._times(left)}[/]",
+            soft_wrap=True,
         )
 
     def _times(self, left: int) -> str:
@@ -101,5 +102,5 @@ class Shown:
         elapsed = time.monotonic() - self._began
         text = duration(elapsed)
         if self._done and left:
-            text += f", about {duration(elapsed / self._done * left)} left"
+            text += f", {duration(elapsed / self._done * left)} left"
         return text
