@@ -278,6 +278,25 @@ def test_verdicts(error, verdict):
     """1 % and 10 % of sigma_rel part good, fair and poor; without it, those of expected_error."""
     assert Figures(0.0, None, error, 0.0, 1.0, 1.0).verdict == verdict
     assert Figures(error / 100, None, None, 0.0, 1.0, 1.0).verdict == verdict
+    assert Figures(0.0, None, error, 0.0, 1.0, 1.0, rounding_error=1.0).verdict == "good"
+
+
+@pytest.mark.parametrize(
+    ("rounding", "sigma", "verdict"),
+    [
+        (1.01, 1.0, "good"),
+        (1.01, 1.01, "fair"),
+        (3.0, 500.0, "fair"),
+        (3.01, 500.0, "poor"),
+        (3.01, 10.0, "fair"),
+        (300.0, 0.1, "fair"),
+    ],
+)
+def test_verdicts_ask_what_rounding_would_do(rounding, sigma, verdict):
+    """Above the error of rounding sigma_error counts, as far as three times that is not against."""
+    figures = Figures(0.01, 0.1, sigma, 0.0, 1.0, 1.0, rounding)
+    assert figures.verdict == verdict
+    assert figures.moved == pytest.approx(100 * rounding)
 
 
 def test_sigma_error_against_closed_forms():

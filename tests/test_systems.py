@@ -209,10 +209,12 @@ def test_two_runs_at_once_exclude_each_other(system, tmp_path):
 def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     """Where there are no process groups at least the shell itself is ended."""
     program = """
-        import os
-        from phema_cli.system.processes import end, start
-        from phema_cli.sweep.evaluation import Evaluator
-        print(Evaluator("sleep 60 # {path}", timeout=0.2).run({"path": "x"}).failure)
+        from phema_cli.sweep.evaluation import Evaluator, Workers
+        evaluator = Evaluator("sleep 60 # {path}", timeout=0.2)
+        with Workers(1) as workers:
+            workers.start("x", lambda _: evaluator.start({"path": "x"}))
+            ((_, result),) = workers.ended(lambda: None)
+        print(result.failure)
     """
     done = run_on("windows", tmp_path, "-c", textwrap.dedent(program))
     assert done.stdout == "timed out after 0.2 s\n", done.stderr

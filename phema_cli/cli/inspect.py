@@ -118,7 +118,13 @@ def _solve(
     except InputError as error:
         findings.append(Finding("error", error))
         return {}, None, tags
-    return dict(zip(GRID, solution.figures, strict=True)), solution.movement, tags
+    reach = dict(zip(GRID, solution.figures, strict=True))
+    still = reachable.unmoved(reach)
+    if still is not None:
+        what = f"the weights hardly move at the end: every sigma_rel up to {still:g} gives the same"
+        told = InputError(f"{what} weights, within the rounding of float16")
+        findings.append(Finding("notice", told))
+    return reach, solution.movement, tags
 
 
 def _movement(movement: Movement | None) -> dict[str, Any] | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.profiles import sigma_rel_from_gamma
@@ -23,6 +25,8 @@ _ENDINGS: dict[str, dict[str, Any]] = {
     ".png": {},
     ".svg": {"Date": None},
 }
+#: part of the axis that a band has at least which is named.
+_NAMED = 0.12
 #: inches: one column of a paper.
 COLUMN = 3.4
 #: the colours of M. Okabe and K. Ito, for the colour-blind too, without their yellow.
@@ -169,3 +173,30 @@ def sigma_axis(axes: Axes) -> None:
     upper.set_xlabel("$\\gamma$", labelpad=3)
     upper.spines["top"].set_visible(False)
     upper.tick_params(pad=1)
+
+
+def draw_bands(axes: Axes, bands: Sequence[tuple[float, float, str]]) -> None:
+    """How good targets are expected to be, behind all else, and named below the upper edge.
+
+    Args:
+        axes: whose limits are set.
+        bands: ends and verdict of each, ascending; the first and the last go to the edges.
+    """
+    scale = axes.xaxis.get_transform()
+    low, high = axes.get_xlim()
+    for i, (start, end, verdict) in enumerate(bands):
+        left, right = low if i == 0 else start, high if i == len(bands) - 1 else end
+        if verdict not in BANDS:
+            continue
+        axes.axvspan(left, right, color=BANDS[verdict], linewidth=0, zorder=0)
+        edges = scale.transform(np.array([low, left, right, high]))
+        if edges[2] - edges[1] > _NAMED * (edges[3] - edges[0]):
+            middle = float(scale.inverted().transform(edges[1:3].mean()))
+            axes.text(
+                *(middle, 0.99, verdict),
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=6,
+                color="0.4",
+            )

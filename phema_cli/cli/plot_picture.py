@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phema_cli.cli import pictures, render
-from phema_cli.cli.pictures import BANDS, COLOURS, FAINT
+from phema_cli.cli.pictures import COLOURS, FAINT
 from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Figures
 from phema_cli.solver.curves import Curves
-from phema_cli.solver.weights import FAIR, GOOD
+from phema_cli.solver.weights import FAIR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,8 +34,6 @@ _WITH_SYMBOLS = 60
 _APART = 0.5
 #: the scale of weights above this is logarithmic outside of -1 to 1.
 _LARGE = 5.0
-#: verdicts, and the upper end of each in per cent of sigma_error.
-_BANDS = (("good", GOOD), ("fair", FAIR), ("poor", math.inf))
 _LEAST_ERROR = 1e-6
 #: part of the decades of the range that stays free for its legend.
 _HEADROOM = 0.25
@@ -266,7 +264,7 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     ceiling = floor * (float(shown.max()) / floor) ** (1 + _HEADROOM)
     axes.set_ylim(floor, ceiling)
     axes.set_xlim(0, SIGMA_REL_LIMIT)
-    _draw_bands(axes, floor, ceiling)
+    pictures.draw_bands(axes, _bands(points))
     marks = [
         (s, max(f.sigma_error, floor)) for s, f in targets.items() if f.sigma_error is not None
     ]
@@ -280,15 +278,17 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     pictures.sigma_axis(axes)
 
 
-def _draw_bands(axes: Axes, low: float, ceiling: float) -> None:
-    """The verdicts that fit between two errors, as bands named at the right."""
-    for verdict, end in _BANDS:
-        high = min(max(end, low), ceiling)
-        axes.axhspan(low, high, color=BANDS[verdict], linewidth=0, zorder=0)
-        if high > low:
-            middle, beside = math.sqrt(low * high), axes.get_yaxis_transform()
-            axes.text(1.01, middle, verdict, fontsize=7, va="center", transform=beside)
-        low = high
+def _bands(points: Mapping[float, Figures]) -> list[tuple[float, float, str]]:
+    """Ranges of sigma_rel that have one verdict, half-way to the next point."""
+    bands: list[tuple[float, float, str]] = []
+    places = [*points]
+    ends = [places[0], *((a + b) / 2 for a, b in pairwise(places)), places[-1]]
+    for (low, high), figures in zip(pairwise(ends), points.values(), strict=True):
+        if bands and bands[-1][2] == figures.verdict:
+            bands[-1] = bands[-1][0], high, figures.verdict
+        else:
+            bands.append((low, high, figures.verdict))
+    return bands
 
 
 def _factor(*curves: Array) -> float:

@@ -20,9 +20,9 @@ _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
 _MARGIN = " " * 13
 _LEAST_CELLS = 20
 _MEANINGS = {
-    "good": "expected error as if sigma_rel were off by at most 1 %",
-    "fair": "by at most 10 %",
-    "poor": "by more",
+    "good": "error as of rounding to float16, or of sigma_rel by 1 %",
+    "fair": "up to three times that of rounding, or 10 %",
+    "poor": "more",
 }
 
 
@@ -86,6 +86,18 @@ def _scale(labels: Mapping[int, str]) -> str:
         if len(text) < at or at == 0:
             text += " " * (at - len(text)) + label
     return text
+
+
+def unmoved(reach: Mapping[float, Figures]) -> float | None:
+    """The largest sigma_rel up to which averaging moves the weights by less than rounding does."""
+    from phema_cli.solver.weights import HARMLESS
+
+    last = None
+    for sigma_rel, figures in reach.items():
+        if figures.moved is None or figures.moved > HARMLESS:
+            break
+        last = sigma_rel
+    return last
 
 
 def spans(reach: Mapping[float, Figures], verdicts: Sequence[str]) -> list[tuple[float, float]]:

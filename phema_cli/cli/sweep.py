@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
-#: columns from which on a table has room for all that is known.
-_WIDE = 100
 
 Plot = Annotated[
     Path | None,
@@ -152,7 +150,7 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
 
     out = render.console(stderr=True)
     out.print()
-    render.show(_table(outcome, out.width), out)
+    render.show(_table(outcome), out)
     out.print()
     view = sweep_curve.view(outcome, asked)
     if view is not None and outcome.position != "alone":
@@ -165,14 +163,12 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
         out.print(f"[{render.WARNING}]warning:[/] {render.plain(text)}", soft_wrap=True)
 
 
-def _table(outcome: Outcome, width: int) -> Table:
-    """A row for each evaluation; what a narrow terminal has no room for is in the JSON alone."""
+def _table(outcome: Outcome) -> Table:
+    """A row for each evaluation."""
     rows = [_cells(record, outcome) for record in outcome.records]
     empty = {name for name in ("±", "sigma_rel", "sigma error") if not any(r[name] for r in rows)}
-    narrow = {"seconds"} if "±" in empty else {"seconds", "sigma error"}
-    left_out = empty | (narrow if width < _WIDE else set())
-    columns = [name for name in rows[0] if name not in left_out]
-    right = ("sigma_rel", "metric", "±", "sigma error", "seconds")
+    columns = [name for name in rows[0] if name not in empty]
+    right = ("sigma_rel", "metric", "±", "sigma error")
     table = render.table(*columns, right=right, gap=2)
     for row in rows:
         table.add_row(*(row[name] for name in columns))
@@ -189,7 +185,6 @@ def _cells(record: Record, outcome: Outcome) -> dict[str, str]:
         "±": "" if r.error is None else f"{r.error:.2g}",
         "verdict": f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
         "sigma error": "" if r.sigma_error is None else render.per_cent(r.sigma_error),
-        "seconds": f"{r.seconds:.1f}",
         "": _note(r, outcome),
     }
 

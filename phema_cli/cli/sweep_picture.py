@@ -9,7 +9,7 @@ import numpy as np
 
 from phema_cli.cli import pictures
 from phema_cli.cli.chart import log_axis, tick_labels
-from phema_cli.cli.pictures import BANDS, COLOURS, FAINT
+from phema_cli.cli.pictures import COLOURS, FAINT
 from phema_cli.cli.sweep_curve import View
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.sweep.families import SIGMA_REL
@@ -38,7 +38,7 @@ def draw(view: View | None, path: Path) -> None:
         axes.set_ylabel(pictures.plain(view.name))
         axes.set_xscale("log")
         _limit(axes, view)
-        _draw_bands(axes, view)
+        pictures.draw_bands(axes, view.bands())
         _draw_levels(axes, view)
         _draw_points(axes, view)
         _label(axes, view)
@@ -59,28 +59,6 @@ def _limit(axes: Axes, view: View) -> None:
     low, high = float(heights.min()), float(heights.max())
     room = _ABOVE * ((high - low) or abs(high) or 1.0)
     axes.set_ylim(low - room, high + room)
-
-
-def _draw_bands(axes: Axes, view: View) -> None:
-    """How good the targets were expected to be, behind all else, and named below the upper edge."""
-    low, high = axes.get_xlim()
-    bands = view.bands()
-    for i, (start, end, verdict) in enumerate(bands):
-        if verdict in BANDS:
-            left = low if i == 0 else start
-            right = high if i == len(bands) - 1 else end
-            axes.axvspan(left, right, color=BANDS[verdict], linewidth=0, zorder=0)
-            if np.log(right / left) > 0.12 * np.log(high / low):
-                where = axes.get_xaxis_transform()
-                middle = float(np.sqrt(left * right))
-                axes.text(
-                    *(middle, 0.99, verdict),
-                    transform=where,
-                    ha="center",
-                    va="top",
-                    fontsize=6,
-                    color="0.4",
-                )
 
 
 def _draw_levels(axes: Axes, view: View) -> None:

@@ -5,7 +5,6 @@ It loads nothing and runs nothing, and all that comes from outside is escaped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record
 from phema_cli.sweep.targets import Planner
+from phema_cli.system.files import replace
 
 #: seconds after which a browser reads the page again, while the sweep goes on.
 _AGAIN = 20
@@ -106,8 +106,8 @@ class Page:
         text = "\n".join(_page(self._asked, planner, outcome, left)) + "\n"
         unfinished = self._path.with_name(f".{self._path.name}.part")
         try:
-            unfinished.write_text(text, encoding="utf-8")
-            os.replace(unfinished, self._path)  # noqa: PTH105 - as everywhere: replaces on every system
+            unfinished.write_text(text, encoding="utf-8", newline="\n")
+            replace(unfinished, self._path)
         except OSError as error:
             raise StorageError.wrap(error, self._path, "write") from error
         finally:

@@ -35,8 +35,13 @@ SAME_GAMMA = 1e-12
 #: RMS rounding error relative to the value, times 2^(stored mantissa bits): measured 2.1e-4 for
 #: 10 bits, 1.66e-3 for 7, 2.5e-8 for 23.
 ROUNDING_UNIT = 0.215
+#: mantissa bits of float16.
+_FLOAT16_BITS = 10
 #: sigma_error in per cent up to which a target is called good, and fair.
 GOOD, FAIR = 1.0, 10.0
+#: rounding_error up to which it is good whatever its sigma_error, and above which it is never good:
+#: docs/fidelity.md has what they do to the loss.
+HARMLESS, SEEN = 1.0, 3.0
 #: how far a sum of weights may lie from one and still be rounding.
 SUM_ROUNDING = 1e-9
 
@@ -58,6 +63,8 @@ class Figures:
             measure); None where a profile's density has no square integral.
         weight_sum: sum of the weights before any normalisation.
         noise_gain: 2-norm of the weights.
+        rounding_error: the expected RMS error over that of rounding the weights to float16; None
+            without a look at the data.
     """
 
     expected_error: float
@@ -66,6 +73,7 @@ class Figures:
     profile_error: float | None
     weight_sum: float
     noise_gain: float
+    rounding_error: float | None = None
 
     def __repr__(self) -> str:
         """``<Figures good: expected_error 5.6e-05, sigma_error 0.0062 %>``."""
@@ -74,11 +82,29 @@ class Figures:
 
     @property
     def verdict(self) -> Verdict:
-        """``good``, ``fair`` or ``poor``, by sigma_error (by expected_error without one)."""
+        """``good``, ``fair`` or ``poor``.
+
+        What rounding to float16 would do as well is good, whatever its share of a short distance.
+        Else sigma_error counts (expected_error without one), as far as rounding_error is not
+        against it.
+        """
         per_cent = 100 * self.expected_error if self.sigma_error is None else self.sigma_error
-        if per_cent <= GOOD:
+        if self.rounding_error is None:
+            harm = per_cent
+        elif self.rounding_error <= SEEN:
+            harm = GOOD if self.rounding_error <= HARMLESS else min(per_cent, FAIR)
+        else:
+            harm = max(per_cent, FAIR)
+        if harm <= GOOD:
             return "good"
-        return "fair" if per_cent <= FAIR else "poor"
+        return "fair" if harm <= FAIR else "poor"
+
+    @property
+    def moved(self) -> float | None:
+        """How far averaging moves the final weights, over the RMS error of rounding to float16."""
+        if self.rounding_error is None or not 0 < self.expected_error < math.inf:
+            return None
+        return self.rounding_error / self.expected_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +312,7 @@ def _figures(
     with np.errstate(divide="ignore", invalid="ignore"):
         profile_errors = missed / np.linalg.norm(wanted, axis=0)
     dense = not system.points[: len(x)].any()
+    unit = storage_noise(_FLOAT16_BITS) * math.sqrt(movement.mean_square)
     return tuple(
         Figures(
             expected_error=_ratio(float(error[j]), float(distance[j])),
@@ -296,6 +323,7 @@ def _figures(
             ),
             weight_sum=float(raw[:, j].sum()),
             noise_gain=float(np.linalg.norm(x[:, j])),
+            rounding_error=_ratio(float(error[j]), unit) if movement.measured else None,
         )
         for j, step in enumerate(steps)
     )

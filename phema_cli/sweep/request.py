@@ -80,8 +80,8 @@ class SweepRequest:
         least=0,
     )
     search: str | None = option(
-        "Family to search: sigma_rel (the default without targets), uniform:last, "
-        "decay:last,shape=sqrt, exponential:halflife, checkpoints:last.",
+        "Family to search: sigma_rel (the default without targets), uniform:last, decay:last, "
+        "checkpoints:last; docs/sweep.md has more.",
         group=_EVALUATION,
         metavar="FAMILY",
     )

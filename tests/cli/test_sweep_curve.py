@@ -85,7 +85,7 @@ LAST = record(None, 3.0, baseline="last weights", profile="raw", verdict="exact"
 
 def test_points_levels_and_errors_are_in_the_drawing(monkeypatch):
     """Every evaluation is a dot of its own beside the star, the baseline a line with its name."""
-    monkeypatch.setattr("phema_cli.cli.render.supports_unicode", lambda: True)
+    monkeypatch.setattr("phema_cli.cli.render.supports_unicode", lambda **_: True)
     for width in (80, 200):
         text = [Text.from_markup(line).plain for line in lines(view(*NOISY, LAST), width)]
         drawn = "".join(text[:-1])
