@@ -6,7 +6,7 @@ builds every target by every method, and compares with the average tracked in fl
 
     python -m benchmarks.fidelity
 
-The last section, on runs of millions of steps (``benchmarks/long_runs.py``), can be measured alone:
+The section on runs of millions of steps (``benchmarks/long_runs.py``), can be measured alone:
 
     python -m benchmarks.fidelity --long-runs
 """
@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import long_runs, planning
+from benchmarks.measuring import with_section
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
 from phema_cli.solver import Figures, Movement, Sample, calibrate, solve, storage_noise
@@ -364,10 +365,8 @@ def _listing(found: Sequence[Case], label: str, over: str | None) -> str:
 
 
 def _with_long_runs(page: str) -> str:
-    """The page with its last section measured."""
-    section = long_runs.section(long_runs.measure())
-    before, _, _ = page.partition(section.partition("\n")[0])
-    return before.rstrip("\n") + "\n\n" + section
+    """The page with that section measured."""
+    return with_section(page, long_runs.section(long_runs.measure()))
 
 
 def draw(found: Sequence[Case], path: Path) -> None:
@@ -420,7 +419,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     parser.add_argument("--cases", type=Path, help="keep the cases in this file, or take them")
     parser.add_argument(
-        "--long-runs", action="store_true", help="measure the last section alone, keep the others"
+        "--long-runs", action="store_true", help="measure that section alone, keep the others"
     )
     given = parser.parse_args()
     page = DOCS / "fidelity.md"
@@ -437,7 +436,10 @@ def main() -> None:
     if given.print:
         print(report(found, "python -m benchmarks.fidelity"))
         return
-    page.write_text(_with_long_runs(report(found, "python -m benchmarks.fidelity")))
+    from benchmarks import verdicts
+
+    text = _with_long_runs(report(found, "python -m benchmarks.fidelity"))
+    page.write_text(with_section(text, verdicts.section(verdicts.measure(given.jobs))))
     draw(found, DOCS / "fidelity.svg")
 
 

@@ -267,3 +267,12 @@ def _pss(pid: int) -> int:
     except OSError:
         return total
     return total + sum(_pss(int(child)) for child in children)
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with a section of the second level replaced, or added at its end."""
+    heading = section.partition("\n")[0]
+    before, _, rest = page.partition(f"{heading}\n")
+    _, mark, after = rest.partition("\n## ")
+    parts = [before.rstrip("\n"), section.rstrip("\n")]
+    return "\n\n".join([*parts, f"## {after}".rstrip("\n")] if mark else parts) + "\n"

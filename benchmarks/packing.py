@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import packing_further, packing_speed
+from benchmarks.measuring import with_section
 from benchmarks.packing_cases import COUNTS, Case, cases
 from benchmarks.packing_page import draw, report
 from benchmarks.training import RUNS, Run
@@ -40,15 +41,6 @@ def measure(runs: Sequence[Run], counts: Sequence[int], jobs: int) -> list[Case]
             found += some
             print(f"{run.name}: {len(some)} cases after {time.monotonic() - began:.0f} s")
     return found
-
-
-def with_section(page: str, section: str) -> str:
-    """The page with a section of the second level replaced, or added at its end."""
-    heading = section.partition("\n")[0]
-    before, _, rest = page.partition(f"{heading}\n")
-    _, mark, after = rest.partition("\n## ")
-    parts = [before.rstrip("\n"), section.rstrip("\n")]
-    return "\n\n".join([*parts, f"## {after}".rstrip("\n")] if mark else parts) + "\n"
 
 
 def main() -> None:

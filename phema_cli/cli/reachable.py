@@ -20,9 +20,9 @@ _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
 _MARGIN = " " * 13
 _LEAST_CELLS = 20
 _MEANINGS = {
-    "good": "error as of rounding to float16, or of sigma_rel by 1 %",
-    "fair": "up to three times that of rounding, or 10 %",
-    "poor": "more",
+    "good": "no worse than rounding to float16, or sigma_rel off by 1 %",
+    "fair": "three times that, or off by 10 %",
+    "poor": "worse",
 }
 
 
