@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from phema_cli.cli import options, plan_report, render
+from phema_cli.cli import options, plan_keep, plan_report, render
 from phema_cli.cli.plan_report import Packed, Sizes
 from phema_cli.errors import InputError, UsageError
 from phema_cli.options import option
@@ -32,10 +32,11 @@ class PlanRequest:
     """A run, what to store of it, and the targets to plan for; None is left open.
 
     Attributes:
-        steps: length of the run.
+        steps: length of the run; 0 for that of the earlier one.
         parameters: of the model.
         schedule: of the learning rate, or how weights move.
         like: snapshots of an earlier run.
+        keep: how many of its snapshots are to stay; nothing else is planned.
         gammas: exponents to store.
         sigma_rels: the same by sigma_rel.
         snapshots: of each gamma.
@@ -47,7 +48,10 @@ class PlanRequest:
     """
 
     steps: int = option(
-        "Length of the run: 400000 or 400k.", group=_RUN, metavar="COUNT", required=True
+        "Length of the run: 400000 or 400k; with --like, as long by default.",
+        default=0,
+        group=_RUN,
+        metavar="COUNT",
     )
     parameters: int | None = option(
         "Parameters of the model, for sizes: 280M, 1.2B.", group=_RUN, metavar="COUNT"
@@ -62,6 +66,13 @@ class PlanRequest:
         "Snapshots of an earlier run of the same kind, to measure how weights move.",
         group=_RUN,
         metavar="PATH",
+    )
+    keep: int | None = option(
+        "With --like: name the snapshots of that run which may go at the least loss, but for N.",
+        group=_RUN,
+        metavar="N",
+        type=int,
+        least=2,
     )
     gammas: tuple[float, ...] = option(
         "Gammas to store: 5,10; phema finds the best by default.",
@@ -126,9 +137,17 @@ def plan(
 
       A run whose weights move as in an earlier one:
         $ phema plan --steps 4000 --like ckpts/
+
+      Which snapshots of a run to keep, when disk is short:
+        $ phema plan --like ckpts/ --keep 4
     """
     from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
 
+    plan_keep.check(asked.like, asked.keep, asked.steps)
+    if asked.keep is not None and asked.like is not None:
+        low, high = asked.range
+        plan_keep.show(asked.like, asked.keep, (low, high), json=json)
+        return
     report = _report(asked)
     if json:
         schedule = None if asked.like else asked.schedule or DEFAULT_SCHEDULE
@@ -157,7 +176,8 @@ def _report(asked: PlanRequest) -> plan_report.Report:
     if asked.packing is not None and asked.dtype is not None:
         raise UsageError("--packing replaces --dtype", remedy="pass one of them")
     dtype = find_dtype(asked.dtype or _DTYPE)
-    assumed, parameters = _assume(asked, dtype)
+    assumed, parameters, steps = _assume(asked, dtype)
+    asked = replace(asked, steps=steps)
 
     def stored_in(bits: int | None) -> tuple[Aim, Sizes]:
         """The aim and the sizes of snapshots that are whole, or packed in so many bits."""
@@ -192,8 +212,8 @@ def _assumed_notice() -> Finding:
     return Finding("notice", error)
 
 
-def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None]:
-    """How the weights will move, and the number of parameters where it is known.
+def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None, int]:
+    """How the weights will move, the number of parameters where it is known, and of steps.
 
     Raises:
         UsageError: an unknown schedule, or a schedule beside an earlier run.
@@ -206,8 +226,9 @@ def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None]:
     if asked.like is None:
         rate = parse_schedule(asked.schedule or DEFAULT_SCHEDULE)
         if rate is None:
-            return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters
-        return Assumption(scheduled(rate, asked.steps, dtype.mantissa_bits)), parameters
+            return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters, asked.steps
+        moved = scheduled(rate, asked.steps, dtype.mantissa_bits)
+        return Assumption(moved), parameters, asked.steps
     if asked.schedule is not None:
         raise UsageError("--schedule and --like contradict each other", remedy="pass one of them")
     return _assume_like(asked.like, asked.steps, dtype, parameters)
@@ -215,7 +236,7 @@ def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None]:
 
 def _assume_like(
     path: str, steps: int, dtype: DType, parameters: int | None
-) -> tuple[Assumption, int | None]:
+) -> tuple[Assumption, int | None, int]:
     """The same from the snapshots of an earlier run."""
     from phema_cli.estimate.solve import measure, stored_noise
     from phema_cli.snapshots import scan
@@ -234,8 +255,10 @@ def _assume_like(
         )
     newest = snapshots[-1]
     coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
-    moved = earlier(movement, newest.tag.profile.end, steps, coarser)
-    return Assumption(moved), parameters or reference(snapshots).checkpoint.parameters
+    end = newest.tag.profile.end
+    moved = earlier(movement, end, steps or end, coarser)
+    size = parameters or reference(snapshots).checkpoint.parameters
+    return Assumption(moved), size, steps or int(end)
 
 
 def _aim(asked: PlanRequest, assumed: Assumption) -> Aim:

@@ -244,7 +244,7 @@ def _solve_together(
 ) -> Solution:
     """The solution of targets that share the times at which profiles are evaluated."""
     k = len(targets)
-    near = [_neighbour(target) for target in targets]
+    near = [neighbour(target) for target in targets]
     system = evaluate(sources, [*targets, *(p for p in near if p is not None)])
     if movement is None:
         movement = nominal(system, storage_noise)
@@ -276,7 +276,7 @@ def _solve_together(
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
 
 
-def _neighbour(target: Profile) -> Profile | None:
+def neighbour(target: Profile) -> Profile | None:
     """The target of 1.01 sigma_rel, next to the limit of sigma/1.01; None without a sigma_rel."""
     if not isinstance(target, PowerProfile) or target.gamma < 0:
         return None

@@ -138,6 +138,33 @@ def test_what_is_assumed_is_said_unless_it_was_chosen():
     assert phema("plan", "--steps", 64, "--schedule", "rsqrt").err == ""
 
 
+@pytest.mark.slow
+def test_what_may_go_is_named_and_stays(ckpts):
+    """The error of those that stay is the one that inspect says, and nothing is removed."""
+    before = sorted(ckpts.iterdir())
+    asked = ("plan", "--like", ckpts, "--keep", 5, "--range", "0.06,0.2")
+    told = phema(*asked, "--json").json
+    assert len(told["keep"]) == 5
+    assert sorted(told["keep"] + told["remove"]) == sorted(map(str, before))
+    text = phema(*asked).out
+    assert text.splitlines()[-3:] == told["remove"]
+    assert sorted(ckpts.iterdir()) == before
+    alone = phema("synthesize", *told["keep"], "--sigma-rel", "0.06,0.2", "--dry-run", "--json")
+    errors = [t["sigma_error"] for t in alone.json["targets"]]
+    assert told["worst_sigma_error"]["before"] <= told["worst_sigma_error"]["after"]
+    assert max(errors) < 3 * told["worst_sigma_error"]["after"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_thinned_is_refused(ckpts):
+    """Too few, all, no run, and packed snapshots."""
+    assert "cannot be kept" in phema("plan", "--like", ckpts, "--keep", 8).err
+    assert "pass --like RUN" in phema("plan", "--steps", 9, "--keep", 8).err
+    assert phema("pack", ckpts, "-o", ckpts / "packed", "-q").code == 0
+    packed = phema("plan", "--like", ckpts / "packed", "--keep", 5)
+    assert (packed.code, "read together" in packed.err) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

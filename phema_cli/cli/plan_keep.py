@@ -1,0 +1,118 @@
+"""``phema plan --like RUN --keep N``: which snapshots of a run may go, at the least loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phema_cli.cli import render
+from phema_cli.errors import InputError, UsageError
+from phema_cli.request import Config, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phema_cli.profiles import PowerProfile
+    from phema_cli.snapshots import Snapshot
+    from phema_cli.solver import Movement
+
+#: targets between the ends of the range, these included, of which the worst counts.
+_TARGETS = 7
+
+
+def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None:
+    """Print which snapshots may go; nothing is removed.
+
+    Args:
+        path: the run.
+        keep: how many snapshots stay.
+        ends: least and largest sigma_rel of the targets, at the last step.
+        json: whether as a document.
+
+    Raises:
+        UsageError: too few or too many are to stay, or the range has no targets.
+        InputError: the run can't be thinned.
+    """
+    from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+    from phema_cli.solver.thinning import thinned
+
+    snapshots, movement = _measured(path)
+    sources = [s.tag.profile for s in snapshots]
+    last = max(source.end for source in sources)
+    targets = [
+        PowerProfile(gamma_from_sigma_rel(float(s)), last) for s in np.geomspace(*ends, _TARGETS)
+    ]
+    kept = set(thinned(sources, targets, movement, keep))
+    before, after = (
+        _worst([s for i, s in enumerate(snapshots) if i in places], targets, movement)
+        for places in (range(len(snapshots)), kept)
+    )
+    going = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i not in kept]
+    staying = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i in kept]
+    if json:
+        content = {
+            "range": list(ends),
+            "keep": staying,
+            "remove": going,
+            "worst_sigma_error": {"before": before, "after": after},
+        }
+        render.document("keep", content)
+        return
+    out = render.console()
+    out.print(
+        f"[bold]Keep[/]   {keep} of {len(snapshots)} snapshots: sigma_error at worst "
+        f"{render.per_cent(after)}, now {render.per_cent(before)}, from sigma_rel {ends[0]:g} to "
+        f"{ends[1]:g} at step {snapshots[-1].tag.step:.10g}",
+        soft_wrap=True,
+    )
+    out.print("[bold]These may go[/], and nothing was removed:")
+    for name in going:
+        render.line(name)
+
+
+def _measured(path: str) -> tuple[Sequence[Snapshot], Movement]:
+    """The snapshots of a run, and how its weights move.
+
+    Raises:
+        InputError: they are too few to measure that, or need one another to be read.
+    """
+    from phema_cli.estimate.solve import measure
+    from phema_cli.formats.chains import link_of
+    from phema_cli.snapshots import scan
+
+    run = scan([path], Config(trust_tags=True))
+    snapshots = run.require()
+    if any(link_of(s.checkpoint) for s in snapshots):
+        raise InputError(
+            "packed snapshots are read together with those before them: none of them may go",
+            where=path,
+            remedy="thin the run first, and pack what stays",
+        )
+    movement = measure(run, Request()).movement
+    if movement is None:
+        what = "these snapshots are too few to measure how weights move"
+        raise InputError(what, where=path, remedy="keep all of them")
+    return snapshots, movement
+
+
+def _worst(
+    snapshots: Sequence[Snapshot], targets: Sequence[PowerProfile], movement: Movement
+) -> float:
+    """The largest sigma_error, in per cent."""
+    from phema_cli.solver import solve
+
+    figures = solve([s.tag.profile for s in snapshots], targets, movement=movement).figures
+    return max(f.sigma_error or 0.0 for f in figures)
+
+
+def check(like: str | None, keep: int | None, steps: int) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: --keep without a run, or nothing that says how long a run is.
+    """
+    if keep is not None and like is None:
+        raise UsageError("--keep needs a run", remedy="pass --like RUN")
+    if like is None and not steps:
+        raise UsageError("nothing says how long the run is", remedy="pass --steps or --like")
