@@ -28,6 +28,7 @@ class Option:
         least: the smallest number allowed.
         most: the largest number allowed.
         required: whether the command line has to give it.
+        common: whether most people need it: the help lists it before all groups.
     """
 
     help: str
@@ -39,6 +40,7 @@ class Option:
     least: float | None = None
     most: float | None = None
     required: bool = False
+    common: bool = False
 
 
 @dataclass(frozen=True, slots=True)

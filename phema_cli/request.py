@@ -209,6 +209,7 @@ class Request:
         group=_TARGETS,
         metavar="LIST",
         short="-g",
+        common=True,
     )
     sigma_rel: float | Sequence[float] = option(
         "Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.",
@@ -216,6 +217,7 @@ class Request:
         group=_TARGETS,
         metavar="LIST",
         short="-s",
+        common=True,
     )
     profile: str | Sequence[str | ProfileSpec | CheckpointsSpec] = option(
         "Target of another weighting: uniform:last=0.2 (or last=2000steps), "
@@ -255,6 +257,7 @@ class Request:
         group=_OUTPUT,
         metavar="PATH",
         short="-o",
+        common=True,
     )
     format: str | None = option(
         "safetensors, torch, edm2 or dcp; by the ending of -o by default, else safetensors.",
@@ -265,6 +268,7 @@ class Request:
         "Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
         group=_OUTPUT,
         metavar="TYPE",
+        common=True,
     )
     max_shard_size: int | None = option(
         "Split outputs into shards of at most this size; 5GB by default.",

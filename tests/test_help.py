@@ -31,3 +31,14 @@ def test_help_fits_a_terminal(command):
     """At 80 columns no example is folded, and nothing is left of an older manner of writing."""
     assert examples(command, 80) == examples(command, 200)
     assert "Example: " not in phema(*command.split(), "--help", COLUMNS="80").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_screen_has_what_most_people_need(command):
+    """Usage, what it does, an example, then the options that are used most; all else after them."""
+    lines = phema(command, "--help", COLUMNS="80", TERM="dumb").out.splitlines()
+    text = "\n".join(lines)
+    places = [text.index(part) for part in ("Usage:", "Examples:", "$ phema", "Options ")]
+    assert places == sorted(places)
+    headings = [line for line in lines if re.match("(╭─|\\+-) ", line)]
+    assert len(headings) < 4 or lines.index(headings[2]) < 50

@@ -51,16 +51,20 @@ def _prepare() -> None:
 def add_help(app: typer.Typer) -> None:
     """Give every command the help and the epilog that its docstring holds.
 
-    The prose is folded by the terminal. The sections ``Examples:`` and ``Exit codes:`` at the end
-    are shown as they are; a line of them that begins with ``$`` is a command that works.
+    The first screen has what most people need: what the command does, examples, and the options
+    that are used most. Rare options and the rest of the prose, which the terminal folds, come after
+    it. The sections ``Examples:`` and ``Exit codes:`` at the end are shown as they are; a line of
+    them that begins with ``$`` is a command that works.
     """
     for info in [*app.registered_commands, app.registered_callback]:
         if info is not None and info.callback is not None:
             docstring = inspect.cleandoc(info.callback.__doc__ or "")
             prose, *sections = _SECTION.split(docstring)
-            info.help = "\n\n".join(" ".join(p.split()) for p in prose.strip().split("\n\n"))
+            first, *more = (" ".join(p.split()) for p in prose.strip().split("\n\n"))
+            shown = [_highlighted(section) for section in sections]
+            info.help = "\n\n".join([first, *shown[:1]])
             # Typer unindents all lines but the first, so the first is empty.
-            info.epilog = "\n" + "\n\n".join(map(_highlighted, sections))
+            info.epilog = "\n" + "\n\n".join([*more, *shown[1:]])
 
 
 def _highlighted(section: str) -> str:

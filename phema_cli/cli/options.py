@@ -18,7 +18,7 @@ from phema_cli.request import Config
 GENERAL = "General"
 
 
-def option(*names: str, help: str, panel: str = GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
+def option(*names: str, help: str, panel: str | None = GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
     """A typer option that also reads ``PHEMA_<OPTION>``."""
     long = next(n for n in names if n.startswith("--")).partition("/")[0]
     variable = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
@@ -97,7 +97,7 @@ def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
         says.flag or f"--{each.name.replace('_', '-')}",
         *([says.short] if says.short else []),
         help=says.help,
-        panel=says.group,
+        panel=None if says.common else says.group,
         **more,
     )
     return inspect.Parameter(

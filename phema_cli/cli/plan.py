@@ -52,9 +52,13 @@ class PlanRequest:
         default=0,
         group=_RUN,
         metavar="COUNT",
+        common=True,
     )
     parameters: int | None = option(
-        "Parameters of the model, for sizes: 280M, 1.2B.", group=_RUN, metavar="COUNT"
+        "Parameters of the model, for sizes: 280M, 1.2B.",
+        group=_RUN,
+        metavar="COUNT",
+        common=True,
     )
     schedule: str | None = option(
         "Schedule of the learning rate: constant, cosine, cosine:end=0.1, linear, "
@@ -66,6 +70,7 @@ class PlanRequest:
         "Snapshots of an earlier run of the same kind, to measure how weights move.",
         group=_RUN,
         metavar="PATH",
+        common=True,
     )
     keep: int | None = option(
         "With --like: name the snapshots of that run which may go at the least loss, but for N.",
@@ -107,6 +112,7 @@ class PlanRequest:
         "Disk space for all snapshots, 200GB: phema finds the best gammas and number.",
         group=_STORED,
         metavar="SIZE",
+        common=True,
     )
     range: tuple[float, ...] = option(
         "Targets to plan for, by sigma_rel: least and largest.",

@@ -36,6 +36,7 @@ class PackRequest:
         metavar="DIR",
         short="-o",
         required=True,
+        common=True,
     )
     bits: int = option(
         "Bits of an element: 16, 8 or 4; scales take a quarter of a bit more.",
@@ -43,6 +44,7 @@ class PackRequest:
         group=_PACKING,
         metavar="16|8|4",
         type=int,
+        common=True,
     )
     keyframe_every: int = option(
         "Files from one that is whole to the next.",

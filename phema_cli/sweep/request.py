@@ -56,6 +56,7 @@ class SweepRequest:
         group=_EVALUATION,
         metavar="CMD",
         required=True,
+        common=True,
     )
     metric: str | None = option(
         "Regular expression whose last match, or its group, is the metric; by default the last "
@@ -78,6 +79,7 @@ class SweepRequest:
         metavar="N",
         type=int,
         least=0,
+        common=True,
     )
     search: str | None = option(
         "Family to search: sigma_rel (the default without targets), uniform:last, decay:last, "
@@ -124,6 +126,7 @@ class SweepRequest:
         group=_OUTPUT,
         metavar="DIR",
         short="-o",
+        common=True,
     )
     keep: Keep = option(
         "Which outputs stay: best, all, none.", default="best", group=_OUTPUT, type=Keep
