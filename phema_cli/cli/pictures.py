@@ -26,7 +26,7 @@ _ENDINGS: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None},
 }
 #: part of the axis that a band has at least which is named.
-_NAMED = 0.12
+_NAMED = 0.05
 #: inches: one column of a paper.
 COLUMN = 3.4
 #: the colours of M. Okabe and K. Ito, for the colour-blind too, without their yellow.
@@ -176,7 +176,7 @@ def sigma_axis(axes: Axes) -> None:
 
 
 def draw_bands(axes: Axes, bands: Sequence[tuple[float, float, str]]) -> None:
-    """How good targets are expected to be, behind all else, and named below the upper edge.
+    """How good targets are expected to be, behind all else, and named above the lower edge.
 
     Args:
         axes: whose limits are set.
@@ -193,10 +193,10 @@ def draw_bands(axes: Axes, bands: Sequence[tuple[float, float, str]]) -> None:
         if edges[2] - edges[1] > _NAMED * (edges[3] - edges[0]):
             middle = float(scale.inverted().transform(edges[1:3].mean()))
             axes.text(
-                *(middle, 0.99, verdict),
+                *(middle, 0.01, verdict),
                 transform=axes.get_xaxis_transform(),
                 ha="center",
-                va="top",
+                va="bottom",
                 fontsize=6,
                 color="0.4",
             )
