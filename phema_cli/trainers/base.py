@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -251,7 +252,7 @@ class StoredFile:
     def has_beside(self, glob: str) -> bool:
         """Whether a file of such a name is beside this one; ``..`` leads up."""
         if self.beside is not None and "/" not in glob:
-            return any(map(matching((glob,)), self.beside))
+            return _has(self.beside, glob)
         with remote_errors(self.path):
             return any(True for _ in self._folder.glob(glob))
 
@@ -319,3 +320,9 @@ def parsed(text: str) -> float:
 def escaped(name: str) -> str:
     """A name as a glob that matches only this name."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+@lru_cache(maxsize=64)
+def _has(names: frozenset[str], glob: str) -> bool:
+    """Whether a name fits; the files of a directory share their names, and may be many."""
+    return any(map(matching((glob,)), names))
