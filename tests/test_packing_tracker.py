@@ -20,6 +20,7 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.packing import BLOCK, KEY
 from phema_cli.integrations.recorder import Recorder
 from phema_cli.snapshots.reading import read_checkpoint
+from phema_cli.system import files
 from phema_cli.tracker import packed, snapshot
 from tests import packed_run
 from tests.packed_run import is_intact, is_keyframe, values
@@ -457,7 +458,7 @@ def test_a_save_that_fails_leaves_no_file_and_ends_the_chain(after, tmp_path, mo
         real(descriptor)
 
     real = os.fsync
-    monkeypatch.setattr(snapshot.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     # The directory is flushed by the same call.
     monkeypatch.setattr(snapshot, "sync_folder", lambda _: None)
     with pytest.raises(StorageError, match="No space left"):

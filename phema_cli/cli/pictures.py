@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.profiles import sigma_rel_from_gamma
 from phema_cli.system.files import replace
@@ -182,6 +180,8 @@ def draw_bands(axes: Axes, bands: Sequence[tuple[float, float, str]]) -> None:
         axes: whose limits are set.
         bands: ends and verdict of each, ascending; the first and the last go to the edges.
     """
+    import numpy as np
+
     scale = axes.xaxis.get_transform()
     low, high = axes.get_xlim()
     for i, (start, end, verdict) in enumerate(bands):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from phema_cli.cli import render
 from phema_cli.errors import InputError, UsageError
 from phema_cli.request import Config, Request
@@ -34,6 +32,8 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
         UsageError: too few or too many are to stay, or the range has no targets.
         InputError: the run can't be thinned.
     """
+    import numpy as np
+
     from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
     from phema_cli.solver.thinning import thinned
 

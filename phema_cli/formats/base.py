@@ -371,7 +371,7 @@ class Contents:
             self.base_name,
             key,
             unnamed,
-            {f: s for f, s in self.stamps.items() if f in files},
+            {f: self.stamps[f] for f in files if f in self.stamps},
         )
 
 
