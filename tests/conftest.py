@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,9 +16,17 @@ from tests.builders import phema, write_run
 from tests.pages import README, blocks, python
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs Linux on other systems, with its reason."""
+    for item in items:
+        marker = item.get_closest_marker("linux")
+        if marker is not None and sys.platform != "linux":
+            item.add_marker(pytest.mark.skip(reason=f"Linux alone: {marker.args[0]}"))
+
+
 @pytest.fixture(autouse=True)
 def _no_open_files_left():
-    """No test leaves a file descriptor open."""
+    """No test leaves a file descriptor open, where the system tells which there are."""
     before = _open_files()
     yield
     assert _open_files() <= before
@@ -25,8 +34,8 @@ def _no_open_files_left():
 
 def _open_files():
     """How many files are open, but for fonts: matplotlib keeps these open for the next picture."""
-    number = 0
-    for descriptor in Path("/proc/self/fd").iterdir():
+    number, table = 0, Path("/proc/self/fd")
+    for descriptor in table.iterdir() if table.is_dir() else ():
         # What lists them is itself gone by now.
         with suppress(FileNotFoundError):
             number += descriptor.readlink().suffix != ".ttf"

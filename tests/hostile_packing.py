@@ -28,6 +28,10 @@ _NONSENSE = "its entry phema_packing makes no sense"
 _FOREIGN = "follows another ema-step"
 
 
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 def chain(folder: Path) -> list[Path]:
     """Six good files."""
     tags = [(10 * (i // 2 + 1), (5.0, 10.0)[i % 2]) for i in range(_LAST + 1)]
@@ -262,7 +266,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "coefficients beyond numbers": (_crafted(40, 1e9), "no finite sum"),
     "a shard": (_shards, "a packed file cannot be a shard"),
     "a directory": (_replaced(3, Path.mkdir), "is missing"),
-    "a named pipe": (_replaced(3, os.mkfifo), "is missing"),
+    "a named pipe": (_replaced(3, _pipe), "is missing"),
     "a link out of the directory": (_moved_out(3), "is outside the directory"),
     "a link to a keyframe out of it": (_moved_out(0), "is outside the directory"),
 }

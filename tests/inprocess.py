@@ -28,7 +28,11 @@ _SECONDS = 300
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "OPENBLAS_", "MKL_")
 #: the variable that says the encoding of stdout and stderr.
 _ENCODING = "PYTHONIOENCODING"
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM)
+_HANDLED = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGVTALRM", "SIGBREAK")
+    if hasattr(signal, name)
+]
 
 
 class _TooLongError(BaseException):
@@ -191,7 +195,10 @@ def _chance() -> Iterator[None]:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """End what does not end."""
+    """End what does not end, where the system has an alarm."""
+    if not hasattr(signal, "alarm"):
+        yield
+        return
 
     def stop(_number: int, _frame: object) -> None:
         raise _TooLongError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import sys
 import time
@@ -12,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
+resource = pytest.importorskip("resource", reason="limits of memory and time are POSIX alone")
 Result = TypeVar("Result")
 
 #: of the processor's time, not of the clock's: others may be at work.

@@ -122,6 +122,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
+@pytest.mark.linux("memory, measured in /proc")
 def test_a_tied_tensor_comes_under_each_name(tmp_path):
     """One right after the other, and both are one tensor."""
     for step in (1, 2):

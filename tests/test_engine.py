@@ -469,6 +469,7 @@ def test_a_full_disk_leaves_no_output(ckpts, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.linux("open files, counted in /proc")
 def test_more_sources_than_open_files(tmp_path):
     """With few file descriptors allowed a synthesis of many sources still works."""
     write_run(tmp_path / "in", steps=tuple(range(1, 61)))

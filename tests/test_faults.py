@@ -23,7 +23,7 @@ from tests.builders import PHEMA, execute
 from tests.injection import digests, wait_for
 from tests.verified import verify_output
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("a library in front of the system's calls")]
 
 #: `make faults` sets it to a hundred.
 KILLS = int(os.environ.get("PHEMA_KILLS", "4"))

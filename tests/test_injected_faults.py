@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.injection import ALWAYS, Fault, Injected, compiled, digests
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("calls of the system that fail at will")]
 
 #: how many faults the sweep injects; `make faults` sets it to a hundred.
 FAULTS = int(os.environ.get("PHEMA_FAULTS", "2"))

@@ -15,7 +15,7 @@ from tests.builders import phema
 from tests.inprocess import as_process, exit_code
 from tests.limits import BYTES, SECONDS, limits_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("a process of its own, compared by /proc")]
 
 
 @pytest.mark.parametrize(

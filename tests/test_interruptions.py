@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.builders import PHEMA
 from tests.injection import digests, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("signals to groups of processes")]
 
 #: `make faults` sets it to two hundred.
 INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "12"))

@@ -331,6 +331,7 @@ def test_what_stands_beside_is_of_the_targets_source(tmp_path, folders):
     assert json.loads((tmp_path / "merged/config.json").read_text()) == {"step": 60}
 
 
+@pytest.mark.linux("a named pipe")
 def test_nothing_is_followed(tmp_path, folders):
     """Links, pipes, directories and what is too large stay where they are, and that is told."""
     secret = tmp_path / "secret.json"

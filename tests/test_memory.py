@@ -18,7 +18,7 @@ from phema_cli.snapshots.reading import read_checkpoint
 from tests.builders import PHEMA
 from tests.verified import verify_output
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("a hard limit of memory")]
 
 MIB = 1 << 20
 LIMIT = 256 * MIB

@@ -177,6 +177,7 @@ def test_workers_and_memory_show_in_no_byte(tmp_path):
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
+@pytest.mark.linux("signals to processes")
 @pytest.mark.slow
 def test_kills_at_any_moment(tmp_path):
     """What has its name is whole, and the same command goes on to the same bytes."""

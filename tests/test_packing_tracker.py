@@ -495,6 +495,7 @@ def test_ranks_without_a_process_group_may_save_the_same_chain(tmp_path):
     np.testing.assert_allclose(stored, ranks[0].average(10)["hidden.weight"], atol=1e-3)
 
 
+@pytest.mark.linux("signals to a forked process")
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_chains_and_resumes(tmp_path):
     """Killed at any moment of a save, each file that has its name is complete and can be read."""

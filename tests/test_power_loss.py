@@ -13,7 +13,7 @@ from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from tests.builders import replacing
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.linux("what the system was asked to flush")]
 
 
 class Disk:

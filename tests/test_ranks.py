@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from tests.builders import phema, write_run
 
+pytestmark = pytest.mark.linux("killed processes, found in /proc")
+
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 

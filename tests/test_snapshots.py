@@ -442,6 +442,7 @@ def test_linked_directories_are_named(tmp_path):
     assert "b-step7-gamma5.safetensors" in str(error)
 
 
+@pytest.mark.linux("named pipes")
 def test_named_pipes_are_passed_over(tmp_path):
     """A named pipe in the directory is not opened: nothing would ever come out of it."""
     put(tmp_path, "a-step5-gamma5.safetensors")
@@ -853,6 +854,7 @@ def test_missing_path(several, name):
     assert caught.value.where == str(several / name)
 
 
+@pytest.mark.linux("named pipes")
 def test_path_that_cannot_be_listed(tmp_path):
     """A path that is neither file nor directory is the operating system's failure."""
     os.mkfifo(tmp_path / "pipe")

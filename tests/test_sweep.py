@@ -121,6 +121,7 @@ def test_a_known_optimum_is_found(ckpts, tmp_path, optimum, formula, options):
     assert f"{made['sigma_rel']:.4g}" in next(x for x in run.err.splitlines() if "best" in x)
 
 
+@pytest.mark.linux("signals to groups of processes")
 @pytest.mark.slow
 def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
     """After kill -9 at several moments nothing finished runs again, and the result is the same."""

@@ -175,6 +175,8 @@ HOLDER = """
 from pathlib import Path
 from phema_cli.system.locks import Lock
 
+pytestmark = pytest.mark.linux("it takes away what others lack")
+
 folder = Path("out/seven.safetensors.partial")
 folder.mkdir(parents=True)
 held = Lock(folder / "journal")

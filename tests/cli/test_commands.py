@@ -544,6 +544,7 @@ def test_a_table_is_stretched_to_the_target(tmp_path):
     assert spec.label == "csv:t"
 
 
+@pytest.mark.linux("threads, counted in /proc")
 @pytest.mark.slow
 def test_numpy_has_one_thread_and_programs_know_nothing_of_it():
     """What phema starts sees the environment as it was; a number that was set holds."""
