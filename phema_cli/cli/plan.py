@@ -9,7 +9,7 @@ from phema_cli.cli import options, plan_keep, plan_report, render
 from phema_cli.cli.plan_report import Packed, Sizes
 from phema_cli.errors import InputError, UsageError
 from phema_cli.options import option
-from phema_cli.request import GRID, Config, Request
+from phema_cli.request import GRID
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import DType
@@ -244,21 +244,12 @@ def _assume_like(
     path: str, steps: int, dtype: DType, parameters: int | None
 ) -> tuple[Assumption, int | None, int]:
     """The same from the snapshots of an earlier run."""
-    from phema_cli.estimate.solve import measure, stored_noise
-    from phema_cli.snapshots import scan
+    from phema_cli.estimate.solve import stored_noise
     from phema_cli.snapshots.base import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 
-    earlier_run = scan([path], Config(trust_tags=True))
-    snapshots = earlier_run.require()
-    movement = measure(earlier_run, Request()).movement
-    if movement is None:
-        raise InputError(
-            "these snapshots are too few to measure how weights move",
-            where=path,
-            remedy="pass --schedule instead",
-        )
+    snapshots, movement = plan_keep.measured(path, "pass --schedule instead")
     newest = snapshots[-1]
     coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
     end = newest.tag.profile.end

@@ -11,12 +11,8 @@ from phema_cli.request import Config, Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phema_cli.profiles import PowerProfile
     from phema_cli.snapshots import Snapshot
     from phema_cli.solver import Movement
-
-#: targets between the ends of the range, these included, of which the worst counts.
-_TARGETS = 7
 
 
 def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None:
@@ -32,21 +28,20 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
         UsageError: too few or too many are to stay, or the range has no targets.
         InputError: the run can't be thinned.
     """
-    import numpy as np
-
     from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
+    from phema_cli.solver import solve
+    from phema_cli.solver.planning import served, worst
     from phema_cli.solver.thinning import thinned
 
-    snapshots, movement = _measured(path)
+    snapshots, movement = measured(path, "keep all of them")
+    _refuse_packed(path, snapshots)
     sources = [s.tag.profile for s in snapshots]
     last = max(source.end for source in sources)
-    targets = [
-        PowerProfile(gamma_from_sigma_rel(float(s)), last) for s in np.geomspace(*ends, _TARGETS)
-    ]
+    targets = [PowerProfile(gamma_from_sigma_rel(s), last) for s in served(*ends)]
     kept = set(thinned(sources, targets, movement, keep))
     before, after = (
-        _worst([s for i, s in enumerate(snapshots) if i in places], targets, movement)
-        for places in (range(len(snapshots)), kept)
+        worst(solve(some, targets, movement=movement).figures)
+        for some in (sources, [s for i, s in enumerate(sources) if i in kept])
     )
     going = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i not in kept]
     staying = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i in kept]
@@ -71,39 +66,42 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
         render.line(name)
 
 
-def _measured(path: str) -> tuple[Sequence[Snapshot], Movement]:
+def measured(path: str, remedy: str) -> tuple[Sequence[Snapshot], Movement]:
     """The snapshots of a run, and how its weights move.
 
+    Args:
+        path: the run.
+        remedy: what to do where they are too few.
+
     Raises:
-        InputError: they are too few to measure that, or need one another to be read.
+        InputError: they are too few to measure that.
     """
     from phema_cli.estimate.solve import measure
-    from phema_cli.formats.chains import link_of
     from phema_cli.snapshots import scan
 
     run = scan([path], Config(trust_tags=True))
     snapshots = run.require()
+    movement = measure(run, Request()).movement
+    if movement is None:
+        what = "these snapshots are too few to measure how weights move"
+        raise InputError(what, where=path, remedy=remedy)
+    return snapshots, movement
+
+
+def _refuse_packed(path: str, snapshots: Sequence[Snapshot]) -> None:
+    """Refuse a run whose snapshots need one another to be read.
+
+    Raises:
+        InputError: it is one.
+    """
+    from phema_cli.formats.chains import link_of
+
     if any(link_of(s.checkpoint) for s in snapshots):
         raise InputError(
             "packed snapshots are read together with those before them: none of them may go",
             where=path,
             remedy="thin the run first, and pack what stays",
         )
-    movement = measure(run, Request()).movement
-    if movement is None:
-        what = "these snapshots are too few to measure how weights move"
-        raise InputError(what, where=path, remedy="keep all of them")
-    return snapshots, movement
-
-
-def _worst(
-    snapshots: Sequence[Snapshot], targets: Sequence[PowerProfile], movement: Movement
-) -> float:
-    """The largest sigma_error, in per cent."""
-    from phema_cli.solver import solve
-
-    figures = solve([s.tag.profile for s in snapshots], targets, movement=movement).figures
-    return max(f.sigma_error or 0.0 for f in figures)
 
 
 def check(like: str | None, keep: int | None, steps: int) -> None:

@@ -115,13 +115,23 @@ class Aim:
     assumed: Assumption
 
 
-def worst_error(plan: Plan, aim: Aim) -> float:
-    """The largest sigma_error, in per cent, of the targets of an aim.
+def served(low: float, high: float) -> list[float]:
+    """The sigma_rels of a range of which the worst counts."""
+    sigma_rels: list[float] = np.geomspace(low, high, _TARGETS).tolist()
+    return sigma_rels
+
+
+def worst(reached: Iterable[Figures]) -> float:
+    """The largest sigma_error, in per cent.
 
     The worst and not the mean: a sweep looks for the best length anywhere in the range.
     """
-    targets = np.geomspace(aim.low, aim.high, _TARGETS)
-    return max(f.sigma_error or 0.0 for f in figures(plan, targets.tolist(), aim.assumed))
+    return max(f.sigma_error or 0.0 for f in reached)
+
+
+def worst_error(plan: Plan, aim: Aim) -> float:
+    """The largest sigma_error, in per cent, of the targets of an aim."""
+    return worst(figures(plan, served(aim.low, aim.high), aim.assumed))
 
 
 def best_gammas(aim: Aim, number: int, count: int) -> tuple[float, ...]:
