@@ -91,3 +91,13 @@ def test_text_files_are_the_same_on_every_system(path):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             told = {keyword.arg for keyword in node.keywords}
             assert _TEXTS.get(node.func.attr, set()) <= told, f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CODE.parent / "tests").rglob("*.py")), ids=lambda p: p.stem
+)
+def test_no_test_module_imports_another(path):
+    """What several need stands in a module of its own."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not (node.module or "").rpartition(".")[2].startswith("test_"), path

@@ -7,8 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -16,87 +14,24 @@ import pytest
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import gamma_from_sigma_rel
-from phema_cli.snapshots import scan
 from phema_cli.sweep.evaluation import Evaluator
-from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import NAME, Record, Results
-from phema_cli.sweep.run import sweep
-from phema_cli.synthesis import Request
 from phema_cli.system.signals import ENDING, raise_on_signals
 from tests.builders import PHEMA, phema, read_index, write_run
+from tests.injection import wait_for
 from tests.pages import ROOT, blocks
+from tests.sweeps import (
+    GRID,
+    Listener,
+    curve,
+    ended,
+    killed,
+    lines,
+    outputs,
+    swept,
+)
 
 RECORD = [f.name for f in fields(Record)]
-GRID = (0.05, 0.08, 0.13, 0.2)
-
-
-def curve(formula, optimum):
-    """A command that prints a formula of u, the log of sigma_rel over that of the optimum."""
-    return (
-        f"awk -v s={{sigma_rel}} 'BEGIN {{{{u = log(s/{optimum}); printf \"%.15g\", {formula}}}}}'"
-    )
-
-
-class Listener:
-    """Counts passes and evaluations."""
-
-    def __init__(self):
-        self.passes = []
-        self.lefts = []
-        self.most = 0
-        self.evaluated_names = []
-
-    def synthesizing(self, recipe):
-        self.passes.append(len(recipe.targets))
-        return nullcontext()
-
-    def begun(self, *known):
-        self.lefts.append(known[-1])
-
-    def waiting(self, running, *_):
-        self.most = max(self.most, len(running))
-
-    def evaluated(self, record, *known):
-        self.evaluated_names.append(record.profile)
-        self.lefts.append(known[-1])
-
-
-def swept(ckpts, out, command, *, listener=None, **options):
-    """A sweep in this process, over GRID unless the options say otherwise."""
-    request = {"sigma_rel": GRID, "sample": False, "jobs": 1, **options.pop("request", {})}
-    options = {"baselines": False, **options}
-    asked = SweepRequest(eval=command, output=str(out), request=Request(**request), **options)
-    return sweep(scan([ckpts]), asked, listener or Listener())
-
-
-def outputs(out):
-    """Names of the checkpoints in the directory of a sweep."""
-    return sorted(p.name for p in out.glob("*.safetensors"))
-
-
-def lines(path):
-    """Lines of a file, none where there is none."""
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def whole_lines(path):
-    """Lines that have an end."""
-    return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-def ended(pid):
-    """Whether a process is gone, or gone but for its parent's asking."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as stream:  # noqa: PTH123 - as it vanishes
-            return stream.read().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_for(found, process):
-    """Wait until something is so, or the process is over."""
-    while process.poll() is None and not found():
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -132,15 +67,9 @@ def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
     sweep_once += ["--no-baselines"]
     sweep_once += ["-s", ",".join(map(str, GRID)), "--refine", "4"]
     done = {}
-    for after in (1, 4, 8):
-        process = subprocess.Popen(sweep_once, cwd=tmp_path)
-        wait_for(lambda after=after: len(lines(tmp_path / "calls")) >= after, process)
-        process.kill()
-        process.wait()
-        calls = lines(tmp_path / "calls")
+    for calls, finished in killed(sweep_once, tmp_path, (1, 4, 8)):
         assert all(calls.count(gamma) == times for gamma, times in done.items())
-        finished = map(json.loads, whole_lines(tmp_path / "sweep" / NAME))
-        gammas = [f"{x['gamma']:.12g}" for x in finished if "target" in x]
+        gammas = [f"{x['gamma']:.12g}" for x in finished]
         done = {gamma: calls.count(gamma) for gamma in gammas}
     run = subprocess.run(
         [*sweep_once, "--json"], cwd=tmp_path, check=True, capture_output=True, text=True

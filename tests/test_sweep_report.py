@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.builders import phema
-from tests.test_sweep import curve, lines
+from tests.sweeps import curve, lines
 
 #: elements without an end.
 VOID = {"meta", "br", "hr", "img", "link", "input"}

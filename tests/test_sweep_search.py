@@ -15,7 +15,8 @@ from phema_cli.errors import UsageError
 from phema_cli.sweep.families import Family, find, parse
 from phema_cli.sweep.results import NAME
 from tests.builders import PHEMA, phema, write_run
-from tests.test_sweep import Listener, curve, ended, lines, outputs, swept, wait_for, whole_lines
+from tests.injection import wait_for
+from tests.sweeps import Listener, curve, ended, killed, lines, outputs, swept
 
 STEPS = tuple(range(4, 101, 4))
 
@@ -283,17 +284,9 @@ def test_kills_of_many_workers_lose_no_finished_evaluation(ckpts, tmp_path):
     sweep += ["-s", "0.05,0.08,0.13,0.2", "--refine", "2", "--repeat", "2", "--parallel", "3"]
     sweep += ["--no-baselines"]
     done = {}
-    for after in (5, 11, 17):
-        process = subprocess.Popen(sweep, cwd=tmp_path)
-        wait_for(lambda after=after: len(lines(tmp_path / "calls")) >= after, process)
-        process.kill()
-        process.wait()
-        calls = lines(tmp_path / "calls")
+    for calls, finished in killed(sweep, tmp_path, (5, 11, 17)):
         assert all(calls.count(call) == times for call, times in done.items())
-        last = {}
-        for entry in map(json.loads, whole_lines(tmp_path / "sweep" / NAME)):
-            if "target" in entry:
-                last[f"{entry['gamma']:.12g}"] = entry["repeats"]
+        last = {f"{entry['gamma']:.12g}": entry["repeats"] for entry in finished}
         done = {
             f"{gamma} {k}": calls.count(f"{gamma} {k}") for gamma, ks in last.items() for k in ks
         }
