@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.profiles import sigma_rel_from_gamma
-from phema_cli.system.files import replace
+from phema_cli.system.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,22 +124,14 @@ def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterat
     from matplotlib.figure import Figure
 
     ending = path.suffix.lower()
-    unfinished = path.with_name(f".{path.name}.part")
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Names may have letters that the font lacks; it shows boxes for them.
         warnings.filterwarnings("ignore", message="Glyph ")
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        try:
-            # Into bytes, so that lines end alike on every system.
-            with unfinished.open("wb") as stream:
-                figure.savefig(stream, format=ending[1:], metadata=_ENDINGS[ending])
-            replace(unfinished, path)
-        except OSError as error:
-            raise StorageError.wrap(error, path, "write") from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
+        # Into bytes, so that lines end alike on every system.
+        with whole(path) as unfinished, unfinished.open("wb") as stream:
+            figure.savefig(stream, format=ending[1:], metadata=_ENDINGS[ending])
 
 
 def plain(label: str) -> str:

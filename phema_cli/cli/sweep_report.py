@@ -6,7 +6,6 @@ It loads nothing and runs nothing, and all that comes from outside is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record
 from phema_cli.sweep.targets import Planner
-from phema_cli.system.files import replace
+from phema_cli.system.files import whole
 
 #: seconds after which a browser reads the page again, while the sweep goes on.
 _AGAIN = 20
@@ -104,15 +103,8 @@ class Page:
             StorageError: the operating system failed.
         """
         text = "\n".join(_page(self._asked, planner, outcome, left)) + "\n"
-        unfinished = self._path.with_name(f".{self._path.name}.part")
-        try:
+        with whole(self._path) as unfinished:
             unfinished.write_text(text, encoding="utf-8", newline="\n")
-            replace(unfinished, self._path)
-        except OSError as error:
-            raise StorageError.wrap(error, self._path, "write") from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
 
 
 def _page(asked: SweepRequest, planner: Planner, outcome: Outcome, left: int) -> Iterator[str]:

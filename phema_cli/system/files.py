@@ -102,6 +102,23 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError.wrap(error, path, "write") from error
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which then replaces ``path``: whole or not at all.
+
+    Raises:
+        StorageError: the operating system failed.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with writing(path):
+            yield unfinished
+            replace(unfinished, path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
+
+
 def start_flush(descriptor: int, offset: int, length: int) -> None:
     """Start to write bytes to the disk, if the system can; does not wait."""
     if hasattr(os, "posix_fadvise"):
