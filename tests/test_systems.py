@@ -21,6 +21,8 @@ import phema_cli
 from tests import systems
 from tests.builders import write_run
 
+pytestmark = pytest.mark.linux("it takes away what others lack")
+
 PROGRAM = Path(systems.__file__)
 CODE = Path(phema_cli.__file__).parent
 #: an evaluation that every shell can run: the size of the file.
@@ -174,8 +176,6 @@ def test_an_interrupted_run_resumes(folders, system, line, tmp_path):
 HOLDER = """
 from pathlib import Path
 from phema_cli.system.locks import Lock
-
-pytestmark = pytest.mark.linux("it takes away what others lack")
 
 folder = Path("out/seven.safetensors.partial")
 folder.mkdir(parents=True)
