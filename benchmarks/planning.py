@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from benchmarks.training import RUNS, STEPS
 from phema_cli.solver import Movement
 from phema_cli.solver.assumptions import (
-    DEFAULT_SCHEDULE,
     Assumption,
     earlier,
     parse_schedule,
@@ -30,7 +29,7 @@ _TEXT = """\
 The same errors, predicted before the run by `phema plan`. With `--like` it knows an earlier run,
 here half as long and of another seed, of which 32 snapshots each of gamma 5 and 10 are left in
 float32. With `--schedule` it knows the learning rate's schedule and no weights; its constants were
-fitted on two runs of three, the others held out. Without either it assumes `rsqrt`.
+fitted on two runs of three, the others held out.
 
 `expected_rms` is compared with the true error, `expected_error` with the true error over the true
 distance by which averaging moves the final weights. Averages don't show that distance well, even
@@ -68,7 +67,6 @@ def foretold(
     """
     found = {
         "schedule": _by_schedule(schedule, gammas, count, mantissa_bits, sigma_rels),
-        "nothing": _by_schedule(DEFAULT_SCHEDULE, gammas, count, mantissa_bits, sigma_rels),
     }
     if before is not None:
         movement = earlier(before, STEPS / 2, STEPS, 2.0 ** (23 - mantissa_bits))
@@ -106,7 +104,6 @@ def section(found: Sequence[Case]) -> str:
         if some
     ]
     rows += [
-        _row("nothing", "all", found, "nothing"),
         _row("the snapshots, `inspect`", "all", found, "inspect"),
     ]
     by_run = [

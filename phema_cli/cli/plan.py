@@ -62,9 +62,10 @@ class PlanRequest:
     )
     schedule: str | None = option(
         "Schedule of the learning rate: constant, cosine, cosine:end=0.1, linear, "
-        "wsd:last=0.2, rsqrt:start=0.06 (the default); or walk, which --no-sample assumes.",
+        "wsd:last=0.2, rsqrt:start=0.06; or walk, which --no-sample assumes.",
         group=_RUN,
         metavar="NAME",
+        common=True,
     )
     like: str | None = option(
         "Snapshots of an earlier run of the same kind, to measure how weights move.",
@@ -136,18 +137,18 @@ def plan(
 
     Examples:
       What is best within a budget:
-        $ phema plan --steps 400k --parameters 280M --budget 50GB
+        $ phema plan --like ckpts/ --steps 400k --budget 50GB
+
+      The same without an earlier run:
+        $ phema plan --steps 400k --parameters 280M --schedule cosine --budget 50GB
 
       What gammas 5 and 10 reach, stored every 10,000 steps:
-        $ phema plan --steps 400k --parameters 280M --gammas 5,10 --every 10k
-
-      A run whose weights move as in an earlier one:
-        $ phema plan --steps 4000 --like ckpts/
+        $ phema plan --like ckpts/ --steps 400k --gammas 5,10 --every 10k
 
       Which snapshots of a run to keep, when disk is short:
         $ phema plan --like ckpts/ --keep 4
     """
-    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE
+    from phema_cli.solver.assumptions import WALK
 
     plan_keep.check(asked.like, asked.keep, asked.steps)
     if asked.keep is not None and asked.like is not None:
@@ -156,11 +157,10 @@ def plan(
         return
     report = _report(asked)
     if json:
-        schedule = None if asked.like else asked.schedule or DEFAULT_SCHEDULE
-        assumptions = {"schedule": schedule, "like": asked.like}
+        assumptions = {"schedule": asked.schedule, "like": asked.like}
         render.document("plan", plan_report.document(report, assumptions))
         return
-    if not (asked.schedule or asked.like):
+    if asked.schedule not in {None, WALK}:
         render.findings([_assumed_notice()], stderr=True, quiet=quiet)
     plan_report.show(report, measured=asked.like is not None)
 
@@ -208,12 +208,12 @@ def _report(asked: PlanRequest) -> plan_report.Report:
 
 
 def _assumed_notice() -> Finding:
-    """The notice for a run that the user says nothing about."""
+    """The notice for a run of which only the schedule is known."""
     from phema_cli.snapshots import Finding
 
     error = InputError(
-        "the plan assumes the learning-rate schedule rsqrt",
-        remedy="pass --schedule, or better --like and an earlier run's snapshots",
+        "a schedule does not say how far the weights move, so errors may be off by a factor of 2",
+        remedy="pass --like instead where there are snapshots of an earlier run",
     )
     return Finding("notice", error)
 
@@ -222,15 +222,20 @@ def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None, i
     """How the weights will move, the number of parameters where it is known, and of steps.
 
     Raises:
-        UsageError: an unknown schedule, or a schedule beside an earlier run.
+        UsageError: an unknown schedule, neither a schedule nor an earlier run, or both.
         InputError: the movement of the earlier run can't be measured.
     """
     from phema_cli.solver import storage_noise
-    from phema_cli.solver.assumptions import DEFAULT_SCHEDULE, Assumption, parse_schedule, scheduled
+    from phema_cli.solver.assumptions import Assumption, parse_schedule, scheduled
 
     parameters = asked.parameters
     if asked.like is None:
-        rate = parse_schedule(asked.schedule or DEFAULT_SCHEDULE)
+        if asked.schedule is None:
+            raise UsageError(
+                "a plan needs to know how the weights will move",
+                remedy="pass --like and an earlier run's snapshots, or --schedule, such as cosine",
+            )
+        rate = parse_schedule(asked.schedule)
         if rate is None:
             return Assumption(None, storage_noise(dtype.mantissa_bits)), parameters, asked.steps
         moved = scheduled(rate, asked.steps, dtype.mantissa_bits)

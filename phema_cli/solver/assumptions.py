@@ -95,9 +95,6 @@ SCHEDULES: Mapping[str, _Schedule] = {
     "wsd": _Schedule(_wsd, "last", 0.2),
     "rsqrt": _Schedule(_rsqrt, "start", 0.0625),
 }
-#: what is assumed where no schedule is given: between a constant rate and one that falls to zero,
-#: and nearest of all to the errors of the runs of ``benchmarks/training.py`` taken together.
-DEFAULT_SCHEDULE = "rsqrt"
 #: a random walk in log time.
 WALK = "walk"
 #: how schedules are written.

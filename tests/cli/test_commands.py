@@ -327,7 +327,7 @@ finally:
         (["synthesize", "--help"], "False False"),
         (["inspect", "{ckpts}"], "False True"),
         (["weights", "{ckpts}", "--gamma", "7"], "False True"),
-        (["plan", "--steps", "100"], "False True"),
+        (["plan", "--steps", "100", "--schedule", "walk"], "False True"),
         (["synthesize", "{ckpts}", "--gamma", "7", "--dry-run"], "False True"),
     ],
 )

@@ -12,6 +12,10 @@ from phema_cli.cli import parsing
 from phema_cli.errors import UsageError
 from tests.builders import phema, write_run
 
+#: movement that needs no run, and no notice.
+WALKED = "--schedule walk"
+WALK = WALKED.split()
+
 
 def test_a_plan_agrees_with_inspect_of_the_snapshots(tmp_path):
     """Without a look at data, inspect says of the planned snapshots what the plan said, exactly."""
@@ -42,7 +46,7 @@ def test_a_plan_like_an_earlier_run_shows_its_errors(ckpts):
     """The table has the expected RMS error with --like only; a coarser type has larger errors."""
     arguments = ("plan", "--steps", 400, "--gammas", "5,10", "--snapshots", 4, "--like", ckpts)
     assert " rms " in phema(*arguments).out
-    assert " rms " not in phema("plan", "--steps", 400, "-q").out
+    assert " rms " not in phema("plan", "--steps", 400, "--schedule", "cosine", "-q").out
     fine, coarse = (
         phema(*arguments, "--dtype", d, "--json").json["targets"][0] for d in ("fp32", "bf16")
     )
@@ -52,7 +56,7 @@ def test_a_plan_like_an_earlier_run_shows_its_errors(ckpts):
 @pytest.mark.slow
 def test_the_training_loop_stores_what_was_planned(tmp_path):
     """The shown code runs, and leaves the snapshots, in the type, that the plan counts."""
-    run = phema("plan", "--steps", 10, "--snapshots", 4, "--gammas", "4,9", "-q")
+    run = phema("plan", "--steps", 10, "--snapshots", 4, "--gammas", "4,9", *WALK)
     code = textwrap.dedent(run.out.partition("In the training loop\n")[2])
     head = "import torch\nfrom phema_cli import PowerEMA\nmodel = torch.nn.Linear(2, 1)\n"
     subprocess.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
@@ -67,7 +71,7 @@ def test_the_training_loop_stores_what_was_planned(tmp_path):
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_packed_snapshots_take_what_their_plan_counts(tmp_path, bits):
     """The shown code runs, and its files have the planned bytes beside their headers."""
-    asked = ("plan", "--steps", 35, "--snapshots", 35, "--gammas", "4,9", "--packing", bits, "-q")
+    asked = ("plan", "--steps", 35, "--snapshots", 35, "--gammas", "4,9", "--packing", bits, *WALK)
     asked = (*asked, "--parameters", 4096 * 64)
     plan = phema(*asked, "--json").json["plan"]
     assert (plan["packing"], plan["files"]) == (bits, 70)
@@ -101,7 +105,7 @@ def test_a_budget_has_a_proposal_of_packed_snapshots():
 
 def test_a_plan_of_one_gamma_is_a_tuple_too():
     """One gamma is written as PowerEMA takes it."""
-    run = phema("plan", "--steps", "1k", "--gammas", 7, "--dtype", "float32", "-q")
+    run = phema("plan", "--steps", "1k", "--gammas", 7, "--dtype", "float32", *WALK)
     assert "PowerEMA(model, gammas=(7,))" in run.out
     assert 'ema.save("ckpts")' in run.out
 
@@ -123,7 +127,7 @@ def test_budgets_are_kept():
 @pytest.mark.slow
 def test_a_narrow_table_keeps_its_numbers():
     """Where there is no room for a number it goes beyond the edge: cut off it would be another."""
-    arguments = ("plan", "--steps", 100, "--parameters", "1M", "--gammas", "8,24")
+    arguments = ("plan", "--steps", 100, "--parameters", "1M", "--gammas", "8,24", *WALK)
     wide, narrow = (phema(*arguments, COLUMNS=str(n)).out.splitlines() for n in (80, 40))
     assert all(len(line) <= 80 for line in wide)
     figures = [line for line in wide if re.match(r" +0\.\d\d ", line)]
@@ -131,11 +135,14 @@ def test_a_narrow_table_keeps_its_numbers():
     assert set(figures) <= set(narrow)
 
 
-def test_what_is_assumed_is_said_unless_it_was_chosen():
-    """Without --schedule and --like a notice says so; -q and --schedule leave stderr empty."""
-    assert "schedule rsqrt" in phema("plan", "--steps", 64).err
-    assert phema("plan", "--steps", 64, "-q").err == ""
-    assert phema("plan", "--steps", 64, "--schedule", "rsqrt").err == ""
+def test_a_plan_says_what_its_figures_are_worth():
+    """Nothing known is refused; a schedule has a notice; what --no-sample assumes is exact."""
+    nothing = phema("plan", "--steps", 64)
+    assert (nothing.code, nothing.out) == (2, "")
+    assert "--like" in nothing.err
+    assert "factor of 2" in phema("plan", "--steps", 64, "--schedule", "cosine").err
+    assert phema("plan", "--steps", 64, "--schedule", "cosine", "-q").err == ""
+    assert phema("plan", "--steps", 64, "--schedule", "walk").err == ""
 
 
 @pytest.mark.slow
@@ -171,22 +178,23 @@ def test_what_cannot_be_thinned_is_refused(ckpts):
         ("", "--steps"),
         ("--steps 0", "not a number above 0"),
         ("--steps 1.5", "not a number above 0"),
-        ("--steps 9 --parameters many", "not a number above 0"),
-        ("--steps 9 --snapshots 3 --every 5", "pass one of them"),
-        ("--steps 9 --gammas 5 --sigma-rels 0.1", "pass one of them"),
-        ("--steps 9 --gammas 5,5", "given twice"),
-        ("--steps 9 --gammas 5,5 --every 3", "given twice"),
-        ("--steps 9 --gammas=-3", "gamma -3"),
-        ("--steps 9 --range 0.1", "not a range"),
-        ("--steps 9 --range 0.2,0.1", "not a range"),
-        ("--steps 9 --range 0.1,0.4", "sigma_rel 0.4"),
-        ("--steps 9 --every 10", "gives 0 snapshots"),
-        ("--steps 1M --every 10", "gives 100000 snapshots"),
-        ("--steps 9 --budget 5GB", "pass --parameters"),
-        ("--steps 9 --budget 5MB --parameters 1M", "too few"),
-        ("--steps 9 --dtype int8", "no float type"),
-        ("--steps 9 --packing 7", "pass 16, 8 or 4"),
-        ("--steps 9 --packing 8 --dtype float16", "pass one of them"),
+        (f"--steps 9 {WALKED} --parameters many", "not a number above 0"),
+        (f"--steps 9 {WALKED} --snapshots 3 --every 5", "pass one of them"),
+        (f"--steps 9 {WALKED} --gammas 5 --sigma-rels 0.1", "pass one of them"),
+        (f"--steps 9 {WALKED} --gammas 5,5", "given twice"),
+        (f"--steps 9 {WALKED} --gammas 5,5 --every 3", "given twice"),
+        (f"--steps 9 {WALKED} --gammas=-3", "gamma -3"),
+        (f"--steps 9 {WALKED} --range 0.1", "not a range"),
+        (f"--steps 9 {WALKED} --range 0.2,0.1", "not a range"),
+        (f"--steps 9 {WALKED} --range 0.1,0.4", "sigma_rel 0.4"),
+        (f"--steps 9 {WALKED} --every 10", "gives 0 snapshots"),
+        (f"--steps 1M {WALKED} --every 10", "gives 100000 snapshots"),
+        (f"--steps 9 {WALKED} --budget 5GB", "pass --parameters"),
+        (f"--steps 9 {WALKED} --budget 5MB --parameters 1M", "too few"),
+        (f"--steps 9 {WALKED} --dtype int8", "no float type"),
+        (f"--steps 9 {WALKED} --packing 7", "pass 16, 8 or 4"),
+        (f"--steps 9 {WALKED} --packing 8 --dtype float16", "pass one of them"),
+        ("--steps 9", "--like"),
         ("--steps 9 --schedule cos", "no schedule"),
         ("--steps 9 --schedule cosine --like ckpts", "pass one of them"),
     ],
