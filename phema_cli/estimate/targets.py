@@ -26,6 +26,7 @@ from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import Needs, notice
 from phema_cli.snapshots.consistency import home_of
+from phema_cli.solver.selection import MOST_SOURCES
 
 #: how far a sum of weights may lie from 1 as people write them, with six digits.
 _ROUNDING = 1e-5
@@ -165,6 +166,7 @@ def _mean(snapshots: Sequence[Snapshot], spec: CheckpointsSpec, step: float) -> 
 
 def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator[Finding]:
     """What a user may have meant otherwise: above all snapshots, where a profile is of steps."""
+    yield from _hint_of_selection(snapshots, targets)
     steps = sorted({s.tag.step for s in snapshots})
     gaps = [b - a for a, b in pairwise(steps)]
     spacing = float(np.median(gaps)) if gaps else 0.0
@@ -192,6 +194,18 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
                     "snapshots",
                     "pass --weights with that file to give the snapshots these weights",
                 )
+
+
+def _hint_of_selection(
+    snapshots: Sequence[Snapshot], targets: Sequence[Profile]
+) -> Iterator[Finding]:
+    """What becomes of thousands of snapshots."""
+    solved = any(not isinstance(t, CombinationProfile) for t in targets)
+    if solved and len(snapshots) > MOST_SOURCES:
+        yield notice(
+            f"each target is made of about {MOST_SOURCES} of the {len(snapshots)} snapshots: early "
+            "ones, those near its end, and others at even distances"
+        )
 
 
 def _is_cut(target: WindowProfile | DecayProfile) -> bool:

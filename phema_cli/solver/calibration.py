@@ -21,6 +21,7 @@ from phema_cli.errors import InputError
 from phema_cli.profiles import Array, Profile
 from phema_cli.solver.least_squares import leave_one_out
 from phema_cli.solver.movement import EARLY, Movement, Rounding
+from phema_cli.solver.selection import selected
 from phema_cli.solver.system import System, evaluate, split
 
 #: sizes that keep the fit of a thousand snapshots below a second: pairs of snapshots compared,
@@ -66,6 +67,13 @@ class Sample:
         snapshots, elements = self.values.shape
         return f"<Sample of {elements} elements of {snapshots} snapshots>"
 
+    def of(self, rows: NDArray[np.intp]) -> Sample:
+        """The sample of some of the snapshots."""
+        if len(rows) == len(self.values):
+            return self
+        few = None if self.errors is None else self.errors[rows]
+        return Sample(self.values[rows], self.units, few)
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -92,6 +100,8 @@ class Observed:
 def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     """Fit drift, roughness, jitter and rounding.
 
+    Of thousands of sources those of :func:`phema_cli.solver.selection.selected` are fitted to.
+
     Args:
         sources: n profiles.
         sample: the sources' elements in the same order.
@@ -105,14 +115,28 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     """
     if len(sources) <= 1 or not sample.values.size:
         return None
-    system = evaluate(sources, [])
-    pairs = neighbouring(sources, system.families)
-    reference = sample.values[int(np.argmax([s.end for s in sources]))]
+    ends = np.array([s.end for s in sources])
+    rows = selected(ends, float(ends.max()))
+    chosen = [sources[i] for i in rows]
+    system = evaluate(chosen, [])
+    observed = _observe(
+        sample.of(rows), neighbouring(chosen, system.families), np.argmax(ends[rows])
+    )
+    if not observed.squares.any():
+        return None
+    return replace(fit(system, observed), errors=sample.errors)
+
+
+def _observe(sample: Sample, pairs: NDArray[np.intp], last: np.intp) -> Observed:
+    """What a sample shows by these pairs; ``last`` is the latest snapshot.
+
+    Raises:
+        InputError: elements differ by more than a square can hold.
+    """
+    reference = sample.values[last]
     with np.errstate(over="ignore"):
         squares, paces = _differences(sample.values, pairs)
         mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
-    if not squares.any():
-        return None
     if not np.isfinite(squares).all():
         raise InputError(
             "values of the snapshots are too large to be compared",
@@ -120,7 +144,7 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
         )
     moved = np.any(sample.values != reference, axis=0)
     stride = max(1, int(sample.values.size) // _MOST_VALUES)
-    observed = Observed(
+    return Observed(
         pairs=pairs,
         squares=squares,
         residual=sample.values[:, ::stride] - reference[::stride],
@@ -128,7 +152,6 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
         mean_square=mean_square,
         errors=sample.errors,
     )
-    return fit(system, observed)
 
 
 def neighbouring(sources: Sequence[Profile], families: NDArray[np.intp]) -> NDArray[np.intp]:

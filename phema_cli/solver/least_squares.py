@@ -24,7 +24,7 @@ def minimise(
     paper's projection (arXiv:2312.02696, Algorithm 3), whose normal equations (Eq. 151) have the
     square of this problem's condition number.
 
-    The constraint is eliminated by an orthogonal basis of its null space; QR solves what remains.
+    A reflection eliminates the constraint; QR solves what remains.
 
     Args:
         sources: (rows, n) A, with linearly independent columns where there is no noise.
@@ -35,45 +35,63 @@ def minimise(
     Returns:
         (n, k) weights, float64.
     """
-    n, k = sources.shape[1], targets.shape[1]
-    a, b = sources, targets
+    n, rows = sources.shape[1], len(sources)
+    joint = np.zeros((rows + (0 if noise is None else n), n + targets.shape[1]))
+    joint[:rows, :n], joint[:rows, n:] = sources, targets
     if noise is not None:
-        a, b = np.vstack([a, cholesky(noise)]), np.vstack([b, np.zeros((n, k))])
+        joint[rows:, :n] = cholesky(noise)
     if not sum_to_one:
-        return _least_squares(a, b)
-    basis = _zero_sum_basis(n)
-    x = basis @ _least_squares(a @ basis, b - a.mean(axis=1, keepdims=True)) + 1 / n
+        return _least_squares(joint, n)
+    joint[:, n:] -= joint[:, :n].mean(axis=1, keepdims=True)
+    _reflect(joint[:, :n])
+    x = _from_reflected(_least_squares(joint[:, 1:], n - 1)) + 1 / n
     # Constant weights stay what they are.
     normalized: Array = x / x.sum(axis=0)
     return normalized
 
 
-def _zero_sum_basis(n: int) -> Array:
-    """An orthogonal basis of the vectors that sum to zero.
+def _reflect(rows: Array) -> None:
+    """Reflect rows of n numbers in place, so that (1, ..., 1) becomes the first axis.
 
-    The Householder reflection that takes the first axis to the direction of (1, ..., 1) takes the
-    others to this basis.
-
-    Returns:
-        (n, n - 1) float64.
+    The Householder reflection is its own inverse, and takes all other axes to an orthogonal basis
+    of the vectors that sum to zero.
     """
+    n = rows.shape[1]
     v = np.full(n, n**-0.5)
     v[0] += 1
-    return (np.eye(n) - np.outer(v, 2 / (v @ v) * v))[:, 1:]
+    rows -= np.outer(rows @ v, 2 / (v @ v) * v)
 
 
-def _least_squares(a: Array, b: Array) -> Array:
-    """The x of ``min |b - a x|``; columns of ``a`` are linearly independent."""
-    n = a.shape[1]
+def _from_reflected(y: Array) -> Array:
+    """The (n, k) vectors that sum to zero of (n - 1, k) coordinates in that basis."""
+    x = np.vstack([np.zeros(y.shape[1]), y])
+    _reflect(x.T)
+    return x
+
+
+def _least_squares(joint: Array, n: int) -> Array:
+    """The x of ``min |b - a x|``; ``joint`` is overwritten.
+
+    Args:
+        joint: (rows, n + k) a and b beside it; columns of a are linearly independent.
+        n: columns of a.
+    """
     if n == 0:
-        return np.empty((0, b.shape[1]))
+        return np.empty((0, joint.shape[1]))
     # QR is blind to the scale of columns, what is made of its triangle is not.
-    scale = np.linalg.norm(a, axis=0)
-    scale[scale == 0] = 1.0
-    r = cast("Array", np.linalg.qr(np.hstack([a / scale, b]), mode="r"))
+    scale = _scale(joint[:, :n])
+    r = cast("Array", np.linalg.qr(joint, mode="r"))
     # LU of an upper triangle with its pivots on the diagonal is back substitution.
     x: Array = np.linalg.solve(r[:n, :n], r[:n, n:]) / scale[:, None]
     return x
+
+
+def _scale(a: Array) -> Array:
+    """Scale columns to norm one in place; (n,) the norms, 1 for columns of zeros."""
+    scale: Array = np.linalg.norm(a, axis=0)
+    scale[scale == 0] = 1.0
+    a /= scale
+    return scale
 
 
 def cholesky(covariance: Array) -> Array:
@@ -107,15 +125,13 @@ def contrasts(sources: Array, noise: Array) -> Array:
     Returns:
         (n, n - 1) float64, columns that sum to zero.
     """
-    basis = _zero_sum_basis(sources.shape[1])
-    a = np.vstack([sources, cholesky(noise)]) @ basis
-    scale = np.linalg.norm(a, axis=0)
-    scale[scale == 0] = 1.0
-    r = cast("Array", np.linalg.qr(a / scale, mode="r"))
+    a = np.vstack([sources, cholesky(noise)])
+    _reflect(a)
+    scale = _scale(a[:, 1:])
+    r = cast("Array", np.linalg.qr(a[:, 1:], mode="r"))
     # Snapshots that differ by nothing, not even by rounding, leave no pivot.
     np.fill_diagonal(r, np.where(np.abs(np.diag(r)) < _LEAST_PIVOT, _LEAST_PIVOT, np.diag(r)))
-    half: Array = (basis / scale) @ np.linalg.solve(r, np.eye(len(scale)))
-    return half
+    return _from_reflected(np.linalg.solve(r, np.eye(len(scale))) / scale[:, None])
 
 
 def leave_one_out(sources: Array, noise: Array) -> Array:

@@ -11,10 +11,11 @@ steps would have.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.profiles import Array
 from phema_cli.solver.system import Parts, System, split
@@ -154,6 +155,10 @@ class Movement:
         """``<Movement measured at 20 times>``, or assumed."""
         how = "measured" if self.measured else "assumed"
         return f"<Movement {how} at {len(self.times)} times>"
+
+    def of(self, rows: NDArray[np.intp]) -> Movement:
+        """The movement as some of the sources show it."""
+        return self if self.errors is None else replace(self, errors=self.errors[rows])
 
     def problem(self, system: System) -> tuple[Array, Array, Array, Array]:
         """The least-squares problem ``J(x) = |b - A x|^2 + x' N x + rest`` of these sources.

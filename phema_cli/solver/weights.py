@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -25,6 +25,7 @@ from phema_cli.profiles import (
 from phema_cli.request import DEFAULT_METHOD
 from phema_cli.solver.least_squares import minimise
 from phema_cli.solver.movement import Movement, nominal
+from phema_cli.solver.selection import selected
 from phema_cli.solver.system import System, evaluate
 
 #: the best linear unbiased estimator; the projection divided by its sum; the paper's projection.
@@ -165,8 +166,9 @@ def solve(
 ) -> Solution:
     """Weights that build each target from the sources, and how good they are.
 
-    All sources are used, also those later than a target: a target between two snapshots is far
-    better with the later one. A target that is itself a source gets that source with weight 1.
+    Sources later than a target are used too: a target between two snapshots is far better with the
+    later one. A target that is itself a source gets that source with weight 1. Of more sources than
+    ``MOST_SOURCES`` a target gets those of :func:`phema_cli.solver.selection.selected`.
 
     Args:
         sources: n profiles, no two alike.
@@ -176,8 +178,8 @@ def solve(
             log time.
         storage_noise: without ``movement``, RMS rounding error of a stored value relative to its
             size.
-        together: whether targets share the times at which profiles are evaluated: far faster, and
-            the last bits of a target's weights depend on the others.
+        together: whether targets share the times at which profiles are evaluated, and the selected
+            sources: far faster, and a target's weights depend on the others.
 
     Raises:
         InputError: no sources, two that are alike, or weights that float64 can't hold.
@@ -186,9 +188,15 @@ def solve(
     """
     _check(sources, targets, method)
     groups = [targets] if together else [[target] for target in targets]
-    solutions = [
-        _solve_together(sources, group, method, movement, storage_noise) for group in groups
-    ]
+    ends = np.array([s.end for s in sources])
+    solutions = []
+    for group in groups:
+        rows = selected(ends, max(t.end for t in group))
+        moved = None if movement is None else movement.of(rows)
+        some = _solve_together([sources[i] for i in rows], group, method, moved, storage_noise)
+        weights: Array = np.zeros((len(sources), len(group)))
+        weights[rows] = some.weights
+        solutions.append(replace(some, weights=weights))
     return Solution(
         np.hstack([one.weights for one in solutions]),
         tuple(figures for one in solutions for figures in one.figures),
