@@ -378,7 +378,10 @@ class Contents:
 def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
     """:data:`Locate` for formats whose content has extents already: only names may differ."""
     extents = {name: e for name, e in tensors.items() if isinstance(e, Extent)}
-    return {name: e if e.name == name else replace(e, name=name) for name, e in extents.items()}
+    for name, extent in extents.items():
+        if extent.name != name:
+            extents[name] = replace(extent, name=name)
+    return extents
 
 
 class Format(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,18 @@ from phema_cli.errors import InputError
 REMEDY = "copy it again, or leave it out with --exclude"
 
 
-def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
-    """The object that JSON holds; raises ``InputError`` if it holds anything else."""
+def parse_object(
+    raw: bytes, path: Path, made: Callable[[dict[str, Any]], object] = lambda value: value
+) -> dict[str, Any]:
+    """The object that JSON holds; raises ``InputError`` if it holds anything else.
+
+    Args:
+        raw: the JSON.
+        path: the file that has it.
+        made: what becomes of each object in it, as soon as it is parsed.
+    """
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique)
+        value = json.loads(raw.decode(), object_pairs_hook=lambda pairs: made(_unique(pairs)))
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     except (ValueError, RecursionError) as error:

@@ -29,8 +29,12 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
     result = list(snapshots)
     findings: list[Finding] = []
     while True:
-        names = [n for s in result for n in s.checkpoint.tensors]
-        shared = [p for p in _PREFIXES if names and all(n.startswith(p) and n != p for n in names)]
+        lists = [s.checkpoint.tensors for s in result if s.checkpoint.tensors]
+        shared = [
+            p
+            for p in _PREFIXES
+            if lists and all(n.startswith(p) and n != p for names in lists for n in names)
+        ]
         if not shared:
             return result, findings
         prefix = shared[0]

@@ -141,7 +141,8 @@ def tensors_of(value: object) -> Group | None:
             k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)
         }
         if tensors:
-            return tensors, True
+            # Where nothing lies beside them there is no need of two dicts.
+            return (tensors if len(tensors) < len(value) else value), True
     value = value.appended if isinstance(value, Inert) else value
     if isinstance(value, list) and value and all(isinstance(v, StoredTensor) for v in value):
         return {str(k): v for k, v in enumerate(value)}, False
