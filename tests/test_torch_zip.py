@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -169,6 +170,35 @@ class Recorder(FileReader):
         """Read, and remember where."""
         self.ranges = [*getattr(self, "ranges", []), (offset, offset + len(out))]
         super().read_bytes(path, offset, out)
+
+    def _read_runs(self, path, runs):
+        """Read one by one."""
+        for offset, out in runs:
+            self.read_bytes(path, offset, out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [((1024, 512), (1, 0)), ((64, 32, 3, 3), (0, 2, 3, 1)), ((16, 256, 128), (2, 0, 1))],
+)
+def test_bytes_of_a_tensor_in_another_order_are_read_once(tmp_path, shape, order):
+    """Whoever reads from front to back reads each byte of the file once, in runs of many."""
+    stored = torch.rand([shape[d] for d in order], dtype=torch.float64)
+    tensor = stored.permute([order.index(d) for d in range(len(shape))])
+    assert tuple(tensor.shape) == shape
+    extent = read_index(saved(tmp_path / "a.pt", {"x": tensor})).tensors["x"]
+    piece, found = 5000, bytearray()
+    with Recorder(held_bytes=2 << 20) as reader:
+        for start in range(0, extent.elements, piece):
+            out = bytearray(8 * min(piece, extent.elements - start))
+            reader.read_elements(extent, start, memoryview(out))
+            found += out
+    assert bytes(found) == raw_bytes(tensor)
+    reach = np.zeros(extent.length, np.int64)
+    for low, high in reader.ranges:
+        reach[low - extent.offset : high - extent.offset] += 1
+    assert (reach == 1).all()
+    assert len(reader.ranges) < extent.elements / 32
 
 
 def test_piece_of_a_view_reads_only_near_it(tmp_path):

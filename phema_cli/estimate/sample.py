@@ -18,6 +18,7 @@ from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import Floats
 from phema_cli.formats.reader import FileReader
+from phema_cli.formats.strided import is_dense
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference
@@ -84,8 +85,8 @@ def sample(
     count = sum(r.count for r in ranges)
     values = np.empty((len(snapshots), count), np.float64 if wide else np.float32)
     with FileReader() as reader:
-        for row, snapshot in zip(values, snapshots, strict=True):
-            row[:] = np.concatenate(_read(reader, snapshot.checkpoint.tensors, ranges))
+        for row, tensors in zip(values, _places(snapshots, ranges), strict=True):
+            row[:] = np.concatenate(_read(reader, tensors, ranges))
         errors = _read_packed(reader, snapshots, ranges, values)
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
@@ -137,6 +138,21 @@ def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range
                 ranges.append(_Range(extent.name, start, count))
             low = stop
     return ranges
+
+
+def _places(snapshots: Sequence[Snapshot], ranges: Sequence[_Range]) -> list[dict[str, Extent]]:
+    """Where each snapshot's tensors of the ranges lie.
+
+    Elements that lie together in one order that is not row-major, the same in every snapshot, are
+    taken in that order: which of them are read does not matter, and a range is one run of the file.
+    """
+    names = dict.fromkeys(r.name for r in ranges)
+    places = [{name: s.checkpoint.tensors[name] for name in names} for s in snapshots]
+    for name in names:
+        if len({p[name].strides for p in places}) == 1 and is_dense(places[0][name]):
+            for place in places:
+                place[name] = replace(place[name], strides=None)
+    return places
 
 
 def _read(

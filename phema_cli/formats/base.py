@@ -170,8 +170,7 @@ class Piece:
     def places(self, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """Indices in the flattened tensor of the box's elements ``low`` to ``high``."""
         rest = np.arange(low, high)
-        flat = np.zeros_like(rest)
-        step = 1
+        flat, step = np.zeros_like(rest), 1
         dimensions = zip(shape[::-1], self.origin[::-1], self.extent.shape[::-1], strict=True)
         for size, origin, length in dimensions:
             rest, digit = np.divmod(rest, length)
@@ -378,9 +377,7 @@ class Contents:
 def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
     """:data:`Locate` for formats whose content has extents already: only names may differ."""
     extents = {name: e for name, e in tensors.items() if isinstance(e, Extent)}
-    for name, extent in extents.items():
-        if extent.name != name:
-            extents[name] = replace(extent, name=name)
+    extents.update({n: replace(e, name=n) for n, e in extents.items() if e.name != n})
     return extents
 
 

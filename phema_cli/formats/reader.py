@@ -18,6 +18,7 @@ from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
+from phema_cli.formats.strided import Bands
 from phema_cli.system.files import open_file, read_at
 
 #: elements that are summed of a packed tensor at a time, a multiple of its blocks.
@@ -78,7 +79,29 @@ class OpenFiles:
 
 
 class FileReader(OpenFiles):
-    """Positional reads of bytes and of tensors' elements."""
+    """Positional reads of bytes and of tensors' elements.
+
+    Args:
+        limit: how many files may be open.
+        held_bytes: bytes of tensors in other orders than row-major, which are read in bands.
+    """
+
+    def __init__(self, limit: int = 64, held_bytes: int = 32 << 20) -> None:
+        super().__init__(limit)
+        self._bands = Bands(self._read_runs, held_bytes)
+
+    def _read_runs(self, path: Path, runs: Sequence[tuple[int, memoryview]]) -> None:
+        """:meth:`read_bytes` for each offset of a file."""
+        if is_remote(path):
+            read_ranges([(path, *run) for run in runs])
+            return
+        try:
+            descriptor = self.descriptor(path)
+            for offset, out in runs:
+                if read_at(descriptor, out, offset) < len(out):
+                    self.read_bytes(path, offset, out)
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
 
     def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes of a file from ``offset`` on.
@@ -150,7 +173,7 @@ class FileReader(OpenFiles):
         elif extent.strides is None:
             self.read_bytes(extent.file, extent.offset + extent.dtype.size_bytes(start), out)
         else:
-            self._gather(extent, start, out)
+            self._bands.fill(extent, start, out)
 
     def read_residues(self, part: Part, name: str, start: int, out: Floats) -> Floats:
         """Fill ``out`` with a packed file's residues of a tensor; returns their blocks' scales.
@@ -237,32 +260,6 @@ class FileReader(OpenFiles):
                 part = np.empty(high - low, target.dtype)
                 self.read_elements(piece.extent, low, part.view(np.uint8).data)
                 target[piece.places(low, high, extent.shape) - start] = part
-
-    def _gather(self, extent: Extent, start: int, out: memoryview) -> None:
-        """Pick strided elements out of windows of the file no larger than ``out`` itself."""
-        itemsize = extent.dtype.bits // 8
-        flat = np.arange(start, start + len(out) // itemsize)
-        strides = np.asarray(extent.strides, dtype=np.int64)
-        where = np.zeros_like(flat)
-        for size, stride in zip(extent.shape[::-1], strides[::-1], strict=True):
-            flat, digit = np.divmod(flat, size)
-            where += digit * stride
-        target = np.frombuffer(out, dtype=f"V{itemsize}")
-        window = np.empty(len(target), dtype=target.dtype)
-        if not len(where):
-            return
-        low, last = int(where.min()), int(where.max())
-        while low <= last:
-            count = min(len(window), last + 1 - low)
-            self.read_bytes(
-                extent.file,
-                extent.offset + low * itemsize,
-                window[:count].view(np.uint8).data,
-            )
-            inside = (where >= low) & (where < low + count)
-            target[inside] = window[where[inside] - low]
-            beyond = where[where >= low + count]
-            low = int(beyond.min()) if len(beyond) else last + 1
 
 
 #: numpy's names of the types that :func:`value_of` reads.

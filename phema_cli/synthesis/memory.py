@@ -31,7 +31,7 @@ _TILE_BYTES = 5 << 20
 _LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
 # Every request of a remote file has its delay.
 _REMOTE_TILE = 2 << 20
-# Indices in 64 bits and a window as wide as the widest type.
+# Indices in 64 bits, and a piece's elements of the widest type.
 _PLACE_BYTES = 5 * 8 + 8
 #: the most sources of a sum that is made in one go.
 _MOST_DIRECT = 256
@@ -137,6 +137,11 @@ def buffers(
     return Buffers(width, raw, group, block, wide, size)
 
 
+def held_bytes(max_memory: int, jobs: int) -> int:
+    """What each worker may hold of tensors that are not in row-major order."""
+    return max_memory // 4 // jobs
+
+
 def tile_elements(
     kinds: Sequence[Kind],
     sources: int,
@@ -145,6 +150,7 @@ def tile_elements(
     max_memory: int,
     *,
     scattered: bool = False,
+    held: int = 0,
     remote: bool = False,
     packed: Rows | None = None,
 ) -> tuple[int, int]:
@@ -156,7 +162,8 @@ def tile_elements(
         targets: targets that are written.
         jobs: workers.
         max_memory: bytes, half of which are left to everything else.
-        scattered: whether some tensor's elements lie in many places, which are held as well.
+        scattered: whether some tensor is split into pieces, the places of whose elements are held.
+        held: bytes that each worker holds of tensors that are not in row-major order.
         remote: whether files are remote.
         packed: the rows of packed tensors.
 
@@ -167,12 +174,12 @@ def tile_elements(
     def size(elements: int) -> int:
         places = _PLACE_BYTES * elements if scattered else 0
         need = buffers(kinds, sources, targets, elements, packed)
-        return jobs * (need.size_bytes + places)
+        return jobs * (need.size_bytes + places + held)
 
     raw = buffers(kinds, sources, targets, WIDTH, packed).raw
     tile = min(max(_TILE_BYTES // raw, _LEAST_TILE), _LARGEST_TILE)
     if scattered:
-        # A range of scattered elements may have to be looked for in the whole tensor.
+        # Each tile looks for its places in all pieces.
         tile = _LARGEST_TILE
     if remote:
         tile = _REMOTE_TILE

@@ -22,6 +22,7 @@ from phema_cli.formats import FORMATS
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
+from phema_cli.formats.strided import is_strided
 from phema_cli.profiles import Array, Profile
 from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
@@ -38,7 +39,7 @@ from phema_cli.synthesis.layout import (
     Output,
     lay_out,
 )
-from phema_cli.synthesis.memory import tile_elements
+from phema_cli.synthesis.memory import held_bytes, tile_elements
 from phema_cli.synthesis.names import open_outputs, output_format
 from phema_cli.synthesis.packed import Rows, rows_of
 from phema_cli.synthesis.provenance import (
@@ -297,7 +298,8 @@ def assemble(
         len(targets),
         jobs,
         request.max_memory,
-        scattered=any(e.strides or e.pieces for e in extents),
+        scattered=any(e.pieces for e in extents),
+        held=held_bytes(request.max_memory, jobs) * any(map(is_strided, extents)),
         remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
         packed=packed,
     )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
+from phema_cli.synthesis.memory import held_bytes
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Checks, Recorder, check_inputs
 from phema_cli.synthesis.tensors import TensorPlan
@@ -179,7 +180,8 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
 def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> list[Checks]:
     """One worker: take runs until none is left; the checksums of what it wrote, by output."""
     open_files = files_of_each(recipe.jobs)
-    with FileReader(open_files) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
+    held = held_bytes(recipe.request.max_memory, recipe.jobs)
+    with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
         files = _Files(recipe, writer)
         worker = _Worker(recipe, reader, files.write)
         for number in iter(pool.take, len(own)):
