@@ -262,8 +262,8 @@ class FileReader(OpenFiles):
                 target[piece.places(low, high, extent.shape) - start] = part
 
 
-#: numpy's names of the types that :func:`value_of` reads.
-_NUMPY = {
+#: numpy's names of types, where it has them.
+NUMPY_TYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -278,7 +278,7 @@ def value_of(tensor: StoredTensor, contents: Contents) -> float | None:
     Raises:
         InputError, StorageError: it can't be read.
     """
-    kind = _NUMPY.get(tensor.dtype.name)
+    kind = NUMPY_TYPES.get(tensor.dtype.name)
     if kind is None or math.prod(tensor.shape) != 1:
         return None
     out = bytearray(tensor.dtype.bits // 8)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.formats.base import Checkpoint, DType, Extent
-from phema_cli.formats.reader import FileReader
+from phema_cli.formats.reader import NUMPY_TYPES, FileReader
+from phema_cli.profiles import Array
 
-if TYPE_CHECKING:
-    import torch
+Bytes: TypeAlias = NDArray[np.uint8]
 
 _CHUNK_ELEMENTS = 512 << 10
+#: of complex numbers.
+_PARTS = {"C64": "<f4", "C128": "<f8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,39 +117,46 @@ def _ratio(square: float, of: float) -> float:
 def _tensor(reader: FileReader, a: Extent, b: Extent) -> tuple[float, float, float]:
     """Largest difference, sum of square differences, and sum of A's squares."""
     largest, square, square_a = 0.0, 0.0, 0.0
+    exact = a.dtype is b.dtype and a.dtype.kind == "exact"
     for start in range(0, a.elements, _CHUNK_ELEMENTS):
         count = min(_CHUNK_ELEMENTS, a.elements - start)
         raw_x, raw_y = _raw(reader, a, start, count), _raw(reader, b, start, count)
         x, y = _values(raw_x, a.dtype), _values(raw_y, b.dtype)
-        # What is not a number on both sides, or the same infinity, does not differ.
-        alike = (x == y) | (x.isnan() & y.isnan())
-        d = (y - x).masked_fill_(alike, 0.0)
-        d.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=-math.inf)
-        if a.dtype is b.dtype and a.dtype.kind == "exact":
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = np.abs(y - x)
+            found, found_a = float(d @ d), float(x @ x)
+            if not math.isfinite(found + found_a):
+                # What is not a number on both sides, or the same infinity, does not differ.
+                d[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
+                d[np.isnan(d)] = math.inf
+                finite = x[np.isfinite(x)]
+                found, found_a = float(d @ d), float(finite @ finite)
+        if exact:
             # Neighbouring integers beyond 2^53 are one number in float64.
-            other = (raw_x != raw_y).view(count, -1).any(dim=1)
-            d = d.abs().masked_fill_(other & (d == 0), 1.0)
-        largest = max(largest, float(d.abs().max()))
-        square += float((d * d).sum())
-        square_a += float((x * x).nan_to_num(nan=0.0, posinf=0.0).sum())
+            other = (raw_x != raw_y).reshape(count, -1).any(axis=1)
+            d[other & (d == 0)] = 1.0
+            found = float(d @ d)
+        largest = max(largest, float(d.max()))
+        square += found
+        square_a += found_a
     return largest, square, square_a
 
 
-def _raw(reader: FileReader, extent: Extent, start: int, count: int) -> torch.Tensor:
+def _raw(reader: FileReader, extent: Extent, start: int, count: int) -> Bytes:
     """The bytes of a range of a tensor."""
-    import torch
-
-    buffer = bytearray(extent.dtype.size_bytes(count))
-    reader.read_elements(extent, start, memoryview(buffer))
-    return torch.frombuffer(buffer, dtype=torch.uint8)
+    held = np.empty(extent.dtype.size_bytes(count), np.uint8)
+    reader.read_elements(extent, start, held.data)
+    return held
 
 
-def _values(raw: torch.Tensor, dtype: DType) -> torch.Tensor:
+def _values(raw: Bytes, dtype: DType) -> Array:
     """Elements as float64; complex numbers as pairs, odd types by their bytes."""
-    import torch
+    if dtype.name == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if dtype.kind == "float" and dtype.name not in NUMPY_TYPES:
+        import torch
 
-    if dtype.kind == "other":
-        part = {"C64": torch.float32, "C128": torch.float64}.get(dtype.name, torch.uint8)
-    else:
-        part = getattr(torch, dtype.label)
-    return raw.view(part).to(torch.float64)
+        wide: Array = torch.from_numpy(raw).view(getattr(torch, dtype.label)).double().numpy()
+        return wide
+    part = _PARTS.get(dtype.name, "u1") if dtype.kind == "other" else NUMPY_TYPES[dtype.name]
+    return raw.view(part).astype(np.float64)
