@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -236,24 +237,34 @@ def measures_of(inputs: Inputs, targets: int, out: Path, *, whole: bool = False)
 
 
 def peak_above_torch(*command: object) -> float:
-    """MiB that a command and its workers take at most, above a process that imports torch.
+    """MiB that a command and its workers take at most, above a process that imports torch."""
+    return measured_command(*command)[1] - torch_alone()
 
-    Memory that processes share is counted once (the sum of PSS, looked at all the time).
-    """
+
+@cache
+def torch_alone() -> float:
+    """MiB of a process that imports torch, and does nothing else."""
     bare = [sys.executable, "-c", "import torch, time; print(flush=True); time.sleep(1)"]
     with subprocess.Popen(bare, stdout=subprocess.PIPE) as waiting:
         if waiting.stdout is None:
             raise RuntimeError("no stdout")
         waiting.stdout.readline()
-        torch_alone = _pss(waiting.pid)
-    most = 0
+        return _pss(waiting.pid) / 1024
+
+
+def measured_command(*command: object) -> tuple[float, float]:
+    """Seconds that a command takes, and MiB that it and its workers take at most.
+
+    Memory that processes share is counted once (the sum of PSS, looked at all the time).
+    """
+    most, start = 0, time.perf_counter()
     with subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL) as running:
         while running.poll() is None:
             most = max(most, _pss(running.pid))
             time.sleep(0.01)
     if running.returncode:
         raise RuntimeError(f"{command} failed")
-    return (most - torch_alone) / 1024
+    return time.perf_counter() - start, most / 1024
 
 
 def _pss(pid: int) -> int:
@@ -267,6 +278,15 @@ def _pss(pid: int) -> int:
     except OSError:
         return total
     return total + sum(_pss(int(child)) for child in children)
+
+
+def publish(section: str) -> None:
+    """Put a section into docs/performance.md, or print it where the command says ``--print``."""
+    if "--print" in sys.argv[1:]:
+        print(section)
+        return
+    page = Path(__file__).parents[1] / "docs" / "performance.md"
+    page.write_text(with_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def with_section(page: str, section: str) -> str:
