@@ -6,7 +6,7 @@ read: every parameter is as likely to be read as any other, and two runs read th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ PAGE_BYTES = 4096
 _MOST_VALUES = 8 << 20
 #: pages in one of a packed snapshot: each of its reads is one of every file that it follows.
 _PACKED_PAGES = 4
+
+#: ranges that are read at a time.
+_AT_A_TIME = 4096
 
 #: types that are sampled, with numpy's name of what their bytes are read as and the exponent of
 #: their smallest normal number.
@@ -85,8 +88,14 @@ def sample(
     count = sum(r.count for r in ranges)
     values = np.empty((len(snapshots), count), np.float64 if wide else np.float32)
     with FileReader() as reader:
-        for row, tensors in zip(values, _places(snapshots, ranges), strict=True):
-            row[:] = np.concatenate(_read(reader, tensors, ranges))
+        in_any_order = _in_any_order(snapshots, ranges)
+        for row, snapshot in zip(values, snapshots, strict=True):
+            done = 0
+            for first in range(0, len(ranges), _AT_A_TIME):
+                some = ranges[first : first + _AT_A_TIME]
+                for part in _read(reader, snapshot.checkpoint.tensors, some, in_any_order):
+                    row[done : done + len(part)] = part
+                    done += len(part)
         errors = _read_packed(reader, snapshots, ranges, values)
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
@@ -140,26 +149,29 @@ def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range
     return ranges
 
 
-def _places(snapshots: Sequence[Snapshot], ranges: Sequence[_Range]) -> list[dict[str, Extent]]:
-    """Where each snapshot's tensors of the ranges lie.
+def _in_any_order(snapshots: Sequence[Snapshot], ranges: Sequence[_Range]) -> set[str]:
+    """Tensors whose elements lie together in one order that is not row-major, the same in all.
 
-    Elements that lie together in one order that is not row-major, the same in every snapshot, are
-    taken in that order: which of them are read does not matter, and a range is one run of the file.
+    They are read in that order: which of them are read does not matter, and a range is one run.
     """
-    names = dict.fromkeys(r.name for r in ranges)
-    places = [{name: s.checkpoint.tensors[name] for name in names} for s in snapshots]
-    for name in names:
-        if len({p[name].strides for p in places}) == 1 and is_dense(places[0][name]):
-            for place in places:
-                place[name] = replace(place[name], strides=None)
-    return places
+    found = set()
+    for name in dict.fromkeys(r.name for r in ranges):
+        extents = [s.checkpoint.tensors[name] for s in snapshots]
+        orders = {e.strides for e in extents}
+        if orders != {None} and len(orders) == 1 and is_dense(extents[0]):
+            found.add(name)
+    return found
 
 
 def _read(
-    reader: FileReader, tensors: Mapping[str, Extent], ranges: Sequence[_Range]
+    reader: FileReader,
+    tensors: Mapping[str, Extent],
+    ranges: Sequence[_Range],
+    in_any_order: Collection[str] = (),
 ) -> list[NDArray[np.floating]]:
     """The elements of each range, in float32 or float64; of packed tensors zeros."""
     extents = [tensors[r.name] for r in ranges]
+    extents = [replace(e, strides=None) if e.name in in_any_order else e for e in extents]
     raw = [bytearray(e.dtype.size_bytes(r.count)) for e, r in zip(extents, ranges, strict=True)]
     wanted = zip(extents, ranges, raw, strict=True)
     reader.read_many([(e, r.start, memoryview(b)) for e, r, b in wanted if e.packed is None])

@@ -83,6 +83,33 @@ def _read_shard(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
 
 def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     """Extents, in the order of their data, and metadata of one file; its size is checked."""
+    raw, size = _raw_header(path)
+    start = _LENGTH.size + len(raw)
+    header = parse_object(raw, path, _entry)
+    # Of a million tensors nothing is held twice.
+    del raw
+    metadata = checked_metadata(header.pop("__metadata__", {}), path)
+    check_text(header, path)
+    entries = [(name, _checked(path, name, entry)) for name, entry in header.items()]
+    del header
+    entries.sort(key=lambda item: item[1][2:])
+    tensors: dict[str, Extent] = {}
+    end = 0
+    for name, entry in entries:
+        if entry.low != end:
+            what = f"tensor {name}: its data overlap others or leave a gap"
+            raise InputError(what, where=path, remedy=REMEDY)
+        shared = sys.intern(name)
+        tensors[shared] = Extent(shared, DTYPES[entry.code], entry.shape, path, start + entry.low)
+        end = entry.high
+    if start + end != size:
+        what = f"has {size} bytes where its header says {start + end}; truncated?"
+        raise InputError(what, where=path, remedy=REMEDY)
+    return tensors, metadata
+
+
+def _raw_header(path: Path) -> tuple[bytes, int]:
+    """The header's JSON, and the bytes of the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -90,29 +117,9 @@ def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else -1
             if not len(b"{}") <= length <= min(_MAX_HEADER_BYTES, size - _LENGTH.size):
                 raise InputError("not a safetensors file", where=path, remedy=REMEDY)
-            raw = file.read(length)
+            return file.read(length), size
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
-    header = parse_object(raw, path, _entry)
-    metadata = checked_metadata(header.pop("__metadata__", {}), path)
-    check_text(header, path)
-    start = _LENGTH.size + length
-    entries = [(_extent(path, sys.intern(n), e, start), start + e.high) for n, e in header.items()]
-    entries.sort(key=lambda item: (item[0].offset, item[1]))
-    end = start
-    for extent, stop in entries:
-        if extent.offset != end:
-            raise InputError(
-                f"tensor {extent.name}: its data overlap others or leave a gap",
-                where=path,
-                remedy=REMEDY,
-            )
-        end = stop
-    if end != size:
-        raise InputError(
-            f"has {size} bytes where its header says {end}; truncated?", where=path, remedy=REMEDY
-        )
-    return {extent.name: extent for extent, _ in entries}, metadata
 
 
 class _Entry(NamedTuple):
@@ -141,8 +148,8 @@ def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _extent(path: Path, name: str, entry: object, start: int) -> Extent:
-    """Where a tensor lies."""
+def _checked(path: Path, name: str, entry: object) -> _Entry:
+    """A tensor's entry, if it makes sense."""
     if not isinstance(entry, _Entry):
         raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
     code, shape, low, high = entry
@@ -153,14 +160,10 @@ def _extent(path: Path, name: str, entry: object, start: int) -> Extent:
     if len(shape) > MOST_DIMENSIONS:
         what = f"tensor {name}: {len(shape)} dimensions are too many"
         raise InputError(what, where=path, remedy=REMEDY)
-    dtype = DTYPES[code]
-    if low > high or dtype.size_bytes(math.prod(shape)) != high - low:
-        raise InputError(
-            f"tensor {name}: {high - low} bytes don't hold {code} {list(shape)}",
-            where=path,
-            remedy=REMEDY,
-        )
-    return Extent(name, dtype, shape, path, start + low)
+    if low > high or DTYPES[code].size_bytes(math.prod(shape)) != high - low:
+        what = f"tensor {name}: {high - low} bytes don't hold {code} {list(shape)}"
+        raise InputError(what, where=path, remedy=REMEDY)
+    return entry
 
 
 def encode(

@@ -25,7 +25,7 @@ Read: TypeAlias = "Callable[[Path, Sequence[tuple[int, memoryview]]], None]"
 Elements: TypeAlias = "NDArray[np.unsignedinteger | np.complexfloating]"
 
 #: bytes of a read that is one of many, from front to back.
-_LONG = 32 << 10
+_LONG = 8 << 10
 #: elements of a run for each that is wanted, at most: gaps cost less than another read.
 _GAPS = 8
 #: numpy's types of elements of so many bytes, which are moved and not looked at.

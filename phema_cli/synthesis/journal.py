@@ -7,7 +7,7 @@ been flushed, and the last says that all have. Other ranks write journals of the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -123,22 +123,31 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def fingerprint(recipe: Recipe) -> str:
     """What is the same for two runs that write the same bytes by the same steps, in hexadecimal."""
-    facts = (
-        (__version__, recipe.format, recipe.tile_elements, recipe.bases, recipe.spare),
-        [
-            (t.name, t.shape, k.dtype.name, k.out.name, t.average, [d.name for d in k.stored])
-            for t in recipe.tensors
-            for k in (t.kind,)
-        ],
-        [(str(p), s) for c in recipe.sources for p, s in sorted(c.checkpoint.stamps.items())],
-        [[str(p) for p in s.checkpoint.files] for s in recipe.sources],
-        [(str(o.path), [str(p) for p in o.finals], o.index and o.index[1]) for o in recipe.outputs],
-        [(f.image.size_bytes, f.image.segments) for o in recipe.outputs for f in o.files],
-    )
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(facts).encode(errors="backslashreplace"))
-    digest.update(recipe.weights.tobytes() + recipe.sums.tobytes())
+    for fact in _facts(recipe):
+        data = fact if isinstance(fact, bytes) else repr(fact).encode(errors="backslashreplace")
+        digest.update(b"%d " % len(data) + data)
     return digest.hexdigest()
+
+
+def _facts(recipe: Recipe) -> Iterator[object]:
+    """What decides on a recipe's bytes and steps; one by one, of a million tensors too."""
+    yield __version__, recipe.format, recipe.tile_elements, recipe.bases, recipe.spare
+    for t in recipe.tensors:
+        types = [d.name for d in (t.kind.dtype, t.kind.out, *t.kind.stored)]
+        yield t.name, t.shape, t.average, types
+    for source in recipe.sources:
+        yield [(str(p), s) for p, s in sorted(source.checkpoint.stamps.items())]
+        yield [str(p) for p in source.checkpoint.files]
+    for output in recipe.outputs:
+        yield str(output.path), [str(p) for p in output.finals], output.index and output.index[1]
+        for file in output.files:
+            yield file.image.size_bytes
+            for offset, data in file.image.segments:
+                yield offset
+                yield data
+    yield recipe.weights.tobytes()
+    yield recipe.sums.tobytes()
 
 
 def _check(folder: Path, recipe: str, entries: list[dict[str, Any]]) -> None:
