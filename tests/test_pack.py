@@ -13,11 +13,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from phema_cli.errors import SignalError
 from phema_cli.formats import packing
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.reader import FileReader
 from phema_cli.pack import request
+from phema_cli.pack.plan import make_plan
+from phema_cli.pack.write import LOG_NAME, write
 from phema_cli.snapshots import scan
+from phema_cli.system.log import Log
 from tests.builders import PHEMA, phema
 from tests.injection import digests
 
@@ -177,6 +181,41 @@ def test_workers_and_memory_show_in_no_byte(tmp_path):
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
+@pytest.mark.parametrize("when", ["before the log says so", "before the log goes", "after it"])
+def test_an_end_beside_the_names_is_told(tmp_path, monkeypatch, when):
+    """A signal when files have their names says that a run resumes, or that all are written."""
+    found = scan([write_averages(tmp_path / "in")])
+    out = tmp_path / "out"
+    plan = make_plan(found, request.PackRequest(output=str(out), keyframe_every=3))
+    append, unlock = Log.append, Log.unlock
+
+    def appended(log, entry):
+        if "chain" in entry and when == "before the log says so":
+            raise SignalError(signal.SIGTERM)
+        append(log, entry)
+
+    def unlocked(log, *, remove=False):
+        if remove and when == "before the log goes":
+            monkeypatch.undo()
+            raise SignalError(signal.SIGTERM)
+        unlock(log, remove=remove)
+        if remove and when == "after it":
+            raise SignalError(signal.SIGTERM)
+
+    monkeypatch.setattr(Log, "append", appended)
+    monkeypatch.setattr(Log, "unlock", unlocked)
+    with pytest.raises(SignalError) as caught:
+        write(plan)
+    monkeypatch.undo()
+    if when == "after it":
+        assert caught.value.outcome == "all outputs are written"
+    else:
+        assert caught.value.__notes__ == [f"the same command resumes in {out}"]
+        write(plan)
+    assert len(scan([out]).require()) == 2 * len(STEPS)
+    assert not (out / LOG_NAME).exists()
+
+
 @pytest.mark.linux("signals to processes")
 @pytest.mark.slow
 def test_kills_at_any_moment(tmp_path):
@@ -202,7 +241,8 @@ def test_kills_at_any_moment(tmp_path):
             assert all(found[name] == expected[name] for name in complete)
             assert len(scan([out]).require()) == len(complete)
         resumed += 0 < len(complete) < len(expected)
-        subprocess.run([*command, out], check=process.returncode != 0, stdout=subprocess.DEVNULL)
+        ended = complete == expected.keys() and not (out / LOG_NAME).exists()
+        subprocess.run([*command, out], check=not ended, stdout=subprocess.DEVNULL)
         assert digests(out) == expected
         assert not list(out.glob(f"*{PARTIAL}"))
         for path in out.iterdir():

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from phema_cli._version import __version__
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import PARTIAL, Extent, refuse_changed
 from phema_cli.formats.image import HASH_DIGITS, FileImage
@@ -121,17 +121,27 @@ def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
             _begin(log, begun, paths)
         try:
             yield log
-        except BaseException as error:
-            if len(log.entries()) > 1:
-                error.add_note(f"the same command resumes in {folder}")
-            else:
+            with held_signals():
                 log.unlock(remove=True)
+        except BaseException as error:
+            with held_signals():
+                _abandon(log, paths, error)
             raise
-        log.unlock(remove=True)
     finally:
         log.unlock()
         with suppress(OSError):
             folder.rmdir()
+
+
+def _abandon(log: Log, paths: Sequence[Path], error: BaseException) -> None:
+    """Leave the log where files have their names, since a run resumes by it; say what is there."""
+    if not log.path.exists():
+        if isinstance(error, SignalError):
+            error.outcome = "all outputs are written"
+    elif any(map(os.path.lexists, paths)):
+        error.add_note(f"the same command resumes in {log.path.parent}")
+    else:
+        log.unlock(remove=True)
 
 
 def _begin(log: Log, begun: dict[str, str], paths: Sequence[Path]) -> None:

@@ -167,8 +167,8 @@ def solve(
     """Weights that build each target from the sources, and how good they are.
 
     Sources later than a target are used too: a target between two snapshots is far better with the
-    later one. A target that is itself a source gets that source with weight 1. Of more sources than
-    ``MOST_SOURCES`` a target gets those of :func:`phema_cli.solver.selection.selected`.
+    later one. A target that is itself a source gets that source with weight 1. Of more than 1,024
+    sources a target gets some: early ones, those around its end, and others at even distances.
 
     Args:
         sources: n profiles, no two alike.
