@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phema_cli import PowerEMA
+from tests.gloo import end_rank
 from tests.trainers import Net
 
 STEPS = 10
@@ -232,6 +233,7 @@ def main(out: Path) -> None:
         for name, path in runs.items():
             by_hand(path, out / name / "by hand", "model." if name == "lightning" else "")
     torch.distributed.destroy_process_group()
+    end_rank()
 
 
 if __name__ == "__main__":

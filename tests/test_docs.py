@@ -44,12 +44,12 @@ def test_no_block_is_left_unchecked(page):
             assert block.language in RUN, block
 
 
-#: a rank of a program. It ends without the interpreter's last steps, in which a thread of gloo that
-#: still holds the tensor of the last collective ends the process by SIGABRT, now and then.
+#: a rank of a program.
 RANK = """\
-import os, runpy
+import runpy
+from tests.gloo import end_rank
 runpy.run_path("train.py", run_name="__main__")
-os._exit(0)
+end_rank()
 """
 
 
@@ -67,7 +67,8 @@ def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
     subprocess.run(
         [sys.executable, *(ranks if "init_process_group" in code else ["train.py"])],
         cwd=tmp_path,
-        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=True,
         timeout=200,
     )

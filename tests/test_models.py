@@ -328,6 +328,7 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from phema_cli import average, load_into
 from phema_cli.integrations import swapped
+from tests.gloo import end_rank
 from tests.sharded_training import Net
 
 distributed.init_process_group("gloo")
@@ -351,6 +352,7 @@ load_into(model, sys.argv[1], gamma=7)
 filled = {n: whole(t) for n, t in model.state_dict().items()}
 assert all(torch.equal(filled[n], t) for n, t in load_file(sys.argv[2]).items())
 distributed.destroy_process_group()
+end_rank()
 """
 
 
