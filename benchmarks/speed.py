@@ -223,7 +223,7 @@ snapshots of 256 MiB in the cache, unless a section says otherwise.
 Where phema is not fast: importing torch is most of the second that a small synthesis takes.
 Packed snapshots take 1.3 times as long as float16 ([packing-measured.md](packing-measured.md)).
 Transposed matrices of `.pt` files take up to twice as long as others where few snapshots are read,
-and three times with 16, whose bands have to share the memory; channels last costs nothing.
+and three times with 16, whose bands have to share the memory; channels last costs a tenth.
 """
 
 
