@@ -3,8 +3,8 @@
     python -m benchmarks.growth           ten minutes, 10 GB; its section of docs/performance.md
     python -m benchmarks.growth --print   writes it to stdout
 
-Whole processes. An exponent is the slope between the two largest sizes in logarithms: of time, and
-of memory above what torch takes.
+Whole processes. An exponent is the slope from the line before, in logarithms: of time, and of all
+the memory that a process takes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HEAD = """\
 ## Growth
 
 Whole processes; MiB above one that imports torch, 0 where they take less than it. The exponent is
-that from the line before. `python -m benchmarks.growth` measures it.
+that from the line before, of all the memory. `python -m benchmarks.growth` measures it.
 """
 
 

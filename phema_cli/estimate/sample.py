@@ -17,7 +17,7 @@ from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import Floats
-from phema_cli.formats.reader import FileReader
+from phema_cli.formats.reader import FileReader, from_bfloat16
 from phema_cli.formats.strided import is_dense
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
@@ -177,7 +177,7 @@ def _read(
     reader.read_many([(e, r.start, memoryview(b)) for e, r, b in wanted if e.packed is None])
     stored = [np.frombuffer(b, _KINDS[e.dtype.name][0]) for e, b in zip(extents, raw, strict=True)]
     return [
-        (s.astype(np.uint32) << 16).view(np.float32) if e.dtype.name == "BF16" else s
+        from_bfloat16(s) if e.dtype.name == "BF16" else s
         for e, s in zip(extents, stored, strict=True)
     ]
 

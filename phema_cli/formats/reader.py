@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
@@ -270,6 +271,11 @@ NUMPY_TYPES = {
     "BOOL": "?",
     **{f"{kind.upper()}{bits}": f"<{kind}{bits // 8}" for kind in "iu" for bits in (8, 16, 32, 64)},
 }
+
+
+def from_bfloat16(stored: NDArray[np.unsignedinteger]) -> Floats:
+    """The numbers that 16 bits each of bfloat16 are."""
+    return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
 def value_of(tensor: StoredTensor, contents: Contents) -> float | None:
