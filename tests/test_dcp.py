@@ -85,6 +85,7 @@ def whole():
         "copies": torch.rand(4, 4), "scalar": torch.tensor(2.5), "count": torch.tensor(7),
         "plain": torch.rand(5, 3), "transposed": torch.rand(4, 6).t(), "strided": torch.rand(8, 6),
         "empty": torch.rand(0, 3), "no columns": torch.rand(8, 0),
+        "wide": torch.rand(5, 700), "wide blocks": torch.rand(3, 10, 90),
     }
 
 def sharded(rank, world):
@@ -94,6 +95,7 @@ def sharded(rank, world):
         "columns": (line, [Shard(1)]), "deep": (line, [Shard(2)]), "copies": (line, [Replicate()]),
         "grid": (square, [Shard(0), Shard(1)]), "grid3": (square, [Shard(2), Shard(0)]),
         "hybrid": (square, [Replicate(), Shard(0)]), "scalar": (line, [Replicate()]),
+        "wide": (line, [Shard(1)]), "wide blocks": (line, [Shard(1)]),
     }
     local = {"plain", "transposed", "count"}
     state = {}

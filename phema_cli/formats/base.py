@@ -14,10 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.boxes import Box
 
 #: of a tensor; torch and numpy have no more.
 MOST_DIMENSIONS = 64
@@ -148,35 +146,10 @@ class Piece:
     origin: tuple[int, ...]
     extent: Extent
 
-    def elements_before(self, flat: int, shape: tuple[int, ...]) -> int:
-        """How many elements of the box come before the tensor's element ``flat``.
-
-        Both are in row-major order, so that these are the box's first ones.
-
-        Args:
-            flat: index in the flattened tensor, up to the number of its elements.
-            shape: the tensor's shape.
-        """
-        count, block, inside = 0, math.prod(shape), self.extent.elements
-        for size, origin, length in zip(shape, self.origin, self.extent.shape, strict=True):
-            block //= size
-            inside //= length
-            digit, flat = divmod(flat, block)
-            count += min(max(digit - origin, 0), length) * inside
-            if not origin <= digit < origin + length:
-                break
-        return count
-
-    def places(self, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Indices in the flattened tensor of the box's elements ``low`` to ``high``."""
-        rest = np.arange(low, high)
-        flat, step = np.zeros_like(rest), 1
-        dimensions = zip(shape[::-1], self.origin[::-1], self.extent.shape[::-1], strict=True)
-        for size, origin, length in dimensions:
-            rest, digit = np.divmod(rest, length)
-            flat += (digit + origin) * step
-            step *= size
-        return flat
+    @property
+    def box(self) -> Box:
+        """The part of the tensor that it is."""
+        return Box(self.origin, self.extent.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,8 @@ from phema_cli.system.files import open_file, read_at
 
 #: elements that are summed of a packed tensor at a time, a multiple of its blocks.
 _SUMMED = 1 << 16
+#: elements from which on what lies together is copied as such, not one by one.
+_LEAST_RUN = 64
 
 
 class OpenFiles:
@@ -249,18 +251,29 @@ class FileReader(OpenFiles):
         itemsize = extent.dtype.bits // 8
         target = np.frombuffer(out, dtype=f"V{itemsize}")
         for piece in extent.pieces:
-            low = piece.elements_before(start, extent.shape)
-            high = piece.elements_before(start + len(target), extent.shape)
+            box = piece.box
+            low = box.elements_before(start, extent.shape)
+            high = box.elements_before(start + len(target), extent.shape)
             if low == high:
                 continue
-            first, last = (piece.places(i, i + 1, extent.shape)[0] - start for i in (low, high - 1))
+            first, last = box.places(np.array([low, high - 1]), extent.shape) - start
             if last - first == high - 1 - low:
                 inside = out[first * itemsize : (last + 1) * itemsize]
                 self.read_elements(piece.extent, low, inside)
-            else:
-                part = np.empty(high - low, target.dtype)
-                self.read_elements(piece.extent, low, part.view(np.uint8).data)
-                target[piece.places(low, high, extent.shape) - start] = part
+                continue
+            part = np.empty(high - low, target.dtype)
+            self.read_elements(piece.extent, low, part.view(np.uint8).data)
+            run = box.run(extent.shape)
+            if run < _LEAST_RUN:
+                target[box.places(np.arange(low, high), extent.shape) - start] = part
+                continue
+            # The first and the last run may lie in the range in part only.
+            begins = np.arange(low // run * run, high, run)
+            begins[0] = low
+            places = (box.places(begins, extent.shape) - start).tolist()
+            parts = np.split(part, begins[1:] - low)
+            for place, elements in zip(places, parts, strict=True):
+                target[place : place + len(elements)] = elements
 
 
 #: numpy's names of types, where it has them.
