@@ -212,7 +212,7 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     """Where there are no process groups at least the shell itself is ended."""
     program = """
         from phema_cli.sweep.evaluation import Evaluator, Workers
-        evaluator = Evaluator("sleep 60 # {path}", timeout=0.2)
+        evaluator = Evaluator("sleep 3 # {path}", timeout=0.2)
         with Workers(1) as workers:
             workers.start("x", lambda _: evaluator.start({"path": "x"}))
             ((_, result),) = workers.ended(lambda: None)
