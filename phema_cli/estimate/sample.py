@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from phema_cli.formats.reader import FileReader, from_bfloat16
 from phema_cli.formats.strided import is_dense
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.tensors import averaged, stored_types
 from phema_cli.solver import Sample
 
@@ -72,7 +73,8 @@ def sample(
     averages = set(averaged(snapshots, copy))
     names = {n for n in averages if not n.endswith(_STATISTICS)} or averages
     floats = [e for e in reference(snapshots).checkpoint.stored if e.name in names]
-    types = {e.name: stored_types(snapshots, e.name) for e in floats}
+    firsts = distinct(snapshots)
+    types = {e.name: stored_types(firsts, e.name) for e in floats}
     # Where types differ the widest says how much is read.
     extents = [
         replace(e, dtype=max(types[e.name], key=lambda d: d.bits))
@@ -100,12 +102,16 @@ def sample(
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
-    parts = np.split(values[-1], np.cumsum([r.count for r in ranges])[:-1])
+    stretches = [
+        (kinds, sum(r.count for r in some))
+        for kinds, some in groupby(ranges, key=lambda r: types[r.name])
+    ]
+    parts = np.split(values[-1], np.cumsum([n for _, n in stretches])[:-1])
     # A value is as coarse as in the coarsest of its types.
     units = np.concatenate(
         [
-            np.max([_units(part, dtype) for dtype in types[r.name]], axis=0)
-            for r, part in zip(ranges, parts, strict=True)
+            np.max([_units(part, dtype) for dtype in kinds], axis=0)
+            for (kinds, _), part in zip(stretches, parts, strict=True)
         ]
     )
     if not finite.all():
@@ -156,7 +162,7 @@ def _in_any_order(snapshots: Sequence[Snapshot], ranges: Sequence[_Range]) -> se
     """
     found = set()
     for name in dict.fromkeys(r.name for r in ranges):
-        extents = [s.checkpoint.tensors[name] for s in snapshots]
+        extents = [s.checkpoint.tensors[name] for s in distinct(snapshots)]
         orders = {e.strides for e in extents}
         if orders != {None} and len(orders) == 1 and is_dense(extents[0]):
             found.add(name)
@@ -169,17 +175,38 @@ def _read(
     ranges: Sequence[_Range],
     in_any_order: Collection[str] = (),
 ) -> list[NDArray[np.floating]]:
-    """The elements of each range, in float32 or float64; of packed tensors zeros."""
-    extents = [tensors[r.name] for r in ranges]
-    extents = [replace(e, strides=None) if e.name in in_any_order else e for e in extents]
-    raw = [bytearray(e.dtype.size_bytes(r.count)) for e, r in zip(extents, ranges, strict=True)]
-    wanted = zip(extents, ranges, raw, strict=True)
-    reader.read_many([(e, r.start, memoryview(b)) for e, r, b in wanted if e.packed is None])
-    stored = [np.frombuffer(b, _KINDS[e.dtype.name][0]) for e, b in zip(extents, raw, strict=True)]
-    return [
-        from_bfloat16(s) if e.dtype.name == "BF16" else s
-        for e, s in zip(extents, stored, strict=True)
-    ]
+    """The elements of all ranges in order, in float32 or float64; of packed tensors zeros.
+
+    Ranges that follow on one another in a file are read, and returned, as one.
+    """
+    runs: list[tuple[Extent, int, int]] = []
+    behind: object = None
+    for r in ranges:
+        extent = tensors[r.name]
+        if r.name in in_any_order:
+            extent = replace(extent, strides=None)
+        plain = extent.strides is None and not extent.pieces and extent.packed is None
+        at = extent.offset + extent.dtype.size_bytes(r.start)
+        if plain and behind == (extent.file, extent.dtype, at):
+            first, start, count = runs.pop()
+            runs.append((first, start, count + r.count))
+        else:
+            runs.append((extent, r.start, r.count))
+        end = at + extent.dtype.size_bytes(r.count)
+        behind = (extent.file, extent.dtype, end) if plain else None
+    raw = [bytearray(extent.dtype.size_bytes(count)) for extent, _, count in runs]
+    reader.read_many(
+        [
+            (extent, start, memoryview(held))
+            for (extent, start, _), held in zip(runs, raw, strict=True)
+            if extent.packed is None
+        ]
+    )
+    result = []
+    for (extent, _, _), held in zip(runs, raw, strict=True):
+        stored = np.frombuffer(held, _KINDS[extent.dtype.name][0])
+        result.append(from_bfloat16(stored) if extent.dtype.name == "BF16" else stored)
+    return result
 
 
 def _read_packed(

@@ -15,7 +15,7 @@ from phema_cli.estimate.targets import needs_of
 from phema_cli.profiles import CombinationProfile, Profile, RawProfile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Paths, Scan, Snapshot, scan
-from phema_cli.snapshots.base import is_float, reference
+from phema_cli.snapshots.base import distinct, is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
     Movement,
@@ -117,8 +117,9 @@ def measure(scan: Scan, request: Request) -> Measured:
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:
     """RMS relative rounding error over all float elements, in the coarsest types they have."""
     floats = [e for e in reference(snapshots).checkpoint.stored if is_float(e)]
+    firsts = distinct(snapshots)
     bits = {
-        e.name: min(d.mantissa_bits for d in stored_types(snapshots, e.name) if d.kind == "float")
+        e.name: min(d.mantissa_bits for d in stored_types(firsts, e.name) if d.kind == "float")
         for e in floats
     }
     elements = sum(e.elements for e in floats)

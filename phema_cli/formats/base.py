@@ -8,14 +8,14 @@ each has an :class:`Extent`. ``image.py`` has what a module that writes lays out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.boxes import Box
+from phema_cli.formats.stamps import Stamp
 
 #: of a tensor; torch and numpy have no more.
 MOST_DIMENSIONS = 64
@@ -152,6 +152,78 @@ class Piece:
         return Box(self.origin, self.extent.shape)
 
 
+class Entry(NamedTuple):
+    """A tensor in a header.
+
+    Attributes:
+        dtype: its element type.
+        shape: its shape.
+        low: its first byte behind the header.
+        file: of a checkpoint of several files, the number of the one that holds it.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    low: int
+    file: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Entries:
+    """What headers say of tensors, held once for all files that say the same.
+
+    No byte belongs to two tensors.
+
+    Attributes:
+        named: by the tensors' names, in the order of the data.
+        size_bytes: of all tensors.
+        digest: the same for the same headers.
+        shards: the entries of each file, if there are several.
+    """
+
+    named: Mapping[str, Entry]
+    size_bytes: int
+    digest: bytes = b""
+    shards: tuple[Entries, ...] = ()
+
+
+class Tensors(Mapping[str, Extent]):
+    """The tensors of a checkpoint by name; an extent is made when it is asked for.
+
+    Args:
+        entries: what its headers say.
+        places: each file, and where its data begin.
+    """
+
+    __slots__ = ("entries", "places")
+
+    def __init__(self, entries: Entries, places: tuple[tuple[Path, int], ...]) -> None:
+        self.entries = entries
+        self.places = places
+
+    def __getitem__(self, name: str) -> Extent:
+        """Where a tensor lies."""
+        dtype, shape, low, number = self.entries.named[name]
+        file, start = self.places[number]
+        return Extent(name, dtype, shape, file, start + low)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a tensor."""
+        return name in self.entries.named
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the order of the data."""
+        return iter(self.entries.named)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.entries.named)
+
+    def keys(self) -> KeysView[str]:
+        """The names, as a dict has them."""
+        return self.entries.named.keys()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """The residues that a file holds.
@@ -196,39 +268,6 @@ class Packed(NamedTuple):
     name: str
 
 
-#: inode, bytes, and the time of the last change in ns: what another file, or a later version of the
-#: same one, does not share.
-Stamp = tuple[int, int, int]
-
-
-def stamp(path: Path) -> Stamp:
-    """The stamp of a file now; raises ``OSError``."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:
-    """Refuse files that are not what they were.
-
-    Args:
-        stamps: of each, from before its header was read.
-        remedy: what to do.
-
-    Raises:
-        InputError: a file was replaced, or written to.
-        StorageError: the operating system can't look there.
-    """
-    for path, before in stamps.items():
-        try:
-            same = stamp(path) == before
-        except FileNotFoundError:
-            same = False
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
-        if not same:
-            raise InputError("changed while it was read", where=path, remedy=remedy)
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The weights of a checkpoint, as its headers describe them; no tensor's values.
@@ -264,6 +303,8 @@ class Checkpoint:
     @property
     def ties(self) -> dict[str, str]:
         """The first name of each tensor that has several, by each further name."""
+        if isinstance(self.tensors, Tensors):
+            return {}
         first: dict[object, str] = {}
         ties: dict[str, str] = {}
         for name, e in self.tensors.items():
@@ -282,6 +323,8 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
+        if isinstance(self.tensors, Tensors):
+            return self.tensors.entries.size_bytes
         return sum(e.stored_bytes for e in self.stored)
 
     @property
@@ -291,7 +334,7 @@ class Checkpoint:
 
 
 #: looks up where tensors of the content lie; the names are the caller's.
-Locate = Callable[[Mapping[str, StoredTensor]], dict[str, Extent]]
+Locate = Callable[[Mapping[str, StoredTensor]], Mapping[str, Extent]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,27 +390,10 @@ class Contents:
         )
 
 
-def located(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
+def located(tensors: Mapping[str, StoredTensor]) -> Mapping[str, Extent]:
     """:data:`Locate` for formats whose content has extents already: only names may differ."""
+    if isinstance(tensors, Tensors):
+        return tensors
     extents = {name: e for name, e in tensors.items() if isinstance(e, Extent)}
     extents.update({n: replace(e, name=n) for n, e in extents.items() if e.name != n})
     return extents
-
-
-class Format(Protocol):
-    """What the module of a format provides."""
-
-    def read(self, path: Path) -> Contents:
-        """What the checkpoint at ``path`` holds; no tensor's values are read.
-
-        A size or an offset that the file says is checked against the file before it is used.
-
-        Args:
-            path: a file with one of the format's endings.
-
-        Raises:
-            InputError: the file is not what its name says, or is broken.
-            UnsafePickleError: loading it elsewhere would run code.
-            StorageError: the operating system failed.
-        """
-        ...

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import Checkpoint, Extent, Link, Packed, Part, Stamp, stamp
+from phema_cli.formats.base import Checkpoint, Extent, Link, Packed, Part, Tensors
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import (
     CHECKSUM_KEY,
@@ -22,9 +22,10 @@ from phema_cli.formats.packing import (
 )
 from phema_cli.formats.remote import is_remote
 from phema_cli.formats.sharded import file_beside
+from phema_cli.formats.stamps import Stamp, stamp
 
 #: extents and metadata of a file's header.
-Header = tuple[dict[str, Extent], dict[str, str]]
+Header = tuple[Mapping[str, Extent], dict[str, str]]
 ReadHeader = Callable[[Path], Header]
 
 
@@ -41,7 +42,7 @@ _KNOWN: dict[Path, _Known] = {}
 _MOST_KNOWN = 1 << 14
 
 
-def unpacked(path: Path, header: Header, read_header: ReadHeader) -> dict[str, Extent]:
+def unpacked(path: Path, header: Header, read_header: ReadHeader) -> Mapping[str, Extent]:
     """The tensors of a safetensors file, packed ones under their own names.
 
     Args:
@@ -81,15 +82,20 @@ def unpacked(path: Path, header: Header, read_header: ReadHeader) -> dict[str, E
 
 def link_of(checkpoint: Checkpoint) -> Link | None:
     """What the packed tensors of a checkpoint are sums of; None if it has none."""
-    links = (e.packed.link for e in checkpoint.tensors.values() if e.packed is not None)
-    return next(links, None)
+    return next(_links(checkpoint.tensors), None)
 
 
 def followed_files(extents: Mapping[str, Extent]) -> set[Path]:
     """Files, beside those that hold the extents themselves, that packed tensors are sums of."""
-    links = {e.packed.link for e in extents.values() if e.packed is not None}
+    links = set(_links(extents))
     files = {part.path for link in links for part in link.parts}
     return files | {e.file for link in links for e in link.keyframe.values()}
+
+
+def _links(extents: Mapping[str, Extent]) -> Iterator[Link]:
+    """What packed tensors are sums of, tensor by tensor."""
+    packed = () if isinstance(extents, Tensors) else extents.values()
+    return (e.packed.link for e in packed if e.packed is not None)
 
 
 class _Directory:

@@ -34,6 +34,16 @@ def parse_object(
     return value
 
 
+def parse_value(text: str, start: int) -> tuple[object, int]:
+    """A value that JSON holds from a character on, and the first character behind it.
+
+    Raises:
+        ValueError, RecursionError: there is none.
+        InputError: an object in it has a name twice.
+    """
+    return json.JSONDecoder(object_pairs_hook=_unique).raw_decode(text, start)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object without equal names: readers disagree on which of two counts."""
     made = dict(pairs)

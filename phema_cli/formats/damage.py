@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Checkpoint, Stamp, stamp
+from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.image import hash_from
 from phema_cli.formats.packing import CHECKSUM_KEY
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.safetensors import read_header
+from phema_cli.formats.stamps import Stamp, stamp
 
 #: stamps of local files that were found whole: several syntheses of one process read the same.
 _WHOLE: dict[Path, Stamp] = {}

@@ -24,9 +24,7 @@ from phema_cli.formats.base import (
     DType,
     Extent,
     Piece,
-    Stamp,
     StoredTensor,
-    stamp,
 )
 from phema_cli.formats.boxes import Box, covers
 from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
@@ -34,6 +32,7 @@ from phema_cli.formats.dcp_write import INDEX_NAME, lay_out
 from phema_cli.formats.image import PROVENANCE_KEY, FolderImage, Specs
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
+from phema_cli.formats.stamps import Stamp, stamp
 from phema_cli.formats.torch_pickle import GLOBALS, Globals, TensorStub, ignored, load
 from phema_cli.formats.torch_zip import find_record, read_pickle
 from phema_cli.pickles import Inert, StandIn

@@ -8,12 +8,32 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Contents, Format, Stamp, stamp
+from phema_cli.formats.base import Contents
 from phema_cli.formats.image import FolderWriter, Writer
 from phema_cli.formats.remote import is_remote, remote_errors
+from phema_cli.formats.stamps import Stamp, stamp
+
+
+class Format(Protocol):
+    """What the module of a format provides."""
+
+    def read(self, path: Path) -> Contents:
+        """What the checkpoint at ``path`` holds; no tensor's values are read.
+
+        A size or an offset that the file says is checked against the file before it is used.
+
+        Args:
+            path: a file with one of the format's endings.
+
+        Raises:
+            InputError: the file is not what its name says, or is broken.
+            UnsafePickleError: loading it elsewhere would run code.
+            StorageError: the operating system failed.
+        """
+        ...
 
 
 class Row(NamedTuple):

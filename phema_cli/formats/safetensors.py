@@ -12,6 +12,7 @@ import re
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +20,26 @@ from typing import Any, NamedTuple
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats import packing
-from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, Checkpoint, Contents, Extent, located
+from phema_cli.formats.base import (
+    DTYPES,
+    MOST_DIMENSIONS,
+    Checkpoint,
+    Contents,
+    Entries,
+    Entry,
+    Extent,
+    Tensors,
+    located,
+)
 from phema_cli.formats.chains import followed_files, unpacked
-from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
+from phema_cli.formats.checks import (
+    REMEDY,
+    check_text,
+    checked_metadata,
+    parse_object,
+    parse_value,
+)
+from phema_cli.formats.entries import digest_of, known, remember
 from phema_cli.formats.image import HASH_DIGITS, Algorithm, FileImage, FolderImage, Specs
 from phema_cli.formats.sharded import read_sharded
 
@@ -38,6 +56,8 @@ BASE_NAMES = {
 }
 
 _LENGTH = struct.Struct("<Q")
+#: how a header begins whose metadata come first, as libraries write them.
+_FIRST = b'{"__metadata__":'
 _MAX_HEADER_BYTES = 100_000_000
 #: entries for a hash of the tensors' bytes: programs know LoRAs by it, and packed snapshots those
 #: that they follow.
@@ -54,6 +74,7 @@ def read(path: Path) -> Contents:
 
     Errors as :meth:`phema_cli.formats.base.Format.read` says.
     """
+    tensors: Mapping[str, Extent]
     if path.name.endswith(INDEX_SUFFIX):
         tensors, metadata, files = read_sharded(path, ".safetensors", _read_shard)
         base = path.name.removesuffix(INDEX_SUFFIX)
@@ -64,15 +85,16 @@ def read(path: Path) -> Contents:
         files = (path, *sorted(followed_files(tensors) - {path}))
         base = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
     # safetensors.torch.save_model leaves further names of tensors to the metadata.
-    tensors |= {
+    further = {
         alias: replace(tensors[name], name=alias)
         for alias, name in metadata.items()
         if name in tensors and alias not in tensors and alias != "format"
     }
+    tensors = {**tensors, **further} if further else tensors
     return Contents(path, NAME, tensors, located, files, metadata, base)
 
 
-def _read_shard(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
+def _read_shard(path: Path) -> tuple[Tensors, dict[str, str]]:
     """:func:`read_header` of a shard, which must not be packed."""
     tensors, metadata = read_header(path)
     packed = packing.parse(metadata, path)
@@ -81,31 +103,57 @@ def _read_shard(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
     return tensors, metadata
 
 
-def read_header(path: Path) -> tuple[dict[str, Extent], dict[str, str]]:
+def read_header(path: Path) -> tuple[Tensors, dict[str, str]]:
     """Extents, in the order of their data, and metadata of one file; its size is checked."""
     raw, size = _raw_header(path)
     start = _LENGTH.size + len(raw)
-    header = parse_object(raw, path, _entry)
+    front, rest = _metadata_first(raw)
+    # Spaces at the end make up for metadata of other lengths.
+    digest = digest_of(rest.rstrip(b" "))
     # Of a million tensors nothing is held twice.
-    del raw
-    metadata = checked_metadata(header.pop("__metadata__", {}), path)
+    del rest
+    entries = known(digest)
+    if entries is None:
+        header = parse_object(raw, path, _entry)
+        del raw
+        metadata = checked_metadata(header.pop("__metadata__", front), path)
+        entries = _entries(path, header, digest)
+        if metadata == front:
+            remember(entries)
+    else:
+        metadata = checked_metadata(front, path)
+    if start + entries.size_bytes != size:
+        end = start + entries.size_bytes
+        what = f"has {size} bytes where its header says {end}; truncated?"
+        raise InputError(what, where=path, remedy=REMEDY)
+    return Tensors(entries, ((path, start),)), metadata
+
+
+def _metadata_first(raw: bytes) -> tuple[object, bytes]:
+    """The metadata of a header that begins with them, and what is behind them."""
+    if raw.startswith(_FIRST):
+        # What makes no sense is refused with the rest.
+        with suppress(ValueError, RecursionError, InputError):
+            text = raw.decode()
+            metadata, end = parse_value(text, len(_FIRST))
+            return metadata, text[end:].encode()
+    return {}, raw
+
+
+def _entries(path: Path, header: Mapping[str, object], digest: bytes) -> Entries:
+    """The entries of a header, checked, in the order of their data."""
     check_text(header, path)
-    entries = [(name, _checked(path, name, entry)) for name, entry in header.items()]
-    del header
-    entries.sort(key=lambda item: item[1][2:])
-    tensors: dict[str, Extent] = {}
+    found = [(name, _checked(path, name, entry)) for name, entry in header.items()]
+    found.sort(key=lambda item: item[1][2:])
+    named: dict[str, Entry] = {}
     end = 0
-    for name, entry in entries:
+    for name, entry in found:
         if entry.low != end:
             what = f"tensor {name}: its data overlap others or leave a gap"
             raise InputError(what, where=path, remedy=REMEDY)
-        shared = sys.intern(name)
-        tensors[shared] = Extent(shared, DTYPES[entry.code], entry.shape, path, start + entry.low)
+        named[sys.intern(name)] = Entry(DTYPES[entry.code], entry.shape, entry.low)
         end = entry.high
-    if start + end != size:
-        what = f"has {size} bytes where its header says {start + end}; truncated?"
-        raise InputError(what, where=path, remedy=REMEDY)
-    return tensors, metadata
+    return Entries(named, end, digest)
 
 
 def _raw_header(path: Path) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Extent
 from phema_cli.formats.checks import REMEDY, parse_object
+from phema_cli.formats.entries import joined
 from phema_cli.formats.remote import is_remote
 
 _MAX_INDEX_BYTES = 1 << 30
@@ -19,7 +20,7 @@ ReadShard = Callable[[Path], tuple[Mapping[str, Extent], Mapping[str, str]]]
 
 def read_sharded(
     path: Path, ending: str, read_shard: ReadShard
-) -> tuple[dict[str, Extent], dict[str, str], tuple[Path, ...]]:
+) -> tuple[Mapping[str, Extent], dict[str, str], tuple[Path, ...]]:
     """The extents and metadata of an index and the shards beside it, and the shards.
 
     Args:
@@ -31,19 +32,21 @@ def read_sharded(
         InputError: no index, or a shard or a tensor is missing.
         StorageError: the operating system failed.
     """
-    weight_map = _weight_map(path)
+    weight_map, index = _weight_map(path)
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if not name.endswith(ending):
             what = f"its shard {name[:200]!r} is not a {ending} file"
             raise InputError(what, where=path, remedy=_BESIDE)
+    file_of = {name: number for number, name in enumerate(names)}
     files = tuple(file_beside(path, name, "its shard") for name in names)
-    tensors: dict[str, Extent] = {}
     metadata: dict[str, str] = {}
+    shards = []
     for file in files:
         extents, shard_metadata = read_shard(file)
         metadata = {**shard_metadata, **metadata}
-        tensors |= {n: e for n, e in extents.items() if weight_map.get(n) == file.name}
+        shards.append(extents)
+    tensors = joined(index, shards, lambda name: file_of.get(str(weight_map.get(name))))
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise InputError(
@@ -54,8 +57,8 @@ def read_sharded(
     return tensors, metadata, files
 
 
-def _weight_map(path: Path) -> dict[str, object]:
-    """The names of shards by tensor, as the index has them."""
+def _weight_map(path: Path) -> tuple[dict[str, object], bytes]:
+    """The names of shards by tensor, as the index has them, and the index."""
     try:
         if path.stat().st_size > _MAX_INDEX_BYTES:
             raise InputError("too large for an index", where=path, remedy=REMEDY)
@@ -65,7 +68,7 @@ def _weight_map(path: Path) -> dict[str, object]:
     weight_map = parse_object(raw, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError("an index without a weight_map", where=path, remedy=REMEDY)
-    return weight_map
+    return weight_map, raw
 
 
 def file_beside(index: Path, name: str, label: str, remedy: str = REMEDY) -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 from phema_cli._version import __version__
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats import writer
-from phema_cli.formats.base import PARTIAL, Extent, refuse_changed
+from phema_cli.formats.base import PARTIAL, Extent
 from phema_cli.formats.image import HASH_DIGITS, FileImage
 from phema_cli.formats.packing import (
     BLOCK,
@@ -35,6 +35,7 @@ from phema_cli.formats.packing import (
     encode,
 )
 from phema_cli.formats.reader import FileReader, OpenFiles
+from phema_cli.formats.stamps import refuse_changed
 from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
 from phema_cli.system.files import (
     create,

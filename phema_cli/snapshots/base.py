@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.formats.base import Checkpoint, Extent
+from phema_cli.formats.entries import layout_of
 from phema_cli.profiles import Profile
 from phema_cli.trainers.base import Unit
 
@@ -144,6 +145,14 @@ def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
         snapshots: oldest first.
     """
     return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
+
+
+def distinct(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
+    """The first of all that have the same tensors: what headers say of it they say of the rest."""
+    first: dict[object, Snapshot] = {}
+    for snapshot in snapshots:
+        first.setdefault(layout_of(snapshot.checkpoint.tensors), snapshot)
+    return list(first.values())
 
 
 def is_float(extent: Extent) -> bool:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Extent
+from phema_cli.formats.entries import alike
 from phema_cli.formats.reader import FileReader
 from phema_cli.globs import matching
 from phema_cli.snapshots.base import (
@@ -15,6 +16,7 @@ from phema_cli.snapshots.base import (
     Finding,
     Needs,
     Snapshot,
+    distinct,
     is_float,
     notice,
     reference,
@@ -197,7 +199,7 @@ def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[
     want = newest.checkpoint.tensors
     for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
-        if snapshot is newest or have is want:
+        if alike(have, want):
             continue
         if have and want and want.keys().isdisjoint(have):
             yield _nothing_in_common(newest, snapshot)
@@ -254,7 +256,7 @@ def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError 
     """
     if (changing := _changing(snapshots, copy)) is not None:
         return changing
-    for snapshot in snapshots:
+    for snapshot in distinct(snapshots):
         found = list(_with_scales(snapshot, copy))
         if found:
             extent, scale = found[0]
@@ -276,10 +278,10 @@ def _changing(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError 
     """
     whole = [s for s in snapshots if not s.partial]
     first, last = (s.checkpoint.tensors for s in (whole[0], whole[-1])) if whole else ({}, {})
-    for name, extent in last.items() if first is not last else ():
-        other = first.get(name)
+    for name, extent in last.items() if len(whole) > 1 else ():
         if extent.dtype.kind != "exact" or not _may_be_quantized(extent) or matching(copy)(name):
             continue
+        other = first.get(name)
         if other is None or (other.dtype, other.shape) != (extent.dtype, extent.shape):
             continue
         # The beginnings of the two are enough to see a change.

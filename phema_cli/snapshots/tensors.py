@@ -6,14 +6,15 @@ float of one shape in every snapshot; others are copied or left out, with a noti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
 from phema_cli.errors import InputError, UsageError
-from phema_cli.formats.base import DType
+from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.entries import alike, changed
 from phema_cli.globs import matching
-from phema_cli.snapshots.base import Finding, Snapshot, is_float, notice, reference
+from phema_cli.snapshots.base import Finding, Snapshot, distinct, is_float, notice, reference
 from phema_cli.snapshots.consistency import quantized
 from phema_cli.snapshots.ties import with_ties
 
@@ -39,12 +40,18 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
             return result, findings
         prefix = shared[0]
         findings.append(notice(f"prefix {prefix} removed from all tensor names"))
-        for place, snapshot in enumerate(result):
-            stored = snapshot.checkpoint.tensors.items()
-            named = ((n.removeprefix(prefix), e) for n, e in stored)
-            tensors = {name: replace(e, name=name) for name, e in named}
-            checkpoint = replace(snapshot.checkpoint, tensors=tensors)
-            result[place] = replace(snapshot, checkpoint=checkpoint)
+        named = changed((s.checkpoint.tensors for s in result), _without_prefix(prefix))
+        result = [_with_tensors(s, own) for s, own in zip(result, named, strict=True)]
+
+
+def _without_prefix(prefix: str) -> Callable[[str], str]:
+    """What names are without a prefix."""
+    return lambda name: name.removeprefix(prefix)
+
+
+def _with_tensors(snapshot: Snapshot, tensors: Mapping[str, Extent]) -> Snapshot:
+    """The snapshot with other tensors."""
+    return replace(snapshot, checkpoint=replace(snapshot.checkpoint, tensors=tensors))
 
 
 def settle(
@@ -90,7 +97,7 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
     shapes = {n: e.shape for n, e in newest.items() if is_float(e) and not copied(n)}
     for snapshot in snapshots:
         have = snapshot.checkpoint.tensors
-        if have is not newest:
+        if not alike(have, newest):
             shapes = {
                 name: shape
                 for name, shape in shapes.items()
@@ -120,7 +127,10 @@ def statistics(names: Iterable[str]) -> list[Finding]:
 
 
 def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:
-    """The types in which a tensor is stored, each once, sorted by name."""
+    """The types in which a tensor is stored, each once, sorted by name.
+
+    Of :func:`distinct` snapshots alone, where many tensors are asked for.
+    """
     tensors = (s.checkpoint.tensors.get(name) for s in snapshots)
     found = {e.dtype.name: e.dtype for e in tensors if e is not None}
     return tuple(found[n] for n in sorted(found))
@@ -151,8 +161,9 @@ def require_matches(snapshots: Sequence[Snapshot], typed: Sequence[tuple[str, st
 def _alike(one: Snapshot, other: Snapshot) -> bool:
     """Whether both have the same names, shapes and types."""
     a, b = one.checkpoint.tensors, other.checkpoint.tensors
-    return a.keys() == b.keys() and all(
-        e.shape == b[n].shape and e.dtype.name == b[n].dtype.name for n, e in a.items()
+    return alike(a, b) or (
+        a.keys() == b.keys()
+        and all(e.shape == b[n].shape and e.dtype.name == b[n].dtype.name for n, e in a.items())
     )
 
 
@@ -176,13 +187,11 @@ def _without(
 
 def _remove(snapshots: Sequence[Snapshot], names: set[str]) -> list[Snapshot]:
     """Snapshots without these tensors."""
-    return [
-        replace(s, checkpoint=replace(s.checkpoint, tensors=kept))
-        if len(kept) < len(s.checkpoint.tensors)
-        else s
-        for s in snapshots
-        for kept in [{n: e for n, e in s.checkpoint.tensors.items() if n not in names}]
-    ]
+    if not names:
+        return list(snapshots)
+    lists = (s.checkpoint.tensors for s in snapshots)
+    kept = changed(lists, lambda name: None if name in names else name)
+    return [_with_tensors(s, own) for s, own in zip(snapshots, kept, strict=True)]
 
 
 def _without_surplus(
@@ -240,9 +249,10 @@ def _copied(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Find
 
 def _types(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[Finding]:
     """A notice about tensors that are stored in several types of floats."""
-    mixed = [n for n in averaged(snapshots, copy) if len(stored_types(snapshots, n)) > 1]
+    firsts = distinct(snapshots)
+    mixed = [n for n in averaged(snapshots, copy) if len(stored_types(firsts, n)) > 1]
     if mixed:
-        labels = " and ".join(t.label for t in stored_types(snapshots, mixed[0]))
+        labels = " and ".join(t.label for t in stored_types(firsts, mixed[0]))
         newest = reference(snapshots).checkpoint.tensors[mixed[0]].dtype.label
         yield _notice(mixed, f"stored as {labels}; outputs have the newest's type, {newest}")
 

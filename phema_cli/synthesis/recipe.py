@@ -27,7 +27,7 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
@@ -290,7 +290,8 @@ def assemble(
                 provenance(of, weights, target, step, figures, request.method, copy, drop)
             )
     jobs = request.jobs or default_jobs()
-    extents = [e for s in sources for e in s.checkpoint.tensors.values()]
+    stored = (s.checkpoint.tensors.values() for s in distinct(sources))
+    extents = [e for e in chain(*stored) if e.pieces or is_strided(e)]
     packed = rows_of(sources, solution.weights[kept])
     tile, peak = tile_elements(
         averaged_kinds(tensors),

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
-from phema_cli.formats.base import refuse_changed
 from phema_cli.formats.crc32 import combine
 from phema_cli.formats.damage import refuse_damaged
 from phema_cli.formats.remote import is_remote, remote_errors
+from phema_cli.formats.stamps import refuse_changed
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
 from phema_cli.synthesis.layout import Beside, Output

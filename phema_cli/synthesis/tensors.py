@@ -12,9 +12,9 @@ from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
 from phema_cli.profiles import CombinationProfile, Profile
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.consistency import not_averaged
-from phema_cli.snapshots.tensors import averaged
+from phema_cli.snapshots.tensors import averaged, stored_types
 from phema_cli.synthesis.memory import Kind
 from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.provenance import RESERVED
@@ -75,6 +75,7 @@ def plan_tensors(
     newest = reference(snapshots)
     given = (newest if base is None else snapshots[base]).checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
+    firsts = distinct(sources)
     linked = [s.checkpoint for s in sources if link_of(s.checkpoint) is not None]
     names, copied = set(averaged(snapshots, copy)), matching(copy)
     extents = sorted(newest.checkpoint.tensors.items(), key=lambda e: (e[1].file, e[1].offset))
@@ -91,7 +92,7 @@ def plan_tensors(
                 remedy="rename it in the snapshots",
             )
         if name in names:
-            plans.append(_averaged(extent, sources, linked, dtype))
+            plans.append(_averaged(extent, sources, firsts, linked, dtype))
             continue
         if extent.dtype.kind == "other" and not copied(name):
             raise not_averaged(name, extent, newest.name)
@@ -102,26 +103,31 @@ def plan_tensors(
 
 
 def _averaged(
-    extent: Extent, sources: Sequence[Snapshot], linked: Sequence[Checkpoint], dtype: DType | None
+    extent: Extent,
+    sources: Sequence[Snapshot],
+    firsts: Sequence[Snapshot],
+    linked: Sequence[Checkpoint],
+    dtype: DType | None,
 ) -> TensorPlan:
     """The treatment of a tensor that is averaged, by where it lies in the newest snapshot.
 
     Args:
         extent: that place.
         sources: snapshots that weigh, oldest first.
+        firsts: the distinct ones.
         linked: the checkpoints of those that have packed tensors.
         dtype: element type in the outputs; the newest's by default.
     """
     name, out = extent.name, dtype or extent.dtype
-    stored = tuple(s.checkpoint.tensors[name].dtype for s in reversed(sources))
-    kinds = {d.name for d in stored}
+    kinds = stored_types(firsts, name)
     if len(kinds) == 1:
         # Packed in each file that packs any, under one name in the files.
         held = {c.tensors[name].packed for c in linked}
         packed = None not in held and len({p.name for p in held if p is not None}) == 1
-        return TensorPlan(name, extent.shape, Kind(stored[0], out, (), packed), average=True)
+        return TensorPlan(name, extent.shape, Kind(kinds[0], out, (), packed), average=True)
     # Of two types neither may hold the other's numbers; these two hold all narrower ones'.
-    wide = DTYPES["F64" if "F64" in kinds else "F32"]
+    wide = DTYPES["F64" if DTYPES["F64"] in kinds else "F32"]
+    stored = tuple(s.checkpoint.tensors[name].dtype for s in reversed(sources))
     return TensorPlan(name, extent.shape, Kind(wide, out, stored), average=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phema_cli.formats.base import Extent, Link, Part
 from phema_cli.formats.reader import FileReader
+from phema_cli.snapshots.base import distinct
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.recipe import Recipe
@@ -175,8 +176,8 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
         if image.offsets[plan.name] != end:
             return False
     return all(
-        _follows(recipe.extent(source, before.name), recipe.extent(source, plan.name))
-        for source in sources
+        _follows(s.checkpoint.tensors[before.name], s.checkpoint.tensors[plan.name])
+        for s in distinct(recipe.sources[source] for source in sources)
     )
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import writer
-from phema_cli.formats.base import Checkpoint, Stamp, stamp
+from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.image import FileImage
 from phema_cli.formats.packing import (
     BITS,
@@ -38,6 +38,7 @@ from phema_cli.formats.packing import (
     packed_specs,
 )
 from phema_cli.formats.safetensors import read_header
+from phema_cli.formats.stamps import Stamp, stamp
 from phema_cli.tracker import snapshot
 
 if TYPE_CHECKING:

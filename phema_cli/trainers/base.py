@@ -188,7 +188,7 @@ class StoredFile:
     def __post_init__(self) -> None:
         """Find the tensors."""
         content = self.contents.content
-        self.top = content if isinstance(content, dict) else {}
+        self.top = content if isinstance(content, Mapping) else {}
         self.metadata = self.contents.metadata
         found = groups(content)
         self.dicts, self.lists, self.everything = found.dicts, found.lists, found.everything
@@ -282,12 +282,12 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors whose names begin with a prefix, without it."""
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    return {n[len(prefix) :]: tensors[n] for n in tensors if n.startswith(prefix)}
 
 
 def without(tensors: Tensors, *prefixes: str) -> Tensors:
     """The tensors whose names begin with none of the prefixes."""
-    return {n: t for n, t in tensors.items() if not n.startswith(prefixes)}
+    return {n: tensors[n] for n in tensors if not n.startswith(prefixes)}
 
 
 def real(value: object) -> float | None:

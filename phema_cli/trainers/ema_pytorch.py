@@ -55,8 +55,8 @@ def read(file: StoredFile) -> Reading | None:
 
 def _prefixes(tensors: Tensors) -> Iterator[str]:
     """The prefix of each average: its counter and its flag have it too."""
-    for name, tensor in tensors.items():
-        if name.endswith("initted") and tensor.shape in {(), (1,)}:
+    for name in tensors:
+        if name.endswith("initted") and tensors[name].shape in {(), (1,)}:
             prefix = name.removesuffix("initted")
             if f"{prefix}step" in tensors and (not prefix or prefix.endswith(".")):
                 yield prefix

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from phema_cli.formats.base import StoredTensor
+from phema_cli.formats.base import StoredTensor, Tensors
 from phema_cli.formats.objects import module_tensors
 from phema_cli.pickles import Inert, opened
 
@@ -136,6 +136,8 @@ def tensors_of(value: object) -> Group | None:
     if isinstance(value, Inert) and not value and value.appended is None:
         tensors: Mapping[str, StoredTensor] = module_tensors(value)
         return (tensors, True) if tensors else None
+    if isinstance(value, Tensors):
+        return (value, True) if value else None
     if isinstance(value, dict):
         tensors = {
             k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)
@@ -163,7 +165,7 @@ def is_state(name: str) -> bool:
 def inside(node: object, key: str) -> object:
     """The entry of a dict, a list or an object's fields under a key; None if there is none."""
     node = opened(node)
-    if isinstance(node, dict):
+    if isinstance(node, Mapping):
         number = int(key) if key.isdecimal() and len(key) <= _DIGITS else None
         return node.get(key, None if number is None else node.get(number))
     if isinstance(node, list) and key.isdecimal() and len(key) <= _DIGITS:

@@ -1,0 +1,40 @@
+"""Stamps of files: what tells that one has changed since its header was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from phema_cli.errors import InputError, StorageError
+
+#: inode, bytes, and the time of the last change in ns: what another file, or a later version of the
+#: same one, does not share.
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp:
+    """The stamp of a file now; raises ``OSError``."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:
+    """Refuse files that are not what they were.
+
+    Args:
+        stamps: of each, from before its header was read.
+        remedy: what to do.
+
+    Raises:
+        InputError: a file was replaced, or written to.
+        StorageError: the operating system can't look there.
+    """
+    for path, before in stamps.items():
+        try:
+            same = stamp(path) == before
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise StorageError.wrap(error, path, "read") from error
+        if not same:
+            raise InputError("changed while it was read", where=path, remedy=remedy)
