@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_rel
-from phema_cli.solver.calibration import Observed, fit, neighbouring
+from phema_cli.solver.calibration import fit, neighbouring
 from phema_cli.solver.evidence.laws import Hypothesis, Series, as_tagged
 from phema_cli.solver.evidence.reduction import Reduced
 from phema_cli.solver.least_squares import contrasts, leave_one_out, minimise
@@ -92,11 +92,11 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     sizes = [len(s.rows) for s in series]
     pairs = neighbouring(profiles, np.repeat(np.arange(len(series)), sizes))
     away = reduced.root[pairs[:, 0]] - reduced.root[pairs[:, 1]]
-    # The unit of the weights is of no consequence: mean_square matters to sums other than one only.
-    observed = Observed(pairs, (away**2).mean(axis=1), reduced.root, reduced.rounding, 1.0)
+    squares = (away**2).mean(axis=1)
     system = _system(hypothesis, series, [])
     try:
-        movement = fit(system, observed)
+        # The weights' own mean square matters to sums other than one only.
+        movement = fit(system, pairs, squares, reduced.root, reduced.rounding, mean_square=1.0)
         seen, predicted = _held_out(system, movement, reduced)
     except np.linalg.LinAlgError:
         return None
