@@ -16,9 +16,8 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, sigma_rel_from_gamma
 from phema_cli.solver import Figures, solve
-from phema_cli.solver.assumptions import Assumption
+from phema_cli.solver.assumptions import Assumption, packed
 from phema_cli.solver.movement import nominal
-from phema_cli.solver.packing import packed
 from phema_cli.solver.system import evaluate
 
 #: targets between the ends of a range, these included, of which the worst counts.
