@@ -60,9 +60,9 @@ def _changed(h: Hypothesis, changes: dict[int, Law]) -> Hypothesis:
     return replace(h, laws=tuple(changes.get(i, law) for i, law in enumerate(h.laws)))
 
 
-def _mapped(h: Hypothesis, change: Callable[[Law], Law]) -> Hypothesis:
-    """A hypothesis with the laws of all averages changed."""
-    return replace(h, laws=tuple(change(law) if law.averages else law for law in h.laws))
+def _mapped(h: Hypothesis, change: Callable[..., Law], *numbers: float) -> Hypothesis:
+    """A hypothesis with the laws of all averages changed by some numbers."""
+    return replace(h, laws=tuple(change(law, *numbers) if law.averages else law for law in h.laws))
 
 
 def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
@@ -72,7 +72,7 @@ def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
     one number only, nearly ``1/A - 1/B``: along that the data say least.
     """
     averages = [i for i, law in enumerate(h.laws) if law.averages]
-    yield _mapped(h, lambda law: law.scaled(factor))
+    yield _mapped(h, Law.scaled, factor)
     for i in averages:
         yield _changed(h, {i: h.laws[i].scaled(factor)})
     match averages:
@@ -100,7 +100,7 @@ def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
         span: of all snapshots.
     """
     for every in EVERY:
-        yield _mapped(h, lambda law, every=every: law.slowed(every))  # type: ignore[misc]
+        yield _mapped(h, Law.slowed, every)
         averages = [i for i, law in enumerate(h.laws) if law.averages]
         yield from (_changed(h, {i: h.laws[i].slowed(every)}) for i in averages)
     for factor in _FACTORS:
@@ -114,8 +114,8 @@ def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
 def _other_kinds(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
     """Constant decays for power functions and back, warm-ups, raw weights."""
     for retention in _RETENTIONS:
-        yield _mapped(h, lambda law, f=retention: _constant(law, f, span.last))  # type: ignore[misc]
-        yield _mapped(h, lambda law, f=retention: _power(law, f, span.last))  # type: ignore[misc]
+        yield _mapped(h, _constant, retention, span.last)
+        yield _mapped(h, _power, retention, span.last)
     yield _mapped(h, lambda law: law if law.kind == "power" else _warm(law.scale))
     for i, law in enumerate(h.laws):
         if law.averages:
