@@ -114,13 +114,7 @@ def sample(
 
 
 def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range]:
-    """Which elements to read of each snapshot: pages of the string that all tensors make.
-
-    Args:
-        extents: tensors.
-        snapshots: how many there are.
-        page: bytes of one.
-    """
+    """Which elements to read of each snapshot: pages of so many bytes, evenly over all tensors."""
     # Wide types first: then every tensor begins at a whole number of its elements.
     ordered = sorted((e for e in extents if e.elements), key=lambda e: -e.dtype.bits)
     pages = -(-sum(e.length for e in ordered) // page)
@@ -188,13 +182,7 @@ def _read_packed(
     ranges: Sequence[_Range],
     values: NDArray[np.floating],
 ) -> Array | None:
-    """Fill in the elements of packed tensors; each residue is read once.
-
-    Args:
-        reader: of the files.
-        snapshots: n of them.
-        ranges: elements of each.
-        values: (n, e), the ranges' elements one after the other.
+    """Fill (n, e) values in with the elements of packed tensors; each residue is read once.
 
     Returns:
         (n,) each snapshot's mean square error from the rounding of its residues, whose steps are

@@ -311,13 +311,7 @@ def _likeliest_drift(
 def _fit_roughness_and_jitter(
     system: System, movement: Movement, residual: NDArray[np.floating]
 ) -> Movement:
-    """Roughness and jitter of each block, from the snapshots of that block held out.
-
-    Args:
-        system: the sources.
-        movement: with its drift fitted.
-        residual: (n, e) elements of the sources, less those of the last one.
-    """
+    """Roughness and jitter of each block, from the snapshots of that block held out."""
     parts = split(system, movement.intensity(system, system.times))
     noise = movement.noise(parts, len(system.source_ends))
     ends = movement.blocks / system.unit * (1 + 1e-12)

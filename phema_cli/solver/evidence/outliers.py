@@ -140,12 +140,7 @@ def _strays(series: Sequence[Series], sample: Sample) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some of the snapshots.
-
-    Attributes:
-        series: the n snapshots.
-        reduced: their sample.
-    """
+    """Some of the snapshots, and their sample."""
 
     series: list[Series]
     reduced: Reduced
