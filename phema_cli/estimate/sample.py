@@ -96,7 +96,7 @@ def sample(
                 for part in _read(reader, snapshot.checkpoint.tensors, some, in_any_order):
                     row[done : done + len(part)] = part
                     done += len(part)
-        errors = _read_packed(reader, snapshots, ranges, values)
+        errors = _read_packed(reader, snapshots, ranges, values) if packed else None
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
@@ -181,15 +181,13 @@ def _read_packed(
     snapshots: Sequence[Snapshot],
     ranges: Sequence[_Range],
     values: NDArray[np.floating],
-) -> Array | None:
+) -> Array:
     """Fill (n, e) values in with the elements of packed tensors; each residue is read once.
 
     Returns:
         (n,) each snapshot's mean square error from the rounding of its residues, whose steps are
-        uniform: the square of a step over 12. None if none is packed.
+        uniform: the square of a step over 12.
     """
-    if all(link_of(s.checkpoint) is None for s in snapshots):
-        return None
     squares = np.zeros(len(snapshots))
     begin = 0
     for r in ranges:
