@@ -93,12 +93,7 @@ def with_offsets(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
 
 
 def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
-    """What the truth may be if the tags are a mistake, apart from the counter of steps.
-
-    Args:
-        h: the tags.
-        span: of all snapshots.
-    """
+    """What the truth may be if the tags are a mistake, apart from the counter of steps."""
     for every in EVERY:
         yield _mapped(h, Law.slowed, every)
         averages = [i for i, law in enumerate(h.laws) if law.averages]
