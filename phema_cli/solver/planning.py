@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -192,12 +193,10 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
 
 def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Gammas moved along the list, one by one or two places at a time, until no move helps."""
-    errors: dict[tuple[int, ...], float] = {}
 
+    @cache
     def error(at: tuple[int, ...]) -> float:
-        if at not in errors:
-            errors[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
-        return errors[at]
+        return worst_error(evenly(aim.steps, _gammas(at), count), aim)
 
     while True:
         moves = product(range(len(at)), (-2, -1, 1, 2))
