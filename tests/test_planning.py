@@ -13,12 +13,13 @@ from phema_cli.solver import Sample, calibrate, solve, storage_noise
 from phema_cli.solver.assumptions import (
     SCHEDULES,
     Assumption,
+    Packing,
     earlier,
+    packed,
     parse_schedule,
     scheduled,
 )
 from phema_cli.solver.movement import Rounding
-from phema_cli.solver.packing import Packing, packed
 from phema_cli.solver.planning import (
     Aim,
     best_gammas,

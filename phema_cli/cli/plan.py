@@ -172,8 +172,7 @@ def _report(asked: PlanRequest) -> plan_report.Report:
         UsageError: bits that packing does not have, or bits and a type.
     """
     from phema_cli.formats.packing import BITS, FOLLOWED, KEYFRAME_EVERY
-    from phema_cli.solver.assumptions import packed_instead
-    from phema_cli.solver.packing import Packing
+    from phema_cli.solver.assumptions import Packing, packed_instead
     from phema_cli.solver.planning import best_plan, figures
     from phema_cli.synthesis import find_dtype
 

@@ -13,7 +13,7 @@ from phema_cli.errors import UsageError
 if TYPE_CHECKING:
     from phema_cli.formats.base import DType
     from phema_cli.solver import Figures
-    from phema_cli.solver.packing import Packing
+    from phema_cli.solver.assumptions import Packing
     from phema_cli.solver.planning import Aim, Plan
 
 #: part of a file that its header takes, at most.

@@ -22,6 +22,8 @@ _MOST_BYTES = 16 << 20
 _HELP = "write lines of snapshot,weight, or keep what phema weights --json prints for one target"
 
 
+#: a way of calling a snapshot, and what it is called that way.
+_Call = tuple[Literal["name", "path", "end", "step"], str | Path | float | None]
 #: weights by snapshot, or a file of them.
 Given = str | os.PathLike[str] | Mapping[str, float]
 
@@ -84,13 +86,13 @@ def _checked(given: Mapping[str, float]) -> dict[str, float]:
 def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict[int, float]:
     """Weights by the place of their snapshot; those that are 0 are left out."""
     placed: dict[int, float] = {}
-    names = _Names(snapshots)
+    called = _by_name(snapshots)
     for name, weight in weights.items():
         if not math.isfinite(weight):
             raise UsageError(f"the weight of {name!r:.200} is not finite", remedy=_HELP)
         if weight == 0:
             continue
-        place = names.place(name)
+        place = _place(name, called, snapshots)
         if place in placed:
             raise UsageError(f"{name!r:.200} gives a weight to {snapshots[place].name} again")
         placed[place] = weight
@@ -99,51 +101,39 @@ def _placed(snapshots: Sequence[Snapshot], weights: Mapping[str, float]) -> dict
     return placed
 
 
-class _Names:
-    """What snapshots are called, looked up in a time that does not grow with their number.
+def _by_name(snapshots: Sequence[Snapshot]) -> dict[_Call, list[int]]:
+    """The places of the snapshots by each way of calling them, so that none is searched for."""
+    found: dict[_Call, list[int]] = {}
+    for i, snapshot in enumerate(snapshots):
+        path = str(snapshot.checkpoint.path)
+        ends = {*_ends(snapshot.name), *_ends(path)}
+        calls: list[_Call] = [("name", snapshot.name), ("path", Path(path).absolute())]
+        calls += [("end", end) for end in ends]
+        if _is_of_a_run(snapshot):
+            calls.append(("step", snapshot.tag.step))
+        for call in calls:
+            found.setdefault(call, []).append(i)
+    return found
 
-    Args:
-        snapshots: oldest first.
-    """
 
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
-        self._snapshots = snapshots
-        self._names: dict[str, list[int]] = {}
-        self._paths: dict[Path, list[int]] = {}
-        self._ends: dict[str, list[int]] = {}
-        self._steps: dict[float, list[int]] = {}
-        for i, snapshot in enumerate(snapshots):
-            path = str(snapshot.checkpoint.path)
-            self._names.setdefault(snapshot.name, []).append(i)
-            self._paths.setdefault(Path(path).absolute(), []).append(i)
-            for end in {*_ends(snapshot.name), *_ends(path)}:
-                self._ends.setdefault(end, []).append(i)
-            if _is_of_a_run(snapshot):
-                self._steps.setdefault(snapshot.tag.step, []).append(i)
-
-    def place(self, name: str) -> int:
-        """The place of the only snapshot that is called so, by the closest way of calling it."""
-        step = _number(name)
-        found = (
-            self._names.get(name)
-            or self._paths.get(Path(name).absolute())
-            or self._ends.get(name.rstrip("/"))
-            or (None if step is None else self._steps.get(step))
-            or []
-        )
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            listed = "phema inspect -v lists them"
-            raise UsageError(f"no snapshot is called {name!r:.200}", remedy=listed)
-        tags = (self._snapshots[i] for i in found)
-        several = len({(snapshot.series, snapshot.tag.label) for snapshot in tags}) > 1
+def _place(name: str, called: Mapping[_Call, list[int]], snapshots: Sequence[Snapshot]) -> int:
+    """The place of the only snapshot that is called so, by the closest way of calling it."""
+    calls: list[_Call] = [("name", name), ("path", Path(name).absolute())]
+    calls += [("end", name.rstrip("/")), ("step", _number(name))]
+    found = next((called[call] for call in calls if call in called), [])
+    if len(found) == 1:
+        return found[0]
+    if not found:
         raise UsageError(
-            f"{len(found)} snapshots are called {name!r:.200}",
-            remedy="pass --raw, or --key with one of their series"
-            if several
-            else "give more of their paths",
+            f"no snapshot is called {name!r:.200}", remedy="phema inspect -v lists them"
         )
+    several = len({(snapshots[i].series, snapshots[i].tag.label) for i in found}) > 1
+    raise UsageError(
+        f"{len(found)} snapshots are called {name!r:.200}",
+        remedy="pass --raw, or --key with one of their series"
+        if several
+        else "give more of their paths",
+    )
 
 
 def _is_of_a_run(snapshot: Snapshot) -> bool:

@@ -98,7 +98,7 @@ def sample(
                 for part in _read(reader, snapshot.checkpoint.tensors, some, in_any_order):
                     row[done : done + len(part)] = part
                     done += len(part)
-        errors = _read_packed(reader, snapshots, ranges, values)
+        errors = _read_packed(reader, snapshots, ranges, values) if packed else None
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
@@ -120,13 +120,7 @@ def sample(
 
 
 def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range]:
-    """Which elements to read of each snapshot: pages of the string that all tensors make.
-
-    Args:
-        extents: tensors.
-        snapshots: how many there are.
-        page: bytes of one.
-    """
+    """Which elements to read of each snapshot: pages of so many bytes, evenly over all tensors."""
     # Wide types first: then every tensor begins at a whole number of its elements.
     ordered = sorted((e for e in extents if e.elements), key=lambda e: -e.dtype.bits)
     pages = -(-sum(e.length for e in ordered) // page)
@@ -214,21 +208,13 @@ def _read_packed(
     snapshots: Sequence[Snapshot],
     ranges: Sequence[_Range],
     values: NDArray[np.floating],
-) -> Array | None:
-    """Fill in the elements of packed tensors; each residue is read once.
-
-    Args:
-        reader: of the files.
-        snapshots: n of them.
-        ranges: elements of each.
-        values: (n, e), the ranges' elements one after the other.
+) -> Array:
+    """Fill (n, e) values in with the elements of packed tensors; each residue is read once.
 
     Returns:
         (n,) each snapshot's mean square error from the rounding of its residues, whose steps are
-        uniform: the square of a step over 12. None if none is packed.
+        uniform: the square of a step over 12.
     """
-    if all(link_of(s.checkpoint) is None for s in snapshots):
-        return None
     squares = np.zeros(len(snapshots))
     begin = 0
     for r in ranges:

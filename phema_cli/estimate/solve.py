@@ -71,17 +71,15 @@ def solve_snapshots(
         )
     else:
         solution = Solution(np.empty((len(snapshots), 0)), ())
-    columns = iter(solution.weights.T)
-    figures = iter(solution.figures)
-    weights, found = [], []
-    for target in targets:
-        if isinstance(target, CombinationProfile):
-            weights.append(target.column(len(snapshots)))
-            found.append(exact_figures(weights[-1]))
-        else:
-            weights.append(next(columns))
-            found.append(next(figures))
-    return replace(solution, weights=np.column_stack(weights), figures=tuple(found))
+    solved = zip(solution.weights.T, solution.figures, strict=True)
+    found = [
+        (column := t.column(len(snapshots)), exact_figures(column))
+        if isinstance(t, CombinationProfile)
+        else next(solved)
+        for t in targets
+    ]
+    weights, figures = zip(*found, strict=True)
+    return replace(solution, weights=np.column_stack(weights), figures=figures)
 
 
 @dataclass(frozen=True, slots=True)

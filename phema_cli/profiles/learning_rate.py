@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -69,11 +70,8 @@ class DecayProfile:
         span = self.end - self.start
         found = [self.start, self.start + span / 2, self.end]
         if self.curve == "sqrt":
-            distances, width = [], self._first * 0.5**_HALVINGS
-            while width < span:
-                distances.append(width)
-                width *= 2
-            found += [self.start + distance for distance in distances]
+            widths = (self._first * 2.0**k for k in count(-_HALVINGS))
+            found += [self.start + width for width in takewhile(lambda w: w < span, widths)]
         return tuple(sorted({time for time in found if 0 < time <= self.end}))
 
     def cdf(self, t: Array) -> Array:

@@ -14,13 +14,14 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
-from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL, Range
+from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL
 from phema_cli.request import Config
 from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.trainers.base import real
 from phema_cli.trainers.registry import parse_law
 
 _Listed = TypeVar("_Listed")
+_Kind = TypeVar("_Kind", str, bool, int)
 
 FILE_NAME = "phema.toml"
 _MOST_BYTES = 256 << 10
@@ -108,16 +109,16 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
     average = _few(_texts(table, "average"))
     return checked(
         Config(
-            pattern=_text(table, "pattern"),
+            pattern=_value(table, "pattern", str, "a text"),
             gammas=_numbers(table, "gammas"),
             sigma_rels=_numbers(table, "sigma_rels"),
             average=average[0] if len(average) == 1 else average or None,
-            raw=_flag(table, "raw"),
-            trust_tags=_flag(table, "trust_tags"),
+            raw=_value(table, "raw", bool, "true or false") or False,
+            trust_tags=_value(table, "trust_tags", bool, "true or false") or False,
             update_every=_count(table, "update_every"),
             steps_per_epoch=_count(table, "steps_per_epoch"),
             key=",".join(_few(_texts(table, "key"))) or None,
-            names_from=_inside(directory, _text(table, "names_from")),
+            names_from=_inside(directory, _value(table, "names_from", str, "a text")),
             select=_globs(table, "select"),
             exclude=_globs(table, "exclude"),
             copy=_globs(table, "copy"),
@@ -129,10 +130,10 @@ def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
     )
 
 
-def _text(table: Mapping[str, Any], name: str) -> str | None:
+def _value(table: Mapping[str, Any], name: str, kind: type[_Kind], words: str) -> _Kind | None:
     value = table.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{name} must be a text")
+    if value is not None and type(value) is not kind:
+        raise InputError(f"{name} must be {words}")
     return value
 
 
@@ -187,17 +188,11 @@ def _float(value: float) -> float:
     return number
 
 
-def _flag(table: Mapping[str, Any], name: str) -> bool:
-    value = table.get(name, False)
-    if not isinstance(value, bool):
-        raise InputError(f"{name} must be true or false")
-    return value
-
-
 def _count(table: Mapping[str, Any], name: str) -> int | None:
-    value = table.get(name)
-    if value is not None and (type(value) is not int or not 1 <= value <= MOST_EXACT):
-        raise InputError(f"{name} must be a whole number from 1")
+    words = "a whole number from 1"
+    value = _value(table, name, int, words)
+    if value is not None and not 1 <= value <= MOST_EXACT:
+        raise InputError(f"{name} must be {words}")
     return value
 
 
@@ -214,17 +209,10 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
         result[name] = {k: v if isinstance(v, str) else repr(v) for k, v in row.items()}
         if "average" in result[name]:
             parse_law(result[name]["average"])
-        if "sigma_rel" in row:
-            _check(SIGMA_REL, "sigma_rel", row["sigma_rel"])
-        if "gamma" in row:
-            _check(GAMMA, "gamma", row["gamma"])
+        for field, numbers in (("sigma_rel", SIGMA_REL), ("gamma", GAMMA)):
+            if field in row and not numbers.holds(_float(row[field])):
+                raise InputError(f"{field} {_float(row[field]):g} is not {numbers.words}")
     return result
-
-
-def _check(range_: Range, name: str, value: float) -> None:
-    """Refuse a number that is out of its range."""
-    if not range_.holds(_float(value)):
-        raise InputError(f"{name} {_float(value):g} is not {range_.words}")
 
 
 def _is_entry(name: str, value: object) -> bool:

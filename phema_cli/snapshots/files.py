@@ -126,42 +126,39 @@ def candidates(root: Path) -> Iterator[Candidate]:
         StorageError: a directory can't be listed.
     """
     with remote_errors(root):
-        yield from _candidates(root)
+        try:
+            exists = root.exists()
+        except OSError:
+            # A name that no file system takes.
+            exists = False
+        if not exists:
+            raise no_such(root)
+        remote = is_remote(root)
+        # Servers may give a directory's listing as a file.
+        if root.is_file() and not (remote and root.is_dir()):
+            yield Candidate.at(root, PurePosixPath(root.name), root.absolute().parent.name)
+            return
 
+        def fail(error: OSError) -> None:
+            raise StorageError.wrap(error, error.filename, "list") from error
 
-def _candidates(root: Path) -> Iterator[Candidate]:
-    """What ``candidates`` gives."""
-    try:
-        exists = root.exists()
-    except OSError:
-        # A name that no file system takes.
-        exists = False
-    if not exists:
-        raise no_such(root)
-    remote = is_remote(root)
-    # Servers may give a directory's listing as a file.
-    if root.is_file() and not (remote and root.is_dir()):
-        yield Candidate.at(root, PurePosixPath(root.name), root.absolute().parent.name)
-        return
-
-    def fail(error: OSError) -> None:
-        raise StorageError.wrap(error, error.filename, "list") from error
-
-    outer = root.name if remote else Path(os.path.realpath(root)).name
-    walk = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
-    for folder, folders, files in walk:
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL))
-        here = to_path(folder)
-        if any(f.partition(".")[0] in _GENERIC and _is_checkpoint(here / f) for f in files):
-            # DeepSpeed and FSDP keep parts of the model there that is here as a whole.
-            folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
-        beside = frozenset(files)
-        for name, orphan, unusable in _in_folder(here, folders, files):
-            inside = (here / name).as_posix().removeprefix(root.as_posix())
-            relative = PurePosixPath(inside.lstrip("/"))
-            yield Candidate.at(
-                here / name, relative, outer, orphan=orphan, unusable=unusable, beside=beside
+        outer = root.name if remote else Path(os.path.realpath(root)).name
+        walk = root.walk(on_error=fail) if remote else os.walk(root, onerror=fail)  # type: ignore[attr-defined]
+        for folder, folders, files in walk:
+            folders[:] = sorted(
+                f for f in folders if not f.startswith(".") and not f.endswith(PARTIAL)
             )
+            here = to_path(folder)
+            if any(f.partition(".")[0] in _GENERIC and _is_checkpoint(here / f) for f in files):
+                # DeepSpeed and FSDP keep parts of the model there that is here as a whole.
+                folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
+            beside = frozenset(files)
+            for name, orphan, unusable in _in_folder(here, folders, files):
+                inside = (here / name).as_posix().removeprefix(root.as_posix())
+                relative = PurePosixPath(inside.lstrip("/"))
+                yield Candidate.at(
+                    here / name, relative, outer, orphan=orphan, unusable=unusable, beside=beside
+                )
 
 
 def _in_folder(

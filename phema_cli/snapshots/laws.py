@@ -293,13 +293,7 @@ def _take(draft: Draft, law: Law, origin: Origin, config: Config) -> None:
 
 
 def _growth_error(draft: Draft, law: Law, own: Law | None) -> InputError | None:
-    """The error for a constant decay if the library's grows, and that makes a difference.
-
-    Args:
-        draft: the series.
-        law: the user's law, of constant decay.
-        own: the law in the file, if there is one.
-    """
+    """The error for the user's constant decay if the file's own grows, and that matters."""
     series, clock = draft.series, draft.file.reading.clock
     beta = law.parameters.get("beta")
     if own is not None and own.name in _EVEN:

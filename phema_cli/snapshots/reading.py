@@ -129,12 +129,7 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
 
 
 def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
-    """A file with what trainers' modules know of it.
-
-    Args:
-        candidate: the file.
-        keyed: whether the user names the dict or the prefix that counts.
-    """
+    """A file with what trainers' modules know of it; ``keyed`` if the user names what counts."""
     contents = read(candidate.path)
     if not keyed:
         refuse_hidden(contents.content, contents.path, is_state_key)

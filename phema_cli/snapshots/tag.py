@@ -85,13 +85,7 @@ def make_snapshot(
 
 
 def _check_unit(law: Law, clock: Clock, *, counted: bool) -> None:
-    """Refuse a decay per step where time counts something else.
-
-    Args:
-        law: what the series is an average of.
-        clock: its time.
-        counted: whether the time may be the number of a file or of an epoch.
-    """
+    """Refuse a decay per step where time counts something else, or may (``counted``)."""
     with_images = clock.unit == "images" and "batch" in dict(law.values)
     plain = clock.unit == "steps" and not counted
     if plain or with_images or law.name in {"power", "raw", "uniform"}:
@@ -139,10 +133,6 @@ def _names_from(draft: Draft, config: Config) -> Checkpoint | None:
 
 def _with_names(checkpoint: Checkpoint, state: Checkpoint | None) -> Checkpoint:
     """A list of parameters with the names of a state dict, which must fit one by one.
-
-    Args:
-        checkpoint: a list of a model's parameters, in the model's order.
-        state: a state dict of the same model, in its own order; None if there is none.
 
     Raises:
         InputError: there is no state dict, its order is lost, or it does not fit.

@@ -130,11 +130,6 @@ def _first_epoch(files: Sequence[InputFile]) -> int:
 def _count_through(files: Sequence[InputFile], config: Config, first: int) -> None:
     """Count steps through all epochs where the trainer counts them from 0 in each.
 
-    Args:
-        files: all files.
-        config: the user's options.
-        first: the number of the first epoch.
-
     Raises:
         InputError: a later epoch has an earlier step, and the length of epochs is not known.
     """
@@ -167,10 +162,7 @@ def _count_through(files: Sequence[InputFile], config: Config, first: int) -> No
 def _check(file: InputFile, *, timed: bool) -> None:
     """Set the error of a time at which nothing can have been stored.
 
-    Args:
-        file: a file with a time, or with an error.
-        timed: whether other files have times: one without a number in its name, as the last one of
-            a run, is left out then.
+    Where others are ``timed``, a file without a number in its name, as a run's last, is left out.
     """
     clock = file.time
     if clock is not None and clock.value > MOST_EXACT:

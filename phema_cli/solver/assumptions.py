@@ -7,20 +7,24 @@ log time, and the square of that falls a little more slowly than r^2 where r fal
 
 in units of the movement per unit of log time. ``benchmarks/planning.py`` measures what that is
 worth; the constants here were fitted on two thirds of the runs of ``benchmarks/training.py``.
+
+A packed snapshot holds the residue of a linear prediction from the last few
+(``phema_cli/formats/packing.py``). How large residues will be, and so what their integers lose,
+follows from how the weights move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles import Array
+from phema_cli.profiles import Array, Profile
 from phema_cli.solver.movement import Movement, Rounding
-from phema_cli.solver.packing import Packing
+from phema_cli.solver.system import evaluate, split
 
 #: movement per unit of log time over the RMS value of the weights, at the full learning rate.
 SCHEDULED_RATIO = 0.3
@@ -38,6 +42,28 @@ _LEAST_RATE = 1e-4
 #: spread of the logarithm of the elements' movement.
 _SPREAD = 0.4
 _VALUES, _PACES, _KNOTS, _EARLY = 32, 9, 60, 1e-3
+#: the step that is the RMS of all blocks', times the largest integer, over the RMS residue: with
+#: it foretold errors are 0.9 to 1.7 times those of the runs of benchmarks/packing.py (medians).
+_PEAK = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the snapshots of a planned run are packed.
+
+    Attributes:
+        bits: of an integer.
+        followed: how many files a prediction follows.
+        keyframe_every: files from one that is whole to the next.
+    """
+
+    bits: int
+    followed: int
+    keyframe_every: int
+
+    def keyframes(self, files: int) -> int:
+        """How many of so many files are whole."""
+        return -(-files // self.keyframe_every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +98,12 @@ class _Schedule:
     default: float = 0.0
 
 
-def _cosine(u: Array, end: float) -> Array:
-    return end + (1 - end) * (1 + np.cos(np.pi * u)) / 2
-
-
-def _linear(u: Array, end: float) -> Array:
-    return end + (1 - end) * (1 - u)
-
-
-def _wsd(u: Array, last: float) -> Array:
-    return np.minimum(1.0, (1 - u) / last)
-
-
-def _rsqrt(u: Array, start: float) -> Array:
-    return np.sqrt(start / np.maximum(u, start))
-
-
 SCHEDULES: Mapping[str, _Schedule] = {
     "constant": _Schedule(lambda u, _: np.ones_like(u)),
-    "cosine": _Schedule(_cosine, "end"),
-    "linear": _Schedule(_linear, "end"),
-    "wsd": _Schedule(_wsd, "last", 0.2),
-    "rsqrt": _Schedule(_rsqrt, "start", 0.0625),
+    "cosine": _Schedule(lambda u, end: end + (1 - end) * (1 + np.cos(np.pi * u)) / 2, "end"),
+    "linear": _Schedule(lambda u, end: end + (1 - end) * (1 - u), "end"),
+    "wsd": _Schedule(lambda u, last: np.minimum(1.0, (1 - u) / last), "last", 0.2),
+    "rsqrt": _Schedule(lambda u, start: np.sqrt(start / np.maximum(u, start)), "start", 0.0625),
 }
 #: a random walk in log time.
 WALK = "walk"
@@ -163,6 +173,36 @@ def _elements() -> tuple[Array, Array]:
     paces = np.exp(_SPREAD * np.array([normal.inv_cdf((i + 0.5) / _PACES) for i in range(_PACES)]))
     paces /= np.sqrt((paces**2).mean())
     return np.repeat(values, _PACES) / SCHEDULED_RATIO, np.tile(paces, _VALUES)
+
+
+def packed(movement: Movement, sources: Sequence[Profile], packing: Packing) -> Movement:
+    """The movement with the errors that packing adds to each source.
+
+    The residue of a source is what the movements since the keyframe of those that it follows can't
+    foretell, in the mean square; their own errors count, since one predicts from what readers have.
+    A step is ``_PEAK`` residues over the largest integer; rounding to it has the variance
+    ``step^2 / 12``.
+
+    Args:
+        movement: of the weights; ``rounding`` is that of float32, in which keyframes are stored.
+        sources: n profiles in the order of their files.
+        packing: how they are packed.
+    """
+    system = evaluate(sources, [])
+    rows, _, _ = movement.rows(system, split(system, movement.intensity(system, system.times)))
+    step = _PEAK / (2 ** (packing.bits - 1) - 1)
+    errors = np.zeros(len(sources))
+    for low in range(0, len(sources), packing.keyframe_every):
+        moved = rows[:, low : low + packing.keyframe_every]
+        moved = moved[:, 1:] - moved[:, :1]
+        gram = moved.T @ moved + movement.rounding.variance * np.eye(moved.shape[1])
+        for i in range(moved.shape[1]):
+            own = slice(max(0, i - packing.followed), i)
+            known = gram[own, own] + np.diag(errors[low + 1 :][own])
+            foretold = gram[i, own] @ np.linalg.solve(known, gram[own, i]) if i else 0.0
+            residue = max(gram[i, i] - foretold, movement.rounding.variance)
+            errors[low + 1 + i] = residue * step**2 / 12
+    return replace(movement, errors=errors)
 
 
 def packed_instead(assumed: Assumption, mantissa_bits: int, packing: Packing) -> Assumption:

@@ -75,28 +75,6 @@ class Sample:
         return Sample(self.values[rows], self.units, few)
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What a fit uses of n snapshots: nothing here depends on their tags, except which pairs.
-
-    Attributes:
-        pairs: (p, 2) snapshots that are compared.
-        squares: (p,) mean square difference of each pair, in squared parameter units.
-        residual: (n, e) elements of the snapshots less those of one of them, or any n columns with
-            the same mean squares of combinations.
-        rounding: of the stored values.
-        mean_square: of the weights, in squared parameter units.
-        errors: (n,) as those of :class:`Sample`.
-    """
-
-    pairs: NDArray[np.intp]
-    squares: Array
-    residual: NDArray[np.floating]
-    rounding: Rounding
-    mean_square: float
-    errors: Array | None = None
-
-
 def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     """Fit drift, roughness, jitter and rounding.
 
@@ -117,41 +95,26 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
         return None
     ends = np.array([s.end for s in sources])
     rows = selected(ends, float(ends.max()))
-    chosen = [sources[i] for i in rows]
+    chosen, few = [sources[i] for i in rows], sample.of(rows)
     system = evaluate(chosen, [])
-    observed = _observe(
-        sample.of(rows), neighbouring(chosen, system.families), np.argmax(ends[rows])
-    )
-    if not observed.squares.any():
-        return None
-    return replace(fit(system, observed), errors=sample.errors)
-
-
-def _observe(sample: Sample, pairs: NDArray[np.intp], last: np.intp) -> Observed:
-    """What a sample shows by these pairs; ``last`` is the latest snapshot.
-
-    Raises:
-        InputError: elements differ by more than a square can hold.
-    """
-    reference = sample.values[last]
+    pairs = neighbouring(chosen, system.families)
+    latest = few.values[np.argmax(ends[rows])]
     with np.errstate(over="ignore"):
-        squares, paces = _differences(sample.values, pairs)
-        mean_square = float(np.mean(np.square(reference, dtype=np.float64)))
+        squares, paces = _differences(few.values, pairs)
+        mean_square = float(np.mean(np.square(latest, dtype=np.float64)))
     if not np.isfinite(squares).all():
         raise InputError(
             "values of the snapshots are too large to be compared",
             remedy="leave their tensor out with --copy, or pass --no-sample",
         )
-    moved = np.any(sample.values != reference, axis=0)
-    stride = max(1, int(sample.values.size) // _MOST_VALUES)
-    return Observed(
-        pairs=pairs,
-        squares=squares,
-        residual=sample.values[:, ::stride] - reference[::stride],
-        rounding=Rounding.of_elements(np.where(moved, sample.units, 0.0), paces),
-        mean_square=mean_square,
-        errors=sample.errors,
-    )
+    if not squares.any():
+        return None
+    moved = np.any(few.values != latest, axis=0)
+    rounding = Rounding.of_elements(np.where(moved, few.units, 0.0), paces)
+    stride = max(1, few.values.size // _MOST_VALUES)
+    residual = few.values[:, ::stride] - latest[::stride]
+    movement = fit(system, pairs, squares, residual, rounding, mean_square, few.errors)
+    return replace(movement, errors=sample.errors)
 
 
 def neighbouring(sources: Sequence[Profile], families: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -198,12 +161,28 @@ def _differences(values: NDArray[np.floating], pairs: NDArray[np.intp]) -> tuple
     return squares, np.sqrt(relative / max(1, int((squares > 0).sum())))
 
 
-def fit(system: System, observed: Observed) -> Movement:
+def fit(
+    system: System,
+    pairs: NDArray[np.intp],
+    squares: Array,
+    residual: NDArray[np.floating],
+    rounding: Rounding,
+    mean_square: float,
+    errors: Array | None = None,
+) -> Movement:
     """Drift, roughness and jitter under which the snapshots are likeliest.
+
+    Nothing but ``system`` depends on the snapshots' tags, except which pairs there are.
 
     Args:
         system: the n snapshots as sources, without targets.
-        observed: what they show; some pair differs.
+        pairs: (p, 2) snapshots that are compared.
+        squares: (p,) mean square difference of each pair, in squared parameter units, not all 0.
+        residual: (n, e) elements of the snapshots less those of one of them, or any n columns with
+            the same mean squares of combinations.
+        rounding: of the stored values.
+        mean_square: of the weights, in squared parameter units.
+        errors: (n,) as those of :class:`Sample`.
     """
     times, blocks = _knots(system), _blocks(system)
     movement = Movement(
@@ -212,13 +191,13 @@ def fit(system: System, observed: Observed) -> Movement:
         blocks=blocks,
         roughness=np.ones(len(blocks)),
         jitter=np.zeros(len(blocks)),
-        rounding=observed.rounding,
-        mean_square=observed.mean_square,
+        rounding=rounding,
+        mean_square=mean_square,
         measured=True,
-        errors=observed.errors,
+        errors=errors,
     )
-    movement = _fit_drift(system, movement, observed.pairs, observed.squares)
-    return _fit_roughness_and_jitter(system, movement, observed.residual)
+    movement = _fit_drift(system, movement, pairs, squares)
+    return _fit_roughness_and_jitter(system, movement, residual)
 
 
 def _knots(system: System) -> Array:
@@ -332,13 +311,7 @@ def _likeliest_drift(
 def _fit_roughness_and_jitter(
     system: System, movement: Movement, residual: NDArray[np.floating]
 ) -> Movement:
-    """Roughness and jitter of each block, from the snapshots of that block held out.
-
-    Args:
-        system: the sources.
-        movement: with its drift fitted.
-        residual: (n, e) elements of the sources, less those of the last one.
-    """
+    """Roughness and jitter of each block, from the snapshots of that block held out."""
     parts = split(system, movement.intensity(system, system.times))
     noise = movement.noise(parts, len(system.source_ends))
     ends = movement.blocks / system.unit * (1 + 1e-12)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -16,9 +17,8 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, sigma_rel_from_gamma
 from phema_cli.solver import Figures, solve
-from phema_cli.solver.assumptions import Assumption
+from phema_cli.solver.assumptions import Assumption, packed
 from phema_cli.solver.movement import nominal
-from phema_cli.solver.packing import packed
 from phema_cli.solver.system import evaluate
 
 #: targets between the ends of a range, these included, of which the worst counts.
@@ -193,12 +193,10 @@ def _refined(aim: Aim, number: int, count: int) -> list[tuple[float, ...]]:
 
 def _descend(aim: Aim, at: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Gammas moved along the list, one by one or two places at a time, until no move helps."""
-    errors: dict[tuple[int, ...], float] = {}
 
+    @cache
     def error(at: tuple[int, ...]) -> float:
-        if at not in errors:
-            errors[at] = worst_error(evenly(aim.steps, _gammas(at), count), aim)
-        return errors[at]
+        return worst_error(evenly(aim.steps, _gammas(at), count), aim)
 
     while True:
         moves = product(range(len(at)), (-2, -1, 1, 2))

@@ -270,28 +270,21 @@ def optimum(points: Sequence[Point], *, maximize: bool = False) -> Optimum | Non
     curve = _curve(points, maximize=maximize)
     if not len(curve.u):
         return None
-    as_good = [False] * len(points)
-    if not curve.is_noisy:
-        at = int(np.argmin(curve.y))
-        for i in np.flatnonzero(curve.y == curve.y[at]):
-            as_good[curve.order[i]] = True
-        best = points[curve.order[at]]
-        metrics = tuple(p.metric for p in points if p.metric is not None)
-        metric = float(curve.y[at] * curve.unit) if best.metric is None else best.metric
-        return Optimum(best.scale, metric, False, None, curve.order[at], tuple(as_good), metrics)
-    valley = curve.valley()
-    heights = valley.mean(curve.u)
+    shown = {i: p.metric for i, p in enumerate(points) if p.metric is not None}
+    valley = curve.valley() if curve.is_noisy else None
+    heights = curve.y if valley is None else valley.mean(curve.u)
     at = int(np.argmin(heights))
-    errors = valley.spread(curve.u, float(curve.u[at]))
-    for i in np.flatnonzero(heights - heights[at] <= _ERRORS * errors):
-        as_good[curve.order[i]] = True
+    errors = 0.0 if valley is None else valley.spread(curve.u, float(curve.u[at]))
+    good = {curve.order[i] for i in np.flatnonzero(heights - heights[at] <= _ERRORS * errors)}
+    best, as_good = curve.order[at], tuple(i in good for i in range(len(points)))
+    if valley is None:
+        scale, metric = points[best].scale, shown[best]
+        return Optimum(scale, metric, False, None, best, as_good, tuple(shown.values()))
     lowest = valley.lowest(float(curve.u[0]), float(curve.u[-1]))
     metric = float(valley.mean(np.array([lowest]))[0]) * curve.unit
     noise = valley.noise * abs(curve.unit)
-    of_points = {i: p.metric for i, p in enumerate(points) if p.metric is not None}
-    of_points |= dict(zip(curve.order, (heights * curve.unit).tolist(), strict=True))
-    ordered = tuple(of_points[i] for i in sorted(of_points))
-    return Optimum(math.exp(lowest), metric, True, noise, curve.order[at], tuple(as_good), ordered)
+    shown |= dict(zip(curve.order, (heights * curve.unit).tolist(), strict=True))
+    return Optimum(math.exp(lowest), metric, True, noise, best, as_good, tuple(shown.values()))
 
 
 def smooth(

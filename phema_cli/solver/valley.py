@@ -55,16 +55,15 @@ class Valley:
     def __init__(
         self, u: Array, y: Array, counts: Array, known: tuple[float, int] | None = None
     ) -> None:
-        noise, size, length, prior = _models()
+        noise, self._size, self._length, prior = _models()
+        self._noise = noise
         self._centre = float(u.mean())
         self._low, self._unit = float(y.min()), float(np.ptp(y)) or 1.0
         self._u = u - self._centre
         values = ((y - self._low) / self._unit)[:, None]
         basis = _basis(self._u)
-        near = np.exp(-0.5 * ((self._u[:, None] - self._u) / length[:, None, None]) ** 2)
-        covariance = (size**2)[:, None, None] * near
-        covariance = covariance + (noise**2)[:, None, None] * np.diag(1 / counts)
-        self._root = np.linalg.cholesky(covariance)
+        bend = self._covariance(self._u[:, None] - self._u)
+        self._root = np.linalg.cholesky(bend + (noise**2)[:, None, None] * np.diag(1 / counts))
         shape = (len(noise), *basis.shape)
         self._basis = np.linalg.solve(self._root, np.broadcast_to(basis, shape))
         white = np.linalg.solve(self._root, np.broadcast_to(values, (len(noise), len(u), 1)))
@@ -82,7 +81,6 @@ class Valley:
             likelihood -= 0.5 * freedom * (np.log(noise**2) + variance / noise**2)
         self._parabola = parabola[..., 0]
         self._bend = np.linalg.solve(self._root.swapaxes(1, 2), rest)[..., 0]
-        self._noise, self._size, self._length = noise, size, length
         self._weigh(likelihood)
         self.noise = self._unit * math.sqrt(float(self._weights @ self._noise**2))
 
@@ -101,8 +99,22 @@ class Valley:
 
     def _means(self, u: Array) -> Array:
         """The curve of each model, (models, k), in units of the range."""
-        near, basis = self._near(u - self._centre)
-        return self._parabola @ basis.T + (near @ self._bend[..., None])[..., 0]
+        at = u - self._centre
+        near = self._covariance(at[:, None] - self._u)
+        return self._parabola @ _basis(at).T + (near @ self._bend[..., None])[..., 0]
+
+    def _covariance(self, gaps: Array) -> Array:
+        """Covariance of g at two places by their distance, of each model: (models, *gaps)."""
+        size, length = (v.reshape(-1, *(1,) * gaps.ndim) for v in (self._size, self._length))
+        return size**2 * np.exp(-0.5 * (gaps / length) ** 2)
+
+    def _known(self, near: Array, basis: Array) -> tuple[Array, Array]:
+        """Of values at k places: white covariances with the points, and the parabola's part left.
+
+        ``near`` is (models, k, n), ``basis`` (3, k); the two are (models, n, k) and (models, 3, k).
+        """
+        white = np.linalg.solve(self._root, near.swapaxes(1, 2))
+        return white, basis - self._basis.swapaxes(1, 2) @ white
 
     def lowest(self, low: float, high: float) -> float:
         """Where the curve is lowest between two ends, to a thousandth of their distance."""
@@ -113,13 +125,10 @@ class Valley:
         """Standard error of the curve's height at places above that at another one, (k,)."""
         places = np.append(u, at)
         means = self._means(places)
-        near, basis = self._near(places - self._centre)
-        white = np.linalg.solve(self._root, near.swapaxes(1, 2))
-        lack = basis.T - self._basis.swapaxes(1, 2) @ white
+        centred = places - self._centre
+        white, lack = self._known(self._covariance(centred[:, None] - self._u), _basis(centred).T)
         solved = np.linalg.solve(self._normal, lack)
-        gaps = places[:, None] - places
-        between = np.exp(-0.5 * (gaps / self._length[:, None, None]) ** 2)
-        covariance = (self._size**2)[:, None, None] * between
+        covariance = self._covariance(places[:, None] - places)
         covariance = covariance - white.swapaxes(1, 2) @ white + lack.swapaxes(1, 2) @ solved
         own = np.diagonal(covariance, axis1=1, axis2=2)
         variance = own[:, :-1] + own[:, -1:] - 2 * covariance[:, :-1, -1]
@@ -138,28 +147,20 @@ class Valley:
             u: (k,) places.
             at: where the slope counts.
         """
-        place = np.array([at - self._centre])
-        near, basis = self._near(u - self._centre)
-        gaps = place[:, None] - self._u
-        slope = self._near(place)[0] * (-gaps / self._length[:, None, None] ** 2)
-        white, steep = (np.linalg.solve(self._root, k.swapaxes(1, 2)) for k in (near, slope))
-        lack = basis.T - self._basis.swapaxes(1, 2) @ white
-        leaning = np.array([[0.0], [1.0], [2 * place[0]]]) - self._basis.swapaxes(1, 2) @ steep
+        places, place = u - self._centre, at - self._centre
+        white, lack = self._known(self._covariance(places[:, None] - self._u), _basis(places).T)
+        gaps = (place - self._u)[None]
+        slope = self._covariance(gaps) * (-gaps / self._length[:, None, None] ** 2)
+        steep, leaning = self._known(slope, np.array([[0.0], [1.0], [2 * place]]))
         solved = np.linalg.solve(self._normal, lack)
         gap = at - u
-        between = (self._size**2)[:, None] * np.exp(-0.5 * (gap / self._length[:, None]) ** 2)
-        shared = between * (-gap / self._length[:, None] ** 2)
+        shared = self._covariance(gap) * (-gap / self._length[:, None] ** 2)
         shared = shared - (steep.swapaxes(1, 2) @ white)[:, 0]
         shared = shared + (leaning.swapaxes(1, 2) @ solved)[:, 0]
         variance = (self._size**2)[:, None] - (white**2).sum(axis=1) + (lack * solved).sum(axis=1)
         gained = shared**2 / (np.maximum(variance, 0.0) + (self._noise**2)[:, None])
         mean: Array = self._weights @ gained
         return mean
-
-    def _near(self, u: Array) -> tuple[Array, Array]:
-        """Covariances of g at places with g at the points, (models, k, n), and the parabola's."""
-        gaps = (u[:, None] - self._u) / self._length[:, None, None]
-        return (self._size**2)[:, None, None] * np.exp(-0.5 * gaps**2), _basis(u)
 
 
 def _basis(u: Array) -> Array:

@@ -276,10 +276,10 @@ def _solve_together(
             remedy="look at them with phema inspect -v, or pass --no-sample",
         )
     error = np.sqrt(square_error(x, a, b[:, :k], noise, movement.mean_square) + rest[:k])
-    shifted = iter(range(k, b.shape[1]))
+    shifted = iter(b[:, k:].T)
     steps = [
-        None if p is None else float(np.linalg.norm(b[:, j] - b[:, next(shifted)]))
-        for j, p in enumerate(near)
+        None if p is None else float(np.linalg.norm(own - next(shifted)))
+        for own, p in zip(b[:, :k].T, near, strict=True)
     ]
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
 
@@ -304,14 +304,8 @@ def _figures(
 ) -> tuple[Figures, ...]:
     """Figures of each target.
 
-    Args:
-        system: sources and targets.
-        movement: what the errors are relative to.
-        targets: k profiles.
-        raw: (n, k) weights before any normalisation.
-        x: (n, k) weights.
-        error: (k,) expected RMS error per parameter.
-        steps: RMS distance from each target to that of 1.01 sigma_rel.
+    ``raw`` are the (n, k) weights ``x`` before any normalisation, ``error`` the (k,) expected RMS
+    errors per parameter, ``steps`` the RMS distances to the targets of 1.01 sigma_rel.
     """
     distance = averaging_distance(system, movement)
     root = np.sqrt(system.weights)[:, None]
@@ -360,7 +354,7 @@ def square_error(
     lack = 1 - x.sum(axis=0)
     lack[np.abs(lack) < SUM_ROUNDING] = 0.0
     rounded = np.einsum("ik,ij,jk->k", x, noise, x, optimize=True)
-    missing = np.square(lack, where=lack != 0, out=np.zeros_like(lack))
+    missing = np.square(lack)
     missing[lack != 0] *= mean_square
     total: Array = moved + np.maximum(rounded, 0.0) + missing
     return total

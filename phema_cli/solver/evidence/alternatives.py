@@ -7,9 +7,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 
+import numpy as np
+
+from phema_cli.profiles import Array
 from phema_cli.solver.evidence.laws import RATIO, RAW, Hypothesis, Law, Series, as_tagged
 from phema_cli.solver.evidence.reduction import Reduced
-from phema_cli.solver.evidence.scoring import Answers, Score, answers, possible, score
+from phema_cli.solver.evidence.scoring import Score, answers, possible, score
 
 #: pairs of gammas in wide use: phema's and the tutorial's, EDM2's sigma_rel 0.05 and 0.10.
 PRESETS = ((5.0, 10.0), (6.937196, 16.972163))
@@ -57,9 +60,9 @@ def _changed(h: Hypothesis, changes: dict[int, Law]) -> Hypothesis:
     return replace(h, laws=tuple(changes.get(i, law) for i, law in enumerate(h.laws)))
 
 
-def _mapped(h: Hypothesis, change: Callable[[Law], Law]) -> Hypothesis:
-    """A hypothesis with the laws of all averages changed."""
-    return replace(h, laws=tuple(change(law) if law.averages else law for law in h.laws))
+def _mapped(h: Hypothesis, change: Callable[..., Law], *numbers: float) -> Hypothesis:
+    """A hypothesis with the laws of all averages changed by some numbers."""
+    return replace(h, laws=tuple(change(law, *numbers) if law.averages else law for law in h.laws))
 
 
 def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
@@ -69,7 +72,7 @@ def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
     one number only, nearly ``1/A - 1/B``: along that the data say least.
     """
     averages = [i for i, law in enumerate(h.laws) if law.averages]
-    yield _mapped(h, lambda law: law.scaled(factor))
+    yield _mapped(h, Law.scaled, factor)
     for i in averages:
         yield _changed(h, {i: h.laws[i].scaled(factor)})
     match averages:
@@ -90,14 +93,9 @@ def with_offsets(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
 
 
 def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
-    """What the truth may be if the tags are a mistake, apart from the counter of steps.
-
-    Args:
-        h: the tags.
-        span: of all snapshots.
-    """
+    """What the truth may be if the tags are a mistake, apart from the counter of steps."""
     for every in EVERY:
-        yield _mapped(h, lambda law, every=every: law.slowed(every))  # type: ignore[misc]
+        yield _mapped(h, Law.slowed, every)
         averages = [i for i, law in enumerate(h.laws) if law.averages]
         yield from (_changed(h, {i: h.laws[i].slowed(every)}) for i in averages)
     for factor in _FACTORS:
@@ -111,8 +109,8 @@ def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
 def _other_kinds(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
     """Constant decays for power functions and back, warm-ups, raw weights."""
     for retention in _RETENTIONS:
-        yield _mapped(h, lambda law, f=retention: _constant(law, f, span.last))  # type: ignore[misc]
-        yield _mapped(h, lambda law, f=retention: _power(law, f, span.last))  # type: ignore[misc]
+        yield _mapped(h, _constant, retention, span.last)
+        yield _mapped(h, _power, retention, span.last)
     yield _mapped(h, lambda law: law if law.kind == "power" else _warm(law.scale))
     for i, law in enumerate(h.laws):
         if law.averages:
@@ -177,6 +175,7 @@ class Search:
         self.fixed = fixed
         self.span = Span(min(s.times[0] for s in series), max(s.times[-1] for s in series))
         self._tried: dict[Hypothesis, Score | None] = {}
+        self._answered: dict[Hypothesis, tuple[Array, Array]] = {}
         self._tags = as_tagged(series)
         self.tagged = self._tried[self._tags] = score(self._tags, series, reduced)
 
@@ -264,16 +263,32 @@ class Search:
             kinds.setdefault(found.hypothesis.kind, found)
         return list(kinds.values())
 
-    def ranked(self) -> list[tuple[Score, Answers]]:
-        """The alternative of each kind that is worth most, and what it gives, the best first."""
-        found = self.by_kind(self.worth)[:_KINDS]
-        return [(s, answers(s, self.series)) for s in found]
+    def ranked(self) -> list[Score]:
+        """The alternative of each kind that is worth most, the best first."""
+        return self.by_kind(self.worth)[:_KINDS]
 
-    def lead(self, ranked: Sequence[tuple[Score, Answers]]) -> float:
+    def lead(self, ranked: Sequence[Score]) -> float:
         """L by which the first of these beats all whose answers differ from its own."""
-        (best, own), root = ranked[0], self.reduced.root
-        rivals = [found.score for found, other in ranked[1:] if other.harm(own, root) > LOOSE]
+        best, *others = ranked
+        rivals = [found.score for found in others if self.harm(best, found) > LOOSE]
         return self.size * (min(rivals) - best.score) if rivals else math.inf
+
+    def harm(self, told: Score, true: Score) -> float:
+        """P: how far the answers of one hypothesis are off if another is true, over the distance.
+
+        ``max_k |(x_told - x_k)' theta| / distance_k``, from the triangle; no file is read.
+        """
+        (given, _), (right, distance) = self._answers(told), self._answers(true)
+        off = np.sqrt((((given - right).T @ self.reduced.root) ** 2).mean(axis=1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(off > 0, off / distance, 0.0)
+        return float(shares.max())
+
+    def _answers(self, found: Score) -> tuple[Array, Array]:
+        """The answers of a hypothesis, computed when first asked for."""
+        if found.hypothesis not in self._answered:
+            self._answered[found.hypothesis] = answers(found, self.series)
+        return self._answered[found.hypothesis]
 
     def refine(self, start: Score, *, fine: bool = False) -> Score:
         """Compass search: from a hypothesis to its best neighbour until none is better."""

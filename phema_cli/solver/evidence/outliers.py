@@ -52,12 +52,7 @@ class Findings:
 
 
 def find_identical(series: Sequence[Series], sample: Sample) -> Findings:
-    """Compare the snapshots bit by bit, in time linear in the sample.
-
-    Args:
-        series: all snapshots.
-        sample: their elements.
-    """
+    """Compare all snapshots bit by bit, in time linear in the sample."""
     rows = [row for s in series for row in s.rows]
     digests = {
         row: blake2b(np.ascontiguousarray(sample.values[row]).data, digest_size=16).digest()
@@ -104,10 +99,6 @@ def find_strays(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
     one, so that a file of another run can't hide in what it has added to the fit itself. The
     farthest snapshot of a part is left out until none is far off.
 
-    Args:
-        series: all snapshots.
-        sample: their elements.
-
     Returns:
         Their rows; none where many are, so that it is not they who are wrong.
     """
@@ -140,12 +131,7 @@ def _strays(series: Sequence[Series], sample: Sample) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some of the snapshots.
-
-    Attributes:
-        series: the n snapshots.
-        reduced: their sample.
-    """
+    """Some of the snapshots, and their sample."""
 
     series: list[Series]
     reduced: Reduced
@@ -159,9 +145,7 @@ class _Part:
     def strays(self, movement: Movement, begin: float) -> list[int]:
         """The rows that neither the movement of others nor that of the rest predicts.
 
-        Args:
-            movement: of other snapshots.
-            begin: the first of their times.
+        ``begin`` is the first time of those that showed the movement.
         """
         rows = [row for s in self.series for row in s.rows]
         far = [FAR_AT_FIRST if t < begin else FAR for s in self.series for t in s.times]

@@ -79,7 +79,7 @@ def propose(
     ranked = search.ranked()
     if not ranked:
         return None
-    lead, best = search.lead(ranked), ranked[0][0]
+    lead, best = search.lead(ranked), ranked[0]
     if lead < SURE or not within_limits(best, MOST_TIMES):
         return None
     laws_of = dict(zip(names, best.hypothesis.laws, strict=True))

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phema_cli.profiles import Array, PowerProfile, Profile, gamma_from_sigma_rel
-from phema_cli.solver.calibration import Observed, fit, neighbouring
+from phema_cli.solver.calibration import fit, neighbouring
 from phema_cli.solver.evidence.laws import Hypothesis, Series, as_tagged
 from phema_cli.solver.evidence.reduction import Reduced
 from phema_cli.solver.least_squares import contrasts, leave_one_out, minimise
@@ -93,11 +92,11 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     sizes = [len(s.rows) for s in series]
     pairs = neighbouring(profiles, np.repeat(np.arange(len(series)), sizes))
     away = reduced.root[pairs[:, 0]] - reduced.root[pairs[:, 1]]
-    # The unit of the weights is of no consequence: mean_square matters to sums other than one only.
-    observed = Observed(pairs, (away**2).mean(axis=1), reduced.root, reduced.rounding, 1.0)
+    squares = (away**2).mean(axis=1)
     system = _system(hypothesis, series, [])
     try:
-        movement = fit(system, observed)
+        # The weights' own mean square matters to sums other than one only.
+        movement = fit(system, pairs, squares, reduced.root, reduced.rounding, mean_square=1.0)
         seen, predicted = _held_out(system, movement, reduced)
     except np.linalg.LinAlgError:
         return None
@@ -169,33 +168,15 @@ def rank(scored: Score, series: Sequence[Series], reduced: Reduced) -> float:
     return m * (m + 1) / excess if excess > 0 else math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What the snapshots give for a few targets if a hypothesis is true.
+def answers(scored: Score, series: Sequence[Series]) -> tuple[Array, Array]:
+    """What the snapshots give for the targets ``TARGETS`` at the last time if a hypothesis is true.
 
-    Attributes:
-        weights: (n, k) of the snapshots.
-        distance: (k,) RMS per parameter by which averaging moves the final weights.
+    Returns:
+        (n, k) weights of the snapshots, and (k,) the RMS distance per parameter by which averaging
+        moves the final weights.
     """
-
-    weights: Array
-    distance: Array
-
-    def harm(self, tagged: Answers, root: NDArray[np.float64]) -> float:
-        """P: how far the answers of the tags are off if these are right, over the distance.
-
-        ``max_k |(x_tagged - x_k)' theta| / distance_k``, from the triangle; no file is read.
-        """
-        off = np.sqrt((((tagged.weights - self.weights).T @ root) ** 2).mean(axis=1))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.where(off > 0, off / self.distance, 0.0)
-        return float(shares.max())
-
-
-def answers(scored: Score, series: Sequence[Series]) -> Answers:
-    """Weights for the targets ``TARGETS`` at the last snapshot's time."""
     last = max(p.end for p in scored.hypothesis.profiles(series))
     targets = [PowerProfile(gamma, last) for gamma in TARGETS]
     system = _system(scored.hypothesis, series, targets)
     a, b, noise, _ = scored.movement.problem(system)
-    return Answers(minimise(a, b, noise), averaging_distance(system, scored.movement))
+    return minimise(a, b, noise), averaging_distance(system, scored.movement)

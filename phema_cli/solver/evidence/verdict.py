@@ -19,7 +19,7 @@ from phema_cli.solver.evidence.alternatives import LOOSE, Search
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, series_of
 from phema_cli.solver.evidence.outliers import Findings, find_identical, find_strays
 from phema_cli.solver.evidence.reduction import reduce, select_snapshots
-from phema_cli.solver.evidence.scoring import Answers, Score, answers, rank
+from phema_cli.solver.evidence.scoring import Score, rank
 
 State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted"]
 
@@ -211,9 +211,8 @@ def _compared(tested: Evidence, search: Search, tagged: Score) -> Evidence:
     """The outcome where there are series to compare."""
     search.explore()
     best = search.tried[0] if search.tried else tagged
-    own = answers(tagged, search.series)
-    gain, harm = search.gain(best), answers(best, search.series).harm(own, search.reduced.root)
-    alarm, doubt = gain_limits(search, best, tested.times)
+    gain, harm = search.gain(best), search.harm(tagged, best)
+    alarm, doubt = gain_limits(search, (tagged, best), tested.times)
     state: State = "confirmed"
     if not within_limits(tagged, tested.times) or (gain >= alarm and harm >= HARM):
         state = "contradicted"
@@ -221,12 +220,12 @@ def _compared(tested: Evidence, search: Search, tagged: Score) -> Evidence:
         state = "doubtful"
     outcome = replace(tested, state=state, gain=gain, harm=harm)
     if state == "confirmed":
-        return _with_tag_error(outcome, search, own)
+        return _with_tag_error(outcome, search, tagged)
     search.explain(lambda other: within_limits(other, tested.times))
-    return replace(outcome, alternatives=_alternatives(search, own, tested.times))
+    return replace(outcome, alternatives=_alternatives(search, tagged, tested.times))
 
 
-def _with_tag_error(outcome: Evidence, search: Search, own: Answers) -> Evidence:
+def _with_tag_error(outcome: Evidence, search: Search, tagged: Score) -> Evidence:
     """The outcome with how far other tags that explain the snapshots as well change an answer.
 
     Offsets of the times are left out: they move the target's own time along. Where there are many
@@ -240,7 +239,7 @@ def _with_tag_error(outcome: Evidence, search: Search, own: Answers) -> Evidence
         if search.gain(found) <= least:
             break
         if not found.hypothesis.offset and worth(found) > least:
-            harm = answers(found, search.series).harm(own, search.reduced.root)
+            harm = search.harm(tagged, found)
             if harm > error:
                 error, farthest = harm, found
     if farthest is None or error <= LOOSE:
@@ -249,28 +248,28 @@ def _with_tag_error(outcome: Evidence, search: Search, own: Answers) -> Evidence
     return replace(outcome, state="plausible", tag_error=error, alternatives=(named,))
 
 
-def _alternatives(search: Search, own: Answers, times: int) -> tuple[Alternative, ...]:
+def _alternatives(search: Search, tagged: Score, times: int) -> tuple[Alternative, ...]:
     """The best alternative of each kind that is nearly as good as the best of all.
 
     An alternative whose answers hardly differ from a better one's says nothing new, and an offset
     has to earn its place.
     """
     ranked = search.ranked()
-    if not ranked or search.gain(ranked[0][0]) <= 0:
+    if not ranked or search.gain(ranked[0]) <= 0:
         return ()
-    best, root = ranked[0][0], search.reduced.root
+    best = ranked[0]
     sure = min(search.gain(best), search.lead(ranked)) >= SURE
-    named: list[tuple[Score, Answers]] = []
-    for found, other in ranked:
+    named: list[Score] = []
+    for found in ranked:
         near = search.worth(found) >= search.worth(best) - _NAMED
         extra = found.hypothesis.offset and any(
-            f.hypothesis.kind[:-1] == found.hypothesis.kind[:-1] for f, _ in named
+            f.hypothesis.kind[:-1] == found.hypothesis.kind[:-1] for f in named
         )
-        if near and not extra and all(other.harm(better, root) > HARM for _, better in named):
-            named.append((found, other))
+        if near and not extra and all(search.harm(better, found) > HARM for better in named):
+            named.append(found)
     return tuple(
-        _alternative(search, found, other.harm(own, root), times, sure=sure and found is best)
-        for found, other in named
+        _alternative(search, f, search.harm(tagged, f), times, sure=sure and f is best)
+        for f in named
     )
 
 
@@ -320,7 +319,7 @@ def within_limits(scored: Score, times: int) -> bool:
     return scored.jitter <= limits.jitter and scored.worst <= limits.worst
 
 
-def gain_limits(search: Search, best: Score, times: int) -> tuple[float, float]:
+def gain_limits(search: Search, either: Sequence[Score], times: int) -> tuple[float, float]:
     """L from which an alarm is raised, and a doubt.
 
     Where one series has far more snapshots than the others, alternatives explain what it does by
@@ -329,7 +328,6 @@ def gain_limits(search: Search, best: Score, times: int) -> tuple[float, float]:
     """
     counted = second_largest(search.series)
     limits = limits_of(counted)
-    either = [best] if search.tagged is None else [best, search.tagged]
     ways = max(rank(found, search.series, search.reduced) for found in either)
     rise = min(_MOST_RISE, max(1.0, (limits.rank / ways) ** 2))
     doubt = limits.doubt if counted >= _EVEN * times else limits.alarm
