@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from phema_cli.snapshots import scan
+from phema_cli.snapshots import Config, scan
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import Recipe
@@ -165,8 +165,13 @@ def gammas_of(targets: int) -> tuple[float, ...]:
 
 def recipe_for(inputs: Inputs, targets: int, out: Path) -> Recipe:
     """The plan for so many targets."""
-    request = Request(gamma=gammas_of(targets), output=str(out / "{gamma}.safetensors"))
-    recipe, _ = make_recipe(scan([inputs.folder]), request)
+    # The inputs are made up: they are no averages of a run.
+    request = Request(
+        gamma=gammas_of(targets),
+        output=str(out / "{gamma}.safetensors"),
+        config=Config(trust_tags=True),
+    )
+    recipe, _ = make_recipe(scan([inputs.folder], request.config), request)
     if recipe is None:
         raise RuntimeError("nothing to do")
     return recipe
@@ -212,7 +217,8 @@ def measures_of(inputs: Inputs, targets: int, out: Path, *, whole: bool = False)
     def command() -> float:
         gammas = ",".join(f"{gamma:g}" for gamma in gammas_of(targets))
         with emptied(out):
-            return process(PHEMA, "synthesize", inputs.folder, "-q", "-g", gammas, "-o", out)
+            asked = ("-q", "--trust-tags", "-g", gammas, "-o", out)
+            return process(PHEMA, "synthesize", inputs.folder, *asked)
 
     def floored(*, flush: bool) -> float:
         with emptied(out):

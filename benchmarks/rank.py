@@ -10,7 +10,7 @@ import time
 
 import torch.distributed as dist
 
-from phema_cli.snapshots import scan
+from phema_cli.snapshots import Config, scan
 from phema_cli.synthesis import Request, make_recipe
 from phema_cli.synthesis.execute import execute
 from phema_cli.system.ranks import Ranks
@@ -23,9 +23,10 @@ def main() -> None:
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     recipe = None
     if ranks.leads:
-        recipe, _ = make_recipe(
-            scan([folder]), Request(gamma=(7.0,), output=out, jobs=1, overwrite=True)
+        request = Request(
+            gamma=(7.0,), output=out, jobs=1, overwrite=True, config=Config(trust_tags=True)
         )
+        recipe, _ = make_recipe(scan([folder], request.config), request)
     dist.barrier()
     start = time.perf_counter()
     execute(recipe, ranks=ranks)

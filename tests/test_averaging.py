@@ -15,7 +15,7 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.base import DTYPES
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.memory import Kind, buffers, tile_elements
-from phema_cli.synthesis.sums import add_up, product_is_chain
+from phema_cli.synthesis.sums import add_blocks_up, add_up, bag_is_chain, product_is_chain
 from phema_cli.system.pools import forked, threaded
 
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))
@@ -60,21 +60,43 @@ def test_sums_are_the_chain_bit_for_bit(count, rows, targets, dtype):
         assert torch.equal(out[k, :count], chain)
 
 
-def test_a_faster_sum_with_other_bits_is_not_used(monkeypatch):
-    """Where matrix products are summed in another order the chain itself is taken."""
-    product = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *a, **k: product(*a, **k).mul(1 + 1e-6))
-    product_is_chain.cache_clear()
+@pytest.mark.parametrize("targets", [1, 3, 4, 8])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_sums_of_blocks_are_the_chain_bit_for_bit(rows, targets):
+    """Also where each block of a row has a weight of its own, and rows lie apart."""
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.standard_normal((50, max(targets, 4), rows))).float()
+    values = torch.from_numpy(random.standard_normal((rows, 2048))).float()[:, :1600]
+    sums = add_blocks_up(weights, targets, values, torch.empty(max(targets, 4), 1600))
+    for k in range(targets):
+        chain = torch.zeros(50, 32)
+        for row, own in zip(values, weights[:, k].T, strict=True):
+            chain.addcmul_(row.view(50, 32), own[:, None])
+        assert torch.equal(sums[k], chain)
+
+
+@pytest.mark.parametrize(
+    ("targets", "holder", "name", "known"),
+    [
+        (4, torch, "mm", product_is_chain),
+        (1, torch.nn.functional, "embedding_bag", bag_is_chain),
+    ],
+)
+def test_a_faster_sum_with_other_bits_is_not_used(targets, holder, name, known, monkeypatch):
+    """Where a function sums in another order the chain itself is taken."""
+    real = getattr(holder, name)
+    monkeypatch.setattr(holder, name, lambda *a, **k: real(*a, **k).mul(1 + 1e-6))
+    known.cache_clear()
     try:
         weights = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 5))).float()
         out = torch.empty(4, 512)
-        add_up(weights, 4, torch.ones(5, 512), 512, out)
+        add_up(weights, targets, torch.ones(5, 512), 512, out)
     finally:
-        product_is_chain.cache_clear()
+        known.cache_clear()
     expected = torch.zeros(4)
     for column in weights.T:
         expected += column
-    assert torch.equal(out[:, 0], expected)
+    assert torch.equal(out[:targets, 0], expected[:targets])
 
 
 @settings(max_examples=40, deadline=None)

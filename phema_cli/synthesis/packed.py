@@ -151,19 +151,16 @@ class Residues:
             targets: how many of the k are wanted.
             start: the first element, the first of its block.
             held: (n, count) for the integers, as wide numbers; count is a multiple of ``BLOCK``.
-            out: memory for the sums, k rows of count elements.
+            out: memory for sums, k rows of count elements.
 
         Returns:
-            (targets, blocks, ``BLOCK``) in that memory.
+            (targets, blocks, ``BLOCK``).
         """
-        blocks, k = held.shape[1] // BLOCK, len(weights)
+        blocks = held.shape[1] // BLOCK
         self._widen(numbers, start, held)
         first = start // BLOCK
         scales = self._wide[consecutive(numbers), first : first + blocks]
-        sums = out.view(-1)[: k * held.shape[1]].view(blocks, k, BLOCK)
-        rows = held.view(len(numbers), blocks, BLOCK).transpose(0, 1)
-        add_blocks_up(scales.t().contiguous()[:, None] * weights, targets, rows, sums)
-        return sums[:, :targets].transpose(0, 1)
+        return add_blocks_up(scales.t().contiguous()[:, None] * weights, targets, held, out)
 
     def values(self, count: int) -> torch.Tensor:
         """All residues of a tile (m, count), float32."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from phema_cli.synthesis.memory import WIDTH
+from phema_cli.synthesis.memory import LEAST_ROWS, WIDTH
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +28,17 @@ def add_up(
     Args:
         weights: (k, rows); k is ``LEAST_ROWS`` at least.
         targets: how many of the k rows are wanted.
-        rows: what is summed.
+        rows: what is summed; each begins a multiple of ``WIDTH`` elements behind the one before.
         count: elements of each row.
         out: where the sums go.
     """
     import torch
 
-    if product_is_chain(*weights.shape, weights.dtype):
-        columns = -(-count // WIDTH) * WIDTH
+    columns = -(-count // WIDTH) * WIDTH
+    if targets < LEAST_ROWS and bag_is_chain(targets, len(rows), WIDTH, weights.dtype):
+        sums = _bag(weights[:targets], rows, columns // WIDTH, WIDTH)
+        out[:targets, :columns].view(targets, -1, WIDTH).copy_(sums.transpose(0, 1))
+    elif product_is_chain(*weights.shape, weights.dtype):
         torch.mm(weights, rows[:, :columns], out=out[: len(weights), :columns])
     else:
         _chain(weights[:targets], rows[:, :count], out[:targets, :count])
@@ -51,21 +54,31 @@ def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None
 
 def add_blocks_up(
     weights: torch.Tensor, targets: int, rows: torch.Tensor, out: torch.Tensor
-) -> None:
-    """Put the sums over rows whose blocks have weights of their own into ``out``.
+) -> torch.Tensor:
+    """The sums over rows whose blocks have weights of their own.
 
     Args:
         weights: (blocks, k, rows); k is ``LEAST_ROWS`` at least.
         targets: how many of the k are wanted.
-        rows: (blocks, rows, elements of a block).
-        out: (blocks, k, elements of a block); may change beyond the targets.
+        rows: (rows, width); a block's elements, the same number of each, follow on one another.
+        out: memory for the sums of all k.
+
+    Returns:
+        (targets, blocks, elements of a block).
     """
     import torch
 
-    if products_are_chains(*weights.shape[1:], rows.shape[2], weights.dtype):
-        torch.bmm(weights, rows, out=out)
+    blocks, k, count = weights.shape
+    block = rows.shape[1] // blocks
+    if targets < LEAST_ROWS and bag_is_chain(targets, count, block, weights.dtype):
+        return _bag(weights[:, :targets], rows, blocks, block).transpose(0, 1)
+    sums = out.view(-1)[: k * rows.shape[1]].view(blocks, k, block)
+    apart = rows.view(count, blocks, block).transpose(0, 1)
+    if products_are_chains(k, count, block, weights.dtype):
+        torch.bmm(weights, apart, out=sums)
     else:
-        _chains(weights[:, :targets], rows, out[:, :targets])
+        _chains(weights[:, :targets], apart, sums[:, :targets])
+    return sums[:, :targets].transpose(0, 1)
 
 
 def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
@@ -76,17 +89,75 @@ def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Non
             total.addcmul_(row, weight[:, None])
 
 
+def _bag(weights: torch.Tensor, rows: torch.Tensor, pieces: int, size: int) -> torch.Tensor:
+    """The sums over rows by ``embedding_bag``: of few targets it is the fastest.
+
+    Args:
+        weights: (targets, rows), or (pieces, targets, rows) where pieces have their own.
+        rows: (rows, width); each begins a multiple of ``size`` behind the one before.
+        pieces: of a row.
+        size: elements of a piece.
+
+    Returns:
+        (pieces, targets, size).
+    """
+    import torch
+
+    *_, targets, count = weights.shape
+    step = rows.stride(0) // size
+    places, ends = _places(pieces, targets, count, step)
+    sums = torch.nn.functional.embedding_bag(
+        places,
+        rows.as_strided(((count - 1) * step + pieces, size), (size, 1)),
+        ends,
+        mode="sum",
+        per_sample_weights=weights.expand(pieces, targets, count).reshape(-1),
+        include_last_offset=True,
+    )
+    return sums.view(pieces, targets, size)
+
+
+@lru_cache
+def _places(pieces: int, targets: int, count: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What ``embedding_bag`` sums: the pieces of each bag, and where bags end."""
+    import torch
+
+    places = torch.arange(pieces)[:, None, None] + step * torch.arange(count)
+    ends = torch.arange(0, pieces * targets * count + 1, count)
+    return places.expand(pieces, targets, count).reshape(-1).int(), ends.int()
+
+
 @lru_cache
 def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
     """Whether matrix products of that shape give the bits of the chains on this machine."""
     import torch
 
+    weights, values, expected = _tried(targets, rows, elements, dtype)
+    apart = values.view(rows, _TRIED, elements).transpose(0, 1)
+    return torch.equal(torch.bmm(weights, apart), expected)
+
+
+@lru_cache
+def bag_is_chain(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
+    """Whether ``embedding_bag`` gives the bits of the chains on this machine."""
+    import torch
+
+    weights, values, expected = _tried(targets, rows, elements, dtype)
+    return torch.equal(_bag(weights, values, _TRIED, elements), expected)
+
+
+def _tried(
+    targets: int, rows: int, elements: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights of some blocks, rows, and the chains of these."""
+    import torch
+
     random = np.random.default_rng(0)
     weights = torch.from_numpy(random.standard_normal((_TRIED, targets, rows))).to(dtype)
-    values = torch.from_numpy(random.standard_normal((_TRIED, rows, elements))).to(dtype)
+    values = torch.from_numpy(random.standard_normal((rows, _TRIED * elements))).to(dtype)
     expected = torch.empty(_TRIED, targets, elements, dtype=dtype)
-    _chains(weights, values, expected)
-    return torch.equal(torch.bmm(weights, values), expected)
+    _chains(weights, values.view(rows, _TRIED, elements).transpose(0, 1), expected)
+    return weights, values, expected
 
 
 @lru_cache
