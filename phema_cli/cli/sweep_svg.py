@@ -44,20 +44,14 @@ class _Place:
 
 def svg(view: View) -> str:
     """The drawing; it has a name for those who can't see it."""
-    kept = ~view.beyond
-    errors = np.nan_to_num(view.error[kept])
-    levels = [(n, v) for n, v in view.levels if not view.is_beyond(np.array([v]))[0]]
-    heights = np.concatenate(
-        [view.metric[kept] - errors, view.metric[kept] + errors, np.array([v for _, v in levels])]
-    )
-    x_axis, y_axis = log_axis(view.scale, _TICKS_ACROSS), linear_axis(heights, _TICKS_UP)
+    x_axis, y_axis = log_axis(view.scale, _TICKS_ACROSS), linear_axis(view.heights, _TICKS_UP)
     place = _Place(x_axis, y_axis)
     best = escaped(f"best: {view.metric[view.best]:.6g} at {view.said(view.best)}")
     parts = [
         f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{best}">',
         *_bands(view, place),
         *_axes(view, x_axis, y_axis, place),
-        *_levels(view, levels, place),
+        *_levels(view, place),
         *_curve(view, place),
         *_points(view, place),
         "</svg>",
@@ -99,10 +93,10 @@ def _axes(view: View, x_axis: Axis, y_axis: Axis, place: _Place) -> Iterator[str
     yield f'<text x="4" y="18">{escaped(view.name)}</text>'
 
 
-def _levels(view: View, levels: list[tuple[str, float]], place: _Place) -> Iterator[str]:
+def _levels(view: View, place: _Place) -> Iterator[str]:
     """The baselines that have no length."""
     right = _WIDTH - _RIGHT
-    for _, level in levels:
+    for _, level in view.levels:
         yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{right:.1f}"/>'
     for name, level, side in view.named_levels():
         x, anchor = {
@@ -133,8 +127,7 @@ def _points(view: View, place: _Place) -> Iterator[str]:
         x, metric = place.across(float(view.scale[i])), float(view.metric[i])
         text = escaped(f"{view.labels[i]}: {metric:.7g}")
         if view.beyond[i]:
-            up = view.edge > view.metric[view.best]
-            y, tip = (_TOP + 9, -7) if up else (_HEIGHT - _BOTTOM - 9, 7)
+            y, tip = (_TOP + 9, -7) if view.is_open_above else (_HEIGHT - _BOTTOM - 9, 7)
             yield (
                 f'<path class="beyond" d="M{x - 4:.1f} {y:.1f}h8l-4 {tip}z">'
                 f"<title>{text}</title></path>"
