@@ -29,6 +29,7 @@ _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 _LEAST_NAME = 16
 #: columns of a progress bar itself, and those of a console that has room for speed and time too.
 _BAR_WIDTH, _FULL_WIDTH = 10, 80
+_MINUTE, _HOUR = 60.0, 3600.0
 #: more findings than this that differ in their file alone are printed as one line.
 _ALIKE = 3
 #: what differs between errors of one kind.
@@ -221,6 +222,13 @@ def _scaled(value: float, units: Sequence[str]) -> str:
             return f"{value:.3g}{unit}"
         value /= thousand
     return f"{value:.3g}{units[-1]}" if value < thousand else f"{value:,.0f}{units[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """``12.5 s``, ``3.4 min``, ``1.7 h``."""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    return f"{seconds / _MINUTE:.1f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def counted(number: int, noun: str) -> str:
