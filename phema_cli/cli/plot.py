@@ -32,7 +32,7 @@ Width = Annotated[
         "--width", help="Width of the picture in inches.", min=3, max=20, metavar="INCHES"
     ),
 ]
-Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace a picture that exists.")]
+Overwrite = Annotated[bool, options.option("--overwrite", help="Replace a picture that exists.")]
 
 
 @options.command
