@@ -23,6 +23,7 @@ class Curve:
         family: the family.
         scales: (n,) lengths, ascending; n is at least 1.
         records: (n,) evaluations, those that failed too.
+        points: (n,) what the search knows of them.
         position: where the best of them stands.
         optimum: the best length; None where all failed.
     """
@@ -30,16 +31,9 @@ class Curve:
     family: Family
     scales: tuple[float, ...]
     records: tuple[Record, ...]
+    points: tuple[Point, ...]
     position: Position
     optimum: Optimum | None
-
-    @property
-    def points(self) -> list[Point]:
-        """What the search knows."""
-        return [
-            Point(scale, r.metric, r.count, r.variance)
-            for scale, r in zip(self.scales, self.records, strict=True)
-        ]
 
     @property
     def best(self) -> Record | None:
@@ -133,11 +127,11 @@ def _curves(records: Sequence[Record], end: float, *, maximize: bool) -> list[Cu
         ]
         scales = tuple(scale for scale, _ in sorted(rows))
         members = tuple(groups[name][i][2] for _, i in sorted(rows))
-        points = [
+        points = tuple(
             Point(s, r.metric, r.count, r.variance) for s, r in zip(scales, members, strict=True)
-        ]
+        )
         where, best = position(points, maximize=maximize), optimum(points, maximize=maximize)
-        curves.append(Curve(family, scales, members, where, best))
+        curves.append(Curve(family, scales, members, points, where, best))
     return curves
 
 
