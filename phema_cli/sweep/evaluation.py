@@ -138,14 +138,14 @@ class Evaluator:
         return str(found[-1][1] if pattern.groups else found[-1][0])
 
 
-def _by_key(text: str, key: str | None) -> str | None:
+def _by_key(text: str, key: str) -> str | None:
     """The entry of that dotted name in the whole text as JSON, or in the last line that has it."""
     for part in [text, *reversed(text.splitlines())]:
         try:
             entry: Any = json.loads(part)
         except (ValueError, RecursionError):
             continue
-        for name in (key or "").split("."):
+        for name in key.split("."):
             entry = entry.get(name) if isinstance(entry, dict) else None
         if isinstance(entry, int | float | str) and not isinstance(entry, bool):
             return str(entry)

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats.base import PARTIAL
-from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver.search import Limits, next_scales
 from phema_cli.sweep.evaluation import Result, Running, Workers
@@ -286,7 +285,7 @@ class _Run:
 
     def _values(self, target: Target) -> dict[str, str]:
         """What the placeholders stand for."""
-        power = target.profile if isinstance(target.profile, PowerProfile) else None
+        power = target.power
         return {
             "path": str(target.path),
             "gamma": "nan" if power is None else f"{power.gamma:.12g}",
@@ -336,8 +335,7 @@ def _is_begun(targets: Sequence[Target]) -> bool:
 
 def _empty(target: Target) -> Record:
     """The record of a target that was not evaluated yet."""
-    figures = target.figures
-    power = target.profile if isinstance(target.profile, PowerProfile) else None
+    figures, power = target.figures, target.power
     return Record(
         target=target.name,
         profile=target.profile.label,
