@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,15 +128,7 @@ def _document(plotted: Plotted, request: Request) -> dict[str, Any]:
         "unit": plotted.unit,
         "targets": [
             listing.target_entry(p.target, step, p.figures, plotted.snapshots, p.weights)
-            | {
-                "curves": {
-                    "quantity": p.curves.quantity,
-                    "times": p.curves.times.tolist(),
-                    "target": p.curves.target.tolist(),
-                    "achieved": p.curves.achieved.tolist(),
-                    "difference": p.curves.difference.tolist(),
-                }
-            }
+            | {"curves": asdict(p.curves) | {"difference": p.curves.difference}}
             for p in plotted.panels
         ],
         "reach": reachable.entries(plotted.reach),

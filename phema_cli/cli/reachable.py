@@ -26,13 +26,17 @@ _MEANINGS = {
 }
 
 
+def entry(figures: Figures) -> dict[str, Any]:
+    """Figures in a JSON document."""
+    return asdict(figures) | {"verdict": figures.verdict}
+
+
 def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
     """Figures by sigma_rel in a JSON document."""
     from phema_cli.profiles import gamma_from_sigma_rel
 
     return [
-        {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **asdict(f), "verdict": f.verdict}
-        for s, f in reach.items()
+        {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **entry(f)} for s, f in reach.items()
     ]
 
 

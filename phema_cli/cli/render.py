@@ -65,16 +65,18 @@ def supports_unicode(*, stderr: bool = False) -> bool:
 
 
 def document(command: str, content: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout; numbers that are not finite become null."""
-    whole = {"schema": f"phema/{command}/1", **_finite(content)}
+    """Print one JSON document on stdout; arrays become lists, numbers that are not finite null."""
+    whole = {"schema": f"phema/{command}/1", **_plain_values(content)}
     line(json.dumps(whole, indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def _plain_values(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold, and arrays
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _plain_values(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_plain_values(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
