@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import options, plan_keep, plan_report, render
-from phema_cli.cli.plan_report import Packed, Sizes
+from phema_cli.cli.plan_report import Report, Sizes
 from phema_cli.errors import InputError, UsageError
 from phema_cli.options import option
 from phema_cli.request import GRID
@@ -155,7 +155,7 @@ def plan(
     plan_report.show(report, measured=asked.like is not None)
 
 
-def _report(asked: PlanRequest) -> plan_report.Report:
+def _report(asked: PlanRequest) -> Report:
     """The plan that was asked for, and what packed snapshots would reach within its budget."""
     from phema_cli.formats.packing import BITS, FOLLOWED, KEYFRAME_EVERY
     from phema_cli.solver.assumptions import packed_instead
@@ -182,15 +182,15 @@ def _report(asked: PlanRequest) -> plan_report.Report:
     aim, sizes = stored_in(asked.packing)
     most = None if asked.budget is None else sizes.affordable(asked.budget)
     plan = _choose(aim, asked, most)
-    packed: list[Packed] = []
+    packed: list[Report] = []
     if asked.budget is not None and asked.packing is None:
         for bits in BITS:
             other, smaller = stored_in(bits)
             files = smaller.affordable(asked.budget)
             if files >= plan.files:
-                packed.append(Packed(bits, best_plan(other, files, plan.gammas), other))
+                packed.append(Report(best_plan(other, files, plan.gammas), other, smaller))
     reach = dict(zip(GRID, figures(plan, GRID, aim.assumed), strict=True))
-    return plan_report.Report(plan, aim, sizes, reach, packed)
+    return Report(plan, aim, sizes, reach, packed)
 
 
 def _assumed_notice() -> Finding:
