@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from phema_cli.cli import render
+from phema_cli.cli import render, sweep_words
 from phema_cli.cli.sweep_report import Page
 from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.results import Record
@@ -81,11 +81,9 @@ class Shown:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
         said = f"[red]{record.failure}[/]" if metric is None else f"{metric:.7g}"
-        at = "" if record.sigma_rel is None else f"sigma_rel {record.sigma_rel:.4g}, "
-        what = "" if record.baseline is None else f" ({record.baseline})"
         render.console(stderr=True).print(
-            f"{self._done} of {self._done + left}: {at}{render.plain(record.profile)}{what}: {said}"
-            f"  [dim]{self._times(left)}[/]",
+            f"{self._done} of {self._done + left}: {render.plain(sweep_words.named(record))}: "
+            f"{said}  [dim]{self._times(left)}[/]",
             soft_wrap=True,
         )
 

@@ -22,6 +22,7 @@ from phema_cli.system.files import whole
 
 #: seconds after which a browser reads the page again, while the sweep goes on.
 _AGAIN = 20
+_SIGMA = "σ_rel"  # noqa: RUF001 - the symbol
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #626b76;
   --rule: #d9dee4; --curve: #0072b2; --best: #c24e00; --as-good: #56b4e9;
@@ -144,10 +145,8 @@ def _best(outcome: Outcome, planner: Planner) -> Iterator[str]:
     if best is None:
         yield "<p>No evaluation gave a metric yet.</p>"
         return
-    at = "" if best.sigma_rel is None else f"σ_rel {best.sigma_rel:.4g}, "  # noqa: RUF001 - the symbol
-    what = f" ({best.baseline})" if best.baseline else ""
     yield (
-        f"<p>Best: <strong>{escaped(at + best.profile + what)}</strong> with a metric of "
+        f"<p>Best: <strong>{escaped(sweep_words.named(best, _SIGMA))}</strong> with a metric of "
         f"<strong>{best.metric:.7g}</strong>.</p>"
     )
     summary = sweep_words.summary(outcome)
@@ -160,7 +159,7 @@ def _best(outcome: Outcome, planner: Planner) -> Iterator[str]:
 def _table(outcome: Outcome) -> Iterator[str]:
     """A row for each target; what a telephone has no room for is left out there."""
     heads = (
-        *(("target", ""), ("σ_rel", "number"), ("metric", "number"), ("±", "number rest")),  # noqa: RUF001 - the symbol
+        *(("target", ""), (_SIGMA, "number"), ("metric", "number"), ("±", "number rest")),
         *(("verdict", ""), ("sigma error", "number rest"), ("time", "number rest")),
         *(("finished, UTC", "number rest"), ("", "")),
     )

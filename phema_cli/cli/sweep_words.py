@@ -46,6 +46,12 @@ def cells(record: Record) -> dict[str, str]:
     }
 
 
+def named(record: Record, symbol: str = SIGMA_REL) -> str:
+    """The target of an evaluation in a sentence, its sigma_rel by a symbol."""
+    at = "" if record.sigma_rel is None else f"{symbol} {record.sigma_rel:.4g}, "
+    return at + record.profile + ("" if record.baseline is None else f" ({record.baseline})")
+
+
 def notes(record: Record, outcome: Outcome) -> list[str]:
     """Which baseline an evaluation is of, and whether it is ``best`` or ``as good``."""
     said = [] if record.baseline is None else [record.baseline]
