@@ -88,11 +88,7 @@ def plot(
 
 
 def _solve(scan: Scan, request: Request) -> Plotted:
-    """The targets and the whole range, solved for in one call.
-
-    Errors as :func:`phema_cli.estimate.targets.make_targets` and
-    :func:`phema_cli.estimate.solve.solve_snapshots`.
-    """
+    """The targets and the whole range, solved for in one call."""
     from phema_cli.cli.plot_picture import Panel, Plotted
     from phema_cli.estimate.solve import measure, solve_snapshots
     from phema_cli.estimate.targets import make_targets

@@ -85,14 +85,7 @@ Job = tuple[Target, int]
 
 
 class _Run:
-    """A sweep from the results so far to the last one.
-
-    Args:
-        planner: plans the outputs.
-        results: what is known, and where what is found goes.
-        listener: whom to tell.
-        workers: run the evaluations.
-    """
+    """A sweep from the results so far to the last one."""
 
     def __init__(
         self, planner: Planner, results: Results, listener: Listener, workers: Workers[Job]
