@@ -5,7 +5,7 @@ Threads that share processors with other tests wait for each other ten times as 
 
 import os
 
-from phema_cli.cli.threads import load_numpy
+from phema_cli.cli.process import load_numpy
 
 os.environ["OMP_NUM_THREADS"] = "1"
 load_numpy()

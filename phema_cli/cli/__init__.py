@@ -1,8 +1,9 @@
 """The command line: one thin module a command, which parses, calls and prints.
 
-``app`` puts the commands together and runs one. ``process`` prepares the streams around it, and
-turns an error into one line and an exit code. Options that commands share are in ``options``, their
-values are read by ``parsing``, and ``completing`` has the candidates that shells offer.
+``app`` puts the commands together and runs one. ``process`` prepares numpy and the streams around
+it, and turns an error into one line and an exit code. Options that commands share are in
+``options``, their values are read by ``parsing``, and ``completing`` has the candidates that shells
+offer.
 
 What the commands print comes from a few modules:
 
@@ -11,5 +12,7 @@ What the commands print comes from a few modules:
 - ``reachable``: which targets are reached how well
 - ``plan_report``: a plan
 - ``chart``: a curve as text
-- ``pictures``: files by matplotlib, on which ``plot_picture`` and ``sweep_curve`` draw
+- ``sweep_curve``: what the drawings of a sweep show, and its form as text
+- ``sweep_svg``: the same in the page of ``sweep_report``
+- ``pictures``: files by matplotlib, on which ``plot_picture`` and ``sweep_picture`` draw
 """

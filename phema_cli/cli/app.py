@@ -66,18 +66,12 @@ def phema(
     *,
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, metavar="", help="Show the version."
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
     debug: Annotated[
         bool,
         typer.Option(
-            "--debug",
-            envvar="PHEMA_DEBUG",
-            show_envvar=False,
-            metavar="",
-            help="Show tracebacks of errors.",
+            "--debug", envvar="PHEMA_DEBUG", show_envvar=False, help="Show tracebacks of errors."
         ),
     ] = False,
 ) -> None:
@@ -122,7 +116,7 @@ def _command() -> Callable[..., object]:
     for each in (command, *getattr(command, "commands", {}).values()):
         context = typer.Context(each, help_option_names=_HELP)
         for option in (*each.params, each.get_help_option(context)):
-            # The help would show a type beside typer's own flags, as if they took a value.
+            # The help would show a type beside flags, as if they took a value.
             if isinstance(option, typer.core.TyperOption) and option.is_flag:
                 option.metavar = ""
     return command

@@ -174,7 +174,7 @@ class _Signs:
     mark: str
     point: str
     error: str
-    zero: str
+    level: str
     side: str
     tick: str
     corner: str
@@ -231,9 +231,9 @@ def chart(
     signs = _UNICODE if unicode else _ASCII
     canvas = _Canvas(x_axis, y_axis, columns, height, signs)
     canvas.draw_curve(x, y)
-    if y_axis.low < 0 < y_axis.high:
-        canvas.draw_zero()
-    for level in levels:
+    # A line without a name shows where the curve changes its sign.
+    zero = [Level("", 0.0)] if y_axis.low < 0 < y_axis.high else []
+    for level in (*zero, *levels):
         canvas.draw_level(level)
     canvas.draw_points(at, heights, errors)
     canvas.draw_mark(mark)
@@ -277,10 +277,18 @@ class _Canvas:
         # A point beyond the last tick, by less than a dot, is at the edge.
         return right, np.clip(last - self.y.dots(y, last + 1), 0, last)
 
+    def cell(self, x: float, y: float) -> tuple[int, int]:
+        """Row and column of a point."""
+        (right,), (down,) = self.place(np.array([x]), np.array([y]))
+        return _nearest(down) // self.down, _nearest(right) // self.across
+
     def row(self, y: float) -> int:
         """The row of a height."""
-        _, down = self.place(np.array([self.x.high]), np.array([y]))
-        return _nearest(down[0]) // self.down
+        return self.cell(self.x.high, y)[0]
+
+    def column(self, x: float) -> int:
+        """The column of a place on the horizontal axis."""
+        return self.cell(x, self.y.high)[1]
 
     def draw_curve(self, x: Array, y: Array) -> None:
         """A line through points, with gaps where they are not finite."""
@@ -295,12 +303,6 @@ class _Canvas:
             bits = _BITS[below % self.down, across % self.across]
             np.bitwise_or.at(self._dots, (below // self.down, across // self.across), bits)
 
-    def draw_zero(self) -> None:
-        """A faint line through the empty cells where the curve would be 0."""
-        row = self.row(0.0)
-        for column in np.flatnonzero(self._dots[row] == 0):
-            self._characters[row, int(column)] = (self.signs.zero, _FAINT)
-
     def draw_level(self, level: Level) -> None:
         """A faint line through the empty cells at a height, and its name on its side."""
         row = self.row(level.y)
@@ -311,38 +313,30 @@ class _Canvas:
             there = (
                 first <= column < first + len(name) and (row, int(column)) not in self._characters
             )
-            sign = name[column - first] if there else self.signs.zero
+            sign = name[column - first] if there else self.signs.level
             self._characters.setdefault((row, int(column)), (sign, _FAINT))
 
     def draw_points(self, x: Array, y: Array, errors: Array) -> None:
         """Points, and bars for their errors through the cells that nothing else is in."""
-        right, down = self.place(x, y)
-        for i, error in enumerate(errors):
-            column = _nearest(right[i]) // self.across
+        for at, height, error in zip(x, y, errors, strict=True):
             if np.isfinite(error):
-                for row in range(self.row(y[i] + error), self.row(y[i] - error) + 1):
+                top, column = self.cell(at, height + error)
+                for row in range(top, self.row(height - error) + 1):
                     if not self._dots[row, column]:
                         self._characters[row, column] = (self.signs.error, _FAINT)
-        for i in range(len(x)):
-            cell = _nearest(down[i]) // self.down, _nearest(right[i]) // self.across
+        for cell in map(self.cell, x, y):
             self._characters[cell] = (self.signs.point, _COLOUR)
 
     def draw_mark(self, mark: Mark) -> None:
         """The point that stands out, on top of everything else."""
-        right, down = self.place(np.array([mark.x]), np.array([mark.y]))
-        cell = _nearest(down[0]) // self.down, _nearest(right[0]) // self.across
-        self._characters[cell] = (self.signs.mark, _MARKED)
+        self._characters[self.cell(mark.x, mark.y)] = (self.signs.mark, _MARKED)
 
     def text(self, row: int) -> str:
         """A row with markup, without blanks at its end."""
         cells = [self._cell(row, column) for column in range(self.columns)]
         while cells and cells[-1][0] == " ":
             cells.pop()
-        parts = []
-        for style, run in groupby(cells, key=lambda c: c[1]):
-            text = "".join(c[0] for c in run)
-            parts.append(f"[{style}]{render.plain(text)}[/]" if style else text)
-        return "".join(parts)
+        return _marked_up(cells)
 
     def _cell(self, row: int, column: int) -> tuple[str, str]:
         """What a cell shows, and in which colour."""
@@ -357,35 +351,26 @@ def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
 
 
+def _marked_up(cells: Sequence[tuple[str, str]]) -> str:
+    """Characters with rich's markup for the style of each, where it has one."""
+    runs = [(style, list(run)) for style, run in groupby(cells, key=lambda cell: cell[1])]
+    texts = [(style, "".join(character for character, _ in run)) for style, run in runs]
+    return "".join(f"[{style}]{render.plain(text)}[/]" if style else text for style, text in texts)
+
+
 def _base(canvas: _Canvas, gutter: int, bands: Sequence[tuple[float, float, str]]) -> list[str]:
     """The horizontal axis and its numbers; one that would touch its neighbour is left out."""
-    ticks = canvas.x.ticks
-    right, _ = canvas.place(np.array(ticks), np.full(len(ticks), canvas.y.high))
     rule = [canvas.signs.base] * canvas.columns
     text = ""
-    for dot, number in zip(right, tick_labels(ticks), strict=True):
-        column = _nearest(dot) // canvas.across
+    for tick, number in zip(canvas.x.ticks, tick_labels(canvas.x.ticks), strict=True):
+        column = canvas.column(tick)
         rule[column] = canvas.signs.base_tick
         first = min(column - len(number) // 2, canvas.columns - len(number)) + gutter + 1
         if not text or first > len(text):
             text += " " * (first - len(text)) + number
-    styles = _styles(canvas, bands)
-    parts = [
-        "".join(rule[i] for i in run)
-        if style is None
-        else f"[{style}]{''.join(rule[i] for i in run)}[/]"
-        for style, run in (
-            (k, list(g)) for k, g in groupby(range(len(rule)), key=styles.__getitem__)
-        )
-    ]
-    return [" " * gutter + canvas.signs.corner + "".join(parts), text]
-
-
-def _styles(canvas: _Canvas, bands: Sequence[tuple[float, float, str]]) -> list[str | None]:
-    """The colour of each column of the horizontal axis."""
-    styles: list[str | None] = [None] * canvas.columns
+    styles = [""] * canvas.columns
     for low, high, style in bands:
-        right, _ = canvas.place(np.array([low, high]), np.full(2, canvas.y.high))
-        first, last = (min(max(_nearest(r) // canvas.across, 0), canvas.columns - 1) for r in right)
+        first, last = (min(max(canvas.column(end), 0), canvas.columns - 1) for end in (low, high))
         styles[first : last + 1] = [style] * (last - first + 1)
-    return styles
+    cells = [*zip(rule, styles, strict=True)]
+    return [" " * gutter + canvas.signs.corner + _marked_up(cells), text]

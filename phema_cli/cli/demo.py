@@ -21,7 +21,7 @@ Directory = Annotated[Path, typer.Argument(help="Directory for all files.", meta
 Steps = Annotated[
     int, options.option("--steps", help="Training steps.", min=20, max=1_000_000, metavar="N")
 ]
-Force = Annotated[bool, options.flag("--force", help="Replace the files of an earlier demo.")]
+Force = Annotated[bool, options.option("--force", help="Replace the files of an earlier demo.")]
 
 
 def demo(

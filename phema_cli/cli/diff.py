@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from phema_cli.cli import completing, options, render
+from phema_cli.cli import options, render
 from phema_cli.request import Config
 
 if TYPE_CHECKING:
@@ -16,20 +16,8 @@ if TYPE_CHECKING:
 #: tensors that are listed without --verbose.
 _LISTED = 10
 
-First = Annotated[
-    str,
-    typer.Argument(
-        help="The checkpoint to compare with; a URL too.",
-        metavar="A",
-        autocompletion=completing.paths,
-    ),
-]
-Second = Annotated[
-    str,
-    typer.Argument(
-        help="The checkpoint to compare; a URL too.", metavar="B", autocompletion=completing.paths
-    ),
-]
+First = Annotated[str, options.argument("The checkpoint to compare with; a URL too.", "A")]
+Second = Annotated[str, options.argument("The checkpoint to compare; a URL too.", "B")]
 Tolerance = Annotated[
     float,
     options.option(

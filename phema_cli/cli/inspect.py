@@ -133,11 +133,11 @@ def _movement(movement: Movement | None) -> dict[str, Any] | None:
         return None
     return {
         "measured": movement.measured,
-        "steps": movement.times.tolist(),
-        "drift": movement.drift.tolist(),
-        "blocks": movement.blocks.tolist(),
-        "roughness": movement.roughness.tolist(),
-        "jitter": movement.jitter.tolist(),
+        "steps": movement.times,
+        "drift": movement.drift,
+        "blocks": movement.blocks,
+        "roughness": movement.roughness,
+        "jitter": movement.jitter,
         "rounding_rms": float(movement.rounding.variance**0.5),
     }
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from phema_cli.cli import render
+from phema_cli.cli import reachable, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,13 +98,10 @@ def target_entry(
     from phema_cli.profiles import describe
     from phema_cli.synthesis.provenance import source_entry
 
-    sources = zip(snapshots, weights, strict=True)
-    return {
-        **describe(target, step),
-        **asdict(figures),
-        "verdict": figures.verdict,
-        "sources": [source_entry(s) | {"weight": float(w)} for s, w in sources],
-    }
+    sources = [
+        source_entry(s) | {"weight": float(w)} for s, w in zip(snapshots, weights, strict=True)
+    ]
+    return {**describe(target, step), **reachable.entry(figures), "sources": sources}
 
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:

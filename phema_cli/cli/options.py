@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from phema_cli.cli import completing, parsing
-from phema_cli.cli.threads import load_numpy
+from phema_cli.cli.process import load_numpy
 from phema_cli.options import Option, Part, declared
 from phema_cli.request import Config
 
@@ -27,22 +27,17 @@ def option(*names: str, help: str, panel: str | None = GENERAL, **more: Any) -> 
     )
 
 
-def flag(*names: str, help: str, panel: str = GENERAL) -> Any:  # noqa: A002, ANN401 - as above
-    """An option without a value; nothing stands for one in the help."""
-    return option(*names, help=help, panel=panel, metavar="")
+def argument(help: str, metavar: str) -> Any:  # noqa: A002, ANN401 - as above
+    """A typer argument that takes paths of snapshots or checkpoints."""
+    return typer.Argument(help=help, metavar=metavar, autocompletion=completing.paths)
 
 
 Paths = Annotated[
-    list[str],
-    typer.Argument(
-        help="Snapshots, or directories that hold them; URLs too.",
-        metavar="PATH",
-        autocompletion=completing.paths,
-    ),
+    list[str], argument("Snapshots, or directories that hold them; URLs too.", "PATH")
 ]
-Json = Annotated[bool, flag("--json", help="Print one JSON document.")]
-Quiet = Annotated[bool, flag("--quiet", "-q", help="No progress, tables or notices on stderr.")]
-Verbose = Annotated[bool, flag("--verbose", "-v", help="Show every snapshot or tensor.")]
+Json = Annotated[bool, option("--json", help="Print one JSON document.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or notices on stderr.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
 
 #: what a shell offers for values, by the name of the field.
 _OFFERED: Mapping[str, Callable[[str], Any]] = {
@@ -90,8 +85,8 @@ def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
         more |= {"min": says.least, "max": says.most}
     if each.name in _OFFERED:
         more["autocompletion"] = _OFFERED[each.name]
-    # Of typer's own types the metavar says the choices.
-    if says.metavar or isinstance(each.default, bool):
+    # Where there is none, typer says the choices of its own types.
+    if says.metavar:
         more["metavar"] = says.metavar
     typers = option(
         says.flag or f"--{each.name.replace('_', '-')}",

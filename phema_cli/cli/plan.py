@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import options, plan_keep, plan_report, render
-from phema_cli.cli.plan_report import Packed, Sizes
+from phema_cli.cli.plan_report import Report, Sizes
 from phema_cli.errors import InputError, UsageError
 from phema_cli.options import option
 from phema_cli.request import GRID
@@ -29,22 +29,10 @@ _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """A run, what to store of it, and the targets to plan for; None is left open.
+    """A run, what to store of it, and the targets to plan for.
 
-    Attributes:
-        steps: length of the run; 0 for that of the earlier one.
-        parameters: of the model.
-        schedule: of the learning rate, or how weights move.
-        like: snapshots of an earlier run.
-        keep: how many of its snapshots are to stay; nothing else is planned.
-        gammas: exponents to store.
-        sigma_rels: the same by sigma_rel.
-        snapshots: of each gamma.
-        every: steps between snapshots.
-        dtype: in which they are stored; float16 by default.
-        packing: bits of packed ones.
-        budget: bytes that they may take.
-        range: least and largest sigma_rel of the targets.
+    The help of each option says what it holds. None, an empty tuple and 0 steps are left open;
+    ``budget`` is in bytes. With ``keep`` nothing but the snapshots to remove is planned.
     """
 
     steps: int = option(
@@ -115,7 +103,7 @@ class PlanRequest:
         metavar="SIZE",
         common=True,
     )
-    range: tuple[float, ...] = option(
+    range: tuple[float, float] = option(
         "Targets to plan for, by sigma_rel: least and largest.",
         default=(0.03, 0.2),
         group=_SERVED,
@@ -150,11 +138,13 @@ def plan(
     """
     from phema_cli.solver.assumptions import WALK
 
-    plan_keep.check(asked.like, asked.keep, asked.steps)
-    if asked.keep is not None and asked.like is not None:
-        low, high = asked.range
-        plan_keep.show(asked.like, asked.keep, (low, high), json=json)
+    if asked.keep is not None:
+        if asked.like is None:
+            raise UsageError("--keep needs a run", remedy="pass --like RUN")
+        plan_keep.show(asked.like, asked.keep, asked.range, json=json)
         return
+    if asked.like is None and not asked.steps:
+        raise UsageError("nothing says how long the run is", remedy="pass --steps or --like")
     report = _report(asked)
     if json:
         assumptions = {"schedule": asked.schedule, "like": asked.like}
@@ -165,12 +155,8 @@ def plan(
     plan_report.show(report, measured=asked.like is not None)
 
 
-def _report(asked: PlanRequest) -> plan_report.Report:
-    """The plan that was asked for, and what packed snapshots would reach within its budget.
-
-    Raises:
-        UsageError: bits that packing does not have, or bits and a type.
-    """
+def _report(asked: PlanRequest) -> Report:
+    """The plan that was asked for, and what packed snapshots would reach within its budget."""
     from phema_cli.formats.packing import BITS, FOLLOWED, KEYFRAME_EVERY
     from phema_cli.solver.assumptions import Packing, packed_instead
     from phema_cli.solver.planning import best_plan, figures
@@ -195,15 +181,15 @@ def _report(asked: PlanRequest) -> plan_report.Report:
     aim, sizes = stored_in(asked.packing)
     most = None if asked.budget is None else sizes.affordable(asked.budget)
     plan = _choose(aim, asked, most)
-    packed: list[Packed] = []
+    packed: list[Report] = []
     if asked.budget is not None and asked.packing is None:
         for bits in BITS:
             other, smaller = stored_in(bits)
             files = smaller.affordable(asked.budget)
             if files >= plan.files:
-                packed.append(Packed(bits, best_plan(other, files, plan.gammas), other))
+                packed.append(Report(best_plan(other, files, plan.gammas), other, smaller))
     reach = dict(zip(GRID, figures(plan, GRID, aim.assumed), strict=True))
-    return plan_report.Report(plan, aim, sizes, reach, packed)
+    return Report(plan, aim, sizes, reach, packed)
 
 
 def _assumed_notice() -> Finding:
@@ -218,12 +204,7 @@ def _assumed_notice() -> Finding:
 
 
 def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None, int]:
-    """How the weights will move, the number of parameters where it is known, and of steps.
-
-    Raises:
-        UsageError: an unknown schedule, neither a schedule nor an earlier run, or both.
-        InputError: the movement of the earlier run can't be measured.
-    """
+    """How the weights will move, the number of parameters where it is known, and of steps."""
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, parse_schedule, scheduled
 
@@ -263,31 +244,18 @@ def _assume_like(
 
 
 def _aim(asked: PlanRequest, assumed: Assumption) -> Aim:
-    """The targets to plan for.
-
-    Raises:
-        UsageError: an end of the range is no sigma_rel.
-    """
+    """The targets to plan for."""
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Aim
 
-    low, high = asked.range
-    for end in (low, high):
+    for end in asked.range:
+        # Refuses what is no sigma_rel.
         gamma_from_sigma_rel(end)
-    return Aim(asked.steps, low, high, assumed)
+    return Aim(asked.steps, *asked.range, assumed)
 
 
 def _choose(aim: Aim, asked: PlanRequest, most: int | None) -> Plan:
-    """The plan that the options ask for; what they leave open is chosen.
-
-    Args:
-        aim: the targets to plan for.
-        asked: the options.
-        most: files that the budget allows; None without a budget.
-
-    Raises:
-        UsageError: two options say the same thing, or there are too few or too many snapshots.
-    """
+    """The plan that is asked for, of at most ``most`` files; what is left open is chosen."""
     from phema_cli.profiles import gamma_from_sigma_rel
     from phema_cli.solver.planning import Plan, best_gammas, best_plan, evenly
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import render
-from phema_cli.errors import InputError, UsageError
+from phema_cli.errors import InputError
 from phema_cli.request import Config, Request
 
 if TYPE_CHECKING:
@@ -89,11 +89,7 @@ def measured(path: str, remedy: str) -> tuple[Sequence[Snapshot], Movement]:
 
 
 def _refuse_packed(path: str, snapshots: Sequence[Snapshot]) -> None:
-    """Refuse a run whose snapshots need one another to be read.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Refuse a run whose snapshots need one another to be read."""
     from phema_cli.formats.chains import link_of
 
     if any(link_of(s.checkpoint) for s in snapshots):
@@ -102,15 +98,3 @@ def _refuse_packed(path: str, snapshots: Sequence[Snapshot]) -> None:
             where=path,
             remedy="thin the run first, and pack what stays",
         )
-
-
-def check(like: str | None, keep: int | None, steps: int) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        UsageError: --keep without a run, or nothing that says how long a run is.
-    """
-    if keep is not None and like is None:
-        raise UsageError("--keep needs a run", remedy="pass --like RUN")
-    if like is None and not steps:
-        raise UsageError("nothing says how long the run is", remedy="pass --steps or --like")

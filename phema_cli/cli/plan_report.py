@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.cli import reachable, render
@@ -39,6 +39,11 @@ class Sizes:
     dtype: DType
     parameters: int | None
     packing: Packing | None = None
+
+    @property
+    def bits(self) -> int | None:
+        """Of an element of a packed snapshot."""
+        return None if self.packing is None else self.packing.bits
 
     @property
     def file_bytes(self) -> int | None:
@@ -76,18 +81,23 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """What packed snapshots would reach within the same budget.
+class Report:
+    """A plan and what it means.
 
     Attributes:
-        bits: of an element.
-        plan: the snapshots.
-        aim: as the plan's, with the errors of packed snapshots.
+        plan: the snapshots to store.
+        aim: the targets that it was made for, and the errors of such snapshots.
+        sizes: what the snapshots cost.
+        reach: figures of the targets of ``phema_cli.request.GRID``, by sigma_rel; those of
+            ``packed`` have none.
+        packed: plans of packed snapshots within the same budget.
     """
 
-    bits: int
     plan: Plan
     aim: Aim
+    sizes: Sizes
+    reach: Mapping[float, Figures] = field(default_factory=dict)
+    packed: Sequence[Report] = ()
 
     @property
     def worst(self) -> float:
@@ -95,25 +105,6 @@ class Packed:
         from phema_cli.solver.planning import worst_error
 
         return worst_error(self.plan, self.aim)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A plan and what it means.
-
-    Attributes:
-        plan: the snapshots to store.
-        aim: the targets that it was made for.
-        sizes: what the snapshots cost.
-        reach: figures of the targets of ``phema_cli.request.GRID``, by sigma_rel.
-        packed: what packed snapshots would reach within a budget.
-    """
-
-    plan: Plan
-    aim: Aim
-    sizes: Sizes
-    reach: Mapping[float, Figures]
-    packed: Sequence[Packed] = ()
 
     @property
     def sigma_rels(self) -> list[float]:
@@ -135,8 +126,6 @@ class Report:
 
 def document(report: Report, assumed: Mapping[str, str | None]) -> dict[str, Any]:
     """The content of ``--json``; ``assumed`` says what is assumed of the run."""
-    from phema_cli.solver.planning import worst_error
-
     plan, aim, sizes = report.plan, report.aim, report.sizes
     return {
         "steps": aim.steps,
@@ -153,13 +142,13 @@ def document(report: Report, assumed: Mapping[str, str | None]) -> dict[str, Any
             "files": plan.files,
             "file_bytes": sizes.file_bytes,
             "disk_bytes": report.disk_bytes,
-            "worst_sigma_error": worst_error(plan, aim),
-            "packing": None if sizes.packing is None else sizes.packing.bits,
+            "worst_sigma_error": report.worst,
+            "packing": sizes.bits,
             "good": report.widest("good"),
             "good_or_fair": report.widest("good", "fair"),
         },
         "packed": [
-            {"bits": p.bits, "files": p.plan.files, "worst_sigma_error": p.worst}
+            {"bits": p.sizes.bits, "files": p.plan.files, "worst_sigma_error": p.worst}
             for p in report.packed
         ],
         "targets": reachable.entries(report.reach),
@@ -173,34 +162,32 @@ def show(report: Report, *, measured: bool) -> None:
         report: what to print.
         measured: whether movement was measured, so that errors have a unit.
     """
-    from phema_cli.solver.planning import worst_error
-
-    plan, aim = report.plan, report.aim
+    plan, aim, worst = report.plan, report.aim, report.worst
     gammas = _listed([f"{g:.6g}" for g in plan.gammas])
     sigmas = _listed([f"{s:.4f}" for s in report.sigma_rels])
     last = "" if plan.steps % plan.every == 0 else f" and at step {plan.steps}"
-    worst = render.per_cent(worst_error(plan, aim))
     out = render.console()
     out.print(f"[bold]Store[/]  gamma {gammas} (sigma_rel {sigmas})")
     out.print(f"       {len(plan.times)} snapshots of each, every {plan.every} steps{last}")
     out.print(f"[bold]Cost[/]   {_cost(report)}")
-    out.print(f"[bold]Worst[/]  sigma_error {worst} from sigma_rel {aim.low:g} to {aim.high:g}")
-    _propose(report, worst_error(plan, aim))
+    reached = f"{render.per_cent(worst)} from sigma_rel {aim.low:g} to {aim.high:g}"
+    out.print(f"[bold]Worst[/]  sigma_error {reached}")
+    _propose(report.packed, worst)
     out.print()
     reachable.show(report.reach, aim.steps, "blue")
     _show_figures(report.reach, measured=measured)
     _show_loop(plan, report.sizes)
 
 
-def _propose(report: Report, worst: float) -> None:
+def _propose(packed: Sequence[Report], worst: float) -> None:
     """Say which packed snapshots would reach more within the same budget."""
-    best = min(report.packed, key=lambda packed: packed.worst, default=None)
+    best = min(packed, key=lambda report: report.worst, default=None)
     if best is None or best.worst > _PROPOSED * worst:
         return
     count = f"{len(best.plan.times)} of each"
     render.console().print(
         f"[bold]Packed[/] sigma_error {render.per_cent(best.worst)} within the same budget, "
-        f"{count}: --packing {best.bits}"
+        f"{count}: --packing {best.sizes.bits}"
     )
 
 

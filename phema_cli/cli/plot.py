@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ Width = Annotated[
         "--width", help="Width of the picture in inches.", min=3, max=20, metavar="INCHES"
     ),
 ]
-Overwrite = Annotated[bool, options.flag("--overwrite", help="Replace a picture that exists.")]
+Overwrite = Annotated[bool, options.option("--overwrite", help="Replace a picture that exists.")]
 
 
 @options.command
@@ -87,11 +88,7 @@ def plot(
 
 
 def _solve(scan: Scan, request: Request) -> Plotted:
-    """The targets and the whole range, solved for in one call.
-
-    Errors as :func:`phema_cli.estimate.targets.make_targets` and
-    :func:`phema_cli.estimate.solve.solve_snapshots`.
-    """
+    """The targets and the whole range, solved for in one call."""
     from phema_cli.cli.plot_picture import Panel, Plotted
     from phema_cli.estimate.solve import measure, solve_snapshots
     from phema_cli.estimate.targets import make_targets
@@ -127,15 +124,7 @@ def _document(plotted: Plotted, request: Request) -> dict[str, Any]:
         "unit": plotted.unit,
         "targets": [
             listing.target_entry(p.target, step, p.figures, plotted.snapshots, p.weights)
-            | {
-                "curves": {
-                    "quantity": p.curves.quantity,
-                    "times": p.curves.times.tolist(),
-                    "target": p.curves.target.tolist(),
-                    "achieved": p.curves.achieved.tolist(),
-                    "difference": p.curves.difference.tolist(),
-                }
-            }
+            | {"curves": asdict(p.curves) | {"difference": p.curves.difference}}
             for p in plotted.panels
         ],
         "reach": reachable.entries(plotted.reach),

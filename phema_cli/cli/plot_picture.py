@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phema_cli.cli import pictures, render
+from phema_cli.cli import pictures, reachable, render
 from phema_cli.cli.pictures import COLOURS, FAINT
 from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
 from phema_cli.snapshots import Snapshot
@@ -264,7 +264,9 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     ceiling = floor * (float(shown.max()) / floor) ** (1 + _HEADROOM)
     axes.set_ylim(floor, ceiling)
     axes.set_xlim(0, SIGMA_REL_LIMIT)
-    pictures.draw_bands(axes, _bands(points))
+    places = [*points]
+    ends = [places[0], *((a + b) / 2 for a, b in pairwise(places)), places[-1]]
+    pictures.draw_bands(axes, reachable.bands(ends, (f.verdict for f in points.values())))
     marks = [
         (s, max(f.sigma_error, floor)) for s, f in targets.items() if f.sigma_error is not None
     ]
@@ -276,19 +278,6 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     axes.set_title(f"{letter} what can be reached")
     axes.legend(loc="upper center", ncols=3, columnspacing=1, handletextpad=0.4)
     pictures.sigma_axis(axes)
-
-
-def _bands(points: Mapping[float, Figures]) -> list[tuple[float, float, str]]:
-    """Ranges of sigma_rel that have one verdict, half-way to the next point."""
-    bands: list[tuple[float, float, str]] = []
-    places = [*points]
-    ends = [places[0], *((a + b) / 2 for a, b in pairwise(places)), places[-1]]
-    for (low, high), figures in zip(pairwise(ends), points.values(), strict=True):
-        if bands and bands[-1][2] == figures.verdict:
-            bands[-1] = bands[-1][0], high, figures.verdict
-        else:
-            bands.append((low, high, figures.verdict))
-    return bands
 
 
 def _factor(*curves: Array) -> float:

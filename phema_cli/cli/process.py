@@ -1,4 +1,4 @@
-"""The process around a command: its streams, and the line and exit code that an error becomes."""
+"""The process around a command: numpy's threads, the streams, what an error becomes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from phema_cli.cli import render
 from phema_cli.errors import InputError, PhemaError, SignalError, StorageError, UsageError
+from phema_cli.system.processes import most_memory_bytes
 from phema_cli.system.signals import BROKEN_PIPE, ENDING
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+#: variables that the libraries under numpy read once, when they are loaded.
+_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+#: memory that a process needs for numpy.
+_LEAST_BYTES = 256 << 20
 #: name of the error handler that writes characters which the console's encoding lacks.
 _ESCAPED = "phema_escaped"
 #: characters by which Python stands for the bytes of a file's name that are no text.
@@ -30,6 +35,30 @@ _INPUT_FAULTS: dict[type[Exception], tuple[str, str]] = {
     OverflowError: ("an input holds a number that is too large", "leave it out with --exclude"),
     UnicodeError: ("a name holds characters that its encoding lacks", "rename it"),
 }
+
+
+def load_numpy() -> None:
+    """Load numpy with one thread, unless the environment says otherwise.
+
+    phema's matrices are small: more threads would wait for each other and take three times the
+    processor time. Programs that phema starts get the environment unchanged.
+
+    Raises:
+        MemoryError: the process is allowed too little memory to load it.
+    """
+    if "numpy" in sys.modules:
+        return
+    allowed = most_memory_bytes()
+    if allowed is not None and allowed < _LEAST_BYTES:
+        # OpenBLAS would end the process itself, with its own message.
+        raise MemoryError
+    added = [name for name in _VARIABLES if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        import numpy  # noqa: F401 - this is what loads it
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 class OutputLostError(StorageError):

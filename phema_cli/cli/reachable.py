@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from phema_cli.cli import render
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from phema_cli.solver import Figures
 
@@ -26,13 +26,17 @@ _MEANINGS = {
 }
 
 
+def entry(figures: Figures) -> dict[str, Any]:
+    """Figures in a JSON document."""
+    return asdict(figures) | {"verdict": figures.verdict}
+
+
 def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
     """Figures by sigma_rel in a JSON document."""
     from phema_cli.profiles import gamma_from_sigma_rel
 
     return [
-        {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **asdict(f), "verdict": f.verdict}
-        for s, f in reach.items()
+        {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **entry(f)} for s, f in reach.items()
     ]
 
 
@@ -105,3 +109,15 @@ def spans(reach: Mapping[float, Figures], verdicts: Sequence[str]) -> list[tuple
     runs = groupby(reach, key=lambda sigma_rel: reach[sigma_rel].verdict in verdicts)
     members = [list(run) for has_one, run in runs if has_one]
     return [(run[0], run[-1]) for run in members]
+
+
+def bands(ends: Sequence[float], verdicts: Iterable[str]) -> list[tuple[float, float, str]]:
+    """Beginning, end and verdict of each range of one verdict.
+
+    Args:
+        ends: (n + 1,) where the range of each of the verdicts begins, and where the last one ends.
+        verdicts: (n,) how good the targets are.
+    """
+    parts = zip(pairwise(ends), verdicts, strict=True)
+    runs = [(verdict, list(run)) for verdict, run in groupby(parts, key=lambda part: part[1])]
+    return [(run[0][0][0], run[-1][0][1], verdict) for verdict, run in runs]

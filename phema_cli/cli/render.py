@@ -29,6 +29,7 @@ _NAMES = ("snapshot", "source", "tensor", "target", "average", "tag from")
 _LEAST_NAME = 16
 #: columns of a progress bar itself, and those of a console that has room for speed and time too.
 _BAR_WIDTH, _FULL_WIDTH = 10, 80
+_MINUTE, _HOUR = 60.0, 3600.0
 #: more findings than this that differ in their file alone are printed as one line.
 _ALIKE = 3
 #: what differs between errors of one kind.
@@ -64,16 +65,18 @@ def supports_unicode(*, stderr: bool = False) -> bool:
 
 
 def document(command: str, content: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout; numbers that are not finite become null."""
-    whole = {"schema": f"phema/{command}/1", **_finite(content)}
+    """Print one JSON document on stdout; arrays become lists, numbers that are not finite null."""
+    whole = {"schema": f"phema/{command}/1", **_plain_values(content)}
     line(json.dumps(whole, indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def _plain_values(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold, and arrays
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _plain_values(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_plain_values(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -221,6 +224,13 @@ def _scaled(value: float, units: Sequence[str]) -> str:
             return f"{value:.3g}{unit}"
         value /= thousand
     return f"{value:.3g}{units[-1]}" if value < thousand else f"{value:,.0f}{units[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """``12.5 s``, ``3.4 min``, ``1.7 h``."""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    return f"{seconds / _MINUTE:.1f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from phema_cli.sweep.request import SweepRequest
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from phema_cli.cli.sweep_curve import View
     from phema_cli.sweep.outcome import Outcome
     from phema_cli.sweep.results import Record
     from phema_cli.sweep.targets import Planner
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _LOG = "eval.log"
 #: the chart's width; tables of this width fit beside it.
 _MOST_COLUMNS = 80
+#: the colours of notes on evaluations.
+_COLOURS = {"best": "bold green", "as good": "green"}
 
 Plot = Annotated[
     Path | None,
@@ -70,26 +73,29 @@ def sweep(
       The best window of a plain mean:
         $ phema sweep ckpts/ --search uniform:last -o w --eval 'wc -c {path}'
     """
+    from phema_cli.cli import pictures, sweep_curve, sweep_picture
     from phema_cli.cli.sweep_progress import Shown
+    from phema_cli.cli.sweep_report import Page
     from phema_cli.estimate.solve import scan_for
     from phema_cli.snapshots.tensors import statistics
     from phema_cli.sweep.run import sweep as run
 
-    _check(plot)
+    if plot is not None:
+        pictures.check(plot, overwrite=True)
     if quiet:
         asked = replace(asked, log=Path(asked.output) / _LOG)
-    told = _reporter(report, asked)
-    shown = Shown(quiet=quiet, told=told)
+    shown = Shown(quiet=quiet, page=None if report is None else Page(report, asked))
     scan = scan_for(paths, asked.scanned)
     names = scan.snapshots[-1].checkpoint.tensors if scan.snapshots else ()
     render.findings([*scan.findings, *statistics(names)], stderr=True, quiet=quiet)
     with _resumable(asked.output):
         outcome = run(scan, asked, shown)
-    if shown.planner is not None:
-        told(shown.planner, outcome, 0)
+    shown.write_page(outcome, left=0)
+    view = sweep_curve.view(outcome, asked)
     if not quiet:
-        _show(outcome, asked, shown.planner)
-    _draw(outcome, asked, plot)
+        _show(outcome, view, shown.planner)
+    if plot is not None and outcome.best is not None:
+        sweep_picture.draw(view, plot)
     if json:
         render.document("sweep", _document(outcome, asked))
     if outcome.best is None:
@@ -100,31 +106,6 @@ def sweep(
         )
     if not json:
         render.line(outcome.path or _reference(outcome.best))
-
-
-def _check(plot: Path | None) -> None:
-    """Refuse a picture that could not be written, before there is work to lose."""
-    if plot is not None:
-        from phema_cli.cli import pictures
-
-        pictures.check(plot, overwrite=True)
-
-
-def _draw(outcome: Outcome, asked: SweepRequest, plot: Path | None) -> None:
-    """The picture, where there is something to draw."""
-    if plot is not None and outcome.best is not None:
-        from phema_cli.cli import sweep_curve, sweep_picture
-
-        sweep_picture.draw(sweep_curve.view(outcome, asked), plot)
-
-
-def _reporter(report: Path | None, asked: SweepRequest) -> Callable[[Planner, Outcome, int], None]:
-    """What writes the page after each evaluation."""
-    if report is None:
-        return lambda _planner, _outcome, _left: None
-    from phema_cli.cli.sweep_report import Page
-
-    return Page(report, asked).write
 
 
 @contextmanager
@@ -144,7 +125,7 @@ def _reference(record: Record) -> str:
     return record.profile if record.gamma is None else repr(record.gamma)
 
 
-def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> None:
+def _show(outcome: Outcome, view: View | None, planner: Planner | None) -> None:
     """The table, the curve, and what to do about an optimum that may lie elsewhere."""
     from phema_cli.cli import sweep_curve, sweep_words
 
@@ -152,7 +133,6 @@ def _show(outcome: Outcome, asked: SweepRequest, planner: Planner | None) -> Non
     out.print()
     render.show(_table(outcome), out)
     out.print()
-    view = sweep_curve.view(outcome, asked)
     if view is not None and outcome.position != "alone":
         for line in sweep_curve.lines(view, min(out.width, _MOST_COLUMNS)):
             out.print(line)
@@ -177,28 +157,15 @@ def _table(outcome: Outcome) -> Table:
 
 def _cells(record: Record, outcome: Outcome) -> dict[str, str]:
     """The cells of a row by their column."""
-    r = record
-    return {
-        "target": render.plain(r.profile),
-        "sigma_rel": "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
-        "metric": "" if r.metric is None else f"{r.metric:.7g}",
-        "±": "" if r.error is None else f"{r.error:.2g}",
-        "verdict": f"[{render.STYLES[r.verdict]}]{r.verdict}[/]",
-        "sigma error": "" if r.sigma_error is None else render.per_cent(r.sigma_error),
-        "": _note(r, outcome),
-    }
+    from phema_cli.cli import sweep_words
 
-
-def _note(record: Record, outcome: Outcome) -> str:
-    """What the last column says."""
+    cells = {name: render.plain(text) for name, text in sweep_words.cells(record).items()}
+    cells["verdict"] = f"[{render.STYLES[record.verdict]}]{record.verdict}[/]"
     if record.failure is not None:
-        return f"[red]{render.plain(record.failure)}[/]"
-    notes = [] if record.baseline is None else [record.baseline]
-    if record is outcome.best:
-        notes.append("[bold green]best[/]")
-    elif record.target in outcome.as_good:
-        notes.append("[green]as good[/]")
-    return ", ".join(notes)
+        return cells | {"": f"[red]{render.plain(record.failure)}[/]"}
+    notes = sweep_words.notes(record, outcome)
+    marked = (f"[{_COLOURS[n]}]{n}[/]" if n in _COLOURS else n for n in notes)
+    return cells | {"": ", ".join(marked)}
 
 
 def _document(outcome: Outcome, asked: SweepRequest) -> dict[str, Any]:

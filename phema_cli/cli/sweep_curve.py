@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.cli import render
+from phema_cli.cli import reachable, render
 from phema_cli.cli.chart import Level, Mark, chart
 from phema_cli.cli.sweep_words import metric_name
 from phema_cli.profiles import Array
@@ -43,7 +43,7 @@ class View:
         best: index of the best one.
         as_good: (n,) which are as good as that.
         fitted: lengths and metrics of the curve through points with noise; None without noise.
-        levels: metrics of what has no place on the axis: the baselines, by name.
+        levels: metrics of what has no place on the axis, by name: the baselines that are shown.
         edge: the worst metric that is shown; infinite shows all. One end of the range, or one
             evaluation, may be so bad that everything else would look the same beside it.
     """
@@ -64,17 +64,27 @@ class View:
     @property
     def beyond(self) -> NDArray[np.bool_]:
         """(n,) which points are worse than what is shown."""
-        return self.is_beyond(self.metric)
+        return self._is_beyond(self.metric)
 
-    def is_beyond(self, metric: Array) -> NDArray[np.bool_]:
-        """Which metrics are worse than what is shown."""
-        worse = self.edge > self.metric[self.best]
-        return metric > self.edge if worse else metric < self.edge
+    @property
+    def is_open_above(self) -> bool:
+        """Whether metrics that are not shown lie above the drawing, not below."""
+        return bool(self.edge > self.metric[self.best])
+
+    @property
+    def heights(self) -> Array:
+        """What a vertical axis has to hold: the metrics with their errors, and the levels."""
+        shown, errors = self.metric[~self.beyond], np.nan_to_num(self.error[~self.beyond])
+        levels = np.array([level for _, level in self.levels])
+        return np.concatenate([shown - errors, shown + errors, levels])
+
+    def _is_beyond(self, metric: Array) -> NDArray[np.bool_]:
+        return metric > self.edge if self.is_open_above else metric < self.edge
 
     def line(self) -> tuple[Array, Array]:
         """Lengths and metrics of the curve up to its edge; NaN is where it is not shown."""
         scale, metric = (self.scale, self.metric) if self.fitted is None else self.fitted
-        x, beyond = np.log(scale), self.is_beyond(metric)
+        x, beyond = np.log(scale), self._is_beyond(metric)
         points = []
         for i, j in pairwise(range(len(x))):
             points.append((x[i], np.nan if beyond[i] else metric[i]))
@@ -88,26 +98,18 @@ class View:
     def bands(self) -> list[tuple[float, float, str]]:
         """The ranges of one verdict, from the first length to the last."""
         logs = np.log(self.scale)
-        ends = [float(logs[0]), *((logs[1:] + logs[:-1]) / 2).tolist(), float(logs[-1])]
-        found: list[tuple[float, float, str]] = []
-        for i, verdict in enumerate(self.verdicts):
-            low, high = float(np.exp(ends[i])), float(np.exp(ends[i + 1]))
-            if found and found[-1][2] == verdict:
-                found[-1] = found[-1][0], high, verdict
-            else:
-                found.append((low, high, verdict))
-        return found
+        ends = np.exp([logs[0], *((logs[1:] + logs[:-1]) / 2), logs[-1]])
+        return reachable.bands(ends.tolist(), self.verdicts)
 
     def named_levels(self) -> list[tuple[str, float, str]]:
-        """Names of levels that are shown, where each goes, and on which side nothing is in its way.
+        """Names of levels, where each goes, and on which side nothing is in its way.
 
         Levels close to each other share a name.
         """
         found: list[tuple[str, float, str]] = []
-        kept = [one for one in self.levels if not self.is_beyond(np.array([one[1]]))[0]]
-        heights = np.append(self.metric[~self.beyond], [level for _, level in kept])
+        heights = np.append(self.metric[~self.beyond], [level for _, level in self.levels])
         near = _NEAR * float(np.ptp(heights))
-        for name, level in sorted(kept, key=lambda one: one[1]):
+        for name, level in sorted(self.levels, key=lambda one: one[1]):
             if found and level - found[-1][1] < near:
                 found[-1] = f"{found[-1][0]}, {name}", level, self._free_side(level)
             else:
@@ -146,6 +148,8 @@ def view(outcome: Outcome, asked: SweepRequest) -> View | None:
     scale = np.array([s for s, _ in rows])
     metric = np.array([r.metric for _, r in rows], dtype=np.float64)
     best = next(i for i, (_, r) in enumerate(rows) if r is curve.best)
+    sign = -1.0 if asked.maximize else 1.0
+    edge = _edge(metric, best, sign)
     on_axis = {r.target for r in curve.records}
     levels = [
         (r.profile if r.baseline != "last weights" else "last weights", r.metric)
@@ -163,8 +167,8 @@ def view(outcome: Outcome, asked: SweepRequest) -> View | None:
         best,
         np.array([r.target in outcome.as_good for _, r in rows]),
         _fitted(curve, scale, maximize=asked.maximize),
-        tuple(levels),
-        _edge(metric, best, sign=-1.0 if asked.maximize else 1.0),
+        tuple((name, level) for name, level in levels if sign * level <= sign * edge),
+        edge,
     )
 
 

@@ -49,13 +49,8 @@ def _limit(axes: Axes, view: View) -> None:
     logs = np.log(view.scale)
     beside = _BESIDE * max(float(np.ptp(logs)), 0.1)
     axes.set_xlim(np.exp(logs[0] - beside), np.exp(logs[-1] + beside))
-    shown = view.metric[~view.beyond]
-    errors = np.nan_to_num(view.error[~view.beyond])
-    levels = np.array([level for _, level in view.levels])
-    levels = levels[~view.is_beyond(levels)]
-    heights = np.concatenate([shown - errors, shown + errors, levels])
-    if np.isfinite(view.edge):
-        heights = np.append(heights, view.edge)
+    heights = np.append(view.heights, view.edge)
+    heights = heights[np.isfinite(heights)]
     low, high = float(heights.min()), float(heights.max())
     room = _ABOVE * ((high - low) or abs(high) or 1.0)
     axes.set_ylim(low - room, high + room)
@@ -64,8 +59,7 @@ def _limit(axes: Axes, view: View) -> None:
 def _draw_levels(axes: Axes, view: View) -> None:
     """The baselines that have no length, as lines with names."""
     for _, level in view.levels:
-        if not view.is_beyond(np.array([level]))[0]:
-            axes.axhline(level, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+        axes.axhline(level, color="0.35", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
     for name, level, side in view.named_levels():
         text = pictures.plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…")
         axes.text(
@@ -111,9 +105,8 @@ def _draw_points(axes: Axes, view: View) -> None:
         zorder=4,
     )
     for i in np.flatnonzero(view.beyond):
-        worse = view.edge > view.metric[best]
         axes.plot(
-            *(view.scale[i], 0.985 if worse else 0.015, "^" if worse else "v"),
+            *(view.scale[i], 0.985, "^") if view.is_open_above else (view.scale[i], 0.015, "v"),
             color=FAINT,
             markersize=3.5,
             zorder=3,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from phema_cli.cli import render
+from phema_cli.cli import render, sweep_words
+from phema_cli.cli.sweep_report import Page
 from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.results import Record
 from phema_cli.sweep.targets import Planner
@@ -16,33 +17,25 @@ from phema_cli.system.pools import Progress
 
 #: seconds between two changes of the line on a terminal.
 _EVERY = 0.5
-_MINUTE, _HOUR = 60.0, 3600.0
 #: clears a line of a terminal, and goes to its beginning.
 _CLEAR = "\r\x1b[K"
 
 
-def duration(seconds: float) -> str:
-    """``12.5 s``, ``3.4 min``, ``1.7 h``."""
-    if seconds < _MINUTE:
-        return f"{seconds:.1f} s"
-    return f"{seconds / _MINUTE:.1f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
-
-
 class Shown:
-    """Tells of a sweep on stderr, and whoever else is to be told.
+    """Tells of a sweep on stderr, and on its page.
 
     Args:
         quiet: nothing on stderr.
-        told: called with what is known after each evaluation, and how many are left.
+        page: what is written after each evaluation; None for none.
 
     Attributes:
         planner: what plans the sweep, once it has begun.
     """
 
-    def __init__(self, *, quiet: bool, told: Callable[[Planner, Outcome, int], None]) -> None:
+    def __init__(self, *, quiet: bool, page: Page | None) -> None:
         self.planner: Planner | None = None
         self._quiet = quiet
-        self._told = told
+        self._page = page
         self._live = not quiet and sys.stderr.isatty()
         self._began = self._drawn = time.monotonic()
         self._done = 0
@@ -51,7 +44,7 @@ class Shown:
         """Say what an earlier run has left to do."""
         self.planner = planner
         self._began = time.monotonic()
-        self._told(planner, outcome, left)
+        self.write_page(outcome, left)
         if outcome.records and not self._quiet:
             done = render.counted(len(outcome.records), "target")
             more = f"at most {render.counted(left, 'evaluation')} left"
@@ -81,26 +74,28 @@ class Shown:
     def evaluated(self, record: Record, metric: float | None, outcome: Outcome, left: int) -> None:
         """A line."""
         self._done += 1
-        if self.planner is not None:
-            self._told(self.planner, outcome, left)
+        self.write_page(outcome, left)
         if self._quiet:
             return
         if self._live:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
         said = f"[red]{record.failure}[/]" if metric is None else f"{metric:.7g}"
-        at = "" if record.sigma_rel is None else f"sigma_rel {record.sigma_rel:.4g}, "
-        what = "" if record.baseline is None else f" ({record.baseline})"
         render.console(stderr=True).print(
-            f"{self._done} of {self._done + left}: {at}{render.plain(record.profile)}{what}: {said}"
-            f"  [dim]{self._times(left)}[/]",
+            f"{self._done} of {self._done + left}: {render.plain(sweep_words.named(record))}: "
+            f"{said}  [dim]{self._times(left)}[/]",
             soft_wrap=True,
         )
+
+    def write_page(self, outcome: Outcome, left: int) -> None:
+        """The page, where there is one."""
+        if self._page is not None and self.planner is not None:
+            self._page.write(self.planner, outcome, left)
 
     def _times(self, left: int) -> str:
         """How long it has taken, and may still take."""
         elapsed = time.monotonic() - self._began
-        text = duration(elapsed)
+        text = render.duration(elapsed)
         if self._done and left:
-            text += f", {duration(elapsed / self._done * left)} left"
+            text += f", {render.duration(elapsed / self._done * left)} left"
         return text

@@ -12,7 +12,6 @@ from pathlib import Path
 from phema_cli._version import __version__
 from phema_cli.cli import render, sweep_words
 from phema_cli.cli.sweep_curve import view
-from phema_cli.cli.sweep_progress import duration
 from phema_cli.cli.sweep_svg import escaped, svg
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.sweep.outcome import Outcome
@@ -23,6 +22,7 @@ from phema_cli.system.files import whole
 
 #: seconds after which a browser reads the page again, while the sweep goes on.
 _AGAIN = 20
+_SIGMA = "σ_rel"  # noqa: RUF001 - the symbol
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #626b76;
   --rule: #d9dee4; --curve: #0072b2; --best: #c24e00; --as-good: #56b4e9;
@@ -145,10 +145,8 @@ def _best(outcome: Outcome, planner: Planner) -> Iterator[str]:
     if best is None:
         yield "<p>No evaluation gave a metric yet.</p>"
         return
-    at = "" if best.sigma_rel is None else f"σ_rel {best.sigma_rel:.4g}, "  # noqa: RUF001 - the symbol
-    what = f" ({best.baseline})" if best.baseline else ""
     yield (
-        f"<p>Best: <strong>{escaped(at + best.profile + what)}</strong> with a metric of "
+        f"<p>Best: <strong>{escaped(sweep_words.named(best, _SIGMA))}</strong> with a metric of "
         f"<strong>{best.metric:.7g}</strong>.</p>"
     )
     summary = sweep_words.summary(outcome)
@@ -161,7 +159,7 @@ def _best(outcome: Outcome, planner: Planner) -> Iterator[str]:
 def _table(outcome: Outcome) -> Iterator[str]:
     """A row for each target; what a telephone has no room for is left out there."""
     heads = (
-        *(("target", ""), ("σ_rel", "number"), ("metric", "number"), ("±", "number rest")),  # noqa: RUF001 - the symbol
+        *(("target", ""), (_SIGMA, "number"), ("metric", "number"), ("±", "number rest")),
         *(("verdict", ""), ("sigma error", "number rest"), ("time", "number rest")),
         *(("finished, UTC", "number rest"), ("", "")),
     )
@@ -179,23 +177,14 @@ def _table(outcome: Outcome) -> Iterator[str]:
 
 def _cells(record: Record, outcome: Outcome) -> Sequence[str]:
     """The cells of a row, as HTML."""
-    notes = [] if record.baseline is None else [record.baseline]
-    if record is outcome.best:
-        notes.append("best")
-    elif record.target in outcome.as_good:
-        notes.append("as good")
-    note = escaped(", ".join(notes))
+    note = escaped(", ".join(sweep_words.notes(record, outcome)))
     if record.failure is not None:
         note = f'<span class="failed">{escaped(record.failure)}</span>'
-    verdict = escaped(record.verdict)
+    cells = {name: escaped(text) for name, text in sweep_words.cells(record).items()}
+    cells["verdict"] = f'<span class="{cells["verdict"]}">{cells["verdict"]}</span>'
     return (
-        escaped(record.profile),
-        "" if record.sigma_rel is None else f"{record.sigma_rel:.4g}",
-        "" if record.metric is None else f"{record.metric:.7g}",
-        "" if record.error is None else f"{record.error:.2g}",
-        f'<span class="{verdict}">{verdict}</span>',
-        "" if record.sigma_error is None else render.per_cent(record.sigma_error),
-        duration(record.seconds),
+        *cells.values(),
+        render.duration(record.seconds),
         escaped((record.finished or "")[:16].replace("T", " ")),
         note,
     )
@@ -228,7 +217,7 @@ def _about(asked: SweepRequest, planner: Planner, outcome: Outcome) -> Iterator[
             f"{len(planner.snapshots)}, {escaped(first.name)} to {escaped(last.name)}",
         ),
         ("step of the targets", f"{planner.step:.12g}"),
-        ("evaluated", f"{span} UTC, {duration(seconds)} in all" if span else "nothing yet"),
+        ("evaluated", f"{span} UTC, {render.duration(seconds)} in all" if span else "nothing yet"),
         ("results", f"<code>{escaped(Path(asked.output) / 'sweep.jsonl')}</code>"),
         ("written by", f"phema {__version__}"),
     ]

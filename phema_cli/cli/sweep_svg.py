@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,40 +25,34 @@ def escaped(text: object) -> str:
     return html.escape(render.printable(text), quote=True)
 
 
+@dataclass(frozen=True, slots=True)
 class _Place:
-    """Where numbers are in the drawing."""
+    """The axes, and where their numbers are in the drawing."""
 
-    def __init__(self, x: Axis, y: Axis) -> None:
-        self._x, self._y = x, y
+    x: Axis
+    y: Axis
 
     def across(self, value: float) -> float:
         """Pixels from the left."""
         room = _WIDTH - _LEFT - _RIGHT - 2 * _BESIDE
-        part = float(self._x.dots(np.array([value]), 2)[0])
+        part = float(self.x.dots(np.array([value]), 2)[0])
         return _LEFT + _BESIDE + part * room
 
     def down(self, value: float) -> float:
         """Pixels from the top."""
-        part = float(self._y.dots(np.array([value]), 2)[0])
+        part = float(self.y.dots(np.array([value]), 2)[0])
         return _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def svg(view: View) -> str:
     """The drawing; it has a name for those who can't see it."""
-    kept = ~view.beyond
-    errors = np.nan_to_num(view.error[kept])
-    levels = [(n, v) for n, v in view.levels if not view.is_beyond(np.array([v]))[0]]
-    heights = np.concatenate(
-        [view.metric[kept] - errors, view.metric[kept] + errors, np.array([v for _, v in levels])]
-    )
-    x_axis, y_axis = log_axis(view.scale, _TICKS_ACROSS), linear_axis(heights, _TICKS_UP)
-    place = _Place(x_axis, y_axis)
+    place = _Place(log_axis(view.scale, _TICKS_ACROSS), linear_axis(view.heights, _TICKS_UP))
     best = escaped(f"best: {view.metric[view.best]:.6g} at {view.said(view.best)}")
     parts = [
         f'<svg viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" aria-label="{best}">',
         *_bands(view, place),
-        *_axes(view, x_axis, y_axis, place),
-        *_levels(view, levels, place),
+        *_axes(view, place),
+        *_levels(view, place),
         *_curve(view, place),
         *_points(view, place),
         "</svg>",
@@ -81,14 +76,14 @@ def _bands(view: View, place: _Place) -> Iterator[str]:
             yield f'<text class="faint middle" {at}>{escaped(verdict)}</text>'
 
 
-def _axes(view: View, x_axis: Axis, y_axis: Axis, place: _Place) -> Iterator[str]:
+def _axes(view: View, place: _Place) -> Iterator[str]:
     """The axes with their numbers and names."""
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick, number in zip(y_axis.ticks, tick_labels(y_axis.ticks), strict=True):
+    for tick, number in zip(place.y.ticks, tick_labels(place.y.ticks), strict=True):
         y = place.down(tick)
         yield f'<path class="grid" d="M{_LEFT:.1f} {y:.1f}H{right:.1f}"/>'
         yield f'<text class="end" x="{_LEFT - 8:.1f}" y="{y + 4:.1f}">{number}</text>'
-    for tick, number in zip(x_axis.ticks, tick_labels(x_axis.ticks), strict=True):
+    for tick, number in zip(place.x.ticks, tick_labels(place.x.ticks), strict=True):
         x = place.across(tick)
         yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v5"/>'
         yield f'<text class="middle" x="{x:.1f}" y="{bottom + 19:.1f}">{number}</text>'
@@ -99,10 +94,10 @@ def _axes(view: View, x_axis: Axis, y_axis: Axis, place: _Place) -> Iterator[str
     yield f'<text x="4" y="18">{escaped(view.name)}</text>'
 
 
-def _levels(view: View, levels: list[tuple[str, float]], place: _Place) -> Iterator[str]:
+def _levels(view: View, place: _Place) -> Iterator[str]:
     """The baselines that have no length."""
     right = _WIDTH - _RIGHT
-    for _, level in levels:
+    for _, level in view.levels:
         yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{right:.1f}"/>'
     for name, level, side in view.named_levels():
         x, anchor = {
@@ -133,8 +128,7 @@ def _points(view: View, place: _Place) -> Iterator[str]:
         x, metric = place.across(float(view.scale[i])), float(view.metric[i])
         text = escaped(f"{view.labels[i]}: {metric:.7g}")
         if view.beyond[i]:
-            up = view.edge > view.metric[view.best]
-            y, tip = (_TOP + 9, -7) if up else (_HEIGHT - _BOTTOM - 9, 7)
+            y, tip = (_TOP + 9, -7) if view.is_open_above else (_HEIGHT - _BOTTOM - 9, 7)
             yield (
                 f'<path class="beyond" d="M{x - 4:.1f} {y:.1f}h8l-4 {tip}z">'
                 f"<title>{text}</title></path>"

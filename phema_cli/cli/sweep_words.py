@@ -1,4 +1,4 @@
-"""What a sweep says in words: where the best length is, and what to do where that is not sure."""
+"""What a sweep says: each evaluation, where the best is, what to do where that is not sure."""
 
 from __future__ import annotations
 
@@ -31,6 +31,33 @@ def metric_name(asked: SweepRequest) -> str:
     # Of a regular expression, what it says before its first sign that is none.
     found = _WORD.match((asked.metric or "").lstrip("^( "))
     return found[0] if found else "metric"
+
+
+def cells(record: Record) -> dict[str, str]:
+    """What tables say of an evaluation, by column; empty where it is not known."""
+    r = record
+    return {
+        "target": r.profile,
+        "sigma_rel": "" if r.sigma_rel is None else f"{r.sigma_rel:.4g}",
+        "metric": "" if r.metric is None else f"{r.metric:.7g}",
+        "±": "" if r.error is None else f"{r.error:.2g}",
+        "verdict": r.verdict,
+        "sigma error": "" if r.sigma_error is None else render.per_cent(r.sigma_error),
+    }
+
+
+def named(record: Record, symbol: str = SIGMA_REL) -> str:
+    """The target of an evaluation in a sentence, its sigma_rel by a symbol."""
+    at = "" if record.sigma_rel is None else f"{symbol} {record.sigma_rel:.4g}, "
+    return at + record.profile + ("" if record.baseline is None else f" ({record.baseline})")
+
+
+def notes(record: Record, outcome: Outcome) -> list[str]:
+    """Which baseline an evaluation is of, and whether it is ``best`` or ``as good``."""
+    said = [] if record.baseline is None else [record.baseline]
+    if record is outcome.best:
+        return [*said, "best"]
+    return [*said, "as good"] if record.target in outcome.as_good else said
 
 
 def summary(outcome: Outcome) -> str | None:

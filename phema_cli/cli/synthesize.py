@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from phema_cli.cli import listing, options, render
+from phema_cli.cli import listing, options, reachable, render
 from phema_cli.request import Request
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
             {
                 "path": str(o.path),
                 **describe(t, recipe.step),
-                **asdict(f),
-                "verdict": f.verdict,
+                **reachable.entry(f),
                 "files": [str(file.path) for file in o.files],
             }
             for o, t, f in zip(recipe.outputs, recipe.targets, recipe.solution.figures, strict=True)

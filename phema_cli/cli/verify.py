@@ -6,33 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from phema_cli.cli import completing, options, render
+from phema_cli.cli import options, render
 from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
 from phema_cli.request import SOURCES, Config
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
 
-Out = Annotated[
-    str,
-    typer.Argument(
-        help="An output of phema synthesize; a URL too.",
-        metavar="OUT",
-        autocompletion=completing.paths,
-    ),
-]
+Out = Annotated[str, options.argument("An output of phema synthesize; a URL too.", "OUT")]
 Sources = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="Its sources: the paths given to phema synthesize.",
-        metavar="[PATH...]",
-        autocompletion=completing.paths,
-    ),
+    options.argument("Its sources: the paths given to phema synthesize.", "[PATH...]"),
 ]
 Full = Annotated[
-    bool, options.flag("--full", help="Check all values, not a random 64 MiB of them.")
+    bool, options.option("--full", help="Check all values, not a random 64 MiB of them.")
 ]
 
 

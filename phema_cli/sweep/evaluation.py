@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Generic, Self, TypeVar
 
 from phema_cli.errors import StorageError, UsageError
@@ -78,9 +77,8 @@ class Evaluator:
             raise UsageError(
                 f"--metric {self.pattern!r} is no regular expression: {error}"
             ) from None
-        known = "; ".join(
-            (f"use {', '.join(f'{{{p}}}' for p in PLACEHOLDERS)}", "{{ and }} for braces")
-        )
+        names = ", ".join(f"{{{p}}}" for p in PLACEHOLDERS)
+        known = f"use {names}; {{{{ and }}}} for braces"
         try:
             parts = list(string.Formatter().parse(self.command))
         except ValueError as error:
@@ -140,14 +138,14 @@ class Evaluator:
         return str(found[-1][1] if pattern.groups else found[-1][0])
 
 
-def _by_key(text: str, key: str | None) -> str | None:
+def _by_key(text: str, key: str) -> str | None:
     """The entry of that dotted name in the whole text as JSON, or in the last line that has it."""
     for part in [text, *reversed(text.splitlines())]:
         try:
             entry: Any = json.loads(part)
         except (ValueError, RecursionError):
             continue
-        for name in (key or "").split("."):
+        for name in key.split("."):
             entry = entry.get(name) if isinstance(entry, dict) else None
         if isinstance(entry, int | float | str) and not isinstance(entry, bool):
             return str(entry)
@@ -168,50 +166,47 @@ def _start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:
     return process
 
 
+@dataclass(frozen=True, slots=True)
 class Running:
     """A command that was started.
 
-    Args:
+    Attributes:
         evaluator: what reads its metric, and how long it may take.
         process: the command, which leads a group.
         out: what it prints.
         began: when it was started, by the clock of ``time.monotonic``.
     """
 
-    def __init__(
-        self, evaluator: Evaluator, process: subprocess.Popen[bytes], out: IO[bytes], began: float
-    ) -> None:
-        self._evaluator = evaluator
-        self._process = process
-        self._out = out
-        self._began = began
+    evaluator: Evaluator
+    process: subprocess.Popen[bytes]
+    out: IO[bytes]
+    began: float
 
     def result(self) -> Result | None:
         """What it gave, None while it runs; it is ended where its time is up."""
-        code = self._process.poll()
-        seconds = time.monotonic() - self._began
-        limit = self._evaluator.timeout
-        if code is None and (limit is None or seconds < limit):
-            return None
+        code = self.process.poll()
+        seconds, limit = time.monotonic() - self.began, self.evaluator.timeout
+        found: float | str
         if code is None:
+            if limit is None or seconds < limit:
+                return None
             self.end()
-            return Result(None, f"timed out after {limit:g} s", round(seconds, 3))
-        with self._out:
-            self._out.seek(0)
-            text = self._out.read().decode(errors="replace")
-        if code:
-            how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-            return Result(None, how, round(seconds, 3))
-        found = self._evaluator.read(text)
-        if isinstance(found, str):
-            return Result(None, found, round(seconds, 3))
-        return Result(found, None, round(seconds, 3))
+            found = f"timed out after {limit:g} s"
+        elif code:
+            self.out.close()
+            found = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+        else:
+            with self.out:
+                self.out.seek(0)
+                found = self.evaluator.read(self.out.read().decode(errors="replace"))
+        metric, failure = (None, found) if isinstance(found, str) else (found, None)
+        return Result(metric, failure, round(seconds, 3))
 
     def end(self) -> None:
         """End it, and all processes that it has started."""
         with held_signals():
-            end(self._process, _GRACE)
-        self._out.close()
+            end(self.process, _GRACE)
+        self.out.close()
 
 
 Job = TypeVar("Job")
@@ -231,12 +226,7 @@ class Workers(Generic[Job]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for _, running in self._running.values():
             running.end()
         self._running.clear()

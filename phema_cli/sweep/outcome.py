@@ -23,6 +23,7 @@ class Curve:
         family: the family.
         scales: (n,) lengths, ascending; n is at least 1.
         records: (n,) evaluations, those that failed too.
+        points: (n,) what the search knows of them.
         position: where the best of them stands.
         optimum: the best length; None where all failed.
     """
@@ -30,16 +31,9 @@ class Curve:
     family: Family
     scales: tuple[float, ...]
     records: tuple[Record, ...]
+    points: tuple[Point, ...]
     position: Position
     optimum: Optimum | None
-
-    @property
-    def points(self) -> list[Point]:
-        """What the search knows."""
-        return [
-            Point(scale, r.metric, r.count, r.variance)
-            for scale, r in zip(self.scales, self.records, strict=True)
-        ]
 
     @property
     def best(self) -> Record | None:
@@ -93,17 +87,17 @@ def found(records: Iterable[Record], end: float, *, maximize: bool) -> Outcome:
     sign = -1.0 if maximize else 1.0
     curves = _curves(ordered, end, maximize=maximize)
     heights = _heights(ordered, curves)
-    ranked = sorted(
-        (sign * heights[r.target], i) for i, r in enumerate(ordered) if r.target in heights
-    )
-    best = ordered[ranked[0][1]] if ranked else None
+    measured = [r for r in ordered if r.target in heights]
+    best = min(measured, key=lambda r: sign * heights[r.target], default=None)
     # One length alone has no curve.
     curves.sort(key=lambda curve: best not in curve.records or len(curve.records) == 1)
     # One way of evaluating has one noise; the curve with the most points knows it best.
-    known = [c for c in curves if c.optimum is not None and c.optimum.noise is not None]
-    longest = max(known, key=lambda c: len(c.records), default=None)
-    noise = None if longest is None or longest.optimum is None else longest.optimum.noise
-    noise = _repeated(ordered) if noise is None else noise
+    known = [
+        (len(c.records), c.optimum.noise)
+        for c in curves
+        if c.optimum is not None and c.optimum.noise is not None
+    ]
+    noise = max(known, key=lambda one: one[0])[1] if known else _repeated(ordered)
     as_good = _as_good(ordered, heights, curves, best, noise, sign)
     return Outcome(tuple(ordered), tuple(curves), best, as_good, noise)
 
@@ -128,16 +122,12 @@ def _curves(records: Sequence[Record], end: float, *, maximize: bool) -> list[Cu
         # Windows are counted in steps only where all of them are.
         steps = all(family.steps for family, _, _ in groups[name])
         family = Family(name, end, steps)
-        rows = [
-            (in_unit_of(family, own, scale), i) for i, (own, scale, _) in enumerate(groups[name])
-        ]
-        scales = tuple(scale for scale, _ in sorted(rows))
-        members = tuple(groups[name][i][2] for _, i in sorted(rows))
-        points = [
-            Point(s, r.metric, r.count, r.variance) for s, r in zip(scales, members, strict=True)
-        ]
+        rows = [(in_unit_of(family, own, scale), record) for own, scale, record in groups[name]]
+        rows.sort(key=lambda row: row[0])
+        scales, members = tuple(s for s, _ in rows), tuple(r for _, r in rows)
+        points = tuple(Point(s, r.metric, r.count, r.variance) for s, r in rows)
         where, best = position(points, maximize=maximize), optimum(points, maximize=maximize)
-        curves.append(Curve(family, scales, members, where, best))
+        curves.append(Curve(family, scales, members, points, where, best))
     return curves
 
 

@@ -24,29 +24,18 @@ SWEPT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRequest:
-    """What to evaluate and how.
+    """What to evaluate and how; the help of each option says what it holds.
 
     Attributes:
-        eval: command that is run on each target, with placeholders in braces.
-        metric: regular expression of the metric in what the command prints.
-        metric_key: dotted name of the metric in the JSON that the command prints.
         maximize: whether the highest metric is the best, instead of the lowest.
-        search: the family of averages in which the best length is searched, from a grid over what
-            the snapshots allow on; by default that of power functions, by sigma_rel, where the
-            request has no targets.
-        refine: how many further points are searched; by default 8 where a grid is evaluated, else
-            none.
-        repeat: how often each target is evaluated, for metrics with noise.
-        parallel: how many evaluations run at the same time.
+        search: the family in which the best length is searched, from a grid over what the snapshots
+            allow on; None for that of power functions, where the request has no targets.
+        refine: None for 8 further points where a grid is evaluated, else for none.
         baselines: whether the last weights and the stored averages are evaluated too.
-        timeout: seconds after which an evaluation has failed.
-        retry_failed: whether evaluations that failed before are run again.
+        timeout: in seconds; None for no limit.
         request: the targets and how they are made. Without targets a grid over what the snapshots
             reach is evaluated. Its outputs go into ``output`` and replace others there.
-        output: directory of the sweep.
-        keep: which outputs stay.
-        max_disk: bytes that outputs may take at a time; nine tenths of the free disk by default.
-        overwrite: whether results of an earlier sweep are forgotten.
+        max_disk: in bytes; None for nine tenths of the free disk.
         log: file for what evaluations say on stderr, instead of phema's.
     """
 

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats.base import PARTIAL
-from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver.search import Limits, next_scales
 from phema_cli.sweep.evaluation import Result, Running, Workers
@@ -86,14 +85,7 @@ Job = tuple[Target, int]
 
 
 class _Run:
-    """A sweep from the results so far to the last one.
-
-    Args:
-        planner: plans the outputs.
-        results: what is known, and where what is found goes.
-        listener: whom to tell.
-        workers: run the evaluations.
-    """
+    """A sweep from the results so far to the last one."""
 
     def __init__(
         self, planner: Planner, results: Results, listener: Listener, workers: Workers[Job]
@@ -114,8 +106,8 @@ class _Run:
                 records[target.name] = replace(records[target.name], baseline=target.baseline)
         given = {t.name for t in targets}
         begun = [r for r in records.values() if r.refined and r.target not in given]
-        self._waiting = [t for t in targets if self._left_of(t.name)]
-        self._waiting += self._planner.again([r for r in begun if self._left_of(r.target)])
+        self._waiting = [t for t in targets if self._missing(t.name)]
+        self._waiting += self._planner.again([r for r in begun if self._missing(r.target)])
         for target in self._waiting:
             if target.name in records:
                 records[target.name] = records[target.name].tried_again()
@@ -138,16 +130,16 @@ class _Run:
         records = self._results.records
         chosen = sum(t.refined and t.name not in records for t in self._waiting)
         beyond = max(0, self._to_refine() - chosen) * self._asked.repeat
-        return sum(self._left_of(t.name) for t in self._waiting) + beyond
+        return sum(len(self._missing(t.name)) for t in self._waiting) + beyond
 
-    def _left_of(self, name: str) -> int:
-        """How many evaluations of a target are left."""
+    def _missing(self, name: str) -> Sequence[int]:
+        """Which evaluations of a target are left."""
         record = self._results.records.get(name)
         if record is None:
-            return self._asked.repeat
+            return range(self._asked.repeat)
         if record.failure is not None and not self._asked.retry_failed:
-            return 0
-        return len(record.missing(self._asked.repeat))
+            return ()
+        return record.missing(self._asked.repeat)
 
     def _found(self) -> Outcome:
         """What is known by now."""
@@ -204,14 +196,7 @@ class _Run:
 
     def _jobs(self, batch: Sequence[Target]) -> deque[Job]:
         """All targets once, then all of them again: the first results come early."""
-        records, repeat = self._results.records, self._asked.repeat
-        jobs = [
-            (target, k)
-            for target in batch
-            for k in (
-                records[target.name].missing(repeat) if target.name in records else range(repeat)
-            )
-        ]
+        jobs = [(target, k) for target in batch for k in self._missing(target.name)]
         return deque(sorted(jobs, key=lambda job: job[1]))
 
     def _has_failed(self, target: Target) -> bool:
@@ -286,7 +271,7 @@ class _Run:
 
     def _values(self, target: Target) -> dict[str, str]:
         """What the placeholders stand for."""
-        power = target.profile if isinstance(target.profile, PowerProfile) else None
+        power = target.power
         return {
             "path": str(target.path),
             "gamma": "nan" if power is None else f"{power.gamma:.12g}",
@@ -336,8 +321,7 @@ def _is_begun(targets: Sequence[Target]) -> bool:
 
 def _empty(target: Target) -> Record:
     """The record of a target that was not evaluated yet."""
-    figures = target.figures
-    power = target.profile if isinstance(target.profile, PowerProfile) else None
+    figures, power = target.figures, target.power
     return Record(
         target=target.name,
         profile=target.profile.label,

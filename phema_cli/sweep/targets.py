@@ -15,7 +15,6 @@ from phema_cli.profiles import (
     PowerProfile,
     Profile,
     ProfileSpec,
-    gamma_from_sigma_rel,
     parse_profile,
 )
 from phema_cli.request import GRID, Request
@@ -64,11 +63,15 @@ class Target:
     baseline: str | None = None
 
     @property
+    def power(self) -> PowerProfile | None:
+        """Its profile, where that is a power function."""
+        return self.profile if isinstance(self.profile, PowerProfile) else None
+
+    @property
     def name(self) -> str:
         """What tells it from others in the file of results, also where labels are the same."""
-        if isinstance(self.profile, PowerProfile):
-            return self.profile.label
-        return f"{self.profile.label} {_digest(self.profile)}"
+        label = self.profile.label
+        return label if self.power is not None else f"{label} {_digest(self.profile)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +115,18 @@ class Planner:
         self._reached: dict[Family, Reach] = {}
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
-        self.tags = self._measured.tags
+        self._stored = baselines(scan, self.step, self.end)
         folder = reference(self.snapshots).folder
         own = [] if folder is None else side_files(folder)[0]
         self.beside = {CARD, *(f.path.name for f in own)}
-
-    @property
-    def _has_targets(self) -> bool:
-        """Whether the request says what to make."""
-        return bool(self.request.gammas or self.request.sigma_rels or self.request.profiles)
 
     @property
     def searched(self) -> Family | None:
         """The family that a grid is evaluated of; None where the request says all targets."""
         if self.asked.search is not None:
             return families.find(self.asked.search, self.end)
-        return None if self._has_targets else Family(SIGMA_REL, self.end)
+        given = self.request.gammas or self.request.sigma_rels or self.request.profiles
+        return None if given else Family(SIGMA_REL, self.end)
 
     @property
     def refine(self) -> int:
@@ -148,16 +147,13 @@ class Planner:
                 )
             request = self._with(request, family, grid)
         given = make_targets(self.snapshots, request)
-        stored = self._baselines() if self.asked.baselines else []
+        stored = self._stored if self.asked.baselines else []
         kinds = {one.label: one.kind for one in stored}
         labels = {target.label for target in given}
         more = [one for one in stored if one.label not in labels]
         made = self._targets(_joined(request, more))
         marked = [replace(t, baseline=kinds.get(t.profile.label)) for t in made]
         return sorted(marked, key=lambda t: t.baseline is None)
-
-    def _baselines(self) -> list[Baseline]:
-        return baselines(self.scan, self.step, self.end)
 
     def _with(self, request: Request, family: Family, scales: Sequence[float]) -> Request:
         """The request with lengths of a family too, but for those that it has."""
@@ -173,26 +169,20 @@ class Planner:
         """Targets that the search has chosen."""
         if not scales:
             return []
-        if family.name == SIGMA_REL:
-            request = self._of([gamma_from_sigma_rel(s) for s in scales], ())
-        else:
-            request = self._of((), [family.text(scale) for scale in scales])
-        return self._targets(request, refined=True)
+        return self._targets(self._with(self._of((), ()), family, scales), refined=True)
 
     def again(self, records: Sequence[Record]) -> list[Target]:
         """The targets of earlier results, without those that can't be made of what is recorded."""
-        stored = {one.label: one for one in self._baselines()}
+        stored = {one.label: one.spec for one in self._stored}
         made = []
         for record in records:
-            spec: Spec | None = None
             try:
                 if record.gamma is None:
-                    known = stored.get(record.profile)
-                    spec = parse_profile(record.profile) if known is None else known.spec
-                    if spec is None:
-                        continue
-                gammas = [] if record.gamma is None else [record.gamma]
-                (target,) = self._targets(self._of(gammas, [] if spec is None else [spec]))
+                    spec = stored.get(record.profile) or parse_profile(record.profile)
+                    request = self._of((), [spec])
+                else:
+                    request = self._of([record.gamma], ())
+                (target,) = self._targets(request)
             except PhemaError:
                 # A profile from a file, whose name alone is recorded.
                 continue
@@ -217,9 +207,7 @@ class Planner:
         gammas = [t.profile.exponent for t in targets if t.spec is None]
         return self._recipe(self._of(gammas, [t.spec for t in targets if t.spec is not None]))
 
-    def _of(
-        self, gammas: Sequence[float], specs: Sequence[str | ProfileSpec | CheckpointsSpec]
-    ) -> Request:
+    def _of(self, gammas: Sequence[float], specs: Sequence[Spec]) -> Request:
         """The request with other targets."""
         return replace(self.request, gamma=tuple(gammas), sigma_rel=(), profile=tuple(specs))
 

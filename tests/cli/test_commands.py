@@ -550,7 +550,7 @@ def test_numpy_has_one_thread_and_programs_know_nothing_of_it():
     """What phema starts sees the environment as it was; a number that was set holds."""
     code = (
         "import os\n"
-        "from phema_cli.cli.threads import load_numpy\n"
+        "from phema_cli.cli.process import load_numpy\n"
         "load_numpy()\n"
         "import numpy\n"
         "numpy.ones((500, 500)) @ numpy.ones((500, 500))\n"
