@@ -177,10 +177,10 @@ def recipe_for(inputs: Inputs, targets: int, out: Path) -> Recipe:
     return recipe
 
 
-def drop(inputs: Inputs) -> None:
-    """Have the system forget the inputs, so that they are read from the disk."""
-    flush_all(inputs.files)
-    for path in inputs.files:
+def drop(files: Sequence[Path]) -> None:
+    """Have the system forget files, so that they are read from the disk."""
+    flush_all(files)
+    for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -140,14 +140,14 @@ def cold(root: Path) -> Lines:
     inputs = Inputs(root / "float16", "float16", 16, 256 * MIB, 32)
 
     def cat() -> float:
-        drop(inputs)
+        drop(inputs.files)
         return process("sh", "-c", f"cat {inputs.folder}/* > /dev/null")
 
     with emptied(root / "out") as out:
         warm = measures_of(inputs, 1, out)
 
         def phema() -> float:
-            drop(inputs)
+            drop(inputs.files)
             return warm["phema"]()
 
         taken = rounds({"cat": cat, "phema": phema}, 3)
