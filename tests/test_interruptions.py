@@ -79,11 +79,21 @@ def workers(process):
         return []
 
 
-def interrupt(process, way, chance):
-    """End it in a way; whether there was anything to end."""
+def durations(process):
+    """How long a run lasts since it catches signals, and since it has workers."""
+    wait_for(lambda: heeds(process), process)
+    began = time.monotonic()
+    wait_for(lambda: workers(process), process)
+    forked = time.monotonic()
+    assert (process.communicate(timeout=120)[1], process.returncode) == ("", 0)
+    return time.monotonic() - began, time.monotonic() - forked
+
+
+def interrupt(process, way, chance, lasts):
+    """End it in a way, at a moment of what it ``lasts``; whether there was anything to end."""
     if way == "worker killed":
         wait_for(lambda: workers(process), process)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, lasts[1]))
         victims = workers(process)
         for victim in victims[:1]:
             os.kill(int(victim), signal.SIGKILL)
@@ -91,9 +101,9 @@ def interrupt(process, way, chance):
     wait_for(lambda: heeds(process), process)
     if chance.random() < 0.7:
         wait_for(lambda: workers(process), process)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, lasts[1]))
     else:
-        time.sleep(chance.uniform(0, 1.5))
+        time.sleep(chance.uniform(0, lasts[0]))
     number = signal.SIGINT if way == "ctrl-c" else signal.SIGTERM
     try:
         os.killpg(process.pid, number)
@@ -177,8 +187,7 @@ def test_a_signal_at_every_line(tmp_path, jobs):
 
 def test_interruptions_end_at_once_and_lose_nothing(snapshots, tmp_path):
     """At any moment, with any number of workers: one line, its exit code, the same bytes after."""
-    whole = start(snapshots, tmp_path / "whole", 2)
-    assert (whole.communicate(timeout=120)[1], whole.returncode) == ("", 0)
+    lasts = durations(start(snapshots, tmp_path / "whole", 2))
     expected = digests(tmp_path / "whole")
     chance = random.Random(0)  # noqa: S311 - no secret
     longest, ended = 0.0, 0
@@ -186,7 +195,7 @@ def test_interruptions_end_at_once_and_lose_nothing(snapshots, tmp_path):
         way, jobs = list(WAYS)[number % 3], JOBS[number % 5]
         out = tmp_path / str(number)
         process = start(snapshots, out, jobs)
-        met = interrupt(process, way, chance)
+        met = interrupt(process, way, chance, lasts)
         began = time.monotonic()
         _, err = process.communicate(timeout=30)
         longest = max(longest, time.monotonic() - began if met else 0.0)

@@ -342,6 +342,14 @@ def test_all_failing_is_a_failed_check(ckpts, tmp_path):
     assert len(lines(tmp_path / "calls")) == 4
 
 
+def test_what_a_command_printed_is_no_markup(ckpts, tmp_path):
+    """Square brackets in a failure are shown as they are."""
+    how = ("--eval", "echo 'fid [/x]' # {path}", "--metric", r"fid (\S+)")
+    run = phema("sweep", ckpts, "-s", "0.1", "--no-sample", "--no-baselines", *how, cwd=tmp_path)
+    assert run.code == 1
+    assert "1 of 1: sigma_rel 0.1, gamma 6.9372: its metric is '[/x]', no number" in run.err
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 def test_of_equals_the_shortest_is_the_best(ckpts, tmp_path, maximize):
     """Where metrics are rounded, the table, the drawing and the path agree on which is best."""

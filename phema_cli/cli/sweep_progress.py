@@ -80,7 +80,8 @@ class Shown:
         if self._live:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()
-        said = f"[red]{record.failure}[/]" if metric is None else f"{metric:.7g}"
+        failure = f"[red]{render.plain(record.failure)}[/]"
+        said = failure if metric is None else f"{metric:.7g}"
         render.console(stderr=True).print(
             f"{self._done} of {self._done + left}: {render.plain(sweep_words.named(record))}: "
             f"{said}  [dim]{self._times(left)}[/]",
