@@ -221,7 +221,8 @@ as phema has workers. *Flushed* also flushes the outputs to the disk, as phema d
 snapshots of 256 MiB in the cache, unless a section says otherwise.
 
 Where phema is not fast: importing torch is most of the second that a small synthesis takes.
-Packed snapshots take 1.3 times as long as float16 ([packing-measured.md](packing-measured.md)).
+Packed snapshots in the cache take 1.2 times as long as float16, and packed ones of 8 bits from the
+disk as long ([packing-measured.md](packing-measured.md)).
 Transposed matrices of `.pt` files take up to twice as long as others where few snapshots are read,
 and three times with 16, whose bands have to share the memory; channels last costs a tenth.
 """
@@ -252,7 +253,7 @@ def main() -> None:
             if arguments.print:
                 print(line, flush=True)
     if not arguments.print:
-        # What benchmarks.growth and benchmarks.peers have written stays.
+        # What growth, peers and summing have written stays.
         _, *others = PAGE.read_text(encoding="utf-8").partition("\n## Growth\n")
         PAGE.write_text("\n".join(lines).rstrip() + "\n" + "".join(others), encoding="utf-8")
 
