@@ -3,9 +3,9 @@
 A target's average depends on its own sources and weights alone. A tile's stored values stay in the
 processor's last cache from the read to the sum, and blocks of them, widened, in its nearer ones.
 
-``sum_i x_i row_i`` is the chain of fused multiply-adds over the rows, first to last, from zero. A
-matrix product reads each row once; whether it gives the chain's bits is tried out once per process,
-so that the number of sums made at once shows in none of them.
+``sum_i x_i row_i`` is the chain of fused multiply-adds over the rows, first to last, from zero:
+``sums.py`` finds the fastest function that gives its bits, so that the number of sums made at once
+shows in none of them.
 """
 
 from __future__ import annotations

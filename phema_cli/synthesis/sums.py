@@ -1,4 +1,8 @@
-"""Sums over rows: a chain of fused multiply-adds, by matrix products where those give it."""
+"""Sums over rows: a chain of fused multiply-adds, by the fastest function that gives its bits.
+
+That is ``embedding_bag`` for few targets and a matrix product, which reads each row once, for more.
+Whether they give the chain's bits is tried out once per process.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +94,7 @@ def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> Non
 
 
 def _bag(weights: torch.Tensor, rows: torch.Tensor, pieces: int, size: int) -> torch.Tensor:
-    """The sums over rows by ``embedding_bag``: of few targets it is the fastest.
+    """The sums over rows by ``embedding_bag``.
 
     Args:
         weights: (targets, rows), or (pieces, targets, rows) where pieces have their own.
