@@ -304,7 +304,7 @@ class Checkpoint:
     def ties(self) -> dict[str, str]:
         """The first name of each tensor that has several, by each further name."""
         if isinstance(self.tensors, Tensors):
-            return {}
+            return {}  # no byte belongs to two
         first: dict[object, str] = {}
         ties: dict[str, str] = {}
         for name, e in self.tensors.items():

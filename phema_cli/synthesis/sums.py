@@ -16,7 +16,7 @@ from phema_cli.synthesis.memory import LEAST_ROWS, WIDTH
 if TYPE_CHECKING:
     import torch
 
-#: blocks that are tried out.
+#: blocks, or pieces of rows, that are tried out.
 _TRIED = 4
 #: some of several rows, by their numbers; a slice where they follow on one another.
 Some: TypeAlias = slice | list[int]
@@ -39,7 +39,7 @@ def add_up(
     import torch
 
     columns = -(-count // WIDTH) * WIDTH
-    if targets < LEAST_ROWS and bag_is_chain(targets, len(rows), WIDTH, weights.dtype):
+    if targets < LEAST_ROWS and bag_is_chain(targets, len(rows), weights.dtype):
         sums = _bag(weights[:targets], rows, columns // WIDTH, WIDTH)
         out[:targets, :columns].view(targets, -1, WIDTH).copy_(sums.transpose(0, 1))
     elif product_is_chain(*weights.shape, weights.dtype):
@@ -74,7 +74,7 @@ def add_blocks_up(
 
     blocks, k, count = weights.shape
     block = rows.shape[1] // blocks
-    if targets < LEAST_ROWS and bag_is_chain(targets, count, block, weights.dtype):
+    if targets < LEAST_ROWS and bags_are_chains(targets, count, block, weights.dtype):
         return _bag(weights[:, :targets], rows, blocks, block).transpose(0, 1)
     sums = out.view(-1)[: k * rows.shape[1]].view(blocks, k, block)
     apart = rows.view(count, blocks, block).transpose(0, 1)
@@ -132,25 +132,58 @@ def _places(pieces: int, targets: int, count: int, step: int) -> tuple[torch.Ten
 
 
 @lru_cache
-def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
-    """Whether matrix products of that shape give the bits of the chains on this machine."""
+def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
+    """Whether a matrix product of that shape gives the bits of the chain on this machine."""
     import torch
 
-    weights, values, expected = _tried(targets, rows, elements, dtype)
+    weights, values, expected = _tried(targets, rows, dtype)
+    return torch.equal(torch.mm(weights, values), expected)
+
+
+@lru_cache
+def bag_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
+    """The same of ``embedding_bag``."""
+    import torch
+
+    weights, values, expected = _tried(targets, rows, dtype)
+    sums = _bag(weights, values, _TRIED, WIDTH).transpose(0, 1)
+    return torch.equal(sums.reshape(expected.shape), expected)
+
+
+def _tried(
+    targets: int, rows: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights, rows, and their chains."""
+    import torch
+
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.standard_normal((targets, rows))).to(dtype)
+    values = torch.from_numpy(random.standard_normal((rows, _TRIED * WIDTH))).to(dtype)
+    expected = torch.empty(targets, _TRIED * WIDTH, dtype=dtype)
+    _chain(weights, values, expected)
+    return weights, values, expected
+
+
+@lru_cache
+def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
+    """Whether matrix products of blocks give the bits of the chains on this machine."""
+    import torch
+
+    weights, values, expected = _tried_blocks(targets, rows, elements, dtype)
     apart = values.view(rows, _TRIED, elements).transpose(0, 1)
     return torch.equal(torch.bmm(weights, apart), expected)
 
 
 @lru_cache
-def bag_is_chain(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
-    """Whether ``embedding_bag`` gives the bits of the chains on this machine."""
+def bags_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
+    """The same of ``embedding_bag``."""
     import torch
 
-    weights, values, expected = _tried(targets, rows, elements, dtype)
+    weights, values, expected = _tried_blocks(targets, rows, elements, dtype)
     return torch.equal(_bag(weights, values, _TRIED, elements), expected)
 
 
-def _tried(
+def _tried_blocks(
     targets: int, rows: int, elements: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weights of some blocks, rows, and the chains of these."""
@@ -162,19 +195,6 @@ def _tried(
     expected = torch.empty(_TRIED, targets, elements, dtype=dtype)
     _chains(weights, values.view(rows, _TRIED, elements).transpose(0, 1), expected)
     return weights, values, expected
-
-
-@lru_cache
-def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
-    """Whether a matrix product of that shape gives the bits of the chain on this machine."""
-    import torch
-
-    random = np.random.default_rng(0)
-    weights = torch.from_numpy(random.standard_normal((targets, rows))).to(dtype)
-    values = torch.from_numpy(random.standard_normal((rows, 4 * WIDTH))).to(dtype)
-    expected = torch.empty(targets, 4 * WIDTH, dtype=dtype)
-    _chain(weights, values, expected)
-    return torch.equal(torch.mm(weights, values), expected)
 
 
 def consecutive(numbers: list[int]) -> Some:
