@@ -19,7 +19,7 @@ from phema_cli.formats.base import DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import Floats
 from phema_cli.formats.reader import FileReader, from_bfloat16
-from phema_cli.formats.strided import is_dense
+from phema_cli.formats.strided import is_dense, is_plain
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import distinct, reference
@@ -179,7 +179,7 @@ def _read(
         extent = tensors[r.name]
         if r.name in in_any_order:
             extent = replace(extent, strides=None)
-        plain = extent.strides is None and not extent.pieces and extent.packed is None
+        plain = is_plain(extent)
         at = extent.offset + extent.dtype.size_bytes(r.start)
         if plain and behind == (extent.file, extent.dtype, at):
             first, start, count = runs.pop()

@@ -19,7 +19,7 @@ from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
 from phema_cli.formats.checks import REMEDY
 from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
-from phema_cli.formats.strided import Bands
+from phema_cli.formats.strided import Bands, is_plain
 from phema_cli.system.files import open_file, read_at
 
 #: elements that are summed of a packed tensor at a time, a multiple of its blocks.
@@ -153,8 +153,7 @@ class FileReader(OpenFiles):
         """:meth:`read_elements` for each request; one call fetches all that is remote."""
         remote = []
         for extent, start, out in requests:
-            plain = extent.strides is None and not extent.pieces and extent.packed is None
-            if is_remote(extent.file) and plain:
+            if is_remote(extent.file) and is_plain(extent):
                 offset = extent.offset + extent.dtype.size_bytes(start)
                 remote.append((extent.file, offset, out))
             else:

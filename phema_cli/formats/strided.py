@@ -37,6 +37,11 @@ def is_strided(extent: Extent) -> bool:
     return extent.strides is not None or any(is_strided(p.extent) for p in extent.pieces)
 
 
+def is_plain(extent: Extent) -> bool:
+    """Whether the elements lie in one place, in row-major order, as they are."""
+    return extent.strides is None and not extent.pieces and extent.packed is None
+
+
 def is_dense(extent: Extent) -> bool:
     """Whether the elements lie one after the other, in whatever order of the dimensions."""
     step = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phema_cli.formats.base import Extent, Link, Part
 from phema_cli.formats.reader import FileReader
+from phema_cli.formats.strided import is_plain
 from phema_cli.snapshots.base import distinct
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.packed import Rows
@@ -193,8 +194,7 @@ def _follows(first: Extent, second: Extent) -> bool:
     return (
         second.offset == first.offset + first.length
         and first.file == second.file
-        and first.strides is second.strides is None
-        and not (first.pieces or second.pieces)
-        and first.packed is second.packed is None
+        and is_plain(first)
+        and is_plain(second)
         and first.elements * first.dtype.bits % 8 == 0
     )
