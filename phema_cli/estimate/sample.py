@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.base import DType, Extent, Part
 from phema_cli.formats.chains import link_of
-from phema_cli.formats.packing import Floats
+from phema_cli.formats.packing import BLOCK
 from phema_cli.formats.reader import FileReader, from_bfloat16
 from phema_cli.formats.strided import is_dense, is_plain
 from phema_cli.profiles import Array
@@ -32,6 +32,8 @@ PAGE_BYTES = 4096
 _MOST_VALUES = 8 << 20
 #: pages in one of a packed snapshot: each of its reads is one of every file that it follows.
 _PACKED_PAGES = 4
+#: elements of packed tensors that are put together at a time.
+_PACKED_PIECE = 1 << 14
 
 #: ranges that are read at a time.
 _AT_A_TIME = 4096
@@ -215,30 +217,89 @@ def _read_packed(
         (n,) each snapshot's mean square error from the rounding of its residues, whose steps are
         uniform: the square of a step over 12.
     """
+    pieces = [
+        _Range(r.name, r.start + low, min(_PACKED_PIECE, r.count - low))
+        for r in ranges
+        for low in range(0, r.count, _PACKED_PIECE)
+    ]
     squares = np.zeros(len(snapshots))
     begin = 0
-    for r in ranges:
-        span = slice(begin, begin + r.count)
-        begin += r.count
-        held: dict[Path, tuple[Floats, Floats]] = {}
-        whole: dict[Path, Floats] = {}
-        for row, snapshot in enumerate(snapshots):
-            extent = snapshot.checkpoint.tensors[r.name]
-            if extent.packed is None:
-                continue
-            link, name = extent.packed
-            key = link.keyframe[name]
-            if key.file not in whole:
-                (whole[key.file],) = _read(reader, {r.name: key}, [r])
-            for part in link.parts:
-                if part.path not in held:
-                    held[part.path] = reader.read_steps(part, name, r.start, r.count)
-            residues = np.array([held[part.path][0] for part in link.parts], np.float64)
-            moved = np.array(link.coefficients) @ residues
-            values[row, span] = whole[key.file] + moved
-            steps = held[link.parts[-1].path][1]
-            squares[row] += np.square(steps, dtype=np.float64).sum() / 12
+    for name, some in groupby(pieces, key=lambda piece: piece.name):
+        chains = _chains([s.checkpoint.tensors[name] for s in snapshots])
+        for piece in some:
+            span = slice(begin, begin + piece.count)
+            begin += piece.count
+            for chain in chains:
+                (whole,) = _read(reader, {name: chain.whole}, [piece])
+                residues, steps = _residues(reader, chain, piece)
+                # One product for all rows would be the slower way for matrices of this shape.
+                for row, own in zip(chain.rows, chain.coefficients, strict=True):
+                    # Beyond float32 they are infinite, and reported as such.
+                    with np.errstate(over="ignore"):
+                        values[row, span] = whole + own @ residues
+                squares[chain.rows] += steps[chain.own] / 12
     return squares / max(begin, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Where a tensor is packed in files that follow one keyframe.
+
+    Attributes:
+        name: the tensor's in the files.
+        whole: the tensor in the keyframe.
+        rows: the n snapshots, by number.
+        parts: the m files whose residues they are sums of.
+        coefficients: (n, m) of the residues in each.
+        own: each snapshot's file, by number.
+    """
+
+    name: str
+    whole: Extent
+    rows: list[int]
+    parts: list[Part]
+    coefficients: Array
+    own: list[int]
+
+
+def _chains(extents: Sequence[Extent]) -> list[_Chain]:
+    """The chains of a tensor's extents in all snapshots."""
+    packed = {row: e.packed for row, e in enumerate(extents) if e.packed is not None}
+    by_file: dict[Path, list[int]] = {}
+    for row, (link, name) in packed.items():
+        by_file.setdefault(link.keyframe[name].file, []).append(row)
+    chains = []
+    for rows in by_file.values():
+        links = [packed[row].link for row in rows]
+        parts = {part.path: part for link in links for part in link.parts}
+        numbers = {path: number for number, path in enumerate(parts)}
+        coefficients = np.zeros((len(rows), len(parts)))
+        for own, link in zip(coefficients, links, strict=True):
+            own[[numbers[part.path] for part in link.parts]] = link.coefficients
+        last = [numbers[link.parts[-1].path] for link in links]
+        link, name = packed[rows[0]]
+        whole = link.keyframe[name]
+        chains.append(_Chain(name, whole, rows, list(parts.values()), coefficients, last))
+    return chains
+
+
+def _residues(
+    reader: FileReader, chain: _Chain, piece: _Range
+) -> tuple[NDArray[np.float64], Array]:
+    """Residues (m, count) of a tensor's elements in m files, and the sums of their steps' squares.
+
+    In float64 no product of an integer and a scale is infinite.
+    """
+    aligned = piece.start // BLOCK * BLOCK
+    low, high = piece.start - aligned, piece.start - aligned + piece.count
+    residues = np.empty((len(chain.parts), high))
+    scales = [
+        reader.read_residues(part, chain.name, aligned, row)
+        for part, row in zip(chain.parts, residues, strict=True)
+    ]
+    blocks = np.arange(-(-high // BLOCK) + 1) * BLOCK
+    inside = np.diff(blocks.clip(low, high))
+    return residues[:, low:], np.square(scales, dtype=np.float64) @ inside
 
 
 def _units(values: NDArray[np.floating], dtype: DType) -> Array:

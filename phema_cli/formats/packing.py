@@ -205,14 +205,14 @@ def _stored(integers: Floats, bits: int) -> NDArray[np.generic]:
     return nibbles[::2] | nibbles[1::2] << 4
 
 
-def unpack(values: NDArray[np.uint8], scales: Floats, bits: int, out: Floats) -> None:
+def unpack(values: NDArray[np.uint8], scales: Floats, bits: int, out: NDArray[np.floating]) -> None:
     """What readers have of residues.
 
     Args:
         values: bytes of stored integers, from a block's first one on.
         scales: (blocks,) float32.
         bits: of an integer.
-        out: (n,) float32, filled.
+        out: (n,) float32 or float64, filled.
     """
     if bits == _NIBBLES:
         integers = np.empty((len(values), 2), np.int8)

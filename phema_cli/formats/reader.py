@@ -177,14 +177,14 @@ class FileReader(OpenFiles):
         else:
             self._bands.fill(extent, start, out)
 
-    def read_residues(self, part: Part, name: str, start: int, out: Floats) -> Floats:
+    def read_residues(self, part: Part, name: str, start: int, out: NDArray[np.floating]) -> Floats:
         """Fill ``out`` with a packed file's residues of a tensor; returns their blocks' scales.
 
         Args:
             part: the file.
             name: the tensor's.
             start: index of the first element, which is the first of its block.
-            out: float32.
+            out: float32 or float64.
 
         Raises:
             InputError: a scale is negative or not finite.
@@ -218,14 +218,6 @@ class FileReader(OpenFiles):
         if len(scales) and np.frombuffer(scales, np.uint16).max() >= INFINITE:
             what = f"tensor {name}: a scale is negative or not finite"
             raise InputError(what, where=part.path, remedy=REMEDY)
-
-    def read_steps(self, part: Part, name: str, start: int, count: int) -> tuple[Floats, Floats]:
-        """Residues of a tensor's elements from any one on, and the step that each is rounded to."""
-        aligned = start // BLOCK * BLOCK
-        low, high = start - aligned, start - aligned + count
-        residues = np.empty(high, np.float32)
-        steps = np.repeat(self.read_residues(part, name, aligned, residues), BLOCK)
-        return residues[low:], steps[low:high]
 
     def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
         """Sum what a packed tensor consists of, in float64: keyframe, then residues in order."""
