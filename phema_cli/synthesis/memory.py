@@ -24,8 +24,9 @@ LEAST_ROWS = 4
 #: sources that are summed at a time: BLAS libraries sum many more in other orders.
 GROUP = 32
 
-#: elements of a block, unless it is the tile.
-_BLOCK = 16 << 10
+#: elements of a block, unless it is the tile: where all kinds are summed by differences, and where
+#: only tiles with infinities are.
+_BLOCK, _RARE_BLOCK = 80 << 10, 16 << 10
 # A tile's buffers stay in the processor's cache, and its reads are long enough not to be counted.
 _TILE_BYTES = 5 << 20
 _LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
@@ -62,6 +63,11 @@ class Kind:
         types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
         return Kind(types.pop(), self.out, (), self.packed) if len(types) == 1 else self
 
+    @property
+    def may_be_direct(self) -> bool:
+        """Whether its types allow ``sum_i x_i theta_i`` to be summed as it stands."""
+        return self.dtype == self.out and self.dtype.name in _PARTS and not self.stored
+
     def is_direct(self, weights: Array) -> bool:
         """Whether a target's ``sum_i x_i theta_i`` may be summed as it stands.
 
@@ -73,8 +79,7 @@ class Kind:
         Args:
             weights: (n,) float64 of the target's own sources, none of them 0.
         """
-        alike = self.dtype == self.out and not self.stored
-        if not alike or self.dtype.name not in _PARTS or len(weights) > _MOST_DIRECT:
+        if not self.may_be_direct or len(weights) > _MOST_DIRECT:
             return False
         partial = float(np.abs(weights.cumsum()).max(initial=0.0))
         size = float(np.abs(weights).sum())
@@ -125,7 +130,8 @@ def buffers(
         rows = max(sources, len(packed.weights))
         raw = max(raw, math.ceil(packed.bits / 8) + targets * out)
     width = -(-elements // WIDTH) * WIDTH
-    group, block = min(rows, GROUP), min(_BLOCK, width)
+    rare = all(k.may_be_direct for k in kinds)
+    group, block = min(rows, GROUP), min(_RARE_BLOCK if rare else _BLOCK, width)
     wide = any("F64" in {k.dtype.name, k.out.name} for k in kinds)
     # Beside differences and sums: those of a group, the reference, a mask, a copy of a sum.
     blocks = 2 * group + 2 * max(targets, LEAST_ROWS) + 3
