@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from phema_cli.formats.base import DTYPES, Checkpoint
-from phema_cli.formats.crc32 import combine
 from phema_cli.formats.reader import FileReader
 from phema_cli.formats.torch_write import encode
 from phema_cli.snapshots import scan
@@ -45,21 +42,6 @@ def firsts(state):
 def unique(state):
     """Each tensor under its first name."""
     return {n: state[n] for n in firsts(state).values()}
-
-
-@given(parts=st.lists(st.binary(max_size=70), max_size=6))
-def test_joined_checksums(parts):
-    """CRC-32 of parts, joined, is that of the whole."""
-    crc = 0
-    for part in parts:
-        crc = combine(crc, zlib.crc32(part), len(part))
-    assert crc == zlib.crc32(b"".join(parts))
-
-
-def test_joined_checksum_of_large_parts():
-    """Lengths of many bits are handled alike."""
-    a, b = bytes(range(250)) * 4, bytes(5_000_000)
-    assert combine(zlib.crc32(a), zlib.crc32(b), len(b)) == zlib.crc32(a + b)
 
 
 def test_torch_output_is_what_torch_writes(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -15,9 +16,11 @@ from phema_cli import average
 from phema_cli.errors import InputError
 from phema_cli.estimate.sample import sample
 from phema_cli.formats.chains import link_of
-from phema_cli.request import Config
+from phema_cli.request import Config, Request
 from phema_cli.snapshots import scan
-from tests.builders import phema
+from phema_cli.synthesis import make_recipe, staging
+from phema_cli.synthesis.execute import execute
+from tests.builders import phema, read_index
 from tests.packing import packed_chain, tensor_of
 
 TAGS = [(100.0 * step, gamma) for step in range(1, 9) for gamma in (5.0, 10.0)]
@@ -226,6 +229,64 @@ def test_a_flipped_bit_in_the_data(tmp_path, place):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     with pytest.raises(InputError, match="other bytes"):
         dict(average(tmp_path / "in", gamma=7, config=Config(trust_tags=True)))
+
+
+@pytest.mark.linux("it tells how much a process has read")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_packed_files_are_read_once(tmp_path, jobs):
+    """They are checked by what is read for the sums, but for what is in none of them."""
+    random = np.random.default_rng(0)
+    walk = random.standard_normal((len(TAGS), 300_000)).astype(np.float32).cumsum(axis=0)
+    states = [{"w": row, "steps": np.array(i)} for i, row in enumerate(walk)]
+    packed_chain(tmp_path / "in", states, TAGS, 8)
+    found = scan([tmp_path / "in"], Config(trust_tags=True))
+    request = Request(gamma=(7.0,), output=str(tmp_path / "out.safetensors"), jobs=jobs)
+    recipe, _ = make_recipe(found, request)
+    before = read_bytes()
+    execute(recipe)
+    taken = read_bytes() - before
+    stored = sum(path.stat().st_size for path in (tmp_path / "in").iterdir())
+    assert stored <= taken < 1.1 * stored
+
+
+def read_bytes():
+    """How many bytes this process has read from files."""
+    return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_damage_before_and_after_an_interruption(tmp_path, monkeypatch, jobs):
+    """What an earlier run has read is read again, so that damage to it does not go unseen."""
+    chain = packed_chain(tmp_path / "in", run_of(), TAGS, 8)
+    found = scan([tmp_path / "in"], Config(trust_tags=True))
+    request = Request(gamma=(7.0,), output=str(tmp_path / "out.safetensors"), jobs=jobs)
+    recipe, _ = make_recipe(found, request)
+    recipe = replace(recipe, tile_elements=32)
+    plan = next(t for t in recipe.tensors if t.kind.packed)
+    first = read_index(chain[3]).tensors[plan.name]
+    monkeypatch.setattr(staging, "_RECORDED_BYTES", 1000)
+    monkeypatch.setattr("phema_cli.system.pools._REPORT_SECONDS", 0.001)
+
+    def stop(_):
+        if any('"done"' in p.read_text() for p in tmp_path.glob("*.partial/journal")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(recipe, progress=stop)
+    flip(chain[3], first.offset)
+    with pytest.raises(InputError, match="other bytes"):
+        execute(recipe)
+    flip(chain[3], first.offset)
+    execute(recipe)
+
+
+def flip(path, place):
+    """Flip a bit as a disk does it: no time of a change is noted."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_packed_files_behind_a_url(tmp_path):

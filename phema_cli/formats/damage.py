@@ -1,8 +1,8 @@
 """Damage to packed files: bytes of tensors that are not those that were written.
 
 A bit that flips in the residues of one file moves all averages that follow it, by an amount that
-looks like any other number. So packed files, which know the CRC-32 of their tensors, are read once
-more before an output gets its name.
+looks like any other number. So packed files, which know the CRC-32 of their tensors, are checked
+before an output gets its name: by what workers have read, and what they have not is read then.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.chains import link_of
-from phema_cli.formats.image import hash_from
+from phema_cli.formats.crc32 import Ranges, crc32_from
 from phema_cli.formats.packing import CHECKSUM_KEY
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.safetensors import read_header
@@ -25,23 +26,33 @@ from phema_cli.formats.stamps import Stamp, stamp
 _WHOLE: dict[Path, Stamp] = {}
 
 
-def refuse_damaged(checkpoints: Iterable[Checkpoint], jobs: int) -> None:
+def packed_files(checkpoints: Iterable[Checkpoint]) -> set[Path]:
+    """All files of packed checkpoints, with those that they follow."""
+    return {f for c in checkpoints if link_of(c) is not None for f in c.files}
+
+
+def unchecked(files: Iterable[Path]) -> set[Path]:
+    """The files that this process has not found whole yet, as they are now."""
+    return {path for path in files if not _is_whole(path)}
+
+
+def refuse_damaged(files: Iterable[Path], read: Ranges, jobs: int) -> None:
     """Refuse packed files whose tensors have other bytes than when they were written.
 
     Args:
-        checkpoints: packed ones count, with all that they follow.
+        files: which.
+        read: what has been read of them, by their paths; the rest is read now.
         jobs: files that are read at a time.
 
     Raises:
         InputError: there is one.
         StorageError: the operating system failed to read.
     """
-    packed = (c for c in checkpoints if link_of(c) is not None)
-    files = sorted({file for checkpoint in packed for file in checkpoint.files}, key=str)
     stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for _ in pool.map(lambda path: _refuse_damaged(path, stopped), files):
+            ordered = sorted(unchecked(files), key=str)
+            for _ in pool.map(lambda path: _refuse_damaged(path, read, stopped), ordered):
                 pass
         finally:
             # An interruption does not wait for the rest of large files.
@@ -49,22 +60,32 @@ def refuse_damaged(checkpoints: Iterable[Checkpoint], jobs: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def _refuse_damaged(path: Path, stopped: threading.Event) -> None:
+def _is_whole(path: Path) -> bool:
+    """Whether a file was found whole before, and is what it was then."""
+    if is_remote(path) or path not in _WHOLE:
+        return False
+    try:
+        return _WHOLE[path] == stamp(path)
+    except OSError:
+        return False
+
+
+def _refuse_damaged(path: Path, read: Ranges, stopped: threading.Event) -> None:
     """Refuse one file; returns early when the others are not wanted any more."""
     with remote_errors(path):
         before = None if is_remote(path) else stamp(path)
-        if before is not None and _WHOLE.get(path) == before:
-            return
         extents, metadata = read_header(path)
         start = min(extent.offset for extent in extents.values())
+        stop = max(extent.offset + extent.length for extent in extents.values())
         try:
             with path.open("rb") as stream:
-                digest = hash_from(stream, start, "crc32", stopped.is_set)
+                rest = partial(crc32_from, stream, stopped=stopped.is_set)
+                crc = read.crc32(str(path), start, stop, rest)
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
     if stopped.is_set():
         return
-    if digest != metadata.get(CHECKSUM_KEY):
+    if f"{crc:08x}" != metadata.get(CHECKSUM_KEY):
         raise InputError(
             "its tensors have other bytes than when it was written",
             where=path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from typing import Literal, Protocol
@@ -49,7 +49,7 @@ class FileImage:
     def hash_of(self, stream: BufferedIOBase, algorithm: Algorithm) -> str:
         """The hash of all tensors' bytes in a file that was written, in hexadecimal."""
         start = min(self.offsets.values(), default=self.size_bytes)
-        return hash_from(stream, start, algorithm)
+        return _hash_from(stream, start, algorithm)
 
     def seal(self, stream: BufferedIOBase) -> dict[Algorithm, str]:
         """Put the hashes where they go, once the tensors are written; returns them."""
@@ -76,18 +76,13 @@ class _Crc32:
         return f"{self._value:08x}"
 
 
-def hash_from(
-    stream: BufferedIOBase,
-    start: int,
-    algorithm: Algorithm,
-    stopped: Callable[[], bool] = lambda: False,
-) -> str:
-    """The hash of a file's bytes from ``start`` on, in hexadecimal; of some if it is stopped."""
+def _hash_from(stream: BufferedIOBase, start: int, algorithm: Algorithm) -> str:
+    """The hash of a file's bytes from ``start`` on, in hexadecimal."""
     stream.seek(start)
     digest = _Crc32() if algorithm == "crc32" else hashlib.sha256()
     # The same memory again and again: new memory takes as long as a CRC-32.
     held = memoryview(bytearray(_HASHED_BYTES))
-    while not stopped() and (count := stream.readinto(held)):
+    while count := stream.readinto(held):
         digest.update(held[:count])
     return digest.hexdigest()
 

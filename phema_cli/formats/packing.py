@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
-from phema_cli.formats.base import DTYPES, DType
+from phema_cli.formats.base import DTYPES, DType, Part
 from phema_cli.formats.checks import REMEDY, parse_object
 
 #: the entry of the metadata that says how a file is packed, and the one with the CRC-32 of its
@@ -203,6 +203,18 @@ def _stored(integers: Floats, bits: int) -> NDArray[np.generic]:
     nibbles = np.full(2 * -(-len(integers) // 2), 8, np.uint8)
     nibbles[: len(integers)] = integers + 8
     return nibbles[::2] | nibbles[1::2] << 4
+
+
+def places_of(part: Part, name: str, start: int) -> tuple[int, int]:
+    """Where integers, and scales, of a packed tensor's elements from ``start`` on lie in the file.
+
+    Args:
+        part: the file.
+        name: the tensor's.
+        start: index of the first element, which is the first of its block.
+    """
+    values, steps = part.tensors[name]
+    return values.offset + start * part.bits // 8, steps.offset + 2 * (start // BLOCK)
 
 
 def unpack(values: NDArray[np.uint8], scales: Floats, bits: int, out: NDArray[np.floating]) -> None:

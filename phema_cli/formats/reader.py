@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from phema_cli.errors import InputError, StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
 from phema_cli.formats.checks import REMEDY
-from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, unpack
+from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, places_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.formats.strided import Bands, is_plain
 from phema_cli.system.files import open_file, read_at
@@ -211,9 +211,8 @@ class FileReader(OpenFiles):
         Raises:
             InputError: a scale is negative or not finite.
         """
-        values, steps = part.tensors[name]
-        self.read_bytes(part.path, values.offset + start * part.bits // 8, integers)
-        self.read_bytes(part.path, steps.offset + 2 * (start // BLOCK), scales)
+        for place, held in zip(places_of(part, name, start), (integers, scales), strict=True):
+            self.read_bytes(part.path, place, held)
         # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
         if len(scales) and np.frombuffer(scales, np.uint16).max() >= INFINITE:
             what = f"tensor {name}: a scale is negative or not finite"

@@ -18,14 +18,13 @@ from phema_cli.snapshots import Paths
 from phema_cli.solver import Figures
 from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.synthesis.staging import (
-    Checks,
     Staging,
     check_inputs,
     make_durable,
     write_checksums,
 )
 from phema_cli.synthesis.tensors import TensorPlan
-from phema_cli.synthesis.workers import fill, merged, stream
+from phema_cli.synthesis.workers import Checks, fill, merged, stream
 from phema_cli.system.pools import Progress
 from phema_cli.system.ranks import Ranks
 
@@ -83,7 +82,7 @@ def execute(
             staging.open()
             left = staging.journal.done, staging.journal.complete
         done, complete = ranks.share(left)
-        checks: list[Checks] = [{} for _ in recipe.outputs]
+        checks = Checks(recipe)
         if not complete:
             checks = fill(
                 recipe, progress or (lambda _: None), done=done, ranks=ranks, processes=processes
@@ -100,10 +99,10 @@ def execute(
         raise
 
 
-def _complete(recipe: Recipe, checks: list[Checks]) -> None:
+def _complete(recipe: Recipe, checks: Checks) -> None:
     """See that sources are what they were, and that outputs are on the disk, with checksums."""
-    check_inputs(recipe)
-    for output, own in zip(recipe.outputs, checks, strict=True):
+    check_inputs(recipe, checks.read)
+    for output, own in zip(recipe.outputs, checks.written, strict=True):
         write_checksums(recipe, output, own)
     make_durable(recipe)
 

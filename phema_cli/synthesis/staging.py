@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
-from phema_cli.formats.crc32 import combine
-from phema_cli.formats.damage import refuse_damaged
+from phema_cli.formats.crc32 import Ranges, crc32_from
+from phema_cli.formats.damage import packed_files, refuse_damaged
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.stamps import refuse_changed
 from phema_cli.synthesis import journal
@@ -34,12 +32,8 @@ from phema_cli.system.files import (
 )
 from phema_cli.system.signals import held_signals
 
-#: CRC-32 and bytes of the parts of a tensor by their first byte, by tensor name.
-Checks = dict[str, dict[int, tuple[int, int]]]
 #: the most bytes of outputs after which they are flushed and recorded.
 _RECORDED_BYTES = 64 << 20
-#: bytes that are read at a time for a checksum.
-_CHECKED_BYTES = 1 << 20
 #: runs of one output that may end while another one is about to start.
 _TRIES = 100
 
@@ -301,18 +295,23 @@ def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
         opened.remove()
 
 
-def check_inputs(recipe: Recipe) -> None:
+def check_inputs(recipe: Recipe, read: Ranges) -> None:
     """Refuse sources that are not what they were when their headers were read, and damaged ones.
+
+    Args:
+        recipe: what its outputs were made by.
+        read: what was read of packed files, by their paths.
 
     Raises:
         InputError: a file was replaced, or written to, or has been damaged.
         StorageError: the operating system can't look there.
     """
-    if recipe.rows is not None:
-        refuse_damaged((recipe.sources[i].checkpoint for i in recipe.used), recipe.jobs)
     remedy = "no output was written; run again when nothing writes to the snapshots"
     for source in recipe.sources:
         refuse_changed(source.checkpoint.stamps, remedy)
+    if recipe.rows is not None:
+        packed = (recipe.sources[i].checkpoint for i in recipe.used)
+        refuse_damaged(packed_files(packed), read, recipe.jobs)
 
 
 def make_durable(recipe: Recipe) -> None:
@@ -341,10 +340,14 @@ def publish(output: Output) -> None:
         sync_folder(output.finals[0].parent)
 
 
-def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
+def write_checksums(recipe: Recipe, output: Output, written: Ranges) -> None:
     """Put each tensor's CRC-32, and the hash of all, where the format has them.
 
-    Of tensors that an earlier run has written in part, the values are read once more.
+    Args:
+        recipe: what made the output.
+        output: its files are whole but for these.
+        written: what was written of each tensor; the rest, which an earlier run has written, is
+            read.
     """
     sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
     with writing(output.path):
@@ -353,24 +356,10 @@ def write_checksums(recipe: Recipe, output: Output, checks: Checks) -> None:
                 continue
             with output.staged(file.path).open("r+b") as stream:
                 file.image.seal(stream)
+                rest = partial(crc32_from, stream)
                 for name, places in file.image.checksums.items():
-                    parts = [part for _, part in sorted(checks.get(name, {}).items())]
-                    if sum(length for _, length in parts) < sizes[name]:
-                        stream.seek(file.image.offsets[name])
-                        parts = list(_checked(stream, sizes[name]))
-                    crc = 0
-                    for part, length in parts:
-                        crc = combine(crc, part, length)
+                    begin = file.image.offsets[name]
+                    crc = written.crc32(name, begin, begin + sizes[name], rest)
                     for place in places:
                         stream.seek(place)
                         stream.write(crc.to_bytes(4, "little"))
-
-
-def _checked(stream: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
-    """CRC-32 and bytes of the parts of a file's next bytes."""
-    while size:
-        data = stream.read(min(size, _CHECKED_BYTES))
-        if not data:
-            raise OSError(errno.EIO, "the file is too short")
-        yield zlib.crc32(data), len(data)
-        size -= len(data)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.formats.base import Extent, Link, Part
+from phema_cli.formats.packing import places_of
 from phema_cli.formats.reader import FileReader
 from phema_cli.formats.strided import is_plain
 from phema_cli.snapshots.base import distinct
@@ -73,6 +74,24 @@ class Segment:
             reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
             reader.read_rows(extents, start, rows)
+
+    def stored(
+        self, start: int, rows: Sequence[memoryview]
+    ) -> Iterator[tuple[Path, int, memoryview]]:
+        """The rows of packed tensors that hold bytes as a file has them: the file, the first byte.
+
+        Args:
+            start: index of the first element.
+            rows: as :meth:`read` has filled them.
+        """
+        whole, count = len(self.sources), len(self.residues)
+        for extent, row in zip(self.sources.values(), rows[:whole], strict=True):
+            if is_plain(extent):
+                yield extent.file, extent.offset + extent.dtype.size_bytes(start), row
+        integers, scales = rows[whole : whole + count], rows[whole + count :]
+        for (part, name), *held in zip(self.residues, integers, scales, strict=True):
+            for place, row in zip(places_of(part, name, start), held, strict=True):
+                yield part.path, place, row
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[TensorPlan, int, int, int]]:
         """Tensors in a range of elements: where they begin and end in it, and their first there."""

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.crc32 import Ranges
+from phema_cli.formats.damage import packed_files, unchecked
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
 from phema_cli.synthesis.memory import held_bytes
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.staging import Checks, Recorder, check_inputs
+from phema_cli.synthesis.staging import Recorder, check_inputs
 from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
 from phema_cli.system.files import start_flush, write_at
@@ -49,7 +50,7 @@ class _NonFiniteError(InputError):
 
 def fill(
     recipe: Recipe, progress: Progress, *, done: Set[int], ranks: Ranks, processes: bool
-) -> list[Checks]:
+) -> Checks:
     """Let workers take this rank's runs until none is left or one has failed.
 
     Args:
@@ -61,7 +62,7 @@ def fill(
             threads wait for the interpreter. Not where other threads of the program hold locks.
 
     Returns:
-        Checksums of what was written, by output.
+        Checksums of what was written and read.
 
     Raises:
         InputError: a source is shorter than its header says or holds values that are not finite,
@@ -109,9 +110,9 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     """
     import torch
 
-    tile = _Tile()
+    tile, read = _Tile(), Ranges()
     with FileReader() as reader:
-        worker = _Worker(recipe, reader, tile.take)
+        worker = _Worker(recipe, reader, tile.take, read)
         for segment in segments(recipe):
             tiles = worker.tiles(Run(0, segment, 0, segment.elements))
             for plan in segment.plans:
@@ -124,7 +125,7 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
                 yield plan, data
                 # Not held while the next one is made.
                 del data
-    check_inputs(recipe)
+    check_inputs(recipe, read)
 
 
 class _Tile:
@@ -148,13 +149,26 @@ class _Tile:
             self._left = self._left[count:]
 
 
-def merged(recipe: Recipe, parts: Sequence[list[Checks]]) -> list[Checks]:
-    """The checksums, by output, of what several workers have written."""
-    whole: list[Checks] = [{} for _ in recipe.outputs]
+class Checks:
+    """CRC-32 of what workers have written and read, as far as formats have any.
+
+    Attributes:
+        written: of each tensor by its name and its place in the file, by output.
+        read: of packed files, by their paths.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.written = [Ranges() for _ in recipe.outputs]
+        self.read = Ranges()
+
+
+def merged(recipe: Recipe, parts: Iterable[Checks]) -> Checks:
+    """The checksums of several workers."""
+    whole = Checks(recipe)
     for part in parts:
-        for own, more in zip(whole, part, strict=True):
-            for name, checks in more.items():
-                own.setdefault(name, {}).update(checks)
+        whole.read.update(part.read)
+        for own, more in zip(whole.written, part.written, strict=True):
+            own.update(more)
     return whole
 
 
@@ -177,41 +191,43 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
     ]
 
 
-def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> list[Checks]:
-    """One worker: take runs until none is left; the checksums of what it wrote, by output."""
+def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checks:
+    """One worker: take runs until none is left; the checksums of what it wrote and read."""
+    checks = Checks(recipe)
     open_files = files_of_each(recipe.jobs)
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-        files = _Files(recipe, writer)
-        worker = _Worker(recipe, reader, files.write)
+        files = _Files(recipe, writer, checks.written)
+        worker = _Worker(recipe, reader, files.write, checks.read)
         for number in iter(pool.take, len(own)):
             for done in worker.tiles(own[number]):
                 pool.report(done)
                 if pool.stopped():
-                    return files.checks
+                    return checks
             files.flush(own[number])
             pool.finish(number)
-    return files.checks
+    return checks
 
 
 class _Files:
     """The outputs' files, as a worker writes them.
 
-    Attributes:
-        checks: checksums of what it has written, by output.
+    Args:
+        recipe: what they are made by.
+        writer: opens them.
+        written: takes the checksums of what is written, by output.
     """
 
-    def __init__(self, recipe: Recipe, writer: OpenFiles) -> None:
+    def __init__(self, recipe: Recipe, writer: OpenFiles, written: Sequence[Ranges]) -> None:
         self._recipe = recipe
         self._writer = writer
-        self.checks: list[Checks] = [{} for _ in recipe.outputs]
+        self._written = written
 
     def write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
         """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
         place = segment.places[target]
         if place.checksum is not None:
-            parts = self.checks[target].setdefault(place.checksum, {})
-            parts[start] = (zlib.crc32(data), len(data))
+            self._written[target].add(place.checksum, place.offset + start, data)
         try:
             write_at(self._writer.descriptor(place.path), data, place.offset + start)
         except OSError as error:
@@ -235,6 +251,7 @@ class _Worker:
         reader: what reads the sources.
         write: takes each target's bytes of a segment, from a byte of the segment on; once for each
             target and tile.
+        read: takes the checksums of what is read of packed files that are not known to be whole.
     """
 
     def __init__(
@@ -242,12 +259,16 @@ class _Worker:
         recipe: Recipe,
         reader: FileReader,
         write: Callable[[int, Segment, int, memoryview], None],
+        read: Ranges,
     ) -> None:
         self._recipe = recipe
         self._reader = reader
         self._write = write
+        self._read = read
         self._used = recipe.used
         self._averager = make_averager(recipe)
+        packed = () if recipe.rows is None else [recipe.sources[i].checkpoint for i in self._used]
+        self._unchecked = unchecked(packed_files(packed))
 
     def tiles(self, run: Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
@@ -275,6 +296,10 @@ class _Worker:
         kind, averager = segment.plan.kind, self._averager
         rows = averager.rows(kind, count)
         segment.read(self._reader, self._used, start, rows)
+        if kind.packed and self._unchecked:
+            for path, offset, row in segment.stored(start, rows):
+                if path in self._unchecked:
+                    self._read.add(str(path), offset, row)
         for target, data in enumerate(averager.averages(kind, count)):
             self._write(target, segment, kind.out.size_bytes(start), data)
         if not (averager.finite or self._recipe.request.allow_nonfinite):
