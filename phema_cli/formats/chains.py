@@ -200,7 +200,8 @@ class _Directory:
 
 def _check_fit(own: Part, other: Link, name: str, keyframe: Mapping[str, Extent]) -> None:
     """Refuse to follow a file of another chain, or one that lacks a packed tensor."""
-    if other.keyframe != keyframe or not other.parts:
+    same = other.keyframe is keyframe or other.keyframe == keyframe
+    if not (same and other.parts):
         raise _foreign(own.path, name)
     if missing := own.tensors.keys() - other.parts[-1].tensors.keys():
         what = f"tensor {min(missing)}: it is not packed in {name}"
