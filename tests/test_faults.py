@@ -31,11 +31,11 @@ KILLS = int(os.environ.get("PHEMA_KILLS", "4"))
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Four snapshots of 160 MB each."""
+    """Four snapshots of 64 MB each."""
     folder = tmp_path_factory.mktemp("large")
     generator = torch.Generator().manual_seed(0)
     for step, gamma in itertools.product((1, 2), ("5.0", "10.0")):
-        tensors = {f"layer{i}": torch.randn(10_000_000, generator=generator) for i in range(8)}
+        tensors = {f"layer{i}": torch.randn(4_000_000, generator=generator) for i in range(8)}
         metadata = {"gamma": gamma, "step": str(step)}
         halves = {name: values.half() for name, values in tensors.items()}
         save_file(halves, folder / f"s{step}-{gamma}.safetensors", metadata)
@@ -44,7 +44,7 @@ def large(tmp_path_factory):
 
 def start(folder, out, *more, **options):
     """A synthesis of two targets in shards, by small tiles of one worker."""
-    command = [PHEMA, "synthesize", folder, "-g", "6,7", "--max-shard-size", "50MB", "-q"]
+    command = [PHEMA, "synthesize", folder, "-g", "6,7", "--max-shard-size", "20MB", "-q"]
     return subprocess.Popen(
         [*map(str, command), "-j", "1", "--max-memory", "600KB", "-o", str(out), *more],
         stdout=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ from tests.builders import PHEMA, phema
 from tests.injection import digests
 
 STEPS = (100, 200, 300, 400, 500, 600)
-KILLS = int(os.environ.get("PHEMA_KILLS", "8"))
+KILLS = int(os.environ.get("PHEMA_KILLS", "5"))
 
 
 def test_the_option_allows_what_the_format_does():
