@@ -28,6 +28,8 @@ FILES, SIZE = 16, 64 * MIB
 ROUNDS = 5
 #: bytes of a tile of each file, and elements of the pieces that a bag sums.
 _TILE, _PIECE = 320 << 10, 2048
+#: elements of the blocks that products are made of.
+_BLOCKS = (4096, 16384, 81920)
 #: rows that a product has at least.
 _ROWS = 4
 _HEAD = """\
@@ -37,7 +39,7 @@ _HEAD = """\
 cache: times over those of reading and writing alone, medians of {rounds} rounds in which all run in
 turn. A *bag* is `embedding_bag` over the rows as they are stored, a *product* a matrix product over
 blocks that are widened to float32. phema sums 16-bit weights by bags, and takes differences from
-the newest snapshot for all other types, in blocks of 16,384 elements: by bags for up to three
+the newest snapshot for all other types, in blocks of 81,920 elements: by bags for up to three
 targets, by products for more. `python -m benchmarks.summing` measures it.
 """
 
@@ -209,7 +211,6 @@ def measure(folder: Path, dtype: torch.dtype, targets: int) -> dict[str, list[fl
     job.make()
     weights = weights_of(targets)
     by_bags = partial(bag, weights)
-    differences = partial(product, weights, 16384, differences=True)
     found: Measures = {
         "read and write alone": lambda: job.run(nothing),
         "bag per target": lambda: job.run(by_bags),
@@ -220,9 +221,14 @@ def measure(folder: Path, dtype: torch.dtype, targets: int) -> dict[str, list[fl
         "the same, files mapped into memory": lambda: seconds(lambda: mapped(job, by_bags)),
         **{
             f"product, blocks of {block:,}": partial(job.run, partial(product, weights, block))
-            for block in (4096, 8192, 16384, 32768)
+            for block in _BLOCKS
         },
-        "product of differences, blocks of 16,384": lambda: job.run(differences),
+        **{
+            f"product of differences, blocks of {block:,}": partial(
+                job.run, partial(product, weights, block, differences=True)
+            )
+            for block in _BLOCKS[-2:]
+        },
         "product in the stored type": lambda: job.run(partial(stored, weights)),
     }
     return rounds(found, ROUNDS)

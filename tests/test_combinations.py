@@ -113,6 +113,7 @@ def test_mean_is_exact_whatever_the_limit(tmp_path, checkpoints):
         ("last=2,last=3", "given twice"),
         ("from=3,to=2", "no step is from 3 to 2"),
         ("every=2", "needs last, first"),
+        ("last=5,", "'' is not a parameter"),
     ],
 )
 def test_means_that_there_are_not(checkpoints, said, words):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from io import BufferedIOBase
 
 #: ranges that are held at most, which bounds the memory of the largest files.
-_MOST_RANGES = 1 << 14
+_MOST_RANGES = 1 << 15
 #: bytes that are read at a time.
 _PIECE = 256 << 10
 _MODULUS = 0xEDB88320
@@ -91,14 +91,14 @@ class Ranges:
         self._firsts: dict[tuple[str, int], int] = {}
 
     def add(self, name: str, start: int, data: memoryview) -> None:
-        """Take in the bytes from ``start`` on."""
+        """Take in the bytes from ``start`` on, unless a range begins there already."""
         own = self._by_name.setdefault(name, {})
         first = self._firsts.pop((name, start), start)
-        crc = own[first][0] if first < start else 0
-        if first < start or len(self._firsts) < _MOST_RANGES:
-            stop = start + len(data)
-            own[first] = zlib.crc32(data, crc), stop
-            self._firsts[name, stop] = first
+        if first == start and (start in own or len(self._firsts) >= _MOST_RANGES):
+            return
+        crc, stop = own[first][0] if first < start else 0, start + len(data)
+        own[first] = zlib.crc32(data, crc), stop
+        self._firsts[name, stop] = first
 
     def update(self, others: Ranges) -> None:
         """Take in all ranges of others, which none is added to any more."""

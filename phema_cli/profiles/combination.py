@@ -103,7 +103,8 @@ class CheckpointsSpec:
             UsageError: it is none.
         """
         given: dict[str, float] = {}
-        for part in filter(None, text.partition(":")[2].split(",")):
+        parameters = text.partition(":")[2]
+        for part in parameters.split(",") if parameters else ():
             name, _, value = (piece.strip() for piece in part.partition("="))
             try:
                 number = float(value)
