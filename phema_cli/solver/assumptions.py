@@ -24,7 +24,7 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.profiles import Array, Profile
 from phema_cli.solver.movement import Movement, Rounding
-from phema_cli.solver.system import evaluate, split
+from phema_cli.solver.system import evaluate
 
 #: movement per unit of log time over the RMS value of the weights, at the full learning rate.
 SCHEDULED_RATIO = 0.3
@@ -189,7 +189,7 @@ def packed(movement: Movement, sources: Sequence[Profile], packing: Packing) -> 
         packing: how they are packed.
     """
     system = evaluate(sources, [])
-    rows, _, _ = movement.rows(system, split(system, movement.intensity(system, system.times)))
+    rows, _, _ = movement.rows(system, movement.split(system))
     step = _PEAK / (2 ** (packing.bits - 1) - 1)
     errors = np.zeros(len(sources))
     for low in range(0, len(sources), packing.keyframe_every):

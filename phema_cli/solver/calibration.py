@@ -22,7 +22,7 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.solver.least_squares import leave_one_out
 from phema_cli.solver.movement import EARLY, Movement, Rounding
 from phema_cli.solver.selection import selected
-from phema_cli.solver.system import System, evaluate, split
+from phema_cli.solver.system import Parts, System, evaluate
 
 #: sizes that keep the fit of a thousand snapshots below a second: pairs of snapshots compared,
 #: values that the held-out estimates are computed for.
@@ -113,7 +113,7 @@ def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     rounding = Rounding.of_elements(np.where(moved, few.units, 0.0), paces)
     stride = max(1, few.values.size // _MOST_VALUES)
     residual = few.values[:, ::stride] - latest[::stride]
-    movement = fit(system, pairs, squares, residual, rounding, mean_square, few.errors)
+    movement, _ = fit(system, pairs, squares, residual, rounding, mean_square, few.errors)
     return replace(movement, errors=sample.errors)
 
 
@@ -169,7 +169,7 @@ def fit(
     rounding: Rounding,
     mean_square: float,
     errors: Array | None = None,
-) -> Movement:
+) -> tuple[Movement, Parts]:
     """Drift, roughness and jitter under which the snapshots are likeliest.
 
     Nothing but ``system`` depends on the snapshots' tags, except which pairs there are.
@@ -183,6 +183,9 @@ def fit(
         rounding: of the stored values.
         mean_square: of the weights, in squared parameter units.
         errors: (n,) as those of :class:`Sample`.
+
+    Returns:
+        The movement, and the system split by it.
     """
     times, blocks = _knots(system), _blocks(system)
     movement = Movement(
@@ -197,7 +200,8 @@ def fit(
         errors=errors,
     )
     movement = _fit_drift(system, movement, pairs, squares)
-    return _fit_roughness_and_jitter(system, movement, residual)
+    parts = movement.split(system)
+    return _fit_roughness_and_jitter(system, parts, movement, residual), parts
 
 
 def _knots(system: System) -> Array:
@@ -309,10 +313,9 @@ def _likeliest_drift(
 
 
 def _fit_roughness_and_jitter(
-    system: System, movement: Movement, residual: NDArray[np.floating]
+    system: System, parts: Parts, movement: Movement, residual: NDArray[np.floating]
 ) -> Movement:
     """Roughness and jitter of each block, from the snapshots of that block held out."""
-    parts = split(system, movement.intensity(system, system.times))
     noise = movement.noise(parts, len(system.source_ends))
     ends = movement.blocks / system.unit * (1 + 1e-12)
     block_of_cell = np.searchsorted(ends, system.ends)

@@ -169,9 +169,17 @@ class Movement:
         Returns:
             A (r, n), b (r, k), N (n, n), and rest (k,), what no weights can change.
         """
-        parts = split(system, self.intensity(system, system.times))
+        parts = self.split(system)
         a, b, rest = self.rows(system, parts)
         return a, b, self.noise(parts, len(system.source_ends)), rest
+
+    def split(self, system: System) -> Parts:
+        """The system split by this movement's :meth:`intensity`; roughness and jitter don't count.
+
+        Args:
+            system: n sources and k targets.
+        """
+        return split(system, self.intensity(system, system.times))
 
     def intensity(self, system: System, times: Array) -> Array:
         """Q at some times of a system, per unit of its time; the shape of ``times``."""

@@ -96,8 +96,11 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
     system = _system(hypothesis, series, [])
     try:
         # The weights' own mean square matters to sums other than one only.
-        movement = fit(system, pairs, squares, reduced.root, reduced.rounding, mean_square=1.0)
-        seen, predicted = _held_out(system, movement, reduced)
+        movement, parts = fit(
+            system, pairs, squares, reduced.root, reduced.rounding, mean_square=1.0
+        )
+        rows, *_ = movement.rows(system, parts)
+        seen, predicted = _held_out(rows, movement.noise(parts, sum(sizes)), reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -121,7 +124,8 @@ def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced)
         (n,) ``l_i/v_i``, each held out from these; None where they have no solution in float64.
     """
     try:
-        seen, predicted = _held_out(_system(as_tagged(series), series, []), movement, reduced)
+        rows, _, noise, _ = movement.problem(_system(as_tagged(series), series, []))
+        seen, predicted = _held_out(rows, noise, reduced)
     except np.linalg.LinAlgError:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -129,9 +133,8 @@ def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced)
     return ratios
 
 
-def _held_out(system: System, movement: Movement, reduced: Reduced) -> tuple[Array, Array]:
+def _held_out(rows: Array, noise: Array, reduced: Reduced) -> tuple[Array, Array]:
     """(n,) l and v: observed and predicted mean-square errors of snapshots held out."""
-    rows, _, noise, _ = movement.problem(system)
     held = leave_one_out(rows, noise)
     seen = ((held @ reduced.root) ** 2).mean(axis=1)
     predicted = ((rows @ held.T) ** 2).sum(axis=0) + np.einsum("ij,ij->i", held @ noise, held)
