@@ -210,8 +210,8 @@ def split(system: System, q: Array) -> Parts:
     n = len(system.source_ends)
     edges = np.flatnonzero(np.diff(system.cells, prepend=-1, append=-1))
     steps: list[Array] = []
-    inside: list[tuple[Array, Array]] = []
-    white: list[tuple[Array, Array]] = []
+    rows: list[Array] = []
+    rests: list[Array] = []
     for cell, (low, high) in enumerate(pairwise(edges)):
         span = slice(low, high)
         cdf = np.hstack([system.source_cdf[span], system.target_cdf[span]])
@@ -221,21 +221,21 @@ def split(system: System, q: Array) -> Parts:
         unfinished = np.flatnonzero(system.source_ends >= system.ends[cell])
         _, which = np.unique(system.families[unfinished], return_index=True)
         steps.append(power**0.5 * mean)
-        inside.append(_in_basis(root * (cdf - mean), unfinished[which], n))
-        white.append(_in_basis(root * density, unfinished[which], n))
+        # Deviations from the mean, and densities.
+        blocks = root * np.array([cdf - mean, density])
+        # Rows in a basis of the columns that span those of the sources.
+        basis = np.linalg.qr(blocks[:, :, unfinished[which]]).Q
+        rows.append(basis.transpose(0, 2, 1) @ blocks)
+        rests.append(((blocks[:, :, n:] - basis @ rows[-1][:, :, n:]) ** 2).sum(axis=1))
+    (inside, white), (inside_rest, white_rest) = (
+        np.concatenate(rows, axis=1),
+        np.stack(rests, axis=1),
+    )
     return Parts(
         steps=np.array(steps),
-        inside=np.concatenate([rows for rows, _ in inside]),
-        white=np.concatenate([rows for rows, _ in white]),
-        cells=np.repeat(np.arange(len(inside)), [len(rows) for rows, _ in inside]),
-        inside_rest=np.array([rest for _, rest in inside]),
-        white_rest=np.array([rest for _, rest in white]),
+        inside=inside,
+        white=white,
+        cells=np.repeat(np.arange(len(rows)), [part.shape[1] for part in rows]),
+        inside_rest=inside_rest,
+        white_rest=white_rest,
     )
-
-
-def _in_basis(block: Array, chosen: NDArray[np.intp], n: int) -> tuple[Array, Array]:
-    """A block's rows in a basis of its chosen columns, and the squares that columns from n lose."""
-    basis = np.linalg.qr(block[:, chosen]).Q
-    rows: Array = basis.T @ block
-    rest: Array = ((block[:, n:] - basis @ rows[:, n:]) ** 2).sum(axis=0)
-    return rows, rest
