@@ -10,6 +10,8 @@ import sys
 from dataclasses import fields
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError, SignalError, StorageError, UsageError
 from phema_cli.formats.image import PROVENANCE_KEY
@@ -348,6 +350,22 @@ def test_what_a_command_printed_is_no_markup(ckpts, tmp_path):
     run = phema("sweep", ckpts, "-s", "0.1", "--no-sample", "--no-baselines", *how, cwd=tmp_path)
     assert run.code == 1
     assert "1 of 1: sigma_rel 0.1, gamma 6.9372: its metric is '[/x]', no number" in run.err
+
+
+def test_tags_in_doubt_are_told(tmp_path):
+    """Before anything is evaluated, and unless it is to be quiet: as ``weights`` tells it."""
+    write_run(tmp_path / "in", shape=(40, 30))
+    for path in (tmp_path / "in").glob("*gamma5.*"):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() | {"gamma": "8.0"}
+        save_file(load_file(path), path.with_name(path.name.replace("gamma5", "gamma8")), metadata)
+        path.unlink()
+    told = phema("weights", tmp_path / "in", "-g", "7").err
+    assert "better than their tags, which changes the result by" in told
+    asked = ("sweep", tmp_path / "in", "-g", "7", "--no-baselines", "--eval", "echo 1 # {path}")
+    done = phema(*asked, cwd=tmp_path)
+    assert (done.code, done.err[: len(told)]) == (0, told)
+    assert "their tags" not in phema(*asked, "-q", cwd=tmp_path).err
 
 
 @pytest.mark.parametrize("maximize", [False, True])

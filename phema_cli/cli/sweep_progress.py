@@ -41,7 +41,8 @@ class Shown:
         self._done = 0
 
     def begun(self, planner: Planner, outcome: Outcome, left: int) -> None:
-        """Say what an earlier run has left to do."""
+        """Say whether tags are in doubt, and what an earlier run has left to do."""
+        render.findings(planner.findings, stderr=True, quiet=self._quiet)
         self.planner = planner
         self._began = time.monotonic()
         self.write_page(outcome, left)

@@ -18,7 +18,7 @@ from phema_cli.profiles import (
     parse_profile,
 )
 from phema_cli.request import GRID, Request
-from phema_cli.snapshots.base import reference
+from phema_cli.snapshots.base import Finding, reference
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import FURTHER_POINTS, Limits, spread_out
@@ -119,6 +119,11 @@ class Planner:
         folder = reference(self.snapshots).folder
         own = [] if folder is None else side_files(folder)[0]
         self.beside = {CARD, *(f.path.name for f in own)}
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the user should know of how the snapshots fit their tags."""
+        return self._measured.tags.findings
 
     @property
     def searched(self) -> Family | None:
