@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from typing import Literal, Protocol
 
 from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.formats.crc32 import crc32_from
 
 #: the entry of an output's metadata that says how it was made.
 PROVENANCE_KEY = "phema"
-#: bytes that are read at a time for a hash.
-_HASHED_BYTES = 256 << 10
 #: a CRC-32 is found five times as fast as a SHA-256, which programs know LoRAs by.
 Algorithm = Literal["crc32", "sha256"]
 #: digits of a hash.
@@ -49,7 +48,10 @@ class FileImage:
     def hash_of(self, stream: BufferedIOBase, algorithm: Algorithm) -> str:
         """The hash of all tensors' bytes in a file that was written, in hexadecimal."""
         start = min(self.offsets.values(), default=self.size_bytes)
-        return _hash_from(stream, start, algorithm)
+        if algorithm == "crc32":
+            return f"{crc32_from(stream, start, stream.seek(0, os.SEEK_END)):08x}"
+        stream.seek(start)
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
     def seal(self, stream: BufferedIOBase) -> dict[Algorithm, str]:
         """Put the hashes where they go, once the tensors are written; returns them."""
@@ -59,32 +61,6 @@ class FileImage:
             stream.seek(place)
             stream.write(digests[algorithm].encode())
         return digests
-
-
-class _Crc32:
-    """CRC-32 with the methods of ``hashlib``."""
-
-    def __init__(self) -> None:
-        self._value = 0
-
-    def update(self, data: memoryview) -> None:
-        """Take more bytes."""
-        self._value = zlib.crc32(data, self._value)
-
-    def hexdigest(self) -> str:
-        """Eight lower-case digits."""
-        return f"{self._value:08x}"
-
-
-def _hash_from(stream: BufferedIOBase, start: int, algorithm: Algorithm) -> str:
-    """The hash of a file's bytes from ``start`` on, in hexadecimal."""
-    stream.seek(start)
-    digest = _Crc32() if algorithm == "crc32" else hashlib.sha256()
-    # The same memory again and again: new memory takes as long as a CRC-32.
-    held = memoryview(bytearray(_HASHED_BYTES))
-    while count := stream.readinto(held):
-        digest.update(held[:count])
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
