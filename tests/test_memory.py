@@ -112,7 +112,7 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
     outputs = sorted((tmp_path / "out").iterdir())
     verified, _ = run(PHEMA, "verify", outputs[1], tmp_path / "in", "--full", limit=data + LIMIT)
     assert verified < rss + LIMIT
-    verify_output(outputs[0], scan([tmp_path / "in"]), full=False)
+    verify_output(outputs[0], scan([tmp_path / "in"]))
     assert [p.stat().st_size > SNAPSHOT for p in outputs] == [True, True, True]
     expected = np.arange(MIB // 2) % 512 + 1.75
     np.testing.assert_allclose(tail_of(outputs[2]).astype(float), expected, rtol=2.0**-11)
@@ -168,7 +168,7 @@ def synthesize_within(folder, out, *options, made=None):
     rss, data = run()
     peak, _ = run(PHEMA, "synthesize", folder, "-o", out, "-q", *options, limit=data + LIMIT)
     assert peak < rss + LIMIT
-    verify_output(made or out, scan([folder]), full=False)
+    verify_output(made or out, scan([folder]))
 
 
 def tail_of(path):

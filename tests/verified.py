@@ -22,10 +22,10 @@ from phema_cli.verify.check import verify
 from phema_cli.verify.recipe import remake
 
 
-def verify_output(path: Path, found: Scan, *, full: bool = True) -> None:
-    """What ``phema verify PATH ...`` does, with ``--full``; raises where it would exit with 1."""
-    checked = verify(remake(read_checkpoint(path), found), full=full)
-    assert checked.checked_bytes == checked.total_bytes or not full
+def verify_output(path: Path, found: Scan) -> None:
+    """What ``phema verify PATH ... --full`` does; raises where it would exit with 1."""
+    checked = verify(remake(read_checkpoint(path), found), full=True)
+    assert checked.checked_bytes == checked.total_bytes
 
 
 def verify_run(
