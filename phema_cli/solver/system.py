@@ -227,10 +227,8 @@ def split(system: System, q: Array) -> Parts:
         basis = np.linalg.qr(blocks[:, :, unfinished[which]]).Q
         rows.append(basis.transpose(0, 2, 1) @ blocks)
         rests.append(((blocks[:, :, n:] - basis @ rows[-1][:, :, n:]) ** 2).sum(axis=1))
-    (inside, white), (inside_rest, white_rest) = (
-        np.concatenate(rows, axis=1),
-        np.stack(rests, axis=1),
-    )
+    inside, white = np.concatenate(rows, axis=1)
+    inside_rest, white_rest = np.stack(rests, axis=1)
     return Parts(
         steps=np.array(steps),
         inside=inside,
