@@ -156,7 +156,7 @@ def tile_elements(
     max_memory: int,
     *,
     scattered: bool = False,
-    held: int = 0,
+    strided: bool = False,
     remote: bool = False,
     packed: Rows | None = None,
 ) -> tuple[int, int]:
@@ -169,7 +169,7 @@ def tile_elements(
         jobs: workers.
         max_memory: bytes, half of which are left to everything else.
         scattered: whether some tensor is split into pieces, the places of whose elements are held.
-        held: bytes that each worker holds of tensors that are not in row-major order.
+        strided: whether some tensor is not in row-major order, parts of which are held.
         remote: whether files are remote.
         packed: the rows of packed tensors.
 
@@ -179,6 +179,7 @@ def tile_elements(
 
     def size(elements: int) -> int:
         places = _PLACE_BYTES * elements if scattered else 0
+        held = held_bytes(max_memory, jobs) if strided else 0
         need = buffers(kinds, sources, targets, elements, packed)
         return jobs * (need.size_bytes + places + held)
 

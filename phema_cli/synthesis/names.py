@@ -20,11 +20,13 @@ from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import snapshot_name, step_name
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
+    DEFAULT_MAX_SHARD_BYTES,
     ENDING,
     index_names,
     is_complete,
     is_model_folder,
 )
+from phema_cli.synthesis.tensors import float_type, plan_tensors
 
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
 _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
@@ -73,6 +75,37 @@ def open_outputs(
     names = index_names(form, newest.checkpoint.base_name) if folder else ()
     skips = request.skip_existing
     return paths, [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]
+
+
+def shard_limit(request: Request, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> int | None:
+    """Bytes a shard may have, or None for a single file.
+
+    Args:
+        request: what was asked for; its format is settled.
+        snapshots: oldest first.
+        copy: globs of tensor names that are copied.
+
+    Raises:
+        UsageError: a limit is asked for of a format that has no shards.
+    """
+    single = str(request.output or "").endswith(ENDING)
+    limit = request.max_shard_size
+    if FORMATS[str(request.format)].folder:
+        return limit or DEFAULT_MAX_SHARD_BYTES
+    if request.format != DEFAULT_FORMAT:
+        if limit is not None:
+            raise UsageError(
+                f"an output of format {request.format} is one file",
+                remedy="leave --max-shard-size out",
+            )
+        return None
+    if limit is None:
+        if single:
+            return None
+        limit = DEFAULT_MAX_SHARD_BYTES
+    tensors, _ = plan_tensors(snapshots, float_type(request), copy)
+    size = sum(t.kind.out.size_bytes(t.elements) for t in tensors)
+    return limit if size > limit else None
 
 
 def output_paths(

@@ -7,19 +7,17 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from phema_cli.errors import UsageError
 from phema_cli.estimate.evidence import TagCheck
 from phema_cli.estimate.solve import Measured, check_error, measure, solve_snapshots
 from phema_cli.estimate.targets import hints, make_targets, target_step
-from phema_cli.formats import FORMATS
-from phema_cli.formats.base import DType, Extent
+from phema_cli.formats.base import Extent
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.formats.strided import is_strided
@@ -31,16 +29,9 @@ from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import (
-    DEFAULT_FORMAT,
-    DEFAULT_MAX_SHARD_BYTES,
-    ENDING,
-    Beside,
-    Output,
-    lay_out,
-)
-from phema_cli.synthesis.memory import held_bytes, tile_elements
-from phema_cli.synthesis.names import open_outputs, output_format
+from phema_cli.synthesis.layout import Beside, Output, lay_out
+from phema_cli.synthesis.memory import tile_elements
+from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
 from phema_cli.synthesis.packed import Rows, rows_of
 from phema_cli.synthesis.provenance import (
     command,
@@ -54,7 +45,7 @@ from phema_cli.synthesis.tensors import (
     TensorPlan,
     averaged_kinds,
     base_of,
-    find_dtype,
+    float_type,
     plan_tensors,
     spare_of,
 )
@@ -174,7 +165,7 @@ def make_recipe(
         output=template,
         format=output_format(template, request.format),
     )
-    limit = _shard_limit(request, snapshots, scan.copy)
+    limit = shard_limit(request, snapshots, scan.copy)
     paths, kept = open_outputs(
         request, targets, step, reference(snapshots), split=limit is not None
     )
@@ -214,31 +205,6 @@ def _statistics(recipe: Recipe) -> list[Finding]:
     return statistics(t.name for t in recipe.tensors)
 
 
-def _shard_limit(
-    request: Request, snapshots: Sequence[Snapshot], copy: Sequence[str]
-) -> int | None:
-    """Bytes a shard may have, or None for a single file."""
-    single = str(request.output or "").endswith(ENDING)
-    limit = request.max_shard_size
-    if FORMATS[str(request.format)].folder:
-        return limit or DEFAULT_MAX_SHARD_BYTES
-    if request.format != DEFAULT_FORMAT:
-        if limit is not None:
-            raise UsageError(
-                f"an output of format {request.format} is one file",
-                remedy="leave --max-shard-size out",
-            )
-        return None
-    if limit is None:
-        if single:
-            return None
-        limit = DEFAULT_MAX_SHARD_BYTES
-    size = sum(
-        t.kind.out.size_bytes(t.elements) for t in plan_tensors(snapshots, _dtype(request), copy)[0]
-    )
-    return limit if size > limit else None
-
-
 def assemble(
     snapshots: Sequence[Snapshot],
     targets: Sequence[Profile],
@@ -275,45 +241,31 @@ def assemble(
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [base_of(snapshots, target) for target in targets]
     base = bases_all[0] if bases_all else None
-    tensors, ties = plan_tensors(snapshots, _dtype(request), copy, base=base, used=used)
+    tensors, ties = plan_tensors(snapshots, float_type(request), copy, base=base, used=used)
     spare = spare_of(snapshots, bases_all, tensors)
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
-    if origins is None:
-        columns = zip(solution.weights.T, bases_all, targets, solution.figures, strict=True)
-        origins = []
-        for column, own, target, figures in columns:
-            # What other targets are made of is no part of it.
-            rows = [i for i in kept if column[i] or i == own or i in spare]
-            of, weights = [snapshots[i] for i in rows], column[rows]
-            origins.append(
-                provenance(of, weights, target, step, figures, request.method, copy, drop)
-            )
     jobs = request.jobs or default_jobs()
-    stored = (s.checkpoint.tensors.values() for s in distinct(sources))
-    extents = [e for e in chain(*stored) if e.pieces or is_strided(e)]
-    packed = rows_of(sources, solution.weights[kept])
-    tile, peak = tile_elements(
-        averaged_kinds(tensors),
-        len(used),
-        len(targets),
-        jobs,
-        request.max_memory,
-        scattered=any(e.pieces for e in extents),
-        held=held_bytes(request.max_memory, jobs) * any(map(is_strided, extents)),
-        remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
-        packed=packed,
-    )
+    weights, bases = solution.weights[kept], tuple(kept.index(b) for b in bases_all)
+    packed = rows_of(sources, weights)
+    tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     read_bytes = sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors)
     sums = solution.weights.sum(axis=0)
-    bases = tuple(kept.index(b) for b in bases_all)
+    if origins is None:
+        copied = [{own, *map(kept.index, spare)} for own in bases]
+        origins = [
+            provenance(*made, step, figures, request.method, copy, drop)
+            for made, figures in zip(
+                _made(sources, targets, weights, copied), solution.figures, strict=True
+            )
+        ]
     form = str(request.format)
     outputs = _outputs(sources, tensors, ties, bases, origins, paths, form, max_shard_bytes)
     return Recipe(
         sources=sources,
         targets=tuple(targets),
         step=step,
-        weights=solution.weights[kept],
+        weights=weights,
         sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=bases,
         spare=kept.index(spare[0]) if spare else None,
@@ -331,6 +283,44 @@ def assemble(
         peak_bytes=peak,
         inputs=_inputs(snapshots, kept),
         tags=tags or TagCheck(),
+    )
+
+
+def _made(
+    sources: Sequence[Snapshot],
+    targets: Sequence[Profile],
+    weights: Array,
+    copied: Sequence[Collection[int]],
+) -> Iterator[tuple[list[Snapshot], Array, Profile]]:
+    """Sources, weights and target of each output; what other targets are made of is no part."""
+    for target, column, own in zip(targets, weights.T, copied, strict=True):
+        rows = [i for i in range(len(sources)) if column[i] or i in own]
+        yield [sources[i] for i in rows], column[rows], target
+
+
+def _tile(
+    sources: Sequence[Snapshot],
+    tensors: Sequence[TensorPlan],
+    packed: Rows | None,
+    used: int,
+    targets: int,
+    jobs: int,
+    max_memory: int,
+) -> tuple[int, int]:
+    """Elements of a tile, and the bytes of all workers' buffers."""
+    stored = chain(*(s.checkpoint.tensors.values() for s in distinct(sources)))
+    # Few extents are either; looking at them twice would take longer.
+    extents = [e for e in stored if e.pieces or is_strided(e)]
+    return tile_elements(
+        averaged_kinds(tensors),
+        used,
+        targets,
+        jobs,
+        max_memory,
+        scattered=any(e.pieces for e in extents),
+        strided=any(map(is_strided, extents)),
+        remote=any(is_remote(path) for s in sources for path in s.checkpoint.files),
+        packed=packed,
     )
 
 
@@ -390,8 +380,3 @@ def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> tuple[Recipe, 
     size = sum(output.size_bytes for output in outputs)
     found = (notices(recipe.sources[base].name, *files) for base, files in listed.items())
     return replace(recipe, outputs=tuple(outputs), write_bytes=size), [*chain(*found)]
-
-
-def _dtype(request: Request) -> DType | None:
-    """The float type of averaged tensors; None where they keep their own."""
-    return find_dtype(request.dtype) if request.dtype else None

@@ -11,6 +11,7 @@ from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
 from phema_cli.profiles import CombinationProfile, Profile
+from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.consistency import not_averaged
@@ -191,3 +192,12 @@ def find_dtype(name: str) -> DType:
             return dtype
     known = ", ".join(d.label for d in DTYPES.values() if d.kind == "float")
     raise UsageError(f"no float type {name!r}", remedy=f"one of {known}")
+
+
+def float_type(request: Request) -> DType | None:
+    """The type that averages get; None where each keeps its own.
+
+    Raises:
+        UsageError: no float type has the name that was asked for.
+    """
+    return find_dtype(request.dtype) if request.dtype else None
