@@ -1,5 +1,6 @@
 # `make demo` shows the tool, `make test` checks it; both set up .venv first if need be.
 VENV := .venv
+OLDEST := .venv-oldest
 ifeq ($(OS),Windows_NT)
 # make and sh come with Git for Windows or MSYS2.
 PYTHON ?= python
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence merging packing speed faults fuzz clean
+.PHONY: help install demo test lint types layers unit test-fast cover format docs figures bench evidence merging packing speed faults fuzz oldest clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -98,5 +99,12 @@ fuzz: $(STAMP) ## 1.8 million inputs made up for all parsers, guided by coverage
 	$(INSTALL) --group fuzz
 	$(BIN)/python -m tests.fuzz
 
+oldest: ## the README's first commands with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[plot]' \
+		$$(sed -nE 's/^    "(numpy|rich|safetensors|typer)>=(.*)",/\1==\2/p' pyproject.toml)
+	$(MAKE) -o $(STAMP) demo BIN=$(OLDEST)/bin
+
 clean: ## remove .venv and what the demo and the tests left
-	rm -rf $(VENV) demo site .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis fuzz-*
+	rm -rf $(VENV) $(OLDEST) demo site .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis fuzz-*
