@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from phema_cli.errors import UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import solve
 from phema_cli.solver.movement import nominal
@@ -41,3 +42,15 @@ def test_one_that_goes_costs_what_the_formula_says():
     chosen = thinned(SOURCES, TARGETS, MOVEMENT, len(SOURCES) - 1)
     left = [[j for j in range(len(SOURCES)) if j != i] for i in range(len(SOURCES) - 1)]
     assert worst(chosen) == pytest.approx(min(map(worst, left)), rel=1e-6)
+
+
+def test_snapshots_of_one_file_go_together():
+    """Pairs in files: what goes first is the pair whose loss is least, by solving without each."""
+    files = [f"{i // 2}" for i in range(len(SOURCES))]
+    chosen = thinned(SOURCES, TARGETS, MOVEMENT, len(SOURCES) // 2 - 1, files)
+    pairs = [{i, i + 1} for i in range(0, len(SOURCES) - 2, 2)]
+    left = [[j for j in range(len(SOURCES)) if j not in pair] for pair in pairs]
+    assert chosen in left
+    assert worst(chosen) == pytest.approx(min(map(worst, left)), rel=1e-6)
+    with pytest.raises(UsageError, match="6 of 6 checkpoints cannot be kept; pass 2 to 5"):
+        thinned(SOURCES, TARGETS, MOVEMENT, 6, files)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import options, plan_keep, plan_report, render
 from phema_cli.cli.plan_report import Report, Sizes
 from phema_cli.errors import InputError, UsageError
-from phema_cli.options import option
+from phema_cli.options import option, typed
 from phema_cli.request import GRID
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ _MOST_SNAPSHOTS = 1024
 _SNAPSHOTS, _NUMBER = 64, 2
 #: type of the snapshots, by default.
 _DTYPE = "float16"
+
+#: options that count with --keep.
+_KEEPING = {"like", "keep", "range"}
 
 _RUN, _STORED, _SERVED = "Run", "Snapshots", "Targets"
 
@@ -62,7 +65,7 @@ class PlanRequest:
         common=True,
     )
     keep: int | None = option(
-        "With --like: name the snapshots of that run which may go at the least loss, but for N.",
+        "With --like: name the checkpoints of that run which may go at the least loss, but for N.",
         group=_RUN,
         metavar="N",
         type=int,
@@ -133,7 +136,7 @@ def plan(
       What gammas 5 and 10 reach, stored every 10,000 steps:
         $ phema plan --like ckpts/ --steps 400k --gammas 5,10 --every 10k
 
-      Which snapshots of a run to keep, when disk is short:
+      Which checkpoints of a run may go, when disk is short:
         $ phema plan --like ckpts/ --keep 4
     """
     from phema_cli.solver.assumptions import WALK
@@ -141,11 +144,14 @@ def plan(
     if asked.keep is not None:
         if asked.like is None:
             raise UsageError("--keep needs a run", remedy="pass --like RUN")
-        plan_keep.show(asked.like, asked.keep, asked.range, json=json)
+        others = typed(asked, frozenset(f.name for f in fields(asked)) - _KEEPING)
+        if others:
+            raise UsageError("--keep plans nothing", remedy=f"leave {others[0]} out")
+        plan_keep.show(asked.like, asked.keep, asked.range, json=json, quiet=quiet)
         return
     if asked.like is None and not asked.steps:
         raise UsageError("nothing says how long the run is", remedy="pass --steps or --like")
-    report = _report(asked)
+    report = _report(asked, quiet=quiet)
     if json:
         assumptions = {"schedule": asked.schedule, "like": asked.like}
         render.document("plan", plan_report.document(report, assumptions))
@@ -155,7 +161,7 @@ def plan(
     plan_report.show(report, measured=asked.like is not None)
 
 
-def _report(asked: PlanRequest) -> Report:
+def _report(asked: PlanRequest, *, quiet: bool) -> Report:
     """The plan that was asked for, and what packed snapshots would reach within its budget."""
     from phema_cli.formats.packing import BITS, FOLLOWED, KEYFRAME_EVERY
     from phema_cli.solver.assumptions import Packing, packed_instead
@@ -167,7 +173,7 @@ def _report(asked: PlanRequest) -> Report:
     if asked.packing is not None and asked.dtype is not None:
         raise UsageError("--packing replaces --dtype", remedy="pass one of them")
     dtype = find_dtype(asked.dtype or _DTYPE)
-    assumed, parameters, steps = _assume(asked, dtype)
+    assumed, parameters, steps = _assume(asked, dtype, quiet=quiet)
     asked = replace(asked, steps=steps)
 
     def stored_in(bits: int | None) -> tuple[Aim, Sizes]:
@@ -203,7 +209,7 @@ def _assumed_notice() -> Finding:
     return Finding("notice", error)
 
 
-def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None, int]:
+def _assume(asked: PlanRequest, dtype: DType, *, quiet: bool) -> tuple[Assumption, int | None, int]:
     """How the weights will move, the number of parameters where it is known, and of steps."""
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, parse_schedule, scheduled
@@ -222,11 +228,11 @@ def _assume(asked: PlanRequest, dtype: DType) -> tuple[Assumption, int | None, i
         return Assumption(moved), parameters, asked.steps
     if asked.schedule is not None:
         raise UsageError("--schedule and --like contradict each other", remedy="pass one of them")
-    return _assume_like(asked.like, asked.steps, dtype, parameters)
+    return _assume_like(asked.like, asked.steps, dtype, parameters, quiet=quiet)
 
 
 def _assume_like(
-    path: str, steps: int, dtype: DType, parameters: int | None
+    path: str, steps: int, dtype: DType, parameters: int | None, *, quiet: bool
 ) -> tuple[Assumption, int | None, int]:
     """The same from the snapshots of an earlier run."""
     from phema_cli.estimate.solve import stored_noise
@@ -234,7 +240,7 @@ def _assume_like(
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
 
-    snapshots, movement = plan_keep.measured(path, "pass --schedule instead")
+    snapshots, movement = plan_keep.measured(path, "pass --schedule instead", quiet=quiet)
     newest = snapshots[-1]
     coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
     end = newest.tag.profile.end

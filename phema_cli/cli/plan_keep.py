@@ -1,12 +1,13 @@
-"""``phema plan --like RUN --keep N``: which snapshots of a run may go, at the least loss."""
+"""``phema plan --like RUN --keep N``: which checkpoints of a run may go, at the least loss."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import render
-from phema_cli.errors import InputError
+from phema_cli.errors import InputError, PhemaError
 from phema_cli.request import Config, Request
+from phema_cli.system.processes import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
     from phema_cli.solver import Movement
 
 
-def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None:
-    """Print which snapshots may go; nothing is removed.
+def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: bool) -> None:
+    """Print which checkpoints may go; nothing is removed.
 
     Args:
         path: the run.
-        keep: how many snapshots stay.
+        keep: how many checkpoints stay, files or directories, with all snapshots in them.
         ends: least and largest sigma_rel of the targets, at the last step.
         json: whether as a document.
+        quiet: whether to leave notices out.
 
     Raises:
         UsageError: too few or too many are to stay, or the range has no targets.
@@ -33,18 +35,19 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
     from phema_cli.solver.planning import served, worst
     from phema_cli.solver.thinning import thinned
 
-    snapshots, movement = measured(path, "keep all of them")
+    snapshots, movement = measured(path, "keep all of them", quiet=quiet)
     _refuse_packed(path, snapshots)
     sources = [s.tag.profile for s in snapshots]
     last = max(source.end for source in sources)
     targets = [PowerProfile(gamma_from_sigma_rel(s), last) for s in served(*ends)]
-    kept = set(thinned(sources, targets, movement, keep))
+    files = [str(s.checkpoint.path) for s in snapshots]
+    kept = set(thinned(sources, targets, movement, keep, files))
     before, after = (
         worst(solve(some, targets, movement=movement).figures)
         for some in (sources, [s for i, s in enumerate(sources) if i in kept])
     )
-    going = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i not in kept]
-    staying = [str(s.checkpoint.path) for i, s in enumerate(snapshots) if i in kept]
+    staying = list(dict.fromkeys(files[i] for i in sorted(kept)))
+    going = [name for name in dict.fromkeys(files) if name not in staying]
     if json:
         content = {
             "range": list(ends),
@@ -56,7 +59,7 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
         return
     out = render.console()
     out.print(
-        f"[bold]Keep[/]   {keep} of {len(snapshots)} snapshots: sigma_error at worst "
+        f"[bold]Keep[/]   {keep} of {len(staying + going)} checkpoints: sigma_error at worst "
         f"{render.per_cent(after)}, now {render.per_cent(before)}, from sigma_rel {ends[0]:g} to "
         f"{ends[1]:g} at step {snapshots[-1].tag.step:.10g}",
         soft_wrap=True,
@@ -66,21 +69,30 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool) -> None
         render.line(name)
 
 
-def measured(path: str, remedy: str) -> tuple[Sequence[Snapshot], Movement]:
-    """The snapshots of a run, and how its weights move.
+def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot], Movement]:
+    """The snapshots of a run, and how its weights move; warnings and notices are printed.
 
     Args:
         path: the run.
         remedy: what to do where they are too few.
+        quiet: whether to leave notices out.
 
     Raises:
-        InputError: they are too few to measure that.
+        PhemaError: they make no sense, or are too few to measure that.
     """
     from phema_cli.estimate.solve import measure
     from phema_cli.snapshots import scan
 
     run = scan([path], Config(trust_tags=True))
-    snapshots = run.require()
+    try:
+        snapshots = run.require()
+    except PhemaError as error:
+        if "--" not in (error.remedy or ""):
+            raise
+        # The plan lacks the options that say what snapshots are.
+        said = f"say it in a phema.toml there; phema inspect {quoted(path)} says how"
+        raise type(error)(error.what, where=error.where, remedy=said) from error
+    render.findings(run.findings, stderr=True, quiet=quiet)
     movement = measure(run, Request()).movement
     if movement is None:
         what = "these snapshots are too few to measure how weights move"

@@ -11,6 +11,7 @@ import torch
 from phema_cli.cli import parsing
 from phema_cli.errors import UsageError
 from tests.builders import phema, write_run
+from tests.runs.diffusion import dit, k_diffusion
 
 #: movement that needs no run, and no notice.
 WALKED = "--schedule walk"
@@ -160,6 +161,43 @@ def test_what_may_go_is_named_and_stays(ckpts):
     errors = [t["sigma_error"] for t in alone.json["targets"]]
     assert told["worst_sigma_error"]["before"] <= told["worst_sigma_error"]["after"]
     assert max(errors) < 3 * told["worst_sigma_error"]["after"]
+
+
+def test_a_file_of_several_series_stays_or_goes_whole(tmp_path):
+    """Raw weights and their average lie in one file, which no list has twice."""
+    k_diffusion(tmp_path)
+    told = phema("plan", "--like", tmp_path, "--keep", 5, "--json").json
+    assert len(told["keep"]) == 5
+    assert sorted(told["keep"] + told["remove"]) == sorted(map(str, tmp_path.glob("*.pth")))
+    text = phema("plan", "--like", tmp_path, "--keep", 5).out
+    assert f"5 of {len(told['keep'] + told['remove'])} checkpoints" in text
+
+
+def test_keep_plans_nothing(ckpts):
+    """An option that would not count is refused."""
+    run = phema("plan", "--like", ckpts, "--keep", 5, "--budget", "1GB", "--gammas", 5)
+    assert (run.code, run.out) == (2, "")
+    assert run.err == "phema: --keep plans nothing; leave --gammas out\n"
+
+
+def test_what_a_run_does_not_say_is_asked_for_where_plan_reads_it(tmp_path):
+    """Plan lacks --average: the remedy is a phema.toml, and works."""
+    (tmp_path / "run").mkdir()
+    left = dit(tmp_path / "run")
+    run = phema("plan", "--like", "run", cwd=tmp_path)
+    assert run.code == 3
+    assert run.err.endswith("; say it in a phema.toml there; phema inspect run says how\n")
+    law = next(law for law in left.series if law != "raw")
+    (tmp_path / "run" / "phema.toml").write_text(f'average = "{law}"\n')
+    assert phema("plan", "--like", "run", cwd=tmp_path).code == 0
+
+
+def test_plan_tells_what_it_left_out_of_a_run(ckpts):
+    """Files without a tag are no part of the run, and are named."""
+    (ckpts / "notes.safetensors").write_bytes((ckpts / min(ckpts.iterdir()).name).read_bytes())
+    told = phema("inspect", ckpts)
+    run = phema("plan", "--like", ckpts)
+    assert (run.code, "notes" in run.err) == (told.code, True), (run, told)
 
 
 @pytest.mark.slow
