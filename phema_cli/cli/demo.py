@@ -41,6 +41,7 @@ def demo(
       The same directory again, with fewer steps:
         $ phema demo try/ --steps 200 --force
     """
+    _check_validation(directory / _VALIDATE)
     for folder in (directory / "ckpts", directory / "truth"):
         _clear(folder, force=force)
     began = time.monotonic()
@@ -53,6 +54,21 @@ def demo(
     render.line(directory / "ckpts")
     render.line(directory / "truth")
     render.line(directory / _VALIDATE)
+
+
+def _check_validation(path: Path) -> None:
+    """Refuse to replace a script that no demo has left there."""
+    if not path.exists():
+        return
+    own = Path(__file__).with_name(_VALIDATE).read_text(encoding="utf-8").partition("\n")[0]
+    try:
+        there = path.read_bytes().partition(b"\n")[0]
+    except OSError as error:
+        raise StorageError.wrap(error, path, "read") from error
+    if there.rstrip(b"\r") != own.encode():
+        raise UsageError(
+            "is not a demo's, and would be replaced", where=path, remedy="pass another DIR"
+        )
 
 
 def _clear(folder: Path, *, force: bool) -> None:

@@ -285,6 +285,15 @@ def test_demo_leaves_snapshots_and_truth(tmp_path):
     assert document["passed"]
     assert 0 < document["relative"] < 1e-3
     assert phema("demo", tmp_path / "d", "--steps", 20).code == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "validate.py").write_text("mine\n")
+    refused = phema("demo", tmp_path / "mine", "--steps", 20, "--force")
+    assert (
+        refused.code,
+        "is not a demo's, and would be replaced; pass another DIR" in refused.err,
+    ) == (2, True)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["validate.py"]
+    assert (tmp_path / "mine" / "validate.py").read_text() == "mine\n"
     assert phema("demo", tmp_path / "d", "--steps", 20, "--force", "-q").err == ""
 
 
