@@ -90,6 +90,9 @@ def test_the_document_and_a_dry_run(tmp_path):
         stored = done.json["expected_error_stored"]
     assert stored <= foretold[0] < foretold[1] < foretold[2]
     assert not (tmp_path / "out").exists()
+    shown = phema("pack", source, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith("12 snapshots in 1 chain of 8 bits: ")
 
 
 @pytest.mark.parametrize("bits", [16, 4])

@@ -42,7 +42,8 @@ def pack(
 
     found = scan(paths, asked.config)
     plan = make_plan(found, asked)
-    if not quiet and not json:
+    render.findings(found.findings, stderr=True, quiet=quiet)
+    if not json and (asked.dry_run or not quiet):
         _show(plan)
     written = []
     if not asked.dry_run:
@@ -57,8 +58,8 @@ def pack(
 
 
 def _show(plan: PackPlan) -> None:
-    """Print what will be written, and what averages will be like."""
-    out = render.console(stderr=True)
+    """Print what will be written, and what averages will be like; it is the result of a dry run."""
+    out = render.console(stderr=not plan.request.dry_run)
     before = sum(file.snapshot.checkpoint.size_bytes for file in plan.files)
     after = plan.size_bytes
     out.print(
