@@ -94,10 +94,10 @@ def test_where_the_snapshots_end_the_plan_for_more_is_named(ckpts, tmp_path, end
     # It is beyond what is reached fairly, which is said as well.
     assert run.json["best"]["verdict"] == "poor"
     assert re.search(r"the best is poor: .* off by about \d\d %; phema plan", run.err)
-    plan = re.search(r"phema (plan --steps 100 --like ckpts --range [\d.,]+)", run.err)[1]
+    plan = re.search(r"phema (plan --steps 100 --like /\S+/ckpts --range [\d.,]+)", run.err)[1]
     low = float(plan.rsplit(" ", 1)[1].split(",")[0])
     assert low < best
-    assert phema(*plan.split(), "--parameters", 1000, cwd=tmp_path).code == 0
+    assert phema(*plan.split(), "--parameters", 1000).code == 0
 
 
 def test_where_the_search_ends_early_more_of_it_is_named(ckpts, tmp_path):

@@ -148,8 +148,9 @@ def _table(outcome: Outcome) -> Table:
     rows = [_cells(record, outcome) for record in outcome.records]
     empty = {name for name in ("±", "sigma_rel", "sigma error") if not any(r[name] for r in rows)}
     columns = [name for name in rows[0] if name not in empty]
-    right = ("sigma_rel", "metric", "±", "sigma error")
-    table = render.table(*columns, right=right, gap=2)
+    error = "±" if render.supports_unicode(stderr=True) else "+/-"
+    heads = [error if name == "±" else name for name in columns]
+    table = render.table(*heads, right=("sigma_rel", "metric", error, "sigma error"), gap=2)
     for row in rows:
         table.add_row(*(row[name] for name in columns))
     return table

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 from phema_cli.cli import render
 from phema_cli.options import number_text
@@ -14,13 +12,12 @@ from phema_cli.sweep.outcome import Curve, Outcome
 from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
 from phema_cli.sweep.results import Record
 from phema_cli.sweep.targets import Planner
+from phema_cli.system.processes import quoted
 
 #: sigma_rel above which there is nothing more to evaluate, and such a part of a run.
 _LONGEST, _WHOLE = 0.28, 0.98
 #: how near to a limit a length is that limit.
 _NEAR = 1.05
-#: the longest sigma_rel of a plan.
-_MOST = 0.28
 _WORD = re.compile(r"[^\W\d][\w@-]*(?: [^\W\d][\w@-]*)*")
 
 
@@ -137,10 +134,9 @@ def _plan(curve: Curve | None, best: Record, planner: Planner) -> str:
         widths = [curve.family.width(s, steps) for s in curve.scales]
         width = widths[curve.records.index(best)]
     low = max(min(width / 2, *widths), 0.001)
-    high = min(max(width * 2, *widths), _MOST)
+    high = min(max(width * 2, *widths), _LONGEST)
     root = planner.scan.roots[0] if planner.scan.roots else "ckpts"
-    root = Path(root).name if Path(root).is_absolute() else root
     return (
-        f"phema plan --steps {number_text(round(planner.step))} --like {shlex.quote(root)} "
+        f"phema plan --steps {number_text(round(planner.step))} --like {quoted(root)} "
         f"--range {low:.2g},{high:.2g}"
     )

@@ -22,6 +22,16 @@ from phema_cli.system.log import Log
 
 NAME = "sweep.jsonl"
 _SCHEMA = "phema/sweep-results/1"
+#: what stands in a line for a field of such a type.
+_STORED: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "bool": (bool,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "tuple[float, ...]": (list,),
+    "tuple[int, ...]": (list,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +192,12 @@ class Results:
         missing = [f.name for f in fields(Record) if f.default is MISSING and f.name not in entry]
         if missing:
             raise InputError(f"a line lacks {missing[0]!r}", where=self.path)
-        record = Record(**{f.name: entry[f.name] for f in fields(Record) if f.name in entry})
+        given = {f.name: entry[f.name] for f in fields(Record) if f.name in entry}
+        kinds = {f.name: _STORED[str(f.type)] for f in fields(Record)}
+        wrong = [name for name, value in given.items() if not isinstance(value, kinds[name])]
+        if wrong:
+            raise InputError(f"a line has a wrong {wrong[0]!r}", where=self.path)
+        record = Record(**given)
         _plain(record.file, self.path)
         metrics, repeats = tuple(record.metrics), tuple(record.repeats)
         if not metrics and record.metric is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,7 @@ from phema_cli.sweep.targets import Planner, Target
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import is_complete, remove_checkpoint
 from phema_cli.synthesis.recipe import Recipe
+from phema_cli.system.files import free_bytes
 from phema_cli.system.pools import Progress
 
 #: part of the free disk that outputs may take where nobody sets a limit.
@@ -242,10 +244,11 @@ class _Run:
         folder, limit = self._planner.folder, self._asked.max_disk
         if limit is None:
             try:
-                free = shutil.disk_usage(folder).free
+                free = free_bytes(folder)
             except OSError as error:
                 raise StorageError.wrap(error, folder, "write") from error
-            return max(1, int(_FREE_PART * free) // size_bytes)
+            # A file system that does not say what is free is taken to have room for all.
+            return sys.maxsize if free is None else max(1, int(_FREE_PART * free) // size_bytes)
         kept = sum(is_complete(folder / name) for name in self._known())
         return max(1, limit // size_bytes - kept)
 

@@ -26,6 +26,8 @@ CALLS = {
         "-o",
         "s",
         "--overwrite",
+        "--repeat",
+        "2",
     ),
     "diff": ("ckpts/ema-step0000100-gamma5.safetensors", "ema.safetensors", "--tolerance", "9"),
     "verify": ("ema.safetensors", "ckpts"),
