@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict
 
 import pytest
 from safetensors import safe_open
@@ -33,7 +33,7 @@ from tests.sweeps import (
     swept,
 )
 
-RECORD = [f.name for f in fields(Record)]
+RIGHT = asdict(Record("t", "p", 7.0, 0.1, 0.5, None, 1, False, "f", "good", None, None))
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,12 @@ def test_a_torn_line_counts_for_nothing(ckpts, tmp_path):
         ('{"target": "gamma 1"}\n', "a line lacks"),
         ('{"batch": ["../ckpts"]}\n', "not the name of an output"),
         (
-            json.dumps(dict.fromkeys(RECORD, "x") | {"file": "../ckpts"}) + "\n",
+            json.dumps(RIGHT | {"file": "../ckpts"}) + "\n",
             "not the name of an out",
+        ),
+        *(
+            (json.dumps(RIGHT | {name: value}) + "\n", f"a line has a wrong '{name}'")
+            for name, value in [("metrics", 5), ("metric", "x"), ("file", None)]
         ),
     ],
 )
@@ -366,6 +370,8 @@ def test_tags_in_doubt_are_told(tmp_path):
     done = phema(*asked, cwd=tmp_path)
     assert (done.code, done.err[: len(told)]) == (0, told)
     assert "their tags" not in phema(*asked, "-q", cwd=tmp_path).err
+    for command in ("weights", "plot"):
+        assert phema(command, tmp_path / "in", "-g", "7", "--json").err == told
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -451,6 +457,15 @@ def test_batches_keep_to_max_disk(ckpts, tmp_path, keep, room, passes):
     assert max(used) > limit - size
     assert sum(listener.passes) == 6
     assert listener.passes == (passes or [2, 1, 1, 1, 1])
+
+
+def test_a_file_system_that_does_not_say_what_is_free_has_room(ckpts, tmp_path, monkeypatch):
+    """All outputs are made in one pass, as where there is room for all."""
+    monkeypatch.setattr("phema_cli.sweep.run.free_bytes", lambda _: None)
+    listener = Listener()
+    asked = {"sigma_rel": (0.05, 0.1, 0.2)}
+    swept(ckpts, tmp_path / "o", "echo {gamma}", request=asked, listener=listener)
+    assert listener.passes == [3]
 
 
 @pytest.mark.parametrize(("keep", "needed"), [("best", 2), ("none", 1), ("all", 4)])

@@ -11,8 +11,12 @@ from phema_cli.errors import UsageError
 from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from phema_cli.cli.plot_picture import Plotted
-    from phema_cli.snapshots import Scan
+    from phema_cli.estimate.solve import Measured
+    from phema_cli.profiles import Profile
+    from phema_cli.snapshots import Snapshot
 
 _MOST_TARGETS = 8
 #: sigma_rel of the reachable range as it is drawn: 0.0100, 0.0125, ..., 0.2875.
@@ -62,7 +66,8 @@ def plot(
         $ phema plot ckpts/ --sigma-rel 0.1 --json
     """
     from phema_cli.cli import pictures, plot_picture
-    from phema_cli.estimate.solve import scan_for
+    from phema_cli.estimate.solve import measure, scan_for
+    from phema_cli.estimate.targets import hints, make_targets
 
     if output is not None:
         pictures.check(output, overwrite=overwrite)
@@ -71,34 +76,41 @@ def plot(
             "a picture needs a file", remedy="pass -o FILE, or --json for the curves as numbers"
         )
     scan = scan_for(paths, request)
-    plotted = _solve(scan, request)
+    snapshots = scan.require()
+    targets = make_targets(snapshots, request)
+    if output is not None and len(targets) > _MOST_TARGETS:
+        raise UsageError(
+            f"{len(targets)} targets do not fit into one picture",
+            remedy=f"pass at most {_MOST_TARGETS}",
+        )
+    measured = measure(scan, request)
+    measured.tags.require()
+    plotted = _solve(snapshots, targets, measured, request)
     if output is not None:
-        if len(plotted.panels) > _MOST_TARGETS:
-            raise UsageError(
-                f"{len(plotted.panels)} targets do not fit into one picture",
-                remedy=f"pass at most {_MOST_TARGETS}",
-            )
         plot_picture.draw(plotted, output, width=width, overwrite=overwrite)
+    findings = [*scan.findings, *measured.tags.findings, *hints(snapshots, targets)]
+    render.findings(findings, stderr=True, quiet=quiet)
     if json:
         content = _document(plotted, request)
         render.document("plot", content | {"output": output and str(output)})
     else:
-        render.findings(scan.findings, stderr=True, quiet=quiet)
         render.line(output)
 
 
-def _solve(scan: Scan, request: Request) -> Plotted:
+def _solve(
+    snapshots: Sequence[Snapshot],
+    targets: Sequence[Profile],
+    measured: Measured,
+    request: Request,
+) -> Plotted:
     """The targets and the whole range, solved for in one call."""
     from phema_cli.cli.plot_picture import Panel, Plotted
-    from phema_cli.estimate.solve import measure, solve_snapshots
+    from phema_cli.estimate.solve import solve_snapshots
     from phema_cli.estimate.targets import make_targets
     from phema_cli.solver.curves import curves
 
-    snapshots = scan.require()
-    targets = make_targets(snapshots, request)
     reach = make_targets(snapshots, Request(sigma_rel=_REACH, step=request.step))
-    measured = measure(scan, request)
-    measured.tags.require()
+    # Without a target it says so.
     wanted = [*targets, *reach] if targets else []
     solution = solve_snapshots(snapshots, wanted, measured, method=request.method, together=True)
     profiles = [s.tag.profile for s in snapshots]

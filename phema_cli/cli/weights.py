@@ -45,6 +45,8 @@ def weights(
     measured = measure(scan, request)
     measured.tags.require()
     solution = solve_snapshots(snapshots, targets, measured, method=request.method)
+    findings = [*scan.findings, *measured.tags.findings, *hints(snapshots, targets)]
+    render.findings(findings, stderr=True, quiet=quiet)
     if json:
         step = target_step(snapshots, request.step)
         solved = zip(targets, solution.figures, solution.weights.T, strict=True)
@@ -55,8 +57,6 @@ def weights(
         }
         render.document("weights", content)
         return
-    findings = [*scan.findings, *measured.tags.findings, *hints(snapshots, targets)]
-    render.findings(findings, stderr=True, quiet=quiet)
     out = render.console()
     render.show(render.figures_table(targets, solution.figures), out)
     out.print()
