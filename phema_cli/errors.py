@@ -101,8 +101,8 @@ class StorageError(PhemaError):
     exit_code = 5
 
     @classmethod
-    def wrap(cls, error: OSError, where: object, doing: str) -> StorageError:
-        """The StorageError for an ``OSError`` met while ``doing`` something to ``where``."""
+    def wrap(cls, error: OSError, where: object, doing: str) -> Self:
+        """The error for an ``OSError`` met while ``doing`` something to ``where``."""
         remedy = _REMEDIES.get(error.errno or 0, "the system log may say more")
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
 

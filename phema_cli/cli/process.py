@@ -62,16 +62,7 @@ def load_numpy() -> None:
 
 
 class OutputLostError(StorageError):
-    """What was written to stdout did not arrive.
-
-    Args:
-        error: what the operating system says.
-    """
-
-    def __init__(self, error: OSError) -> None:
-        self.is_broken_pipe = isinstance(error, BrokenPipeError)
-        wrapped = StorageError.wrap(error, "stdout", "write")
-        super().__init__(wrapped.what, where=wrapped.where, remedy=wrapped.remedy)
+    """What was written to stdout did not arrive."""
 
 
 class _Stdout(io.FileIO):
@@ -86,7 +77,7 @@ class _Stdout(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            raise OutputLostError(error) from error
+            raise OutputLostError.wrap(error, "stdout", "write") from error
 
 
 def prepare_streams() -> None:
@@ -141,7 +132,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, OutputLostError):
         # The rest would fail again when the interpreter flushes it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if error.is_broken_pipe:
+        if isinstance(error.__cause__, BrokenPipeError):
             return SignalError(BROKEN_PIPE).exit_code
     if type(error).__name__ == "NoArgsIsHelpError":
         render.line(getattr(error, "format_message", lambda: "")())
