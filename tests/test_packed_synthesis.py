@@ -166,6 +166,30 @@ def test_packed_beside_plain_ones(tmp_path):
     np.testing.assert_allclose(load_file(out)["matrix"], wanted, rtol=0, atol=3e-6)
 
 
+def test_packed_beside_two_averages_of_one_file(tmp_path):
+    """Raw weights and their average share a file, and each weighs what it should."""
+    random = np.random.default_rng(0)
+    chain = packed_chain(tmp_path / "in", run_of(), TAGS, 8)
+    values = {name: random.standard_normal((70, 31)).astype("f4") for name in ("model", "ema")}
+    rest = {k: torch.from_numpy(v) for k, v in run_of()[-1].items()}
+    both = {k: rest | {"matrix": torch.from_numpy(v)} for k, v in values.items()}
+    torch.save(both | {"step": 900}, tmp_path / "in" / "both-step0000900.pt")
+    stored = {path.name: tensor_of(path, "matrix").astype(float) for path in chain}
+    config = Config(average="exponential:beta=0.99", trust_tags=True)
+    asked = Request(gamma=9, output=tmp_path / "o.safetensors", sample=False, config=config)
+    recipe, _ = make_recipe(scan([tmp_path / "in"], config), asked)
+    keys = [source.checkpoint.key for source in recipe.sources]
+    assert sorted(filter(None, keys)) == ["ema", "model"]
+    wanted = sum(
+        weight * (values[key].astype(float) if key else stored[source.checkpoint.path.name])
+        for key, source, weight in zip(keys, recipe.sources, recipe.weights[:, 0], strict=True)
+    )
+    execute(recipe)
+    np.testing.assert_allclose(
+        load_file(tmp_path / "o.safetensors")["matrix"], wanted, rtol=0, atol=3e-6
+    )
+
+
 def test_the_sample_knows_how_residues_are_rounded(chain):
     """The error of a snapshot is a uniform one within the steps of its own blocks."""
     snapshots = scan([chain[0].parent]).snapshots

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _NIBBLES, _BYTES = 4, 8
 _SCALE_BITS = 16 / BLOCK
+#: the number of a keyframe's row, which is no source's.
+_KEYFRAME = -1
 #: of a number in float32.
 _WHOLE_BITS = 32
 
@@ -68,20 +70,22 @@ def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
     keyframes = {_keyframe_of(link): link for link in links if link is not None}
     single = ((weights != 0).sum(axis=0) == 1) & (weights == 1.0)
     none = np.zeros(weights.shape[1])
-    whole: dict[str, tuple[Link | int, Array]] = {}
+    # By path and number: several sources may lie in one file.
+    whole: dict[tuple[str, int], tuple[Link | int, Array]] = {}
     parts: dict[str, tuple[Part, Array]] = {}
     for i, (source, link, alone) in enumerate(zip(sources, links, single, strict=True)):
         own = np.where(alone, 0.0, weights[i])
         path = f"{source.checkpoint.path}"
         if link is None and path in keyframes:
             # Its tensors are the keyframe's own.
-            whole[path] = keyframes[path], whole.get(path, (i, none))[1] + weights[i]
+            key = path, _KEYFRAME
+            whole[key] = keyframes[path], whole.get(key, (i, none))[1] + weights[i]
             continue
         taken = weights[i] if link is None else weights[i] - own
         if taken.any():
-            whole[path] = i, taken
+            whole[path, i] = i, taken
         if link is not None and own.any():
-            key = _keyframe_of(link)
+            key = _keyframe_of(link), _KEYFRAME
             whole[key] = link, whole.get(key, (link, none))[1] + own
             for part, coefficient in zip(link.parts, link.coefficients, strict=True):
                 name = str(part.path)
