@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats import safetensors
+from phema_cli.request import Config
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import Request, journal, make_recipe, staging
 from tests.builders import PHEMA, execute
@@ -165,6 +166,27 @@ def test_another_plan_refuses_leftovers(recipe, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"unfinished files of another synthesis.* rm -r"):
         execute(other)
     assert digests(tmp_path) == left
+
+
+def test_another_dict_of_the_same_files_refuses_leftovers(tmp_path, monkeypatch):
+    """The same weights, files and header: what was made of one dict needs that one."""
+    (tmp_path / "in").mkdir()
+    for step in (1, 2):
+        w = torch.rand(50_000)
+        torch.save({"a": {"w": w}, "b": {"w": w + 5}}, tmp_path / "in" / f"step{step}.pt")
+
+    def made(key):
+        config = Config(key=key, average="exponential:beta=0.9")
+        asked = Request(profile="checkpoints:last=2", output=str(tmp_path / "o"), config=config)
+        found, _ = make_recipe(scan([tmp_path / "in"], config), asked)
+        return replace(found, tile_elements=8, jobs=1)
+
+    interrupted(made("a"), monkeypatch, after=300_000)
+    with pytest.raises(UsageError, match="unfinished files of another synthesis"):
+        execute(made("b"))
+    execute(made("a"))
+    (out,) = (tmp_path / "o").iterdir()
+    assert load_file(out)["w"].max() < 1
 
 
 def test_a_torn_journal_counts_up_to_the_tear(recipe, tmp_path, monkeypatch):

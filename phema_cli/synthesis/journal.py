@@ -139,6 +139,8 @@ def _facts(recipe: Recipe) -> Iterator[object]:
     for source in recipe.sources:
         yield [(str(p), s) for p, s in sorted(source.checkpoint.stamps.items())]
         yield [str(p) for p in source.checkpoint.files]
+        # Which dict of a file is read, and what its tensors' names began with.
+        yield source.checkpoint.key, source.checkpoint.home
     for output in recipe.outputs:
         yield str(output.path), [str(p) for p in output.finals], output.index and output.index[1]
         for file in output.files:
