@@ -251,3 +251,42 @@ def test_kills_at_any_moment(tmp_path):
         for path in out.iterdir():
             path.unlink()
     assert resumed
+
+
+def test_a_table_of_laws_that_is_there_is_kept(tmp_path):
+    """Averages without a gamma need a phema.toml, which replaces none."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for step in STEPS:
+        torch.save({"w": torch.randn(64)}, source / f"model-step{step}.pt")
+    given = ("pack", source, "-o", tmp_path / "out", "--average", "exponential:beta=0.99", "-q")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "phema.toml").write_text("# mine\n")
+    run = phema(*given)
+    assert (run.code, run.err) == (
+        2,
+        f"phema: {tmp_path / 'out' / 'phema.toml'}: exists already; choose another -o\n",
+    )
+    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [
+        ("phema.toml", "# mine\n")
+    ]
+    (tmp_path / "out" / "phema.toml").unlink()
+    assert phema(*given).code == 0
+    assert phema("inspect", tmp_path / "out", "-q", "--trust-tags").code == 0
+
+
+@pytest.mark.parametrize("tied", [0, 2, 5])
+def test_tensors_tied_in_some_snapshots_only(tmp_path, tied):
+    """Whichever snapshot ties them: each file has both tensors as they were."""
+    stored = []
+    for i, step in enumerate(STEPS):
+        a, b = torch.randn(2, 300)
+        tensors = {"a": a, "b": a if i == tied else b}
+        torch.save({"ema": tensors, "gamma": 5.0}, tmp_path / f"s-step{step}-gamma5.pt")
+        stored.append(tensors)
+    done = phema("pack", tmp_path, "-o", tmp_path / "out", "--key", "ema", "-q", "--trust-tags")
+    assert done.code == 0, done.err
+    found = scan([tmp_path / "out"]).require()
+    for snapshot, tensors in zip(found, stored, strict=True):
+        for name, value in tensors.items():
+            np.testing.assert_allclose(values(snapshot, name), value.numpy(), atol=0.05)

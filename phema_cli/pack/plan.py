@@ -145,7 +145,7 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
     foretold = _foretell(snapshots, found, errors)
     if request.max_error is not None:
         _check(foretold, request.max_error)
-    tied = snapshots[-1].checkpoint.ties
+    tied = {name for s in snapshots for name in s.checkpoint.ties}
     packed = frozenset(name for name in names if name not in tied)
     return PackPlan(request, _named(files), chains, packed, foretold)
 

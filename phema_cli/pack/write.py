@@ -37,12 +37,14 @@ from phema_cli.formats.packing import (
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.stamps import refuse_changed
 from phema_cli.pack.plan import PackPlan, laws_of, metadata_of
+from phema_cli.snapshots.config import FILE_NAME
 from phema_cli.system.files import (
     create,
     free_bytes,
     replace,
     sync,
     sync_folder,
+    whole,
     write_at,
     writing,
 )
@@ -93,17 +95,18 @@ def write(plan: PackPlan, progress: Progress | None = None) -> list[Path]:
     """
     folder = Path(plan.request.output)
     paths = [folder / file.name for file in plan.files]
-    with _log(plan, folder, paths) as log:
+    laws = laws_of(plan.files)
+    table = [] if laws is None else [folder / FILE_NAME]
+    with _log(plan, folder, [*paths, *table]) as log:
         done = {entry["chain"] for entry in log.entries()[1:]}
         _check_room(plan, folder, done)
         for number, chain in enumerate(plan.chains):
             if number not in done:
                 _write_chain(plan, folder, chain, progress or (lambda _: None))
                 log.append({"chain": number})
-        laws = laws_of(plan.files)
         if laws is not None:
-            with writing(folder):
-                (folder / "phema.toml").write_text(laws, encoding="utf-8", newline="\n")
+            with whole(folder / FILE_NAME) as unfinished:
+                unfinished.write_text(laws, encoding="utf-8", newline="\n")
     return paths
 
 
@@ -177,6 +180,7 @@ def _fingerprint(plan: PackPlan) -> str:
         (__version__, plan.request.bits, plan.request.keyframe_every, sorted(plan.tensors)),
         [(f.name, f.follows, f.coefficients, metadata_of(f)) for f in plan.files],
         [sorted((str(p), s) for p, s in f.snapshot.checkpoint.stamps.items()) for f in plan.files],
+        [(f.snapshot.checkpoint.key, f.snapshot.checkpoint.home) for f in plan.files],
     )
     return hashlib.blake2b(
         repr(facts).encode(errors="backslashreplace"), digest_size=16
