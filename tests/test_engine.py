@@ -23,6 +23,8 @@ from phema_cli.formats.base import DTYPES
 from phema_cli.profiles import PowerProfile
 from phema_cli.solver import storage_noise
 from phema_cli.synthesis import Request, find_dtype, make_recipe
+from phema_cli.synthesis.layout import is_complete
+from phema_cli.system.files import copy
 from tests.builders import ema_weights, execute, read_index, recipe_of, synthesize, write_run
 from tests.verified import verify_output
 
@@ -420,6 +422,27 @@ def test_existing_outputs_are_kept_unless_told(ckpts, tmp_path):
     assert make_recipe(scan([ckpts]), request) == (None, [path])
     synthesize(ckpts, gamma=7, output=path, overwrite=True)
     assert "w" in load_file(path)
+
+
+def test_a_directory_behind_a_link_is_whole_when_its_work_is_done(tmp_path):
+    """Its files are made beside what the link leads to, until all are there."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "model.safetensors").touch()
+    link.symlink_to(real)
+    assert is_complete(link)
+    assert is_complete(real)
+    (tmp_path / "real.partial").mkdir()
+    assert not is_complete(link)
+    assert not is_complete(real)
+
+
+@pytest.mark.linux("a file that opens and can't be read")
+def test_a_side_file_that_cannot_be_read_is_named(tmp_path):
+    """The first page of a process's memory opens, and gives an input/output error."""
+    with pytest.raises(OSError, match="/proc/self/mem") as caught:
+        copy(Path("/proc/self/mem"), tmp_path / "out", 10)
+    assert caught.value.filename == "/proc/self/mem"
 
 
 def test_a_source_is_never_overwritten(ckpts):

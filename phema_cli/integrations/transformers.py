@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phema_cli.errors import StorageError
-from phema_cli.formats.base import PARTIAL
 from phema_cli.integrations.recorder import Recorder
-from phema_cli.system.files import replace
+from phema_cli.system.files import whole
 
 try:
     from transformers import TrainerCallback
@@ -94,13 +92,8 @@ class PowerEMACallback(Recorder, TrainerCallback):
         averages = self.ema.state_dict()
         if args.should_save:
             path = _checkpoint(args, state) / STATE_NAME
-            partial = path.with_name(path.name + PARTIAL)
-            try:
-                with partial.open("wb") as stream:
-                    torch.save(averages, stream)
-                replace(partial, path)
-            except OSError as error:
-                raise StorageError.wrap(error, path, "write") from error
+            with whole(path) as unfinished, unfinished.open("wb") as stream:
+                torch.save(averages, stream)
 
     def on_train_end(self, *_: object, **__: object) -> None:
         """Store the last snapshots."""

@@ -153,7 +153,8 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
             and any checkpoint.
     """
     try:
-        if Path(os.path.realpath(path)).with_name(path.name + PARTIAL).exists():
+        real = Path(os.path.realpath(path))
+        if any(p.with_name(p.name + PARTIAL).exists() for p in (path, real)):
             # A run that was interrupted may not have given all names.
             return False
         if path.is_file():

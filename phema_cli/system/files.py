@@ -209,12 +209,20 @@ def copy(source: Path, path: Path, size: int) -> bool:
         _opened(source) as stream,
         os.fdopen(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as out,
     ):
-        while data := stream.read(min(left + 1, _PIECE_BYTES)):
+        while data := _piece(stream, min(left + 1, _PIECE_BYTES), source):
             left -= len(data)
             if left < 0:
                 break
             out.write(data)
     return left == 0
+
+
+def _piece(stream: BinaryIO, size: int, source: Path) -> bytes:
+    """Bytes of a file; an error has its name, which Python gives to errors of opening alone."""
+    try:
+        return stream.read(size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(source)) from error
 
 
 def replace(path: Path, target: Path) -> None:
