@@ -76,7 +76,7 @@ def fill(
     alone = processes and FORKS and recipe.jobs > 1 and not remote
     run = forked if alone else threaded
     work = partial(_work, recipe, own)
-    with _one_thread():
+    with one_thread():
         try:
             parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
         except _NonFiniteError as error:
@@ -85,7 +85,7 @@ def fill(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Have torch use one thread: the workers are the parallelism, more on top of them cost time."""
     import torch
 
@@ -112,13 +112,13 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
 
     tile, read = _Tile(), Ranges()
     with FileReader() as reader:
-        worker = _Worker(recipe, reader, tile.take, read)
+        worker = Worker(recipe, reader, tile.take, read)
         for segment in segments(recipe):
             tiles = worker.tiles(Run(0, segment, 0, segment.elements))
             for plan in segment.plans:
                 data = torch.empty(plan.kind.out.size_bytes(plan.elements), dtype=torch.uint8)
                 try:
-                    with _one_thread():
+                    with one_thread():
                         tile.pour(tiles, data.numpy().data)
                 except _NonFiniteError as error:
                     raise count_nonfinite(recipe) from error
@@ -198,7 +198,7 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checks:
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
         files = _Files(recipe, writer, checks.written)
-        worker = _Worker(recipe, reader, files.write, checks.read)
+        worker = Worker(recipe, reader, files.write, checks.read)
         for number in iter(pool.take, len(own)):
             for done in worker.tiles(own[number]):
                 pool.report(done)
@@ -243,7 +243,7 @@ class _Files:
                 start_flush(self._writer.descriptor(place.path), place.offset + start, length)
 
 
-class _Worker:
+class Worker:
     """One worker's buffers and what it does to a run.
 
     Args:

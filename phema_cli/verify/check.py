@@ -11,6 +11,7 @@ import random
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError, StorageError
+from phema_cli.formats.crc32 import Ranges
 from phema_cli.formats.image import HASH_DIGITS
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tiles import Run, make_averager, runs
+from phema_cli.synthesis.tiles import Run, Segment, runs
+from phema_cli.synthesis.workers import Worker, one_thread
 from phema_cli.system.pools import Progress
 
-Bytes = bytearray | memoryview
 Positions = NDArray[np.int64]
 
 #: bytes of an output that are checked without ``full``.
@@ -70,16 +72,21 @@ def verify(
         StorageError: the operating system failed to read.
     """
     (output,) = recipe.outputs
-    with FileReader() as reader:
+    sums: dict[str, int] = {}
+    with FileReader() as reader, one_thread():
         try:
             _check_headers(output, reader)
-            checker = _Checker(recipe, reader, progress or (lambda _: None), bitwise=bitwise)
+            compare = partial(_compare, reader, output, sums, bitwise=bitwise)
+            worker = Worker(recipe, reader, compare, Ranges())
             tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _sample(tiles)
             for tile in chosen:
-                checker.check(tile)
+                for _ in worker.tiles(tile):
+                    pass
+                if progress is not None:
+                    progress(tile.size_bytes)
             if full:
-                _check_checksums(output, checker.sums, reader)
+                _check_checksums(output, sums, reader)
         except InputError as error:
             raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
@@ -96,13 +103,13 @@ def _sample(tiles: list[Run]) -> list[Run]:
     return chosen
 
 
-def _differing(written: bytearray, wanted: Bytes, bits: int) -> Positions:
+def _differing(written: bytearray, wanted: memoryview, bits: int) -> Positions:
     """Indices of elements of so many bits that differ, ascending."""
     places = np.flatnonzero(np.frombuffer(written, np.uint8) != np.frombuffer(wanted, np.uint8))
     return np.unique(places * 8 // bits)
 
 
-def _far_apart(written: bytearray, wanted: Bytes, bits: int) -> Positions:
+def _far_apart(written: bytearray, wanted: memoryview, bits: int) -> Positions:
     """Indices of floats of so many bits that are neither equal nor neighbours, ascending."""
     size = bits // 8
     one, other = (_ordinals(np.frombuffer(data, f"<i{size}")) for data in (written, wanted))
@@ -117,76 +124,47 @@ def _ordinals(bits: NDArray[np.signedinteger[Any]]) -> NDArray[np.int64]:
     return np.where(wide < 0, least - wide, wide)
 
 
-class _Checker:
-    """Makes tiles again and compares them.
+def _compare(
+    reader: FileReader,
+    output: Output,
+    sums: dict[str, int],
+    _target: int,
+    segment: Segment,
+    offset: int,
+    wanted: memoryview,
+    *,
+    bitwise: bool,
+) -> None:
+    """Compare bytes of an output with what its sources make.
 
     Args:
-        recipe: what makes them.
-        reader: what reads them, and the output.
-        progress: called with bytes of the output that were checked.
+        reader: what reads the output.
+        output: what is there.
+        sums: gets the CRC-32 of each tensor's bytes, which come in their order.
+        segment: where they lie.
+        offset: the first byte, from the segment's beginning.
+        wanted: what they should be.
         bitwise: whether averages must agree to the bit.
 
-    Attributes:
-        sums: CRC-32 of tensors that were checked from their first to their last element.
+    Raises:
+        CheckFailedError: an element differs.
     """
-
-    def __init__(
-        self, recipe: Recipe, reader: FileReader, progress: Progress, *, bitwise: bool
-    ) -> None:
-        self._recipe = recipe
-        (self._output,) = recipe.outputs
-        self._reader = reader
-        self._progress = progress
-        self._used = recipe.used
-        self._averager = make_averager(recipe)
-        self._bitwise = bitwise
-        self.sums: dict[str, int] = {}
-
-    def check(self, tile: Run) -> None:
-        """Compare a tile with what its sources make.
-
-        Raises:
-            CheckFailedError: an element differs.
-        """
-        plan = tile.segment.plan
-        file = self._output.files[self._output.homes[plan.name]]
-        offset = tile.segment.places[0].offset + plan.kind.out.size_bytes(tile.start)
-        written = bytearray(tile.size_bytes)
-        self._reader.read_bytes(file.path, offset, memoryview(written))
-        before = self.sums.get(plan.name, 0) if tile.start else 0
-        self.sums[plan.name] = zlib.crc32(written, before)
-        wanted = self._wanted(tile)
-        if written != wanted:
-            compare = _far_apart if plan.average and not self._bitwise else _differing
-            places = compare(written, wanted, plan.kind.out.bits)
-            if len(places):
-                self._refuse(tile, int(places[0]))
-        self._progress(tile.size_bytes)
-
-    def _wanted(self, tile: Run) -> Bytes:
-        """What the sources make of a tile."""
-        segment, plan = tile.segment, tile.segment.plan
-        if plan.average:
-            count = tile.stop - tile.start
-            rows = self._averager.rows(plan.kind, count)
-            segment.read(self._reader, self._used, tile.start, rows)
-            return self._averager.averages(plan.kind, count)[0]
-        wanted = bytearray(tile.size_bytes)
-        giver = self._recipe.giver(0, plan.name)
-        self._reader.read_elements(segment.sources[giver], tile.start, memoryview(wanted))
-        return wanted
-
-    def _refuse(self, tile: Run, element: int) -> None:
-        """Say which tensor and element differ."""
-        plan, low, _, first = next(
-            part
-            for part in tile.segment.parts(tile.start, tile.stop)
-            if part[1] <= element < part[2]
-        )
+    plan = segment.plan
+    file = output.files[output.homes[plan.name]]
+    written = bytearray(len(wanted))
+    reader.read_bytes(file.path, segment.places[0].offset + offset, memoryview(written))
+    sums[plan.name] = zlib.crc32(written, sums.get(plan.name, 0) if offset else 0)
+    if written == wanted:
+        return
+    bits = plan.kind.out.bits
+    differing = _far_apart if plan.average and not bitwise else _differing
+    places = differing(written, wanted, bits)
+    if len(places):
+        element = int(places[0]) + offset * 8 // bits
+        ((tensor, _, _, first),) = segment.parts(element, element + 1)
         raise CheckFailedError(
-            f"tensor {plan.name} differs from what its sources make, "
-            f"first in element {first + element - low:,}",
-            where=self._output.path,
+            f"tensor {tensor.name} differs from what its sources make, first in element {first:,}",
+            where=output.path,
         )
 
 
