@@ -39,21 +39,13 @@ def add_up(
     import torch
 
     columns = -(-count // WIDTH) * WIDTH
-    if targets < LEAST_ROWS and bag_is_chain(targets, len(rows), weights.dtype):
+    if targets < LEAST_ROWS and bags_are_chains(targets, len(rows), WIDTH, weights.dtype):
         sums = _bag(weights[:targets], rows, columns // WIDTH, WIDTH)
         out[:targets, :columns].view(targets, -1, WIDTH).copy_(sums.transpose(0, 1))
     elif product_is_chain(*weights.shape, weights.dtype):
         torch.mm(weights, rows[:, :columns], out=out[: len(weights), :columns])
     else:
-        _chain(weights[:targets], rows[:, :count], out[:targets, :count])
-
-
-def _chain(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-    """The sums as they are defined."""
-    out.zero_()
-    for total, own in zip(out, weights.tolist(), strict=True):
-        for row, weight in zip(rows, own, strict=True):
-            total.add_(row, alpha=weight)
+        _chains(weights[None, :targets], rows[None, :, :count], out[None, :targets, :count])
 
 
 def add_blocks_up(
@@ -86,7 +78,13 @@ def add_blocks_up(
 
 
 def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-    """The same as it is defined."""
+    """The sums as they are defined.
+
+    Args:
+        weights: (blocks, targets, rows).
+        rows: (blocks, rows, elements).
+        out: (blocks, targets, elements).
+    """
     out.zero_()
     for total, own in zip(out.unbind(1), weights.unbind(1), strict=True):
         for row, weight in zip(rows.unbind(1), own.unbind(1), strict=True):
@@ -136,32 +134,8 @@ def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
     """Whether a matrix product of that shape gives the bits of the chain on this machine."""
     import torch
 
-    weights, values, expected = _tried(targets, rows, dtype)
-    return torch.equal(torch.mm(weights, values), expected)
-
-
-@lru_cache
-def bag_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
-    """The same of ``embedding_bag``."""
-    import torch
-
-    weights, values, expected = _tried(targets, rows, dtype)
-    sums = _bag(weights, values, _TRIED, WIDTH).transpose(0, 1)
-    return torch.equal(sums.reshape(expected.shape), expected)
-
-
-def _tried(
-    targets: int, rows: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights, rows, and their chains."""
-    import torch
-
-    random = np.random.default_rng(0)
-    weights = torch.from_numpy(random.standard_normal((targets, rows))).to(dtype)
-    values = torch.from_numpy(random.standard_normal((rows, _TRIED * WIDTH))).to(dtype)
-    expected = torch.empty(targets, _TRIED * WIDTH, dtype=dtype)
-    _chain(weights, values, expected)
-    return weights, values, expected
+    weights, values, expected = _tried(1, targets, rows, _TRIED * WIDTH, dtype)
+    return torch.equal(torch.mm(weights[0], values), expected[0])
 
 
 @lru_cache
@@ -169,31 +143,31 @@ def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dty
     """Whether matrix products of blocks give the bits of the chains on this machine."""
     import torch
 
-    weights, values, expected = _tried_blocks(targets, rows, elements, dtype)
+    weights, values, expected = _tried(_TRIED, targets, rows, elements, dtype)
     apart = values.view(rows, _TRIED, elements).transpose(0, 1)
     return torch.equal(torch.bmm(weights, apart), expected)
 
 
 @lru_cache
 def bags_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
-    """The same of ``embedding_bag``."""
+    """Whether ``embedding_bag`` gives the bits of the chains on this machine."""
     import torch
 
-    weights, values, expected = _tried_blocks(targets, rows, elements, dtype)
+    weights, values, expected = _tried(_TRIED, targets, rows, elements, dtype)
     return torch.equal(_bag(weights, values, _TRIED, elements), expected)
 
 
-def _tried_blocks(
-    targets: int, rows: int, elements: int, dtype: torch.dtype
+def _tried(
+    blocks: int, targets: int, rows: int, elements: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of some blocks, rows, and the chains of these."""
+    """Weights of blocks, rows, and the chains of these."""
     import torch
 
     random = np.random.default_rng(0)
-    weights = torch.from_numpy(random.standard_normal((_TRIED, targets, rows))).to(dtype)
-    values = torch.from_numpy(random.standard_normal((rows, _TRIED * elements))).to(dtype)
-    expected = torch.empty(_TRIED, targets, elements, dtype=dtype)
-    _chains(weights, values.view(rows, _TRIED, elements).transpose(0, 1), expected)
+    weights = torch.from_numpy(random.standard_normal((blocks, targets, rows))).to(dtype)
+    values = torch.from_numpy(random.standard_normal((rows, blocks * elements))).to(dtype)
+    expected = torch.empty(blocks, targets, elements, dtype=dtype)
+    _chains(weights, values.view(rows, blocks, elements).transpose(0, 1), expected)
     return weights, values, expected
 
 
