@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from phema_cli.errors import CheckFailedError, InputError
-from phema_cli.formats import folder_writer
+from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
@@ -213,7 +213,7 @@ def test_the_index_is_what_torch_writes(tmp_path):
 
 def encoded(folder, shards, carried, ties=None, values=None):
     """Write what the format's module lays out."""
-    image = folder_writer("dcp").encode_folder(shards, {"phema": "{}"}, ties or {}, carried)
+    image = writer("dcp").encode_folder(shards, {"phema": "{}"}, ties or {}, carried)
     folder.mkdir()
     for name, file in image.files.items():
         data = bytearray(file.size_bytes)

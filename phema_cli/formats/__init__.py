@@ -1,5 +1,5 @@
 """Checkpoint formats: a module for each, and the registry that finds the module of a file."""
 
-from phema_cli.formats.registry import FORMATS, endings, folder_writer, read, writable, writer
+from phema_cli.formats.registry import FORMATS, endings, read, writable, writer
 
-__all__ = ["FORMATS", "endings", "folder_writer", "read", "writable", "writer"]
+__all__ = ["FORMATS", "endings", "read", "writable", "writer"]

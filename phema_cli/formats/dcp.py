@@ -124,7 +124,7 @@ def read(path: Path) -> Contents:
     Args:
         path: the directory, or the ``.metadata`` in it.
 
-    Errors as :meth:`phema_cli.formats.base.Format.read` says.
+    Errors as :meth:`phema_cli.formats.registry.Format.read` says.
     """
     directory = path if path.is_dir() else path.parent
     index = directory / INDEX_NAME
@@ -141,7 +141,7 @@ def encode_folder(
     ties: Mapping[str, str],
     carried: Checkpoint,
 ) -> FolderImage:
-    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
+    """Lay out a directory; as :class:`phema_cli.formats.registry.Format` says.
 
     Tensors get the names and the nesting that they have in ``carried``, if it is of this format.
     """

@@ -67,7 +67,7 @@ def lay_out(
     carried: Checkpoint,
     paths: Mapping[str, Keys],
 ) -> FolderImage:
-    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
+    """Lay out a directory; as :class:`phema_cli.formats.registry.Format` says.
 
     Args:
         shards: the tensors of each file.

@@ -128,7 +128,7 @@ _GLOBALS: Globals = {
 def read(path: Path) -> Contents:
     """What a network pickle holds; networks become dicts of their tensors.
 
-    Errors as :meth:`phema_cli.formats.base.Format.read` says.
+    Errors as :meth:`phema_cli.formats.registry.Format.read` says.
     """
     content, records, end = _load(path)
     if not isinstance(content, dict):
@@ -198,7 +198,7 @@ def _read_trailer(path: Path, end: int) -> dict[str, str]:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out the pickle ``carried`` with other values; as ``formats.image.Writer`` says.
+    """Lay out the pickle ``carried`` with other values; as ``formats.registry.Format`` says.
 
     The provenance comes after the end of the pickle, where loaders don't look.
 

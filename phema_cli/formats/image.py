@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedIOBase
-from typing import Literal, Protocol
+from typing import Literal
 
-from phema_cli.formats.base import Checkpoint, DType
+from phema_cli.formats.base import DType
 from phema_cli.formats.crc32 import crc32_from
 
 #: the entry of an output's metadata that says how it was made.
@@ -75,49 +75,3 @@ class FolderImage:
 
     files: Mapping[str, FileImage]
     index: tuple[str, bytes] | None
-
-
-class Writer(Protocol):
-    """What the module of a format that phema writes provides too."""
-
-    def encode(
-        self,
-        specs: Specs,
-        metadata: Mapping[str, str],
-        ties: Mapping[str, str],
-        carried: Checkpoint,
-    ) -> FileImage:
-        """Lay out a file.
-
-        Args:
-            specs: the tensors to be written, in the order in which they should lie.
-            metadata: text to text, with the provenance.
-            ties: names of tensors in ``specs``, by each further name of theirs.
-            carried: the checkpoint that the output continues; what a format holds beside tensors
-                comes from it.
-
-        Raises:
-            InputError: the format can't hold that.
-        """
-        ...
-
-
-class FolderWriter(Protocol):
-    """What the module of a format provides whose checkpoints may be directories."""
-
-    def encode_folder(
-        self,
-        shards: Sequence[Specs],
-        metadata: Mapping[str, str],
-        ties: Mapping[str, str],
-        carried: Checkpoint,
-    ) -> FolderImage:
-        """Lay out a directory; the rest as :meth:`Writer.encode` has it.
-
-        Args:
-            shards: the tensors of each file.
-            metadata: text to text.
-            ties: further names of tensors.
-            carried: the checkpoint that the output continues.
-        """
-        ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -11,14 +11,14 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, cast
 
 from phema_cli.errors import InputError, StorageError
-from phema_cli.formats.base import Contents
-from phema_cli.formats.image import FolderWriter, Writer
+from phema_cli.formats.base import Checkpoint, Contents
+from phema_cli.formats.image import FileImage, FolderImage, Specs
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.stamps import Stamp, stamp
 
 
 class Format(Protocol):
-    """What the module of a format provides."""
+    """What the module of a format provides: to read it, and what its row says beside that."""
 
     def read(self, path: Path) -> Contents:
         """What the checkpoint at ``path`` holds; no tensor's values are read.
@@ -35,18 +35,54 @@ class Format(Protocol):
         """
         ...
 
+    def encode(
+        self,
+        specs: Specs,
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FileImage:
+        """Lay out a file.
+
+        Args:
+            specs: the tensors to be written, in the order in which they should lie.
+            metadata: text to text, with the provenance.
+            ties: names of tensors in ``specs``, by each further name of theirs.
+            carried: the checkpoint that the output continues; what a format holds beside tensors
+                comes from it.
+
+        Raises:
+            InputError: the format can't hold that.
+        """
+        ...
+
+    def encode_folder(
+        self,
+        shards: Sequence[Specs],
+        metadata: Mapping[str, str],
+        ties: Mapping[str, str],
+        carried: Checkpoint,
+    ) -> FolderImage:
+        """Lay out a directory; the rest as ``encode`` has it.
+
+        Args:
+            shards: the tensors of each file.
+            metadata: text to text.
+            ties: further names of tensors.
+            carried: the checkpoint that the output continues.
+        """
+        ...
+
 
 class Row(NamedTuple):
     """A registered format.
 
     Attributes:
-        module: a :class:`Format`, and a :class:`Writer` unless ``writes`` is false; imported when
-            a file of the format is read or written.
+        module: a :class:`Format`, imported when a file of the format is read or written.
         endings: of its files' names; outputs get the first.
         magic: the first bytes of its files, if another format has the same ending.
-        writes: whether phema writes the format.
-        folder: whether its checkpoints are always directories, so that the module is a
-            :class:`FolderWriter`.
+        writes: whether phema writes the format, so that the module has ``encode``.
+        folder: whether its checkpoints are always directories, and it has ``encode_folder``.
     """
 
     module: str
@@ -98,7 +134,7 @@ def _reader(path: Path) -> Format:
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
         rows = [row for row in rows if head.startswith(row.magic)] or rows
-    return cast("Format", import_module(rows[0].module))
+    return _module(rows[0])
 
 
 def writable() -> list[str]:
@@ -106,14 +142,13 @@ def writable() -> list[str]:
     return [name for name, row in FORMATS.items() if row.writes]
 
 
-def writer(name: str) -> Writer:
-    """The module that writes a format's files."""
-    return cast("Writer", import_module(FORMATS[name].module))
+def writer(name: str) -> Format:
+    """The module that writes a format."""
+    return _module(FORMATS[name])
 
 
-def folder_writer(name: str) -> FolderWriter:
-    """The module that writes a format's directories."""
-    return cast("FolderWriter", import_module(FORMATS[name].module))
+def _module(row: Row) -> Format:
+    return cast("Format", import_module(row.module))
 
 
 def read(path: Path) -> Contents:

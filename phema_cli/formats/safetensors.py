@@ -72,7 +72,7 @@ _MAX_NUMBER = 1 << 63
 def read(path: Path) -> Contents:
     """What a safetensors file holds, or an index with its shards.
 
-    Errors as :meth:`phema_cli.formats.base.Format.read` says.
+    Errors as :meth:`phema_cli.formats.registry.Format.read` says.
     """
     tensors: Mapping[str, Extent]
     if path.name.endswith(INDEX_SUFFIX):
@@ -217,7 +217,7 @@ def _checked(path: Path, name: str, entry: object) -> _Entry:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out a file; as :class:`phema_cli.formats.image.Writer` says.
+    """Lay out a file; as :class:`phema_cli.formats.registry.Format` says.
 
     The header is padded with spaces to a multiple of 8 bytes, and its metadata are sorted so that
     equal input gives equal bytes. Further names of a tensor go into the metadata, where
@@ -263,7 +263,7 @@ def encode_folder(
     ties: Mapping[str, str],
     carried: Checkpoint,
 ) -> FolderImage:
-    """Lay out a directory; as :class:`phema_cli.formats.image.FolderWriter` says.
+    """Lay out a directory; as :class:`phema_cli.formats.registry.Format` says.
 
     One shard is a single file without an index, as Hugging Face libraries have it.
     """

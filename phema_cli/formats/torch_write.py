@@ -61,7 +61,7 @@ class _Record:
 def encode(
     specs: Specs, metadata: Mapping[str, str], ties: Mapping[str, str], carried: Checkpoint
 ) -> FileImage:
-    """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.image.Writer` says.
+    """Lay out a file as ``torch.save`` does; as :class:`phema_cli.formats.registry.Format` says.
 
     Names come in the order of ``carried``. Tied names share a storage.
 

@@ -31,7 +31,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 def read(path: Path) -> Contents:
     """What a file of ``torch.save`` holds, or an index with its shards.
 
-    Errors as :meth:`phema_cli.formats.base.Format.read` says.
+    Errors as :meth:`phema_cli.formats.registry.Format.read` says.
     """
     if path.name.endswith(INDEX_SUFFIX):
         tensors, metadata, files = read_sharded(path, ".bin", _read_shard)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phema_cli.errors import StorageError
-from phema_cli.formats import FORMATS, folder_writer, writer
+from phema_cli.formats import FORMATS, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.image import FileImage, Specs
@@ -220,7 +220,7 @@ def lay_out(
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
     shards = split_shards(specs, max_shard_bytes)
     parts = [{name: specs[name] for name in names} for names in shards]
-    folder = folder_writer(format_name).encode_folder(parts, metadata, ties, carried)
+    folder = writer(format_name).encode_folder(parts, metadata, ties, carried)
     files = tuple(OutputFile(path / name, file) for name, file in folder.files.items())
     homes = {name: number for number, names in enumerate(shards) for name in names}
     index = None if folder.index is None else (path / folder.index[0], folder.index[1])
