@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from phema_cli.errors import UsageError
-from phema_cli.snapshots import Paths
 from phema_cli.synthesis import Average, average
-from phema_cli.synthesis.execute import pass_for
+from phema_cli.synthesis.execute import taking
 from phema_cli.tracker import PowerEMA
 from phema_cli.tracker.model import WRAPPERS, find_slots, unwrapped
 from phema_cli.tracker.sharding import local, part_of, reshard
@@ -19,7 +17,6 @@ from phema_cli.tracker.sharding import local, part_of, reshard
 if TYPE_CHECKING:
     import torch
 
-_Options = ParamSpec("_Options")
 _Model = TypeVar("_Model", bound="torch.nn.Module")
 #: what can be put into a model: tensors by name, all at once or one after the other.
 Weights: TypeAlias = (
@@ -29,28 +26,7 @@ Weights: TypeAlias = (
 _LISTED = 5
 
 
-def _of_paths(
-    make: Callable[Concatenate[Paths, _Options], Average],
-) -> Callable[
-    [Callable[[_Model, Average], _Model]], Callable[Concatenate[_Model, Paths, _Options], _Model]
-]:
-    """Let a function of a model and an average take what the average is made of."""
-
-    def decorated(
-        function: Callable[[_Model, Average], _Model],
-    ) -> Callable[Concatenate[_Model, Paths, _Options], _Model]:
-        def called(
-            model: _Model, paths: Paths, /, *args: _Options.args, **options: _Options.kwargs
-        ) -> _Model:
-            return function(model, make(paths, *args, **options))
-
-        pass_for(function, called, [*inspect.signature(make).parameters.values()])
-        return called
-
-    return decorated
-
-
-@_of_paths(average)
+@taking(average)
 def load_into(model: torch.nn.Module, average: Average) -> torch.nn.Module:
     """Fill a model with an average, tensor by tensor: ``load_into(model, "ckpts/", gamma=7)``.
 

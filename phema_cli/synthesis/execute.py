@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 _Options = ParamSpec("_Options")
+_First = TypeVar("_First")
+_Made = TypeVar("_Made")
 _Result = TypeVar("_Result")
 #: options of files, which an average in memory has no use for.
 _OF_FILES = {
@@ -107,46 +109,37 @@ def _complete(recipe: Recipe, checks: Checks) -> None:
     make_durable(recipe)
 
 
-def pass_for(
-    function: Callable[..., object],
-    called: Callable[..., object],
-    rest: Sequence[inspect.Parameter],
-) -> None:
-    """Let ``called`` look like a function with other parameters behind the first one."""
-    update_wrapper(called, function)
-    says = inspect.signature(function)
-    first = next(iter(says.parameters.values()))
-    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
-        [first, *rest], return_annotation=says.return_annotation
-    )
-
-
-def _with_options(
-    request: Callable[_Options, Request], without: Container[str] = ()
+def taking(
+    make: Callable[_Options, _Made], without: Container[str] = ()
 ) -> Callable[
-    [Callable[[Paths, Request], _Result]], Callable[Concatenate[Paths, _Options], _Result]
+    [Callable[[_First, _Made], _Result]], Callable[Concatenate[_First, _Options], _Result]
 ]:
-    """Let a function of a request take the request's fields by their names.
+    """Let a function of two arguments take what makes the second one, by its names.
 
     Args:
-        request: the class.
-        without: fields that the function refuses, and its signature does not show.
+        make: what makes it: a class, or a function.
+        without: parameters that the function refuses, and its signature does not show.
     """
 
     def decorated(
-        function: Callable[[Paths, Request], _Result],
-    ) -> Callable[Concatenate[Paths, _Options], _Result]:
-        def called(paths: Paths, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
-            return function(paths, request(*args, **options))
+        function: Callable[[_First, _Made], _Result],
+    ) -> Callable[Concatenate[_First, _Options], _Result]:
+        def called(first: _First, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
+            return function(first, make(*args, **options))
 
-        every = inspect.signature(request).parameters.values()
-        pass_for(function, called, [each for each in every if each.name not in without])
+        update_wrapper(called, function)
+        says = inspect.signature(function)
+        first = next(iter(says.parameters.values()))
+        rest = inspect.signature(make).parameters.values()
+        called.__signature__ = says.replace(  # type: ignore[attr-defined]  # read by inspect
+            parameters=[first, *(each for each in rest if each.name not in without)]
+        )
         return called
 
     return decorated
 
 
-@_with_options(Request)
+@taking(Request)
 def synthesize(paths: Paths, request: Request) -> list[Path]:
     """Write the checkpoints of the targets; what ``phema synthesize`` does, from Python.
 
@@ -216,7 +209,7 @@ class Average(Iterator[tuple[str, "torch.Tensor"]]):
         return next(self._pairs)
 
 
-@_with_options(Request, _OF_FILES)
+@taking(Request, _OF_FILES)
 def average(paths: Paths, request: Request) -> Average:
     """Make one average, tensor by tensor, without a file.
 
