@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DType, Extent, Part
 from phema_cli.formats.chains import link_of
-from phema_cli.formats.packing import BLOCK
-from phema_cli.formats.reader import FileReader, from_bfloat16
+from phema_cli.formats.packing import BLOCK, numbers_of
+from phema_cli.formats.reader import FileReader
 from phema_cli.formats.strided import is_dense, is_plain
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
@@ -201,7 +201,7 @@ def _read(
     result = []
     for (extent, _, _), held in zip(runs, raw, strict=True):
         stored = np.frombuffer(held, _KINDS[extent.dtype.name][0])
-        result.append(from_bfloat16(stored) if extent.dtype.name == "BF16" else stored)
+        result.append(numbers_of(stored) if extent.dtype.name == "BF16" else stored)
     return result
 
 

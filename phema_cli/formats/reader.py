@@ -276,11 +276,6 @@ NUMPY_TYPES = {
 }
 
 
-def from_bfloat16(stored: NDArray[np.unsignedinteger]) -> Floats:
-    """The numbers that 16 bits each of bfloat16 are."""
-    return (stored.astype(np.uint32) << 16).view(np.float32)
-
-
 def value_of(tensor: StoredTensor, contents: Contents) -> float | None:
     """The number in a tensor of one element; None for larger tensors and other types.
 

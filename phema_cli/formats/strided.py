@@ -153,7 +153,7 @@ class _Runs:
         self._steps = [0] * len(shape)
         for d in moving[:inner]:
             self._steps[d] = strides[d]
-        self.offsets, count = [0], self.length
+        count = self.length
         offsets = np.zeros(1, np.int64)
         for d in moving[inner:]:
             self._steps[d] = count

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError
 from phema_cli.formats.crc32 import Ranges
 from phema_cli.formats.damage import packed_files, unchecked
 from phema_cli.formats.reader import FileReader, OpenFiles
@@ -27,7 +27,7 @@ from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Recorder, check_inputs
 from phema_cli.synthesis.tensors import TensorPlan
 from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
-from phema_cli.system.files import start_flush, write_at
+from phema_cli.system.files import start_flush, write_at, writing
 from phema_cli.system.pools import Pool, Progress, forked, threaded
 from phema_cli.system.processes import FORKS, files_of_each
 from phema_cli.system.ranks import Ranks
@@ -197,50 +197,33 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checks:
     open_files = files_of_each(recipe.jobs)
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-        files = _Files(recipe, writer, checks.written)
-        worker = Worker(recipe, reader, files.write, checks.read)
+
+        def write(target: int, segment: Segment, start: int, data: memoryview) -> None:
+            place = segment.places[target]
+            if place.checksum is not None:
+                checks.written[target].add(place.checksum, place.offset + start, data)
+            with writing(recipe.outputs[target].path):
+                write_at(writer.descriptor(place.path), data, place.offset + start)
+
+        worker = Worker(recipe, reader, write, checks.read)
         for number in iter(pool.take, len(own)):
             for done in worker.tiles(own[number]):
                 pool.report(done)
                 if pool.stopped():
                     return checks
-            files.flush(own[number])
+            _flush(own[number], writer)
             pool.finish(number)
     return checks
 
 
-class _Files:
-    """The outputs' files, as a worker writes them.
-
-    Args:
-        recipe: what they are made by.
-        writer: opens them.
-        written: takes the checksums of what is written, by output.
-    """
-
-    def __init__(self, recipe: Recipe, writer: OpenFiles, written: Sequence[Ranges]) -> None:
-        self._recipe = recipe
-        self._writer = writer
-        self._written = written
-
-    def write(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
-        """Write bytes of a segment into an output, from the segment's byte ``start`` on."""
-        place = segment.places[target]
-        if place.checksum is not None:
-            self._written[target].add(place.checksum, place.offset + start, data)
-        try:
-            write_at(self._writer.descriptor(place.path), data, place.offset + start)
-        except OSError as error:
-            raise StorageError.wrap(error, self._recipe.outputs[target].path, "write") from error
-
-    def flush(self, run: Run) -> None:
-        """Have a run's bytes go to the disk while others are made: all are flushed at the end."""
-        kind = run.segment.plan.kind
-        start = kind.out.size_bytes(run.start)
-        length = kind.out.size_bytes(run.stop) - start
-        for place in run.segment.places:
-            with suppress(OSError):
-                start_flush(self._writer.descriptor(place.path), place.offset + start, length)
+def _flush(run: Run, writer: OpenFiles) -> None:
+    """Have a run's bytes go to the disk while others are made: all are flushed at the end."""
+    kind = run.segment.plan.kind
+    start = kind.out.size_bytes(run.start)
+    length = kind.out.size_bytes(run.stop) - start
+    for place in run.segment.places:
+        with suppress(OSError):
+            start_flush(writer.descriptor(place.path), place.offset + start, length)
 
 
 class Worker:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.formats.base import Checkpoint, DType, Extent
-from phema_cli.formats.reader import NUMPY_TYPES, FileReader, from_bfloat16
+from phema_cli.formats.packing import numbers_of
+from phema_cli.formats.reader import NUMPY_TYPES, FileReader
 from phema_cli.profiles import Array
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -152,7 +153,7 @@ def _raw(reader: FileReader, extent: Extent, start: int, count: int) -> Bytes:
 def _values(raw: Bytes, dtype: DType) -> Array:
     """Elements as float64; complex numbers as pairs, odd types by their bytes."""
     if dtype.name == "BF16":
-        return from_bfloat16(raw.view("<u2")).astype(np.float64)
+        return numbers_of(raw.view("<u2")).astype(np.float64)
     if dtype.kind == "float" and dtype.name not in NUMPY_TYPES:
         import torch
 
