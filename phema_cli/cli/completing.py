@@ -77,40 +77,35 @@ def _is_checkpoint(name: str) -> bool:
     return name.endswith(endings())
 
 
-def profiles(incomplete: str) -> list[str]:
-    """Target profiles."""
-    return _matching(PROFILES, incomplete)
+def profiles() -> Sequence[str]:
+    """Target profiles; typer keeps those that go on with what is typed."""
+    return PROFILES
 
 
-def averages(incomplete: str) -> list[str]:
+def averages() -> Sequence[str]:
     """Decay laws of stored averages, with those of single trainers."""
     from phema_cli.profiles import LAWS
     from phema_cli.trainers.registry import LAWS as TRAINERS_LAWS
 
-    laws = (*LAWS.values(), *TRAINERS_LAWS.values())
-    return _matching([law.example for law in laws], incomplete)
+    return [law.example for law in (*LAWS.values(), *TRAINERS_LAWS.values())]
 
 
-def methods(incomplete: str) -> list[str]:
+def methods() -> Sequence[str]:
     """Methods that solve weights."""
     from phema_cli.solver import METHODS
 
-    return _matching(METHODS, incomplete)
+    return METHODS
 
 
-def formats(incomplete: str) -> list[str]:
+def formats() -> Sequence[str]:
     """Formats of outputs."""
     from phema_cli.formats import writable
 
-    return _matching(writable(), incomplete)
+    return writable()
 
 
-def dtypes(incomplete: str) -> list[str]:
+def dtypes() -> Sequence[str]:
     """Types of floats."""
     from phema_cli.formats.base import DTYPES
 
-    return _matching([d.label for d in DTYPES.values() if d.kind == "float"], incomplete)
-
-
-def _matching(values: Sequence[str], incomplete: str) -> list[str]:
-    return [value for value in values if value.startswith(incomplete)]
+    return [d.label for d in DTYPES.values() if d.kind == "float"]

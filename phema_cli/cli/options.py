@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, is_dataclass, replace
 from functools import wraps
 from typing import Annotated, Any, get_args, get_type_hints
@@ -40,7 +40,7 @@ Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, tables or not
 Verbose = Annotated[bool, option("--verbose", "-v", help="Show every snapshot or tensor.")]
 
 #: what a shell offers for values, by the name of the field.
-_OFFERED: Mapping[str, Callable[[str], Any]] = {
+_OFFERED: Mapping[str, Callable[[], Sequence[str]]] = {
     "average": completing.averages,
     "dtype": completing.dtypes,
     "format": completing.formats,
