@@ -1,6 +1,7 @@
 """Combinations of snapshots as they are: plain means of checkpoints, and weights of the user's."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import phema_cli
 from phema_cli.errors import UsageError
 from tests.builders import phema
+from tests.runs.diffusion import k_diffusion
 
 STEPS = range(500, 5001, 500)
 
@@ -322,6 +324,24 @@ def test_a_name_that_stands_twice_in_json(tmp_path, checkpoints):
     done = phema("weights", checkpoints[0], "--weights", tmp_path / "w.json")
     assert done.code == 3
     assert "two weights" in done.err
+
+
+def test_weights_of_a_file_of_several_averages_come_back(tmp_path):
+    """What ``phema weights`` prints makes the same average, whatever else lies in the files."""
+    k_diffusion(tmp_path / "run")
+    found = phema("weights", tmp_path / "run", "-g", 7, "--json").json
+    (tmp_path / "w.json").write_text(json.dumps(found), encoding="utf-8")
+    for name, target in (("solved", ("-g", 7)), ("given", ("--weights", tmp_path / "w.json"))):
+        done = phema("synthesize", tmp_path / "run", *target, "-o", tmp_path / f"{name}.pt", "-q")
+        assert done.code == 0, done.err
+    same = phema("diff", tmp_path / "solved.pt", tmp_path / "given.pt", "--tolerance", 0)
+    assert same.code == 0, same.out
+    (tmp_path / "w.csv").write_text("model_00000500.pth,1\n", encoding="utf-8")
+    done = phema("weights", tmp_path / "run", "--weights", tmp_path / "w.csv")
+    assert done.code == 3
+    (written,) = re.findall("write '(.*)', or pass --raw or --key", done.err)
+    (tmp_path / "w.csv").write_text(f'"{written}",1\n', encoding="utf-8")
+    assert phema("weights", tmp_path / "run", "--weights", tmp_path / "w.csv").code == 0
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import csv
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.image import PROVENANCE_KEY
@@ -35,6 +36,7 @@ def combination(snapshots: Sequence[Snapshot], given: Given) -> CombinationProfi
         snapshots: oldest first.
         given: weights by snapshot, or a file of them. A snapshot is called by its name, its path,
             the end of either, or its step: what comes first in this list and fits one counts.
+            Where a file holds several, the average stands behind its name: ``last.pt raw``.
 
     Raises:
         InputError: the file holds no weights, or names no snapshot, or one twice.
@@ -107,8 +109,8 @@ def _by_name(snapshots: Sequence[Snapshot]) -> dict[_Call, list[int]]:
     for i, snapshot in enumerate(snapshots):
         path = str(snapshot.checkpoint.path)
         ends = {*_ends(snapshot.name), *_ends(path)}
-        calls: list[_Call] = [("name", snapshot.name), ("path", Path(path).absolute())]
-        calls += [("end", end) for end in ends]
+        calls: list[_Call] = [("name", snapshot.name), ("name", _with_average(snapshot))]
+        calls += [("path", Path(path).absolute()), *(("end", end) for end in ends)]
         if _is_of_a_run(snapshot):
             calls.append(("step", snapshot.tag.step))
         for call in calls:
@@ -130,10 +132,15 @@ def _place(name: str, called: Mapping[_Call, list[int]], snapshots: Sequence[Sna
     several = len({(snapshots[i].series, snapshots[i].tag.label) for i in found}) > 1
     raise UsageError(
         f"{len(found)} snapshots are called {name!r:.200}",
-        remedy="pass --raw, or --key with one of their series"
+        remedy=f"write {_with_average(snapshots[found[0]])!r:.200}, or pass --raw or --key"
         if several
         else "give more of their paths",
     )
+
+
+def _with_average(snapshot: Snapshot) -> str:
+    """The only way to call one of several averages in a file."""
+    return f"{snapshot.name} {snapshot.tag.label}"
 
 
 def _is_of_a_run(snapshot: Snapshot) -> bool:
@@ -198,7 +205,7 @@ def _of_json(text: str) -> dict[str, float]:
         if not isinstance(targets, list) or len(targets) != 1:
             raise InputError("holds the weights of several targets, or of none")
         try:
-            entries = [(source["name"], source["weight"]) for source in targets[0]["sources"]]
+            entries = _of_sources(targets[0]["sources"])
         except (KeyError, TypeError) as error:
             raise InputError("does not hold weights") from error
     weights: dict[str, float] = {}
@@ -208,6 +215,15 @@ def _of_json(text: str) -> dict[str, float]:
             raise InputError(f"{shown(weight)} is not a weight")
         _add(weights, name, number)
     return weights
+
+
+def _of_sources(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Names and weights of a target's sources; averages of one file are told apart by theirs."""
+    often = Counter(source["name"] for source in sources)
+    return [
+        (f"{s['name']} {s['average']}" if often[s["name"]] > 1 else s["name"], s["weight"])
+        for s in sources
+    ]
 
 
 def _add(weights: dict[str, float], name: str, weight: float) -> None:
