@@ -326,6 +326,15 @@ def test_a_name_that_stands_twice_in_json(tmp_path, checkpoints):
     assert "two weights" in done.err
 
 
+def test_a_mean_of_files_of_two_averages_is_chosen_by_their_names(ckpts):
+    """No dict tells them apart, so that --key can't."""
+    asked = ("weights", ckpts, "--profile", "checkpoints:last=2")
+    done = phema(*asked)
+    assert done.code == 2
+    assert done.err.endswith("there are 2: gamma 10, gamma 5; pass --select with a glob of one\n")
+    assert phema(*asked, "--select", "*gamma5*").code == 0
+
+
 def test_weights_of_a_file_of_several_averages_come_back(tmp_path):
     """What ``phema weights`` prints makes the same average, whatever else lies in the files."""
     k_diffusion(tmp_path / "run")

@@ -150,14 +150,13 @@ def _mean(snapshots: Sequence[Snapshot], spec: CheckpointsSpec, step: float) -> 
     if len(series) > 1:
         parts = (dict.fromkeys(p for p in one if p != ".") for one in series)
         names = ", ".join(" ".join(part) or "the directory itself" for part in parts)
-        kinds = {(key, label) for _, key, label in series}
-        remedy = "pass --select with a glob of one"
-        if len(kinds) > 1:
-            raw = any(label == "raw" for _, label in kinds)
-            remedy = f"pass {'--raw for the raw weights, or ' if raw else ''}--key with one of them"
+        _, keys, labels = map(set, zip(*series, strict=True))
+        remedy = "--key with one of them" if len(keys) > 1 else "--select with a glob of one"
+        if "raw" in labels and len(labels) > 1:
+            remedy = f"--raw for the raw weights, or {remedy}"
         raise UsageError(
             f"{spec.label} is a mean of one series, and there are {len(series)}: {names}",
-            remedy=remedy,
+            remedy=f"pass {remedy}",
         )
     chosen = spec.chosen([s.tag.step for s in snapshots], step)
     weights = dict.fromkeys(chosen, 1 / len(chosen))
