@@ -236,6 +236,19 @@ def test_files_that_the_search_does_not_look_at_are_named(run, names, rows):
     assert found.foreign == rows
 
 
+def test_laws_are_of_the_series_that_were_compared(run):
+    """Raw weights between the times of two averages are not looked at, and get no law."""
+    ends = np.arange(25, STEPS + 1, 25)
+    raw = [RawProfile(float(t - 12)) for t in ends]
+    told = [PowerProfile(gamma, float(t)) for gamma in (10.0, 5.0) for t in ends]
+    kept = [run.path[ends - 13], *(run.average(name)[ends - 1] for name in ("5", "10"))]
+    found = weigh([*raw, *told], rounded(np.concatenate(kept)))
+    assert found.state == "contradicted"
+    assert [s.law.label for s in found.series] == ["raw", "gamma 10", "gamma 5"]
+    assert [s.law.label for s in found.compared] == ["gamma 10", "gamma 5"]
+    assert labels(found.alternatives[0]) == ["gamma 5", "gamma 10"]
+
+
 def test_every_snapshot_is_in_one_part():
     """Few times in each, of all series, whatever their number."""
     for count in (1, 2, 5, 20):

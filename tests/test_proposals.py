@@ -1,4 +1,4 @@
-"""What averages look like of which nobody says what they are, by the real command."""
+"""What averages look like that nobody describes, or the user describes wrongly, by the command."""
 
 import json
 import shlex
@@ -93,3 +93,26 @@ def test_tensors_that_do_not_fit_are_not_read(run, tmp_path):
     asked = phema("inspect", folder)
     assert asked.code == 3
     assert "looks" not in asked.out
+
+
+def between(run, folder):
+    """Two averages whose names have an index, and raw weights between their times."""
+    folder.mkdir()
+    rows = [r"pattern = 'avg-(?P<index>\d)-(?P<step>\d+)'"]
+    for step in range(25, 1001, 25):
+        for index, name in enumerate(("5", "10"), start=1):
+            save_file(tensors(run, name, step), folder / f"avg-{index}-{step}.safetensors")
+        save_file(tensors(run, "raw", step - 12), folder / f"raw-{step - 12}.safetensors")
+        rows.append(f'[snapshots."raw-{step - 12}.safetensors"]')
+        rows.append(f'average = "raw"\nstep = {step - 12}')
+    (folder / "phema.toml").write_text("\n".join(rows))
+    return folder
+
+
+def test_laws_that_fit_better_are_told_of_the_averages_that_were_compared(run, tmp_path):
+    """Raw weights of other times take no part, and the option goes by the index in names."""
+    between(run, tmp_path / "run")
+    asked = phema("inspect", "run", "--gammas", "10,5", cwd=tmp_path)
+    assert asked.code == 3
+    assert "as gamma 10 (tagged gamma 5) and gamma 5 (tagged gamma 10)" in asked.out
+    assert "pass --gammas 5,10, or" in asked.out

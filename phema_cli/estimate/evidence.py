@@ -15,7 +15,7 @@ from phema_cli.errors import InputError, PhemaError
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import Tag, Untagged
+from phema_cli.snapshots.base import Tag
 from phema_cli.snapshots.consistency import differences
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import (
@@ -179,7 +179,7 @@ class _Messages:
     def _better_laws(self, fitting: Sequence[Alternative]) -> InputError:
         """The error for tags where other laws explain the snapshots better."""
         best, *others = map(self._laws, fitting)
-        tags = " and ".join(self._tag(s).label for s in self.evidence.series)
+        tags = " and ".join(self._tag(s).label for s in self.evidence.compared)
         ratio = fitting[0].times_better
         times = f"over {_MOST_TIMES}" if ratio > _MOST_TIMES else f"{ratio:.2g}"
         option = self._option(fitting[0])
@@ -227,10 +227,10 @@ class _Messages:
         """What an alternative takes the series for."""
         if other.every is not None:
             return f"averages updated once in {other.every} steps"
-        tags = [self._tag(s).label for s in self.evidence.series]
+        tags = [self._tag(s).label for s in self.evidence.compared]
         words = " and ".join(
             law.label if law.label == tag else f"{law.label} (tagged {tag})"
-            for tag, law in zip(tags, other.laws, strict=False)
+            for tag, law in zip(tags, other.laws, strict=True)
         )
         return words + (f", counted from {-other.offset:.6g}" if other.offset else "")
 
@@ -238,13 +238,16 @@ class _Messages:
         """What to pass for an alternative, where one option says it."""
         if other.every is not None:
             return f"--update-every {other.every}"
-        pairs = zip(self.evidence.series, other.laws, strict=False)
+        pairs = zip(self.evidence.compared, other.laws, strict=True)
         changed = [(s, law) for s, law in pairs if self._tag(s).label != "raw"]
         origins = {self._tag(s).profile_origin for s, _ in changed}
         if other.offset or not changed or not origins <= {"command line", "phema.toml"}:
             # No such option changes what files say of themselves.
             return None
-        changed.sort(key=lambda pair: self.snapshots[pair[0].rows[0]].series)
+        if len(changed) < sum(self._tag(s).label != "raw" for s in self.evidence.series):
+            # An option is about all averages, and some were not looked at.
+            return None
+        changed.sort(key=lambda pair: _group(self.snapshots[pair[0].rows[0]]))
         laws = [law for _, law in changed]
         return "--raw" if [law.kind for law in laws] == ["raw"] else _gammas_option(laws, 4)
 
@@ -280,15 +283,15 @@ def with_proposal(scan: Scan) -> Scan:
     return replace(scan, findings=tuple(findings))
 
 
-def _group(one: Untagged) -> _Group:
-    """What an average's snapshots have in common."""
-    return one.snapshot.series, one.index or 0
+def _group(one: Snapshot) -> _Group:
+    """What an average's snapshots have in common, and what options tell averages apart by."""
+    return one.series, one.index or 0
 
 
 def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     """What each average without a law looks like; None where the snapshots can't tell."""
     pairs: list[tuple[Hashable, Snapshot]] = [((s.series, s.tag.label), s) for s in scan.snapshots]
-    pairs += [(_group(u), u.snapshot) for u in scan.untagged]
+    pairs += [(_group(u.snapshot), u.snapshot) for u in scan.untagged]
     pairs.sort(key=lambda pair: pair[1].tag.step)
     snapshots = [s for _, s in pairs]
     try:
@@ -307,7 +310,8 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     proposal = propose(times, [group for group, _ in pairs], known, values)
     if proposal is None:
         return None
-    return {_group(u): proposal.laws[_group(u)] for u in scan.untagged}
+    groups = {_group(u.snapshot) for u in scan.untagged}
+    return {group: proposal.laws[group] for group in groups}
 
 
 def _average_option(law: Law) -> str:

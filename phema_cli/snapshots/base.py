@@ -73,6 +73,7 @@ class Snapshot:
         tag: average and step.
         trainers: names of the trainers whose file it is in.
         series: what ``--key`` calls it.
+        index: its number among the averages, if names count these.
         partial: whether it averages a part of the model, beside the whole raw model.
         folder: the directory that it is, by the name of the file in it; None of other files.
     """
@@ -82,6 +83,7 @@ class Snapshot:
     tag: Tag
     trainers: tuple[str, ...] = ()
     series: str = "."
+    index: int | None = None
     partial: bool = False
     folder: Path | None = None
 
@@ -113,12 +115,10 @@ class Untagged:
 
     Attributes:
         snapshot: with the tag of raw weights.
-        index: its number among the averages, if names count these.
         error: the finding that its law is not known.
     """
 
     snapshot: Snapshot
-    index: int | None
     error: Finding
 
 

@@ -257,4 +257,4 @@ def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged
         snapshot = make_snapshot(as_raw, config)
     except PhemaError:
         return
-    yield Untagged(snapshot, draft.series.index, error)
+    yield Untagged(snapshot, error)

@@ -81,7 +81,7 @@ def make_snapshot(
     )
     trainers = file.reading.trainers
     name, folder = file.candidate.name, file.candidate.folder
-    return Snapshot(name, checkpoint, tag, trainers, series.key, partial, folder)
+    return Snapshot(name, checkpoint, tag, trainers, series.key, series.index, partial, folder)
 
 
 def _check_unit(law: Law, clock: Clock, *, counted: bool) -> None:

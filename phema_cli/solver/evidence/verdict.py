@@ -93,7 +93,7 @@ class Alternative:
     """Other tags that explain the snapshots.
 
     Attributes:
-        laws: one of each series, in their order.
+        laws: one of each series that was compared, in their order.
         offset: steps to be added to all times; by so many the counter began too late.
         gain: L, twice the log likelihood ratio of one element, against the tags.
         times_better: by what factor the snapshots predict each other better than under the tags.
@@ -123,6 +123,8 @@ class Evidence:
         state: ``confirmed`` and ``plausible`` were tested with nothing against them,
             ``unchecked`` could not be, ``doubtful`` is a notice and ``contradicted`` an error.
         series: the snapshots as they were grouped.
+        compared: the series that alternatives have laws of, without the snapshots that were not
+            looked at; of many series some are left out.
         times: distinct times that were looked at.
         gain: L of the best alternative, negative if the tags are better than all; None where none
             was looked for.
@@ -143,6 +145,7 @@ class Evidence:
 
     state: State
     series: tuple[Series, ...]
+    compared: tuple[Series, ...] = ()
     times: int = 0
     gain: float | None = None
     jitter: float | None = None
@@ -190,7 +193,7 @@ def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
     chosen = select_snapshots(series)
     times = len({t for s in chosen for t in s.times})
     rows = [row for s in chosen for row in s.rows]
-    unchecked = Evidence("unchecked", series, times)
+    unchecked = Evidence("unchecked", series, tuple(chosen), times)
     reduced = reduce(sample, rows) if times >= LEAST_TIMES and sample.values.size else None
     if reduced is None:
         return unchecked
