@@ -256,6 +256,7 @@ def test_numbers_of_a_law_are_replaced():
         ("exponential:beta", "'beta' is not key=number; write exponential:beta=|halflife="),
         ("exponential:beta=1/0", "'beta=1/0' is not key=number"),
         ("exponential:rate=1", "has no key 'rate'"),
+        ("power:self=3", "has no key 'self'; write power:gamma="),
         ("exponential:beta=0.9,start=0.5", "start must be a whole number from 0 on"),
         ("uniform:last=inf", r"last must be from 1e-9 to 2\^53"),
         ("raw:step=3", "raw: has no key 'step'; write raw"),

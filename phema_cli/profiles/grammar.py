@@ -101,7 +101,7 @@ class LawForm:
     one_of: tuple[str, ...] = ()
     closed: Callable[[Numbers, float, str], Profile | None] | None = None
 
-    def law(self, **numbers: float) -> Law:
+    def law(self, /, **numbers: float) -> Law:
         """The law of these numbers; a key that is left out has its default.
 
         Raises:
@@ -225,7 +225,7 @@ class Law:
         times = np.arange(math.floor(step) + 1.0)
         return times, np.diff(self.profile(step).cdf(times), prepend=0.0)
 
-    def replace(self, **numbers: float) -> Law:
+    def replace(self, /, **numbers: float) -> Law:
         """The law with other numbers: ``law.replace(every=10)``.
 
         Raises:
