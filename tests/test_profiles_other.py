@@ -137,6 +137,14 @@ def test_raw_target_of_raw_snapshots_is_that_snapshot():
     assert solution.figures[1].profile_error is None
 
 
+@pytest.mark.parametrize("text", ["exponential:beta=.98", "exponential:beta=98e-2"])
+def test_a_stored_exponential_is_that_average_by_any_name(text):
+    """The way in which its numbers are written is no difference: weight 1."""
+    stored = [parse_law("exponential:beta=0.98").profile(float(t)) for t in (100, 200, 300)]
+    weights = solve(stored, [parse_profile(text).ending_at(200.0)]).weights
+    assert weights[:, 0].tolist() == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -34,7 +34,8 @@ class ExponentialProfile:
 
     rate: float
     end: float
-    name: str = ""
+    # Averages of one rate and end are one, whatever they are called.
+    name: str = field(default="", compare=False)
     square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
