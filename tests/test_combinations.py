@@ -441,6 +441,13 @@ def test_weights_from_python_that_are_none(checkpoints, given):
         phema_cli.synthesize(checkpoints[0], weights=given)
 
 
+def test_a_snapshot_has_one_weight_from_python_too(tmp_path, checkpoints):
+    """A step as a number and as a text are one name, as in a file."""
+    given = {4500: 0.5, "4500": 0.5}
+    with pytest.raises(UsageError, match="gives '4500' two weights"):
+        phema_cli.synthesize(checkpoints[0], weights=given, output=tmp_path / "o.safetensors")
+
+
 def test_weights_from_python_by_step_and_path(tmp_path, checkpoints):
     """Whatever the snapshots are called there."""
     folder, stored = checkpoints

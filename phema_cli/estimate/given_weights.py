@@ -81,7 +81,7 @@ def _checked(given: Mapping[str, float]) -> dict[str, float]:
         number = real(weight)
         if number is None:
             raise UsageError(f"{shown(weight)} is not a weight", remedy="pass numbers")
-        weights[os.fspath(name) if isinstance(name, os.PathLike) else str(name)] = number
+        _add(weights, os.fspath(name) if isinstance(name, os.PathLike) else str(name), number)
     return weights
 
 
@@ -231,5 +231,5 @@ def _add(weights: dict[str, float], name: str, weight: float) -> None:
     if weight == 0 and name in weights:
         return
     if weights.get(name):
-        raise InputError(f"gives {name!r:.200} two weights")
+        raise UsageError(f"gives {name!r:.200} two weights")
     weights[name] = weight
