@@ -461,6 +461,7 @@ def test_weights_from_python_by_step_and_path(tmp_path, checkpoints):
     [
         ("uniform:last=6000", True),
         ("decay:last=6e3steps,shape=sqrt", True),
+        ("uniform: last = 6000", True),
         ("decay:last=5000steps", False),
         ("uniform:last=1", False),
         ("cooldown:last=5E-1", False),

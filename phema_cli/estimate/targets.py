@@ -209,7 +209,7 @@ def _hint_of_selection(
 
 def _is_cut(target: WindowProfile | DecayProfile) -> bool:
     """Whether the user has asked for a window of more steps than there are."""
-    asked = re.search(r"last=([^,s]+)", target.label)
+    asked = re.search(r"last\s*=([^,s]+)", target.label)
     return asked is not None and float(asked[1]) > max(target.end, 1.0)
 
 
