@@ -1031,6 +1031,16 @@ def test_duplicates_of_two_directories(tmp_path):
     assert "two" in str(error)
 
 
+def test_two_runs_are_seen_whatever_lies_between_their_names(tmp_path):
+    """Times of two directories overlap; those of a third, between them by name, do not."""
+    for run, steps in {"a": (100, 200, 300), "b": (5000, 6000), "c": (150, 250, 350)}.items():
+        for step in steps:
+            put(tmp_path, f"run_{run}/x-step{step}-gamma5.safetensors")
+    (error,) = errors(scan([tmp_path]))
+    assert str(error).startswith("run_c: is of another run: ")
+    assert "are in run_a;" in str(error)
+
+
 BASE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3.0)}
 
 

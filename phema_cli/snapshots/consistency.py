@@ -162,9 +162,13 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     for snapshot in snapshots:
         home = home_of(snapshot)
         members.setdefault((snapshot.series, snapshot.tag.label, home), []).append(snapshot)
-    groups = sorted((*key, group) for key, group in members.items() if len(group) > 1)
-    for (*series, home, one), (*other_series, other_home, other) in pairwise(groups):
-        begin = max(one[0].tag.step, other[0].tag.step)
+    # By their first steps: where any two overlap, two neighbours do.
+    groups = sorted(
+        (series, label, group[0].tag.step, home, group)
+        for (series, label, home), group in members.items()
+        if len(group) > 1
+    )
+    for (*series, _, home, one), (*other_series, begin, other_home, other) in pairwise(groups):
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
             yield InputError(
                 "is of another run: files of the same series and time are in "
