@@ -1041,6 +1041,21 @@ def test_two_runs_are_seen_whatever_lies_between_their_names(tmp_path):
     assert "are in run_a;" in str(error)
 
 
+@pytest.mark.parametrize("given", ["directories", "files"])
+def test_two_runs_given_as_two_paths_are_seen(tmp_path, given):
+    """As where one directory holds both; two directories of one run are no error."""
+    for run, first in (("a", 100), ("b", 150), ("c", 500)):
+        for step in range(first, first + 300, 100):
+            put(tmp_path, f"run_{run}/x-step{step}-gamma5.safetensors")
+    runs = {run: [tmp_path / f"run_{run}"] for run in "abc"}
+    if given == "files":
+        runs = {run: sorted(folder.iterdir()) for run, (folder,) in runs.items()}
+    (error,) = errors(scan([*runs["a"], *runs["b"]]))
+    assert str(error).startswith(f"{tmp_path / 'run_b'}: is of another run: ")
+    assert f"are in {tmp_path / 'run_a'};" in str(error)
+    assert not errors(scan([*runs["a"], *runs["c"]]))
+
+
 BASE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3.0)}
 
 

@@ -76,6 +76,7 @@ class Snapshot:
         index: its number among the averages, if names count these.
         partial: whether it averages a part of the model, beside the whole raw model.
         folder: the directory that it is, by the name of the file in it; None of other files.
+        root: the directory that its name is relative to, as the user gave it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Snapshot:
     index: int | None = None
     partial: bool = False
     folder: Path | None = None
+    root: Path = Path()
 
     def __repr__(self) -> str:
         """``<Snapshot ema-step0000500-gamma5.safetensors: gamma 5 at step 500>``."""

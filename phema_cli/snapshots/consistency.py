@@ -160,7 +160,7 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     """Errors for a series in several directories whose times overlap: these are of two runs."""
     members: dict[tuple[str, str, str], list[Snapshot]] = {}
     for snapshot in snapshots:
-        home = home_of(snapshot)
+        home = str(snapshot.root.absolute() / home_of(snapshot))
         members.setdefault((snapshot.series, snapshot.tag.label, home), []).append(snapshot)
     # By their first steps: where any two overlap, two neighbours do.
     groups = sorted(
@@ -168,14 +168,22 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
         for (series, label, home), group in members.items()
         if len(group) > 1
     )
-    for (*series, _, home, one), (*other_series, begin, other_home, other) in pairwise(groups):
+    several = len({s.root for s in snapshots}) > 1
+    for (*series, _, _, one), (*other_series, begin, _, other) in pairwise(groups):
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
+            home, other_home = (_shown_home(group[0], several) for group in (one, other))
             yield InputError(
                 "is of another run: files of the same series and time are in "
                 f"{'the directory itself' if home == '.' else home}",
                 where=other[0].name if other_home == "." else other_home,
-                remedy="give the directory of one run",
+                remedy="give the directory of one run, or leave files out with --exclude",
             )
+
+
+def _shown_home(snapshot: Snapshot, with_root: bool) -> str:
+    """The directory of a snapshot's series, below the one that was scanned or with that."""
+    home = home_of(snapshot)
+    return str(snapshot.root / home) if with_root else home
 
 
 def home_of(snapshot: Snapshot) -> str:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import to_path
@@ -127,14 +128,14 @@ def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> S
 def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: Needs) -> Scan:
     """Scan each path, then look at the snapshots of all together."""
     snapshots: list[Snapshot] = []
-    homes: list[str] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
     unmatched = command_line.typed_files
     for root in map(to_path, paths):
-        toml = read_config(root) if is_folder(root) else Config(origin="phema.toml")
+        folder = is_folder(root)
+        toml = read_config(root) if folder else Config(origin="phema.toml")
         copy, drop = copy or toml.copy, drop or toml.drop
         trust_tags = trust_tags or toml.trust_tags
         listed = list(candidates(root))
@@ -149,8 +150,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
             if not any(f.level == "error" for f in faults):
                 raise
             tagged = Scan((), (Finding("error", error),))
-        snapshots += tagged.snapshots
-        homes += [root.name] * len(tagged.snapshots)
+        snapshots += _below(root if folder else root.parent, tagged.snapshots)
         untagged += tagged.untagged
         findings += tagged.findings
     if unmatched:
@@ -166,7 +166,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
     if needs == "names":
-        snapshots = _with_homes(snapshots, homes)
+        snapshots = _with_homes(snapshots)
     # Of one step the raw weights come first: outputs continue the average.
     snapshots.sort(key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name))
     snapshots, stripped = strip_prefixes(snapshots)
@@ -183,14 +183,20 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     return read.settled(copy, drop)
 
 
-def _with_homes(snapshots: Sequence[Snapshot], homes: Sequence[str]) -> list[Snapshot]:
+def _below(root: Path, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
+    """The snapshots of a directory; where it is one itself, its name is below the one above it."""
+    for snapshot in snapshots:
+        yield replace(snapshot, root=root.parent if snapshot.folder == root else root)
+
+
+def _with_homes(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """Snapshots of which none has another one's name: several directories may have the same."""
     count = Counter((s.name, s.series, s.tag.label) for s in snapshots)
     return [
-        replace(s, name=f"{home}/{s.name}")
-        if count[s.name, s.series, s.tag.label] > 1 and home
+        replace(s, name=f"{s.root.name}/{s.name}")
+        if count[s.name, s.series, s.tag.label] > 1 and s.root.name
         else s
-        for s, home in zip(snapshots, homes, strict=True)
+        for s in snapshots
     ]
 
 
