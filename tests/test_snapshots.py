@@ -481,6 +481,14 @@ def test_hardly_different_gammas_warn(tmp_path):
     assert any("hardly differ" in text for text in said(scan([tmp_path]), "warning"))
 
 
+def test_a_pattern_finds_one_law(tmp_path):
+    """A name with two of them is an error, whichever of the groups is the last."""
+    put(tmp_path, "g5-s0.2-t40.pt")
+    pattern = r"g(?P<gamma>\d)-s(?P<sigma_rel>[\d.]+)-t(?P<step>\d+)"
+    (error,) = errors(scan([tmp_path], Config(pattern=pattern)))
+    assert error.what == "the pattern finds gamma and sigma_rel, which say the same thing"
+
+
 def test_pattern_leaves_out_what_does_not_match(tmp_path):
     """A file that --pattern does not match is left out, with a notice that names it."""
     put(tmp_path, "t40.pt")
@@ -768,6 +776,8 @@ def test_row_settles_a_contradiction(tmp_path):
         ("[snapshots.a]\nkimg = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nstep = -5\ngamma = -3", "gamma"),
         ("[snapshots.a]\nsigma_rel = 0.3", "sigma_rel 0.3 is not between"),
+        ("[snapshots.a]\ngamma = 5\nsigma_rel = 0.2", "a gives gamma and sigma_rel, which say the"),
+        ("[snapshots.a]\naverage = 'raw'\ngamma = 5", "a gives gamma and average, which say the"),
         ("[snapshots.a]\nstep = '5'", "snapshots.a must be a table"),
         ("[snapshots.a]\nstep = true", "snapshots.a must be a table"),
     ],

@@ -29,6 +29,8 @@ _MOST_DOTS = 8
 #: gammas, laws and keys that an entry may list.
 _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
+#: what a snapshot's row may give one of: each says what the snapshot is an average of.
+_LAWS = ("gamma", "sigma_rel", "average")
 #: fields of Config that say how it came about, and are no entries.
 _OURS = {"typed", "typed_files", "insists", "origin"}
 _ENTRIES = {f.name for f in fields(Config)} - _OURS
@@ -206,6 +208,10 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             raise InputError(
                 f"snapshots.{name} must be a table of gamma, sigma_rel or average, and step"
             )
+        given = [law for law in _LAWS if law in row]
+        if len(given) > 1:
+            what = f"snapshots.{name} gives {' and '.join(given)}, which say the same thing"
+            raise InputError(what, remedy="keep one of them")
         result[name] = {k: v if isinstance(v, str) else repr(v) for k, v in row.items()}
         if "average" in result[name]:
             parse_law(result[name]["average"])
@@ -219,4 +225,4 @@ def _is_entry(name: str, value: object) -> bool:
     """Whether a snapshot's row may have that entry."""
     if name == "average":
         return isinstance(value, str)
-    return name in {"gamma", "sigma_rel", "step"} and type(value) in (int, float)
+    return name in {*_LAWS, "step"} and type(value) in (int, float)

@@ -75,16 +75,19 @@ def _law_by_fields(draft: Draft, config: Config) -> None:
             draft.series = series = replace(series, index=int(index), first_index=None)
         else:
             draft.error = InputError(f"its index is {index!r:.80}, not a number")
-    roles = {s.role for s in draft.file.reading.series}
-    for name, (value, origin) in fields.items():
-        if name not in _LAWS:
-            continue
+    given = [name for name in _LAWS if name in fields]
+    if len(given) > 1:
+        what = f"the pattern finds {' and '.join(given)}, which say the same thing"
+        draft.error = InputError(what, remedy="keep one of these groups")
+    elif given:
+        value, origin = fields[given[0]]
         try:
-            law = parse_law(_LAWS[name].format(value, power=_power(series)))
+            law = parse_law(_LAWS[given[0]].format(value, power=_power(series)))
         except PhemaError as error:
             draft.error = InputError(error.what, remedy=error.remedy)
-            continue
+            return
         # An average is meant, and not the raw weights beside it.
+        roles = {s.role for s in draft.file.reading.series}
         if law.name == "raw" or not (series.role == "raw" and "average" in roles):
             _take(draft, law, origin, config)
 
