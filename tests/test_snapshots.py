@@ -743,6 +743,21 @@ def test_rows(tmp_path, name, field):
     assert origins(found) == ("phema.toml", "phema.toml")
 
 
+def test_rows_that_name_no_file_are_told(tmp_path):
+    """In one notice; rows of files that are there and not used are no mistake."""
+    for name in ("a-step1-gamma5.pt", "b-step2-gamma5.pt"):
+        put(tmp_path, name)
+    toml(tmp_path, '[snapshots."b-step2-gamma5.pt"]', "gamma = 6")
+    assert not [f for f in scan([tmp_path], Config(exclude=("b*",))).findings if "row" in str(f)]
+    toml(tmp_path, '[snapshots."b-step2-gamma5"]', "gamma = 6")
+    found = scan([tmp_path])
+    told = "phema.toml: a row names no file that may be a snapshot: 'b-step2-gamma5'"
+    assert [str(f.error) for f in found.findings if f.level == "notice"] == [told]
+    toml(tmp_path, '[snapshots."c.pt"]', "gamma = 6", '[snapshots."d.pt"]', "gamma = 6")
+    found = scan([tmp_path])
+    assert "2 rows name no file that may be a snapshot: first 'c.pt'" in str(found.findings)
+
+
 def test_row_settles_a_contradiction(tmp_path):
     """Metadata and name that disagree no longer matter where phema.toml says which."""
     put(tmp_path, "step5-gamma5.safetensors", {"gamma": "6"})

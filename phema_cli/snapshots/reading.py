@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from phema_cli.formats.remote import is_remote, to_path
 from phema_cli.globs import matching
 from phema_cli.profiles import Law
 from phema_cli.request import Config
-from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of
+from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of, notice
+from phema_cli.snapshots.config import FILE_NAME
 from phema_cli.snapshots.files import Candidate, candidates
 from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError
 from phema_cli.trainers.base import Clock, Series, StoredFile, under
@@ -145,14 +146,14 @@ def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
 
 
 def read_files(
-    listed: Iterable[Candidate],
+    listed: Sequence[Candidate],
     command_line: Config,
     toml: Config,
     seen: set[object],
     *,
     outputs: bool = False,
 ) -> tuple[list[InputFile], list[Finding]]:
-    """The files that are selected, and a finding for each that can't be used.
+    """The files that are selected, a finding for each that can't be used, and one of lost rows.
 
     Args:
         listed: the candidates.
@@ -190,7 +191,17 @@ def read_files(
             files.append(file)
             # Not before: another name of the file may be the selected one.
             seen.add(identity)
-    return files, findings
+    return files, [*findings, *(_lost_rows(listed, toml) if files else ())]
+
+
+def _lost_rows(listed: Sequence[Candidate], toml: Config) -> Iterator[Finding]:
+    """A notice of rows in phema.toml that name no file, which may be misspelt; of all in one."""
+    names = {name for c in listed for name in (c.relative.as_posix(), c.name)}
+    lost = [name for name in toml.snapshots if name not in names]
+    if lost:
+        rows = "a row names" if len(lost) == 1 else f"{len(lost)} rows name"
+        first = "" if len(lost) == 1 else "first "
+        yield notice(f"{rows} no file that may be a snapshot: {first}{lost[0]!r:.200}", FILE_NAME)
 
 
 def _identity(path: Path) -> object:
