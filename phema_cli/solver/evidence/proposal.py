@@ -19,11 +19,13 @@ from phema_cli.solver.calibration import Sample
 from phema_cli.solver.evidence.alternatives import CAPS, PRESETS, Search
 from phema_cli.solver.evidence.laws import RATIO, Hypothesis, Law, series_of
 from phema_cli.solver.evidence.reduction import MOST_TIMES, reduce, select_snapshots
-from phema_cli.solver.evidence.verdict import SURE, within_limits
+from phema_cli.solver.evidence.verdict import within_limits
 
 #: where searches start: gammas, and retentions over the run of constant decays.
 _GAMMAS = (2.0, *PRESETS[0], *PRESETS[1], 30.0)
 _RETENTIONS = (5.0, 10.0, 20.0, 40.0, 80.0)
+#: L by which laws must beat all of other kinds to be proposed.
+_SURE = 6.0
 #: series that may be unknown, and mantissa bits that a stored value needs if two are.
 _MOST_UNKNOWN, _FINE_BITS = 2, 10
 
@@ -80,7 +82,7 @@ def propose(
     if not ranked:
         return None
     lead, best = search.lead(ranked), ranked[0]
-    if lead < SURE or not within_limits(best, MOST_TIMES):
+    if lead < _SURE or not within_limits(best, MOST_TIMES):
         return None
     laws_of = dict(zip(names, best.hypothesis.laws, strict=True))
     return Proposal({g: laws_of[g] for g in unknown}, lead)

@@ -27,8 +27,6 @@ State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted
 LEAST_TIMES = 3
 #: P from which wrong tags matter.
 HARM = 0.05
-#: L by which an alternative must beat all of other kinds for its numbers to be trusted.
-SURE = 6.0
 #: how much limits of L rise at most where elements move in few ways.
 _MOST_RISE = 4.0
 #: share of the times that the second largest series must have for the full sharpness of L.
@@ -101,8 +99,6 @@ class Alternative:
             averaging moves the weights.
         fits: whether its own J and C are within the limits.
         every: N where it is the tags with each average updated every N-th step only.
-        sure: whether it fits and beats all of other kinds by an L of ``SURE``: its numbers can be
-            relied on.
     """
 
     laws: tuple[Law, ...]
@@ -112,7 +108,6 @@ class Alternative:
     harm: float
     fits: bool
     every: int | None
-    sure: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +242,7 @@ def _with_tag_error(outcome: Evidence, search: Search, tagged: Score) -> Evidenc
                 error, farthest = harm, found
     if farthest is None or error <= LOOSE:
         return replace(outcome, tag_error=error)
-    named = _alternative(search, farthest, error, outcome.times, sure=False)
+    named = _alternative(search, farthest, error, outcome.times)
     return replace(outcome, state="plausible", tag_error=error, alternatives=(named,))
 
 
@@ -261,7 +256,6 @@ def _alternatives(search: Search, tagged: Score, times: int) -> tuple[Alternativ
     if not ranked or search.gain(ranked[0]) <= 0:
         return ()
     best = ranked[0]
-    sure = min(search.gain(best), search.lead(ranked)) >= SURE
     named: list[Score] = []
     for found in ranked:
         near = search.worth(found) >= search.worth(best) - _NAMED
@@ -270,26 +264,20 @@ def _alternatives(search: Search, tagged: Score, times: int) -> tuple[Alternativ
         )
         if near and not extra and all(search.harm(better, found) > HARM for better in named):
             named.append(found)
-    return tuple(
-        _alternative(search, f, search.harm(tagged, f), times, sure=sure and f is best)
-        for f in named
-    )
+    return tuple(_alternative(search, f, search.harm(tagged, f), times) for f in named)
 
 
-def _alternative(
-    search: Search, found: Score, harm: float, times: int, *, sure: bool
-) -> Alternative:
+def _alternative(search: Search, found: Score, harm: float, times: int) -> Alternative:
     """An alternative with its figures."""
-    gain, fits = search.gain(found), within_limits(found, times)
+    gain = search.gain(found)
     return Alternative(
         laws=found.hypothesis.laws,
         offset=found.hypothesis.offset,
         gain=gain,
         times_better=math.exp(min(gain / search.size / 2, _LARGEST)),
         harm=harm,
-        fits=fits,
+        fits=within_limits(found, times),
         every=_every(search.series, found.hypothesis),
-        sure=sure and fits,
     )
 
 
