@@ -1,8 +1,6 @@
 """Averaging profiles: how much each moment of training weighs in an average."""
 
 from phema_cli.profiles.base import (
-    GAMMA_LIMIT,
-    GAMMA_MOST,
     SIGMA_REL_LIMIT,
     Array,
     PowerProfile,
@@ -26,8 +24,6 @@ from phema_cli.profiles.shapes import (
 )
 
 __all__ = [
-    "GAMMA_LIMIT",
-    "GAMMA_MOST",
     "HELP",
     "LAWS",
     "PROFILES",

@@ -18,13 +18,38 @@ from phema_cli.errors import UsageError
 
 Array = NDArray[np.float64]
 
-#: sigma_rel of gamma = 0, the uniform average: no gamma >= 0 reaches it or more.
-SIGMA_REL_LIMIT = 12**-0.5
 
-#: at and below this gamma the profile is not square-integrable.
-GAMMA_LIMIT = -0.5
-#: averages shorter than 1e-4 of the run are single checkpoints for any purpose.
-GAMMA_MOST = 1e4
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which numbers a key may have.
+
+    Attributes:
+        words: the numbers in words, after "must be".
+        low: the smallest.
+        high: the largest.
+        inner: whether ``low`` and ``high`` themselves are outside.
+        whole: whether only whole numbers do.
+    """
+
+    words: str
+    low: float
+    high: float = math.inf
+    inner: tuple[bool, bool] = (False, False)
+    whole: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the number is one of them."""
+        above = value > self.low if self.inner[0] else value >= self.low
+        below = value < self.high if self.inner[1] else value <= self.high
+        return above and below and (not self.whole or float(value).is_integer())
+
+
+#: at and below the least gamma the profile is not square-integrable; averages shorter than 1e-4 of
+#: the run are single checkpoints for any purpose.
+GAMMA = Range("above -0.5 and at most 10000", -0.5, 1e4, inner=(True, False))
+SIGMA_REL = Range("between 0.0001 and 12^-1/2 = 0.2887", 1e-4, 12**-0.5, inner=(True, True))
+#: sigma_rel of gamma = 0, the uniform average: no gamma >= 0 reaches it or more.
+SIGMA_REL_LIMIT = SIGMA_REL.high
 
 
 class Profile(Protocol):
@@ -88,10 +113,8 @@ class PowerProfile:
     square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not GAMMA_LIMIT < self.gamma <= GAMMA_MOST:
-            raise UsageError(
-                f"gamma {self.gamma:g} is not above {GAMMA_LIMIT} and up to {GAMMA_MOST:g}"
-            )
+        if not GAMMA.holds(self.gamma):
+            raise UsageError(f"gamma {self.gamma:g} is not {GAMMA.words}")
         check_end(self.end)
 
     @property
@@ -162,10 +185,10 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     Raises:
         UsageError: sigma_rel is not in (1e-4, 12^-1/2).
     """
-    if not 1 / GAMMA_MOST < sigma_rel < SIGMA_REL_LIMIT:
+    if not SIGMA_REL.holds(sigma_rel):
         raise UsageError(
-            f"sigma_rel {sigma_rel:g} is not between {1 / GAMMA_MOST:g} and {SIGMA_REL_LIMIT:.4f}",
-            remedy=f"no gamma >= 0 has a sigma_rel of 12^-1/2 = {SIGMA_REL_LIMIT:.4f} or more"
+            f"sigma_rel {sigma_rel:g} is not {SIGMA_REL.words}",
+            remedy="no gamma >= 0 has that or more"
             if sigma_rel >= SIGMA_REL_LIMIT
             else "pass a larger one",
         )

@@ -9,37 +9,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Array, PowerProfile, Profile, gamma_from_sigma_rel
+from phema_cli.profiles.base import (
+    GAMMA,
+    Array,
+    PowerProfile,
+    Profile,
+    Range,
+    gamma_from_sigma_rel,
+)
 from phema_cli.profiles.schedules import Schedule, ScheduleProfile
 
 Numbers = Mapping[str, float]
 #: points of time at which two laws are compared, in each of several spacings.
 _POINTS = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Which numbers a key may have.
-
-    Attributes:
-        words: the numbers in words, after "must be".
-        low: the smallest.
-        high: the largest.
-        inner: whether ``low`` and ``high`` themselves are outside.
-        whole: whether only whole numbers do.
-    """
-
-    words: str
-    low: float
-    high: float = math.inf
-    inner: tuple[bool, bool] = (False, False)
-    whole: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether the number is one of them."""
-        above = value > self.low if self.inner[0] else value >= self.low
-        below = value < self.high if self.inner[1] else value <= self.high
-        return above and below and (not self.whole or float(value).is_integer())
 
 
 #: of whole numbers; above, not each one is exact as a float.
@@ -48,8 +30,6 @@ BETA = Range("between 0 and 1", 0, 1, inner=(True, True))
 CAP = Range("above 0 and at most 1", 0, 1, inner=(True, False))
 FLOOR = Range("at least 0 and below 1", 0, 1, inner=(False, True))
 POSITIVE = Range("from 1e-9 to 2^53", 1e-9, MOST_EXACT)
-GAMMA = Range("above -0.5 and at most 10000", -0.5, 1e4, inner=(True, False))
-SIGMA_REL = Range("between 0.0001 and 12^-1/2 = 0.2887", 1e-4, 12**-0.5, inner=(True, True))
 COUNT = Range("a whole number from 1 on", 1, MOST_EXACT, whole=True)
 STEPS = Range("a whole number from 0 on", 0, MOST_EXACT, whole=True)
 CALLS = Range("a whole number from -1 on", -1, MOST_EXACT, whole=True)

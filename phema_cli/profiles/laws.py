@@ -10,13 +10,11 @@ import math
 from collections.abc import Mapping
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Profile
+from phema_cli.profiles.base import GAMMA, SIGMA_REL, Profile
 from phema_cli.profiles.grammar import (
     BETA,
     EVERY,
-    GAMMA,
     POSITIVE,
-    SIGMA_REL,
     START,
     Key,
     Law,

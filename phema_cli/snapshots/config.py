@@ -14,7 +14,8 @@ from phema_cli.errors import InputError, StorageError, UsageError
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
-from phema_cli.profiles.grammar import GAMMA, MOST_EXACT, SIGMA_REL
+from phema_cli.profiles.base import GAMMA, SIGMA_REL
+from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Config
 from phema_cli.snapshots.pattern import compile_pattern
 from phema_cli.trainers.base import real

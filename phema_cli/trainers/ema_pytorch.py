@@ -9,14 +9,13 @@ from dataclasses import replace
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles import Profile
+from phema_cli.profiles.base import GAMMA, SIGMA_REL
 from phema_cli.profiles.grammar import (
     BETA,
     COUNT,
     EVERY,
     FLOOR,
-    GAMMA,
     POSITIVE,
-    SIGMA_REL,
     STEPS,
     Numbers,
     effective_power,

@@ -137,7 +137,7 @@ USAGE = [
     (("-g", "7,7"), "given twice"),
     (("-g", "5,6,...,6"), "don't lead from 6 to 6"),
     (("-g", "0,1e-30,...,1e10"), "is not a number"),
-    (("-g", "1e7"), "up to 10000"),
+    (("-g", "1e7"), "at most 10000"),
     (("-s", "1e-200"), "not a number"),
     (("-s", "1e-9"), "not between"),
     (("-g", "7", "-o", "{gamma}.pt", "--format", "edm3"), "no output format"),
