@@ -14,6 +14,7 @@ from phema_cli.profiles.schedules import ScheduleProfile
 from phema_cli.trainers.registry import LAWS as TRAINERS
 from tests import libraries as lib
 from tests.pages import ROOT
+from tests.updates import schedule_of, updates_of
 
 EVERYTHING = {**LAWS, **TRAINERS}
 STEPS = 400
@@ -40,9 +41,10 @@ def path():
 def test_laws_are_what_the_libraries_compute(text, library, settings, path):
     """The sum of the weights over a law's updates is the library's average, after any step."""
     made, stored = law(text), library(path, **settings)
-    unit = 1 if made.schedule is None else made.schedule.unit
+    schedule = schedule_of(made)
+    unit = 1 if schedule is None else schedule.unit
     for step in TIMES:
-        times, weights = made.updates(step * unit)
+        times, weights = updates_of(made, step * unit)
         assert weights.sum() == pytest.approx(1)
         average = weights @ path[(times / unit).astype(int)]
         np.testing.assert_allclose(average, stored[step], atol=1e-6)
@@ -53,10 +55,10 @@ def test_laws_are_what_the_libraries_compute(text, library, settings, path):
 def test_profiles_weigh_each_update_as_the_law_does(text, step):
     """At whole steps F is exactly the sum of the weights so far; of sparse updates, in between."""
     made = law(text)
-    schedule = made.schedule
+    schedule = schedule_of(made)
     assert schedule is not None
     profile = ScheduleProfile(schedule, step * schedule.unit, "")
-    times, weights = made.updates(step * schedule.unit)
+    times, weights = updates_of(made, step * schedule.unit)
     half = (schedule.every - 1) / 2
     marks = (
         times + half * schedule.unit
@@ -75,7 +77,7 @@ def test_profiles_weigh_each_update_as_the_law_does(text, step):
 @pytest.mark.parametrize("step", [3, 24, 400])
 def test_density_is_the_derivative_of_the_cdf(text, step):
     """F rises to 1 at the end, and the density between breaks integrates to the difference."""
-    unit = law(text).schedule.unit
+    unit = schedule_of(law(text)).unit
     profile = law(text).profile(step * unit)
     assert profile.breaks[-1] == profile.end
     assert (np.diff(profile.breaks) > 0).all()
@@ -107,9 +109,9 @@ def test_density_is_the_derivative_of_the_cdf(text, step):
 def test_closed_profiles_are_near_the_updates(text, bound):
     """A closed form misses the weight up to an update by no more than docs/laws.md says."""
     made = law(text)
-    schedule = made.schedule
+    schedule = schedule_of(made)
     profile = made.profile(STEPS)
-    times, weights = made.updates(STEPS)
+    times, weights = updates_of(made, STEPS)
     clock = 1 if text.startswith("ema-pytorch") else 0
     marks = np.where(times > 0, times + (schedule.every - 1) / 2 + clock, 0)
     assert np.abs(profile.cdf(marks) - weights.cumsum())[1:].max() < bound
@@ -120,11 +122,11 @@ def test_closed_profiles_are_near_the_updates(text, bound):
 def test_smoothed_profiles_run_between_the_steps_of_sparse_updates(text):
     """Where the exact cumulative weight jumps at an update, F is at half the height there."""
     made = law(text)
-    times, weights = made.updates(STEPS)
-    assert made.schedule.every > 1
+    times, weights = updates_of(made, STEPS)
+    assert schedule_of(made).every > 1
     n = np.arange(STEPS + 1.0)
     exact = weights.cumsum()[np.searchsorted(times, n, "right") - 1] * (n >= times[0])
-    smooth = ScheduleProfile(made.schedule, STEPS, "").cdf(n)
+    smooth = ScheduleProfile(schedule_of(made), STEPS, "").cdf(n)
     assert np.abs(smooth - exact).max() < 0.5 * weights.max()
 
 
@@ -144,7 +146,7 @@ def test_smoothed_profiles_run_between_the_steps_of_sparse_updates(text):
 def test_long_runs_are_exact(text):
     """Beyond the table of single updates sums are still those of every decay, to 1e-9."""
     steps = 3_000_000
-    rates = law(text).schedule.rates
+    rates = schedule_of(law(text)).rates
     exact = rates(np.arange(1.0, steps + 1)).cumsum(dtype=np.longdouble)
     at = np.unique(np.geomspace(1, steps, 3000).round())
     found = rates.sums(at)
@@ -286,13 +288,13 @@ def test_before_the_first_update_the_average_is_what_it_was_made_of():
     assert early.end == 4.5
     assert early.cdf(np.array([0.0, 4.5])).tolist() == [1, 1]
     assert early.exponent == 0
-    times, weights = law("exponential:beta=0.9,start=20").updates(7)
+    times, weights = updates_of(law("exponential:beta=0.9,start=20"), 7)
     assert (times.tolist(), weights.tolist()) == ([7], [1])
     copied = law("exponential:beta=0.9,start=20").profile(7)
     assert copied.cdf(np.array([6.0, 6.5, 7.0])).tolist() == [0, 0.5, 1]
     assert copied.exponent == 7
-    assert law("ema-pytorch:beta=0.9").updates(57)[0].tolist() == [51]
-    assert law("diffusers:beta=0.9,every=10").updates(7)[0].tolist() == [0]
+    assert updates_of(law("ema-pytorch:beta=0.9"), 57)[0].tolist() == [51]
+    assert updates_of(law("diffusers:beta=0.9,every=10"), 7)[0].tolist() == [0]
     # Less than a step.
     assert law("warmup:beta=0.9").profile(0.25).end == 0.25
 

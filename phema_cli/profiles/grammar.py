@@ -11,7 +11,6 @@ import numpy as np
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import (
     GAMMA,
-    Array,
     PowerProfile,
     Profile,
     Range,
@@ -175,11 +174,6 @@ class Law:
         """The exponent of a power function, as the trainer has it set; None of other laws."""
         return gamma_of(self.parameters) if "gamma" in self.form.one_of else None
 
-    @property
-    def schedule(self) -> Schedule | None:
-        """Its updates; None where it has none of its own."""
-        return None if self.form.schedule is None else self.form.schedule(self.parameters)
-
     def profile(self, step: float) -> Profile:
         """The profile after ``step`` steps of the trainer.
 
@@ -193,17 +187,6 @@ class Law:
         if form.schedule is None:
             raise TypeError(f"the form {self.name} has neither updates nor a closed profile")
         return ScheduleProfile(form.schedule(numbers), step, self.label)
-
-    def updates(self, step: float) -> tuple[Array, Array]:
-        """The times whose weights the average is made of, and how much each weighs, exactly.
-
-        0 stands for the initial weights.
-        """
-        schedule = self.schedule
-        if schedule is not None:
-            return schedule.updates(step)
-        times = np.arange(math.floor(step) + 1.0)
-        return times, np.diff(self.profile(step).cdf(times), prepend=0.0)
 
     def replace(self, /, **numbers: float) -> Law:
         """The law with other numbers: ``law.replace(every=10)``.

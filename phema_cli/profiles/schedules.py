@@ -14,7 +14,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from phema_cli.errors import UsageError
 from phema_cli.profiles.base import Array, check_end
 
 #: updates up to which rates are added one by one: 512 KiB a law.
@@ -28,8 +27,6 @@ _LAWS_KEPT = 32
 _TINY = 1e-300
 #: by how much a time that was multiplied or divided may miss a whole step.
 SLACK = 1e-6
-#: updates that are listed one by one: half a gigabyte.
-_MOST_UPDATES = 1 << 24
 
 
 def inverse(s: Array, inv_gamma: float, power: float) -> Array:
@@ -231,21 +228,6 @@ class Schedule:
         if not self.wide:
             return step
         return max(self.copied - self.every * -(-(self.copied - step) // self.every), 0)
-
-    def updates(self, time: float) -> tuple[Array, Array]:
-        """The times that the average is made of, 0 for the initial weights, and their weights.
-
-        Raises:
-            UsageError: there are more than 16.7 million updates.
-        """
-        first = self.copy_at(time)
-        if self.count(time) > _MOST_UPDATES:
-            raise UsageError(f"{self.count(time)} updates are more than {_MOST_UPDATES}")
-        made = np.arange(self.count(time) + 1.0)
-        sums = self.rates.sums(made)
-        kept = np.exp(sums - sums[-1])
-        weights = kept * -np.expm1(-np.diff(sums, prepend=-math.inf))
-        return (first + self.every * made) * self.unit, weights
 
 
 @dataclass(frozen=True, slots=True)
