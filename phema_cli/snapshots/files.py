@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats import endings
 from phema_cli.formats.base import PARTIAL
 from phema_cli.formats.remote import is_remote, no_such, remote_errors, to_path
 from phema_cli.globs import matching
+from phema_cli.snapshots.base import LeftOutError
 from phema_cli.trainers.side_files import STATE_FILES
 
 ENDINGS = endings()
@@ -46,8 +47,7 @@ class Candidate:
         own_name: the name of the checkpoint itself: the file's stem, or the directory's name.
         folders: the directories above the checkpoint, innermost first, the scanned one last.
         is_root: whether it is the checkpoint that the scanned directory itself is.
-        orphan: whether it is a shard without an index beside it.
-        unusable: why it is left out, if its name alone shows that.
+        fault: why it can't be a snapshot, if its name and the files beside it show that.
         beside: names of the files in its directory, if that was listed.
     """
 
@@ -58,8 +58,7 @@ class Candidate:
     own_name: str
     folders: tuple[str, ...]
     is_root: bool
-    orphan: bool = False
-    unusable: str | None = None
+    fault: PhemaError | None = None
     beside: frozenset[str] | None = None
 
     @classmethod
@@ -69,8 +68,7 @@ class Candidate:
         relative: PurePosixPath,
         root: str,
         *,
-        orphan: bool = False,
-        unusable: str | None = None,
+        fault: PhemaError | None = None,
         beside: frozenset[str] | None = None,
     ) -> Candidate:
         """The candidate at a path, below a scanned directory of the name ``root``."""
@@ -85,7 +83,7 @@ class Candidate:
             name, own_name, folders = relative.parent.as_posix(), folders[0], folders[1:]
         # Names go into messages and metadata, which are UTF-8; names of files may be any bytes.
         name = name.encode(errors="backslashreplace").decode()
-        return cls(path, relative, stem, name, own_name, folders, is_root, orphan, unusable, beside)
+        return cls(path, relative, stem, name, own_name, folders, is_root, fault, beside)
 
     @property
     def folder(self) -> Path | None:
@@ -153,29 +151,36 @@ def candidates(root: Path) -> Iterator[Candidate]:
                 # DeepSpeed and FSDP keep parts of the model there that is here as a whole.
                 folders[:] = [f for f in folders if not _ENGINE.fullmatch(f)]
             beside = frozenset(files)
-            for name, orphan, unusable in _in_folder(here, folders, files):
+            for name, fault in _in_folder(here, folders, files):
                 inside = (here / name).as_posix().removeprefix(root.as_posix())
                 relative = PurePosixPath(inside.lstrip("/"))
-                yield Candidate.at(
-                    here / name, relative, outer, orphan=orphan, unusable=unusable, beside=beside
-                )
+                yield Candidate.at(here / name, relative, outer, fault=fault, beside=beside)
 
 
 def _in_folder(
     folder: Path, folders: Sequence[str], files: Sequence[str]
-) -> Iterator[tuple[str, bool, str | None]]:
-    """Names in a directory that may be snapshots; whether a shard without index; why unusable."""
-    yield from ((f, False, _LINK) for f in folders if (folder / f).is_symlink())
+) -> Iterator[tuple[str, PhemaError | None]]:
+    """Names in a directory that may be snapshots, each with the reason why it can't be one."""
+    yield from ((f, LeftOutError(_LINK)) for f in folders if (folder / f).is_symlink())
     if _METADATA in files:
-        yield _METADATA, False, None
+        yield _METADATA, None
     else:
-        yield from ((f, False, _UNFINISHED) for f in sorted(files) if f.endswith(".distcp"))
+        unfinished = (f for f in sorted(files) if f.endswith(".distcp"))
+        yield from ((f, LeftOutError(_UNFINISHED)) for f in unfinished)
     indexed = {f.removesuffix(_INDEX) for f in files if f.endswith(_INDEX)}
     is_state = matching(STATE_FILES)
     for file in sorted(f for f in files if _is_checkpoint(folder / f)):
         shard = _SHARD.match(file)
         if not (shard and f"{shard['base']}{shard['ending']}" in indexed):
-            yield file, shard is not None, _STATE if is_state(file) else None
+            yield file, LeftOutError(_STATE) if is_state(file) else _orphan() if shard else None
+
+
+def _orphan() -> InputError:
+    """The error for a shard that no index names."""
+    return InputError(
+        "is a shard, and its index is missing",
+        remedy="put the .index.json of its checkpoint beside it",
+    )
 
 
 def _is_checkpoint(path: Path) -> bool:

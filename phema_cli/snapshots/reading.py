@@ -96,7 +96,7 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         InputError: there is none, there are several, or it is broken.
     """
     root = to_path(path)
-    found = [c for c in candidates(root) if c.path == root or not (c.orphan or c.unusable)]
+    found = [c for c in candidates(root) if c.path == root or c.fault is None]
     # A directory that is a checkpoint itself may have others below it.
     found = [c for c in found if c.is_root and c.folder == root] or found
     if len(found) != 1:
@@ -178,7 +178,8 @@ def read_files(
         if identity in seen or not selected or any(map(exclude, texts)):
             continue
         try:
-            _require_whole(candidate)
+            if candidate.fault is not None:
+                raise candidate.fault
             fields = _user_fields(candidate, pattern, command_line, toml)
             file = _read(candidate, keyed=keyed)
             _require_weights(file, keyed=keyed, outputs=outputs)
@@ -211,17 +212,6 @@ def _identity(path: Path) -> object:
     except OSError:
         return path
     return str(path) if is_remote(path) else (status.st_dev, status.st_ino)
-
-
-def _require_whole(candidate: Candidate) -> None:
-    """Refuse a file that can't be a snapshot, by its name."""
-    if candidate.unusable is not None:
-        raise LeftOutError(candidate.unusable)
-    if candidate.orphan:
-        raise InputError(
-            "is a shard, and its index is missing",
-            remedy="put the .index.json of its checkpoint beside it",
-        )
 
 
 def _require_weights(file: InputFile, *, keyed: bool, outputs: bool) -> None:
