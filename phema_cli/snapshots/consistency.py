@@ -34,29 +34,14 @@ _UNQUANTIZED = "use checkpoints that were saved before quantization"
 #: endings of the values' names: the scale's name has one of _SCALES instead, or behind it.
 _ENDINGS = ("_packed", "_blocks", "_quantized", "int_data", "qdata", "_data._data", "data")
 _SCALES = (
-    "_scale",
-    "_scales",
-    "_scale_inv",
-    "scale",
-    "scales",
-    ".scale",
-    ".scales",
-    ":scale",
-    ".absmax",
-    "_absmax",
+    *("_scale", "_scales", "_scale_inv", "scale", "scales", ".scale", ".scales", ":scale"),
+    *(".absmax", "_absmax"),
 )
 #: names of values, and names of their scales in the same module.
 _VALUES = ("weight", "qweight", "W_q", "codes")
 _BESIDE = (
-    "scale",
-    "scales",
-    "SCB",
-    "weight_scale",
-    "weight_scale_inv",
-    "weight_scales",
-    "scale_weight",
-    "qscales",
-    "codebooks",
+    *("scale", "scales", "SCB", "weight_scale", "weight_scale_inv", "weight_scales"),
+    *("scale_weight", "qscales", "codebooks"),
 )
 _STATE = ".quant_state."
 #: bytes of a matrix of integers that are compared between snapshots.

@@ -24,20 +24,10 @@ _FIRST_BYTES, _CHUNK_BYTES = 1 << 12, 4 << 20
 _MOST_MISSING = 32
 #: endings of the names of tied tensors: input and output embeddings, and the output's bias.
 _KNOWN = (
-    "embed_tokens.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-    "token_embedding.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "shared.weight",
-    "lm_head.weight",
-    "embed_out.weight",
-    "proj_out.weight",
-    "output.weight",
-    "decoder.weight",
-    "predictions.bias",
-    "decoder.bias",
+    *("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight"),
+    *("token_embedding.weight", "wte.weight", "embed_in.weight", "shared.weight"),
+    *("lm_head.weight", "embed_out.weight", "proj_out.weight", "output.weight", "decoder.weight"),
+    *("predictions.bias", "decoder.bias"),
 )
 
 
