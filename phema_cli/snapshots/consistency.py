@@ -1,4 +1,8 @@
-"""Whether snapshots fit together: no tag twice, one run, the same tensors, none quantized."""
+"""Whether snapshots fit together: no tag twice, one run, the same tensors, none quantized.
+
+Snapshots come oldest first; ``copy`` are globs of the names of tensors that are copied, whatever
+their type.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +58,8 @@ def check(
     """Findings about all snapshots taken together.
 
     Args:
-        snapshots: sorted by step and gamma; small differences of their tensors are settled.
-        copy: globs of tensor names that are copied, whatever their type.
+        snapshots: by gamma within a step; small differences of their tensors are settled.
+        copy: see above.
         needs: what has to be known of snapshots.
     """
     errors: list[InputError] = []
@@ -184,12 +188,7 @@ def home_of(snapshot: Snapshot) -> str:
 
 
 def differences(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> Iterator[InputError]:
-    """Errors for snapshots in which tensors that are averaged are not as in the newest one.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied.
-    """
+    """Errors for snapshots in which tensors that are averaged are not as in the newest one."""
     if not snapshots:
         return
     newest, copied = reference(snapshots), matching(copy)
@@ -245,11 +244,7 @@ def quantized(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError 
     """The error for the first quantized tensor, of the first snapshot that has some.
 
     Integers would be copied from the newest snapshot, and their scales averaged, to a model of
-    neither.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied, with their scales, if the user wants it so.
+    neither. Where the user wants them copied, their scales have to be copied too.
     """
     if (changing := _changing(snapshots, copy)) is not None:
         return changing

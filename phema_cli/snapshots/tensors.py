@@ -2,6 +2,9 @@
 
 Outputs have the tensors of the newest snapshot of the whole model. A tensor is averaged if it is a
 float of one shape in every snapshot; others are copied or left out, with a notice.
+
+Snapshots come oldest first; ``copy`` and ``drop`` are globs of tensor names, of those that are
+copied and of those that are left out, of the checks too.
 """
 
 from __future__ import annotations
@@ -61,11 +64,6 @@ def settle(
 
     Reads headers alone, unless a tensor may be tied to another one. Differences that remain are
     errors, which :func:`consistency.check` finds.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied.
-        drop: globs of tensor names that are left out, of the checks too.
     """
     settled, findings = _without(snapshots, drop)
     if (error := quantized(settled, copy)) is not None:
@@ -87,12 +85,7 @@ def settle(
 
 
 def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
-    """Names of the tensors that are averaged, in the order of the newest snapshot's files.
-
-    Args:
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied.
-    """
+    """Names of the tensors that are averaged, in the order of the newest snapshot's files."""
     newest, copied = reference(snapshots).checkpoint.tensors, matching(copy)
     shapes = {n: e.shape for n, e in newest.items() if is_float(e) and not copied(n)}
     for snapshot in snapshots:

@@ -3,6 +3,8 @@
 A library that saves ``lm_head.weight`` beside the ``model.embed_tokens.weight`` that it shares its
 values with may leave it out another time. Where a snapshot lacks a tensor, and every snapshot that
 has it holds the same bits under another name, it is that other tensor there as well.
+
+Snapshots come oldest first; ``copy`` are globs of the names of tensors that are copied.
 """
 
 from __future__ import annotations
@@ -36,11 +38,8 @@ def with_ties(
 ) -> tuple[list[Snapshot], list[Finding]]:
     """Snapshots with the tied tensors that they lack, and without those that the newest lacks.
 
-    Reads tensors if it has to: they are compared bit for bit.
-
-    Args:
-        snapshots: oldest first, with one of the whole model at least.
-        copy: globs of tensor names that are copied.
+    Reads tensors if it has to: they are compared bit for bit. One snapshot at least has to be of
+    the whole model.
     """
     whole = [s.checkpoint for s in snapshots if not s.partial]
     missing = list(_missing([s.checkpoint for s in snapshots], whole, copy))

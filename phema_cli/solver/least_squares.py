@@ -1,4 +1,8 @@
-"""Least squares: the weights that minimise J (docs/maths.md), and holding snapshots out."""
+"""Least squares: the weights that minimise J (docs/maths.md), and holding snapshots out.
+
+Of n sources and k targets ``sources`` is A (rows, n), ``targets`` b (rows, k), and ``noise`` N
+(n, n), symmetric and not negative.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,9 @@ def minimise(
     A reflection eliminates the constraint; QR solves what remains.
 
     Args:
-        sources: (rows, n) A, with linearly independent columns where there is no noise.
-        targets: (rows, k) b.
-        noise: (n, n) N, symmetric, not negative.
+        sources: A, with linearly independent columns where there is no noise.
+        targets: b.
+        noise: N.
         sum_to_one: whether the weights must sum to one.
 
     Returns:
@@ -116,11 +120,7 @@ def cholesky(covariance: Array) -> Array:
 
 
 def contrasts(sources: Array, noise: Array) -> Array:
-    """Contrasts of the sources that are independent and of variance one if A and N are right.
-
-    Args:
-        sources: (rows, n) A, two columns at least.
-        noise: (n, n) N.
+    """Contrasts of two sources or more, independent and of variance one if A and N are right.
 
     Returns:
         (n, n - 1) float64, columns that sum to zero.
@@ -135,15 +135,11 @@ def contrasts(sources: Array, noise: Array) -> Array:
 
 
 def leave_one_out(sources: Array, noise: Array) -> Array:
-    """For each source, the contrast between it and its best estimate from the others.
+    """For each of two sources or more, the contrast to its best estimate from the others.
 
     Row i holds 1 at i and minus the estimate's weights elsewhere, so rows sum to zero. With K the
     sources' covariance and Z a basis of what sums to zero, it is row i of ``Z (Z'KZ)^-1 Z'`` over
     its diagonal.
-
-    Args:
-        sources: (rows, n) A, two columns at least.
-        noise: (n, n) N.
 
     Returns:
         (n, n) float64.

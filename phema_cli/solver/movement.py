@@ -6,6 +6,8 @@ between two snapshots, where they glide (an optimizer with little noise) or jitt
 much). Two numbers say so: the *roughness* f scales what happens inside of a cell against what the
 drift says of its ends, and the *jitter* adds white noise, of the power that movement of that many
 steps would have.
+
+A system is one of n sources and k targets.
 """
 
 from __future__ import annotations
@@ -163,9 +165,6 @@ class Movement:
     def problem(self, system: System) -> tuple[Array, Array, Array, Array]:
         """The least-squares problem ``J(x) = |b - A x|^2 + x' N x + rest`` of these sources.
 
-        Args:
-            system: n sources and k targets.
-
         Returns:
             A (r, n), b (r, k), N (n, n), and rest (k,), what no weights can change.
         """
@@ -174,11 +173,7 @@ class Movement:
         return a, b, self.noise(parts, len(system.source_ends)), rest
 
     def split(self, system: System) -> Parts:
-        """The system split by this movement's :meth:`intensity`; roughness and jitter don't count.
-
-        Args:
-            system: n sources and k targets.
-        """
+        """The system split by :meth:`intensity`; roughness and jitter don't count."""
         return split(system, self.intensity(system, system.times))
 
     def intensity(self, system: System, times: Array) -> Array:
@@ -203,7 +198,7 @@ class Movement:
         """Rows whose squared differences are the movement's part of J, with roughness and jitter.
 
         Args:
-            system: n sources and k targets.
+            system: what is split.
             parts: the system split with this movement's :meth:`intensity`.
 
         Returns:

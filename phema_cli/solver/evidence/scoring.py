@@ -1,6 +1,7 @@
 """How well the snapshots predict each other if a hypothesis about their tags is true.
 
-docs/evidence.md defines s, J, C and P, the figures that come of it.
+docs/evidence.md defines s, J, C and P, the figures that come of it. ``series`` are the n snapshots,
+``reduced`` is their sample in the order of the series.
 """
 
 from __future__ import annotations
@@ -80,11 +81,6 @@ def possible(hypothesis: Hypothesis, series: Sequence[Series]) -> bool:
 def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) -> Score | None:
     """Fit a movement under a hypothesis, hold out each snapshot, and compare: s, J and C.
 
-    Args:
-        hypothesis: what is taken to be true.
-        series: the n snapshots.
-        reduced: their sample, in the order of the series.
-
     Returns:
         None where the equations have no solution in float64.
     """
@@ -114,11 +110,6 @@ def score(hypothesis: Hypothesis, series: Sequence[Series], reduced: Reduced) ->
 
 def error_ratios(movement: Movement, series: Sequence[Series], reduced: Reduced) -> Array | None:
     """How well a movement that others of their run have shown predicts some snapshots.
-
-    Args:
-        movement: how the weights moved.
-        series: the n snapshots.
-        reduced: their sample, in the order of the series.
 
     Returns:
         (n,) ``l_i/v_i``, each held out from these; None where they have no solution in float64.
