@@ -138,25 +138,30 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
     every = request.keyframe_every
     places = range(len(snapshots))
     chains = tuple(tuple(places[low : low + every]) for low in places[::every])
+    called = _names(snapshots)
     files: list[PackedFile] = []
     for chain in chains:
-        files += _chain(snapshots, chain, found, request.bits)
+        files += _chain(snapshots, called, chain, found, request.bits)
     errors = np.array([file.error for file in files])
     foretold = _foretell(snapshots, found, errors)
     if request.max_error is not None:
         _check(foretold, request.max_error)
     tied = {name for s in snapshots for name in s.checkpoint.ties}
     packed = frozenset(name for name in names if name not in tied)
-    return PackPlan(request, _named(files), chains, packed, foretold)
+    return PackPlan(request, tuple(files), chains, packed, foretold)
 
 
 def _chain(
-    snapshots: Sequence[Snapshot], chain: Sequence[int], found: Sample, bits: int
+    snapshots: Sequence[Snapshot],
+    names: Sequence[str],
+    chain: Sequence[int],
+    found: Sample,
+    bits: int,
 ) -> list[PackedFile]:
     """Pack a chain's sample as its files will be: coefficients, and the errors that are left."""
     keyframe = found.values[chain[0]].astype(np.float32)
     noise = float(np.square(keyframe, dtype=np.float64).mean()) * ROUNDING
-    files = [PackedFile(snapshots[chain[0]], "", (), (), 0.0)]
+    files = [PackedFile(snapshots[chain[0]], names[chain[0]], (), (), 0.0)]
     movements: list[Doubles] = []
     for at, place in enumerate(chain[1:], start=1):
         values = found.values[place].astype(np.float32)
@@ -167,7 +172,7 @@ def _chain(
         movements = [movement, *movements][:FOLLOWED]
         follows = tuple(chain[at - 1 - back] for back in range(len(last)))
         error = float(np.square(movement - wanted).mean())
-        files.append(PackedFile(snapshots[place], "", follows, coefficients, error))
+        files.append(PackedFile(snapshots[place], names[place], follows, coefficients, error))
     return files
 
 
@@ -214,23 +219,21 @@ def _check(foretold: Foretold | None, most: float) -> None:
         )
 
 
-def _named(files: Sequence[PackedFile]) -> tuple[PackedFile, ...]:
-    """The files with names of their own: those of phema's tracker, or like them."""
-    taken: set[str] = set()
-    named = []
-    for file in files:
-        tag = file.snapshot.tag
+def _names(snapshots: Sequence[Snapshot]) -> list[str]:
+    """A name for each file, unlike all others: that of phema's tracker, or like it."""
+    names: dict[str, None] = {}
+    for snapshot in snapshots:
+        tag = snapshot.tag
         if tag.gamma is not None:
             stem = snapshot_name("ema", tag.step, tag.gamma)
         else:
             law = re.sub(r"[^A-Za-z0-9.]+", "-", tag.label).strip("-")
             stem = f"{step_name('ema', tag.step)}-{law}"
-        name = stem
-        while f"{name}{ENDING}" in taken:
-            name = f"{stem}-{sum(t.startswith(stem) for t in taken) + 1}"
-        taken.add(f"{name}{ENDING}")
-        named.append(replace(file, name=f"{name}{ENDING}"))
-    return tuple(named)
+        name = f"{stem}{ENDING}"
+        while name in names:
+            name = f"{stem}-{sum(n.startswith(stem) for n in names) + 1}{ENDING}"
+        names[name] = None
+    return list(names)
 
 
 def metadata_of(file: PackedFile) -> dict[str, str]:
