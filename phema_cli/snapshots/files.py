@@ -106,9 +106,13 @@ class Candidate:
             if match is None:
                 continue
             before, after = path.name[: match.start(1)], path.name[match.end(1) :]
-            beside = (p.name for p in path.parent.iterdir() if p.name != path.name)
+            beside = (p.name for p in path.parent.iterdir())
             alike = (n for n in beside if n.startswith(before) and n.endswith(after))
-            if any(n[len(before) : len(n) - len(after)].isdigit() for n in alike):
+            inside = (n[len(before) : len(n) - len(after)] for n in alike)
+            numbers = sorted({int(number) for number in inside if number.isdigit()})
+            # All of them are there, from 0 or 1 on: the ranks of adapters, 8 and 16, are not.
+            first = min(numbers[0], 1)
+            if len(numbers) > 1 and numbers == list(range(first, first + len(numbers))):
                 return True
         return False
 

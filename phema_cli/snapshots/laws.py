@@ -330,7 +330,11 @@ def _space_by_count(drafts: Sequence[Draft]) -> None:
     groups: dict[tuple[object, ...], list[tuple[Draft, float, float]]] = {}
     for draft in drafts:
         clock, updates = draft.file.reading.clock, draft.series.updates
-        if clock is not None and clock.unit == "steps" and updates and draft.law is not None:
+        law = draft.law
+        # A power function of the updates is one of the steps, whatever lies between them.
+        if law is None or law.name == "power":
+            continue
+        if clock is not None and clock.unit == "steps" and updates:
             groups.setdefault(draft.group, []).append((draft, clock.value, updates))
     for counted in groups.values():
         every = round(max(step / updates for _, step, updates in counted))

@@ -214,7 +214,7 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
     if needs != "laws":
         do_without_laws(drafts)
     try:
-        settle_times(files, config)
+        findings += settle_times(files, config)
     except InputError as error:
         if needs != "names":
             return Scan((), (*findings, Finding("error", error)))

@@ -10,7 +10,7 @@ from itertools import pairwise
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Config
-from phema_cli.snapshots.base import LeftOutError, Origin
+from phema_cli.snapshots.base import Finding, LeftOutError, Origin, notice
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.reading import InputFile, UserField
 from phema_cli.trainers.base import Clock, parsed
@@ -21,12 +21,16 @@ _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "tra
 _EPOCHS = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
 
 
+#: updates of an average for each step from which on a law can't count steps.
+_MORE_UPDATES = 1.5
+
+
 class _NoTimeError(InputError):
     """Nothing says when a file was stored."""
 
 
-def settle_times(files: Sequence[InputFile], config: Config) -> None:
-    """Set the time of each file, or its error.
+def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
+    """Set the time of each file, or its error; returns what the user should know of them.
 
     Raises:
         InputError: steps and epochs order the files differently.
@@ -42,6 +46,7 @@ def settle_times(files: Sequence[InputFile], config: Config) -> None:
             # From here on the value is the number of epochs that are complete.
             file.time = replace(file.time, value=file.time.value + 1 - first, open=False)
     _count_through(files, config, first)
+    found = _count_updates(files)
     timed = any(file.time is not None for file in files)
     for file in files:
         clock = file.time
@@ -49,6 +54,7 @@ def settle_times(files: Sequence[InputFile], config: Config) -> None:
             steps = clock.value * config.steps_per_epoch
             file.time = replace(clock, value=steps, unit="steps")
         _check(file, timed=timed)
+    return found
 
 
 def _time_of(file: InputFile, config: Config) -> tuple[Clock, Origin]:
@@ -108,8 +114,8 @@ def _contradicts(clock: Clock, named: Clock) -> bool:
 def _first_epoch(files: Sequence[InputFile]) -> int:
     """Whether the first epoch is 0 or 1.
 
-    It is 1 if the last one is the number of epochs in the trainer's settings. If files don't store
-    that number, it is 1 if the first of evenly spaced ones is as far from 0 as from the second.
+    It is 1 if the last one is the number of epochs in the trainer's settings, and 0 if that is one
+    more. Else it is 1 if the first of evenly spaced ones is as far from 0 as from the second.
     """
     clocks = [file.time for file in files] + [file.reading.epoch for file in files]
     numbers = sorted({c.value for c in clocks if c is not None and c.unit == "epochs" and c.open})
@@ -121,8 +127,8 @@ def _first_epoch(files: Sequence[InputFile]) -> int:
         for count in (file.stored.number(entry, name) for entry in _SETTINGS for name in _EPOCHS)
         if count is not None
     }
-    if planned:
-        return 1 if planned == {numbers[-1]} else 0
+    if len(planned) == 1 and (last := planned.pop() - numbers[-1]) in {0, 1}:
+        return 0 if last else 1
     gaps = {b - a for a, b in pairwise(numbers)}
     return 1 if gaps == {numbers[0]} else 0
 
@@ -140,10 +146,10 @@ def _count_through(files: Sequence[InputFile], config: Config, first: int) -> No
         if file.time.unit == "steps" and file.time_origin in {"content", "name"}
     ]
     both.sort(key=lambda entry: (entry[0].value, entry[1].value))
-    if not any(
-        before.value < after.value and one.value >= other.value
-        for (before, one, _), (after, other, _) in pairwise(both)
-    ):
+    falls = any(one.value > other.value for (_, one, _), (_, other, _) in pairwise(both))
+    # What is stored when training has ended may have its last step and one epoch more.
+    alike = len({one.value for _, one, _ in both}) == 1 < len({e.value for e, _, _ in both})
+    if not (falls or alike):
         return
     per_epoch = config.steps_per_epoch
     for epoch, clock, file in both:
@@ -157,6 +163,41 @@ def _count_through(files: Sequence[InputFile], config: Config, first: int) -> No
             )
         before = epoch.value - (first if epoch.open else 1)
         file.time = replace(clock, value=before * per_epoch + clock.value)
+
+
+def _count_updates(files: Sequence[InputFile]) -> list[Finding]:
+    """Take the updates of averages as the time where trainers made more of them than steps.
+
+    So it is where gradients are accumulated and an average is updated with every batch: its law
+    counts updates.
+    """
+    steps = [
+        (file, file.time, {s.updates for s in file.reading.series if s.updates})
+        for file in files
+        if file.time is not None and file.time.unit == "steps"
+    ]
+    more = [
+        (file, clock, max(counts))
+        for file, clock, counts in steps
+        if counts
+        and file.time_origin in {"content", "name"}
+        and max(counts) > _MORE_UPDATES * clock.value + 1
+    ]
+    if not more:
+        return []
+    file, clock, count = more[-1]
+    what = f"its average counts {count:.10g} updates at step {clock.value:.10g}"
+    if any(len(counts) != 1 for _, _, counts in steps):
+        for file, _, _ in more:
+            file.time_error = InputError(
+                f"{what}, and other files count no updates",
+                remedy="leave the others out with --exclude, or give all steps in phema.toml as "
+                "averages count them",
+            )
+        return []
+    for each, own, (updates,) in steps:
+        each.time = replace(own, value=updates, field="number of updates")
+    return [notice(f"{what}: times are these updates", file.candidate.name)]
 
 
 def _check(file: InputFile, *, timed: bool) -> None:

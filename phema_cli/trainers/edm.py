@@ -24,6 +24,7 @@ _ONE = re.compile(r".*-(?P<kimg>\d+)")
 _EDM1_KEYS = {"ema", "augment_pipe", "loss_fn"}
 #: the default half-life as a fraction of the images shown.
 _RATIO = 0.05
+_NO_RAMP = 1e9
 _HINT = "rampup:halflife=500000,ratio=0.05,batch=512"
 #: EDM2's TraditionalEMA, whose files have no width in their names.
 _TRADITIONAL = "power:halflife=0.09"
@@ -71,6 +72,7 @@ def _law(file: StoredFile, options: Mapping[str, Any]) -> str | None:
         return None
     ratio = file.value(options.get("ema_rampup_ratio", _RATIO))
     if ratio is None:
-        return f"exponential:halflife={number_text(kimg * 1000)}"
+        # No ramp: the images shown never limit the half-life, of which one batch has its share.
+        ratio = _NO_RAMP
     numbers = {"halflife": kimg * 1000, "ratio": ratio, "batch": batch}
     return "rampup:" + ",".join(f"{name}={number_text(n)}" for name, n in numbers.items())
