@@ -8,12 +8,10 @@ import subprocess
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import (
-    FileSystemWriter,
-)
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-)
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
+from tests.hostile_pickles import Call, plain
 
 
 def save(path, state, **options):
@@ -40,45 +38,30 @@ def edit(path, change):
     return path
 
 
-class Calls:
-    """Pickles as a call."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
 HOSTILE = {
-    "posix.system": Calls(os.system, "touch ran"),
-    "builtins.eval": Calls(eval, "open('ran', 'w')"),
-    "builtins.getattr": Calls(getattr, {}, "clear"),
-    "subprocess.Popen": Calls(subprocess.Popen, ["touch", "ran"]),
-    "torch.serialization.load": Calls(torch.load, "ran"),
+    "posix.system": Call(os.system, "touch ran"),
+    "builtins.eval": Call(eval, "open('ran', 'w')"),
+    "builtins.getattr": Call(getattr, {}, "clear"),
+    "subprocess.Popen": Call(subprocess.Popen, ["touch", "ran"]),
+    "torch.serialization.load": Call(torch.load, "ran"),
 }
 
 
-def globally(module, attribute):
-    """The opcodes that push a global."""
-    return f"c{module}\n{attribute}\n".encode()
-
-
 HOME = "torch.distributed.checkpoint.metadata"
-INDEX = globally(HOME, "MetadataIndex")
+INDEX = plain(HOME, "MetadataIndex")
 STATE = pickle.dumps({"call": len, "fqn": "x", "__class__": int}, 2)[2:-1].replace(
     b"c__builtin__\nlen\n", b"K\x01"
 )
 TRICKS = {
     "a class's state": INDEX + STATE + b"b.",
     "a class's slots": INDEX + b"N" + STATE + b"\x86b.",
-    "a type's state": globally("torch", "float32") + STATE + b"b.",
-    "a function's state": globally("torch.serialization", "_get_layout") + STATE + b"b.",
+    "a type's state": plain("torch", "float32") + STATE + b"b.",
+    "a function's state": plain("torch.serialization", "_get_layout") + STATE + b"b.",
     "a class's entries": INDEX + b"U\x01aK\x01s.",
     "a record called": INDEX + b")R(K\x01K\x02tR.",
     "a record of arguments": INDEX + b"(K\x01t\x81.",
     "a record made of a record": INDEX + b")\x81)\x81.",
-    "a type called": globally("torch", "float32") + b")R.",
+    "a type called": plain("torch", "float32") + b")R.",
     "a persistent id": b"(U\x07storagetQ.",
     "an attribute of a class": b"\x80\x04\x8c\x09" + b"torch.Siz" + b"\x8c\x01e\x93.",
     "a large memo": b"]r\x00\x00\x00\x01.",

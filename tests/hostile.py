@@ -23,7 +23,7 @@ from tests.builders import write_run
 from tests.dcp_files import EDITS, HOSTILE, NESTED, TRICKS, edit, save
 from tests.hostile_pickles import bombs, get, hostile_pickles, plain, put, text
 from tests.safetensors_files import ENTRY, MALFORMED, entry, write_index, write_raw
-from tests.torch_files import BROKEN_PICKLES, craft, hostile, tensor_pickle
+from tests.torch_files import BROKEN_PICKLES, craft, tensor_pickle
 
 
 class Case(NamedTuple):
@@ -299,7 +299,6 @@ def _pickles() -> Mapping[str, tuple[bytes, tuple[int, ...]]]:
     """Pickles that no format takes, by name, and their exit codes."""
     asking = hostile_pickles(_NEVER)
     found = {case: (made.data, (3, 4)) for case, made in asking.items()}
-    found |= {f"{asked}, old": (data, (3, 4)) for asked, data in hostile(_NEVER).items()}
     found |= {case: (data, (3, 4)) for case, data in (bombs() | dense() | BROKEN_PICKLES).items()}
     return found
 

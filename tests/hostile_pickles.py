@@ -22,7 +22,7 @@ class Hostile(NamedTuple):
     asked: str | None
 
 
-class _Call:
+class Call:
     """Pickled as a call of anything."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
@@ -64,14 +64,29 @@ def stacked(module: str, name: str) -> bytes:
     return text(module) + text(name) + b"\x93"
 
 
-def storage(*, before: bytes = b"", key: bytes | None = None) -> bytes:
-    """A storage of three floats in torch's old format; ``before`` runs in its first pickle."""
-    magic = pickle.dumps(_MAGIC, 2)[2:]
+def storage(
+    *,
+    before: bytes = b"",
+    key: bytes | None = None,
+    magic: int = _MAGIC,
+    count: int = 3,
+    size: int = 12,
+) -> bytes:
+    """A storage of three floats in torch's old format.
+
+    Args:
+        before: runs in its first pickle.
+        key: what it names as its type.
+        magic: what it begins with.
+        count: how many elements it claims to have.
+        size: bytes of its values.
+    """
+    first = pickle.dumps(magic, 2)[2:]
     rest = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     described = key or plain("torch", "FloatStorage")
     pid = b"\x80\x02(" + text("storage") + described + text("0") + text("cpu") + b"K\x03NtQ."
-    tail = pickle.dumps(["0"], 2) + struct.pack("<Q", 3) + bytes(12)
-    return b"\x80\x02" + before + magic + rest + pid + tail
+    tail = pickle.dumps(["0"], 2) + struct.pack("<Q", count) + bytes(size)
+    return b"\x80\x02" + before + first + rest + pid + tail
 
 
 def hostile_pickles(command: str) -> dict[str, Hostile]:
@@ -83,12 +98,12 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
     persistent = plain("torch_utils.persistence", "_reconstruct_persistent_obj")
     load = plain(*_LOAD)
     old = io.BytesIO()
-    torch.save(_Call(os.system, command), old, _use_new_zipfile_serialization=False)
-    inner = pickle.dumps(_Call(os.system, command))
+    torch.save(Call(os.system, command), old, _use_new_zipfile_serialization=False)
+    inner = pickle.dumps(Call(os.system, command))
     asks = {
         "a class that reduces to a call": (inner[2:-1], "posix.system"),
         "a call of Popen, reduced": (
-            pickle.dumps(_Call(subprocess.Popen, command), 4)[2:-1],
+            pickle.dumps(Call(subprocess.Popen, command), 4)[2:-1],
             "subprocess.Popen",
         ),
         "os.system": (system + shell + b"R", "os.system"),
@@ -133,8 +148,11 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
             "subprocess.Popen",
         ),
         "system by INST": (b"(" + text(command) + b"ios\nsystem\n", "os.system"),
+        "system of Windows by INST": (b"(" + text(command) + b"int\nsystem\n", "nt.system"),
         "runpy": (plain("runpy", "run_path") + shell + b"R", "runpy.run_path"),
         "pickle.loads": (plain("pickle", "loads") + span(inner) + b"\x85R", "pickle.loads"),
+        "a module": (stacked("importlib", "import_module"), "importlib.import_module"),
+        "partial": (stacked("functools", "partial"), "functools.partial"),
         "attrgetter": (
             plain("operator", "attrgetter") + text("system") + b"\x85R",
             "operator.attrgetter",
@@ -153,9 +171,18 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
             stacked("torch.nn.modules.module", "torch.hub.load") + shell + b"R",
             "torch.nn.modules.module.torch.hub.load",
         ),
+        "a module of torch's": (plain("torch", "os"), "torch.os"),
+        "what makes an allowed class": (
+            stacked("collections", "OrderedDict.__init__"),
+            "collections.OrderedDict.__init__",
+        ),
         "what an allowed class is made of": (
             stacked("collections", "OrderedDict.__reduce__"),
             "collections.OrderedDict.__reduce__",
+        ),
+        "what a method of an allowed class sees": (
+            stacked("collections", "OrderedDict.__reduce__.__globals__"),
+            "collections.OrderedDict.__reduce__.__globals__",
         ),
         "a module in another's": (
             stacked("phema_cli.pickles.opcodes", "pickle"),
@@ -165,7 +192,20 @@ def hostile_pickles(command: str) -> dict[str, Hostile]:
             module + b"}" + text("__setstate__") + system + b"sb",
             "os.system",
         ),
-        "as a storage": (b"(" + text("storage") + system + text("0") + b"tQ", "os.system"),
+        "as the state of a dict": (
+            plain("collections", "OrderedDict")
+            + b")R}"
+            + text("__setstate__")
+            + system
+            + b"sb"
+            + text(command)
+            + b"b",
+            "os.system",
+        ),
+        "as a storage": (
+            b"(" + text("storage") + system + text("0") + text("cpu") + b"K\x04tQ",
+            "os.system",
+        ),
         "as the source of an object": (
             persistent + b"}" + text("state") + system + b"s\x85R",
             "os.system",

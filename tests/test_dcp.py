@@ -37,7 +37,6 @@ from tests.dcp_files import (
     HOSTILE,
     NESTED,
     TRICKS,
-    Calls,
     W,
     box,
     edit,
@@ -46,6 +45,7 @@ from tests.dcp_files import (
     put,
     save,
 )
+from tests.hostile_pickles import Call
 from tests.torch_files import raw_bytes, stored_bytes
 
 # torch warns that it was asked for what it was asked for (no_dist).
@@ -531,7 +531,7 @@ def entries(data):
 def test_hostile_chunk(tmp_path, monkeypatch):
     """What a chunk's own pickle asks for is refused by name, with its file, and not run."""
     monkeypatch.chdir(tmp_path)
-    pickled = pickle.dumps(Calls(os.system, "touch ran"))
+    pickled = pickle.dumps(Call(os.system, "touch ran"))
     path = replace_chunk(save(tmp_path / "c", {"w": W}), zipped({"archive/data.pkl": pickled}))
     with pytest.raises(UnsafePickleError, match=r"asks for posix\.system") as caught:
         read_index(path)

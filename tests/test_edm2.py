@@ -1,9 +1,7 @@
 """EDM2 pickles: read where their values lie, written so that their own scripts load them."""
 
-import io
 import os
 import pickle
-import struct
 import tracemalloc
 
 import pytest
@@ -16,7 +14,8 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.profiles import gamma_from_sigma_rel
 from tests.builders import phema, read_index, run
 from tests.edm2_files import load_edm2, network, write_edm2
-from tests.torch_files import HOSTILE_NAMES, hostile, raw_bytes, stored_bytes
+from tests.hostile_pickles import Call, plain, storage
+from tests.torch_files import raw_bytes, stored_bytes
 
 
 @pytest.fixture
@@ -187,44 +186,14 @@ def test_values_are_not_read(tmp_path):
     assert peak < 4 << 20
 
 
-@pytest.mark.parametrize("asked", HOSTILE_NAMES)
-def test_hostile_pickle(tmp_path, asked):
-    """A pickle that asks for what could do harm is refused by name, and nothing of it is run."""
-    marker = tmp_path / "was-here"
-    path = tmp_path / "a-1-0.1.pkl"
-    path.write_bytes(b"\x80\x04" + hostile(f"touch {marker}")[asked])
-    with pytest.raises(PhemaError) as caught:
-        read_index(path)
-    name = asked.split(" ")[0]
-    # In these files tensors come as strings of bytes, whose own pickles are looked into.
-    if name == "torch.storage._load_from_bytes":
-        assert isinstance(caught.value, InputError)
-    else:
-        assert isinstance(caught.value, UnsafePickleError)
-        assert caught.value.what == f"the pickle asks for {name}"
-        assert (caught.value.where, caught.value.exit_code) == (str(path), 4)
-    assert not marker.exists()
-
-
 LOAD = vars(torch.storage)["_load_from_bytes"]
-
-
-class Evil:
-    """Pickled as a call of anything."""
-
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        """The call and its arguments."""
-        return self.call[0], self.call[1:]
 
 
 def test_hostile_storage(tmp_path):
     """A storage whose inner pickle asks for code is refused like the outer one."""
     marker = tmp_path / "was-here"
-    inner = pickle.dumps(Evil(os.system, f"touch {marker}"), 2)
-    outer = pickle.dumps({"ema": {"w": Evil(LOAD, inner)}}, 4)
+    inner = pickle.dumps(Call(os.system, f"touch {marker}"), 2)
+    outer = pickle.dumps({"ema": {"w": Call(LOAD, inner)}}, 4)
     (tmp_path / "a.pkl").write_bytes(outer)
     with pytest.raises(UnsafePickleError, match=r"asks for posix\.system"):
         read_index(tmp_path / "a.pkl")
@@ -243,18 +212,6 @@ def test_hostile_source_is_not_run(tmp_path, snapshot):
     assert not marker.exists()
 
 
-def storage(count=3, key="0", kind="FloatStorage", size=None, magic=0x1950A86A20F9469CFC6C):
-    """A stream of torch's old format, for a storage that claims to have so many elements."""
-    parts = io.BytesIO()
-    for value in (magic, 1001, {"little_endian": True}):
-        pickle.dump(value, parts, 2)
-    text = b"".join(b"X" + struct.pack("<I", len(t)) + t for t in (key.encode(), b"cpu"))
-    parts.write(b"\x80\x02(X\x07\x00\x00\x00storage" + f"ctorch\n{kind}\n".encode() + text)
-    parts.write(b"K\x03NtQ.")
-    pickle.dump([key], parts, 2)
-    return parts.getvalue() + struct.pack("<Q", count) + bytes(12 if size is None else size)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -262,13 +219,13 @@ def storage(count=3, key="0", kind="FloatStorage", size=None, magic=0x1950A86A20
         (storage(count=1 << 60), "a storage of"),
         (storage(size=2), "a storage of 12 bytes"),
         (storage(magic=7), "a storage in an unknown format"),
-        (storage(kind="Tensor"), "unknown persistent id"),
+        (storage(key=plain("torch", "Tensor")), "unknown persistent id"),
         (b"", "ends too early"),
     ],
 )
 def test_storages_that_make_no_sense(tmp_path, data, message):
     """A storage that is not what it says is an error that names the file."""
-    call = Evil(LOAD, data)
+    call = Call(LOAD, data)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": {"w": call}}, 4))
     with pytest.raises(PhemaError, match=message) as caught:
         read_index(tmp_path / "a.pkl")

@@ -34,7 +34,7 @@ from phema_cli.pickles import Inert, Span, opened
 from phema_cli.pickles.globals import find_global
 from tests.builders import read_index
 from tests.dcp_files import edit, save
-from tests.hostile_pickles import get, plain, put, span, text
+from tests.hostile_pickles import Call, get, plain, put, span, text
 from tests.torch_files import craft
 
 # torch warns that it was asked for what it was asked for (no_dist).
@@ -120,16 +120,6 @@ class Keywords:
 
     def __new__(cls, *_arguments, **_keywords):
         return super().__new__(cls)
-
-
-class Reduced:
-    """Pickled as a call of anything."""
-
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call
 
 
 Pair = collections.namedtuple("Pair", "a b")
@@ -315,13 +305,13 @@ def test_old_protocols():
     """Protocol 0 makes objects by a function of their own and items of a plain one."""
 
     def load(value, base):
-        made = Reduced(vars(copyreg)["_reconstructor"], (type(value), base, base(value)))
+        made = Call(vars(copyreg)["_reconstructor"], type(value), base, base(value))
         return torch_pickle.load(b"\x80\x04" + pickle.dumps(made, 2)[2:], Path("a"))
 
     assert load(EasyDict(a=1), dict)["a"] == 1
     assert opened(load(Items([1]), list)) == [1]
     assert load(Pair(1, 2), tuple).arguments == ((1, 2),)
-    pairs = Reduced(collections.OrderedDict, ([["a", 1], ["b", 2]],))
+    pairs = Call(collections.OrderedDict, [["a", 1], ["b", 2]])
     assert torch_pickle.load(pickle.dumps(pairs, 2), Path("a")) == {"a": 1, "b": 2}
 
 
@@ -388,16 +378,16 @@ HIDING = {
     "on no device": (torch.ones(2, device="meta"), "torch._utils._rebuild_meta_tensor_no_storage"),
     "a class of its own": (torch.ones(2).as_subclass(Marked), f"{__name__}.Marked"),
     "a named tuple": (Pair(torch.ones(2), 1), f"{__name__}.Pair"),
-    "a call": (Reduced(Config, (torch.ones(2),)), f"{__name__}.Config"),
+    "a call": (Call(Config, torch.ones(2)), f"{__name__}.Config"),
     "a call, in a list in a dict": (
-        Reduced(Config, ({"a": [(torch.ones(2),)]},)),
+        Call(Config, {"a": [(torch.ones(2),)]}),
         f"{__name__}.Config",
     ),
     "a call, in a dict of its own": (
-        Reduced(Config, (EasyDict(a=Items([torch.ones(2)])),)),
+        Call(Config, EasyDict(a=Items([torch.ones(2)]))),
         f"{__name__}.Config",
     ),
-    "a call of a call": (Reduced(Color, (Reduced(Config, (torch.ones(2),)),)), __name__),
+    "a call of a call": (Call(Color, Call(Config, torch.ones(2))), __name__),
 }
 
 
@@ -445,7 +435,7 @@ def test_tensors_in_the_state_among_weights(tmp_path):
 
 def test_hidden_tensors_in_a_plain_pickle(tmp_path):
     """The same holds for what pickle.dump wrote."""
-    value = Reduced(Config, (torch.ones(2),))
+    value = Call(Config, torch.ones(2))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": {"w": W}, "x": {"y": value}}, 4))
     with pytest.raises(
         UnsafePickleError, match=r"hides tensors behind tests\.test_pickles\.Config"
@@ -456,7 +446,7 @@ def test_hidden_tensors_in_a_plain_pickle(tmp_path):
 def test_hidden_tensors_in_a_network(tmp_path):
     """A parameter of a network that unknown code makes is not left out."""
     network = torch.nn.Linear(2, 2)
-    vars(network)["_parameters"]["bias"] = Reduced(Config, (torch.ones(2),))
+    vars(network)["_parameters"]["bias"] = Call(Config, torch.ones(2))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": network}, 4))
     with pytest.raises(
         UnsafePickleError, match=r"hides tensors behind tests\.test_pickles\.Config"
