@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from phema_cli.profiles import gamma_from_sigma_rel
+from tests.simulated import recursion
 
 Rows = np.ndarray
 
@@ -58,15 +59,6 @@ def replay(
             model.w.copy_(torch.tensor(path[step]))
         update(step)
         rows.append(np.array(read().detach().double(), copy=True))
-    return np.stack(rows)
-
-
-def recursion(path: Rows, decay: Callable[[int], float | None]) -> Rows:
-    """Average by decays; None where a step is no update."""
-    rows = [path[0]]
-    for step in range(1, len(path)):
-        d = decay(step)
-        rows.append(rows[-1] if d is None else d * rows[-1] + (1 - d) * path[step])
     return np.stack(rows)
 
 

@@ -1,5 +1,6 @@
 """Simulated training runs of known truth: weights after every step, and averages of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,20 @@ def profile(name, end):
     return PowerProfile(float(name), end)
 
 
+def recursion(
+    rows: NDArray[np.float64], decay: Callable[[int], float | None]
+) -> NDArray[np.float64]:
+    """The average after each step by the decay of that; None where it is no update.
+
+    Row 0 is of the time before the first step.
+    """
+    kept = rows.copy()
+    for step in range(1, len(rows)):
+        beta, old = decay(step), kept[step - 1]
+        kept[step] = old if beta is None else beta * old + (1 - beta) * rows[step]
+    return kept
+
+
 @dataclass(frozen=True)
 class Run:
     """A run: its weights after each step, from those that it began with."""
@@ -44,13 +59,8 @@ class Run:
 
     def average(self, name, every=1):
         """(steps, elements): what an average held after each step, updated every N-th only."""
-        kept, now = np.empty_like(self.path), self.start
-        for step, weights in enumerate(self.path, start=1):
-            if step % every == 0:
-                beta = decay(name, step)
-                now = beta * now + (1 - beta) * weights
-            kept[step - 1] = now
-        return kept
+        rows = np.vstack([self.start, self.path])
+        return recursion(rows, lambda n: None if n % every else decay(name, n))[1:]
 
 
 def glide(seed=0, noise=1.0):

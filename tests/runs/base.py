@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from phema_cli.snapshots import Config
+from tests.simulated import recursion
 
 STEPS = 1000
 EVERY = 50
@@ -91,13 +92,7 @@ class Walk:
 
     def averages(self, decay: Callable[[int], float | None]) -> np.ndarray:
         """The average after every step, by the decay of step n; None where it is no update."""
-        result = np.empty_like(self.rows)
-        result[0] = self.rows[0]
-        for n in range(1, STEPS + 1):
-            beta = decay(n)
-            old = result[n - 1]
-            result[n] = old if beta is None else beta * old + (1 - beta) * self.rows[n]
-        return result
+        return recursion(self.rows, decay)
 
     def constant(self, beta: float = BETA) -> np.ndarray:
         """A constant decay, from a copy of the initial weights."""

@@ -32,6 +32,7 @@ from tests.runs.base import (
     walk,
     write_json,
 )
+from tests.simulated import recursion
 
 CONSTANT = f"exponential:beta={BETA}"
 
@@ -49,16 +50,14 @@ def lucid(
         behind: by how many steps the weights that it is given are older.
     """
     rows = walk().rows
-    result = rows.copy()
-    for n in range(1, STEPS + 1):
-        s, new = n - 1, rows[n - behind]
-        result[n] = result[n - 1]
-        if s == 0 or (s % every == 0 and s <= after):
-            result[n] = new
-        elif s % every == 0:
-            decay = min(1 - (1 + s - after) ** -power, beta)
-            result[n] = decay * result[n - 1] + (1 - decay) * new
-    return result
+
+    def decay(n: int) -> float | None:
+        done = n - 1
+        if done % every:
+            return None
+        return min(1 - (1 + done - after) ** -power, beta) if done > after else 0.0
+
+    return recursion(np.vstack([rows[:1]] * behind + [rows])[: len(rows)], decay)
 
 
 @leaves("karras-power-ema-tutorial")
