@@ -95,15 +95,9 @@ def _started(
     return done.returncode, done.stdout, done.stderr
 
 
-def run(
-    *arguments: object,
-    cwd: Path | None = None,
-    verified: bool = True,
-    process: bool = False,
-    **environment: str,
-) -> Run:
-    """Run phema, which must end well."""
-    done = phema(*arguments, cwd=cwd, verified=verified, process=process, **environment)
+def run(*arguments: object, **options: Any) -> Run:
+    """``phema``, which must end well."""
+    done = phema(*arguments, **options)
     assert done.code == 0, done.err or done.out[-1000:]
     return done
 

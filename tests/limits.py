@@ -76,13 +76,15 @@ def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
         sys.settrace(tracer)
 
 
-def bytes_of(work: Callable[[], Result]) -> tuple[Result, int]:
-    """What the work gives, and the bytes that it held at most."""
+def _watched(work: Callable[[], Result]) -> tuple[Result, float, int]:
+    """The same while its memory is watched, and the bytes that it held at most."""
     tracemalloc.start()
     try:
         with stopped(60 * SECONDS):
+            start = time.process_time()
             result = work()
-        return result, tracemalloc.get_traced_memory()[1]
+            seconds = time.process_time() - start
+        return result, seconds, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
@@ -93,18 +95,10 @@ def limits_of(work: Callable[[], Result]) -> tuple[Result, float, int]:
     Work that is quick enough while its memory is watched, which slows it down several times, is so
     without that; only other work is done again.
     """
-    tracemalloc.start()
-    try:
-        with stopped(60 * SECONDS):
-            start = time.process_time()
-            result = work()
-            seconds = time.process_time() - start
-        held = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    result, seconds, held = _watched(work)
     if seconds >= SECONDS or held >= BYTES:
         result, seconds = seconds_of(work)
     if held >= BYTES:
         # What is loaded once, and is no part of the work, is loaded by now.
-        held = bytes_of(work)[1]
+        held = _watched(work)[2]
     return result, seconds, held

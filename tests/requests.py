@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 
 import phema_cli
-from phema_cli.errors import PhemaError
 from phema_cli.estimate.given_weights import combination
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.globs import Globs
@@ -151,12 +150,3 @@ def _signed(text: str) -> str:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="surrogateescape")
-
-
-def refused(read: Read, data: bytes) -> PhemaError | None:
-    """The error that the bytes end in; None where they mean something."""
-    try:
-        read(data)
-    except PhemaError as error:
-        return error
-    return None
