@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from phema_cli import PowerEMA
 from tests.gloo import end_rank
-from tests.trainers import Net
+from tests.runs.base import Net
 
 STEPS = 10
 EVERY = 4

@@ -7,10 +7,13 @@ average before the first.
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.machinery
 import importlib.util
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -70,6 +73,51 @@ def _place(package: str) -> str:
     return spec.submodule_search_locations[0]
 
 
+@contextlib.contextmanager
+def stand_ins(*names: str, **members: Any) -> Iterator[None]:
+    """Empty modules for what a library imports and does not need here."""
+    made = {}
+    for name in names:
+        if name in sys.modules or is_there(name):
+            continue
+        made[name] = types.ModuleType(name)
+        made[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+        made[name].__path__ = []
+        vars(made[name]).update(members)
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for name in made:
+            del sys.modules[name]
+
+
+def is_there(name: str) -> bool:
+    """Whether a library can be imported."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def bare_timm() -> Iterator[None]:
+    """Timm's utilities without its models, which need torchvision."""
+    place = Path(_place("timm"))
+    before = {n: m for n, m in sys.modules.items() if n == "timm" or n.startswith("timm.")}
+    for name, path in (("timm", place), ("timm.utils", place / "utils")):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(path)]
+    torchvision = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
+    try:
+        with stand_ins(*torchvision, FrozenBatchNorm2d=type("FrozenBatchNorm2d", (), {})):
+            yield
+    finally:
+        for name in [n for n in sys.modules if n == "timm" or n.startswith("timm.")]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 def diffusers(path: Rows, every: int = 1, **settings: Any) -> Rows:
     """The ``EMAModel`` of diffusers, called at every N-th step."""
     from diffusers.training_utils import EMAModel
@@ -103,24 +151,17 @@ def karras(path: Rows, **settings: Any) -> Rows:
 
 
 def timm(path: Rows, **settings: Any) -> Rows:
-    """The ``ModelEmaV3`` of timm, told the number of the step as timm's training script does.
-
-    The module is loaded by itself: the rest of timm needs torchvision.
-    """
-    file = Path(_place("timm"), "utils", "model_ema.py")
-    spec = importlib.util.spec_from_file_location("model_ema", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The ``ModelEmaV3`` of timm, told the number of the step as timm's training script does."""
+    with bare_timm():
+        from timm.utils.model_ema import ModelEmaV3
     model = Holder(path[0])
-    ema = module.ModelEmaV3(model, **settings)
+    ema = ModelEmaV3(model, **settings)
     return replay(path, model, lambda n: ema.update(model, step=n), lambda: ema.module.w)
 
 
 def torch_ema(path: Rows, **settings: Any) -> Rows:
     """The ``ExponentialMovingAverage`` of torch_ema."""
-    library: ModuleType = pytest.importorskip("torch_ema")
+    library: types.ModuleType = pytest.importorskip("torch_ema")
     model = Holder(path[0])
     ema = library.ExponentialMovingAverage(model.parameters(), **settings)
     return replay(path, model, lambda _: ema.update(), lambda: ema.shadow_params[0])

@@ -532,6 +532,6 @@ def test_callbacks_pack(library, tmp_path):
     run(tmp_path, gammas=(5, 10), every=2, packing=4, keyframe_every=4)
     order = in_order(tmp_path / "ckpts")
     assert [i for i, path in enumerate(order) if is_keyframe(path)] == [0, 4, 8]
-    (integers,) = (t for n, t in load_file(order[-1]).items() if n.endswith("first.weight.packed"))
+    (integers,) = (t for n, t in load_file(order[-1]).items() if n.endswith("stem.weight.packed"))
     assert integers.dtype == torch.uint8
     all_read(tmp_path / "ckpts")

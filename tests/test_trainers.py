@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import phema_cli
 from phema_cli.errors import PhemaError
+from phema_cli.formats.reader import FileReader
 from phema_cli.snapshots import scan
 from phema_cli.trainers.registry import TRAINERS, parse_law
 from tests.pages import ROOT
@@ -55,14 +56,16 @@ def test_what_a_trainer_leaves(whose, write, tmp_path):
     root = tmp_path / "run"
     root.mkdir()
     left = write(root)
-    _check_scan(left, whose)
+    found = scan([left.folder], left.said)
+    _check_scan(found, left, whose)
+    _check_values(found, left)
+    _check_raw(left)
     _check_hint(left)
     _check_result(left, tmp_path / "out.safetensors")
 
 
-def _check_scan(left, whose):
+def _check_scan(found, left, whose):
     """What the scan says of the files."""
-    found = scan([left.folder], left.said)
     errors = [str(f.error) for f in found.findings if f.level == "error"]
     assert not errors, errors[0]
     assert {s.name for s in found.snapshots if not whose <= set(s.trainers)} == left.unmarked
@@ -72,6 +75,8 @@ def _check_scan(left, whose):
         ours = [s.tag for s in found.snapshots if s.tag.label == _label(law)]
         origin = left.origin if isinstance(left.origin, str) else left.origin[law]
         assert {(tag.unit, tag.step_origin) for tag in ours} == {(left.unit, origin)}, law
+        told = law != "raw" and (left.said.average is not None or left.said.gammas != ())
+        assert {tag.profile_origin == "command line" for tag in ours} == {told or left.said.raw}
         assert [tag.step for tag in ours] == pytest.approx(list(left.times)), law
     needed, known = left.called(base.parameters()), left.called(base.names()) | left.also
     for s in found.snapshots:
@@ -81,6 +86,29 @@ def _check_scan(left, whose):
     assert out == left.left_out
 
 
+def _check_values(found, left):
+    """What is stored is what its law makes of the run; its profile is that law's."""
+    laws = {_label(law): parse_law(law) for law in left.series}
+    with FileReader() as reader:
+        for s in found.snapshots:
+            law, stored = laws[s.tag.label], {}
+            assert s.tag.profile == law.profile(s.tag.step)
+            for name in left.called(base.parameters()):
+                extent = s.checkpoint.tensors[name]
+                raw = bytearray(extent.elements * extent.dtype.bits // 8)
+                reader.read_elements(extent, 0, memoryview(raw))
+                stored[name] = torch.frombuffer(raw, dtype=getattr(torch, extent.dtype.label))
+            assert base.inexact(stored, law, s.tag.step, left) < left.inexact, s.name
+
+
+def _check_raw(left):
+    """Raw weights can be taken without the averages beside them."""
+    if "raw" in left.series and len(left.series) > 1:
+        found = scan([left.folder], replace(left.said, raw=True, average=None, gammas=()))
+        assert [s.tag.step for s in found.require()] == pytest.approx(list(left.times))
+        assert {s.tag.label for s in found.snapshots} == {"raw"}
+
+
 def _label(text):
     """What tables show of a law."""
     law = parse_law(text)
@@ -88,10 +116,10 @@ def _label(text):
 
 
 def _check_hint(left):
-    """Where the user has to say the law, the error says which one the trainer has by default."""
+    """Where the user has to say something, the error says what, and what is usual."""
     if left.hint is None:
         return
-    silent = replace(left.said, average=None, gammas=())
+    silent = replace(left.said, average=None, gammas=(), steps_per_epoch=None)
     with pytest.raises(PhemaError) as caught:
         scan([left.folder], silent).require()
     assert left.hint in str(caught.value)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from phema_cli.profiles.laws import Law
 from phema_cli.snapshots import Config
 from tests.simulated import recursion
 
@@ -31,6 +32,10 @@ GAMMA = 7.0
 FROM_AVERAGES = 0.03
 #: the same where 20 raw checkpoints are: what lies between them is unknown.
 FROM_RAW = 0.15
+#: the largest error of what is stored, as a share of it, against its law: float32's, and float16's.
+STORED_EXACTLY, IN_FLOAT16 = 2e-6, 5e-4
+#: the same where an average lacks the last of the steps that it is said to have.
+A_STEP_BEHIND = 0.05
 #: what users say of weights that are no averages.
 RAW = Config(raw=True)
 
@@ -207,9 +212,10 @@ class Left:
         unit: of these times.
         origin: where they are read, of all series or of each by its law.
         said: what the user has to say.
-        hint: the law that phema names where the user does not say it.
+        hint: what phema names where the user does not say it.
         left_out: names of files that hold no weights.
         error: the largest error that a synthesis may have.
+        inexact: the largest error of what is stored against its law, as a share of it.
         end: updates made by the time of the last snapshot.
         begin: steps of the run before the time begins that its snapshots count.
         also: names in its snapshots beside the network's.
@@ -228,6 +234,7 @@ class Left:
     hint: str | None = None
     left_out: frozenset[str] = frozenset()
     error: float = FROM_AVERAGES
+    inexact: float = STORED_EXACTLY
     end: int = STEPS
     begin: int = 0
     also: frozenset[str] = frozenset()
@@ -261,13 +268,30 @@ def beside(pattern: str, *files: str, times: Iterable[int] = STORED) -> frozense
     return frozenset(f"{pattern.format(t)}/{file}" for t in times for file in files)
 
 
+def flat(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """The parameters of a state dict as a row."""
+    return np.concatenate([tensors[n].double().numpy().ravel() for n, _ in _shapes()])
+
+
+def inexact(tensors: Mapping[str, torch.Tensor], law: Law, time: float, left: Left) -> float:
+    """How far stored weights are from what their law makes of the run, as a share of them."""
+    stored = flat({n: tensors[called] for n in parameters() for called in left.called([n])})
+    scale = left.times[-1] / (left.end - left.begin)
+    # What counts images has an update a batch.
+    each = scale if left.unit == "images" else 1.0
+    unit = 1.0 if law.schedule is None else law.schedule.unit
+    times, weights = law.updates(time / each * unit)
+    steps = left.begin + np.rint(times / unit * each / scale).astype(int)
+    off = stored - weights @ walk().rows[steps]
+    return float(np.linalg.norm(off) / np.linalg.norm(stored))
+
+
 def error(tensors: Mapping[str, torch.Tensor], left: Left) -> float:
     """How far a result is from the true average, as a share of what averaging moves."""
-    truth = named(walk().power(GAMMA, left.begin)[left.end])
-    last = named(walk().rows[left.end])
-    off = away = 0.0
-    for name, true in truth.items():
-        (called,) = left.called([name])
-        off += float(np.sum((tensors[called].double().numpy() - true) ** 2))
-        away += float(np.sum((last[name] - true) ** 2))
-    return float(np.sqrt(off / away))
+    made = flat({n: tensors[called] for n in parameters() for called in left.called([n])})
+    return missed(made, walk().power(GAMMA, left.begin)[left.end], left.end)
+
+
+def missed(made: np.ndarray, truth: np.ndarray, end: int = STEPS) -> float:
+    """The same of rows."""
+    return float(np.linalg.norm(made - truth) / np.linalg.norm(walk().rows[end] - truth))

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import Config
 from tests.runs.base import (
+    A_STEP_BEHIND,
     BETA,
     FROM_RAW,
     STEPS,
@@ -231,6 +232,7 @@ def _stable_audio(root: Path, old: str, averaged: str) -> Left:
         TIMES,
         said=Config(average=law),
         hint=law,
+        inexact=A_STEP_BEHIND,
         also=frozenset({"diffusion.pretransform.model.encoder.weight"}),
         prefix=old,
     )

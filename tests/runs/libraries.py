@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.machinery
-import importlib.util
-import sys
-import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import Config
+from tests.libraries import bare_timm, is_there, stand_ins
 from tests.runs.base import (
     BETA,
     EVERY,
     FROM_RAW,
+    IN_FLOAT16,
     RAW,
     STEPS,
     STORED,
@@ -61,32 +58,6 @@ class Replay(torch.optim.Optimizer):
         self.count += self.stride
         load(self.net, self.count)
         return loss
-
-
-@contextlib.contextmanager
-def stand_ins(*names: str, **members: Any) -> Iterator[None]:
-    """Empty modules for what a library imports and does not need here."""
-    made = {}
-    for name in names:
-        if name in sys.modules or _is_there(name):
-            continue
-        made[name] = types.ModuleType(name)
-        made[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-        made[name].__path__ = []
-        vars(made[name]).update(members)
-    sys.modules.update(made)
-    try:
-        yield
-    finally:
-        for name in made:
-            del sys.modules[name]
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 @leaves("phema")
@@ -183,23 +154,30 @@ def _counted(every: int) -> dict[str, str]:
 GAMMAS = tuple(gamma_from_sigma_rel(width) for width in WIDTHS)
 
 
-@leaves("ema-pytorch")
-def post_hoc_ema(root: Path) -> Left:
-    """ema-pytorch, PostHocEMA: fp16, its counters too."""
+def run_post_hoc_ema(root: Path, widths: tuple[float, ...], every: int, **settings: Any) -> Any:
+    """A run with ``PostHocEMA``, which stores what it averages."""
     from ema_pytorch import PostHocEMA
 
     net = Net()
     average = PostHocEMA(
         net,
-        sigma_rels=WIDTHS,
-        update_every=2,
+        sigma_rels=widths,
+        update_every=every,
         checkpoint_every_num_steps=EVERY,
         checkpoint_folder=str(root),
+        **settings,
     )
     for _ in replay(net):
         average.update()
+    return average
+
+
+@leaves("ema-pytorch")
+def post_hoc_ema(root: Path) -> Left:
+    """ema-pytorch, PostHocEMA: fp16, its counters too."""
+    run_post_hoc_ema(root, WIDTHS, 2)
     said = Config(gammas=GAMMAS, update_every=2)
-    return Left(root, _counted(2), TIMES, origin="name", said=said)
+    return Left(root, _counted(2), TIMES, origin="name", said=said, inexact=IN_FLOAT16)
 
 
 @leaves("ema-pytorch")
@@ -331,8 +309,9 @@ def _diffusers(root: Path, raw_name: str, average_name: str, **settings: Any) ->
 @leaves("diffusers")
 def diffusers(root: Path) -> Left:
     """diffusers, EMAModel.save_pretrained beside the model's own, as its examples call it."""
-    _diffusers(root, "unet", "unet_ema", decay=0.9999, use_ema_warmup=True, power=0.75)
-    law = "diffusers:beta=0.9999,warmup=1,power=0.75"
+    settings = {"use_ema_warmup": True, "inv_gamma": 2.0, "power": 0.75}
+    _diffusers(root, "unet", "unet_ema", decay=0.9999, **settings)
+    law = "diffusers:beta=0.9999,warmup=1,inv_gamma=2,power=0.75"
     return Left(
         root,
         {law: "unet_ema", "raw": "unet"},
@@ -515,7 +494,7 @@ def lightning_ema(root: Path) -> Left:
     _lightning(root, EMAWeightAveraging(decay=0.98), stride=STRIDE)
     law = "exponential:beta=0.98,start=1"
     series, said = {law: "state_dict", "raw": "current_model_state"}, Config(average=law)
-    hint = "exponential:beta=0.999,start=1"
+    hint = "--average LAW, by default exponential:beta=0.999,start=1; or --raw"
     return Left(_names(root), series, SHORTER, said=said, hint=hint, prefix="net.")
 
 
@@ -556,17 +535,7 @@ def timm_constant(root: Path) -> Left:
 
 
 def _timm(root: Path, *, warmup: bool) -> Left:
-    if not _is_there("timm"):
-        pytest.skip("timm is not installed")
-    place = importlib.util.find_spec("timm")
-    assert place is not None
-    assert place.submodule_search_locations
-    frozen = type("FrozenBatchNorm2d", (), {})
-    torchvision = ("torchvision", "torchvision.ops", "torchvision.ops.misc")
-    with (
-        stand_ins(*torchvision, FrozenBatchNorm2d=frozen),
-        _bare_timm(Path(place.submodule_search_locations[0])),
-    ):
+    with bare_timm():
         from timm.utils.checkpoint_saver import CheckpointSaver
         from timm.utils.model_ema import ModelEmaV3
 
@@ -590,29 +559,16 @@ def _timm(root: Path, *, warmup: bool) -> Left:
             if step % EVERY == 0:
                 saver.save_checkpoint(step // EVERY - 1, metric=float(step))
         saver.save_recovery(20, batch_idx=7)
+    assert (root / "last.pth.tar").exists()
     law = f"timm:beta=0.998,warmup={int(warmup)}"
     return Left(
         root,
         {law: "state_dict_ema", "raw": "state_dict"},
         TIMES,
         said=Config(steps_per_epoch=EVERY),
+        hint="pass --steps-per-epoch",
         left_out=frozenset({"recovery-20-7.pth.tar"}),
     )
-
-
-@contextlib.contextmanager
-def _bare_timm(place: Path) -> Iterator[None]:
-    """Timm's utilities without its models, which need torchvision."""
-    before = {n: m for n, m in sys.modules.items() if n == "timm" or n.startswith("timm.")}
-    for name, path in (("timm", place), ("timm.utils", place / "utils")):
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [str(path)]
-    try:
-        yield
-    finally:
-        for name in [n for n in sys.modules if n == "timm" or n.startswith("timm.")]:
-            del sys.modules[name]
-        sys.modules.update(before)
 
 
 @leaves("MMEngine")
@@ -638,7 +594,7 @@ def mmengine_without_ema(root: Path) -> Left:
 
 def _mmengine(root: Path, *hooks: dict[str, Any]) -> None:
     """A run of MMEngine's Runner; OpenCV, which only its pictures need, is made up."""
-    if not _is_there("mmengine"):
+    if not is_there("mmengine"):
         pytest.skip("mmengine is not installed")
     with stand_ins("cv2", setNumThreads=lambda _: None, __version__="0"):
         from mmengine.model import BaseModel

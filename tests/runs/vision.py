@@ -15,10 +15,13 @@ from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import Config
 from tests import edm2_files
 from tests.runs.base import (
+    A_STEP_BEHIND,
     BETA,
     FROM_RAW,
+    IN_FLOAT16,
     STEPS,
     STORED,
+    STORED_EXACTLY,
     Left,
     Net,
     State,
@@ -86,6 +89,7 @@ def edm2(root: Path) -> Left:
             {"training-state-0000512.pt", "training-state-0001024.pt"}
             | {f"network-snapshot-0000000-{width:.3f}.pkl" for width in widths}
         ),
+        inexact=IN_FLOAT16,
     )
 
 
@@ -99,7 +103,8 @@ def edm2_traditional(root: Path) -> Left:
         edm2_files.write_edm2(root / name, _network(ema[step], step))
     law = "power:halflife=0.09"
     times = tuple(float(n * batch) for n in STORED)
-    return Left(root, {law: "ema"}, times, "images", "name", Config(average=law), law)
+    said = Config(average=law)
+    return Left(root, {law: "ema"}, times, "images", "name", said, law, inexact=IN_FLOAT16)
 
 
 @leaves("EDM2")
@@ -268,6 +273,7 @@ def _latent(root: Path, name: Callable[[int], str], behind: int, inner: str, tra
         {"warmup:beta=0.9999": "model_ema", "raw": "state_dict"},
         tuple(float(n) for n in STORED),
         also=frozenset({"betas", "first_stage_model.encoder.conv_in.weight"}),
+        inexact=A_STEP_BEHIND if behind else STORED_EXACTLY,
         prefix=inner,
     )
 
