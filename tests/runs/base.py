@@ -73,9 +73,14 @@ def parameters() -> frozenset[str]:
 
 
 @cache
+def _order() -> tuple[str, ...]:
+    return tuple(Net().state_dict())
+
+
+@cache
 def names() -> frozenset[str]:
     """Names of everything in its state dict."""
-    return frozenset(Net().state_dict())
+    return frozenset(_order())
 
 
 class Walk:
@@ -143,7 +148,7 @@ def _full(row: np.ndarray, step: int) -> State:
     }
     return OrderedDict(
         (n, buffers[n] if n in buffers else torch.tensor(values[n], dtype=torch.float32))
-        for n in Net().state_dict()
+        for n in _order()
     )
 
 
