@@ -185,7 +185,7 @@ def _count_updates(files: Sequence[InputFile]) -> list[Finding]:
     ]
     if not more:
         return []
-    file, clock, count = more[-1]
+    file, clock, count = max(more, key=lambda each: each[2])
     what = f"its average counts {count:.10g} updates at step {clock.value:.10g}"
     if any(len(counts) != 1 for _, _, counts in steps):
         for file, _, _ in more:

@@ -17,6 +17,7 @@ from torch import nn
 from phema_cli.profiles.laws import Law
 from phema_cli.snapshots import Config
 from tests.simulated import recursion
+from tests.updates import schedule_of, updates_of
 
 STEPS = 1000
 EVERY = 50
@@ -284,8 +285,9 @@ def inexact(tensors: Mapping[str, torch.Tensor], law: Law, time: float, left: Le
     scale = left.times[-1] / (left.end - left.begin)
     # What counts images has an update a batch.
     each = scale if left.unit == "images" else 1.0
-    unit = 1.0 if law.schedule is None else law.schedule.unit
-    times, weights = law.updates(time / each * unit)
+    schedule = schedule_of(law)
+    unit = 1.0 if schedule is None else schedule.unit
+    times, weights = updates_of(law, time / each * unit)
     steps = left.begin + np.rint(times / unit * each / scale).astype(int)
     off = stored - weights @ walk().rows[steps]
     return float(np.linalg.norm(off) / np.linalg.norm(stored))

@@ -1,0 +1,132 @@
+"""Times: what trainers count, where it is not the steps of the raw weights."""
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
+
+from phema_cli.snapshots import Config, scan
+from tests.builders import phema
+from tests.runs import base, libraries
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+def averaged(root, *, updates=1, every=1, beta=None):
+    """A run of ``AveragedModel``, updated so often at every N-th step, with the raw weights."""
+    root.mkdir()
+    net = base.Net()
+    base.load(net, 0)
+    how = {} if beta is None else {"multi_avg_fn": get_ema_multi_avg_fn(beta)}
+    average = AveragedModel(net, **how)
+    for step in range(1, base.STEPS + 1):
+        # Gradients are gathered before the weights move, and each batch counts.
+        for _ in range(updates - 1):
+            average.update_parameters(net)
+        base.load(net, step)
+        if step % every == 0:
+            average.update_parameters(net)
+        if step in base.STORED:
+            content = {"step": step, "swa": average.state_dict(), "model": base.raw(step)}
+            torch.save(content, root / f"ckpt_{step}.pt")
+    return root
+
+
+def missed(folder, tmp_path, gamma, *options):
+    """How far a synthesis is from the average itself, and what phema said of it."""
+    out = tmp_path / "out.pt"
+    done = phema("synthesize", folder, "-g", gamma, "-o", out, "--overwrite", *options)
+    assert done.code == 0, done.err
+    made = base.flat({n: v for n, v in torch.load(out).items() if n in base.parameters()})
+    return base.missed(made, base.walk().power(float(gamma))[base.STEPS]), done.err
+
+
+@pytest.mark.slow
+def test_updates_that_outnumber_steps_are_the_time(tmp_path):
+    """Of accumulated gradients each batch updates the average, whose law counts these."""
+    folder = averaged(tmp_path / "run", updates=3, beta=0.995)
+    law = ("--average", "exponential:beta=0.995,start=1")
+    error, told = missed(folder, tmp_path, 7, *law)
+    assert "its average counts 3000 updates at step 1000: times are these updates" in told
+    assert error < 0.03
+    stored = phema("inspect", folder, "--json", *law).json["snapshots"]
+    assert {s["step"] for s in stored} == {3.0 * step for step in base.STORED}
+    torch.save({"step": 990, "model": base.raw(990)}, folder / "last.pt")
+    refused = phema("inspect", folder, *law)
+    assert refused.code == 3
+    assert "3000 updates at step 1000, and other files count no updates" in refused.out
+    assert phema("inspect", folder, *law, "--exclude", "last.pt").code == 0
+
+
+@pytest.mark.slow
+def test_a_mean_of_every_tenth_step_is_a_mean(tmp_path):
+    """Plain SWA counts its updates, so that it is of gamma 0 whatever lies between them."""
+    folder = averaged(tmp_path / "run", every=10)
+    error, told = missed(folder, tmp_path, 7, "--average", "power:gamma=0")
+    assert "in effect" not in told
+    assert error < 0.05
+
+
+@pytest.mark.slow
+def test_what_is_stored_after_the_last_epoch_is_no_new_beginning(tmp_path):
+    """Lightning counts one epoch more once training has ended, at the same step."""
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = base.Net()
+            base.load(self.net, 0)
+
+        def training_step(self, batch, _):
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return libraries.Replay(self.net, 5)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1)
+    trainer = lightning.Trainer(max_epochs=4, callbacks=[keep], accelerator="cpu", **quiet)
+    trainer.fit(Module(), DataLoader(TensorDataset(torch.randn(20, 4)), 2))
+    trainer.save_checkpoint(tmp_path / "final.ckpt")
+    found = scan([tmp_path], base.RAW).require()
+    assert [s.tag.step for s in found] == [10.0, 20.0, 30.0, 40.0]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "planned", "first"),
+    [
+        (range(2, 21, 2), 40, 1),
+        (range(1, 21), 40, 1),
+        (range(1, 21), 20, 1),
+        (range(1, 20), 20, 0),
+        (range(4, 20, 5), 40, 0),
+    ],
+)
+def test_the_first_epoch_of_a_run(tmp_path, epochs, planned, first):
+    """It is 1 where the last one is the last planned, else by the gap before the first file."""
+    for epoch in epochs:
+        content = {"state_dict": base.raw(epoch), "epoch": epoch, "args": {"epochs": planned}}
+        torch.save(content, tmp_path / f"model_{epoch}.pth")
+    found = scan([tmp_path], Config(raw=True)).require()
+    assert [s.tag.step for s in found] == [epoch + 1 - first for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "whole"), [((8, 16), True), ((0, 1), False), ((1, 2, 3), False)]
+)
+def test_numbers_of_adapters_are_no_ranks_of_processes(tmp_path, numbers, whole):
+    """Ranks are all there from 0 or 1 on; what an adapter's rank is is a number like others."""
+    for number in numbers:
+        for step in (100, 200):
+            tensors = {"w": torch.full((3,), float(np.log(step)))}
+            torch.save(tensors, tmp_path / f"lora-rank{number}-step{step}.pt")
+    done = phema("inspect", tmp_path, "--raw", "--select", f"*rank{numbers[0]}*", "--trust-tags")
+    assert ("weights of one rank" not in done.err + done.out) == whole
+    assert (done.code == 0) == whole
