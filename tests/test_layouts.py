@@ -81,18 +81,18 @@ def test_ema_pytorch_is_found(every_step):
     assert [d["remedy"].split(",")[0] for d in doubts] == ["pass --update-every"]
 
 
-def test_ema_pytorch_without_its_gammas(every_step, tmp_path):
-    """One line says what is missing, for all files at once, and one how to go on."""
+def test_ema_pytorch_without_its_gammas(every_step):
+    """One line says what is missing, for all files at once, and one how to go on.
+
+    What the values look like is proposed only if it is a power function, which others can't be.
+    """
     folder, _ = every_step
-    for step in (250, 500, 750, 1000):
-        for index in (0, 1):
-            shutil.copy(folder / f"{index}.{step}.pt", tmp_path)
-    done = phema("inspect", tmp_path)
+    done = phema("inspect", folder)
     assert done.code == 3
     missing, way = done.out.splitlines()
-    assert "and 7 others" in missing
+    assert "and 39 others" in missing
     assert "--sigma-rels" in missing
-    assert way == f"try: phema inspect {tmp_path} --gammas G1,G2"
+    assert way == f"try: phema inspect {folder} --gammas G1,G2"
 
 
 @pytest.mark.parametrize("gamma", [1.0, 4.0, 12.0])

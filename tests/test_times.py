@@ -4,6 +4,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,6 +64,29 @@ def test_updates_that_outnumber_steps_are_the_time(tmp_path):
     assert refused.code == 3
     assert "3000 updates at step 1000, and other files count no updates" in refused.out
     assert phema("inspect", folder, *law, "--exclude", "last.pt").code == 0
+
+
+@pytest.mark.slow
+def test_averages_and_weights_of_a_directory_count_the_same(tmp_path):
+    """Diffusers counts calls of its EMA, and its directories count steps."""
+    kind = libraries.tiny()
+    model = kind()
+    ema = EMAModel(model.parameters(), model_cls=kind, model_config=model.config, decay=0.9)
+    for step in range(1, 81):
+        base.load(model, step)
+        for _ in range(4):
+            ema.step(model.parameters())
+        if step % 10 == 0:
+            ema.save_pretrained(tmp_path / f"checkpoint-{step}" / "unet_ema")
+            model.save_pretrained(tmp_path / f"checkpoint-{step}" / "unet")
+    refused = phema("inspect", tmp_path)
+    assert refused.code == 3
+    assert "its config.json counts 40 updates, and the weights beside it are of step 10" in (
+        refused.out
+    )
+    alone = phema("inspect", tmp_path, "--exclude", "*/unet", "--json").json
+    assert [s["step"] for s in alone["snapshots"]] == [40.0 * n for n in range(1, 9)]
+    assert phema("inspect", tmp_path, "--raw", "--no-sample").code == 0
 
 
 @pytest.mark.slow

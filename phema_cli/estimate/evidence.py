@@ -310,8 +310,10 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     proposal = propose(times, [group for group, _ in pairs], known, values)
     if proposal is None:
         return None
-    groups = {_group(u.snapshot) for u in scan.untagged}
-    return {group: proposal.laws[group] for group in groups}
+    laws = {_group(u.snapshot): proposal.laws[_group(u.snapshot)] for u in scan.untagged}
+    counted = {_group(u.snapshot) for u in scan.untagged if u.snapshot.index is not None}
+    # What names count by an index are power functions, and nothing else is proposed for them.
+    return laws if all(laws[group].kind == "power" for group in counted) else None
 
 
 def _average_option(law: Law) -> str:

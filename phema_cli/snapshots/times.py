@@ -47,6 +47,7 @@ def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
             file.time = replace(file.time, value=file.time.value + 1 - first, open=False)
     _count_through(files, config, first)
     found = _count_updates(files)
+    _check_folders(files)
     timed = any(file.time is not None for file in files)
     for file in files:
         clock = file.time
@@ -198,6 +199,28 @@ def _count_updates(files: Sequence[InputFile]) -> list[Finding]:
     for each, own, (updates,) in steps:
         each.time = replace(own, value=updates, field="number of updates")
     return [notice(f"{what}: times are these updates", file.candidate.name)]
+
+
+def _check_folders(files: Sequence[InputFile]) -> None:
+    """Set errors of averages that count more updates than the steps of the directory they are in.
+
+    The weights beside them have its steps: ``checkpoint-1000/unet``, beside ``unet_ema``.
+    """
+    steps = {
+        file.candidate.path.parent.parent: file.time.value
+        for file in files
+        if file.time is not None and file.time.evidence == "folder" and file.time.unit == "steps"
+    }
+    for file in files:
+        clock, step = file.time, steps.get(file.candidate.path.parent.parent)
+        if clock is None or step is None or file.time_origin != "content":
+            continue
+        if clock.value > _MORE_UPDATES * step + 1:
+            file.time_error = InputError(
+                f"its {clock.field} counts {clock.value:.10g} updates, and the weights beside it "
+                f"are of step {step:.10g}",
+                remedy="leave these out with --exclude, or take them alone by --raw",
+            )
 
 
 def _check(file: InputFile, *, timed: bool) -> None:

@@ -274,7 +274,7 @@ def averaged_model_in_a_host(root: Path) -> Left:
     return Left(root, series, TIMES, said=Config(average=CONSTANT))
 
 
-def _tiny() -> Any:
+def tiny() -> Any:
     """A model of diffusers with the network's own names."""
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.models.modeling_utils import ModelMixin
@@ -292,7 +292,7 @@ def _tiny() -> Any:
 def _diffusers(root: Path, raw_name: str, average_name: str, **settings: Any) -> None:
     from diffusers.training_utils import EMAModel
 
-    kind = _tiny()
+    kind = tiny()
     model = kind()
     load(model, 0)
     ema = EMAModel(model.parameters(), model_cls=kind, model_config=model.config, **settings)
@@ -325,7 +325,7 @@ def diffusers(root: Path) -> Left:
 def diffusers_finished(root: Path) -> Left:
     """diffusers, the same with the finished pipeline beside it, whose model is the average."""
     _diffusers(root, "unet", "unet_ema", decay=0.995, min_decay=0.1, update_after_step=20)
-    model = _tiny()()
+    model = tiny()()
     load(model, STEPS)
     model.save_pretrained(root / "unet")
     law = "diffusers:beta=0.995,min=0.1,update_after=20"
