@@ -34,6 +34,8 @@ _MINUTE, _HOUR = 60.0, 3600.0
 _ALIKE = 3
 #: what differs between errors of one kind.
 _PARTICULAR = re.compile(r"tensor \S+|'[^']*'|\[[^]]*\]|\d[\d.,e+-]*")
+#: options that say what averages are: one takes the place of another.
+_STATEMENTS = {"--average", "--gammas", "--sigma-rels", "--raw"}
 #: colours that are read on a dark and on a light background: no yellow, white or black.
 STYLES = {"good": "green", "fair": "magenta", "poor": "red", "exact": "green"}
 WARNING = "magenta"
@@ -126,8 +128,19 @@ def suggestion(typed: object, errors: Sequence[Finding]) -> None:
     """
     option = next((f.error.option for f in errors if f.error.option is not None), None)
     if option is not None and isinstance(typed, list):
-        text = f"phema {quoted(*typed)} {option}"
+        text = f"phema {quoted(*_without(typed, option.split()[0]))} {option}"
         console().print(f"[bold]try:[/] {plain(text)}", soft_wrap=True)
+
+
+def _without(typed: Sequence[str], flag: str) -> Iterator[str]:
+    """A command line without an option that another one takes the place of."""
+    replaced = _STATEMENTS if flag in _STATEMENTS else {flag}
+    words = iter(typed)
+    for word in words:
+        if word.partition("=")[0] not in replaced:
+            yield word
+        elif "=" not in word and word != "--raw":
+            next(words, None)
 
 
 def printable(text: object) -> str:

@@ -141,7 +141,9 @@ def _assigned(
         return
     unknown = [d for d in free if d.series.role != "raw" and d.series.law is None]
     known = [d for d in free if d.series.role != "raw" and d.series.law is not None]
-    meant = unknown or known or free
+    # Raw weights are meant only where there is no average that another option is about.
+    stated = any(d.law is not None and d.law.name != "raw" for d in drafts)
+    meant = unknown or known or ([] if stated else free)
     if not unknown and not config.insists:
         return
     if not meant and any(d.error for d in drafts):

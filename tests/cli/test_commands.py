@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phema_cli import __version__
-from phema_cli.cli import parsing
+from phema_cli.cli import parsing, render
+from phema_cli.errors import InputError
+from phema_cli.snapshots import Finding
 from tests.builders import PHEMA, phema, write_run
 
 
@@ -578,3 +580,19 @@ def test_numpy_has_one_thread_and_programs_know_nothing_of_it():
             check=True,
         )
         assert done.stdout.split() == [str(told), str(threads)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "option", "proposed"),
+    [
+        ("inspect d --average A --key ema", "--gammas 4", "inspect d --key ema --gammas 4"),
+        ("inspect d --raw --no-sample", "--average B", "inspect d --no-sample --average B"),
+        ("inspect --gammas=5,10 d", "--gammas 10,5", "inspect d --gammas 10,5"),
+        ("inspect d --gammas 5", "--update-every 10", "inspect d --gammas 5 --update-every 10"),
+    ],
+)
+def test_an_option_that_is_proposed_replaces_what_said_the_same(typed, option, proposed, capsys):
+    """The line can be typed as it stands."""
+    error = InputError("wrong", option=option)
+    render.suggestion(typed.split(), [Finding("error", error)])
+    assert capsys.readouterr().out == f"try: phema {proposed}\n"
