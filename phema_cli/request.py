@@ -142,9 +142,9 @@ class Config:
 
     @property
     def averages(self) -> tuple[str, ...]:
-        """The laws that the user names."""
-        given = (self.average,) if isinstance(self.average, str) else self.average or ()
-        return tuple(law for law in given if law != "raw")
+        """The laws that the user names; ``raw`` is one of several, and none by itself."""
+        given = (self.average,) if isinstance(self.average, str) else tuple(self.average or ())
+        return () if given == ("raw",) else given
 
     @property
     def is_raw(self) -> bool:

@@ -10,12 +10,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
-from phema_cli.errors import InputError
+from phema_cli.errors import InputError, UsageError
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.snapshots import Config, scan
 from phema_cli.trainers.registry import parse_law
 from tests.builders import phema, run
 from tests.runs import base, libraries
+from tests.runs.diffusion import dit
 
 # What the libraries themselves complain about is not ours.
 pytestmark = [
@@ -425,3 +426,14 @@ def test_karras_average_of_one_gamma(tmp_path):
     found = scan([tmp_path], Config(gammas=(5.0,), update_every=2))
     assert found.require()[0].tag.profile == parse_law("ema-pytorch:gamma=5,every=2").profile(7)
     assert [f.level for f in found.findings] == ["warning"]
+
+
+def test_raw_is_one_of_several_averages(tmp_path):
+    """Several laws go to the series that --key names, and ``raw`` is one."""
+    dit(tmp_path)
+    config = Config(key="ema,model", average=("exponential:beta=0.996", "raw"))
+    found = {s.series: s.tag.label for s in scan([tmp_path], config).require()}
+    assert found == {"ema": "exponential:beta=0.996", "model": "raw"}
+    both = ("exponential:beta=0.996", "exponential:beta=0.9", "raw")
+    with pytest.raises(UsageError, match="gives 3 averages, and --key names 2 series"):
+        scan([tmp_path], Config(key="ema,model", average=both))
