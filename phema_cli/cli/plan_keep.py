@@ -46,8 +46,9 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
         worst(solve(some, targets, movement=movement).figures)
         for some in (sources, [s for i, s in enumerate(sources) if i in kept])
     )
-    staying = list(dict.fromkeys(files[i] for i in sorted(kept)))
-    going = [name for name in dict.fromkeys(files) if name not in staying]
+    stay = {files[i] for i in kept}
+    staying = [name for name in dict.fromkeys(files) if name in stay]
+    going = [name for name in dict.fromkeys(files) if name not in stay]
     if json:
         content = {
             "range": list(ends),
