@@ -329,8 +329,8 @@ def _several(numbers: float | Sequence[float]) -> tuple[float, ...]:
     return (numbers,) if isinstance(numbers, int | float) else tuple(numbers)
 
 
-#: the options of Config that say which snapshots there are and what they are.
-SOURCES = frozenset(f.name for f in fields(Config)) - {"copy", "drop"}
+#: the options of Config that say which snapshots there are and what they are, with their tensors.
+SOURCES = frozenset(f.name for f in fields(Config))
 #: those of Request that other commands than ``synthesize`` have too.
 TARGETS = frozenset({"gamma", "sigma_rel", "profile", "weights"})
 SOLVING = frozenset({"step", "method", "sample"})

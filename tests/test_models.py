@@ -197,7 +197,7 @@ def two_layers():
 def test_a_model_that_is_filled_in_part_is_called_that(tmp_path):
     """What only the values show comes too late, and is said."""
     folder = with_nan(tmp_path / "in", "1.weight")
-    with pytest.raises(InputError, match="1 values are not finite") as caught:
+    with pytest.raises(InputError, match="1 value is not finite") as caught:
         load_into(two_layers(), folder, gamma=7, sample=False, max_memory=1 << 20)
     assert caught.value.__notes__ == ["the model now holds a part of the average: load it again"]
 

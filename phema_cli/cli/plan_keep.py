@@ -87,6 +87,7 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
     run = scan([path], Config(trust_tags=True))
     try:
         snapshots = run.require()
+        movement = measure(run, Request()).movement
     except PhemaError as error:
         if "--" not in (error.remedy or ""):
             raise
@@ -94,7 +95,6 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
         said = f"say it in a phema.toml there; phema inspect {quoted(path)} says how"
         raise type(error)(error.what, where=error.where, remedy=said) from error
     render.findings(run.findings, stderr=True, quiet=quiet)
-    movement = measure(run, Request()).movement
     if movement is None:
         what = "these snapshots are too few to measure how weights move"
         raise InputError(what, where=path, remedy=remedy)

@@ -18,6 +18,8 @@ Sources = Annotated[
     list[str] | None,
     options.argument("Its sources: the paths given to phema synthesize.", "[PATH...]"),
 ]
+#: which tensors were copied or left out is recorded.
+_SNAPSHOTS = SOURCES - {"copy", "drop"}
 Full = Annotated[
     bool, options.option("--full", help="Check all values, not a random 64 MiB of them.")
 ]
@@ -29,7 +31,7 @@ def verify(
     paths: Sources = None,
     *,
     full: Full = False,
-    config: Annotated[Config, SOURCES],
+    config: Annotated[Config, _SNAPSHOTS],
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

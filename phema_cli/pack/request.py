@@ -11,8 +11,6 @@ from phema_cli.request import SOURCES, Config
 LONGEST_CHAIN = 256
 
 _PACKING, _OUTPUT = "Packing", "Output"
-#: the options of Config that packing has too.
-_SOURCES = SOURCES | {"copy", "drop"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,4 +75,4 @@ class PackRequest:
         group=_OUTPUT,
         metavar="SIZE",
     )
-    config: Config = part(Config, _SOURCES)
+    config: Config = part(Config, SOURCES)

@@ -17,9 +17,7 @@ MOST_REPEATS, MOST_WORKERS = 1000, 256
 CHECKPOINTS = "checkpoints:last"
 _EVALUATION, _OUTPUT = "Evaluation", "Output"
 #: the options of Request that a sweep has too.
-SWEPT = (
-    TARGETS | SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "jobs", "max_memory"}
-) - {"weights"}
+SWEPT = (TARGETS | SOLVING | SOURCES | {"format", "dtype", "jobs", "max_memory"}) - {"weights"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

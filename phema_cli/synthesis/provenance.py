@@ -40,7 +40,7 @@ RESERVED = frozenset({"format", PROVENANCE_KEY, *packing.KEYS, *METADATA_FIELDS}
 _LEGACY_HASH = "sshs_legacy_hash"
 CARD = "README.md"
 #: options that change what is in an output.
-_COUNTING = SOLVING | SOURCES | {"copy", "drop", "format", "dtype", "max_shard_size"}
+_COUNTING = SOLVING | SOURCES | {"format", "dtype", "max_shard_size"}
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
 #: sources that the text lists; the head has all of them.
 _LISTED = 20

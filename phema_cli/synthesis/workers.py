@@ -343,7 +343,7 @@ def count_nonfinite(recipe: Recipe) -> InputError:
     shown = ", ".join(f"{n:,} in tensor {name} of {source}" for n, name, source in counts[:_SHOWN])
     more = f" and {len(counts) - _SHOWN} others" if len(counts) > _SHOWN else ""
     return InputError(
-        f"{total:,} values are not finite: {shown}{more}",
+        f"{total:,} value{' is' if total == 1 else 's are'} not finite: {shown}{more}",
         remedy="leave out the file with --exclude, copy the tensor with --copy, or "
         "pass --allow-nonfinite",
     )

@@ -1,5 +1,6 @@
 """``phema plan`` through the real console script."""
 
+import math
 import re
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import textwrap
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from phema_cli.cli import parsing
 from phema_cli.errors import UsageError
@@ -190,6 +193,23 @@ def test_what_a_run_does_not_say_is_asked_for_where_plan_reads_it(tmp_path):
     law = next(law for law in left.series if law != "raw")
     (tmp_path / "run" / "phema.toml").write_text(f'average = "{law}"\n')
     assert phema("plan", "--like", "run", cwd=tmp_path).code == 0
+
+
+def test_a_run_that_cannot_be_measured_is_mended_where_plan_reads_it(ckpts):
+    """Plan lacks --exclude and --copy: a phema.toml has them, and inspect takes both."""
+    path = max(ckpts.iterdir())
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["w"].view(-1)[0] = math.nan
+    save_file(tensors, path, metadata)
+    run = phema("plan", "--like", ckpts)
+    assert (run.code, "; say it in a phema.toml there; phema inspect" in run.err) == (3, True)
+    told = phema("inspect", ckpts)
+    assert "leave the snapshot out with --exclude, or the tensor with --copy" in told.out
+    assert phema("inspect", ckpts, "--exclude", path.name).code == 0
+    (ckpts / "phema.toml").write_text(f'exclude = ["{path.name}"]\n')
+    assert phema("plan", "--like", ckpts).code == 0
 
 
 def test_plan_tells_what_it_left_out_of_a_run(ckpts):
