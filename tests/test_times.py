@@ -154,3 +154,15 @@ def test_numbers_of_adapters_are_no_ranks_of_processes(tmp_path, numbers, whole)
     done = phema("inspect", tmp_path, "--raw", "--select", f"*rank{numbers[0]}*", "--trust-tags")
     assert ("weights of one rank" not in done.err + done.out) == whole
     assert (done.code == 0) == whole
+
+
+def test_a_number_that_int_does_not_read_is_none(tmp_path):
+    """A name may have digits that count nothing."""
+    for name in (
+        "lora-rank1-step100",
+        "lora-rank1-step200",
+        "lora-rank\N{SUPERSCRIPT TWO}-step100",
+    ):
+        torch.save({"w": torch.ones(3)}, tmp_path / f"{name}.pt")
+    done = phema("inspect", tmp_path, "--raw", "--select", "*rank1*", "--trust-tags")
+    assert done.code == 0, done.out + done.err

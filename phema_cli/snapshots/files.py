@@ -109,7 +109,7 @@ class Candidate:
             beside = (p.name for p in path.parent.iterdir())
             alike = (n for n in beside if n.startswith(before) and n.endswith(after))
             inside = (n[len(before) : len(n) - len(after)] for n in alike)
-            numbers = sorted({int(number) for number in inside if number.isdigit()})
+            numbers = sorted({int(number) for number in inside if number.isdecimal()})
             # All of them are there, from 0 or 1 on: the ranks of adapters, 8 and 16, are not.
             first = min(numbers[0], 1)
             if len(numbers) > 1 and numbers == list(range(first, first + len(numbers))):
