@@ -234,7 +234,8 @@ class Worker:
         reader: what reads the sources.
         write: takes each target's bytes of a segment, from a byte of the segment on; once for each
             target and tile.
-        read: takes the checksums of what is read of packed files that are not known to be whole.
+        read: takes the checksums of what is read of packed files that are not known to be whole;
+            None where nobody asks for them.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class Worker:
         recipe: Recipe,
         reader: FileReader,
         write: Callable[[int, Segment, int, memoryview], None],
-        read: Ranges,
+        read: Ranges | None = None,
     ) -> None:
         self._recipe = recipe
         self._reader = reader
@@ -250,8 +251,8 @@ class Worker:
         self._read = read
         self._used = recipe.used
         self._averager = make_averager(recipe)
-        packed = () if recipe.rows is None else [recipe.sources[i].checkpoint for i in self._used]
-        self._unchecked = unchecked(packed_files(packed))
+        packed = [recipe.sources[i].checkpoint for i in self._used] if recipe.rows else []
+        self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
     def tiles(self, run: Run) -> Iterator[int]:
         """Treat a run tile by tile; yields the bytes read and written for each."""
@@ -279,7 +280,7 @@ class Worker:
         kind, averager = segment.plan.kind, self._averager
         rows = averager.rows(kind, count)
         segment.read(self._reader, self._used, start, rows)
-        if kind.packed and self._unchecked:
+        if kind.packed and self._unchecked and self._read is not None:
             for path, offset, row in segment.stored(start, rows):
                 if path in self._unchecked:
                     self._read.add(str(path), offset, row)

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import CheckFailedError, InputError, StorageError
-from phema_cli.formats.crc32 import Ranges
 from phema_cli.formats.image import HASH_DIGITS
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
@@ -77,7 +76,7 @@ def verify(
         try:
             _check_headers(output, reader)
             compare = partial(_compare, reader, output, sums, bitwise=bitwise)
-            worker = Worker(recipe, reader, compare, Ranges())
+            worker = Worker(recipe, reader, compare)
             tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _sample(tiles)
             for tile in chosen:
