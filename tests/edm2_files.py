@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from tests.libraries import loaded
 
 #: what the pickles carry: source code of our own that rebuilds their objects.
 SOURCE = """
@@ -93,12 +94,8 @@ def modules() -> Iterator[None]:
         "dnnlib": types.ModuleType("dnnlib"),
         "dnnlib.util": util,
     }
-    sys.modules.update(made)
-    try:
+    with loaded(made):
         yield
-    finally:
-        for name in made:
-            del sys.modules[name]
 
 
 def network(width: int = 4, seed: int = 0) -> nn.Module:

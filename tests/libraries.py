@@ -12,7 +12,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,13 @@ def stand_ins(*names: str, **members: Any) -> Iterator[None]:
         made[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
         made[name].__path__ = []
         vars(made[name]).update(members)
+    with loaded(made):
+        yield
+
+
+@contextlib.contextmanager
+def loaded(made: Mapping[str, types.ModuleType]) -> Iterator[None]:
+    """Modules that can be imported for as long as they are needed, by their names."""
     sys.modules.update(made)
     try:
         yield
