@@ -629,6 +629,9 @@ def _mmengine(root: Path, *hooks: dict[str, Any]) -> None:
             custom_hooks=list(hooks),
             log_level="ERROR",
             default_scope="mmengine",
+            # Two runs of one name, by default the second that they begin in, share a
+            # logger, which the first of them has closed.
+            experiment_name=root.parent.name,
         )
         runner.train()
         for handler in runner.logger.handlers:
