@@ -7,6 +7,9 @@ from typing import ClassVar, Self
 
 #: characters of a message or a place: it may quote files, which hold anything.
 _LONGEST = 1000
+#: what came of a command that a signal ends, before its outputs have their names, and after.
+NOTHING_WRITTEN = "no output was written"
+ALL_WRITTEN = "all outputs are written"
 
 
 class PhemaError(Exception):
@@ -58,16 +61,16 @@ class SignalError(BaseException):
 
     Args:
         number: the signal's.
+        outcome: what happened to the command's work, for the message.
 
     Attributes:
-        outcome: what happened to the command's work, for the message.
         exit_code: the one that a shell reports for the signal.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, outcome: str = NOTHING_WRITTEN) -> None:
         self.number = number
         self.exit_code = 128 + number
-        self.outcome = "no output was written"
+        self.outcome = outcome
         super().__init__(number)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from phema_cli.system.signals import ENDING, raise_on_signals
 from tests.builders import phema, write_run
 from tests.pages import README, blocks, python
 
@@ -40,6 +42,17 @@ def _open_files():
         with suppress(FileNotFoundError):
             number += descriptor.readlink().suffix != ".ttf"
     return number
+
+
+@pytest.fixture
+def _signals_end_it():
+    """Signals raise their error, as they do in a process of the console script."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    raise_on_signals()
+    yield
+    sys.unraisablehook = sys.__unraisablehook__
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

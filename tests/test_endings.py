@@ -4,11 +4,12 @@ import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 
 import pytest
 
-from phema_cli.cli import process
+from phema_cli.cli import process, render
 from phema_cli.errors import InputError, StorageError
 from tests.builders import PHEMA, phema, write_run
 
@@ -224,3 +225,16 @@ def test_many_broken_files_are_said_in_few_words(tmp_path):
     assert 1 <= done.out.count("\n") + done.err.count("\n") <= 5
     counted = sum(map(int, re.findall(r"and (\d+) others", done.out)))
     assert counted + done.out.count("error:") == 3000
+
+
+@pytest.mark.parametrize(
+    ("when", "outcome"),
+    [("line", "all outputs are written"), ("findings", "no output was written")],
+)
+def test_an_interruption_says_what_is_written(ckpts, tmp_path, monkeypatch, when, outcome):
+    """All outputs, where it comes while their paths are printed; none before they are made."""
+    assert phema("synthesize", "--gamma", 5, ckpts, "-o", tmp_path / "before.pt").code == 0
+    monkeypatch.setattr(render, when, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    done = phema("synthesize", "--gamma", 7, ckpts, "-o", tmp_path / "ema.safetensors")
+    assert (done.code, done.err.splitlines()[-1]) == (130, f"phema: interrupted; {outcome}")
+    assert (tmp_path / "ema.safetensors").exists() == (when == "line")

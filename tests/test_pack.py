@@ -184,6 +184,7 @@ def test_workers_and_memory_show_in_no_byte(tmp_path):
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
+@pytest.mark.usefixtures("_signals_end_it")
 @pytest.mark.parametrize("when", ["before the log says so", "before the log goes", "after it"])
 def test_an_end_beside_the_names_is_told(tmp_path, monkeypatch, when):
     """A signal when files have their names says that a run resumes, or that all are written."""
@@ -203,7 +204,7 @@ def test_an_end_beside_the_names_is_told(tmp_path, monkeypatch, when):
             raise SignalError(signal.SIGTERM)
         unlock(log, remove=remove)
         if remove and when == "after it":
-            raise SignalError(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Log, "append", appended)
     monkeypatch.setattr(Log, "unlock", unlocked)

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -18,7 +17,6 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.results import NAME, Record, Results
-from phema_cli.system.signals import ENDING, raise_on_signals
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.injection import wait_for
 from tests.pages import ROOT, blocks
@@ -111,6 +109,7 @@ def test_signals_end_the_evaluation_too(ckpts, tmp_path, sent, code):
     assert all(ended(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
+@pytest.mark.usefixtures("_signals_end_it")
 def test_a_signal_while_the_evaluation_starts_ends_it(ckpts, tmp_path, monkeypatch):
     """The command runs already, and phema does not yet know its number."""
     started = []
@@ -121,16 +120,9 @@ def test_a_signal_while_the_evaluation_starts_ends_it(ckpts, tmp_path, monkeypat
             started.append(self.pid)
             signal.raise_signal(signal.SIGTERM)
 
-    before = {number: signal.getsignal(number) for number in ENDING}
-    raise_on_signals()
     monkeypatch.setattr("phema_cli.sweep.evaluation.subprocess.Popen", Interrupted)
-    try:
-        with pytest.raises(SignalError):
-            swept(ckpts, tmp_path / "o", "sleep 60 # {path}")
-    finally:
-        sys.unraisablehook = sys.__unraisablehook__
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with pytest.raises(SignalError):
+        swept(ckpts, tmp_path / "o", "sleep 60 # {path}")
     assert all(ended(pid) for pid in started)
     assert started
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from phema_cli._version import __version__
-from phema_cli.errors import InputError, SignalError, StorageError, UsageError
+from phema_cli.errors import ALL_WRITTEN, InputError, StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import PARTIAL, Extent
 from phema_cli.formats.image import HASH_DIGITS, FileImage
@@ -52,7 +52,7 @@ from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded
 from phema_cli.system.processes import files_of_each
 from phema_cli.system.ranks import default_jobs
-from phema_cli.system.signals import held_signals
+from phema_cli.system.signals import held_signals, set_outcome
 
 LOG_NAME = ".phema-pack"
 _SCHEMA = "phema/packing-run/1"
@@ -127,6 +127,7 @@ def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
             yield log
             with held_signals():
                 log.unlock(remove=True)
+                set_outcome(ALL_WRITTEN)
         except BaseException as error:
             with held_signals():
                 _abandon(log, paths, error)
@@ -140,9 +141,8 @@ def _log(plan: PackPlan, folder: Path, paths: Sequence[Path]) -> Iterator[Log]:
 def _abandon(log: Log, paths: Sequence[Path], error: BaseException) -> None:
     """Leave the log where files have their names, since a run resumes by it; say what is there."""
     if not log.path.exists():
-        if isinstance(error, SignalError):
-            error.outcome = "all outputs are written"
-    elif any(map(os.path.lexists, paths)):
+        return
+    if any(map(os.path.lexists, paths)):
         error.add_note(f"the same command resumes in {log.path.parent}")
     else:
         log.unlock(remove=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from phema_cli.errors import InputError, SignalError, StorageError, UsageError
+from phema_cli.errors import ALL_WRITTEN, InputError, StorageError, UsageError
 from phema_cli.formats.crc32 import Ranges, crc32_from
 from phema_cli.formats.damage import packed_files, refuse_damaged
 from phema_cli.formats.remote import is_remote, remote_errors
@@ -30,7 +30,7 @@ from phema_cli.system.files import (
     sync_folder,
     writing,
 )
-from phema_cli.system.signals import held_signals
+from phema_cli.system.signals import held_signals, set_outcome
 
 #: the most bytes of outputs after which they are flushed and recorded.
 _RECORDED_BYTES = 64 << 20
@@ -119,7 +119,6 @@ class Staging:
         self._recipe = recipe
         self._journals: list[Journal] = []
         self._made: list[Path] = []
-        self._published = False
 
     @property
     def journal(self) -> Journal:
@@ -154,13 +153,11 @@ class Staging:
                 publish(output)
             _remove(self._recipe, self._journals)
             self._close()
-            self._published = True
+            set_outcome(ALL_WRITTEN)
 
     def abandon(self, error: BaseException) -> None:
         """Remove what was made, unless a run can resume from it: then the error is told so."""
         with held_signals():
-            if self._published and isinstance(error, SignalError):
-                error.outcome = "all outputs are written"
             if self._journals and self.journal.is_new:
                 _remove(self._recipe, self._journals)
             elif self._journals:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from phema_cli.errors import SignalError
+from phema_cli.errors import NOTHING_WRITTEN, SignalError
 
 #: the signals that ask a program to end, and the word for such an end.
 ENDING: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -30,6 +30,14 @@ _PATIENCE_SECONDS = 2.0
 #: the signal for writing to a pipe that nobody reads.
 BROKEN_PIPE: int = getattr(signal, "SIGPIPE", 13)
 
+_outcome = NOTHING_WRITTEN
+
+
+def set_outcome(outcome: str) -> None:
+    """Say what has come of the command's work: from now on, the error of a signal says it."""
+    global _outcome  # noqa: PLW0603 - signals come at any moment, to the process
+    _outcome = outcome
+
 
 def raise_on_signals() -> None:
     """Make the first signal raise SignalError, and ignore all later ones.
@@ -38,6 +46,7 @@ def raise_on_signals() -> None:
     would be lost it is raised a moment later.
     """
     sys.unraisablehook = _again_if_lost
+    set_outcome(NOTHING_WRITTEN)
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _raise)
@@ -46,7 +55,7 @@ def raise_on_signals() -> None:
 def _raise(number: int, frame: FrameType | None) -> None:
     """Raise the error for a signal."""
     ignore_signals()
-    error = SignalError(number)
+    error = SignalError(number, _outcome)
     if _imports(frame):
         # A library that is being loaded may read any error as "not installed", or, if it is in
         # C++, abort the process.
