@@ -186,19 +186,20 @@ def _count_updates(files: Sequence[InputFile]) -> list[Finding]:
     ]
     if not more:
         return []
-    file, clock, count = max(more, key=lambda each: each[2])
-    what = f"its average counts {count:.10g} updates at step {clock.value:.10g}"
+    what = "its average counts {:.10g} updates at step {:.10g}"
     if any(len(counts) != 1 for _, _, counts in steps):
-        for file, _, _ in more:
+        for file, clock, count in more:
             file.time_error = InputError(
-                f"{what}, and other files count no updates",
+                f"{what.format(count, clock.value)}, and other files count no updates",
                 remedy="leave the others out with --exclude, or give all steps in phema.toml as "
                 "averages count them",
             )
         return []
     for each, own, (updates,) in steps:
         each.time = replace(own, value=updates, field="number of updates")
-    return [notice(f"{what}: times are these updates", file.candidate.name)]
+    file, clock, count = max(more, key=lambda each: each[2])
+    told = f"{what.format(count, clock.value)}: times are these updates"
+    return [notice(told, file.candidate.name)]
 
 
 def _check_folders(files: Sequence[InputFile]) -> None:
