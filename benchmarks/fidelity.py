@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import long_runs, planning
+from benchmarks import long_runs, planning, sparse
 from benchmarks.measuring import with_section
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
@@ -439,7 +439,8 @@ def main() -> None:
     from benchmarks import verdicts
 
     text = _with_long_runs(report(found, "python -m benchmarks.fidelity"))
-    page.write_text(with_section(text, verdicts.section(verdicts.measure(given.jobs))))
+    text = with_section(text, verdicts.section(verdicts.measure(given.jobs)))
+    page.write_text(with_section(text, sparse.section(sparse.measure(given.jobs))))
     draw(found, DOCS / "fidelity.svg")
 
 

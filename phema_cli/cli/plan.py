@@ -236,6 +236,7 @@ def _assume_like(
 ) -> tuple[Assumption, int | None, int]:
     """The same from the snapshots of an earlier run."""
     from phema_cli.estimate.solve import stored_noise
+    from phema_cli.profiles import stored_at
     from phema_cli.snapshots.base import reference
     from phema_cli.solver import storage_noise
     from phema_cli.solver.assumptions import Assumption, earlier
@@ -243,7 +244,7 @@ def _assume_like(
     snapshots, movement = plan_keep.measured(path, "pass --schedule instead", quiet=quiet)
     newest = snapshots[-1]
     coarser = storage_noise(dtype.mantissa_bits) / stored_noise(snapshots)
-    end = newest.tag.profile.end
+    end = stored_at(newest.tag.profile)
     moved = earlier(movement, end, steps or end, coarser)
     size = parameters or reference(snapshots).checkpoint.parameters
     return Assumption(moved), size, steps or int(end)

@@ -21,6 +21,7 @@ from phema_cli.profiles import (
     WindowProfile,
     gamma_from_sigma_rel,
     parse_profile,
+    stored_at,
 )
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Snapshot
@@ -131,8 +132,8 @@ def time_of(snapshots: Sequence[Snapshot], step: float) -> float:
     """The time of a step, between the times of the snapshots' steps."""
     times: dict[float, float] = {}
     for s in snapshots:
-        # Averages that are updated now and then end before the raw weights beside them.
-        times[s.tag.step] = max(times.get(s.tag.step, 0.0), s.tag.profile.end)
+        # Laws may count from another time than raw weights.
+        times[s.tag.step] = max(times.get(s.tag.step, 0.0), stored_at(s.tag.profile))
     steps = sorted(times)
     ends = [times[s] for s in steps]
     if step >= steps[0]:

@@ -5,8 +5,10 @@ from phema_cli.profiles.base import (
     Array,
     PowerProfile,
     Profile,
+    Sparse,
     gamma_from_sigma_rel,
     sigma_rel_from_gamma,
+    stored_at,
 )
 from phema_cli.profiles.combination import CheckpointsSpec, CombinationProfile
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
@@ -39,6 +41,7 @@ __all__ = [
     "Profile",
     "ProfileSpec",
     "RawProfile",
+    "Sparse",
     "TableProfile",
     "WindowProfile",
     "describe",
@@ -46,4 +49,5 @@ __all__ = [
     "parse_law",
     "parse_profile",
     "sigma_rel_from_gamma",
+    "stored_at",
 ]

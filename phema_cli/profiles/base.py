@@ -8,7 +8,7 @@ deviation sigma_rel of the profile name the same length of averaging.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -52,6 +52,20 @@ SIGMA_REL = Range("between 0.0001 and 12^-1/2 = 0.2887", 1e-4, 12**-0.5, inner=(
 SIGMA_REL_LIMIT = SIGMA_REL.high
 
 
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Of a stored average that is updated now and then, not at every step.
+
+    Attributes:
+        stride: time from one update to the next.
+        stored: when it was stored: before the profile's end if the last update counts for steps to
+            come, and after it if that update is long past.
+    """
+
+    stride: float
+    stored: float
+
+
 class Profile(Protocol):
     """The weighting of an average over training time [0, end].
 
@@ -87,6 +101,11 @@ class Profile(Protocol):
         """Whether the density has an L2 norm."""
         ...
 
+    @property
+    def sparse(self) -> Sparse | None:
+        """How far apart the updates of a stored average are; None if every step is one."""
+        ...
+
     def cdf(self, t: Array) -> Array:
         """F(t), the weight of everything up to t; shape and dtype as ``t`` (float64)."""
         ...
@@ -103,6 +122,7 @@ class PowerProfile:
     Args:
         gamma: exponent, above -0.5.
         end: time of the average in steps, above 0.
+        sparse: see :class:`Profile`.
 
     Raises:
         UsageError: gamma or end is out of range or not finite.
@@ -110,6 +130,7 @@ class PowerProfile:
 
     gamma: float
     end: float
+    sparse: Sparse | None = field(default=None, compare=False)
     square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -148,6 +169,11 @@ class PowerProfile:
         inside = (u > 0) & (u <= 1)
         power = np.where(inside, u, 1.0) ** self.gamma
         return np.where(inside, (self.gamma + 1) / self.end * power, 0.0)
+
+
+def stored_at(profile: Profile) -> float:
+    """The time at which an average was stored: that of its end, if every step is an update."""
+    return profile.end if profile.sparse is None else profile.sparse.stored
 
 
 def check_end(end: float) -> None:

@@ -39,6 +39,7 @@ class CombinationProfile:
     exponent: ClassVar[float] = 0.0
     #: there is nothing to compare its density with.
     square_integrable: ClassVar[bool] = False
+    sparse: ClassVar[None] = None
 
     @property
     def end(self) -> float:

@@ -14,6 +14,7 @@ from phema_cli.profiles.base import (
     PowerProfile,
     Profile,
     Range,
+    Sparse,
     gamma_from_sigma_rel,
 )
 from phema_cli.profiles.schedules import Schedule, ScheduleProfile
@@ -222,10 +223,11 @@ def gamma_of(numbers: Numbers) -> float | None:
     return next((exponent(numbers[n]) for n, exponent in _POWERS.items() if n in numbers), None)
 
 
-def effective_power(gamma: float, end: float, every: int) -> PowerProfile:
+def effective_power(gamma: float, updated: float, every: int, time: float) -> PowerProfile:
     """The profile of a power function whose decay of one step is applied at every N-th only.
 
-    The product of ``(1 - 1/t)^(gamma+1)`` over every N-th t falls as one of ``(gamma+1)/N``.
+    The product of ``(1 - 1/t)^(gamma+1)`` over every N-th t falls as one of ``(gamma+1)/N``. The
+    last update, at ``updated``, stands for the N steps around it.
 
     Raises:
         UsageError: that is too small.
@@ -237,7 +239,9 @@ def effective_power(gamma: float, end: float, every: int) -> PowerProfile:
             f"not above {GAMMA.low}: the average is too long to be of use",
             remedy="check every",
         )
-    return PowerProfile(found, end)
+    if every == 1:
+        return PowerProfile(found, time)
+    return PowerProfile(found, updated + (every - 1) / 2, Sparse(every, time))
 
 
 def _number(text: str) -> float | None:

@@ -75,8 +75,7 @@ def _power(numbers: Numbers) -> Schedule:
 def _power_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     """A power function, which a half-life is too: up to 0.25/T where it is not too long."""
     every, gamma = int(numbers["every"]), _gamma(numbers)
-    end = step if every == 1 else (step + SLACK) // every * every + (every - 1) / 2
-    profile = effective_power(gamma, end, every)
+    profile = effective_power(gamma, (step + SLACK) // every * every, every, step)
     exact = "halflife" not in numbers or gamma >= _SHORT
     return profile if exact and not numbers["start"] else None
 

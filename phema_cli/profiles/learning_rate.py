@@ -41,6 +41,7 @@ class DecayProfile:
     curve: Curve
     name: str = ""
     exponent: ClassVar[float] = 0.0
+    sparse: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_end(self.end)

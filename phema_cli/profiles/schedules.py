@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from phema_cli.profiles.base import Array, check_end
+from phema_cli.profiles.base import Array, Sparse, check_end
 
 #: updates up to which rates are added one by one: 512 KiB a law.
 _EXACT = 1 << 16
@@ -254,6 +254,12 @@ class ScheduleProfile:
 
     def __post_init__(self) -> None:
         check_end(self.time)
+
+    @property
+    def sparse(self) -> Sparse | None:
+        """How far apart its updates are; None if every step is one."""
+        every, unit = self.schedule.every, self.schedule.unit
+        return Sparse(every * unit, self.time) if every > 1 else None
 
     @property
     def _made(self) -> int:

@@ -37,6 +37,7 @@ class ExponentialProfile:
     # Averages of one rate and end are one, whatever they are called.
     name: str = field(default="", compare=False)
     square_integrable: ClassVar[bool] = True
+    sparse: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_end(self.end)
@@ -92,6 +93,7 @@ class WindowProfile:
     name: str = field(default="", compare=False)
     exponent: ClassVar[float] = 0.0
     square_integrable: ClassVar[bool] = True
+    sparse: ClassVar[None] = None
 
     @classmethod
     def of_last(cls, last: float, end: float, name: str) -> Self:
@@ -139,6 +141,7 @@ class RawProfile:
     exponent: ClassVar[float] = 0.0
     #: all weight is on one point.
     square_integrable: ClassVar[bool] = False
+    sparse: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         check_end(self.end)
@@ -175,6 +178,7 @@ class TableProfile:
     name: str = "csv"
     exponent: ClassVar[float] = 1.0
     square_integrable: ClassVar[bool] = True
+    sparse: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         t, h = np.array(self.times), np.array(self.heights)

@@ -217,14 +217,14 @@ class Movement:
         # A single point has the white noise of its cell; points of one time have the same.
         all_ends = np.concatenate([system.source_ends, system.target_ends])
         times, row = np.unique(all_ends[system.points], return_inverse=True)
-        cell = np.searchsorted(system.ends, times)
+        cell = np.minimum(np.searchsorted(system.ends, times), len(system.ends) - 1)
         gaps = np.diff(system.ends, prepend=0.0)
         noise = np.sqrt(self.intensity(system, times) / gaps[cell]) * jitter[cell]
         points = np.zeros((len(times), len(all_ends)))
         points[row, np.flatnonzero(system.points)] = noise[row]
         rows = np.vstack([parts.steps, inside, white, points])
         rest: Array = roughness**2 @ parts.inside_rest + jitter**2 @ parts.white_rest
-        return rows[:, :n], rows[:, n:], rest
+        return rows[:, :n], rows[:, n:], rest + roughness**2 @ parts.between_updates(system)
 
 
 def nominal(system: System, storage_noise: float) -> Movement:

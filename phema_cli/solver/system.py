@@ -90,6 +90,8 @@ class System:
         weights: (rows,) quadrature weights.
         ends: (cells,) where each cell ends.
         gap: the median time from one snapshot to the next.
+        stride: the shortest time between updates of the sources' averages; 0 if every step is one,
+            or none of them is an average.
         cells: (rows,) the cell of each node.
         source_ends: (n,) times of the sources.
         families: (n,) see :func:`families`.
@@ -106,6 +108,7 @@ class System:
     weights: Array
     ends: Array
     gap: float
+    stride: float
     cells: NDArray[np.intp]
     source_ends: Array
     families: NDArray[np.intp]
@@ -122,7 +125,7 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
 
     Args:
         sources: n profiles.
-        targets: k profiles, none ending later than the last source.
+        targets: k profiles, none ending later than the last source was stored.
     """
     everything = [*sources, *targets]
     unit = max(s.end for s in sources)
@@ -130,6 +133,9 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
     t, w = nodes(breaks, min(p.exponent for p in everything), max(p.exponent for p in everything))
     source_ends = np.array([s.end / unit for s in sources])
     ends = np.unique(source_ends)
+    strides = [
+        s.sparse.stride if s.sparse else 0.0 for s in sources if not isinstance(s, RawProfile)
+    ]
     none = np.empty((len(t), 0))
     return System(
         unit=unit,
@@ -137,6 +143,7 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
         weights=w,
         ends=ends,
         gap=float(np.median(np.diff(ends))) if len(ends) > 1 else float(ends[0]),
+        stride=min(strides, default=0.0) / unit,
         cells=np.minimum(np.searchsorted(ends, t), len(ends) - 1),
         source_ends=source_ends,
         families=families(sources),
@@ -197,6 +204,16 @@ class Parts:
     cells: NDArray[np.intp]
     inside_rest: Array
     white_rest: Array
+
+    def between_updates(self, system: System) -> Array:
+        """Squares of the targets' deviations over the time from one update to the next, (cells, k).
+
+        Over N steps a target's F rises by ``N p_r``, and what is made of averages that are updated
+        at the N-th alone can only have its mean: ``N^2/12 int q p_r^2 dt`` is left.
+        """
+        squares = self.white_rest.copy()
+        np.add.at(squares, self.cells, self.white[:, len(system.source_ends) :] ** 2)
+        return system.stride**2 / 12 * squares
 
 
 def split(system: System, q: Array) -> Parts:

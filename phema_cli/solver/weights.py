@@ -21,6 +21,7 @@ from phema_cli.profiles import (
     PowerProfile,
     Profile,
     gamma_from_sigma_rel,
+    stored_at,
 )
 from phema_cli.request import DEFAULT_METHOD
 from phema_cli.solver.least_squares import minimise
@@ -172,7 +173,7 @@ def solve(
 
     Args:
         sources: n profiles, no two alike.
-        targets: k profiles, none ending later than the last source.
+        targets: k profiles, none ending later than the last source was stored.
         method: one of ``METHODS``.
         movement: what :func:`calibrate` finds in the sources' data; without it, a random walk in
             log time.
@@ -213,7 +214,7 @@ def _check(sources: Sequence[Profile], targets: Sequence[Profile], method: str) 
     _check_distinct(sources)
     if not targets:
         raise UsageError("no target given", remedy="pass --gamma, --sigma-rel or --profile")
-    last = max(s.end for s in sources)
+    last = max(max(s.end, stored_at(s)) for s in sources)
     for target in targets:
         if target.end > last:
             raise UsageError(

@@ -10,7 +10,7 @@ from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
-from phema_cli.profiles import CombinationProfile, Profile
+from phema_cli.profiles import CombinationProfile, Profile, stored_at
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import distinct, reference
@@ -163,7 +163,8 @@ def base_of(snapshots: Sequence[Snapshot], target: Profile) -> int:
     own = target.places if isinstance(target, CombinationProfile) else range(len(snapshots))
     whole = [i for i in own if not snapshots[i].partial]
     whole = whole or [i for i, s in enumerate(snapshots) if not s.partial] or [0]
-    before = [i for i in whole if snapshots[i].tag.profile.end <= target.end]
+    profiles = {i: snapshots[i].tag.profile for i in whole}
+    before = [i for i, p in profiles.items() if min(p.end, stored_at(p)) <= target.end]
     return before[-1] if before else whole[0]
 
 

@@ -137,12 +137,13 @@ def _karras(numbers: Numbers, gamma: float, every: int) -> Schedule:
 
 
 def _law_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
-    """A power function of t = n + 1; each update stands for N steps, so the last one ends later."""
+    """A power function of t = n + 1, updated after step 1 and every N steps later."""
     gamma, every = gamma_of(numbers), int(numbers["every"])
     if gamma is None:
         return None
     _karras(numbers, gamma, every)
-    return effective_power(gamma, every * ((step - 1 + SLACK) // every + 0.5) + 1.5, every)
+    updated = every * ((step - 1 + SLACK) // every) + 2
+    return effective_power(gamma, updated, every, step + 1)
 
 
 _LAW_KEYS = (

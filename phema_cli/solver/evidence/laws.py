@@ -114,6 +114,7 @@ class GrowthProfile:
     end: float
     every: float = 1.0
     square_integrable: ClassVar[bool] = True
+    sparse: ClassVar[None] = None
 
     @property
     def label(self) -> str:
