@@ -20,8 +20,11 @@ pytestmark = [
 ]
 
 
-def averaged(root, *, updates=1, every=1, beta=None):
-    """A run of ``AveragedModel``, updated so often at every N-th step, with the raw weights."""
+def averaged(root, *, updates=1, every=1, beta=None, first=0, begin=1):
+    """A run of ``AveragedModel``, updated so often at every N-th step, with the raw weights.
+
+    Its loop counts steps from ``begin``; ``first`` is the first of them that is an update.
+    """
     root.mkdir()
     net = base.Net()
     base.load(net, 0)
@@ -32,10 +35,11 @@ def averaged(root, *, updates=1, every=1, beta=None):
         for _ in range(updates - 1):
             average.update_parameters(net)
         base.load(net, step)
-        if step % every == 0:
+        count = step - 1 + begin
+        if count % every == first % every:
             average.update_parameters(net)
         if step in base.STORED:
-            content = {"step": step, "swa": average.state_dict(), "model": base.raw(step)}
+            content = {"step": count, "swa": average.state_dict(), "model": base.raw(step)}
             torch.save(content, root / f"ckpt_{step}.pt")
     return root
 
@@ -167,3 +171,39 @@ def test_a_number_that_int_does_not_read_is_none(tmp_path):
         torch.save({"w": torch.ones(3)}, tmp_path / f"{name}.pt")
     done = phema("inspect", tmp_path, "--raw", "--select", "*rank1*", "--trust-tags")
     assert done.code == 0, done.out + done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "begin", "law"),
+    [
+        (0, 1, "exponential:beta=0.9,every=10,start=10"),
+        (0, 0, "exponential:beta=0.9,every=10"),
+        (1, 1, "exponential:beta=0.9,every=10,start=1"),
+    ],
+)
+def test_counts_of_updates_say_after_which_steps_they_come(tmp_path, first, begin, law):
+    """A loop's first update is that of step N, or of step 0, or of step 1, which has to be said."""
+    folder = averaged(tmp_path / "run", every=10, beta=0.9, first=first, begin=begin)
+    error, told = missed(folder, tmp_path, 7, "--average", "exponential:beta=0.9,start=1")
+    doubt = "updates by step 100 are taken to be those after steps 10, 20, 30, ...;"
+    assert (doubt in told) == (begin == 1)
+    if first == 1:
+        assert f"if they are after steps 1, 11, 21, ..., pass --average {law}" in told
+        assert error > 0.06
+        error, told = missed(folder, tmp_path, 7, "--average", law)
+        assert doubt not in told
+    assert error < 0.03
+    laws = {
+        s["law"] for s in phema("inspect", folder, "--json", "--average", law).json["snapshots"]
+    }
+    assert laws == {law, "raw"}
+
+
+def test_lightning_says_which_step_was_the_last_update(tmp_path):
+    """So the first is known, also of snapshots at even steps alone."""
+    left = libraries.lightning_ema_every_second(tmp_path)
+    said = Config(average="exponential:beta=0.984,start=1", select=("*0.ckpt",))
+    found = scan([left.folder], said)
+    assert {s.tag.law for s in found.require()} == set(left.series)
+    assert not [f for f in found.findings if "updates" in f.error.what]

@@ -9,8 +9,9 @@ from typing import TypeVar
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.profiles import Law
 from phema_cli.request import Config
-from phema_cli.snapshots.base import LeftOutError, Origin
+from phema_cli.snapshots.base import Finding, LeftOutError, Origin
 from phema_cli.snapshots.reading import Draft
+from phema_cli.snapshots.spacing import space_by_count
 from phema_cli.trainers.base import Series
 from phema_cli.trainers.nested import AVERAGE
 from phema_cli.trainers.registry import parse_law
@@ -30,13 +31,16 @@ _LAWS = {
 _EVEN = {"exponential", "power", "uniform", "raw"}
 
 
-def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -> None:
+def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -> list[Finding]:
     """Set the law of each draft, or its error.
 
     Args:
         drafts: all series.
         config: the user's options, over phema.toml.
         command_line: the user's options alone.
+
+    Returns:
+        What is assumed of them.
 
     Raises:
         UsageError: an option fits no average, or several.
@@ -53,9 +57,10 @@ def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -
     for draft in [d for d in drafts if not d.settled]:
         _law_by_file(draft, config)
     if config.update_every is None:
-        _space_by_count(drafts)
-    elif drafts and all(d.law is not None and d.law.name == "raw" for d in drafts):
+        return space_by_count(drafts)
+    if drafts and all(d.law is not None and d.law.name == "raw" for d in drafts):
         raise UsageError("--update-every is about averages, and there are none")
+    return []
 
 
 def do_without_laws(drafts: Sequence[Draft]) -> None:
@@ -325,22 +330,3 @@ def _spaced(law: Law, series: Series, config: Config) -> Law:
     if series.index is not None and law.name == series.power != "power":
         return law if "every" in law.parameters else law.replace(every=1.0)
     return law
-
-
-def _space_by_count(drafts: Sequence[Draft]) -> None:
-    """Set the number of steps between updates of averages that count these, if all agree."""
-    groups: dict[tuple[object, ...], list[tuple[Draft, float, float]]] = {}
-    for draft in drafts:
-        clock, updates = draft.file.reading.clock, draft.series.updates
-        law = draft.law
-        # A power function of the updates is one of the steps, whatever lies between them.
-        if law is None or law.name == "power":
-            continue
-        if clock is not None and clock.unit == "steps" and updates:
-            groups.setdefault(draft.group, []).append((draft, clock.value, updates))
-    for counted in groups.values():
-        every = round(max(step / updates for _, step, updates in counted))
-        if every > 1 and all(abs(step / every - updates) <= 1 for _, step, updates in counted):
-            for draft, _, _ in counted:
-                if draft.law is not None and draft.law.parameters.get("every") == 1:
-                    draft.law = draft.law.replace(every=float(every))

@@ -210,7 +210,7 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
         if id(file) not in keyed:
             what = f"left out: it holds no {', '.join(config.keys)}"
             findings.append(notice(what, file.candidate.name))
-    settle_laws(drafts, config, command_line)
+    findings += settle_laws(drafts, config, command_line)
     if needs != "laws":
         do_without_laws(drafts)
     try:

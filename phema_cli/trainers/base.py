@@ -98,6 +98,7 @@ class Series:
         index: the number of the average, where names count the averages.
         first_index: the index of the first average.
         updates: how often the average was updated, if the file says so.
+        updated: the step of the last update, if the file says so.
         unnamed: whether the tensors are a list, in the model's order.
         hint: the trainer's default law, to propose if the file does not give the law.
         label: what ``--key`` calls it, if it is neither the dict nor the prefix.
@@ -117,6 +118,7 @@ class Series:
     index: int | None = None
     first_index: int | None = None
     updates: float | None = None
+    updated: float | None = None
     unnamed: bool = False
     hint: str | None = None
     label: str | None = None

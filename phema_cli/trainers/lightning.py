@@ -27,6 +27,7 @@ def read(file: StoredFile) -> Reading | None:
         "average",
         _WEIGHTS,
         updates=file.number("averaging_state", "n_averaged"),
+        updated=_updated(file),
         hint=_hint(file),
     )
     return Reading((average, Series(file.dicts[_RAW], "raw", _RAW)), clock)
@@ -37,7 +38,12 @@ def _hint(file: StoredFile) -> str:
     if file.get("callbacks", "WeightAveraging") is not None:
         return "power:gamma=0"
     updates = file.number("averaging_state", "n_averaged")
-    last = file.number("callbacks", "EMAWeightAveraging", "latest_update_step")
+    last = _updated(file)
     every = (last - 1) / (updates - 1) if last and updates and updates > 1 else 1.0
     spacing = f"every={int(every)}," if every > 1 and every.is_integer() else ""
     return f"exponential:beta=0.999,{spacing}start=1"
+
+
+def _updated(file: StoredFile) -> float | None:
+    """The step of the last update."""
+    return file.number("callbacks", "EMAWeightAveraging", "latest_update_step")
