@@ -1,5 +1,7 @@
 """Times: what trainers count, where it is not the steps of the raw weights."""
 
+import re
+
 import lightning
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def averaged(root, *, updates=1, every=1, beta=None, first=0, begin=1):
             average.update_parameters(net)
         base.load(net, step)
         count = step - 1 + begin
-        if count % every == first % every:
+        if count % every == first % every and count >= first:
             average.update_parameters(net)
         if step in base.STORED:
             content = {"step": count, "swa": average.state_dict(), "model": base.raw(step)}
@@ -198,6 +200,38 @@ def test_counts_of_updates_say_after_which_steps_they_come(tmp_path, first, begi
         s["law"] for s in phema("inspect", folder, "--json", "--average", law).json["snapshots"]
     }
     assert laws == {law, "raw"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("said", "beta", "every", "law"),
+    [
+        ("power:gamma=0", None, 1, "power:gamma=0,start=500"),
+        ("exponential:beta=0.99,start=1", 0.99, 1, "exponential:beta=0.99,start=501"),
+        ("exponential:beta=0.9,start=1", 0.9, 10, "exponential:beta=0.9,every=10,start=510"),
+    ],
+)
+def test_averages_that_begin_late_are_told_by_their_counts(tmp_path, said, beta, every, law):
+    """Their first update copies; what does not copy is refused, with the law to pass."""
+    folder = averaged(tmp_path / "run", every=every, beta=beta, first=500 + every)
+    for path in folder.iterdir():
+        content = torch.load(path)
+        if content["step"] <= 500:
+            path.unlink()
+        else:
+            # Raw weights would say it too.
+            torch.save({"step": content["step"], "swa": content["swa"]}, path)
+    assert phema("inspect", folder, "--average", "exponential:beta=0.99,start=700").code == 0
+    error, told = missed(folder, tmp_path, 20, "--average", said)
+    assert f"it is taken for {law}" in told
+    assert error < 0.12
+    if every > 1:
+        refused = phema("inspect", folder, "--average", "exponential:beta=0.9")
+        assert refused.code == 3
+        assert "which has been updated from the beginning; pass --average" in refused.out
+        (other,) = re.findall(r"pass --average (\S+) if it was a copy", refused.out)
+        error, _ = missed(folder, tmp_path, 20, "--average", other)
+        assert error < 0.12
 
 
 def test_lightning_says_which_step_was_the_last_update(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from phema_cli.errors import InputError
 from phema_cli.profiles import Law
 from phema_cli.snapshots.base import Finding, notice
 from phema_cli.snapshots.reading import Draft
@@ -39,19 +41,27 @@ def space_by_count(drafts: Sequence[Draft]) -> list[Finding]:
     groups: dict[tuple[object, ...], list[_Counted]] = {}
     for draft in drafts:
         clock, updates, law = draft.file.reading.clock, draft.series.updates, draft.law
-        # A power function of the updates is one of the steps, whatever lies between them.
-        if law is None or law.name == "power":
-            continue
-        if clock is not None and clock.unit == "steps" and updates:
+        if law is not None and clock is not None and clock.unit == "steps" and updates:
             groups.setdefault(draft.group, []).append(_Counted(draft, law, clock.value, updates))
     return [finding for counted in groups.values() for finding in _space(counted)]
 
 
 def _space(counted: Sequence[_Counted]) -> list[Finding]:
-    """The same of one average: also which update is the first, where it copies."""
-    every = round(max(c.step / c.updates for c in counted))
-    if every <= 1 or any(abs(c.step / every - c.updates) > 1 for c in counted):
+    """The same of one average: also which update is the first."""
+    if any(c.updates > c.step + 1 for c in counted):
+        # More than steps: they are the time.
         return []
+    every = round(max(c.step / c.updates for c in counted))
+    if all(abs(c.step / every - c.updates) <= 1 for c in counted):
+        return _space_evenly(counted, every) if every > 1 else []
+    late = _begun_late(counted)
+    return [] if late is None else _begin_late(counted, *late)
+
+
+def _space_evenly(counted: Sequence[_Counted], every: int) -> list[Finding]:
+    """Of one that was updated from the beginning."""
+    # A power function of the updates is one of the steps, whatever lies between them.
+    counted = [c for c in counted if c.law.name != "power"]
     firsts = _firsts(counted, every)
     even = [c for c in counted if c.is_even]
     for each in even:
@@ -84,3 +94,57 @@ def _firsts(counted: Sequence[_Counted], every: int) -> list[int]:
         if all((c.step - first) // every + 1 == c.updates for c in counted)
     ]
     return fits or [1]
+
+
+def _begun_late(counted: Sequence[_Counted]) -> tuple[int, int] | None:
+    """The step of the first update and the steps from one to the next; None if no such fit."""
+    first, *_, last = sorted(counted, key=lambda c: c.step) * 2
+    if last.updates <= first.updates:
+        return None
+    pace = (last.step - first.step) / (last.updates - first.updates)
+    for every in {round(pace), math.floor(pace), math.ceil(pace)} - {0}:
+        low = max(c.step - every * c.updates for c in counted)
+        high = min(c.step - every * (c.updates - 1) for c in counted)
+        if every < low < high:
+            # The likeliest of them is a multiple, as steps are that loops ask for.
+            multiple = high // every * every
+            return int(multiple if multiple > low else high), every
+    return None
+
+
+def _begin_late(counted: Sequence[_Counted], first: int, every: int) -> list[Finding]:
+    """Let averages begin where they count from, if what they were before is known; else refuse.
+
+    A mean copies at its first update. Others may be a copy of the weights up to it, or of those
+    that training began with.
+    """
+    for each in counted:
+        law = each.law
+        if law.parameters.get("start", 0) > 1:
+            return []
+        if law.name == "power":
+            each.draft.law = law.replace(start=float(first - every))
+        elif each.copies:
+            each.draft.law = law.replace(every=float(every), start=float(first))
+        else:
+            each.draft.error = InputError(
+                f"its average counts {each.updates:.10g} updates by step {each.step:.10g}, and is "
+                f"taken for {law.text}, which has been updated from the beginning",
+                remedy=_remedy(law, first - every, every),
+            )
+    one = counted[0].draft
+    if one.error is not None or one.law is None:
+        return []
+    what = (
+        f"its {counted[0].updates:.10g} updates by step {counted[0].step:.10g} begin after step "
+        f"{first}: it is taken for {one.law.text}"
+    )
+    return [notice(what, one.file.candidate.name)]
+
+
+def _remedy(law: Law, start: int, every: int) -> str:
+    """What to type for an average that begins late."""
+    if not {"start", "every"} <= law.parameters.keys():
+        return "give the law of these by --average"
+    text = law.replace(start=float(start), every=float(every)).text
+    return f"pass --average {text} if it was a copy of the weights up to step {start}"
