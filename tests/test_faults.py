@@ -163,9 +163,24 @@ def test_another_plan_refuses_leftovers(recipe, tmp_path, monkeypatch):
     interrupted(recipe, monkeypatch, after=300_000)
     other = replace(recipe, weights=recipe.weights[::-1].copy())
     left = digests(tmp_path)
-    with pytest.raises(UsageError, match=r"unfinished files of another synthesis.* rm -r"):
+    with pytest.raises(UsageError, match=r"unfinished files of another .*--overwrite .* rm -r"):
         execute(other)
     assert digests(tmp_path) == left
+
+
+def test_overwrite_discards_what_other_snapshots_left(recipe, tmp_path, monkeypatch):
+    """A run was killed, and training went on: the command with --overwrite starts anew."""
+    interrupted(recipe, monkeypatch, after=300_000)
+    metadata = {"gamma": "5.0", "step": "2"}
+    values = {"w": torch.rand(50_000), "n": torch.arange(1000)}
+    save_file(values, tmp_path / "in" / "s2.safetensors", metadata)
+    asked = Request(gamma=(7.0,), output=str(tmp_path / "o"))
+    found = scan([tmp_path / "in"])
+    with pytest.raises(UsageError, match="unfinished files of another synthesis"):
+        execute(make_recipe(found, asked)[0])
+    execute(make_recipe(found, replace(asked, overwrite=True))[0])
+    (out,) = (tmp_path / "o").iterdir()
+    assert load_file(out).keys() == values.keys()
 
 
 def test_another_dict_of_the_same_files_refuses_leftovers(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_a_traceback_ends_in_the_same_line(tmp_path):
     here, there = (
         phema("--debug", "inspect", tmp_path / "none", process=way) for way in (False, True)
     )
-    assert (here.code, here.out) == (there.code, there.out) == (1, "")
+    assert (here.code, here.out) == (there.code, there.out) == (3, "")
     assert here.err.splitlines()[0] == there.err.splitlines()[0]
     assert here.err.splitlines()[-1] == there.err.splitlines()[-1]
 

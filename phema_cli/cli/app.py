@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated
 
@@ -125,14 +126,15 @@ def _command() -> Callable[..., object]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with phema's exit codes."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in given or bool(os.environ.get("PHEMA_DEBUG"))
+    said = os.environ.get("PHEMA_DEBUG", "").strip().lower()
+    debug = "--debug" in given or said not in {"", "0", "false", "f", "no", "n", "off"}
     try:
         typed = [a for a in given if a != "--debug"]
         code = _command()(typed, standalone_mode=False, obj=typed)
         sys.stdout.flush()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - its code and one line tell the user
         # A mistake in the command line is no bug: a traceback would not help.
         if debug and not hasattr(error, "format_message"):
-            raise
+            traceback.print_exception(error)
         code = process.report(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -12,6 +12,7 @@ from phema_cli.system.processes import quoted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from phema_cli.formats.base import Checkpoint
     from phema_cli.snapshots import Snapshot
     from phema_cli.solver import Movement
 
@@ -47,8 +48,9 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
         for some in (sources, [s for i, s in enumerate(sources) if i in kept])
     )
     stay = {files[i] for i in kept}
-    staying = [name for name in dict.fromkeys(files) if name in stay]
-    going = [name for name in dict.fromkeys(files) if name not in stay]
+    checkpoints = {name: s.checkpoint for name, s in zip(files, snapshots, strict=True)}
+    staying = [path for n, c in checkpoints.items() if n in stay for path in _paths(c)]
+    going = [path for n, c in checkpoints.items() if n not in stay for path in _paths(c)]
     if json:
         content = {
             "range": list(ends),
@@ -60,7 +62,7 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
         return
     out = render.console()
     out.print(
-        f"[bold]Keep[/]   {keep} of {len(staying + going)} checkpoints: sigma_error at worst "
+        f"[bold]Keep[/]   {keep} of {len(checkpoints)} checkpoints: sigma_error at worst "
         f"{render.per_cent(after)}, now {render.per_cent(before)}, from sigma_rel {ends[0]:g} to "
         f"{ends[1]:g} at step {snapshots[-1].tag.step:.10g}",
         soft_wrap=True,
@@ -68,6 +70,13 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
     out.print("[bold]These may go[/], and nothing was removed:")
     for name in going:
         render.line(name)
+
+
+def _paths(checkpoint: Checkpoint) -> list[str]:
+    """A directory that is a checkpoint, or all files of one: its shards with their index."""
+    if checkpoint.path.is_dir():
+        return [str(checkpoint.path)]
+    return sorted({str(path) for path in (checkpoint.path, *checkpoint.files)})
 
 
 def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot], Movement]:

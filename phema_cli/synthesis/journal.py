@@ -15,7 +15,7 @@ from typing import Any
 from phema_cli._version import __version__
 from phema_cli.errors import UsageError
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.system.files import removal, size_of
+from phema_cli.system.files import removal, size_of, sync_folder
 from phema_cli.system.locks import ENDING
 from phema_cli.system.log import Log
 
@@ -31,6 +31,7 @@ class Journal:
     Args:
         folder: the staging directory.
         recipe: the fingerprint of the recipe whose outputs are made there.
+        discard: whether to remove what another recipe has left there.
 
     Attributes:
         done: numbers of the runs that an earlier process has left on the disk.
@@ -42,13 +43,16 @@ class Journal:
         OSError: the operating system failed.
     """
 
-    def __init__(self, folder: Path, recipe: str) -> None:
+    def __init__(self, folder: Path, recipe: str, *, discard: bool = False) -> None:
         self.folder = folder
         self._log = Log(folder / NAME, checksums=True)
         self._log.lock()
         was_empty = not size_of(folder / NAME)
         try:
             entries = read(folder)
+            if discard and entries and entries[0].get("plan") != recipe:
+                self._discard()
+                entries = []
             _check(folder, recipe, entries)
             for log in _logs(folder):
                 log.truncate()
@@ -61,6 +65,14 @@ class Journal:
             with suppress(OSError):
                 self._log.unlock(remove=was_empty and not _others(folder))
             raise
+
+    def _discard(self) -> None:
+        """Remove all that lies beside it, and then its lines, which say until then whose it is."""
+        for path in self.folder.iterdir():
+            if path.name not in {NAME, NAME + ENDING}:
+                path.unlink()
+        sync_folder(self.folder)
+        self._log.truncate(0)
 
     @property
     def is_new(self) -> bool:
@@ -158,7 +170,8 @@ def _check(folder: Path, recipe: str, entries: list[dict[str, Any]]) -> None:
         raise UsageError(
             "holds the unfinished files of another synthesis",
             where=folder,
-            remedy=f"run its command again to finish it, or {removal(folder)}",
+            remedy=f"run its command again on the same snapshots to finish it, pass --overwrite to "
+            f"start anew, or {removal(folder)}",
         )
     text = (folder / NAME).read_bytes()
     begun = _HEAD.startswith(text[: len(_HEAD)]) or not text.strip(b"\0")

@@ -132,11 +132,11 @@ class Staging:
             UsageError: another synthesis has left its work there, or as :func:`check_outputs`.
             StorageError: another process writes there, or the operating system failed.
         """
-        name = journal.fingerprint(self._recipe)
+        name, overwrite = journal.fingerprint(self._recipe), self._recipe.request.overwrite
         with held_signals():
             for output in self._recipe.outputs:
                 with writing(output.path):
-                    self._journals.append(_claim(output, name, self._made))
+                    self._journals.append(_claim(output, name, self._made, overwrite))
         # Not before they are locked: another run of the same outputs may have ended just now.
         check_outputs(self._recipe)
         _prepare(self._recipe, self.journal)
@@ -174,7 +174,7 @@ class Staging:
                 path.rmdir()
 
 
-def _claim(output: Output, recipe: str, made: list[Path]) -> Journal:
+def _claim(output: Output, recipe: str, made: list[Path], overwrite: bool) -> Journal:
     """Make an output's directories, and lock the one it is made in; adds new ones to ``made``."""
     staging = output.staging
     for left in reversed(range(_TRIES)):
@@ -189,7 +189,7 @@ def _claim(output: Output, recipe: str, made: list[Path]) -> Journal:
             for path in {wanted, *new}:
                 sync_folder(path.parent)
         try:
-            return Journal(staging, recipe)
+            return Journal(staging, recipe, discard=overwrite)
         except FileNotFoundError:
             # A run that ends removes its directory, which this one was about to lock.
             if not left:

@@ -356,9 +356,13 @@ def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
     """Errors are one line, unless --debug is given."""
     plain = phema("inspect", tmp_path / "none")
     assert (plain.code, plain.err.count("\n")) == (3, 1)
+    for said, way in ((("--debug",), {}), ((), {"PHEMA_DEBUG": "1"})):
+        shown = phema("inspect", tmp_path / "none", *said, **way)
+        assert "Traceback" in shown.err
+        assert (shown.code, shown.err.splitlines()[-1]) == (3, plain.err.rstrip("\n"))
     assert "Traceback" in phema("--debug", "inspect", tmp_path / "none").err
-    assert "Traceback" in phema("inspect", tmp_path / "none", "--debug").err
-    assert "Traceback" in phema("inspect", tmp_path / "none", PHEMA_DEBUG="1").err
+    for off in ("0", "false", "no", ""):
+        assert phema("inspect", tmp_path / "none", PHEMA_DEBUG=off) == plain
 
 
 @pytest.mark.slow

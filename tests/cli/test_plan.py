@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from phema_cli.cli import parsing
 from phema_cli.errors import UsageError
 from tests.builders import phema, write_run
 from tests.runs.diffusion import dit, k_diffusion
+from tests.safetensors_files import write_index
 
 #: movement that needs no run, and no notice.
 WALKED = "--schedule walk"
@@ -174,6 +176,32 @@ def test_a_file_of_several_series_stays_or_goes_whole(tmp_path):
     assert sorted(told["keep"] + told["remove"]) == sorted(map(str, tmp_path.glob("*.pth")))
     text = phema("plan", "--like", tmp_path, "--keep", 5).out
     assert f"5 of {len(told['keep'] + told['remove'])} checkpoints" in text
+
+
+def test_all_files_of_what_may_go_are_named(tmp_path):
+    """Shards go with their index: what is left of the run can be read."""
+    made = tmp_path / "made"
+    write_run(made)
+    for path in made.iterdir():
+        folder = tmp_path / "run" / path.stem
+        folder.mkdir(parents=True)
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        shards = {f"model-{i:05d}-of-00003.safetensors": n for i, n in enumerate(tensors, start=1)}
+        for shard, name in shards.items():
+            save_file({name: tensors[name]}, folder / shard, metadata)
+        write_index(folder, {name: shard for shard, name in shards.items()})
+    run = ("plan", "--like", tmp_path / "run", "--keep", 5)
+    told = phema(*run, "--json").json
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert sorted(told["keep"] + told["remove"]) == sorted(map(str, files))
+    going = phema(*run).out.splitlines()[-12:]
+    assert going == told["remove"]
+    assert "Keep   5 of 8 checkpoints" in phema(*run).out
+    for path in going:
+        Path(path).unlink()
+    assert len(phema("inspect", tmp_path / "run", "--json").json["snapshots"]) == 5
 
 
 def test_keep_plans_nothing(ckpts):
