@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from phema_cli.errors import InputError
 from phema_cli.estimate import sample as sampling
@@ -90,6 +91,24 @@ def test_the_same_elements_of_every_snapshot(tmp_path, monkeypatch):
     found = sample(write(tmp_path, [numbers, backwards, numbers]))
     assert (found.values == found.values[0]).all()
     assert len(np.unique(found.values[0])) > 5000
+
+
+def test_what_moves_beside_frozen_weights_is_found(tmp_path, monkeypatch):
+    """A head that no page covers: its beginning is read, and the snapshots are not all alike."""
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 64 * PAGE_BYTES)
+    write_run(tmp_path / "run")
+    for path in (tmp_path / "run").iterdir():
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        rest = torch.linspace(-1, 1, 1 << 19)
+        save_file(load_file(path) | {"a.frozen": rest, "z.frozen": rest[:9999] + 1}, path, metadata)
+    found = sample(scan([tmp_path / "run"]).require())
+    assert found.values.shape[1] == 2 * 1024 + 4 * 3 + 7
+    assert (found.values != found.values[-1]).any(axis=0).sum() == 4 * 3
+    out = tmp_path / "o.safetensors"
+    run = phema("synthesize", "-g", "7", tmp_path / "run", "-o", out, "--json")
+    assert run.code == 0, run.err
+    assert run.json["targets"][0]["verdict"] == "good"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
