@@ -157,7 +157,8 @@ def as_phema_error(error: BaseException) -> PhemaError:
         return error
     if hasattr(error, "format_message"):
         command = getattr(getattr(error, "ctx", None), "command_path", "phema")
-        return UsageError(f"{' '.join(error.format_message().split())} See {command} --help")
+        said = " ".join(error.format_message().split()).rstrip(".")
+        return UsageError(said, remedy=f"see {command} --help")
     exhausted = _exhausted(error)
     if exhausted is not None:
         return exhausted

@@ -182,8 +182,8 @@ def _path(
         if step is not None:
             fields["step"] = int(step) if float(step).is_integer() else step
         if isinstance(target, PowerProfile):
-            fields |= {"gamma": f"{target.gamma:.6g}", "sigma_rel": f"{target.sigma_rel:.6g}"}
-        path = Path(_filled(template, fields))
+            fields |= {"gamma": _Number(target.gamma), "sigma_rel": _Number(target.sigma_rel)}
+        path = Path(_filled(template, fields, target.label))
         single = not (folder or format_name == DEFAULT_FORMAT or path.name.endswith(endings))
         return path.with_name(path.name + endings[0]) if single else path
     parent = Path(template or "")
@@ -201,7 +201,14 @@ def _path(
     return parent / (name + ("" if folder else endings[0]))
 
 
-def _filled(template: str, fields: Mapping[str, str | float]) -> str:
+class _Number(float):
+    """A number that has six digits where no format says how many."""
+
+    def __format__(self, spec: str) -> str:
+        return super().__format__(spec or ".6g")
+
+
+def _filled(template: str, fields: Mapping[str, str | float], label: str) -> str:
     """The template with its placeholders filled in; a format may pad or round, no more.
 
     Raises:
@@ -215,6 +222,7 @@ def _filled(template: str, fields: Mapping[str, str | float]) -> str:
         # A single brace, or a format of numbers for a text.
         pass
     raise UsageError(
-        f"-o {template!r:.200} has an unknown placeholder or format",
-        remedy="use {gamma}, {sigma_rel}, {profile} and {step}, without a format or as {step:07}",
+        f"-o {template!r:.200} has an unknown placeholder or format for {label}",
+        remedy=f"use {', '.join(f'{{{name}}}' for name in fields)}, without a format or as "
+        "{step:07}",
     )

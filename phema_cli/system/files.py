@@ -69,12 +69,14 @@ def read_small(path: Path, most_bytes: int, remedy: str) -> bytes:
     """All of a file that must not be large, whatever it is: a pipe is read no further.
 
     Raises:
-        InputError: it is larger; ``remedy`` says what to do.
+        InputError: there is none, or it is larger; ``remedy`` says what to do then.
         StorageError: it can't be read.
     """
     try:
         with path.open("rb") as file:
             raw = file.read(most_bytes + 1)
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=path) from error
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
     if len(raw) > most_bytes:

@@ -520,7 +520,7 @@ def test_profiles_are_targets_of_every_command(ckpts, tmp_path):
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        (None, 5, "cannot read"),
+        (None, 3, "no such file"),
         ("a,b\n", 3, "two at least"),
         ("0,1\n1\n", 3, "not lines of time,weight"),
         ("0,1\n0,1\n", 3, "times must ascend"),
@@ -547,7 +547,15 @@ def test_a_target_given_twice_is_refused(ckpts):
     assert "given twice" in run.err
     run = phema("synthesize", ckpts, "--profile", "raw", "-o", "{gamma}.safetensors")
     assert run.code == 2
-    assert "unknown placeholder" in run.err
+    assert "unknown placeholder or format for raw; use {profile}, {step}, without" in run.err
+
+
+def test_a_name_rounds_a_gamma(ckpts, tmp_path):
+    """As a format says, or to six digits."""
+    for template, name in (("{gamma:06.2f}.pt", "007.12.pt"), ("{gamma}-{step:07}.pt", "7.12346-")):
+        out = tmp_path / template
+        run = phema("synthesize", ckpts, "-g", "7.123456", "-o", out, "--dry-run", "--json")
+        assert name in run.json["outputs"][0]
 
 
 def test_a_table_is_stretched_to_the_target(tmp_path):
