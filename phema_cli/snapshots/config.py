@@ -45,8 +45,9 @@ def checked(said: Config) -> Config:
     """
     if said.gammas and said.sigma_rels:
         raise UsageError("gammas and sigma_rels say the same thing", remedy="keep one of them")
-    if said.average and said.raw:
-        raise UsageError("average and raw say two things", remedy="keep one of them")
+    averages = [n for n in ("average", "gammas", "sigma_rels") if getattr(said, n)]
+    if said.raw and averages:
+        raise UsageError(f"{averages[0]} and raw say two things", remedy="keep one of them")
     for law in said.averages:
         parse_law(law)
     if said.pattern is not None:
