@@ -135,6 +135,25 @@ def test_laws_that_metadata_cannot_say(tmp_path):
         assert {s.tag.label for s in packed} == {average}
 
 
+def test_what_belongs_to_the_weights_is_carried_or_named(tmp_path):
+    """Metadata that loaders read go with the tensors; files beside them are named."""
+    generator = torch.Generator().manual_seed(0)
+    for step in (10, 20, 30):
+        folder = tmp_path / "in" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        metadata = {"gamma": "5", "step": str(step), "ss_network_alpha": "8", "format": "pt"}
+        weights = {"w": torch.randn(99, generator=generator)}
+        save_file(weights, folder / "model.safetensors", metadata)
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+    done = phema("pack", tmp_path / "in", "-o", tmp_path / "out", "--trust-tags")
+    assert done.code == 0, done.err
+    assert "not packed: config.json, which loaders of the weights need: keep these" in done.err
+    out = tmp_path / "ema.safetensors"
+    assert phema("synthesize", "-g", 7, tmp_path / "out", "--trust-tags", "-o", out).code == 0
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["ss_network_alpha"] == "8"
+
+
 def test_what_is_not_packed(tmp_path):
     """float64, and what --copy names, lie whole in each file; half types are packed."""
     wide = {"wide": torch.arange(7, dtype=torch.float64), "kept": torch.arange(5.0)}

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 import phema_cli
 from phema_cli.errors import PhemaError
 from phema_cli.formats.reader import FileReader
+from phema_cli.pack.plan import make_plan
+from phema_cli.pack.request import PackRequest
+from phema_cli.pack.write import write
 from phema_cli.snapshots import scan
 from phema_cli.trainers.registry import TRAINERS, parse_law
 from tests.pages import ROOT
@@ -59,6 +62,7 @@ def test_what_a_trainer_leaves(whose, write, tmp_path):
     found = scan([left.folder], left.said)
     _check_scan(found, left, whose)
     _check_values(found, left)
+    _check_packed(left, tmp_path / "packed")
     _check_raw(left)
     _check_hint(left)
     error = _check_result(left, tmp_path / "out.safetensors")
@@ -102,6 +106,21 @@ def _check_values(found, left):
                 reader.read_elements(extent, 0, memoryview(raw))
                 stored[name] = torch.frombuffer(raw, dtype=getattr(torch, extent.dtype.label))
             assert base.inexact(stored, law, s.tag.step, left) < left.inexact, s.name
+
+
+def _check_packed(left, folder):
+    """Packed, they are averages of the same laws and times, of the same tensors."""
+    found = scan([left.folder], replace(left.said, trust_tags=True))
+    write(make_plan(found, PackRequest(output=str(folder), config=left.said)))
+    one, other = (sorted(map(_identity, s.require())) for s in (found, scan([folder])))
+    assert one == other
+
+
+def _identity(snapshot):
+    """What a snapshot is, whatever file it is in."""
+    profile = snapshot.tag.profile
+    names = sorted(snapshot.checkpoint.tensors)
+    return (*profile.breaks, profile.exponent, snapshot.partial, *names)
 
 
 def _check_raw(left):

@@ -36,13 +36,13 @@ def pack(
       What 4 bits would do:
         $ phema pack ckpts/ -o packed4/ --bits 4 --dry-run
     """
-    from phema_cli.pack.plan import make_plan
+    from phema_cli.pack.plan import left_behind, make_plan
     from phema_cli.pack.write import write
     from phema_cli.snapshots import scan
 
     found = scan(paths, asked.config)
     plan = make_plan(found, asked)
-    render.findings(found.findings, stderr=True, quiet=quiet)
+    render.findings([*found.findings, *left_behind(plan.files)], stderr=True, quiet=quiet)
     if not json and (asked.dry_run or not quiet):
         _show(plan)
     written = []

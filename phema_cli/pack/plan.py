@@ -19,9 +19,11 @@ from phema_cli.options import number_text
 from phema_cli.pack.request import PackRequest
 from phema_cli.profiles import Array, PowerProfile, Profile
 from phema_cli.snapshots import Scan, Snapshot
-from phema_cli.snapshots.base import snapshot_name, step_name
+from phema_cli.snapshots.base import PART_FIELD, Finding, Tag, notice, snapshot_name, step_name
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.synthesis.provenance import carried_metadata
+from phema_cli.trainers.side_files import side_files
 
 #: float32's rounding, relative to a value, as a mean square.
 ROUNDING = 2.0**-48 / 12
@@ -236,11 +238,23 @@ def _names(snapshots: Sequence[Snapshot]) -> list[str]:
     return list(names)
 
 
+def _says_gamma(tag: Tag) -> bool:
+    """Whether gamma and a step are all that there is to say of an average."""
+    profile = tag.profile
+    return (
+        isinstance(profile, PowerProfile) and profile.sparse is None and profile.gamma == tag.gamma
+    )
+
+
 def metadata_of(file: PackedFile) -> dict[str, str]:
-    """What a packed file's metadata say of its average, as phema's tracker writes it."""
+    """The metadata of a packed file: its snapshot's, and of its average what the tracker writes."""
     tag = file.snapshot.tag
-    said = {"format": "pt", "step": number_text(tag.profile.end)}
-    return said if tag.gamma is None else {**said, "gamma": number_text(tag.gamma)}
+    said = carried_metadata(file.snapshot.checkpoint) | {"format": "pt"}
+    if file.snapshot.partial:
+        said[PART_FIELD] = "true"
+    if not _says_gamma(tag):
+        return said | {"step": number_text(tag.step)}
+    return said | {"step": number_text(tag.profile.end), "gamma": number_text(tag.gamma or 0.0)}
 
 
 def laws_of(files: Sequence[PackedFile]) -> str | None:
@@ -248,9 +262,20 @@ def laws_of(files: Sequence[PackedFile]) -> str | None:
     lines = []
     for file in files:
         tag = file.snapshot.tag
-        if tag.gamma is None:
+        if not _says_gamma(tag):
             lines.append(f'[snapshots."{file.name}"]')
-            lines.append(f'average = "{tag.label}"')
-            lines.append(f"step = {number_text(tag.profile.end)}")
+            lines.append(f'average = "{tag.law}"')
+            lines.append(f"step = {number_text(tag.step)}")
             lines.append("")
     return "\n".join(lines) or None
+
+
+def left_behind(files: Sequence[PackedFile]) -> list[Finding]:
+    """What lies beside the newest snapshot for those who load its weights, and is not packed."""
+    newest = files[-1].snapshot
+    if newest.folder is None:
+        return []
+    needed, _ = side_files(newest.folder)
+    names = ", ".join(file.path.name for file in needed)
+    what = f"not packed: {names}, which loaders of the weights need: keep these files"
+    return [notice(what, newest.name)] if names else []

@@ -22,6 +22,8 @@ Needs = Literal["laws", "times", "names"]
 #: the law of a snapshot that nothing says one of, where none is needed.
 UNKNOWN = "unknown"
 
+#: the entry of packed averages that lack tensors which the raw weights beside them have.
+PART_FIELD = "phema_part"
 #: entries of a checkpoint's metadata that give its average, and its step.
 METADATA_FIELDS = ("gamma", "sigma_rel", "step", "global_step", "optimization_step")
 

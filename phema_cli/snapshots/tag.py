@@ -10,6 +10,7 @@ from phema_cli.formats.base import Checkpoint, Extent
 from phema_cli.profiles import Law
 from phema_cli.request import Config
 from phema_cli.snapshots.base import (
+    PART_FIELD,
     UNKNOWN,
     Finding,
     LeftOutError,
@@ -63,8 +64,8 @@ def make_snapshot(
     )
     if series.unnamed:
         checkpoint = _with_names(checkpoint, _names_from(draft, config))
-    partial = False
-    if series.role == "average":
+    partial = checkpoint.metadata.get(PART_FIELD) == "true"
+    if series.role == "average" and not partial:
         # Lists are of parameters, and lack the buffers of a model.
         raw = (s.tensors.keys() for s in file.reading.series if s.role == "raw")
         lacks = any(not names <= checkpoint.tensors.keys() for names in raw)

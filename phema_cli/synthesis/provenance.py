@@ -25,7 +25,7 @@ from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
 from phema_cli.request import SOLVING, SOURCES, Request
 from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import METADATA_FIELDS, notice
+from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD, notice
 from phema_cli.solver import Figures
 from phema_cli.synthesis.layout import Beside
 from phema_cli.trainers.base import read_object
@@ -120,14 +120,18 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
     }
 
 
+def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of a checkpoint that say nothing of its average."""
+    dropped = {*METADATA_FIELDS, PART_FIELD, *packing.KEYS, _LEGACY_HASH, PROVENANCE_KEY}
+    # Further names of tensors: those that an output has are added with its header.
+    dropped |= {k for k in checkpoint.ties if checkpoint.metadata.get(k) in checkpoint.tensors}
+    kept = checkpoint.metadata if checkpoint.format == "safetensors" else {}
+    return {k: v for k, v in kept.items() if k not in dropped}
+
+
 def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
     """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
-    dropped = {*METADATA_FIELDS, *packing.KEYS, _LEGACY_HASH, PROVENANCE_KEY}
-    # Further names of tensors: those that the output has are added with its header.
-    dropped |= {k for k in carried.ties if carried.metadata.get(k) in carried.tensors}
-    kept = carried.metadata if carried.format == "safetensors" else {}
-    ours = {"format": "pt", PROVENANCE_KEY: origin}
-    return {k: v for k, v in kept.items() if k not in dropped} | ours
+    return carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: origin}
 
 
 def files_beside(folder: Path, files: Sequence[SideFile], card: bytes) -> tuple[Beside, ...]:
