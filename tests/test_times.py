@@ -1,6 +1,7 @@
 """Times: what trainers count, where it is not the steps of the raw weights."""
 
 import re
+from dataclasses import replace
 
 import lightning
 import numpy as np
@@ -238,6 +239,7 @@ def test_lightning_says_which_step_was_the_last_update(tmp_path):
     """So the first is known, also of snapshots at even steps alone."""
     left = libraries.lightning_ema_every_second(tmp_path)
     said = Config(average="exponential:beta=0.984,start=1", select=("*0.ckpt",))
-    found = scan([left.folder], said)
-    assert {s.tag.law for s in found.require()} == set(left.series)
-    assert not [f for f in found.findings if "updates" in f.error.what]
+    for every in (None, 2):
+        found = scan([left.folder], replace(said, update_every=every))
+        assert {s.tag.law for s in found.require()} == set(left.series)
+        assert not [f for f in found.findings if "updates" in f.error.what]

@@ -11,7 +11,7 @@ from phema_cli.profiles import Law
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Origin
 from phema_cli.snapshots.reading import Draft
-from phema_cli.snapshots.spacing import space_by_count
+from phema_cli.snapshots.spacing import space_by_count, spaced
 from phema_cli.trainers.base import Series
 from phema_cli.trainers.nested import AVERAGE
 from phema_cli.trainers.registry import parse_law
@@ -326,7 +326,7 @@ def _growth_error(draft: Draft, law: Law, own: Law | None) -> InputError | None:
 def _spaced(law: Law, series: Series, config: Config) -> Law:
     """The law with the number of steps between updates."""
     if config.update_every is not None and law.name != "raw":
-        return law.replace(every=float(config.update_every))
+        return spaced(law, config.update_every, series.updated)
     if series.index is not None and law.name == series.power != "power":
         return law if "every" in law.parameters else law.replace(every=1.0)
     return law

@@ -32,6 +32,25 @@ class _Counted:
         return self.law.parameters.get("start") == 1
 
 
+def spaced(law: Law, every: int, updated: float | None) -> Law:
+    """The law with every N-th step an update, the first of which copies if it did so before.
+
+    Args:
+        law: with every step an update.
+        every: steps from one update to the next.
+        updated: the step of an update, if it is known; else N is one.
+    """
+    law = law.replace(every=float(every))
+    if law.parameters.get("start") != 1:
+        return law
+    return law.replace(start=float(_first(every, updated)))
+
+
+def _first(every: int, updated: float | None) -> int:
+    """The first step that is an update, by a later one."""
+    return every if updated is None else int(updated - 1) % every + 1
+
+
 def space_by_count(drafts: Sequence[Draft]) -> list[Finding]:
     """Set the number of steps between updates of averages that count these, if all agree.
 
@@ -87,7 +106,7 @@ def _firsts(counted: Sequence[_Counted], every: int) -> list[int]:
     """
     told = [c.draft.series.updated for c in counted if c.draft.series.updated]
     if told:
-        return [int(told[0] - 1) % every + 1]
+        return [_first(every, told[0])]
     fits = [
         first
         for first in (every, 0, 1)
