@@ -230,6 +230,8 @@ def test_averages_that_begin_late_are_told_by_their_counts(tmp_path, said, beta,
         refused = phema("inspect", folder, "--average", "exponential:beta=0.9")
         assert refused.code == 3
         assert "which has been updated from the beginning; pass --average" in refused.out
+        insists = ("--average", "exponential:beta=0.9", "--trust-tags")
+        assert phema("inspect", folder, *insists).code == 0
         (other,) = re.findall(r"pass --average (\S+) if it was a copy", refused.out)
         error, _ = missed(folder, tmp_path, 20, "--average", other)
         assert error < 0.12

@@ -57,7 +57,7 @@ def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -
     for draft in [d for d in drafts if not d.settled]:
         _law_by_file(draft, config)
     if config.update_every is None:
-        return space_by_count(drafts)
+        return space_by_count(drafts, trusted=config.trust_tags)
     if drafts and all(d.law is not None and d.law.name == "raw" for d in drafts):
         raise UsageError("--update-every is about averages, and there are none")
     return []

@@ -51,8 +51,12 @@ def _first(every: int, updated: float | None) -> int:
     return every if updated is None else int(updated - 1) % every + 1
 
 
-def space_by_count(drafts: Sequence[Draft]) -> list[Finding]:
+def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
     """Set the number of steps between updates of averages that count these, if all agree.
+
+    Args:
+        drafts: all series.
+        trusted: whether the user insists that averages are what they are said to be.
 
     Returns:
         What is assumed of them.
@@ -62,10 +66,10 @@ def space_by_count(drafts: Sequence[Draft]) -> list[Finding]:
         clock, updates, law = draft.file.reading.clock, draft.series.updates, draft.law
         if law is not None and clock is not None and clock.unit == "steps" and updates:
             groups.setdefault(draft.group, []).append(_Counted(draft, law, clock.value, updates))
-    return [finding for counted in groups.values() for finding in _space(counted)]
+    return [finding for counted in groups.values() for finding in _space(counted, trusted)]
 
 
-def _space(counted: Sequence[_Counted]) -> list[Finding]:
+def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
     """The same of one average: also which update is the first."""
     if any(c.updates > c.step + 1 for c in counted):
         # More than steps: they are the time.
@@ -73,7 +77,7 @@ def _space(counted: Sequence[_Counted]) -> list[Finding]:
     every = round(max(c.step / c.updates for c in counted))
     if all(abs(c.step / every - c.updates) <= 1 for c in counted):
         return _space_evenly(counted, every) if every > 1 else []
-    late = _begun_late(counted)
+    late = None if trusted else _begun_late(counted)
     return [] if late is None else _begin_late(counted, *late)
 
 
@@ -164,6 +168,7 @@ def _begin_late(counted: Sequence[_Counted], first: int, every: int) -> list[Fin
 def _remedy(law: Law, start: int, every: int) -> str:
     """What to type for an average that begins late."""
     if not {"start", "every"} <= law.parameters.keys():
-        return "give the law of these by --average"
+        return "give the law of these by --average, or pass --trust-tags to insist"
     text = law.replace(start=float(start), every=float(every)).text
-    return f"pass --average {text} if it was a copy of the weights up to step {start}"
+    copied = f"pass --average {text} if it was a copy of the weights up to step {start}"
+    return f"{copied}, or --trust-tags to insist"
