@@ -150,7 +150,7 @@ TEMPLATES = [
         "{step!r}",
     ),
     *("{gamma.__class__}", "{gamma:{step}}", "{}", "{0}", "{gamma", "}", "{step:,}"),
-    *("{step:c}", "{gamma:.2f}", "{unknown}", "{step:x}", "{gamma:/>9}"),
+    *("{step:c}", "{unknown}", "{step:x}", "{gamma:/>9}"),
 ]
 
 
@@ -167,6 +167,9 @@ def test_plain_templates():
     for template, name in (
         ("{step:07d}", "0000100"),
         ("{gamma:_>3}", "__5"),
+        ("{gamma:_>3s}", "__5"),
+        ("{gamma:06.2f}", "005.00"),
+        ("{sigma_rel:.2}", "0.12"),
         ("{{a}}{step}", "{a}100"),
     ):
         assert [p.name for p in output_paths(template, [target], 100.0, folder=False)] == [name]

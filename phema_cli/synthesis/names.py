@@ -205,7 +205,11 @@ class _Number(float):
     """A number that has six digits where no format says how many."""
 
     def __format__(self, spec: str) -> str:
-        return super().__format__(spec or ".6g")
+        if spec.endswith("s"):
+            return format(super().__format__(".6g"), spec)
+        if not spec[-1:].isalpha():
+            spec += "g" if "." in spec else ".6g"
+        return super().__format__(spec)
 
 
 def _filled(template: str, fields: Mapping[str, str | float], label: str) -> str:
