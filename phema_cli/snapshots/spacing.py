@@ -1,4 +1,4 @@
-"""Between which steps an average was updated, by how often it was by the steps of its snapshots."""
+"""After which steps an average was updated, by the counts of updates in its snapshots."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
 
 
 def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
-    """The same of one average: also which update is the first."""
+    """Set the steps between updates of one average, and the first of them."""
     if any(c.updates > c.step + 1 for c in counted):
         # More than steps: they are the time.
         return []
@@ -82,7 +82,7 @@ def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
 
 
 def _space_evenly(counted: Sequence[_Counted], every: int) -> list[Finding]:
-    """Of one that was updated from the beginning."""
+    """Set them for an average that was updated from the beginning."""
     # A power function of the updates is one of the steps, whatever lies between them.
     counted = [c for c in counted if c.law.name != "power"]
     firsts = _firsts(counted, every)
