@@ -26,11 +26,6 @@ class _Counted:
         """Whether its law says that it is updated at every step."""
         return self.law.parameters.get("every") == 1
 
-    @property
-    def copies(self) -> bool:
-        """Whether its law says that the first update copies."""
-        return self.law.parameters.get("start") == 1
-
 
 def spaced(law: Law, every: int, updated: float | None) -> Law:
     """The law with every N-th step an update, the first of which copies if it did so before.
@@ -40,10 +35,18 @@ def spaced(law: Law, every: int, updated: float | None) -> Law:
         every: steps from one update to the next.
         updated: the step of an update, if it is known; else N is one.
     """
-    law = law.replace(every=float(every))
-    if law.parameters.get("start") != 1:
-        return law
-    return law.replace(start=float(_first(every, updated)))
+    return _updated_from(law, every, _first(every, updated))
+
+
+def _copies(law: Law) -> bool:
+    """Whether its first update copies."""
+    return law.parameters.get("start") == 1
+
+
+def _updated_from(law: Law, every: int, first: int) -> Law:
+    """The law with updates N steps apart; ``first`` is the one that copies, if one does."""
+    start = {"start": float(first)} if _copies(law) else {}
+    return law.replace(every=float(every), **start)
 
 
 def _first(every: int, updated: float | None) -> int:
@@ -88,12 +91,11 @@ def _space_evenly(counted: Sequence[_Counted], every: int) -> list[Finding]:
     firsts = _firsts(counted, every)
     even = [c for c in counted if c.is_even]
     for each in even:
-        start = {"start": float(firsts[0])} if each.copies else {}
-        each.draft.law = each.law.replace(every=float(every), **start)
-    one = next((c for c in even if c.copies), None)
+        each.draft.law = _updated_from(each.law, every, firsts[0])
+    one = next((c for c in even if _copies(c.law)), None)
     if one is None or firsts != [every, 1]:
         return []
-    other = one.law.replace(every=float(every), start=1.0).text
+    other = _updated_from(one.law, every, 1).text
     what = (
         f"its {one.updates:.10g} updates by step {one.step:.10g} are taken to be those after steps "
         f"{every}, {2 * every}, {3 * every}, ...; if they are after steps 1, {every + 1}, "
@@ -147,8 +149,8 @@ def _begin_late(counted: Sequence[_Counted], first: int, every: int) -> list[Fin
             return []
         if law.name == "power":
             each.draft.law = law.replace(start=float(first - every))
-        elif each.copies:
-            each.draft.law = law.replace(every=float(every), start=float(first))
+        elif _copies(law):
+            each.draft.law = _updated_from(law, every, first)
         else:
             each.draft.error = InputError(
                 f"its average counts {each.updates:.10g} updates by step {each.step:.10g}, and is "
