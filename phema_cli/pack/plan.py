@@ -238,12 +238,10 @@ def _names(snapshots: Sequence[Snapshot]) -> list[str]:
     return list(names)
 
 
-def _says_gamma(tag: Tag) -> bool:
-    """Whether gamma and a step are all that there is to say of an average."""
-    profile = tag.profile
-    return (
-        isinstance(profile, PowerProfile) and profile.sparse is None and profile.gamma == tag.gamma
-    )
+def _plain_power(tag: Tag) -> PowerProfile | None:
+    """The profile of an average of which gamma and a step say all; None of others."""
+    power = tag.profile if isinstance(tag.profile, PowerProfile) else None
+    return None if power is None or power.sparse or power.gamma != tag.gamma else power
 
 
 def metadata_of(file: PackedFile) -> dict[str, str]:
@@ -252,9 +250,10 @@ def metadata_of(file: PackedFile) -> dict[str, str]:
     said = carried_metadata(file.snapshot.checkpoint) | {"format": "pt"}
     if file.snapshot.partial:
         said[PART_FIELD] = "true"
-    if not _says_gamma(tag):
+    power = _plain_power(tag)
+    if power is None:
         return said | {"step": number_text(tag.step)}
-    return said | {"step": number_text(tag.profile.end), "gamma": number_text(tag.gamma or 0.0)}
+    return said | {"step": number_text(power.end), "gamma": number_text(power.gamma)}
 
 
 def laws_of(files: Sequence[PackedFile]) -> str | None:
@@ -262,7 +261,7 @@ def laws_of(files: Sequence[PackedFile]) -> str | None:
     lines = []
     for file in files:
         tag = file.snapshot.tag
-        if not _says_gamma(tag):
+        if _plain_power(tag) is None:
             lines.append(f'[snapshots."{file.name}"]')
             lines.append(f'average = "{tag.law}"')
             lines.append(f"step = {number_text(tag.step)}")
