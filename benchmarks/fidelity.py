@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import long_runs, planning, sparse
+from benchmarks import long_runs, planning
 from benchmarks.measuring import with_section
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
@@ -436,7 +436,7 @@ def main() -> None:
     if given.print:
         print(report(found, "python -m benchmarks.fidelity"))
         return
-    from benchmarks import verdicts
+    from benchmarks import sparse, verdicts
 
     text = _with_long_runs(report(found, "python -m benchmarks.fidelity"))
     text = with_section(text, verdicts.section(verdicts.measure(given.jobs)))

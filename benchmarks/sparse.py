@@ -14,24 +14,26 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from textwrap import fill
 
 import numpy as np
 import torch
 
+from benchmarks.fidelity import DOCS, units_of
 from benchmarks.measuring import with_section
+from benchmarks.packing_page import WIDTH
 from benchmarks.training import MOST_SNAPSHOTS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_law
 from phema_cli.solver import Sample, calibrate, solve
 
-DOCS = Path(__file__).parents[1] / "docs"
 SIGMA_RELS = (0.03, 0.05, 0.08, 0.12, 0.20)
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
 #: steps in which a stored average forgets to 1/e.
 LENGTHS = (150.0, 400.0)
 COUNTS = (16, 64)
-_ELEMENTS, _WIDTH = 3000, 120
+_ELEMENTS = 3000
+#: whose weights are not rounded themselves.
+_RUNS = [run for run in RUNS if run.weights != "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def _of_snapshots(tracked: Tracked, stride: int, count: int) -> Iterator[Case]:
             values.append(tracked.others[f"{stride} {length}"][i].astype(np.float32))
             profiles.append(law.profile(float(tracked.steps[i])))
     rows = np.stack(values)
-    sample = Sample(rows, np.spacing(np.abs(rows[-1])).astype(np.float64))
+    sample = Sample(rows, units_of(rows[-1], "fp32"))
     targets = [PowerProfile(gamma, float(STEPS)) for _, gamma in tracked.truth]
     solution = solve(profiles, targets, movement=calibrate(profiles, sample))
     for truth, x, figures in zip(
@@ -89,9 +91,8 @@ def _of_snapshots(tracked: Tracked, stride: int, count: int) -> Iterator[Case]:
 
 def measure(jobs: int) -> list[Case]:
     """All cases of the runs whose weights are float32."""
-    runs = [run for run in RUNS if run.weights != "bfloat16"]
     with ProcessPoolExecutor(jobs) as pool:
-        return [case for cases in pool.map(_cases, runs) for case in cases]
+        return [case for cases in pool.map(_cases, _RUNS) for case in cases]
 
 
 _TEXT = """\
@@ -110,7 +111,7 @@ def section(found: list[Case]) -> str:
         lengths=" and ".join(f"{n:g}" for n in LENGTHS),
         steps=STEPS,
         counts=" and ".join(map(str, COUNTS)),
-        runs=sum(run.weights != "bfloat16" for run in RUNS),
+        runs=len(_RUNS),
         low=SIGMA_RELS[0],
         high=SIGMA_RELS[-1],
     )
@@ -127,7 +128,7 @@ def section(found: list[Case]) -> str:
             f"{100 * np.mean(ratios < 0.5):.1f} |"
         )
     heading = "## Averages that are not updated at every step"
-    return "\n\n".join([heading, fill(text, _WIDTH), "\n".join(lines)]) + "\n"
+    return "\n\n".join([heading, fill(text, WIDTH), "\n".join(lines)]) + "\n"
 
 
 def main() -> None:

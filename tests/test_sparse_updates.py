@@ -12,6 +12,7 @@ from phema_cli.solver import Sample, calibrate, solve
 from phema_cli.trainers.registry import parse_law
 from tests.builders import phema
 from tests.runs import base
+from tests.simulated import recursion
 from tests.trajectories import STEPS, trajectories
 
 SIGMA_RELS = (0.05, 0.12, 0.2)
@@ -39,22 +40,13 @@ def test_the_last_update_stands_for_the_steps_around_it(law, step, end, stored):
     assert stored_at(profile) == pytest.approx(stored)
 
 
-def recursion(path, shares):
-    """The average of a path whose update after step n counts by the share of that step."""
-    now, rows = path[0].copy(), [path[0].copy()]
-    for step, share in enumerate(shares, start=1):
-        now += share * (path[step] - now)
-        rows.append(now.copy())
-    return rows
-
-
 def foretold(path, stride, every):
     """True and expected RMS errors of power functions made of averages of sparse updates."""
-    steps, values, profiles = np.arange(1, STEPS + 1), [], []
+    values, profiles = [], []
     for length in LENGTHS:
         beta = math.exp(-stride / length)
         law = parse_law(f"exponential:beta={beta!r},every={stride}")
-        rows = recursion(path, np.where(steps % stride, 0.0, 1 - beta))
+        rows = recursion(path, lambda n, beta=beta: None if n % stride else beta)
         for step in range(every, STEPS + 1, every):
             values.append(rows[step].astype(np.float32))
             profiles.append(law.profile(float(step)))
@@ -63,7 +55,7 @@ def foretold(path, stride, every):
     gammas = [gamma_from_sigma_rel(s) for s in SIGMA_RELS]
     targets = [PowerProfile(gamma, float(STEPS)) for gamma in gammas]
     solution = solve(profiles, targets, movement=calibrate(profiles, sample))
-    truth = [recursion(path, 1 - (1 - 1 / steps) ** (g + 1))[-1] for g in gammas]
+    truth = [recursion(path, lambda n, g=g: (1 - 1 / n) ** (g + 1))[-1] for g in gammas]
     errors = np.sqrt(np.mean((solution.weights.T @ stack - truth) ** 2, axis=1))
     return errors, np.array([f.expected_rms for f in solution.figures]), path[-1] - truth
 
