@@ -149,6 +149,16 @@ class _Messages:
                 where=self.snapshots[copy.rows[0]].name,
                 remedy=f"pass --raw, {_INSIST}",
             )
+        if exact.stalled:
+            stalled = series[exact.stalled[0]]
+            return InputError(
+                f"{self._tag(stalled).label} is kept in 16 bits during training, where small "
+                "updates are lost: between two snapshots many elements stand still, and the others "
+                "move by many units",
+                where=self.snapshots[stalled.rows[0]].name,
+                remedy="keep averages in float32 (they may be stored in any type); pass --raw to "
+                f"use raw weights beside it, {_INSIST}",
+            )
         if self.evidence.foreign:
             return self._foreign([self.snapshots[row].name for row in self.evidence.foreign])
         fitting = [a for a in self.evidence.alternatives if a.fits]

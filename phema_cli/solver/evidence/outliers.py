@@ -31,7 +31,7 @@ _ELEMENTS = 1 << 13
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Snapshots whose sampled elements are the same to the last bit.
+    """What of the sampled elements is the same to the last bit.
 
     Attributes:
         still: series, by number, that hold the same values in all of their snapshots, two at least.
@@ -39,16 +39,19 @@ class Findings:
             that they share, two at least, while these move.
         alike: groups of rows of the sample that are equal, the above apart: one file twice under
             two names, or weights that stood still.
+        stalled: series, by number, of which many elements stand still as in averages that are kept
+            in 16 bits.
     """
 
     still: tuple[int, ...] = ()
     copies: tuple[tuple[int, int], ...] = ()
     alike: tuple[tuple[int, ...], ...] = ()
+    stalled: tuple[int, ...] = ()
 
     @property
     def contradict(self) -> bool:
         """Whether they contradict any tags: an average that is not one."""
-        return bool(self.still or self.copies)
+        return bool(self.still or self.copies or self.stalled)
 
 
 def find_identical(series: Sequence[Series], sample: Sample) -> Findings:

@@ -20,6 +20,7 @@ from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, series_of
 from phema_cli.solver.evidence.outliers import Findings, find_identical, find_strays
 from phema_cli.solver.evidence.reduction import reduce, select_snapshots
 from phema_cli.solver.evidence.scoring import Score, rank
+from phema_cli.solver.evidence.stalls import find_stalled
 
 State = Literal["confirmed", "plausible", "unchecked", "doubtful", "contradicted"]
 
@@ -167,7 +168,7 @@ def weigh(
         The outcome; it says also what could not be tested.
     """
     series = series_of(profiles, groups)
-    findings = find_identical(series, sample)
+    findings = replace(find_identical(series, sample), stalled=find_stalled(series, sample))
     if findings.contradict:
         return Evidence("contradicted", series, findings=findings)
     outcome = replace(_tested(series, sample), findings=findings)
