@@ -103,12 +103,39 @@ def test_what_moves_beside_frozen_weights_is_found(tmp_path, monkeypatch):
         rest = torch.linspace(-1, 1, 1 << 19)
         save_file(load_file(path) | {"a.frozen": rest, "z.frozen": rest[:9999] + 1}, path, metadata)
     found = sample(scan([tmp_path / "run"]).require())
-    assert found.values.shape[1] == 2 * 1024 + 4 * 3 + 7
     assert (found.values != found.values[-1]).any(axis=0).sum() == 4 * 3
     out = tmp_path / "o.safetensors"
     run = phema("synthesize", "-g", "7", tmp_path / "run", "-o", out, "--json")
     assert run.code == 0, run.err
     assert run.json["targets"][0]["verdict"] == "good"
+
+
+@pytest.mark.parametrize("bits", [None, 8], ids=str)
+def test_a_head_that_moves_far_more_is_found(tmp_path, monkeypatch, bits):
+    """Of weights that glide a little, and a few that walk far: the error is that of the few."""
+    monkeypatch.setattr(sampling, "SAMPLE_BYTES", 128 * PAGE_BYTES)
+    random = np.random.default_rng(0)
+    walk = random.standard_normal((400, 500)).cumsum(axis=0)
+    rest, glide = random.standard_normal((2, 1 << 18))
+    means = {gamma: np.zeros(501) for gamma in (5, 7, 10)}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step, now in enumerate(walk, start=1):
+        for gamma, mean in means.items():
+            np.add(mean, (1 - (1 - 1 / step) ** (gamma + 1)) * (np.append(now, step) - mean), mean)
+            if step % 25 == 0 and gamma != 7:
+                backbone = torch.from_numpy(rest + 1e-6 * glide * mean[-1]).float()
+                tensors = {"a.backbone": backbone, "b.head": torch.from_numpy(mean[:-1]).float()}
+                save_file(tensors, folder / f"step{step}-gamma{gamma}.safetensors")
+    if bits is not None:
+        assert phema("pack", folder, "--bits", bits, "-o", tmp_path / "packed").code == 0
+        folder = tmp_path / "packed"
+    out = tmp_path / "out.safetensors"
+    done = phema("synthesize", "-g", 7, folder, "-o", out, "--json")
+    assert done.code == 0, done.err
+    missed = load_file(out)["b.head"].double().numpy() - means[7][:-1]
+    error = np.linalg.norm(missed) / np.linalg.norm(walk[-1] - means[7][:-1])
+    assert error / 2 < done.json["targets"][0]["expected_error"] < error * 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -30,8 +30,9 @@ from phema_cli.solver import Sample
 SAMPLE_BYTES = 64 << 20
 PAGE_BYTES = 4096
 _MOST_VALUES = 8 << 20
-#: elements of a tensor's beginning.
-_MOST_HEAD = 1024
+#: elements of a tensor's beginning, tensors that are begun to be read, and the share of their
+#: movement that makes the sample where it is more than that of pages.
+_MOST_HEAD, _MOST_TENSORS, _MOST_MOVEMENT = 1024, 8192, 0.99
 #: pages in one of a packed snapshot: each of its reads is one of every file that it follows.
 _PACKED_PAGES = 4
 #: elements of packed tensors that are put together at a time.
@@ -92,13 +93,10 @@ def sample(
         return None
     wide = any(e.dtype.name == "F64" for e in extents)
     values, errors = _values(snapshots, ranges, wide=wide, packed=packed)
-    part = values.shape[1] < sum(e.elements for e in extents)
-    if part and (values == values[-1]).all():
-        # What moves may be small beside what is frozen, and lie between the pages.
-        heads = _heads(extents, len(snapshots))
-        others, their_errors = _values(snapshots, heads, wide=wide, packed=packed)
-        if (others != others[-1]).any():
-            ranges, values, errors = heads, others, their_errors
+    between = _between_pages(snapshots, extents, ranges, values, wide=wide, packed=packed)
+    if between:
+        ranges = between
+        values, errors = _values(snapshots, ranges, wide=wide, packed=packed)
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
@@ -149,10 +147,45 @@ def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range
     return ranges
 
 
-def _heads(extents: Sequence[Extent], snapshots: int) -> list[_Range]:
-    """The first elements of every tensor, where pages show no movement."""
-    most = max(min(_MOST_HEAD, _MOST_VALUES // (snapshots * len(extents))), 1)
-    return [_Range(e.name, 0, min(e.elements, most)) for e in extents if e.elements]
+def _between_pages(
+    snapshots: Sequence[Snapshot],
+    extents: Sequence[Extent],
+    ranges: Sequence[_Range],
+    values: NDArray[np.floating],
+    *,
+    wide: bool,
+    packed: bool,
+) -> list[_Range]:
+    """The beginnings of tensors between the pages, if they move more than all that is in pages.
+
+    A small head may move far more than what it stands on, which is a thousand times as large. How
+    much a tensor moves is the sum of its squared differences between the oldest and the newest
+    snapshot; those that make up ``_MOST_MOVEMENT`` of it are returned.
+    """
+    elements = sum(e.elements for e in extents)
+    if values.shape[1] == elements:
+        return []
+    # Where nothing moves in pages, it may do so elsewhere in their tensors.
+    moves = (values != values[-1]).any()
+    read = {r.name for r in ranges} if moves else set()
+    rest = [e for e in extents if e.elements and e.name not in read]
+    if not rest:
+        return []
+    stride = -(-len(rest) // _MOST_TENSORS)
+    some = rest[::stride]
+    most = max(min(_MOST_HEAD, _MOST_VALUES // (len(snapshots) * len(some))), 1)
+    heads = [_Range(e.name, 0, min(e.elements, most)) for e in some]
+    (first, last), _ = _values([snapshots[0], snapshots[-1]], heads, wide=wide, packed=packed)
+    counts = np.array([r.count for r in heads])
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.add.reduceat((last - first) ** 2.0, np.cumsum(counts) - counts)
+        moved = squares / counts * [e.elements for e in some]
+        in_pages = np.mean((values[0] - values[-1]) ** 2.0) * elements
+        if not moved.sum() * stride > in_pages:
+            return []
+    order = np.argsort(-moved, kind="stable")
+    enough = np.searchsorted(np.cumsum(moved[order]), _MOST_MOVEMENT * moved.sum()) + 1
+    return [heads[i] for i in sorted(order[:enough])]
 
 
 def _values(
