@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
+from ema_pytorch import EMA
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,10 +24,11 @@ pytestmark = [
 ]
 
 
-def averaged(root, *, updates=1, every=1, beta=None, first=0, begin=1):
+def averaged(root, *, updates=1, every=1, beta=None, first=0, begin=1, again=None):
     """A run of ``AveragedModel``, updated so often at every N-th step, with the raw weights.
 
-    Its loop counts steps from ``begin``; ``first`` is the first of them that is an update.
+    Its loop counts steps from ``begin``; ``first`` is the first of them that is an update. At step
+    ``again`` it is resumed, and the average made anew.
     """
     root.mkdir()
     net = base.Net()
@@ -38,6 +40,8 @@ def averaged(root, *, updates=1, every=1, beta=None, first=0, begin=1):
         for _ in range(updates - 1):
             average.update_parameters(net)
         base.load(net, step)
+        if step == again:
+            average = AveragedModel(net, **how)
         count = step - 1 + begin
         if count % every == first % every and count >= first:
             average.update_parameters(net)
@@ -237,6 +241,41 @@ def test_averages_that_begin_late_are_told_by_their_counts(tmp_path, said, beta,
         assert error < 0.12
 
 
+@pytest.mark.slow
+def test_an_average_that_began_again_is_refused(tmp_path):
+    """A resumed job made it anew; raw weights beside it would confirm its tags."""
+    folder = averaged(tmp_path / "run", beta=0.98, again=501)
+    law = ("--average", "exponential:beta=0.98,start=1")
+    refused = phema("inspect", folder, *law)
+    assert refused.code == 3
+    told = refused.out.replace("\n", " ")
+    assert re.search(r"counts \d+ updates by step 550, and \d+ by step 500: it began again", told)
+    late = [f"--exclude=ckpt_{step}.pt" for step in base.STORED if step > 500]
+    assert phema("inspect", folder, *law, *late).code == 0
+    assert phema("inspect", folder, *law, "--trust-tags").code == 0
+
+
+@pytest.mark.slow
+def test_a_counter_of_ema_pytorch_that_began_again_is_refused(tmp_path):
+    """Its files count calls of ``update``, and their names go on."""
+    net = base.Net()
+    base.load(net, 0)
+    ema = EMA(net, beta=0.98, update_every=1, update_after_step=0)
+    for step in range(1, 801):
+        base.load(net, step)
+        if step == 400:
+            ema.step.zero_()
+        ema.update()
+        if step % 50 == 0:
+            torch.save({"step": step, "ema": ema.state_dict()}, tmp_path / f"{step}.pt")
+    refused = phema(
+        "inspect", tmp_path, "--average", "ema-pytorch:beta=0.98,every=1,update_after=0"
+    )
+    assert refused.code == 3
+    assert "it began again in between" in refused.out.replace("\n", " ")
+
+
+@pytest.mark.slow
 def test_lightning_says_which_step_was_the_last_update(tmp_path):
     """So the first is known, also of snapshots at even steps alone."""
     left = libraries.lightning_ema_every_second(tmp_path)

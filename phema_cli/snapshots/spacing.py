@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from phema_cli.errors import InputError
 from phema_cli.profiles import Law
@@ -66,7 +67,10 @@ def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
     """
     groups: dict[tuple[object, ...], list[_Counted]] = {}
     for draft in drafts:
-        clock, updates, law = draft.file.reading.clock, draft.series.updates, draft.law
+        reading, updates, law = draft.file.reading, draft.series.updates, draft.law
+        clock = reading.clock
+        if clock is not None and clock.weak and reading.named is not None:
+            clock = reading.named
         if law is not None and clock is not None and clock.unit == "steps" and updates:
             groups.setdefault(draft.group, []).append(_Counted(draft, law, clock.value, updates))
     return [finding for counted in groups.values() for finding in _space(counted, trusted)]
@@ -74,6 +78,8 @@ def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
 
 def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
     """Set the steps between updates of one average, and the first of them."""
+    if not trusted:
+        _refuse_restarts(counted)
     if any(c.updates > c.step + 1 for c in counted):
         # More than steps: they are the time.
         return []
@@ -82,6 +88,19 @@ def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
         return _space_evenly(counted, every) if every > 1 else []
     late = None if trusted else _begun_late(counted)
     return [] if late is None else _begin_late(counted, *late)
+
+
+def _refuse_restarts(counted: Sequence[_Counted]) -> None:
+    """Set the error of averages whose count falls: they were begun again at the weights."""
+    ordered = sorted(counted, key=lambda c: c.step)
+    for before, after in pairwise(ordered):
+        if after.updates < before.updates and after.step > before.step:
+            after.draft.error = InputError(
+                f"its average counts {after.updates:.10g} updates by step {after.step:.10g}, and "
+                f"{before.updates:.10g} by step {before.step:.10g}: it began again in between",
+                remedy="average the snapshots before or after it alone: leave the others out with "
+                "--exclude, or pass --trust-tags to insist",
+            )
 
 
 def _space_evenly(counted: Sequence[_Counted], every: int) -> list[Finding]:

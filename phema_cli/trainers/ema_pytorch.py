@@ -66,6 +66,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
     own = {n: t for n, t in under(tensors, prefix).items() if n not in _MARKS}
     average = under(own, _AVERAGE) or without(own, _ONLINE)
     named, counted = file.matches(_NAME), _COUNTED.fullmatch(f"{prefix}initted")
+    calls = _calls(file, tensors, prefix)
     index = named["index"] if named else counted["index"] if counted else None
     yield Series(
         average,
@@ -77,6 +78,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         spacing_warning=_SPACING,
         index=None if index is None else int(index),
         first_index=None if index is None else 0,
+        updates=None if index else calls,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",
         label=None if index is None else f"average {index}",
     )
@@ -94,14 +96,19 @@ def _clock(file: StoredFile, tensors: Tensors, prefix: str) -> Clock | None:
 
     posthoc-ema makes its first call later than at step 1, and its averages begin there.
     """
-    counter = tensors[f"{prefix}step"]
-    done = file.value(counter) if counter.dtype.kind == "exact" else None
+    done = _calls(file, tensors, prefix)
     if named := file.matches(_NAME):
         step = float(named["step"])
         if done and done < step:
             return Clock(done, "steps", "step")
         return Clock(step, "steps", "step", "name")
     return None if done is None else Clock(done, "steps", f"{prefix}step", weak=True)
+
+
+def _calls(file: StoredFile, tensors: Tensors, prefix: str) -> float | None:
+    """How often ``update`` was called, if the counter is exact."""
+    counter = tensors[f"{prefix}step"]
+    return file.value(counter) if counter.dtype.kind == "exact" else None
 
 
 def _schedule(numbers: Numbers) -> Schedule:
