@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -110,7 +111,7 @@ def _cases(
                     abs(loss_of(run, average) - loss) / loss,
                     figures.sigma_error or 0.0,
                     figures.expected_error,
-                    figures.rounding_error or 0.0,
+                    math.inf if figures.rounding_error is None else figures.rounding_error,
                 )
 
 

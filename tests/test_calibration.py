@@ -342,6 +342,23 @@ def test_raw_weights_that_jitter_are_averaged():
     assert 1 / 3 < solution.figures[0].expected_rms / error < 3
 
 
+def test_the_last_checkpoints_alone_are_not_good():
+    """How far weights moved before the first one is a guess, however little they move then."""
+    steps = np.arange(1, 1025)
+    rate = 1e-4 * (1 + np.cos(math.pi * steps / 1024))
+    path = np.random.default_rng(0).standard_normal((1024, 500)) * rate[:, None]
+    path = 1 + path.cumsum(axis=0)
+    sources = [RawProfile(float(t)) for t in range(8, 1025, 8)]
+    values = stored(sources, path)
+    targets = [PowerProfile(gamma, 1024.0) for gamma in (7.0, 20.0)]
+    late = slice(-8, None)
+    few = solve(sources[late], targets, movement=calibrate(sources[late], sample(values[late])))
+    assert [f.verdict for f in few.figures] == ["poor", "poor"]
+    assert [f.rounding_error for f in few.figures] == [None, None]
+    every = solve(sources, targets, movement=calibrate(sources, sample(values)))
+    assert all(f.rounding_error is not None for f in every.figures)
+
+
 def test_what_never_moves_is_not_rounded():
     """Elements alike in every snapshot are stored as the model has them, whatever their unit."""
     sources = profiles(range(128, 1025, 128))

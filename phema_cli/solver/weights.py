@@ -44,6 +44,8 @@ GOOD, FAIR = 1.0, 10.0
 #: rounding_error up to which it is good whatever its sigma_error, and above which it is never good:
 #: docs/fidelity.md has what they do to the loss.
 HARMLESS, SEEN = 1.0, 3.0
+#: share of the square error from which on it is mostly of a time.
+_MOSTLY = 0.5
 #: how far a sum of weights may lie from one and still be rounding.
 SUM_ROUNDING = 1e-9
 
@@ -66,7 +68,8 @@ class Figures:
         weight_sum: sum of the weights before any normalisation.
         noise_gain: 2-norm of the weights.
         rounding_error: the expected RMS error over that of rounding the weights to float16; None
-            without a look at the data.
+            without a look at the data, and where it would be small, but the error is mostly of the
+            time before the first snapshot, in which nobody knows how far the weights moved.
     """
 
     expected_error: float
@@ -316,6 +319,8 @@ def _figures(
         profile_errors = missed / np.linalg.norm(wanted, axis=0)
     dense = not system.points[: len(x)].any()
     unit = storage_noise(_FLOAT16_BITS) * math.sqrt(movement.mean_square)
+    rounding = [_ratio(e, unit) for e in error.tolist()]
+    guessed = _before_all(system, movement, x) >= _MOSTLY * error**2
     return tuple(
         Figures(
             expected_error=_ratio(float(error[j]), float(distance[j])),
@@ -326,7 +331,11 @@ def _figures(
             ),
             weight_sum=float(raw[:, j].sum()),
             noise_gain=float(np.linalg.norm(x[:, j])),
-            rounding_error=_ratio(float(error[j]), unit) if movement.measured else None,
+            rounding_error=(
+                rounding[j]
+                if movement.measured and not (guessed[j] and rounding[j] <= SEEN)
+                else None
+            ),
         )
         for j, step in enumerate(steps)
     )
@@ -371,6 +380,15 @@ def averaging_distance(system: System, movement: Movement) -> Array:
     w = movement.intensity(system, system.times) * system.weights
     distance: Array = np.sqrt(w @ np.where(before, system.target_cdf, 0.0) ** 2)
     return distance
+
+
+def _before_all(system: System, movement: Movement, x: Array) -> Array:
+    """(k,) the part of J from before the first source, ``int q (F_r - F x)^2 dt``."""
+    early = system.times < system.ends[0]
+    w = movement.intensity(system, system.times[early]) * system.weights[early]
+    missed = system.target_cdf[early, : x.shape[1]] - system.source_cdf[early] @ x
+    square: Array = w @ missed**2
+    return square
 
 
 def _ratio(error: float, distance: float) -> float:
