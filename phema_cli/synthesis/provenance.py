@@ -120,6 +120,44 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
     }
 
 
+def otherwise(
+    metadata: Mapping[str, str], target: Profile, step: float, snapshots: Sequence[Snapshot]
+) -> str | None:
+    """How a checkpoint says that it is not what a target would be; None where it doesn't.
+
+    Args:
+        metadata: the checkpoint's.
+        target: the target.
+        step: its time as the trainer counts, but for combinations.
+        snapshots: what it would be made of.
+    """
+    try:
+        record = json.loads(metadata[PROVENANCE_KEY])
+        made, sources = record["target"], record["sources"]
+        weights = sorted((s["name"], s["weight"]) for s in sources if s["weight"])
+        before = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in sources}
+        was = f"is {_said(made)}"
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    wanted = describe(target, step)
+    if any(made[name] != wanted[name] for name in ("profile", "step")):
+        return f"{was}, not {_said(wanted)}"
+    now = [source_entry(s) for s in snapshots]
+    if isinstance(target, CombinationProfile):
+        rows = zip(target.places, target.weights, strict=True)
+        if weights != sorted((snapshots[i].name, float(w)) for i, w in rows if w):
+            return f"{was} of other snapshots, or by other weights"
+    known = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in now}
+    lost = sorted(str(source[0]) for source in before - known)
+    return f"{was} of other snapshots: {lost[0]} is not as it was" if lost else None
+
+
+def _said(target: Mapping[str, Any]) -> str:
+    """A target of a record, in words."""
+    step = target["step"]
+    return f"{target['profile']}{'' if step is None else f' at step {number_text(step)}'}"
+
+
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """The metadata of a checkpoint that say nothing of its average."""
     dropped = {*METADATA_FIELDS, PART_FIELD, *packing.KEYS, _LEGACY_HASH, PROVENANCE_KEY}

@@ -25,7 +25,7 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import distinct, reference
+from phema_cli.snapshots.base import distinct
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
@@ -166,9 +166,7 @@ def make_recipe(
         format=output_format(template, request.format),
     )
     limit = shard_limit(request, snapshots, scan.copy)
-    paths, kept = open_outputs(
-        request, targets, step, reference(snapshots), split=limit is not None
-    )
+    paths, kept = open_outputs(request, targets, step, snapshots, split=limit is not None)
     if targets and not kept:
         return None, paths
     open_targets = [targets[k] for k in kept]
