@@ -29,8 +29,9 @@ from phema_cli.sweep.families import SIGMA_REL, Family
 from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
 from phema_cli.sweep.results import Record
 from phema_cli.synthesis import find_dtype, make_recipe
+from phema_cli.synthesis.layout import CARD
 from phema_cli.synthesis.names import output_format
-from phema_cli.synthesis.provenance import CARD, command, source_entry
+from phema_cli.synthesis.provenance import command, source_entry
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.trainers.side_files import side_files
 

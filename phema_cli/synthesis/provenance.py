@@ -27,7 +27,7 @@ from phema_cli.request import SOLVING, SOURCES, Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD, notice
 from phema_cli.solver import Figures
-from phema_cli.synthesis.layout import Beside
+from phema_cli.synthesis.layout import CARD, Beside
 from phema_cli.trainers.base import read_object
 from phema_cli.trainers.side_files import SideFile, library_of
 
@@ -38,7 +38,6 @@ EXACT = "exact"
 RESERVED = frozenset({"format", PROVENANCE_KEY, *packing.KEYS, *METADATA_FIELDS})
 #: a hash of the file as it was before this entry was in it, which can't be made again.
 _LEGACY_HASH = "sshs_legacy_hash"
-CARD = "README.md"
 #: options that change what is in an output.
 _COUNTING = SOLVING | SOURCES | {"format", "dtype", "max_shard_size"}
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")

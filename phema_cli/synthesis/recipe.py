@@ -29,7 +29,7 @@ from phema_cli.snapshots.base import distinct
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import Beside, Output, lay_out
+from phema_cli.synthesis.layout import Beside, Output, card_beside, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
 from phema_cli.synthesis.packed import Rows, rows_of
@@ -192,7 +192,8 @@ def make_recipe(
     if request.side_files:
         recipe, about = _with_files_beside(recipe, [made_by[k] for k in kept])
         findings += about
-    return replace(recipe, findings=tuple(findings)), paths
+    outputs = tuple(replace(o, card=card_beside(o)) for o in recipe.outputs)
+    return replace(recipe, outputs=outputs, findings=tuple(findings)), paths
 
 
 def _statistics(recipe: Recipe) -> list[Finding]:
