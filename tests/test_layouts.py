@@ -315,6 +315,32 @@ def test_units_of_time_are_not_mixed(tmp_path):
     assert [s.tag.step for s in found] == [6, 9]
 
 
+def test_options_that_nothing_needs(tmp_path):
+    """A file that is not there is an error, and what changes nothing a notice, if no path needs it.
+
+    A phema.toml may be about other files.
+    """
+    for name, time in (("steps", {"global_step": 10}), ("epochs", {"epoch": 2})):
+        (tmp_path / name).mkdir()
+        torch.save({**time, "ema": {"w": torch.ones(2)}}, tmp_path / name / "a-gamma5.pt")
+    steps, epochs, names = tmp_path / "steps", tmp_path / "epochs", tmp_path / "names.pt"
+    idle = "notice: --names-from is not used: all tensors have names\n"
+    alone = "notice: --steps-per-epoch is not used: no snapshot counts epochs\n"
+    given = ("--gammas", 5, "--trust-tags")
+    done = phema("weights", steps, "-g", 5, *given, "--names-from", names)
+    assert (done.code, done.err) == (3, f"phema: {names}: no such file or directory\n")
+    torch.save({"w": torch.ones(2)}, names)
+    done = phema("weights", steps, "-g", 5, *given, "--names-from", names, "--steps-per-epoch", 3)
+    assert done.code == 0
+    assert idle in done.err
+    assert alone in done.err
+    done = phema("weights", steps, epochs, "-g", 5, *given, "--steps-per-epoch", 3)
+    assert done.code == 0
+    assert alone not in done.err
+    (steps / "phema.toml").write_text("steps_per_epoch = 3\nnames_from = 'a-gamma5.pt'\n")
+    assert "is not used" not in phema("weights", steps, "-g", 5, *given).err
+
+
 def test_toml_says_all_of_it(tmp_path, every_tenth):
     """phema.toml may hold what the options say, the command line goes before it."""
     folder, _ = every_tenth

@@ -10,24 +10,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.remote import to_path
+from phema_cli.formats.remote import no_such, to_path
 from phema_cli.globs import matching
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
 from phema_cli.snapshots.config import checked, read_config
 from phema_cli.snapshots.consistency import check
-from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
+from phema_cli.snapshots.files import ENDINGS, candidates, is_folder, is_there
 from phema_cli.snapshots.laws import do_without_laws, settle_laws
 from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
 from phema_cli.snapshots.tag import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
-from phema_cli.snapshots.times import are_counters, in_order, settle_times
+from phema_cli.snapshots.times import NO_EPOCHS, are_counters, in_order, settle_times
 from phema_cli.trainers.registry import parse_law
 
 #: what is scanned: a file, a directory, or several of them.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: what is told where ``--names-from`` changes nothing.
+_NAMED = notice("--names-from is not used: all tensors have names")
 #: averages that a scan's text names; of more it says how many.
-_NAMED = 4
+_LISTED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Scan:
         if count:
             labels = list(dict.fromkeys(s.tag.label for s in self.snapshots))
             first, last = (f"{self.snapshots[i].tag.step:.10g}" for i in (0, -1))
-            averages = ", ".join(labels) if len(labels) <= _NAMED else f"{len(labels)} averages"
+            averages = ", ".join(labels) if len(labels) <= _LISTED else f"{len(labels)} averages"
             steps = f"step {first}" if first == last else f"steps {first} to {last}"
             text += f": {averages}; {steps}"
         errors = sum(f.level == "error" for f in self.findings)
@@ -110,10 +112,13 @@ def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> S
             law is one; where times are not either, a file that has none comes after all others.
 
     Raises:
-        InputError: a path does not exist, or there is no snapshot at all.
+        InputError: a path, or a file of names, does not exist, or there is no snapshot at all.
         UsageError: an option fits no file, no average or no tensor.
     """
     command_line = checked(config or Config())
+    names = command_line.names_from
+    if names is not None and not is_there(to_path(names)):
+        raise no_such(names)
     roots = [paths] if isinstance(paths, str | os.PathLike) else paths
     # Headers of many tensors are objects without cycles that all stay: nothing to collect.
     collecting = gc.isenabled()
@@ -163,6 +168,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
             where=", ".join(str(p) for p in paths),
             remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
         )
+    findings = _without_idle(findings, command_line, len(paths))
     # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
     if needs == "names":
@@ -181,6 +187,16 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         roots=tuple(os.fspath(path) for path in paths),
     )
     return read.settled(copy, drop)
+
+
+def _without_idle(findings: Sequence[Finding], command_line: Config, roots: int) -> list[Finding]:
+    """Findings, without options that are not used where one of several paths may have used them.
+
+    A phema.toml may be about any files.
+    """
+    given = {NO_EPOCHS: command_line.steps_per_epoch, _NAMED: command_line.names_from}
+    dropped = [f for f, said in given.items() if said is None or findings.count(f) < roots]
+    return [f for f in findings if f not in dropped]
 
 
 def _below(root: Path, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
@@ -235,6 +251,8 @@ def _make(
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
+    if drafts and config.names_from is not None and not any(d.series.unnamed for d in drafts):
+        findings.append(_NAMED)
     for draft in drafts:
         try:
             snapshots.append(make_snapshot(draft, config, counters=counters, needs=needs))
