@@ -63,6 +63,28 @@ def every_tenth(tmp_path_factory):
     return ema_pytorch(tmp_path_factory.mktemp("lucid10") / "ckpts", (0.05, 0.1), 10)
 
 
+@pytest.mark.parametrize("widths", [(0.05, 0.28), (0.28, 0.05)])
+def test_an_average_that_is_too_long_to_be_of_use(tmp_path, widths):
+    """PostHocEMA's own widths with update_every=10: the messages lead to what can be averaged."""
+    folder, _ = ema_pytorch(tmp_path / "ckpts", widths, 10)
+    given = ("synthesize", folder, "-g", 1, "-o", tmp_path / "o.pt")
+    short, long = widths.index(0.05), widths.index(0.28)
+    assert "pass --gammas or --sigma-rels, as set in the trainer" in phema(*given).err
+    said = ("--sigma-rels", ",".join(map(str, widths)))
+    assert "; pass --update-every, as the trainer was told; else" in phema(*given, *said).err
+    done = phema(*given, *said, "--update-every", 10, verified=False)
+    assert done.code == 0, done.err
+    assert f"notice: {long}.100.pt and 19 others: left out: gamma 0.169344 averaged" in done.err
+    checked = phema("verify", tmp_path / "o.pt", folder, *said, "--update-every", 10)
+    assert checked.code == 0
+    # One value is that of the one index that is left.
+    only = ("--select", f"{short}.*", "--sigma-rels", 0.05, "--update-every", 10)
+    assert len(inspected(folder, *only)[0]) == 20
+    alone = phema(*given, "--select", f"{long}.*", "--sigma-rels", 0.28, "--update-every", 10)
+    assert alone.code == 3
+    assert "too long to be of use (and 19 more: see phema inspect); check" in alone.err
+
+
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
     """A run whose averages are lists without names."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from phema_cli.errors import CheckFailedError, UsageError
+from phema_cli.errors import CheckFailedError, InputError, UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
 from phema_cli.estimate.targets import needs_of
@@ -16,6 +16,7 @@ from phema_cli.profiles import CombinationProfile, Profile, RawProfile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Paths, Scan, Snapshot, scan
 from phema_cli.snapshots.base import distinct, is_float, reference
+from phema_cli.snapshots.scan import SPACING
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
     Movement,
@@ -108,8 +109,21 @@ def measure(scan: Scan, request: Request) -> Measured:
     found = sampling.sample(scan.snapshots, scan.copy, allow_nonfinite=request.allow_nonfinite)
     if found is None:
         return Measured()
-    tags = TagCheck() if scan.trust_tags else check_tags(scan.snapshots, found)
+    tags = TagCheck() if scan.trust_tags else _asking(check_tags(scan.snapshots, found), scan)
     return Measured(calibrate([s.tag.profile for s in scan.snapshots], found), tags)
+
+
+def _asking(tags: TagCheck, scan: Scan) -> TagCheck:
+    """The check, whose error asks first how often averages were updated if that is a guess."""
+    if SPACING not in {f.error.remedy for f in scan.findings}:
+        return tags
+    findings = []
+    for finding in tags.findings:
+        error = finding.error
+        remedy = f"pass --update-every, as the trainer was told; else {error.remedy}"
+        asking = InputError(error.what, where=error.where, remedy=remedy, option=error.option)
+        findings.append(replace(finding, error=asking) if finding.level == "error" else finding)
+    return replace(tags, findings=tuple(findings))
 
 
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:

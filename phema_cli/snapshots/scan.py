@@ -12,6 +12,7 @@ from pathlib import Path
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import no_such, to_path
 from phema_cli.globs import matching
+from phema_cli.profiles.grammar import TooLongError
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
 from phema_cli.snapshots.config import checked, read_config
@@ -26,6 +27,8 @@ from phema_cli.trainers.registry import parse_law
 
 #: what is scanned: a file, a directory, or several of them.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: what to do where nothing says how often averages were updated.
+SPACING = "pass --update-every, or the averages are not what they seem"
 #: what is told where ``--names-from`` changes nothing.
 _NAMED = notice("--names-from is not used: all tensors have names")
 #: averages that a scan's text names; of more it says how many.
@@ -251,27 +254,35 @@ def _make(
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
+    too_long: list[Finding] = []
     if drafts and config.names_from is not None and not any(d.series.unnamed for d in drafts):
         findings.append(_NAMED)
     for draft in drafts:
         try:
             snapshots.append(make_snapshot(draft, config, counters=counters, needs=needs))
         except PhemaError as error:
-            findings.append(finding_of(error, draft.file.candidate.name))
+            found = finding_of(error, draft.file.candidate.name)
+            (too_long if isinstance(error.__cause__, TooLongError) else findings).append(found)
             if draft.untagged:
-                untagged += _untagged(draft, config, findings[-1])
+                untagged += _untagged(draft, config, found)
+    # Others can do without them.
+    findings += map(_left_out, too_long) if snapshots else too_long
     if needs != "names":
         snapshots, doubles = without_doubles(snapshots, drafts)
         findings += doubles
     return Scan(tuple(snapshots), tuple(findings), untagged=tuple(untagged))
 
 
+def _left_out(finding: Finding) -> Finding:
+    """An error as the notice of a file that is not needed."""
+    return notice(f"left out: {finding.error.what}", finding.error.where)
+
+
 def _spacing_warnings(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """Warnings about averages of which nothing says how often they were updated."""
-    remedy = "pass --update-every, or the averages are not what they seem"
     powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
     for what in dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning):
-        yield Finding("warning", InputError(what, remedy=remedy))
+        yield Finding("warning", InputError(what, remedy=SPACING))
 
 
 def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged]:
