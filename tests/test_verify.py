@@ -389,6 +389,23 @@ def test_outputs_of_the_released_version_verify(tmp_path):
     )
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_broken_output_is_copied_or_made_again(sources, tmp_path, ending):
+    """No remedy names an option that leaves out one of the files that the command is about."""
+    out = tmp_path / f"out.{ending}"
+    synthesize(sources, gamma=7, output=out)
+    for size in (out.stat().st_size - 20, 50, 0):
+        with out.open("r+b") as file:
+            file.truncate(size)
+        done = phema("verify", out, sources)
+        assert done.code == 1
+        assert done.err.endswith("; copy it again, or synthesize it again\n")
+        for pair in ((out, sources / "ema-step0000025-gamma5.safetensors"), (out, out)):
+            done = phema("diff", *pair)
+            assert done.code == 3
+            assert done.err.endswith("; copy it again\n")
+
+
 def test_an_output_of_a_gpu_is_refused(sources, tmp_path):
     """0.1 could average on a GPU: its bits are not made again, and the message says so."""
     (out,) = synthesize(sources, gamma=7, output=tmp_path / "o")

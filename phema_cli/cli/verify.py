@@ -20,6 +20,7 @@ Sources = Annotated[
 ]
 #: which tensors were copied or left out is recorded.
 _SNAPSHOTS = SOURCES - {"copy", "drop"}
+_AGAIN = "synthesize it again"
 Full = Annotated[
     bool, options.option("--full", help="Check all values, not a random 64 MiB of them.")
 ]
@@ -93,4 +94,5 @@ def _read(out: Path) -> Checkpoint:
     try:
         return read_checkpoint(out)
     except (InputError, UnsafePickleError) as error:
-        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+        remedy = f"{error.remedy}, or {_AGAIN}" if error.remedy else _AGAIN
+        raise CheckFailedError(error.what, where=error.where, remedy=remedy) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.errors import InputError, PhemaError, UnsafePickleError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.image import PROVENANCE_KEY
@@ -26,6 +27,9 @@ from phema_cli.trainers.registry import FileReading, read_file
 
 #: keys that a message lists.
 _OFFERED = 8
+
+#: what is no remedy where a single file is named.
+_LEAVE_OUT = re.compile("(, or |; )?leave it out with --exclude")
 
 #: a field that the user gives for one file, and where.
 UserField = tuple[str, Origin]
@@ -111,8 +115,8 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
     try:
         file = _read(candidate, keyed=key is not None)
         series = [d.series for d in drafts_of([file], [key] if key else [])]
-    except (InputError, UsageError) as error:
-        raise error.at(candidate.path) from error
+    except (InputError, UnsafePickleError, UsageError) as error:
+        raise _of_a_file(error).at(candidate.path) from error
     stored = file.stored
     found = [s for s in series if s.role == "average"] or series
     # Where no tensors are weights, the only ones count.
@@ -124,9 +128,15 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
         raise InputError(
             f"holds {len(found)} dicts of tensors" if found else "holds no dict of tensors",
             where=candidate.path,
-            remedy=f"pass --key with one of {keys}" if found else "leave it out: --exclude",
+            remedy=f"pass --key with one of {keys}" if found else "pass a checkpoint",
         )
     return stored.checkpoint(found[0])
+
+
+def _of_a_file(error: PhemaError) -> PhemaError:
+    """The error of a file that the user names itself: nothing is left over without it."""
+    remedy = _LEAVE_OUT.sub("", error.remedy or "") or None
+    return type(error)(error.what, where=error.where, remedy=remedy, option=error.option)
 
 
 def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
