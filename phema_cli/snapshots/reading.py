@@ -31,6 +31,11 @@ _OFFERED = 8
 #: what is no remedy where a single file is named.
 _LEAVE_OUT = re.compile("(, or |; )?leave it out with --exclude")
 
+
+class NothingNestedError(UsageError):
+    """A key is given of files that are weights and nothing else."""
+
+
 #: a field that the user gives for one file, and where.
 UserField = tuple[str, Origin]
 
@@ -289,7 +294,8 @@ def drafts_of(
         names = dict.fromkeys(s.key for file in files for s in file.reading.series)
         names |= dict.fromkeys(k for file in files for k in file.stored.dicts)
         listed = ", ".join([name for name in names if name != "."][:_OFFERED])
-        raise UsageError(
+        kind = UsageError if listed else NothingNestedError
+        raise kind(
             f"no dict of tensors, and no prefix of their names, is {next(iter(missing))!r}",
             remedy=f"there are {listed}" if listed else "leave --key out: no dict is nested",
         )
