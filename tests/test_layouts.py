@@ -75,8 +75,9 @@ def test_an_average_that_is_too_long_to_be_of_use(tmp_path, widths):
     done = phema(*given, *said, "--update-every", 10, verified=False)
     assert done.code == 0, done.err
     assert f"notice: {long}.100.pt and 19 others: left out: gamma 0.169344 averaged" in done.err
-    checked = phema("verify", tmp_path / "o.pt", folder, *said, "--update-every", 10)
-    assert checked.code == 0
+    assert phema("verify", tmp_path / "o.pt", folder, *said, "--update-every", 10).code == 0
+    # The options are recorded.
+    assert phema("verify", tmp_path / "o.pt", folder).code == 0
     # One value is that of the one index that is left.
     only = ("--select", f"{short}.*", "--sigma-rels", 0.05, "--update-every", 10)
     assert len(inspected(folder, *only)[0]) == 20

@@ -23,7 +23,7 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
-from phema_cli.request import SOLVING, SOURCES, Request
+from phema_cli.request import SOLVING, SOURCES, Config, Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD, notice
 from phema_cli.solver import Figures
@@ -41,6 +41,11 @@ _LEGACY_HASH = "sshs_legacy_hash"
 #: options that change what is in an output.
 _COUNTING = SOLVING | SOURCES | {"format", "dtype", "max_shard_size"}
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
+#: options that say what snapshots are, as a phema.toml may have them; none is a path.
+SAID = (
+    *("average", "exclude", "gammas", "key", "pattern", "raw", "select", "sigma_rels"),
+    *("steps_per_epoch", "trust_tags", "update_every"),
+)
 #: sources that the text lists; the head has all of them.
 _LISTED = 20
 #: smaller weights are 0 to the digits that texts and tables have.
@@ -56,6 +61,7 @@ def provenance(
     method: str,
     copy: Sequence[str],
     drop: Sequence[str] = (),
+    config: Config | None = None,
 ) -> str:
     """How an output was made, as JSON: sorted keys, no time of day, no path.
 
@@ -68,6 +74,7 @@ def provenance(
         method: the method that solved the weights.
         copy: globs of tensors that were copied.
         drop: globs of tensors that were left out.
+        config: what the user said of the snapshots.
     """
     numbers: dict[str, float | None] = asdict(figures)
     record: dict[str, Any] = {
@@ -83,7 +90,16 @@ def provenance(
     }
     if drop:
         record["drop"] = sorted(drop)
+    if said := _said_of(config):
+        record["options"] = said
     return _dumps(record | {"digest": _digest(record)})
+
+
+def _said_of(config: Config | None) -> dict[str, Any]:
+    """What the user has said of the snapshots, as a phema.toml may have it."""
+    said = {name: value for name in SAID if (value := getattr(config, name, None))}
+    # From Python numbers may be of any kind.
+    return said | {n: [*map(float, said[n])] for n in ("gammas", "sigma_rels") if n in said}
 
 
 def is_whole(record: dict[str, Any]) -> bool:

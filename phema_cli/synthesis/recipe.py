@@ -253,7 +253,7 @@ def assemble(
     if origins is None:
         copied = [{own, *map(kept.index, spare)} for own in bases]
         origins = [
-            provenance(*made, step, figures, request.method, copy, drop)
+            provenance(*made, step, figures, request.method, copy, drop, request.config)
             for made, figures in zip(
                 _made(sources, targets, weights, copied), solution.figures, strict=True
             )
