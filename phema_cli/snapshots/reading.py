@@ -207,11 +207,21 @@ def read_files(
             files.append(file)
             # Not before: another name of the file may be the selected one.
             seen.add(identity)
-    return files, [*findings, *(_lost_rows(listed, toml) if files else ())]
+    lost = _lost_rows(listed, toml, config) if files else ()
+    return files, [*findings, *lost]
 
 
-def _lost_rows(listed: Sequence[Candidate], toml: Config) -> Iterator[Finding]:
-    """A notice of rows in phema.toml that name no file, which may be misspelt; of all in one."""
+def _lost_rows(listed: Sequence[Candidate], toml: Config, config: Config) -> Iterator[Finding]:
+    """Notices of what in phema.toml fits no file, and may be misspelt: rows, of all in one, globs.
+
+    Args:
+        listed: the candidates.
+        toml: what it says.
+        config: the same below the user's options.
+    """
+    if config.select == toml.select:
+        for glob in matching(toml.select).unused(t for c in listed for t in c.texts):
+            yield notice(f"select {glob!r:.200} matches no file", FILE_NAME)
     names = {name for c in listed for name in (c.relative.as_posix(), c.name)}
     lost = [name for name in toml.snapshots if name not in names]
     if lost:

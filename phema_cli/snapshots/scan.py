@@ -15,7 +15,7 @@ from phema_cli.globs import matching
 from phema_cli.profiles.grammar import TooLongError
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
-from phema_cli.snapshots.config import checked, read_config
+from phema_cli.snapshots.config import FILE_NAME, checked, read_config
 from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder, is_there
 from phema_cli.snapshots.laws import do_without_laws, settle_laws
@@ -140,7 +140,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
-    unmatched = command_line.typed_files
+    unmatched, unselected = command_line.typed_files, 0
     for root in map(to_path, paths):
         folder = is_folder(root)
         toml = read_config(root) if folder else Config(origin="phema.toml")
@@ -151,6 +151,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         unmatched = tuple(typed for typed in unmatched if typed[1] in unused)
         files, faults = read_files(listed, command_line, toml, seen, outputs=needs == "names")
         findings += faults
+        unselected += len(listed) - len(files) - len(faults)
         try:
             tagged = _tag(files, command_line, toml, needs)
         except UsageError as error:
@@ -165,12 +166,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         option, glob = unmatched[0]
         raise UsageError(f"{option} {glob!r} matches no file", remedy="see phema inspect")
     if not snapshots and not any(f.level == "error" for f in findings):
-        left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
-        raise InputError(
-            f"no snapshots found{left}",
-            where=", ".join(str(p) for p in paths),
-            remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
-        )
+        raise _nothing(", ".join(map(str, paths)), findings, unselected)
     findings = _without_idle(findings, command_line, len(paths))
     # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
@@ -190,6 +186,20 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         roots=tuple(os.fspath(path) for path in paths),
     )
     return read.settled(copy, drop)
+
+
+def _nothing(where: str, findings: Sequence[Finding], unselected: int) -> InputError:
+    """The error where there is no snapshot: what was left out, or was not selected."""
+    left = [f.error for f in findings if f.error.what.startswith("left out")]
+    if unselected and not left:
+        return InputError(
+            f"no snapshots found: select and exclude leave out all {unselected} files",
+            where=where,
+            remedy=f"change --select and --exclude, or these lines of {FILE_NAME}",
+        )
+    out = f" ({len(left)} files were left out: {left[0]})" if left else ""
+    remedy = f"snapshots are files ending in {', '.join(ENDINGS)}"
+    return InputError(f"no snapshots found{out}", where=where, remedy=remedy)
 
 
 def _without_idle(findings: Sequence[Finding], command_line: Config, roots: int) -> list[Finding]:
