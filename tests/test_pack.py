@@ -206,6 +206,9 @@ def test_no_directory_gets_each_snapshot_twice(tmp_path):
             assert done.code == 2
             assert "pass -o with a directory outside of it" in done.err
     assert phema("pack", ".", "-o", "packed", cwd=source).code == 2
+    refused = phema("pack", source, "-o", tmp_path / "all.safetensors")
+    assert refused.code == 2
+    assert "all.safetensors is the name of a file, and several are written" in refused.err
     assert sorted(source.iterdir()) == files
     assert phema("pack", *files, "-o", tmp_path / "in-packed", "-q").code == 0
 

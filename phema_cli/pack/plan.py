@@ -25,6 +25,7 @@ from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import PART_FIELD, Finding, Tag, notice, snapshot_name, step_name
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.synthesis.names import directory
 from phema_cli.synthesis.provenance import carried_metadata
 from phema_cli.trainers.side_files import side_files
 
@@ -161,9 +162,9 @@ def _check_place(output: str, snapshots: Sequence[Snapshot]) -> None:
     """Refuse a directory in which the next scan would find each snapshot twice.
 
     Raises:
-        UsageError: it is one of those that the snapshots lie in, or inside of one.
+        UsageError: it is one of those that the snapshots lie in, or inside of one, or a file.
     """
-    place = Path(os.path.realpath(output))
+    place = Path(os.path.realpath(directory(output)))
     for root in dict.fromkeys(s.root for s in snapshots if not is_remote(s.root)):
         if place.is_relative_to(os.path.realpath(root)):
             raise UsageError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phema_cli.errors import InputError, UnsafePickleError, UsageError
-from phema_cli.formats import FORMATS, read, writable
+from phema_cli.formats import FORMATS, endings, read, writable
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
@@ -51,6 +51,22 @@ def output_format(template: str | None, asked: str | None) -> str:
             remedy="leave --format out, or change the ending",
         )
     return asked
+
+
+def directory(output: str) -> Path:
+    """The directory that ``-o`` names, of commands that write several files.
+
+    Raises:
+        UsageError: it is a file, or has the name of one.
+    """
+    path = Path(output)
+    if not path.is_dir() and (path.exists() or path.name.endswith(endings())):
+        raise UsageError(
+            f"-o {output} is {'' if path.exists() else 'the name of '}a file, and several are "
+            "written",
+            remedy="pass -o DIRECTORY",
+        )
+    return path
 
 
 def open_outputs(
