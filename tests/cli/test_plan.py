@@ -217,7 +217,7 @@ def test_what_a_run_does_not_say_is_asked_for_where_plan_reads_it(tmp_path):
     left = dit(tmp_path / "run")
     run = phema("plan", "--like", "run", cwd=tmp_path)
     assert run.code == 3
-    assert run.err.endswith("; say it in a phema.toml there; phema inspect run says how\n")
+    assert "; phema inspect run says what to pass: write it into a phema.toml there" in run.err
     law = next(law for law in left.series if law != "raw")
     (tmp_path / "run" / "phema.toml").write_text(f'average = "{law}"\n')
     assert phema("plan", "--like", "run", cwd=tmp_path).code == 0
@@ -232,7 +232,7 @@ def test_a_run_that_cannot_be_measured_is_mended_where_plan_reads_it(ckpts):
     tensors["w"].view(-1)[0] = math.nan
     save_file(tensors, path, metadata)
     run = phema("plan", "--like", ckpts)
-    assert (run.code, "; say it in a phema.toml there; phema inspect" in run.err) == (3, True)
+    assert (run.code, "says what to pass: write it into a phema.toml" in run.err) == (3, True)
     told = phema("inspect", ckpts)
     assert "leave the snapshot out with --exclude, or the tensor with --copy" in told.out
     assert phema("inspect", ckpts, "--exclude", path.name).code == 0
