@@ -29,6 +29,7 @@ class Option:
         most: the largest number allowed.
         required: whether the command line has to give it.
         common: whether most people need it: the help lists it before all groups.
+        variable: the environment variable, where PHEMA_<OPTION> has values of another kind.
     """
 
     help: str
@@ -41,6 +42,7 @@ class Option:
     most: float | None = None
     required: bool = False
     common: bool = False
+    variable: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,8 @@ class Request:
         max_error: refuse to write where ``expected_error`` is above this.
         dry_run: whether all is decided and nothing is written.
         overwrite: whether existing outputs are replaced.
-        skip_existing: whether targets whose output exists are left out.
+        skip_existing: whether targets whose output exists are left out; one that says itself that
+            it is something else is refused.
         side_files: whether an output that is a directory gets what its newest source has beside the
             weights (settings, tokenizer, ...), and a model card.
         config: how snapshots are found and read.
@@ -200,7 +201,7 @@ class Request:
         max_memory: bytes that phema may take above what torch takes.
 
     Raises:
-        UsageError: more jobs than 256, or fewer than one.
+        UsageError: more jobs than 256, or fewer than one; overwrite with skip_existing.
     """
 
     gamma: float | Sequence[float] = option(
@@ -322,6 +323,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.jobs is not None and not 1 <= self.jobs <= MOST_JOBS:
             raise UsageError(f"{self.jobs} jobs are not from 1 to {MOST_JOBS}")
+        if self.overwrite and self.skip_existing:
+            raise UsageError(
+                "overwrite and skip_existing say two things", remedy="keep one of them"
+            )
 
 
 def _several(numbers: float | Sequence[float]) -> tuple[float, ...]:

@@ -260,6 +260,8 @@ FORGED = {
     "a source twice": lambda record: record["sources"].append(record["sources"][0]),
     "globs": lambda record: record.update(copy=["*" * 5000]),
     "a name": lambda record: record["sources"][0].update(name=["a"]),
+    "options": lambda record: record.update(options=["raw"]),
+    "an option": lambda record: record.update(options={"names_from": "/etc/passwd"}),
 }
 
 

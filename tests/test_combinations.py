@@ -472,3 +472,24 @@ def test_a_window_longer_than_the_run(checkpoints, profile, told):
     done = phema("weights", checkpoints[0], "--raw", "--profile", profile)
     assert done.code == 0
     assert ("longer than the 5000 steps" in done.err) == told
+
+
+def test_raw_weights_that_are_stored_are_exact(tmp_path):
+    """A copy has no error, however few snapshots there are; between two of them is an estimate."""
+    for step in (10, 20):
+        save_file({"w": torch.randn(50)}, tmp_path / f"weights-step{step}.safetensors")
+    asked = ("weights", tmp_path, "--raw", "--profile", "raw", "--trust-tags", "--json")
+    for options, verdict in (
+        ((), "exact"),
+        (("--step", 10), "exact"),
+        (("--select", "*20*"), "exact"),
+        (("--step", 15), "poor"),
+    ):
+        (target,) = phema(*asked, *options).json["targets"]
+        assert target["verdict"] == verdict
+    out = tmp_path / "o.pt"
+    made = ("synthesize", tmp_path, *asked[2:-1], "-o", out, "--max-error", 0.1)
+    assert phema(*made).code == 0
+    assert phema("diff", out, tmp_path / "weights-step20.safetensors").code == 0
+    refused = phema(*made, "--step", 15, "--overwrite")
+    assert (refused.code, "raw has no expected_error" in refused.err) == (2, True)

@@ -395,8 +395,10 @@ def test_outputs_that_exist(large, tmp_path):
     assert sorted(content(out)) == [".metadata", "__0_0.distcp", "notes.txt"]
     # Without its index it is not complete, and is made again.
     (out / ".metadata").unlink()
-    assert phema(*call, "--skip-existing", cwd=tmp_path).code == 2
-    run(*call, "--skip-existing", "--overwrite", cwd=tmp_path)
+    refused = phema(*call, "--skip-existing", cwd=tmp_path)
+    assert refused.code == 2
+    assert "is not complete; pass --overwrite in place of --skip-existing" in refused.err
+    run(*call, "--overwrite", cwd=tmp_path)
     assert (out / ".metadata").exists()
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from phema_cli.errors import InputError
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.verify.diff import compare
-from tests.builders import read_index
+from tests.builders import phema, read_index
 
 
 def difference(tmp_path, a, b):
@@ -41,6 +41,26 @@ def test_every_type_can_differ(tmp_path, cast):
     b = torch.tensor([1.0, 2.0, 0.0]).to(cast)
     assert difference(tmp_path, {"x": a}, {"x": a}).worst == 0
     assert difference(tmp_path, {"x": a}, {"x": b}).worst > 0
+
+
+def test_a_key_is_of_the_file_that_has_dicts(tmp_path):
+    """What is nothing but weights needs none, as an output, and an unknown key is refused."""
+    a, b = {"x": torch.ones(2)}, {"x": torch.zeros(2)}
+    torch.save({"ema": a, "model": b}, tmp_path / "nested.pt")
+    torch.save({"other": a, "third": b}, tmp_path / "nested2.pt")
+    save_file(b, tmp_path / "plain.safetensors")
+    torch.save(a, tmp_path / "plain.pt")
+    for pair in (("nested.pt", "plain.safetensors"), ("plain.safetensors", "nested.pt")):
+        assert phema("diff", *pair, "--key", "model", cwd=tmp_path).code == 0
+        assert phema("diff", *pair, "--key", "ema", cwd=tmp_path).code == 1
+    for pair, message in (
+        (("nested.pt", "nested2.pt"), "nested2.pt: no dict of tensors, and no prefix"),
+        (("nested2.pt", "plain.pt"), "nested2.pt: no dict of tensors, and no prefix"),
+        (("plain.pt", "plain.safetensors"), "leave --key out: no dict is nested"),
+    ):
+        refused = phema("diff", *pair, "--key", "model", cwd=tmp_path)
+        assert refused.code == 2
+        assert message in refused.err
 
 
 def test_strided_tensors_are_compared_in_order(tmp_path):

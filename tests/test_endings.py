@@ -49,9 +49,12 @@ def one_line(ended, code, *words):
 def test_a_closed_stdout(ckpts):
     """What can't be told anybody is an error, and no file gets the descriptor of stdout."""
     one_line(shell("$PHEMA inspect été >&-", ckpts.parent), 5, "stdout", "Bad file descriptor")
-    one_line(shell("$PHEMA inspect été >/dev/full", ckpts.parent), 5, "stdout", "No space left")
+    ended = shell("$PHEMA inspect été >/dev/full", ckpts.parent)
+    one_line(ended, 5, "stdout", "No space left", "and run the command again")
     ended = shell("$PHEMA synthesize -g 7 été -o closed.safetensors -q >&-", ckpts.parent)
-    one_line(ended, 5, "stdout")
+    one_line(ended, 5, "stdout", "; all outputs are written")
+    ended = shell("$PHEMA pack été -o packed -q >/dev/full", ckpts.parent)
+    one_line(ended, 5, "No space left on device; all outputs are written")
     assert shell("$PHEMA verify closed.safetensors été --full -q", ckpts.parent) == (0, "", "")
     assert shell("$PHEMA inspect nothing 2>&-", ckpts.parent) == (3, "", "")
     assert shell("$PHEMA inspect été --json <&- >&- 2>&-", ckpts.parent) == (5, "", "")

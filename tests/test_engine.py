@@ -419,6 +419,9 @@ def test_existing_outputs_are_kept_unless_told(ckpts, tmp_path):
         synthesize(ckpts, gamma=7, output=path)
     assert path.read_text() == "mine"
     request = Request(gamma=(7.0,), output=str(path), skip_existing=True)
+    with pytest.raises(UsageError, match="can't be read"):
+        make_recipe(scan([ckpts]), request)
+    save_file({"w": torch.ones(3)}, path)
     assert make_recipe(scan([ckpts]), request) == (None, [path])
     synthesize(ckpts, gamma=7, output=path, overwrite=True)
     assert "w" in load_file(path)

@@ -63,6 +63,29 @@ def every_tenth(tmp_path_factory):
     return ema_pytorch(tmp_path_factory.mktemp("lucid10") / "ckpts", (0.05, 0.1), 10)
 
 
+@pytest.mark.parametrize("widths", [(0.05, 0.28), (0.28, 0.05)])
+def test_an_average_that_is_too_long_to_be_of_use(tmp_path, widths):
+    """PostHocEMA's own widths with update_every=10: the messages lead to what can be averaged."""
+    folder, _ = ema_pytorch(tmp_path / "ckpts", widths, 10)
+    given = ("synthesize", folder, "-g", 1, "-o", tmp_path / "o.pt")
+    short, long = widths.index(0.05), widths.index(0.28)
+    assert "pass --gammas or --sigma-rels, as set in the trainer" in phema(*given).err
+    said = ("--sigma-rels", ",".join(map(str, widths)))
+    assert "; pass --update-every, as the trainer was told; else" in phema(*given, *said).err
+    done = phema(*given, *said, "--update-every", 10, verified=False)
+    assert done.code == 0, done.err
+    assert f"notice: {long}.100.pt and 19 others: left out: gamma 0.169344 averaged" in done.err
+    assert phema("verify", tmp_path / "o.pt", folder, *said, "--update-every", 10).code == 0
+    # The options are recorded.
+    assert phema("verify", tmp_path / "o.pt", folder).code == 0
+    # One value is that of the one index that is left.
+    only = ("--select", f"{short}.*", "--sigma-rels", 0.05, "--update-every", 10)
+    assert len(inspected(folder, *only)[0]) == 20
+    alone = phema(*given, "--select", f"{long}.*", "--sigma-rels", 0.28, "--update-every", 10)
+    assert alone.code == 3
+    assert "too long to be of use (and 19 more: see phema inspect); check" in alone.err
+
+
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
     """A run whose averages are lists without names."""
@@ -313,6 +336,32 @@ def test_units_of_time_are_not_mixed(tmp_path):
     assert "its time is in epochs, but that of b-gamma5.pt is in steps" in str(errors[0])
     found = scan([tmp_path], replace(said, steps_per_epoch=3)).require()
     assert [s.tag.step for s in found] == [6, 9]
+
+
+def test_options_that_nothing_needs(tmp_path):
+    """A file that is not there is an error, and what changes nothing a notice, if no path needs it.
+
+    A phema.toml may be about other files.
+    """
+    for name, time in (("steps", {"global_step": 10}), ("epochs", {"epoch": 2})):
+        (tmp_path / name).mkdir()
+        torch.save({**time, "ema": {"w": torch.ones(2)}}, tmp_path / name / "a-gamma5.pt")
+    steps, epochs, names = tmp_path / "steps", tmp_path / "epochs", tmp_path / "names.pt"
+    idle = "notice: --names-from is not used: all tensors have names\n"
+    alone = "notice: --steps-per-epoch is not used: no snapshot counts epochs\n"
+    given = ("--gammas", 5, "--trust-tags")
+    done = phema("weights", steps, "-g", 5, *given, "--names-from", names)
+    assert (done.code, done.err) == (3, f"phema: {names}: no such file or directory\n")
+    torch.save({"w": torch.ones(2)}, names)
+    done = phema("weights", steps, "-g", 5, *given, "--names-from", names, "--steps-per-epoch", 3)
+    assert done.code == 0
+    assert idle in done.err
+    assert alone in done.err
+    done = phema("weights", steps, epochs, "-g", 5, *given, "--steps-per-epoch", 3)
+    assert done.code == 0
+    assert alone not in done.err
+    (steps / "phema.toml").write_text("steps_per_epoch = 3\nnames_from = 'a-gamma5.pt'\n")
+    assert "is not used" not in phema("weights", steps, "-g", 5, *given).err
 
 
 def test_toml_says_all_of_it(tmp_path, every_tenth):

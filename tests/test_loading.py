@@ -325,6 +325,34 @@ def test_weights_alone(tmp_path, folders):
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.parametrize("shape", [("--no-side-files",), ("--max-shard-size", "1KB")])
+def test_a_card_goes_with_its_weights(tmp_path, folders, shape):
+    """Weights that replace others leave no card of these; what else lies there stays."""
+    out, asked = tmp_path / "merged", ("synthesize", folders, "--raw", "--trust-tags", "-g")
+    synthesized(folders, out)
+    assert "phema synthesize" in (out / "README.md").read_text()
+    alone = ("-o", out, "--no-side-files", *shape)
+    assert phema(*asked, 4, *alone).code == 2
+    assert (out / "README.md").exists()
+    assert phema(*asked, 4, *alone, "--overwrite").code == 0
+    names = {p.name for p in out.iterdir()}
+    assert "README.md" not in names
+    assert "config.json" in names
+    (out / "README.md").write_text("mine")
+    assert phema(*asked, 3, *alone, "--overwrite").code == 0
+    assert (out / "README.md").read_text() == "mine"
+
+
+def test_a_card_goes_with_a_file_of_its_name_alone(tmp_path, folders):
+    """Another file beside the weights is not what the card speaks of."""
+    out, asked = tmp_path / "merged", ("synthesize", folders, "--raw", "--trust-tags", "-g", 4)
+    synthesized(folders, out)
+    for name, stays in (("other.safetensors", True), ("model.safetensors", False)):
+        for _ in range(2):
+            assert phema(*asked, "-o", out / name, "--overwrite").code == 0
+        assert (out / "README.md").exists() is stays
+
+
 def test_what_stands_beside_is_of_the_targets_source(tmp_path, folders):
     """An earlier target has the files of its own time."""
     synthesized(folders, tmp_path / "merged", "--step", 60)

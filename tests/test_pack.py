@@ -195,6 +195,24 @@ def test_faults_leave_nothing(tmp_path):
     assert digests(out) == before
 
 
+def test_no_directory_gets_each_snapshot_twice(tmp_path):
+    """Among the snapshots themselves nothing is packed, however they and the place are named."""
+    source = write_averages(tmp_path / "in")
+    (tmp_path / "link").symlink_to(source)
+    files = sorted(source.iterdir())
+    for paths in ([source], files, [tmp_path / "link"]):
+        for out in (source, source / "packed", tmp_path / "link/deep/packed"):
+            done = phema("pack", *paths, "-o", out, "--dry-run")
+            assert done.code == 2
+            assert "pass -o with a directory outside of it" in done.err
+    assert phema("pack", ".", "-o", "packed", cwd=source).code == 2
+    refused = phema("pack", source, "-o", tmp_path / "all.safetensors")
+    assert refused.code == 2
+    assert "all.safetensors is the name of a file, and several are written" in refused.err
+    assert sorted(source.iterdir()) == files
+    assert phema("pack", *files, "-o", tmp_path / "in-packed", "-q").code == 0
+
+
 def test_workers_and_memory_show_in_no_byte(tmp_path):
     """The same files for any number of workers and any memory."""
     source = write_averages(tmp_path / "in", size=40_000)
@@ -302,9 +320,11 @@ def test_tensors_tied_in_some_snapshots_only(tmp_path, tied):
     for i, step in enumerate(STEPS):
         a, b = torch.randn(2, 300)
         tensors = {"a": a, "b": a if i == tied else b}
-        torch.save({"ema": tensors, "gamma": 5.0}, tmp_path / f"s-step{step}-gamma5.pt")
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        torch.save({"ema": tensors, "gamma": 5.0}, folder / f"s-step{step}-gamma5.pt")
         stored.append(tensors)
-    done = phema("pack", tmp_path, "-o", tmp_path / "out", "--key", "ema", "-q", "--trust-tags")
+    done = phema("pack", folder, "-o", tmp_path / "out", "--key", "ema", "-q", "--trust-tags")
     assert done.code == 0, done.err
     found = scan([tmp_path / "out"]).require()
     for snapshot, tensors in zip(found, stored, strict=True):

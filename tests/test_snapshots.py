@@ -863,6 +863,26 @@ def test_only_left_out(tmp_path):
     assert caught.value.where == str(tmp_path)
 
 
+def test_nothing_is_selected(tmp_path):
+    """Where globs leave out all files, in phema.toml or of all kinds, the error says so."""
+    put(tmp_path, "a-step1-gamma5.safetensors")
+    put(tmp_path, "b-step2-gamma5.safetensors")
+    message = "no snapshots found: select and exclude leave out all 2 files"
+    with pytest.raises(InputError, match=message):
+        scan([tmp_path], Config(exclude=("*",)))
+    for line in ('select = ["c*"]', 'exclude = ["*"]'):
+        (tmp_path / "phema.toml").write_text(line)
+        with pytest.raises(InputError, match=message) as caught:
+            scan([tmp_path])
+        assert "these lines of phema.toml" in caught.value.remedy
+    # One of several is told, unless --select counts in its place.
+    (tmp_path / "phema.toml").write_text('select = ["a*", "c*"]')
+    told = [str(f.error) for f in scan([tmp_path]).findings if f.level == "notice"]
+    assert told == ["phema.toml: select 'c*' matches no file"]
+    found = scan([tmp_path], Config(select=("b*",)))
+    assert not [f for f in found.findings if f.level == "notice"]
+
+
 def test_empty_directory(tmp_path):
     """A directory without snapshots is an error that names it and the endings looked for."""
     with pytest.raises(InputError, match="no snapshots found") as caught:

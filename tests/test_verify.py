@@ -389,6 +389,56 @@ def test_outputs_of_the_released_version_verify(tmp_path):
     )
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_broken_output_is_copied_or_made_again(sources, tmp_path, ending):
+    """No remedy names an option that leaves out one of the files that the command is about."""
+    out = tmp_path / f"out.{ending}"
+    synthesize(sources, gamma=7, output=out)
+    for size in (out.stat().st_size - 20, 50, 0):
+        with out.open("r+b") as file:
+            file.truncate(size)
+        done = phema("verify", out, sources)
+        assert done.code == 1
+        assert done.err.endswith("; copy it again, or synthesize it again\n")
+        for pair in ((out, sources / "ema-step0000025-gamma5.safetensors"), (out, out)):
+            done = phema("diff", *pair)
+            assert done.code == 3
+            assert done.err.endswith("; copy it again\n")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("--raw",),
+        ("--gammas", 5, "--update-every", 3, "--copy", "b"),
+        ("--average", "exponential:beta=0.9", "--exclude", "*20.pt", "--pattern", r"(?P<step>\d+)"),
+        ("--key", "w", "--raw", "--select", "*.pt"),
+    ],
+)
+def test_options_of_the_synthesis_are_recorded(tmp_path, said):
+    """What was said of the snapshots needs not be said again; what is said now goes before."""
+    (tmp_path / "in").mkdir()
+    for step in (10, 20, 30, 40):
+        state = {"w": {"a": torch.randn(4, 5), "b": torch.randn(3)}}
+        state = state if "--key" in said else state["w"]
+        torch.save(state, tmp_path / f"in/weights-step{step}.pt")
+    asked = ("synthesize", tmp_path / "in", "-g", 3, *said, "--trust-tags", "--no-sample")
+    for name in ("o.safetensors", "p.safetensors"):
+        done = phema(*asked, "-o", tmp_path / name)
+        assert done.code == 0, done.err
+    out = tmp_path / "o.safetensors"
+    assert out.read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+    assert phema("verify", out, tmp_path / "in", "--full").code == 0
+    assert phema("verify", out, tmp_path / "in", *said[:2], "--gammas", 7).code != 0
+    record = provenance_of(read_checkpoint(out))
+    assert_fits(record)
+    config = said[0].removeprefix("--").replace("-", "_")
+    assert config in record["options"]
+    # What is no value of an option counts as if it were not there.
+    rewritten(out, lambda record: record["options"].update(dict.fromkeys(record["options"], 1.5)))
+    assert phema("verify", out, tmp_path / "in").code == 1
+
+
 def test_an_output_of_a_gpu_is_refused(sources, tmp_path):
     """0.1 could average on a GPU: its bits are not made again, and the message says so."""
     (out,) = synthesize(sources, gamma=7, output=tmp_path / "o")

@@ -83,7 +83,8 @@ def phema(
     weighting, as a linear combination.
 
     Results are on stdout and everything else on stderr. Every option also reads an environment
-    variable: PHEMA_GAMMA for --gamma.
+    variable: PHEMA_GAMMA for --gamma; but PHEMA_PLAN_KEEP and PHEMA_DEMO_STEPS are those of plan
+    --keep and demo --steps, as sweep --keep and plan --steps take other values.
 
     Examples:
       What a directory of snapshots can give:

@@ -19,7 +19,15 @@ _VALIDATE = "validate.py"
 
 Directory = Annotated[Path, typer.Argument(help="Directory for all files.", metavar="DIR")]
 Steps = Annotated[
-    int, options.option("--steps", help="Training steps.", min=20, max=1_000_000, metavar="N")
+    int,
+    options.option(
+        "--steps",
+        help="Training steps.",
+        min=20,
+        max=1_000_000,
+        metavar="N",
+        variable="PHEMA_DEMO_STEPS",
+    ),
 ]
 Force = Annotated[bool, options.option("--force", help="Replace the files of an earlier demo.")]
 

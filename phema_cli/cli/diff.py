@@ -52,10 +52,9 @@ def diff(
       Every tensor, for a script:
         $ phema diff demo/truth/*-gamma7.safetensors ema.pt --tolerance 1 --json
     """
-    from phema_cli.snapshots.reading import read_checkpoint
-    from phema_cli.verify.diff import compare
+    from phema_cli.verify.diff import compare, read_pair
 
-    first, second = read_checkpoint(a, config.key), read_checkpoint(b, config.key)
+    first, second = read_pair(a, b, config.key)
     with render.progress("comparing", first.size_bytes + second.size_bytes, quiet=quiet) as bar:
         comparison = compare(first, second, bar)
     passed = comparison.worst <= tolerance

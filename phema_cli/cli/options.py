@@ -19,9 +19,10 @@ GENERAL = "General"
 
 
 def option(*names: str, help: str, panel: str | None = GENERAL, **more: Any) -> Any:  # noqa: A002, ANN401 - typer's own names and types
-    """A typer option that also reads ``PHEMA_<OPTION>``."""
+    """A typer option that also reads ``PHEMA_<OPTION>``, or a ``variable`` of its own."""
     long = next(n for n in names if n.startswith("--")).partition("/")[0]
-    variable = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
+    own = "PHEMA_" + long.removeprefix("--").replace("-", "_").upper()
+    variable = more.pop("variable", None) or own
     return typer.Option(
         *names, help=help, rich_help_panel=panel, envvar=variable, show_envvar=False, **more
     )
@@ -93,6 +94,7 @@ def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
         *([says.short] if says.short else []),
         help=says.help,
         panel=None if says.common else says.group,
+        variable=says.variable,
         **more,
     )
     return inspect.Parameter(

@@ -148,17 +148,20 @@ def size(text: str | None) -> int | None:
 
 
 def count(text: str | None) -> int | None:
-    """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``.
+    """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``, ``1e6``.
 
     Raises:
         UsageError: not a whole number above 0.
     """
     if text is None:
         return None
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?)\s*([kKMBT]?)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?(?:[eE]\+?\d{1,2})?)\s*([kKMBT]?)\s*", text)
     value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
     if not 0 < value <= _MOST_COUNT or value != int(value):
-        raise UsageError(f"{text!r} is not a number above 0", remedy="write 400000, 400k or 1.2B")
+        raise UsageError(
+            f"{text!r} is not a whole number from 1 to {_MOST_COUNT}",
+            remedy="write 400000, 400k or 1.2B",
+        )
     return int(value)
 
 

@@ -70,6 +70,7 @@ class PlanRequest:
         metavar="N",
         type=int,
         least=2,
+        variable="PHEMA_PLAN_KEEP",
     )
     gammas: tuple[float, ...] = option(
         "Gammas to store: 5,10; phema finds the best by default.",

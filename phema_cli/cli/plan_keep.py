@@ -101,7 +101,10 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
         if "--" not in (error.remedy or ""):
             raise
         # The plan lacks the options that say what snapshots are.
-        said = f"say it in a phema.toml there; phema inspect {quoted(path)} says how"
+        said = (
+            f"phema inspect {quoted(path)} says what to pass: write it into a phema.toml there, "
+            "--raw as raw = true, --gammas 5,10 as gammas = [5, 10]"
+        )
         raise type(error)(error.what, where=error.where, remedy=said) from error
     render.findings(run.findings, stderr=True, quiet=quiet)
     if movement is None:

@@ -10,9 +10,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from phema_cli.cli import render
-from phema_cli.errors import InputError, PhemaError, SignalError, StorageError, UsageError
+from phema_cli.errors import (
+    ALL_WRITTEN,
+    InputError,
+    PhemaError,
+    SignalError,
+    StorageError,
+    UsageError,
+)
 from phema_cli.system.processes import most_memory_bytes
-from phema_cli.system.signals import BROKEN_PIPE, ENDING
+from phema_cli.system.signals import BROKEN_PIPE, ENDING, outcome
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -134,6 +141,9 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error.__cause__, BrokenPipeError):
             return SignalError(BROKEN_PIPE).exit_code
+        if outcome() == ALL_WRITTEN:
+            # Only their paths were lost, and the command would find its outputs in its way.
+            error = OutputLostError(error.what, where=error.where, remedy=ALL_WRITTEN)
     if type(error).__name__ == "NoArgsIsHelpError":
         render.line(getattr(error, "format_message", lambda: "")())
         return UsageError.exit_code

@@ -51,6 +51,7 @@ def synthesize(
         $ OUT=$(phema synthesize --profile decay:last=0.2 ckpts/ --quiet)
     """
     from phema_cli.estimate.solve import scan_for
+    from phema_cli.snapshots.base import notice
     from phema_cli.synthesis.execute import execute
     from phema_cli.synthesis.recipe import make_recipe
     from phema_cli.synthesis.staging import check_outputs
@@ -62,7 +63,11 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
+        skipped = _skipped(recipe, outputs)
         findings = [*scan.findings, *(recipe.findings if recipe else ())]
+        # A dry run says that on stdout.
+        told = () if request.dry_run else skipped
+        findings += [notice("exists already, and is left as it is", str(p)) for p in told]
         render.findings(findings, stderr=True, quiet=quiet)
         if recipe is not None:
             check_outputs(recipe)
@@ -75,10 +80,16 @@ def synthesize(
     if json:
         render.document("synthesize", _document(recipe, outputs, dry_run=request.dry_run))
     elif request.dry_run:
-        _show_plan(recipe, outputs)
+        _show_plan(recipe, skipped)
     else:
         for path in outputs:
             render.line(path)
+
+
+def _skipped(recipe: Recipe | None, outputs: list[Path]) -> list[Path]:
+    """The outputs that exist and stay as they are."""
+    written = [] if recipe is None else [o.path for o in recipe.outputs]
+    return [path for path in outputs if path not in written]
 
 
 def _show_figures(recipe: Recipe) -> None:
@@ -119,12 +130,10 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
     }
 
 
-def _show_plan(recipe: Recipe | None, outputs: list[Path]) -> None:
+def _show_plan(recipe: Recipe | None, skipped: list[Path]) -> None:
     """The plan of ``--dry-run``, on stdout."""
-    written = [] if recipe is None else [o.path for o in recipe.outputs]
-    for path in outputs:
-        if path not in written:
-            render.line(f"would skip {path}: it exists")
+    for path in skipped:
+        render.line(f"would skip {path}: it exists")
     if recipe is None:
         return
     _show_figures(recipe)

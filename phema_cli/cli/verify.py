@@ -20,6 +20,7 @@ Sources = Annotated[
 ]
 #: which tensors were copied or left out is recorded.
 _SNAPSHOTS = SOURCES - {"copy", "drop"}
+_AGAIN = "synthesize it again"
 Full = Annotated[
     bool, options.option("--full", help="Check all values, not a random 64 MiB of them.")
 ]
@@ -39,7 +40,8 @@ def verify(
 
     phema repeats the synthesis that the output records and compares bytes: all headers, and 64 MiB
     of values at random, or all values with --full. Without PATH it checks only what the output
-    says of itself.
+    says of itself. The options that say what the snapshots are, but --names-from, are recorded;
+    what you pass goes before them.
 
     Exits with 1 if anything differs, and names the tensor and the element.
 
@@ -54,13 +56,20 @@ def verify(
     from phema_cli.formats.remote import to_path
     from phema_cli.snapshots import scan
     from phema_cli.verify.check import verify as check
-    from phema_cli.verify.recipe import is_bitwise, needs_of_record, provenance_of, remake
+    from phema_cli.verify.recipe import (
+        config_of,
+        is_bitwise,
+        needs_of_record,
+        provenance_of,
+        remake,
+    )
 
     checkpoint = _read(to_path(out))
     record = provenance_of(checkpoint)
     checked = None
     if paths:
-        recipe = remake(checkpoint, scan(paths, config, needs_of_record(record)))
+        found = scan(paths, config_of(record, config), needs_of_record(record))
+        recipe = remake(checkpoint, found)
         with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
             checked = check(recipe, full=full, bitwise=is_bitwise(record), progress=progress)
     if json:
@@ -93,4 +102,5 @@ def _read(out: Path) -> Checkpoint:
     try:
         return read_checkpoint(out)
     except (InputError, UnsafePickleError) as error:
-        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+        remedy = f"{error.remedy}, or {_AGAIN}" if error.remedy else _AGAIN
+        raise CheckFailedError(error.what, where=error.where, remedy=remedy) from error

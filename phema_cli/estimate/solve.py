@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from phema_cli.errors import CheckFailedError, UsageError
+from phema_cli.errors import CheckFailedError, InputError, UsageError
 from phema_cli.estimate import sample as sampling
 from phema_cli.estimate.evidence import TagCheck, check_tags, with_proposal
 from phema_cli.estimate.targets import needs_of
-from phema_cli.profiles import CombinationProfile, Profile, RawProfile
+from phema_cli.profiles import Array, CombinationProfile, Profile, RawProfile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Paths, Scan, Snapshot, scan
 from phema_cli.snapshots.base import distinct, is_float, reference
+from phema_cli.snapshots.scan import SPACING
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
+    Figures,
     Movement,
     Solution,
     calibrate,
@@ -72,12 +74,14 @@ def solve_snapshots(
     else:
         solution = Solution(np.empty((len(snapshots), 0)), ())
     solved = zip(solution.weights.T, solution.figures, strict=True)
-    found = [
-        (column := t.column(len(snapshots)), exact_figures(column))
-        if isinstance(t, CombinationProfile)
-        else next(solved)
-        for t in targets
-    ]
+    found: list[tuple[Array, Figures]] = []
+    for t in targets:
+        if isinstance(t, CombinationProfile):
+            column = t.column(len(snapshots))
+            found.append((column, exact_figures(column)))
+            continue
+        column, own = next(solved)
+        found.append((column, exact_figures(column) if _is_copy(t, snapshots, column) else own))
     weights, figures = zip(*found, strict=True)
     return replace(solution, weights=np.column_stack(weights), figures=figures)
 
@@ -95,6 +99,14 @@ class Measured:
     tags: TagCheck = field(default_factory=TagCheck)
 
 
+def _is_copy(target: Profile, snapshots: Sequence[Snapshot], column: Array) -> bool:
+    """Whether a target is raw weights that are stored; averages of one gamma have an error."""
+    alone = [i for i, weight in enumerate(column) if weight]
+    if not isinstance(target, RawProfile) or len(alone) != 1:
+        return False
+    return bool(column[alone[0]] == 1) and snapshots[alone[0]].tag.profile == target
+
+
 def measure(scan: Scan, request: Request) -> Measured:
     """How the weights moved during training, and whether the snapshots fit their tags.
 
@@ -108,8 +120,21 @@ def measure(scan: Scan, request: Request) -> Measured:
     found = sampling.sample(scan.snapshots, scan.copy, allow_nonfinite=request.allow_nonfinite)
     if found is None:
         return Measured()
-    tags = TagCheck() if scan.trust_tags else check_tags(scan.snapshots, found)
+    tags = TagCheck() if scan.trust_tags else _asking(check_tags(scan.snapshots, found), scan)
     return Measured(calibrate([s.tag.profile for s in scan.snapshots], found), tags)
+
+
+def _asking(tags: TagCheck, scan: Scan) -> TagCheck:
+    """The check, whose error asks first how often averages were updated if that is a guess."""
+    if SPACING not in {f.error.remedy for f in scan.findings}:
+        return tags
+    findings = []
+    for finding in tags.findings:
+        error = finding.error
+        remedy = f"pass --update-every, as the trainer was told; else {error.remedy}"
+        asking = InputError(error.what, where=error.where, remedy=remedy, option=error.option)
+        findings.append(replace(finding, error=asking) if finding.level == "error" else finding)
+    return replace(tags, findings=tuple(findings))
 
 
 def stored_noise(snapshots: Sequence[Snapshot]) -> float:
@@ -126,14 +151,14 @@ def stored_noise(snapshots: Sequence[Snapshot]) -> float:
 
 
 def check_error(solution: Solution, targets: Sequence[Profile], most: float) -> None:
-    """Refuse targets whose expected error is above ``most``; combinations have none.
+    """Refuse targets whose expected error is above ``most``; those that are exact have none.
 
     Raises:
         CheckFailedError: it is.
         UsageError: a target has no such error.
     """
     for figures, target in zip(solution.figures, targets, strict=True):
-        if isinstance(target, CombinationProfile):
+        if figures.verdict == "exact":
             continue
         if isinstance(target, RawProfile):
             raise UsageError(

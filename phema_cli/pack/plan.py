@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from phema_cli.estimate.sample import sample
 from phema_cli.estimate.solve import stored_noise
 from phema_cli.formats.base import DTYPES, DType
 from phema_cli.formats.packing import BITS, FOLLOWED, Doubles, encode, fit, packed_specs
+from phema_cli.formats.remote import is_remote
 from phema_cli.options import number_text
 from phema_cli.pack.request import PackRequest
 from phema_cli.profiles import Array, PowerProfile, Profile
@@ -22,6 +25,7 @@ from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import PART_FIELD, Finding, Tag, notice, snapshot_name, step_name
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
+from phema_cli.synthesis.names import directory
 from phema_cli.synthesis.provenance import carried_metadata
 from phema_cli.trainers.side_files import side_files
 
@@ -119,12 +123,13 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
     Raises:
         CheckFailedError: the error foretold is above ``request.max_error``.
         InputError: nothing can be packed, or an element is not finite.
-        UsageError: the bits are none of 16, 8 and 4.
+        UsageError: the bits are none of 16, 8 and 4, or the output is among the snapshots.
     """
     if request.bits not in BITS:
         known = ", ".join(map(str, BITS))
         raise UsageError(f"--bits {request.bits} is none of {known}", remedy="pass --bits 8")
     snapshots = scan.require()
+    _check_place(request.output, snapshots)
     names = [
         name
         for name in averaged(snapshots, scan.copy)
@@ -151,6 +156,22 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
     tied = {name for s in snapshots for name in s.checkpoint.ties}
     packed = frozenset(name for name in names if name not in tied)
     return PackPlan(request, tuple(files), chains, packed, foretold)
+
+
+def _check_place(output: str, snapshots: Sequence[Snapshot]) -> None:
+    """Refuse a directory in which the next scan would find each snapshot twice.
+
+    Raises:
+        UsageError: it is one of those that the snapshots lie in, or inside of one, or a file.
+    """
+    place = Path(os.path.realpath(directory(output)))
+    for root in dict.fromkeys(s.root for s in snapshots if not is_remote(s.root)):
+        if place.is_relative_to(os.path.realpath(root)):
+            raise UsageError(
+                f"lies in {root}, where each packed snapshot would be a second one of its step",
+                where=output,
+                remedy="pass -o with a directory outside of it",
+            )
 
 
 def _chain(

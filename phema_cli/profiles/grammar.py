@@ -223,6 +223,10 @@ def gamma_of(numbers: Numbers) -> float | None:
     return next((exponent(numbers[n]) for n, exponent in _POWERS.items() if n in numbers), None)
 
 
+class TooLongError(UsageError):
+    """An average is too long to be of use."""
+
+
 def effective_power(gamma: float, updated: float, every: int, time: float) -> PowerProfile:
     """The profile of a power function whose decay of one step is applied at every N-th only.
 
@@ -230,14 +234,14 @@ def effective_power(gamma: float, updated: float, every: int, time: float) -> Po
     last update, at ``updated``, stands for the N steps around it.
 
     Raises:
-        UsageError: that is too small.
+        TooLongError: that is too small.
     """
     found = (gamma + 1) / every - 1
     if found <= GAMMA.low:
-        raise UsageError(
+        raise TooLongError(
             f"gamma {gamma:.6g} averaged at every {every}th step is gamma {found:.4g} in effect, "
             f"not above {GAMMA.low}: the average is too long to be of use",
-            remedy="check every",
+            remedy="check --update-every",
         )
     if every == 1:
         return PowerProfile(found, time)

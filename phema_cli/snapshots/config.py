@@ -88,7 +88,7 @@ def read_config(directory: Path) -> Config:
     try:
         text = raw.decode()
         _check_dots(text)
-        return _from_table(tomllib.loads(text), directory)
+        return from_table(tomllib.loads(text), directory)
     except (InputError, UsageError) as error:
         raise InputError(error.what, where=path, remedy=error.remedy) from error
     except (ValueError, OverflowError, RuntimeError) as error:
@@ -104,8 +104,17 @@ def _check_dots(text: str) -> None:
             raise InputError(f"a key or the name of a table has more than {_MOST_DOTS} dots")
 
 
-def _from_table(table: Mapping[str, Any], directory: Path) -> Config:
-    """Check each entry's type and build the Config."""
+def from_table(table: Mapping[str, Any], directory: Path) -> Config:
+    """Check each entry's type and build the Config.
+
+    Args:
+        table: the entries of a phema.toml.
+        directory: where it lies.
+
+    Raises:
+        InputError: an entry is not known, or of another type.
+        UsageError: a value makes no sense.
+    """
     for name in table:
         if name not in _ENTRIES:
             known = ", ".join(sorted(_ENTRIES))

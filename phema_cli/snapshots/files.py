@@ -128,12 +128,7 @@ def candidates(root: Path) -> Iterator[Candidate]:
         StorageError: a directory can't be listed.
     """
     with remote_errors(root):
-        try:
-            exists = root.exists()
-        except OSError:
-            # A name that no file system takes.
-            exists = False
-        if not exists:
+        if not is_there(root):
             raise no_such(root)
         remote = is_remote(root)
         # Servers may give a directory's listing as a file.
@@ -195,6 +190,15 @@ def _is_checkpoint(path: Path) -> bool:
     """
     named = path.name.endswith(ENDINGS) and not path.name.endswith(_METADATA)
     return named and not path.name.startswith(".") and (path.is_file() or not path.exists())
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or directory; no file system takes some names."""
+    with remote_errors(path):
+        try:
+            return path.exists()
+        except OSError:
+            return False
 
 
 def is_folder(path: Path) -> bool:

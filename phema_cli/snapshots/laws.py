@@ -200,7 +200,10 @@ def _laws_by_index(numbered: Sequence[Draft], config: Config, origin: Origin) ->
     gammas, indices = config.gammas, {d.series.index for d in numbered}
     # Trainers know where they begin to count; otherwise the indices show it.
     first = next((d.series.first_index for d in numbered if d.series.first_index is not None), None)
-    if first is None:
+    if len(gammas) == len(indices) == 1:
+        # Others were left out, and their values too.
+        first = numbered[0].series.index or 0
+    elif first is None:
         first = 1 if indices == set(range(1, len(gammas) + 1)) else 0
     used: set[int] = set()
     for draft in numbered:
@@ -292,6 +295,7 @@ def _take(draft: Draft, law: Law, origin: Origin, config: Config) -> None:
         law = _spaced(law, series, config)
     except PhemaError as error:
         draft.error = InputError(error.what, remedy=error.remedy)
+        draft.error.__cause__ = error
         return
     if law.name == "exponential" and not config.trust_tags:
         draft.error = _growth_error(draft, law, own) or draft.error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.errors import InputError, PhemaError, UnsafePickleError, UsageError
 from phema_cli.formats import read
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.image import PROVENANCE_KEY
@@ -26,6 +27,14 @@ from phema_cli.trainers.registry import FileReading, read_file
 
 #: keys that a message lists.
 _OFFERED = 8
+
+#: what is no remedy where a single file is named.
+_LEAVE_OUT = re.compile("(, or |; )?leave it out with --exclude")
+
+
+class NothingNestedError(UsageError):
+    """A key is given of files that are weights and nothing else."""
+
 
 #: a field that the user gives for one file, and where.
 UserField = tuple[str, Origin]
@@ -111,8 +120,8 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
     try:
         file = _read(candidate, keyed=key is not None)
         series = [d.series for d in drafts_of([file], [key] if key else [])]
-    except (InputError, UsageError) as error:
-        raise error.at(candidate.path) from error
+    except (InputError, UnsafePickleError, UsageError) as error:
+        raise _of_a_file(error).at(candidate.path) from error
     stored = file.stored
     found = [s for s in series if s.role == "average"] or series
     # Where no tensors are weights, the only ones count.
@@ -124,9 +133,15 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
         raise InputError(
             f"holds {len(found)} dicts of tensors" if found else "holds no dict of tensors",
             where=candidate.path,
-            remedy=f"pass --key with one of {keys}" if found else "leave it out: --exclude",
+            remedy=f"pass --key with one of {keys}" if found else "pass a checkpoint",
         )
     return stored.checkpoint(found[0])
+
+
+def _of_a_file(error: PhemaError) -> PhemaError:
+    """The error of a file that the user names itself: nothing is left over without it."""
+    remedy = _LEAVE_OUT.sub("", error.remedy or "") or None
+    return type(error)(error.what, where=error.where, remedy=remedy, option=error.option)
 
 
 def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
@@ -192,11 +207,21 @@ def read_files(
             files.append(file)
             # Not before: another name of the file may be the selected one.
             seen.add(identity)
-    return files, [*findings, *(_lost_rows(listed, toml) if files else ())]
+    lost = _lost_rows(listed, toml, config) if files else ()
+    return files, [*findings, *lost]
 
 
-def _lost_rows(listed: Sequence[Candidate], toml: Config) -> Iterator[Finding]:
-    """A notice of rows in phema.toml that name no file, which may be misspelt; of all in one."""
+def _lost_rows(listed: Sequence[Candidate], toml: Config, config: Config) -> Iterator[Finding]:
+    """Notices of what in phema.toml fits no file, and may be misspelt: rows, of all in one, globs.
+
+    Args:
+        listed: the candidates.
+        toml: what it says.
+        config: the same below the user's options.
+    """
+    if config.select == toml.select:
+        for glob in matching(toml.select).unused(t for c in listed for t in c.texts):
+            yield notice(f"select {glob!r:.200} matches no file", FILE_NAME)
     names = {name for c in listed for name in (c.relative.as_posix(), c.name)}
     lost = [name for name in toml.snapshots if name not in names]
     if lost:
@@ -279,7 +304,8 @@ def drafts_of(
         names = dict.fromkeys(s.key for file in files for s in file.reading.series)
         names |= dict.fromkeys(k for file in files for k in file.stored.dicts)
         listed = ", ".join([name for name in names if name != "."][:_OFFERED])
-        raise UsageError(
+        kind = UsageError if listed else NothingNestedError
+        raise kind(
             f"no dict of tensors, and no prefix of their names, is {next(iter(missing))!r}",
             remedy=f"there are {listed}" if listed else "leave --key out: no dict is nested",
         )

@@ -10,24 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
-from phema_cli.formats.remote import to_path
+from phema_cli.formats.remote import no_such, to_path
 from phema_cli.globs import matching
+from phema_cli.profiles.grammar import TooLongError
 from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
-from phema_cli.snapshots.config import checked, read_config
+from phema_cli.snapshots.config import FILE_NAME, checked, read_config
 from phema_cli.snapshots.consistency import check
-from phema_cli.snapshots.files import ENDINGS, candidates, is_folder
+from phema_cli.snapshots.files import ENDINGS, candidates, is_folder, is_there
 from phema_cli.snapshots.laws import do_without_laws, settle_laws
 from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
 from phema_cli.snapshots.tag import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
-from phema_cli.snapshots.times import are_counters, in_order, settle_times
+from phema_cli.snapshots.times import NO_EPOCHS, are_counters, in_order, settle_times
 from phema_cli.trainers.registry import parse_law
 
 #: what is scanned: a file, a directory, or several of them.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: what to do where nothing says how often averages were updated.
+SPACING = "pass --update-every, or the averages are not what they seem"
+#: what is told where ``--names-from`` changes nothing.
+_NAMED = notice("--names-from is not used: all tensors have names")
 #: averages that a scan's text names; of more it says how many.
-_NAMED = 4
+_LISTED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Scan:
         if count:
             labels = list(dict.fromkeys(s.tag.label for s in self.snapshots))
             first, last = (f"{self.snapshots[i].tag.step:.10g}" for i in (0, -1))
-            averages = ", ".join(labels) if len(labels) <= _NAMED else f"{len(labels)} averages"
+            averages = ", ".join(labels) if len(labels) <= _LISTED else f"{len(labels)} averages"
             steps = f"step {first}" if first == last else f"steps {first} to {last}"
             text += f": {averages}; {steps}"
         errors = sum(f.level == "error" for f in self.findings)
@@ -110,10 +115,13 @@ def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> S
             law is one; where times are not either, a file that has none comes after all others.
 
     Raises:
-        InputError: a path does not exist, or there is no snapshot at all.
+        InputError: a path, or a file of names, does not exist, or there is no snapshot at all.
         UsageError: an option fits no file, no average or no tensor.
     """
     command_line = checked(config or Config())
+    names = command_line.names_from
+    if names is not None and not is_there(to_path(names)):
+        raise no_such(names)
     roots = [paths] if isinstance(paths, str | os.PathLike) else paths
     # Headers of many tensors are objects without cycles that all stay: nothing to collect.
     collecting = gc.isenabled()
@@ -132,7 +140,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     findings: list[Finding] = []
     seen: set[object] = set()
     copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
-    unmatched = command_line.typed_files
+    unmatched, unselected = command_line.typed_files, 0
     for root in map(to_path, paths):
         folder = is_folder(root)
         toml = read_config(root) if folder else Config(origin="phema.toml")
@@ -143,6 +151,7 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         unmatched = tuple(typed for typed in unmatched if typed[1] in unused)
         files, faults = read_files(listed, command_line, toml, seen, outputs=needs == "names")
         findings += faults
+        unselected += len(listed) - len(files) - len(faults)
         try:
             tagged = _tag(files, command_line, toml, needs)
         except UsageError as error:
@@ -157,12 +166,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         option, glob = unmatched[0]
         raise UsageError(f"{option} {glob!r} matches no file", remedy="see phema inspect")
     if not snapshots and not any(f.level == "error" for f in findings):
-        left = f" ({len(findings)} files were left out: {findings[0].error})" if findings else ""
-        raise InputError(
-            f"no snapshots found{left}",
-            where=", ".join(str(p) for p in paths),
-            remedy=f"snapshots are files ending in {', '.join(ENDINGS)}",
-        )
+        raise _nothing(", ".join(map(str, paths)), findings, unselected)
+    findings = _without_idle(findings, command_line, len(paths))
     # A finding about many snapshots, or about a file that was given twice, counts once.
     findings = list({(f.level, str(f.error)): f for f in findings}.values())
     if needs == "names":
@@ -181,6 +186,30 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         roots=tuple(os.fspath(path) for path in paths),
     )
     return read.settled(copy, drop)
+
+
+def _nothing(where: str, findings: Sequence[Finding], unselected: int) -> InputError:
+    """The error where there is no snapshot: what was left out, or was not selected."""
+    left = [f.error for f in findings if f.error.what.startswith("left out")]
+    if unselected and not left:
+        return InputError(
+            f"no snapshots found: select and exclude leave out all {unselected} files",
+            where=where,
+            remedy=f"change --select and --exclude, or these lines of {FILE_NAME}",
+        )
+    out = f" ({len(left)} files were left out: {left[0]})" if left else ""
+    remedy = f"snapshots are files ending in {', '.join(ENDINGS)}"
+    return InputError(f"no snapshots found{out}", where=where, remedy=remedy)
+
+
+def _without_idle(findings: Sequence[Finding], command_line: Config, roots: int) -> list[Finding]:
+    """Findings, without options that are not used where one of several paths may have used them.
+
+    A phema.toml may be about any files.
+    """
+    given = {NO_EPOCHS: command_line.steps_per_epoch, _NAMED: command_line.names_from}
+    dropped = [f for f, said in given.items() if said is None or findings.count(f) < roots]
+    return [f for f in findings if f not in dropped]
 
 
 def _below(root: Path, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
@@ -235,25 +264,35 @@ def _make(
     snapshots: list[Snapshot] = []
     untagged: list[Untagged] = []
     findings: list[Finding] = []
+    too_long: list[Finding] = []
+    if drafts and config.names_from is not None and not any(d.series.unnamed for d in drafts):
+        findings.append(_NAMED)
     for draft in drafts:
         try:
             snapshots.append(make_snapshot(draft, config, counters=counters, needs=needs))
         except PhemaError as error:
-            findings.append(finding_of(error, draft.file.candidate.name))
+            found = finding_of(error, draft.file.candidate.name)
+            (too_long if isinstance(error.__cause__, TooLongError) else findings).append(found)
             if draft.untagged:
-                untagged += _untagged(draft, config, findings[-1])
+                untagged += _untagged(draft, config, found)
+    # Others can do without them.
+    findings += map(_left_out, too_long) if snapshots else too_long
     if needs != "names":
         snapshots, doubles = without_doubles(snapshots, drafts)
         findings += doubles
     return Scan(tuple(snapshots), tuple(findings), untagged=tuple(untagged))
 
 
+def _left_out(finding: Finding) -> Finding:
+    """An error as the notice of a file that is not needed."""
+    return notice(f"left out: {finding.error.what}", finding.error.where)
+
+
 def _spacing_warnings(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """Warnings about averages of which nothing says how often they were updated."""
-    remedy = "pass --update-every, or the averages are not what they seem"
     powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
     for what in dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning):
-        yield Finding("warning", InputError(what, remedy=remedy))
+        yield Finding("warning", InputError(what, remedy=SPACING))
 
 
 def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged]:

@@ -19,8 +19,8 @@ from phema_cli.trainers.clocks import has_number, images
 #: entries in which trainers store their settings, and names of the number of epochs among these.
 _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
 _EPOCHS = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
-
-
+#: what is told where ``--steps-per-epoch`` changes nothing.
+NO_EPOCHS = notice("--steps-per-epoch is not used: no snapshot counts epochs")
 #: updates of an average for each step from which on a law can't count steps.
 _MORE_UPDATES = 1.5
 
@@ -31,6 +31,8 @@ class _NoTimeError(InputError):
 
 def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
     """Set the time of each file, or its error; returns what the user should know of them.
+
+    ``NO_EPOCHS`` is among that where the length of epochs is said and none is counted.
 
     Raises:
         InputError: steps and epochs order the files differently.
@@ -45,10 +47,13 @@ def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
         if file.time is not None and file.time.open:
             # From here on the value is the number of epochs that are complete.
             file.time = replace(file.time, value=file.time.value + 1 - first, open=False)
-    _count_through(files, config, first)
+    through = _count_through(files, config, first)
     found = _count_updates(files)
     _check_folders(files)
     timed = any(file.time is not None for file in files)
+    by_epoch = any(file.time is not None and file.time.unit == "epochs" for file in files)
+    if config.steps_per_epoch is not None and not (through or by_epoch):
+        found.append(NO_EPOCHS)
     for file in files:
         clock = file.time
         if clock is not None and clock.unit == "epochs" and config.steps_per_epoch is not None:
@@ -134,8 +139,8 @@ def _first_epoch(files: Sequence[InputFile]) -> int:
     return 1 if gaps == {numbers[0]} else 0
 
 
-def _count_through(files: Sequence[InputFile], config: Config, first: int) -> None:
-    """Count steps through all epochs where the trainer counts them from 0 in each.
+def _count_through(files: Sequence[InputFile], config: Config, first: int) -> bool:
+    """Count steps through all epochs where the trainer counts them from 0 in each, if it does.
 
     Raises:
         InputError: a later epoch has an earlier step, and the length of epochs is not known.
@@ -151,7 +156,7 @@ def _count_through(files: Sequence[InputFile], config: Config, first: int) -> No
     # What is stored when training has ended may have its last step and one epoch more.
     alike = len({one.value for _, one, _ in both}) == 1 < len({e.value for e, _, _ in both})
     if not (falls or alike):
-        return
+        return False
     per_epoch = config.steps_per_epoch
     for epoch, clock, file in both:
         if per_epoch is None or clock.value > per_epoch:
@@ -164,6 +169,7 @@ def _count_through(files: Sequence[InputFile], config: Config, first: int) -> No
             )
         before = epoch.value - (first if epoch.open else 1)
         file.time = replace(clock, value=before * per_epoch + clock.value)
+    return True
 
 
 def _count_updates(files: Sequence[InputFile]) -> list[Finding]:

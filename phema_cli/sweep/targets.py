@@ -29,8 +29,9 @@ from phema_cli.sweep.families import SIGMA_REL, Family
 from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
 from phema_cli.sweep.results import Record
 from phema_cli.synthesis import find_dtype, make_recipe
-from phema_cli.synthesis.names import output_format
-from phema_cli.synthesis.provenance import CARD, command, source_entry
+from phema_cli.synthesis.layout import CARD
+from phema_cli.synthesis.names import directory, output_format
+from phema_cli.synthesis.provenance import command, source_entry
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.trainers.side_files import side_files
 
@@ -102,7 +103,7 @@ class Planner:
 
     def __init__(self, scan: Scan, asked: SweepRequest) -> None:
         self.asked = asked
-        self.folder = Path(asked.output)
+        self.folder = directory(asked.output)
         if "{" in asked.output:
             raise UsageError(f"-o {asked.output} is no directory", remedy="leave braces out")
         self.evaluator = Evaluator(asked.eval, asked.metric, asked.metric_key, asked.timeout)

@@ -20,8 +20,11 @@ from phema_cli.snapshots.base import Snapshot
 
 DEFAULT_FORMAT = "safetensors"
 ENDING = ".safetensors"
+CARD = "README.md"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
+#: what the head of a card has that phema wrote, and how far it may begin.
+_OF_A_CARD, _HEAD_BYTES = b"\nphema:\n  version: ", 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Output:
         homes: for each tensor its file, as an index into ``files``.
         index: path and bytes of the index of a sharded checkpoint.
         beside: the files that a user needs with the weights.
+        card: where an earlier output may have left its card, which speaks of other weights.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class Output:
     homes: Mapping[str, int]
     index: tuple[Path, bytes] | None = None
     beside: tuple[Beside, ...] = ()
+    card: Path | None = None
 
     def __repr__(self) -> str:
         """``<Output emas/ema.safetensors: 1 file, 10 tensors>``."""
@@ -104,9 +109,26 @@ class Output:
     def present(self) -> list[Path]:
         """Files that exist and belong to a checkpoint of that name, in whatever shards."""
         if self.path == self.files[0].path:
-            return [self.path] if self.path.exists() else []
-        beside = [b.path for b in self.beside if b.path.exists()]
-        return sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
+            found = [self.path] if self.path.exists() else []
+        else:
+            beside = [b.path for b in self.beside if b.path.exists()]
+            found = sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
+        return [*found, self.card] if found and self.card and _is_card(self.card) else found
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a file is a model card that phema wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _OF_A_CARD in file.read(_HEAD_BYTES)
+
+
+def card_beside(output: Output) -> Path | None:
+    """Where the card of its weights lies, by their names; None where no card is of them."""
+    file = output.files[0].path
+    names = {f"{base}{ENDING}" for base in BASE_NAMES.values()}
+    return file.with_name(CARD) if output.path != file or file.name in names else None
 
 
 def is_model_folder(snapshot: Snapshot) -> bool:

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from phema_cli.errors import UsageError
-from phema_cli.formats import FORMATS, writable
+from phema_cli.errors import InputError, UnsafePickleError, UsageError
+from phema_cli.formats import FORMATS, endings, read, writable
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
-from phema_cli.snapshots.base import snapshot_name, step_name
+from phema_cli.snapshots.base import reference, snapshot_name, step_name
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
@@ -26,6 +26,7 @@ from phema_cli.synthesis.layout import (
     is_complete,
     is_model_folder,
 )
+from phema_cli.synthesis.provenance import otherwise
 from phema_cli.synthesis.tensors import float_type, plan_tensors
 
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
@@ -52,8 +53,29 @@ def output_format(template: str | None, asked: str | None) -> str:
     return asked
 
 
+def directory(output: str) -> Path:
+    """The directory that ``-o`` names, of commands that write several files.
+
+    Raises:
+        UsageError: it is a file, or has the name of one.
+    """
+    path = Path(output)
+    if not path.is_dir() and (path.exists() or path.name.endswith(endings())):
+        raise UsageError(
+            f"-o {output} is {'' if path.exists() else 'the name of '}a file, and several are "
+            "written",
+            remedy="pass -o DIRECTORY",
+        )
+    return path
+
+
 def open_outputs(
-    request: Request, targets: Sequence[Profile], step: float, newest: Snapshot, *, split: bool
+    request: Request,
+    targets: Sequence[Profile],
+    step: float,
+    snapshots: Sequence[Snapshot],
+    *,
+    split: bool,
 ) -> tuple[list[Path], list[int]]:
     """Where each target goes, and the numbers of those that are to be made.
 
@@ -61,11 +83,12 @@ def open_outputs(
         request: what was asked for; its output and format are settled.
         targets: the targets.
         step: their time as the trainer counts, but for combinations.
-        newest: the snapshot that outputs are like.
+        snapshots: oldest first.
         split: whether outputs have shards.
 
-    Errors as :func:`output_paths`.
+    Errors as :func:`output_paths`, and where what would be skipped is something else.
     """
+    newest = reference(snapshots)
     template, form = request.output, str(request.format)
     single = template is not None and str(template).endswith(ENDING)
     like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
@@ -74,7 +97,32 @@ def open_outputs(
     paths = output_paths(given, targets, step, form, folder=folder, split=split)
     names = index_names(form, newest.checkpoint.base_name) if folder else ()
     skips = request.skip_existing
-    return paths, [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]
+    kept = [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]
+    for k in {*range(len(paths))} - {*kept}:
+        _check_skipped(paths[k], names, targets[k], step, snapshots)
+    return paths, kept
+
+
+def _check_skipped(
+    path: Path, names: Sequence[str], target: Profile, step: float, snapshots: Sequence[Snapshot]
+) -> None:
+    """Refuse to skip what is no checkpoint, and what says itself that it is another one.
+
+    Raises:
+        UsageError: it is not what would be written there.
+        StorageError: it can't be read.
+    """
+    file = next((path / name for name in names if (path / name).exists()), path)
+    try:
+        what = otherwise(read(file).metadata, target, step, snapshots)
+    except (InputError, UnsafePickleError) as error:
+        what = f"can't be read: {error.what}"
+    if what is not None:
+        raise UsageError(
+            f"exists already, and {what}",
+            where=path,
+            remedy="pass --overwrite in place of --skip-existing, or another -o",
+        )
 
 
 def shard_limit(request: Request, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> int | None:

@@ -23,11 +23,11 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
-from phema_cli.request import SOLVING, SOURCES, Request
+from phema_cli.request import SOLVING, SOURCES, Config, Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD, notice
 from phema_cli.solver import Figures
-from phema_cli.synthesis.layout import Beside
+from phema_cli.synthesis.layout import CARD, Beside
 from phema_cli.trainers.base import read_object
 from phema_cli.trainers.side_files import SideFile, library_of
 
@@ -38,10 +38,14 @@ EXACT = "exact"
 RESERVED = frozenset({"format", PROVENANCE_KEY, *packing.KEYS, *METADATA_FIELDS})
 #: a hash of the file as it was before this entry was in it, which can't be made again.
 _LEGACY_HASH = "sshs_legacy_hash"
-CARD = "README.md"
 #: options that change what is in an output.
 _COUNTING = SOLVING | SOURCES | {"format", "dtype", "max_shard_size"}
 _ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
+#: options that say what snapshots are, as a phema.toml may have them; none is a path.
+SAID = (
+    *("average", "exclude", "gammas", "key", "pattern", "raw", "select", "sigma_rels"),
+    *("steps_per_epoch", "trust_tags", "update_every"),
+)
 #: sources that the text lists; the head has all of them.
 _LISTED = 20
 #: smaller weights are 0 to the digits that texts and tables have.
@@ -57,6 +61,7 @@ def provenance(
     method: str,
     copy: Sequence[str],
     drop: Sequence[str] = (),
+    config: Config | None = None,
 ) -> str:
     """How an output was made, as JSON: sorted keys, no time of day, no path.
 
@@ -69,6 +74,7 @@ def provenance(
         method: the method that solved the weights.
         copy: globs of tensors that were copied.
         drop: globs of tensors that were left out.
+        config: what the user said of the snapshots.
     """
     numbers: dict[str, float | None] = asdict(figures)
     record: dict[str, Any] = {
@@ -84,7 +90,16 @@ def provenance(
     }
     if drop:
         record["drop"] = sorted(drop)
+    if said := _said_of(config):
+        record["options"] = said
     return _dumps(record | {"digest": _digest(record)})
+
+
+def _said_of(config: Config | None) -> dict[str, Any]:
+    """What the user has said of the snapshots, as a phema.toml may have it."""
+    said = {name: value for name in SAID if (value := getattr(config, name, None))}
+    # From Python numbers may be of any kind.
+    return said | {n: [*map(float, said[n])] for n in ("gammas", "sigma_rels") if n in said}
 
 
 def is_whole(record: dict[str, Any]) -> bool:
@@ -118,6 +133,44 @@ def source_entry(snapshot: Snapshot) -> dict[str, str | float | None]:
         "time": tag.profile.end if timed else None,
         "size_bytes": snapshot.checkpoint.size_bytes,
     }
+
+
+def otherwise(
+    metadata: Mapping[str, str], target: Profile, step: float, snapshots: Sequence[Snapshot]
+) -> str | None:
+    """How a checkpoint says that it is not what a target would be; None where it doesn't.
+
+    Args:
+        metadata: the checkpoint's.
+        target: the target.
+        step: its time as the trainer counts, but for combinations.
+        snapshots: what it would be made of.
+    """
+    try:
+        record = json.loads(metadata[PROVENANCE_KEY])
+        made, sources = record["target"], record["sources"]
+        weights = sorted((s["name"], s["weight"]) for s in sources if s["weight"])
+        before = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in sources}
+        was = f"is {_said(made)}"
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    wanted = describe(target, step)
+    if any(made[name] != wanted[name] for name in ("profile", "step")):
+        return f"{was}, not {_said(wanted)}"
+    now = [source_entry(s) for s in snapshots]
+    if isinstance(target, CombinationProfile):
+        rows = zip(target.places, target.weights, strict=True)
+        if weights != sorted((snapshots[i].name, float(w)) for i, w in rows if w):
+            return f"{was} of other snapshots, or by other weights"
+    known = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in now}
+    lost = sorted(str(source[0]) for source in before - known)
+    return f"{was} of other snapshots: {lost[0]} is not as it was" if lost else None
+
+
+def _said(target: Mapping[str, Any]) -> str:
+    """A target of a record, in words."""
+    step = target["step"]
+    return f"{target['profile']}{'' if step is None else f' at step {number_text(step)}'}"
 
 
 def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:

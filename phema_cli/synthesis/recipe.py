@@ -25,11 +25,11 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.profiles.combination import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import distinct, reference
+from phema_cli.snapshots.base import distinct
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import Beside, Output, lay_out
+from phema_cli.synthesis.layout import Beside, Output, card_beside, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
 from phema_cli.synthesis.packed import Rows, rows_of
@@ -166,9 +166,7 @@ def make_recipe(
         format=output_format(template, request.format),
     )
     limit = shard_limit(request, snapshots, scan.copy)
-    paths, kept = open_outputs(
-        request, targets, step, reference(snapshots), split=limit is not None
-    )
+    paths, kept = open_outputs(request, targets, step, snapshots, split=limit is not None)
     if targets and not kept:
         return None, paths
     open_targets = [targets[k] for k in kept]
@@ -194,7 +192,8 @@ def make_recipe(
     if request.side_files:
         recipe, about = _with_files_beside(recipe, [made_by[k] for k in kept])
         findings += about
-    return replace(recipe, findings=tuple(findings)), paths
+    outputs = tuple(replace(o, card=card_beside(o)) for o in recipe.outputs)
+    return replace(recipe, outputs=outputs, findings=tuple(findings)), paths
 
 
 def _statistics(recipe: Recipe) -> list[Finding]:
@@ -254,7 +253,7 @@ def assemble(
     if origins is None:
         copied = [{own, *map(kept.index, spare)} for own in bases]
         origins = [
-            provenance(*made, step, figures, request.method, copy, drop)
+            provenance(*made, step, figures, request.method, copy, drop, request.config)
             for made, figures in zip(
                 _made(sources, targets, weights, copied), solution.figures, strict=True
             )

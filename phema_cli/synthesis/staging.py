@@ -68,9 +68,11 @@ def check_outputs(recipe: Recipe) -> None:
             what = "is a file, and the output is a directory"
             raise UsageError(what, where=output.path, remedy="choose another -o")
         if present and not recipe.request.overwrite and not resumes:
-            raise UsageError(
-                "exists already", where=output.path, remedy="pass --overwrite or --skip-existing"
-            )
+            if recipe.request.skip_existing:
+                what, remedy = "exists already, and is not complete", "--overwrite in place of"
+            else:
+                what, remedy = "exists already", "--overwrite or"
+            raise UsageError(what, where=output.path, remedy=f"pass {remedy} --skip-existing")
 
 
 class Recorder:

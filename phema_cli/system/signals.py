@@ -39,6 +39,11 @@ def set_outcome(outcome: str) -> None:
     _outcome = outcome
 
 
+def outcome() -> str:
+    """What has come of the command's work, as far as that was said."""
+    return _outcome
+
+
 def raise_on_signals() -> None:
     """Make the first signal raise SignalError, and ignore all later ones.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,6 +15,7 @@ from phema_cli.formats.base import Checkpoint, DType, Extent
 from phema_cli.formats.packing import numbers_of
 from phema_cli.formats.reader import NUMPY_TYPES, FileReader
 from phema_cli.profiles import Array
+from phema_cli.snapshots.reading import NothingNestedError, read_checkpoint
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -67,6 +69,31 @@ class Comparison:
         if self.only_a or self.only_b or self.reshaped:
             return math.inf
         return max((t.relative for t in self.tensors), default=0.0)
+
+
+def read_pair(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], key: str | None
+) -> tuple[Checkpoint, Checkpoint]:
+    """Two checkpoints that are to be compared.
+
+    Args:
+        a: the first.
+        b: the second.
+        key: a dict of weights; one of the two may be weights and nothing else.
+
+    Errors as :func:`phema_cli.snapshots.reading.read_checkpoint`.
+    """
+    found: list[Checkpoint] = []
+    plain = 0
+    for path in (a, b):
+        try:
+            found.append(read_checkpoint(path, key))
+        except NothingNestedError:
+            plain += 1
+            if plain > 1:
+                raise
+            found.append(read_checkpoint(path))
+    return found[0], found[1]
 
 
 def compare(

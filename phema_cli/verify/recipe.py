@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from phema_cli.globs import matching
 from phema_cli.profiles import Array, PowerProfile, Profile
 from phema_cli.profiles.combination import CHECKPOINTS
 from phema_cli.profiles.grammar import MOST_EXACT
-from phema_cli.request import Request
+from phema_cli.request import Config, Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import Needs, reference
+from phema_cli.snapshots.config import checked, from_table
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Figures, Solution
-from phema_cli.synthesis.provenance import EXACT, SCHEMA, is_whole, source_entry
+from phema_cli.synthesis.provenance import EXACT, SAID, SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, assemble
 from phema_cli.trainers.base import real
 
@@ -73,6 +75,25 @@ def needs_of_record(record: dict[str, Any]) -> Needs:
     return "times" if str(profile).startswith(f"{CHECKPOINTS}:") else "names"
 
 
+def config_of(record: dict[str, Any], given: Config) -> Config:
+    """What is said of the snapshots: by the user, else by the output.
+
+    Args:
+        record: what the output records.
+        given: the user's options.
+
+    Raises:
+        UsageError: an option of the user's makes no sense.
+    """
+    given = checked(given)
+    try:
+        recorded = from_table(record.get("options", {}), Path())
+    except (InputError, UsageError):
+        # Where they are needed, what the scan finds without them says more.
+        return given
+    return replace(given.over(recorded), typed=given.typed, typed_files=given.typed_files)
+
+
 def _flaw(record: dict[str, Any]) -> str | None:
     """What is wrong with a record, None if nothing is."""
     missing = next((name for name in _ENTRIES if name not in record), None)
@@ -81,6 +102,9 @@ def _flaw(record: dict[str, Any]) -> str | None:
     drop = record.get("drop", [])
     if not isinstance(drop, list):
         return "has a drop that phema does not write"
+    options = record.get("options", {})
+    if not isinstance(options, dict) or not options.keys() <= {*SAID}:
+        return "has options that phema does not write"
     match record:
         case {
             "method": str(method),

@@ -100,15 +100,55 @@ def test_max_error_stops_before_writing(ckpts, tmp_path):
 
 
 def test_skip_existing_prints_the_path_all_the_same(ckpts, tmp_path):
-    """A skipped output is still one of the outputs."""
+    """A skipped output is still one of the outputs, and a notice names it."""
     first = phema("synthesize", "-g", 7, ckpts, "-q", cwd=tmp_path)
-    (tmp_path / first.out.strip()).write_bytes(b"mine")
-    given = ("synthesize", ckpts, "-q", "--skip-existing")
+    mine = tmp_path / first.out.strip()
+    save_file({"w": torch.ones(3)}, mine)
+    before = mine.read_bytes()
+    given = ("synthesize", ckpts, "--skip-existing")
     again = phema(*given, "-g", "7,8", cwd=tmp_path, verified=False)
-    assert again.out.split()[0] == first.out.strip()
-    assert (tmp_path / first.out.strip()).read_bytes() == b"mine"
+    assert again.out.split()[0] == mine.name
+    assert f"notice: {mine.name}: exists already, and is left as it is\n" in again.err
+    assert mine.read_bytes() == before
     document = phema(*given, "-g", "7", "--json", cwd=tmp_path, verified=False).json
     assert document["targets"] == []
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "dcp", "shards"])
+def test_what_is_skipped_is_what_would_be_written(ckpts, tmp_path, ending):
+    """A file that is no checkpoint is refused, and one that says itself that it is another."""
+    shape = {"dcp": ("--format", "dcp"), "shards": ("--max-shard-size", "50B")}.get(ending, ())
+    out = tmp_path / ("o" if shape else f"o.{ending}")
+    asked = ("synthesize", ckpts, "-o", out, *shape, "--trust-tags")
+    assert phema(*asked, "-g", 7).code == 0
+    skipped = phema(*asked, "-g", 7, "--skip-existing")
+    assert skipped.code == 0
+    assert "is left as it is" in skipped.err
+    profile = tmp_path / "w.csv"
+    profile.write_text("ema-step0000100-gamma5.safetensors,1")
+    for other, message in [
+        (("-g", 8), "is gamma 7 at step 100, not gamma 8 at step 100"),
+        (("-g", 7, "--step", 50), "is gamma 7 at step 100, not gamma 7 at step 50"),
+        (("-g", 7, "--exclude", "*0025-gamma5*"), "is gamma 7 at step 100 of other snapshots"),
+        (("--weights", profile), "is gamma 7 at step 100, not weights:w at step 100"),
+    ]:
+        refused = phema(*asked, *other, "--skip-existing")
+        assert refused.code == 2
+        assert message in refused.err
+        assert refused.err.endswith("pass --overwrite in place of --skip-existing, or another -o\n")
+    assert phema(*asked, "--weights", profile, "--overwrite").code == 0
+    assert phema(*asked, "--weights", profile, "--skip-existing").code == 0
+    profile.write_text("ema-step0000100-gamma5.safetensors,0.5")
+    assert phema(*asked, "--weights", profile, "--skip-existing").code == 2
+    files = list(out.iterdir()) if out.is_dir() else [out]
+    file = next(p for p in files if p == out or p.name.endswith((".index.json", ".metadata")))
+    file.write_bytes(b"hello")
+    refused = phema(*asked, "-g", 7, "--skip-existing")
+    assert refused.code == 2
+    assert "exists already, and can't be read: " in refused.err
+    both = phema(*asked, "-g", 7, "--skip-existing", "--overwrite")
+    assert both.code == 2
+    assert "overwrite and skip_existing say two things; keep one of them" in both.err
 
 
 def test_same_bytes_for_any_jobs(ckpts, tmp_path):

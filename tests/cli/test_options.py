@@ -66,3 +66,14 @@ def test_a_request_that_makes_no_sense_is_refused():
     for jobs in (0, 257):
         with pytest.raises(UsageError, match="jobs are not from 1 to 256"):
             Request(gamma=7, jobs=jobs)
+
+
+def test_a_variable_has_one_kind_of_value():
+    """Whatever commands read it; what -o may be each command says itself."""
+    kinds = {}
+    for name in typer.main.get_command(app).commands:
+        for option, parameter in parameters(name).items():
+            if option != "output" and parameter.envvar:
+                kinds.setdefault(str(parameter.envvar), set()).add(parameter.metavar)
+    assert {v: k for v, k in kinds.items() if len(k) > 1} == {}
+    assert {"PHEMA_KEEP", "PHEMA_PLAN_KEEP", "PHEMA_STEPS", "PHEMA_DEMO_STEPS"} <= kinds.keys()
