@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from tests.builders import PHEMA
 from tests.injection import digests, wait_for
+from tests.warm import popen
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux("signals to groups of processes")]
 
@@ -47,11 +48,10 @@ def snapshots(tmp_path_factory):
 def start(folder, out, jobs):
     """A synthesis by that many workers, in a process group of its own."""
     command = [PHEMA, "synthesize", folder, "-g", "6,7", "--trust-tags", "-q", "-o", f"{out}/"]
-    return subprocess.Popen(
-        [*map(str, command), "-j", str(jobs), "--max-memory", f"{jobs * 600}KB"],
+    return popen(
+        [*command, "-j", jobs, "--max-memory", f"{jobs * 600}KB"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
