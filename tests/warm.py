@@ -32,7 +32,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 ROOT = Path(__file__).parent.parent
 PHEMA = Path(sys.executable).with_name("phema")
@@ -109,7 +109,7 @@ class Forked:
             elif wanted == subprocess.DEVNULL:
                 given.append(os.open(os.devnull, os.O_RDWR))
             else:
-                given.append(os.dup(number if wanted is None else wanted.fileno()))
+                given.append(_duplicate(number if wanted is None else wanted))
         self._server = socket.socket(socket.AF_UNIX)
         try:
             self._server.connect(address)
@@ -187,6 +187,10 @@ class Forked:
         self.wait()
 
 
+def _duplicate(stream: Any) -> int:
+    return os.dup(stream if isinstance(stream, int) else stream.fileno())
+
+
 def popen(
     command: Sequence[object],
     *,
@@ -262,6 +266,11 @@ def programs() -> Path:
         (folder / name).write_text(text, encoding="utf-8")
         (folder / name).chmod(0o755)
     return folder
+
+
+def python() -> Path:
+    """The one of these that stands for the interpreter."""
+    return programs() / "python"
 
 
 @cache
@@ -392,7 +401,7 @@ def _become(asked: dict[str, Any], given: list[int]) -> Callable[[], object]:
             unbuffered = True
         else:
             sys.warnoptions.append(words[0])
-            warnings.simplefilter(words.pop(0))  # type: ignore[arg-type]
+            warnings.simplefilter(cast("Any", words.pop(0)))
     _open_streams(unbuffered)
     threads = int(variables.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     sys.modules["torch"].set_num_threads(threads)
@@ -411,7 +420,7 @@ def _open_streams(unbuffered: bool) -> None:
     """Python's streams on the file descriptors, as the interpreter opens them."""
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "").partition(":")
     encoding = encoding or "utf-8"
-    made: list[io.TextIOWrapper] = []
+    made = []
     for number in (0, 1, 2):
         raw = io.FileIO(number, "wb" if number else "rb", closefd=False)
         stream = io.TextIOWrapper(
@@ -464,8 +473,12 @@ def _program(name: str, words: list[str]) -> None:
         sys.argv = [str(PHEMA.with_name(name)), *words]
         sys.exit(import_module("torch.distributed.run").main())
     elif words[0] == "-m":
-        sys.path.insert(0, str(Path.cwd()))
+        here = Path.cwd()
+        sys.path.insert(0, str(here))
         sys.argv = words[1:]
+        if here != ROOT and (here / words[1].partition(".")[0]).exists():
+            # A copy of the package, which is another one.
+            _forget(words[1].partition(".")[0])
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         is_code = words[0] == "-c"
