@@ -23,7 +23,7 @@ def test_the_merging_benchmark_runs(tmp_path):
     cases = tmp_path / "cases.json"
     command = [warm.python(), "-m", "benchmarks.decay", "--print", "--steps", "100"]
     printed = subprocess.run(
-        [*command, "--seeds", "1", "--jobs", "1", "--cases", cases],
+        [*command, "--seeds", "1", "--batches", "2", "--jobs", "1", "--cases", cases],
         cwd=ROOT,
         capture_output=True,
         text=True,
