@@ -80,7 +80,9 @@ def after_all_commands(system, ckpts, folder):
     """A directory with the same snapshots after all commands on a system; Linux has no name."""
     shutil.copytree(ckpts, folder / "ckpts")
     (folder / "commands.json").write_text(json.dumps(COMMANDS))
-    done = run_on(system, folder, "-c", ALL)
+    # Of the process that searches for a pattern where no alarm ends it.
+    short = {"phema_cli.system.patterns._PATIENCE_SECONDS": 1.0}
+    done = run_on(system, folder, "-c", ALL, changed=short)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -196,7 +198,7 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     """Where there are no process groups at least the shell itself is ended."""
     program = """
         from phema_cli.sweep.evaluation import Evaluator, Workers
-        evaluator = Evaluator("sleep 3 # {path}", timeout=0.2)
+        evaluator = Evaluator("sleep 1 # {path}", timeout=0.2)
         with Workers(1) as workers:
             workers.start("x", lambda _: evaluator.start({"path": "x"}))
             ((_, result),) = workers.ended(lambda: None)
@@ -213,7 +215,7 @@ def test_a_pattern_is_bounded_in_every_thread(system, tmp_path):
     program = """
         import threading
         from phema_cli.system import patterns
-        patterns._PATIENCE_SECONDS = 2.0
+        patterns._PATIENCE_SECONDS = 1.0
         def search():
             limit = patterns.Limit(0.5)
             slow, quick = limit.compile("(a+)+!"), limit.compile("(?P<step>[0-9]+)")
