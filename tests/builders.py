@@ -31,7 +31,8 @@ from phema_cli.synthesis.recipe import Recipe, assemble
 from tests import warm
 from tests.inprocess import called
 from tests.verified import verify_output, verify_run
-from tests.warm import PHEMA
+
+PHEMA = warm.PHEMA
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:

@@ -117,6 +117,7 @@ def main(folder: Path, jobs: int, stride: int, first: int) -> None:
     name = "average.safetensors"
     request = Request(gamma=(7.0,), output=str(out / name), jobs=jobs)
     recipe, _ = make_recipe(scan_for([folder], request), request)
+    assert recipe is not None
     gc.freeze()
     _signalled(folder, recipe, 0)
     whole = (out / name).read_bytes()

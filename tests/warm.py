@@ -254,13 +254,13 @@ def programs() -> Path:
     """A directory of ``phema``, ``python`` and ``torchrun``, which are forked."""
     if sys.platform != "linux":
         return PHEMA.parent
-    folder = Path(_address()).with_name("bin")
+    folder = Path(_address(None)).with_name("bin")
     folder.mkdir()
     text = _ASKS.format(
         python=sys.executable,
         scripts=sysconfig.get_path("scripts"),
         measured=_MEASURED,
-        address=_address(),
+        address=_address(None),
     )
     for name in ("phema", "python", "torchrun"):
         (folder / name).write_text(text, encoding="utf-8")
@@ -274,7 +274,7 @@ def python() -> Path:
 
 
 @cache
-def _address(layer: Path | None = None) -> str:
+def _address(layer: Path | None) -> str:
     """The socket of a server, which is started; it ends with this process."""
     folder = tempfile.mkdtemp(prefix="warm-")
     address = f"{folder}/socket"
