@@ -25,6 +25,8 @@ print(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), file=sy
 def ended(command, folder, programs=None, given="", **environment):
     """How a shell's command ends with programs that are forked, or with new ones."""
     path = f"{programs or SCRIPTS}:/usr/bin:/bin"
+    # Whoever started the tests in the background has it ignored, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -36,6 +38,7 @@ def ended(command, folder, programs=None, given="", **environment):
         text=True,
         check=False,
     )
+    signal.signal(signal.SIGINT, before)
     return done.returncode, done.stdout, done.stderr
 
 
