@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from phema_cli.solver import Sample, calibrate, solve
 PAGE = Path(__file__).parents[1] / "docs" / "merging-measured.md"
 TEMPLATE = Path(__file__).with_name("decay_template.md")
 STEPS, SEEDS = 3000, 3
+Loss = Callable[[Vector], float]
 #: checkpoints in the window.
 COUNTS = (5, 10, 20)
 #: of the elements that the movement is learned from.
@@ -86,26 +88,27 @@ def published(shape: str, count: int) -> Vector:
     return weights
 
 
-def cases(seed: int, steps: int) -> list[Case]:
-    """Every case of a run."""
+def cases(seed: int, steps: int, batches: int) -> list[Case]:
+    """Every case of a run; validation looks at so many batches."""
     torch.set_num_threads(1)
     finest = round(WINDOW * steps) // COUNTS[-1]
     run = train(seed, steps, range(finest, steps + 1, finest))
+    loss = partial(validation_loss, batches=batches)
     found: list[Case] = []
     for count in COUNTS:
         gap = round(WINDOW * steps) // count
         every = list(range(gap, steps + 1, gap))
         inside = every[-count:]
         stored = np.stack([run.checkpoints[s] for s in inside])
-        found += _solved(run, seed, ALL, count, [(s, None) for s in every])
-        found += _solved(run, seed, WINDOWED, count, [(s, None) for s in inside])
+        found += _solved(run, loss, seed, ALL, count, [(s, None) for s in every])
+        found += _solved(run, loss, seed, WINDOWED, count, [(s, None) for s in inside])
         merged = {shape: published(shape, count) @ stored for shape in SHAPES}
-        found += _cases(run, seed, PUBLISHED, count, merged)
-        found += _cases(run, seed, MEAN, count, _same(stored[-_MEAN_OF:].mean(axis=0)))
-    found += _solved(run, seed, AVERAGED, 0, [(s, g) for g, s in run.averages])
-    found += _cases(run, seed, SUM, 0, run.sums)
-    found += _cases(run, seed, DECAYED, 0, run.decayed)
-    found += _cases(run, seed, LAST, 0, _same(run.last))
+        found += _cases(run, loss, seed, PUBLISHED, count, merged)
+        found += _cases(run, loss, seed, MEAN, count, _same(stored[-_MEAN_OF:].mean(axis=0)))
+    found += _solved(run, loss, seed, AVERAGED, 0, [(s, g) for g, s in run.averages])
+    found += _cases(run, loss, seed, SUM, 0, run.sums)
+    found += _cases(run, loss, seed, DECAYED, 0, run.decayed)
+    found += _cases(run, loss, seed, LAST, 0, _same(run.last))
     return found
 
 
@@ -115,11 +118,11 @@ def _same(weights: Vector) -> dict[str, Vector]:
 
 
 def _cases(
-    run: Trained, seed: int, name: str, count: int, made: Mapping[str, Vector]
+    run: Trained, loss: Loss, seed: int, name: str, count: int, made: Mapping[str, Vector]
 ) -> Iterator[Case]:
     """The weights that are made for each shape, evaluated."""
     for shape, weights in made.items():
-        yield Case(seed, shape, name, count, validation_loss(weights), _error(run, shape, weights))
+        yield Case(seed, shape, name, count, loss(weights), _error(run, shape, weights))
 
 
 def _error(run: Trained, shape: str, weights: Vector) -> float:
@@ -129,7 +132,12 @@ def _error(run: Trained, shape: str, weights: Vector) -> float:
 
 
 def _solved(
-    run: Trained, seed: int, name: str, count: int, stored: Sequence[tuple[int, float | None]]
+    run: Trained,
+    loss: Loss,
+    seed: int,
+    name: str,
+    count: int,
+    stored: Sequence[tuple[int, float | None]],
 ) -> Iterator[Case]:
     """What phema makes of snapshots, given by step and gamma (None for raw weights)."""
     sources: list[Profile] = [
@@ -143,8 +151,8 @@ def _solved(
         target = parse_profile(f"decay:last={WINDOW},shape={shape}").ending_at(float(run.steps))
         solution = solve(sources, [target], movement=movement)
         made = solution.weights[:, 0] @ values
-        loss, error = validation_loss(made), _error(run, shape, made)
-        yield Case(seed, shape, name, count, loss, error, solution.figures[0].expected_error)
+        error, expected = _error(run, shape, made), solution.figures[0].expected_error
+        yield Case(seed, shape, name, count, loss(made), error, expected)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -212,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of a run, whole hundreds")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of runs")
+    parser.add_argument("--batches", type=int, default=40, help="that validation looks at")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--print", action="store_true", help="print the page, write nothing")
     parser.add_argument("--cases", type=Path, help="keep the cases in this file, or take them")
@@ -220,7 +229,8 @@ def main() -> None:
         found = [Case(**c) for c in json.loads(given.cases.read_text())]
     else:
         with ProcessPoolExecutor(given.jobs) as pool:
-            runs = pool.map(cases, range(given.seeds), [given.steps] * given.seeds)
+            asked = partial(cases, steps=given.steps, batches=given.batches)
+            runs = pool.map(asked, range(given.seeds))
             found = [case for some in runs for case in some]
     if given.cases:
         given.cases.write_text(json.dumps([asdict(c) for c in found]))

@@ -190,16 +190,18 @@ def _raw(
 
 def _replay(target: PowerProfile, times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights of an EMA that is updated with each file, by its decay over the time between."""
-    weights = np.diff(target.cdf(times), prepend=0.0)
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = np.diff(target.cdf(times), prepend=0.0)
+    weights /= weights.sum()
+    return weights
 
 
 def _trapezoid(target: PowerProfile, times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights of the trapezoid rule for the target's density."""
     gaps = np.diff(times)
     widths = np.concatenate([gaps[:1], gaps[:-1] + gaps[1:], gaps[-1:]]) / 2
-    weights = target.density(times) * widths
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = target.density(times) * widths
+    weights /= weights.sum()
+    return weights
 
 
 def _errors(
@@ -386,8 +388,8 @@ def draw(found: Sequence[Case], path: Path) -> None:
         style = {"s": 5, "alpha": 0.35, "color": colour, "linewidths": 0, "rasterized": True}
         left.scatter([c.errors["normalized"] for c in some], blue, label=stored, **style)
         right.scatter([c.expected for c in some], blue, label=stored, **style)
+    ends = [1e-9, 1e-1]
     for axis, label in ((left, "error of normalized (RMS)"), (right, "expected error (RMS)")):
-        ends = [1e-9, 1e-1]
         axis.plot(ends, ends, color="0.3", linewidth=0.8)
         axis.set(xscale="log", yscale="log", xlabel=label, ylabel="error of blue (RMS)")
         axis.set(xlim=ends, ylim=ends)

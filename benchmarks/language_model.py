@@ -8,6 +8,7 @@ over the same batches.
 from __future__ import annotations
 
 import copy
+import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ WINDOW = 0.2
 AVERAGES = 20
 _RATE, _WARMUP, _BETAS, _WEIGHT_DECAY = 3e-3, 100, (0.9, 0.95), 0.1
 _WIDTH, _HEADS, _LAYERS, _LENGTH, _BATCH = 64, 4, 2, 64, 32
-#: of every so many files one is kept for validation, in which so many batches are looked at.
-_HELD, _VALIDATED = 20, 40
+#: of every so many files one is kept for validation.
+_HELD = 20
 #: printable characters and the line feed; all others are one.
 _ALPHABET = "\n" + "".join(chr(c) for c in range(32, 127))
 _SYMBOLS = len(_ALPHABET) + 1
@@ -106,15 +107,16 @@ class LanguageModel(nn.Module):
 @cache
 def texts() -> tuple[torch.Tensor, torch.Tensor]:
     """The characters to learn and those to validate by, (n,) int64, of the standard library."""
-    learned: list[int] = []
-    held: list[int] = []
+    learned: list[NDArray[np.int64]] = []
+    held: list[NDArray[np.int64]] = []
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    number = {character: i for i, character in enumerate(_ALPHABET)}
+    number = np.full(sys.maxunicode + 1, len(_ALPHABET))
+    number[[ord(character) for character in _ALPHABET]] = np.arange(len(_ALPHABET))
     for i, file in enumerate(files):
         text = file.read_text(encoding="utf-8", errors="replace")
-        numbers = [number.get(character, len(_ALPHABET)) for character in text]
-        (held if i % _HELD == 0 else learned).extend(numbers)
-    return torch.tensor(learned), torch.tensor(held)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        (held if i % _HELD == 0 else learned).append(number[codes])
+    return torch.from_numpy(np.concatenate(learned)), torch.from_numpy(np.concatenate(held))
 
 
 def _batch(text: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -122,12 +124,12 @@ def _batch(text: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return text[starts + torch.arange(_LENGTH + 1)]
 
 
-def validation_loss(weights: Vector) -> float:
+def validation_loss(weights: Vector, batches: int) -> float:
     """The loss of these weights on the files that were not learned, always the same batches."""
     model, random = LanguageModel(), torch.Generator().manual_seed(0)
     nn.utils.vector_to_parameters(torch.from_numpy(weights).float(), model.parameters())
     with torch.no_grad():
-        losses = [float(model.loss(_batch(texts()[1], random))) for _ in range(_VALIDATED)]
+        losses = [float(model.loss(_batch(texts()[1], random))) for _ in range(batches)]
     return float(np.mean(losses))
 
 

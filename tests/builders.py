@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -29,10 +28,11 @@ from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.execute import execute as execute_recipe
 from phema_cli.synthesis.recipe import Recipe, assemble
+from tests import warm
 from tests.inprocess import called
 from tests.verified import verify_output, verify_run
 
-PHEMA = Path(sys.executable).with_name("phema")
+PHEMA = warm.PHEMA
 
 
 def read_index(path: Path, key: str | None = None) -> Checkpoint:
@@ -59,6 +59,7 @@ def phema(
     cwd: Path | None = None,
     verified: bool = True,
     process: bool = False,
+    forked: bool = False,
     **environment: str,
 ) -> Run:
     """Run the console script as a user does, without a terminal.
@@ -67,13 +68,15 @@ def phema(
         arguments: the command line behind ``phema``.
         cwd: where it is called; here by default.
         verified: whether all that a synthesis writes is verified in full.
-        process: in a process of its own, where the process is the point.
+        process: in a process of its own, where its start is the point.
+        forked: in one that is forked, with torch loaded.
         environment: variables that are set besides.
     """
     given = [str(a) for a in arguments]
     seen = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
     seen |= {"OMP_NUM_THREADS": "1"} | environment
-    done = Run(*(_started if process else called)(given, cwd, seen))
+    call = _started if process else _forked if forked else called
+    done = Run(*call(given, cwd, seen))
     if verified and done.code == 0:
         verify_run(given, done.out, cwd, environment)
     return done
@@ -92,6 +95,14 @@ def _started(
         check=False,
         timeout=300,
     )
+    return done.returncode, done.stdout, done.stderr
+
+
+def _forked(
+    arguments: Sequence[str], cwd: Path | None, environment: Mapping[str, str]
+) -> tuple[int, str, str]:
+    """What it gives in a process that is forked."""
+    done = warm.run([PHEMA, *arguments], cwd=cwd, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 

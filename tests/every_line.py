@@ -7,6 +7,7 @@ It prints the lines after which something is wrong, and last the number of signa
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from phema_cli.errors import SignalError
 from phema_cli.estimate.solve import scan_for
 from phema_cli.request import Request
 from phema_cli.synthesis.execute import execute
-from phema_cli.synthesis.recipe import make_recipe
+from phema_cli.synthesis.recipe import Recipe, make_recipe
 from phema_cli.system.signals import raise_on_signals
 
 #: whose lines: phema's, and those of the library that run between them.
@@ -44,18 +45,17 @@ class End:
     message: str
 
 
-def _signalled(folder: Path, request: Request, number: int) -> End:
+def _signalled(folder: Path, recipe: Recipe, number: int) -> End:
     """Make the average in a new process that gets a signal before a line, counted from 1."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             raise_on_signals()
-            recipe, _ = make_recipe(scan_for([folder], request), request)
             sys.settrace(tracer(folder / "out", number, lambda text: os.write(writing, text)))
             message = "done"
             try:
-                execute(recipe, processes=request.jobs != 1)
+                execute(recipe, processes=recipe.request.jobs != 1)
             except SignalError as error:
                 message = "; ".join([error.outcome, *getattr(error, "__notes__", [])])
             sys.settrace(None)
@@ -73,9 +73,10 @@ def tracer(out: Path, number: int, tell: Callable[[bytes], object]) -> Any:
     """A trace function that sends the signal at the line with that number."""
     lines = count(1)
     parent = os.getpid()
+    folder = str(out)
 
     def at_line(frame: FrameType, event: str, _arg: object) -> Any:
-        if os.getpid() == parent and out.exists() and any(out.iterdir()) and next(lines) == number:
+        if os.getpid() == parent and _has_entries(folder) and next(lines) == number:
             code = frame.f_code
             name = f"{Path(code.co_filename).name}:{frame.f_lineno} {code.co_name} {event}"
             tell(f"{name}\n".encode())
@@ -87,6 +88,13 @@ def tracer(out: Path, number: int, tell: Callable[[bytes], object]) -> Any:
         return at_line(frame, event, arg) if traced else None
 
     return at_call
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))  # noqa: PTH208 - it is asked before every line
+    except OSError:
+        return False
 
 
 def _faults(folder: Path, end: End, name: str, whole: bytes) -> list[str]:
@@ -108,18 +116,21 @@ def main(folder: Path, jobs: int, stride: int, first: int) -> None:
     out = folder / "out"
     name = "average.safetensors"
     request = Request(gamma=(7.0,), output=str(out / name), jobs=jobs)
-    _signalled(folder, request, 0)
+    recipe, _ = make_recipe(scan_for([folder], request), request)
+    assert recipe is not None
+    gc.freeze()
+    _signalled(folder, recipe, 0)
     whole = (out / name).read_bytes()
     shutil.rmtree(out)
     signals = 0
     for number in count(first, stride):
-        end = _signalled(folder, request, number)
+        end = _signalled(folder, recipe, number)
         faults = _faults(folder, end, name, whole)
         if not end.place:
             break
         signals += 1
         if "the same command resumes" in end.message:
-            _signalled(folder, request, 0)
+            _signalled(folder, recipe, 0)
             if (out / name).read_bytes() != whole or len(list(out.iterdir())) != 1:
                 faults.append("did not resume")
         shutil.rmtree(out, ignore_errors=True)

@@ -39,7 +39,8 @@ static ssize_t (*real_write)(int, const void *, size_t);
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-__attribute__((constructor)) static void begin(void)
+/* Called when the layer is loaded, and once more by a process that is forked with rules of its own. */
+__attribute__((constructor)) void begin_faults(void)
 {
     real_write = REAL(write);
     seen = mmap(NULL, RULES * sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

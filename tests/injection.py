@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import PHEMA, Run
+from tests.warm import Forked, popen
 
 SOURCE = Path(__file__).with_name("faults.c")
 #: times of a rule that goes on for good.
@@ -75,16 +76,15 @@ class Injected:
         # Before: the layer itself may be what fails to open it.
         log.write_text("", encoding="utf-8")
         environment = {
-            "LD_PRELOAD": str(layer),
             "FAULTS": "\n".join(map(str, faults)),
             "FAULT_LOG": str(log),
             "OMP_NUM_THREADS": "1",
         }
-        self.process = subprocess.Popen(
-            [str(PHEMA), *map(str, command)],
+        self.process = popen(
+            [PHEMA, *command],
+            layer=layer,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             env=os.environ | environment | ({"FAULT_TRACE": trace} if trace else {}),
         )
 
@@ -116,10 +116,10 @@ class Injected:
     def end(self) -> Run:
         """What the run gave, once it is over."""
         out, err = self.process.communicate(timeout=120)
-        return Run(self.process.returncode, out, err)
+        return Run(self.process.wait(), out, err)
 
 
-def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(found: Callable[[], object], process: Forked | subprocess.Popen[str]) -> None:
     """Wait until something is so, or the process is over."""
     while process.poll() is None and not found():
         time.sleep(0.001)

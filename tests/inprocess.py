@@ -151,8 +151,9 @@ def _replaced(number: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Signals are handled afterwards as before."""
+    """Ctrl-C is heeded, whoever started the tests; afterwards signals are handled as before."""
     before = {number: signal.getsignal(number) for number in _HANDLED}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The notebook: its cells run in a new Python, and what they print.
+"""The notebook: its cells run in a process of their own, and what they print.
 
 ``python -m tests.notebook`` writes that into docs/python.ipynb.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.pages import ROOT, environment
+from tests.warm import python
 
 NOTEBOOK = ROOT / "docs" / "python.ipynb"
 
@@ -47,7 +47,7 @@ def run(codes: list[str], place: Path) -> list[tuple[str, str | None]]:
         place: the directory that they run in.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _DRIVER],
+        [python(), "-c", _DRIVER],
         cwd=place,
         env=environment(place),
         input=json.dumps(codes),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.builders import PHEMA
 from tests.inprocess import as_process, called, exit_code
+from tests.warm import programs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -122,7 +123,7 @@ def _imports(place: Path) -> Iterator[None]:
 def environment(place: Path) -> dict[str, str]:
     """What a shell in a directory knows: that, phema, and a narrow terminal."""
     kept = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    path = f"{PHEMA.parent}:/usr/bin:/bin"
+    path = f"{programs()}:{PHEMA.parent}:/usr/bin:/bin"
     return {"PATH": path, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "HOME": str(place)} | kept
 
 

@@ -1,7 +1,6 @@
 """Sweeps of a cheap metric, in this process and as processes that are killed."""
 
 import json
-import subprocess
 from contextlib import nullcontext
 
 from phema_cli.snapshots import scan
@@ -10,6 +9,7 @@ from phema_cli.sweep.results import NAME
 from phema_cli.sweep.run import sweep
 from phema_cli.synthesis import Request
 from tests.injection import wait_for
+from tests.warm import popen
 
 GRID = (0.05, 0.08, 0.13, 0.2)
 
@@ -84,7 +84,7 @@ def killed(command, folder, moments):
         Those lines, and the entries of targets in its results.
     """
     for after in moments:
-        process = subprocess.Popen(command, cwd=folder)
+        process = popen(command, cwd=folder)
         wait_for(lambda after=after: len(lines(folder / "calls")) >= after, process)
         process.kill()
         process.wait()

@@ -5,7 +5,6 @@ import os
 import pickle
 import random
 import subprocess
-import sys
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -31,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.formats.reader import FileReader
-from tests import builders
+from tests import builders, warm
 from tests.dcp_files import (
     EDITS,
     HOSTILE,
@@ -141,7 +140,7 @@ def runs(tmp_path_factory):
     script = out / "ranks.py"
     script.write_text(RANKS)
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, out], env=environment, check=True, timeout=100)
+    subprocess.run([warm.python(), script, out], env=environment, check=True, timeout=100)
     return out, torch.load(out / "truth.pt")
 
 

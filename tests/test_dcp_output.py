@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +22,7 @@ from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
+from tests import warm
 from tests.builders import phema, read_index, run, synthesize, write_run
 from tests.dcp_files import box, edit, save
 from tests.torch_files import raw_bytes, stored_bytes
@@ -536,7 +536,7 @@ def test_fsdp_loads_the_output(tmp_path):
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
     def ranks(job):
-        command = [sys.executable, tmp_path / "ranks.py", job, tmp_path]
+        command = [warm.python(), tmp_path / "ranks.py", job, tmp_path]
         subprocess.run(command, env=environment, check=True, timeout=100)
 
     ranks("train")

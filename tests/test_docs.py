@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from phema_cli.trainers.registry import TRAINERS
+from tests import warm
 from tests.builders import phema, write_run
 from tests.pages import CONTRIBUTING, ELSEWHERE, PAGES, README, ROOT, RUN, blocks, run, runnable
 from tests.reference import COMMANDS, reference
@@ -65,7 +65,7 @@ def test_programs_of_the_training_page_leave_snapshots(code, tmp_path):
     (tmp_path / "rank.py").write_text(RANK)
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "rank.py"]
     subprocess.run(
-        [sys.executable, *(ranks if "init_process_group" in code else ["train.py"])],
+        [warm.python(), *(ranks if "init_process_group" in code else ["train.py"])],
         cwd=tmp_path,
         env=os.environ
         | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -140,7 +140,7 @@ def test_make_demo_tells_the_truth(tmp_path):
     # As a newcomer calls it, also when the tests themselves run under make.
     outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
     run = subprocess.run(
-        ["make", "-o", str(stamp.relative_to(ROOT)), "demo"],
+        ["make", "-o", str(stamp.relative_to(ROOT)), "demo", f"BIN={warm.programs()}"],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k not in outer},
         capture_output=True,
@@ -159,7 +159,7 @@ def test_make_demo_tells_the_truth(tmp_path):
 @pytest.mark.slow
 def test_the_fidelity_benchmark_runs(tmp_path):
     """A run of the benchmark trains, solves and prints the page's tables; blue is ahead in them."""
-    command = [sys.executable, "-m", "benchmarks.fidelity", "--print", "--jobs", "1"]
+    command = [warm.python(), "-m", "benchmarks.fidelity", "--print", "--jobs", "1"]
     chosen = ["--runs", "mlp sgd constant", "--counts", "8", "--cases", tmp_path / "cases.json"]
     printed = subprocess.run(
         [*command, *chosen],
@@ -181,7 +181,7 @@ def test_the_fidelity_benchmark_runs(tmp_path):
 @pytest.mark.slow
 def test_the_toy_figure_is_drawn(tmp_path):
     """The script of the method's figure draws it."""
-    subprocess.run([sys.executable, "docs/toy.py", tmp_path / "toy.svg"], cwd=ROOT, check=True)
+    subprocess.run([warm.python(), "docs/toy.py", tmp_path / "toy.svg"], cwd=ROOT, check=True)
     drawn = (tmp_path / "toy.svg").read_text()
     assert drawn.startswith("<?xml")
 
@@ -235,7 +235,7 @@ def test_toy_format_of_the_page_works(tmp_path):
 
     def toy_phema(*arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "phema_cli", *arguments],
+            [warm.python(), "-m", "phema_cli", *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -274,7 +274,7 @@ def test_toy_trainer_of_the_page_works(tmp_path):
         content = {"net": {"w": torch.rand(3)}, "slow": {"w": torch.rand(3)}}
         torch.save(content | {"decay": 0.9, "done": done}, tmp_path / f"ckpts/toy-{done}.pt")
     done = subprocess.run(
-        [sys.executable, "-m", "phema_cli", "inspect", "ckpts", "--no-sample", "--json"],
+        [warm.python(), "-m", "phema_cli", "inspect", "ckpts", "--no-sample", "--json"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -303,7 +303,7 @@ def test_toy_command_of_the_page_works(tmp_path):
     write_run(tmp_path / "ckpts")
 
     def toy_phema(*arguments):
-        command = [sys.executable, "-m", "phema_cli", "steps", *arguments]
+        command = [warm.python(), "-m", "phema_cli", "steps", *arguments]
         return subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout

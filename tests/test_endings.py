@@ -12,6 +12,7 @@ import pytest
 from phema_cli.cli import process, render
 from phema_cli.errors import InputError, StorageError
 from tests.builders import PHEMA, phema, write_run
+from tests.warm import popen
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +208,7 @@ def test_five_runs_of_one_output(ckpts, tmp_path):
     for number in range(3):
         place = tmp_path / f"{number}/deep/o.safetensors"
         command = [PHEMA, "synthesize", "-g", "7", ckpts, "-o", place, "-q", "-j", "1"]
-        runs = [
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(5)
-        ]
+        runs = [popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(5)]
         said = [(*run.communicate(), run.returncode) for run in runs]
         assert sorted(code for _, _, code in said) == [0, 2, 2, 2, 2], said
         assert all("exists already" in err for _, err, code in said if code), said

@@ -23,6 +23,7 @@ from phema_cli.synthesis import Request, journal, make_recipe, staging
 from tests.builders import PHEMA, execute
 from tests.injection import digests, wait_for
 from tests.verified import verify_output
+from tests.warm import popen
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux("a library in front of the system's calls")]
 
@@ -46,11 +47,10 @@ def large(tmp_path_factory):
 def start(folder, out, *more, **options):
     """A synthesis of two targets in shards, by small tiles of one worker."""
     command = [PHEMA, "synthesize", folder, "-g", "6,7", "--max-shard-size", "20MB", "-q"]
-    return subprocess.Popen(
+    return (subprocess.Popen if "preexec_fn" in options else popen)(
         [*map(str, command), "-j", "1", "--max-memory", "600KB", "-o", str(out), *more],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         **options,
     )
@@ -421,7 +421,8 @@ def test_two_runs_do_not_share_an_output(large, tmp_path):
     wait_for(lambda: list((tmp_path / "o").glob("*.partial/model*")), process)
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        code, err = ended(start(large, tmp_path / "o"))
+        short = {"phema_cli.system.locks.PATIENCE_SECONDS": 0.3}
+        code, err = ended(start(large, tmp_path / "o", changed=short))
     finally:
         os.kill(process.pid, signal.SIGCONT)
     assert code == 5
@@ -451,6 +452,7 @@ def test_a_full_disk_leaves_what_can_go_on(large, tmp_path):
     """A limit on the size of files stands for it: no output, and nothing that looks like one."""
     process = start(
         *(large, tmp_path / "o"),
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
     )
     code, err = ended(process)

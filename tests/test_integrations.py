@@ -15,6 +15,7 @@ from phema_cli.integrations import lightning as for_lightning
 from phema_cli.integrations import transformers as for_transformers
 from phema_cli.profiles import sigma_rel_from_gamma
 from tests import callback_runs as runs
+from tests import warm
 from tests.builders import phema
 
 # What the libraries themselves complain about is not ours.
@@ -85,7 +86,7 @@ def test_two_ranks_store_what_one_process_would(tmp_path):
 
     Lightning is there by its older name, pytorch_lightning.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [warm.python(), "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     place = ["--master-addr", "localhost", "--master-port", "0", "--rdzv-backend", "c10d"]
     subprocess.run(
         [*command, *place, "--rdzv-endpoint", "localhost:0", "-m", "tests.callback_runs", tmp_path],

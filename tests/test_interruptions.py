@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests import warm
 from tests.builders import PHEMA
 from tests.injection import digests, wait_for
+from tests.warm import popen
 
 pytestmark = [pytest.mark.slow, pytest.mark.linux("signals to groups of processes")]
 
@@ -47,11 +49,10 @@ def snapshots(tmp_path_factory):
 def start(folder, out, jobs):
     """A synthesis by that many workers, in a process group of its own."""
     command = [PHEMA, "synthesize", folder, "-g", "6,7", "--trust-tags", "-q", "-o", f"{out}/"]
-    return subprocess.Popen(
-        [*map(str, command), "-j", str(jobs), "--max-memory", f"{jobs * 600}KB"],
+    return popen(
+        [*command, "-j", jobs, "--max-memory", f"{jobs * 600}KB"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
@@ -152,11 +153,8 @@ def test_a_signal_is_not_lost_where_its_error_would_be(losing, tmp_path):
     """While a library is loaded, and where Python only prints an error: the same line and code."""
     (tmp_path / "library.py").write_text(LIBRARY)
     program = BEGIN + textwrap.dedent(LOSING[losing])
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = popen(
+        [sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout.readline() == "waits\n"
     process.terminate()
@@ -173,13 +171,7 @@ def test_a_signal_at_every_line(tmp_path, jobs):
         tensors = {"weight": torch.randn(1000) + step, "step": torch.tensor(step)}
         save_file(tensors, tmp_path / f"s{step}.safetensors", {"gamma": "5.0", "step": str(step)})
     program = [sys.executable, "-m", "tests.every_line", tmp_path]
-    run = subprocess.run(
-        [*map(str, program), str(jobs), str(STRIDE), str(1 + STRIDE // 2)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=500,
-    )
+    run = warm.run([*program, jobs, STRIDE, 1 + STRIDE // 2], check=True, timeout=500)
     *faults, signals = run.stdout.splitlines()
     assert not faults
     assert int(signals) > 1000 // STRIDE

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from phema_cli.snapshots import scan
 from phema_cli.snapshots.reading import read_checkpoint
+from tests import warm
 from tests.builders import PHEMA
 from tests.verified import verify_output
 
@@ -56,6 +58,12 @@ def run(*arguments, limit=None):
     return [int(n) for n in done.stderr.split()[-2:]]
 
 
+@cache
+def bare():
+    """What a process takes that imports torch and runs nothing."""
+    return run()
+
+
 def write_large(path, step, gamma, dtype=np.float16, elements=SNAPSHOT // 2):
     """A snapshot of one tensor, written piece by piece."""
     kind, size = np.dtype(dtype), elements * np.dtype(dtype).itemsize
@@ -84,7 +92,7 @@ def test_thousands_of_snapshots_take_no_more_than_their_selection(tmp_path):
             if step % 10 == 0:
                 path = tmp_path / "in" / f"ema-step{step:07d}-gamma{gamma}.safetensors"
                 save_file({"w": averages[i].astype(np.float16)}, path)
-    bare, _ = run()
+    least, _ = bare()
     program = (sys.executable, "-c", MEASURE.replace(", torch", ""), "phema")
     for command in (("inspect",), ("synthesize", "-g", "7", "-o", tmp_path / "out")):
         done = subprocess.run(
@@ -93,7 +101,7 @@ def test_thousands_of_snapshots_take_no_more_than_their_selection(tmp_path):
             text=True,
             check=True,
         )
-        assert int(done.stderr.split()[-2]) - bare < LIMIT
+        assert int(done.stderr.split()[-2]) - least < LIMIT
 
 
 def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
@@ -104,7 +112,7 @@ def test_peak_memory_is_bounded_whatever_the_size(tmp_path):
             write_large(tmp_path / "in" / f"{step}-{gamma}.safetensors", step, gamma)
     given = tmp_path / "mine.csv"
     given.write_text("1-5.safetensors,0.25\n2-5.safetensors,0.75\n", encoding="utf-8")
-    rss, data = run()
+    rss, data = bare()
     asked = ("-g", "7,8", "--weights", given)
     arguments = (PHEMA, "synthesize", tmp_path / "in", *asked, "-o", tmp_path / "out", "-q")
     peak, _ = run(*arguments, limit=data + LIMIT)
@@ -146,7 +154,7 @@ def test_packing_is_streamed(tmp_path):
     for step in (1, 2):
         for gamma in (5, 10):
             write_large(tmp_path / "in" / f"{step}-{gamma:02d}.safetensors", step, gamma)
-    rss, data = run()
+    rss, data = bare()
     packed = tmp_path / "packed"
     arguments = (PHEMA, "pack", tmp_path / "in", "-o", packed, "-q", "--trust-tags")
     peak, _ = run(*arguments, limit=data + LIMIT)
@@ -165,7 +173,7 @@ def synthesize_within(folder, out, *options, made=None):
         options: of the command.
         made: the output, if it is not ``out``.
     """
-    rss, data = run()
+    rss, data = bare()
     peak, _ = run(PHEMA, "synthesize", folder, "-o", out, "-q", *options, limit=data + LIMIT)
     assert peak < rss + LIMIT
     verify_output(made or out, scan([folder]))
@@ -180,10 +188,9 @@ def test_large_pickles_are_streamed(tmp_path):
     """EDM2 pickles larger than the limit are read and written within it."""
     (tmp_path / "in").mkdir()
     values = torch.arange(SNAPSHOT // 2, dtype=torch.int32).remainder(512).half()
-    for kimg in (8388, 16777):
-        for std in ("0.050", "0.100"):
-            with (tmp_path / f"in/net-{kimg:07d}-{std}.pkl").open("wb") as file:
-                pickle.dump({"ema": {"w": values + kimg // 8000}}, file, 4)
+    for kimg, std in ((8388, "0.050"), (16777, "0.050"), (16777, "0.100")):
+        with (tmp_path / f"in/net-{kimg:07d}-{std}.pkl").open("wb") as file:
+            pickle.dump({"ema": {"w": values + kimg // 8000}}, file, 4)
     out = tmp_path / "out.pkl"
     synthesize_within(tmp_path / "in", out, "-s", "0.07")
     with out.open("rb") as file:
@@ -203,13 +210,13 @@ def save(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     local = torch.arange(8192, dtype=torch.int32).remainder(512).half() + 512 * rank
-    local = local.repeat(12288, 1)
+    local = local.repeat(8704, 1)
     w = DTensor.from_local(local, mesh, [Shard(1)], run_check=False)
     dcp.save({"ema": {"w": w}}, checkpoint_id=folder)
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    mp.spawn(save, (sys.argv[1],), nprocs=2)
+    mp.start_processes(save, (sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 
@@ -221,13 +228,13 @@ def test_large_distributed_checkpoints_are_streamed(tmp_path):
     (tmp_path / "ranks.py").write_text(RANKS)
     first = tmp_path / "in/ema-step1-gamma5"
     first.parent.mkdir()
-    subprocess.run([sys.executable, tmp_path / "ranks.py", first], check=True, timeout=120)
-    for name in ("ema-step1-gamma10", "ema-step2-gamma5", "ema-step2-gamma10"):
-        folder = first.with_name(name)
-        folder.mkdir()
-        shutil.copy(first / ".metadata", folder)
-        for file in first.glob("*.distcp"):
-            os.link(file, folder / file.name)
+    warm.run([sys.executable, tmp_path / "ranks.py", first], check=True, timeout=120)
+    assert sum(path.stat().st_size for path in first.iterdir()) > SNAPSHOT
+    second = first.with_name("ema-step2-gamma10")
+    second.mkdir()
+    shutil.copy(first / ".metadata", second)
+    for file in first.glob("*.distcp"):
+        os.link(file, second / file.name)
     out = tmp_path / "out.safetensors"
     synthesize_within(tmp_path / "in", out, "-g", "7", "--no-sample")
     row = np.concatenate([np.arange(8192) % 512, np.arange(8192) % 512 + 512])

@@ -3,10 +3,10 @@
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 
+from tests import warm
 from tests.pages import ROOT
 
 
@@ -21,9 +21,9 @@ def rows(text, columns):
 def test_the_merging_benchmark_runs(tmp_path):
     """It trains, merges and prints the tables; estimates are closer than published weights."""
     cases = tmp_path / "cases.json"
-    command = [sys.executable, "-m", "benchmarks.decay", "--print", "--steps", "100"]
+    command = [warm.python(), "-m", "benchmarks.decay", "--print", "--steps", "100"]
     printed = subprocess.run(
-        [*command, "--seeds", "1", "--jobs", "1", "--cases", cases],
+        [*command, "--seeds", "1", "--batches", "2", "--jobs", "1", "--cases", cases],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -3,7 +3,6 @@
 import math
 import os
 import subprocess
-import sys
 from contextlib import nullcontext
 
 import pytest
@@ -15,6 +14,7 @@ from phema_cli import PowerEMA, average, load_into
 from phema_cli.errors import InputError, UsageError
 from phema_cli.integrations import swapped
 from phema_cli.request import Config
+from tests import warm
 from tests.builders import synthesize
 from tests.pages import ROOT
 from tests.sharded_training import Net
@@ -363,7 +363,7 @@ def test_shards_are_filled_and_restored(tmp_path, tracked):
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, *ranks, "sharded.py", folder, folder.parent / "gamma7.safetensors"],
+        [warm.python(), *ranks, "sharded.py", folder, folder.parent / "gamma7.safetensors"],
         cwd=tmp_path,
         env=os.environ | environment,
         check=True,

@@ -22,6 +22,7 @@ from phema_cli.pack.plan import make_plan
 from phema_cli.pack.write import LOG_NAME, write
 from phema_cli.snapshots import scan
 from phema_cli.system.log import Log
+from tests import warm
 from tests.builders import PHEMA, phema
 from tests.injection import digests
 
@@ -264,12 +265,12 @@ def test_kills_at_any_moment(tmp_path):
     source = write_averages(tmp_path / "in", size=2_000_000)
     command = [PHEMA, "pack", source, "--keyframe-every", "3", "-q", "-o"]
     whole, out = tmp_path / "whole", tmp_path / "out"
-    subprocess.run([*command, whole], check=True, stdout=subprocess.DEVNULL)
+    warm.run([*command, whole], check=True)
     expected = digests(whole)
     chance = random.Random(0)  # noqa: S311 - no secret
     resumed = 0
     for _ in range(KILLS):
-        process = subprocess.Popen([*command, out], stdout=subprocess.DEVNULL)
+        process = warm.popen([*command, out], stdout=subprocess.DEVNULL)
         chains = chance.randrange(4)
         while process.poll() is None and len(list(out.glob("*.safetensors"))) < 3 * chains:
             time.sleep(0.002)
@@ -283,7 +284,7 @@ def test_kills_at_any_moment(tmp_path):
             assert len(scan([out]).require()) == len(complete)
         resumed += 0 < len(complete) < len(expected)
         ended = complete == expected.keys() and not (out / LOG_NAME).exists()
-        subprocess.run([*command, out], check=not ended, stdout=subprocess.DEVNULL)
+        warm.run([*command, out], check=not ended)
         assert digests(out) == expected
         assert not list(out.glob(f"*{PARTIAL}"))
         for path in out.iterdir():

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from phema_cli.request import Config, Request
 from phema_cli.snapshots import scan
 from phema_cli.synthesis import make_recipe, staging
 from phema_cli.synthesis.execute import execute
+from tests import warm
 from tests.builders import phema, read_index
 from tests.packing import packed_chain, tensor_of
 
@@ -334,7 +334,7 @@ def test_packed_files_on_two_ranks(tmp_path):
     packed_chain(tmp_path / "in", run_of(), TAGS, 4, keyframe_every=6)
     asked = ["synthesize", str(tmp_path / "in"), "-g", "7", "--trust-tags", "-q", "-o"]
     assert phema(*asked, tmp_path / "one.safetensors").code == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher = [warm.python(), "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "phema_cli", *asked, str(tmp_path / "two.safetensors")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)

@@ -3,17 +3,17 @@
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 
+from tests import warm
 from tests.pages import ROOT
 
 
 @pytest.mark.slow
 def test_the_packing_benchmark_runs(tmp_path):
     """It trains, packs, solves and prints the tables; packed snapshots reach the bars in them."""
-    command = [sys.executable, "-m", "benchmarks.packing", "--print", "--jobs", "1"]
+    command = [warm.python(), "-m", "benchmarks.packing", "--print", "--jobs", "1"]
     chosen = ["--runs", "mlp sgd constant", "--counts", "16", "--cases", tmp_path / "cases.json"]
     printed = subprocess.run(
         [*command, *chosen],

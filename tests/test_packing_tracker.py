@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from phema_cli.integrations.recorder import Recorder
 from phema_cli.snapshots.reading import read_checkpoint
 from phema_cli.system import files
 from phema_cli.tracker import packed, snapshot
-from tests import packed_run
+from tests import packed_run, warm
 from tests.packed_run import is_intact, is_keyframe, values
 
 #: more of them with PHEMA_KILLS, as `make faults` has it.
@@ -424,7 +423,7 @@ def test_the_longest_chain_can_be_read_from_its_end(tmp_path):
         trained(ema, model, 1)
         (path,) = ema.save(tmp_path, packing=4, keyframe_every=256)
     code = "import sys; from tests.packed_run import Path, values; values(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, path], check=True)
+    warm.run([sys.executable, "-c", code, path], check=True)
     assert [is_keyframe(p) for p in in_order(tmp_path)] == [True] + [False] * 255
     check(path, held(ema)[0])
 
@@ -501,7 +500,7 @@ def test_a_killed_run_leaves_whole_chains_and_resumes(tmp_path):
     """Killed at any moment of a save, each file that has its name is complete and can be read."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.packed_run", tmp_path, str(KILLS)]
-    ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    ran = warm.run(command, env=environment, check=True)
     assert len(ran.stdout.splitlines()) == KILLS
     assert re.fullmatch(
         rf"\d+ files, ([{KILLS % 10}-9]|\d\d+) keyframes", ran.stdout.splitlines()[-1]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests import warm
 from tests.builders import phema, write_run
 
 pytestmark = pytest.mark.linux("killed processes, found in /proc")
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.linux("killed processes, found in /proc")
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
-def launch(ranks, *arguments, **more):
+def launch(ranks, *arguments, launcher=None, **more):
     """Start phema's module on so many ranks of this machine."""
-    command = [TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), "-m", "phema_cli"]
+    launcher = launcher or warm.programs() / "torchrun"
+    command = [launcher, "--standalone", "--nproc-per-node", str(ranks), "-m", "phema_cli"]
     return subprocess.Popen(
         [*map(str, command), *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -91,6 +93,7 @@ def test_a_failed_rank_fails_the_job_and_leaves_nothing(large, tmp_path):
     running = launch(
         2,
         *("synthesize", large, "-g", "7", "-o", tmp_path / "o", "--overwrite"),
+        launcher=TORCHRUN,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
     )
     _, err = running.communicate(timeout=120)
@@ -110,7 +113,7 @@ def test_a_killed_rank_fails_the_job_and_leaves_no_output(tmp_path):
         save_file({"w": tensor}, folder / f"s{step}.safetensors", metadata)
     # Zeros everywhere are no average that was ever updated.
     options = ["--max-memory", "1MB", "--trust-tags"]
-    running = launch(2, "synthesize", folder, "-g", "7", "-o", out, *options)
+    running = launch(2, "synthesize", folder, "-g", "7", "-o", out, *options, launcher=TORCHRUN)
     partial = tmp_path / "out.safetensors.partial"
     killed = False
     while running.poll() is None and not killed:

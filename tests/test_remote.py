@@ -79,7 +79,7 @@ def test_http_gives_the_bytes_of_local_files(serve, tmp_path):
     write_run(tmp_path / "ckpts", shape=(300, 100))
     url, asked = serve()
     # What reads from far is a process of its own: fsspec keeps a thread and its sockets to the end.
-    shown = phema("inspect", f"{url}/ckpts/", "--json", process=True)
+    shown = phema("inspect", f"{url}/ckpts/", "--json", forked=True)
     assert shown.code == 0, shown.err
     local = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
     assert [s["name"] for s in shown.json["snapshots"]] == [s["name"] for s in local]
@@ -87,7 +87,7 @@ def test_http_gives_the_bytes_of_local_files(serve, tmp_path):
     options = ("-g", "7", "-q", "-o")
     # The verification of what came from far would ask for all of it once more, from this process.
     far = (*options, tmp_path / "far.safetensors")
-    run("synthesize", f"{url}/ckpts/", *far, process=True, verified=False)
+    run("synthesize", f"{url}/ckpts/", *far, forked=True, verified=False)
     run("synthesize", tmp_path / "ckpts", *options, tmp_path / "near.safetensors")
     far, near = (load_file(tmp_path / f"{n}.safetensors") for n in ("far", "near"))
     assert all((far[n] == near[n]).all() for n in near)
@@ -96,7 +96,7 @@ def test_http_gives_the_bytes_of_local_files(serve, tmp_path):
     ).read_bytes()
     # Eight snapshots: a header, the sample and the tensors of each, in few requests.
     assert 8 * 3 <= len(asked) < 8 * 12
-    run("verify", tmp_path / "near.safetensors", f"{url}/ckpts/", "--full", process=True)
+    run("verify", tmp_path / "near.safetensors", f"{url}/ckpts/", "--full", forked=True)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
@@ -137,7 +137,7 @@ def test_a_server_without_ranges_is_refused(serve, tmp_path, command):
         "synthesize": (f"{url}/ckpts/", "-g", "7", "-o", out),
         "diff": (f"{url}/{name}", tmp_path / name),
     }
-    done = phema(command, *arguments[command], process=True)
+    done = phema(command, *arguments[command], forked=True)
     assert (done.code, done.err.count("\n")) == (5, 1), done.err
     assert "the server sends whole files, not ranges" in done.err
     assert not out.exists()
@@ -174,7 +174,7 @@ def test_a_file_that_is_cut_is_an_error(tmp_path):
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_urls_that_lead_nowhere(command, url, code, message):
     """A scheme that nobody knows and a server that is not there: one line, no traceback."""
-    done = phema(command, url, process=True)
+    done = phema(command, url, forked=True)
     assert (done.code, done.err.count("\n")) == (code, 1)
     assert message in done.err
 
@@ -185,12 +185,12 @@ def test_http_of_single_files(serve, tmp_path):
     write_run(tmp_path / "ckpts")
     url, _ = serve()
     name = "ckpts/ema-step0000100-gamma5.safetensors"
-    same = phema("diff", f"{url}/{name}", tmp_path / name, process=True)
+    same = phema("diff", f"{url}/{name}", tmp_path / name, forked=True)
     assert (same.code, same.err) == (0, "")
     assert "3 tensors compared, 3 identical" in same.out
     for command in ("diff", "synthesize"):
         more = (tmp_path / name,) if command == "diff" else ("-g", "7")
-        done = phema(command, f"{url}/ckpts/none.safetensors", *more, process=True)
+        done = phema(command, f"{url}/ckpts/none.safetensors", *more, forked=True)
         assert (done.code, done.err.count("\n")) == (3, 1)
         assert done.err.endswith("/ckpts/none.safetensors: no such file or directory\n")
 

@@ -59,7 +59,7 @@ def store(server, tmp_path, monkeypatch):
 
 def call(*arguments, **environment):
     """Phema in a process of its own: fsspec keeps a thread and its sockets to the end."""
-    return phema(*arguments, process=True, verified=False, **environment)
+    return phema(*arguments, forked=True, verified=False, **environment)
 
 
 def test_a_bucket_gives_the_bytes_of_local_files(store, tmp_path):

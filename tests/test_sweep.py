@@ -17,6 +17,7 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.results import NAME, Record, Results
+from tests import warm
 from tests.builders import PHEMA, phema, read_index, write_run
 from tests.injection import wait_for
 from tests.pages import ROOT, blocks
@@ -30,6 +31,7 @@ from tests.sweeps import (
     outputs,
     swept,
 )
+from tests.warm import popen
 
 RIGHT = asdict(Record("t", "p", 7.0, 0.1, 0.5, None, 1, False, "f", "good", None, None))
 
@@ -71,9 +73,7 @@ def test_kills_lose_no_finished_evaluation(ckpts, tmp_path):
         assert all(calls.count(gamma) == times for gamma, times in done.items())
         gammas = [f"{x['gamma']:.12g}" for x in finished]
         done = {gamma: calls.count(gamma) for gamma in gammas}
-    run = subprocess.run(
-        [*sweep_once, "--json"], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
+    run = warm.run([*sweep_once, "--json"], cwd=tmp_path, check=True)
     found = json.loads(run.stdout)
     assert found["best"]["sigma_rel"] == whole.best.sigma_rel
     assert {(e["sigma_rel"], e["metric"]) for e in found["evaluations"]} == {
@@ -94,11 +94,10 @@ def test_signals_end_the_evaluation_too(ckpts, tmp_path, sent, code):
     """Nothing that the command has started goes on; the message says that the sweep can."""
     command = "sleep 60 & echo $! $$ > pids.new; mv pids.new pids; wait # {path}"
     before = signal.signal(sent, signal.SIG_DFL)
-    process = subprocess.Popen(
+    process = popen(
         [PHEMA, "sweep", ckpts, "--eval", command, "--no-sample", "-s", "0.1"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        text=True,
     )
     signal.signal(sent, before)
     wait_for((tmp_path / "pids").exists, process)
@@ -273,7 +272,7 @@ def test_a_file_of_somebody_else_is_not_taken_for_an_output(ckpts, tmp_path):
 
 def test_two_sweeps_do_not_share_a_directory(ckpts, tmp_path, monkeypatch):
     """The second gives up without evaluating anything."""
-    monkeypatch.setattr("phema_cli.system.files.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("phema_cli.system.locks.PATIENCE_SECONDS", 0.05)
     held = Results(tmp_path / "o", {})
     try:
         with pytest.raises(StorageError, match="another process is writing"):

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from phema_cli.errors import UsageError
 from phema_cli.sweep.families import Family, find, parse
 from phema_cli.sweep.results import NAME
+from tests import warm
 from tests.builders import PHEMA, phema, write_run
 from tests.injection import wait_for
 from tests.sweeps import Listener, curve, ended, killed, lines, outputs, swept
+from tests.warm import popen
 
 STEPS = tuple(range(4, 101, 4))
 
@@ -290,7 +292,7 @@ def test_kills_of_many_workers_lose_no_finished_evaluation(ckpts, tmp_path):
         done = {
             f"{gamma} {k}": calls.count(f"{gamma} {k}") for gamma, ks in last.items() for k in ks
         }
-    run = subprocess.run([*sweep, "--json"], cwd=tmp_path, check=True, capture_output=True)
+    run = warm.run([*sweep, "--json"], cwd=tmp_path, check=True)
     found = json.loads(run.stdout)
     assert len(found["evaluations"]) == 6
     assert all(sorted(e["repeats"]) == [0, 1] for e in found["evaluations"])
@@ -305,14 +307,13 @@ def test_kills_of_many_workers_lose_no_finished_evaluation(ckpts, tmp_path):
 def test_a_signal_ends_the_evaluations_of_all_workers(ckpts, tmp_path):
     """Nothing that one of them has started goes on."""
     command = "sleep 60 & echo $! $$ > {worker}.new; mv {worker}.new {worker}.pids; wait # {path}"
-    process = subprocess.Popen(
+    process = popen(
         [
             *(PHEMA, "sweep", ckpts, "--eval", command, "--no-sample", "-s", "0.1,0.2"),
             *("--no-baselines", "--parallel", "2"),
         ],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
-        text=True,
     )
     wait_for(lambda: len(list(tmp_path.glob("*.pids"))) == 2, process)
     process.send_signal(signal.SIGTERM)

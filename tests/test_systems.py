@@ -18,12 +18,11 @@ from pathlib import Path
 import pytest
 
 import phema_cli
-from tests import systems
+from tests import systems, warm
 from tests.builders import run, write_run
 
 pytestmark = pytest.mark.linux("it takes away what others lack")
 
-PROGRAM = Path(systems.__file__)
 CODE = Path(phema_cli.__file__).parent
 #: an evaluation that every shell can run: the size of the file.
 SIZE = f'"{sys.executable}" -c "import os, sys; print(os.path.getsize(sys.argv[1]))" {{path}}'
@@ -70,26 +69,20 @@ for number, (arguments, _) in enumerate(json.loads(Path("commands.json").read_te
 """
 
 
-def run_on(system, folder, *arguments):
+def run_on(system, folder, *arguments, changed=None):
     """A program of Python in a process that has what a system has."""
-    how = [sys.executable, PROGRAM, system] if system else [sys.executable]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        [*how, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=environment,
-    )
+    command = [sys.executable, *arguments]
+    return warm.run(command, cwd=folder, env=environment, system=system, changed=changed)
 
 
 def after_all_commands(system, ckpts, folder):
     """A directory with the same snapshots after all commands on a system; Linux has no name."""
     shutil.copytree(ckpts, folder / "ckpts")
     (folder / "commands.json").write_text(json.dumps(COMMANDS))
-    done = run_on(system, folder, "-c", ALL)
+    # Of the process that searches for a pattern where no alarm ends it.
+    short = {"phema_cli.system.patterns._PATIENCE_SECONDS": 1.0}
+    done = run_on(system, folder, "-c", ALL, changed=short)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -181,15 +174,17 @@ input()
 def test_two_runs_at_once_exclude_each_other(system, tmp_path):
     """The second is refused while the first lives, and not when it was killed."""
     write_run(tmp_path / "ckpts")
-    with subprocess.Popen(
-        [sys.executable, PROGRAM, system, "-c", HOLDER],
+    short = {"phema_cli.system.locks.PATIENCE_SECONDS": 0.2}
+    with warm.popen(
+        [sys.executable, "-c", HOLDER],
         cwd=tmp_path,
+        system=system,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        refused = run_on(system, tmp_path, "-m", "phema_cli", *SYNTHESIS)
+        assert holder.stdout.readline() == "held\n"
+        refused = run_on(system, tmp_path, "-m", "phema_cli", *SYNTHESIS, changed=short)
         holder.send_signal(signal.SIGKILL)
     assert refused.returncode == 5
     assert "another process is writing this output" in refused.stderr
@@ -203,7 +198,7 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     """Where there are no process groups at least the shell itself is ended."""
     program = """
         from phema_cli.sweep.evaluation import Evaluator, Workers
-        evaluator = Evaluator("sleep 3 # {path}", timeout=0.2)
+        evaluator = Evaluator("sleep 1 # {path}", timeout=0.2)
         with Workers(1) as workers:
             workers.start("x", lambda _: evaluator.start({"path": "x"}))
             ((_, result),) = workers.ended(lambda: None)
@@ -220,7 +215,7 @@ def test_a_pattern_is_bounded_in_every_thread(system, tmp_path):
     program = """
         import threading
         from phema_cli.system import patterns
-        patterns._PATIENCE_SECONDS = 2.0
+        patterns._PATIENCE_SECONDS = 1.0
         def search():
             limit = patterns.Limit(0.5)
             slow, quick = limit.compile("(a+)+!"), limit.compile("(?P<step>[0-9]+)")

@@ -3,7 +3,6 @@
 import os
 import resource
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from phema_cli import PowerEMA
 from phema_cli.errors import StorageError, UsageError
+from tests import warm
 from tests.builders import ema_weights
 
 
@@ -261,7 +261,7 @@ def test_buffers_that_share_storage_can_be_stored(tmp_path):
 def test_shards_are_averaged_as_the_whole(tmp_path):
     """Two ranks of FSDP2 store what one process stores, bit for bit, and resume either state."""
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.sharded_training", tmp_path]
+    command = [warm.python(), "-m", "tests.sharded_training", tmp_path]
     subprocess.run(command, env=environment, check=True, timeout=100)
     pairs = {
         "sharded": "unsharded",
@@ -333,7 +333,7 @@ def test_parameters_that_fsdp1_has_flattened_are_refused(tmp_path):
     """By FSDP1 itself, whether it shows its flat parameters or views by the model's names."""
     code = FSDP1.replace("{store}", str(tmp_path / "store"))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+        [warm.python(), "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
     told = done.stdout.splitlines()
     assert ["_flat_param" in told[0], "weight" in told[1]] == [True, True]

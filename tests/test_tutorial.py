@@ -1,13 +1,13 @@
 """The tutorial's own loop, and the average that phema makes of what it leaves, on any system."""
 
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
 from tests.builders import phema
 from tests.pages import ROOT, blocks
 
@@ -31,7 +31,7 @@ def test_the_tutorials_loop_gives_gamma_7(tmp_path):
     loop, saving = "    for i in range(steps):\n", "        if i % save_freq == 0:\n"
     assert program.count(loop) == program.count(saving) == 1
     tracked = program.replace(loop, _BEFORE + loop).replace(saving, _AFTER + saving)
-    subprocess.run([sys.executable, "-c", tracked], cwd=tmp_path, check=True)
+    warm.run([sys.executable, "-c", tracked], cwd=tmp_path, check=True)
     asked = phema("inspect", "run", cwd=tmp_path)
     assert asked.code == 3
     assert asked.out.endswith("try: phema inspect run --gammas 5,10\n")

@@ -20,6 +20,7 @@ from phema_cli import __version__
 from phema_cli.cli import parsing, render
 from phema_cli.errors import InputError
 from phema_cli.snapshots import Finding
+from tests import warm
 from tests.builders import PHEMA, phema, write_run
 
 
@@ -408,7 +409,7 @@ def test_debug_shows_a_traceback_and_nothing_else_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code", "message"),
-    [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"")],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")],
 )
 def test_signals_leave_no_output(tmp_path, sent, code, message):
     """SIGINT and SIGTERM end a synthesis with 130 and 143; what work stays is told."""
@@ -424,7 +425,7 @@ def test_signals_leave_no_output(tmp_path, sent, code, message):
     command += ["--trust-tags"]
     # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
     before = signal.signal(sent, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    process = warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
     signal.signal(sent, before)
     with process:
         deadline = time.monotonic() + 60
@@ -434,9 +435,9 @@ def test_signals_leave_no_output(tmp_path, sent, code, message):
         _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert message in err
-    assert b"Traceback" not in err
+    assert "Traceback" not in err
     left = [p.suffix for p in (tmp_path / "out").glob("*")]
-    assert left == [".partial"] * (b"the same command resumes" in err)
+    assert left == [".partial"] * ("the same command resumes" in err)
 
 
 @pytest.mark.slow
@@ -455,13 +456,7 @@ def test_tables_are_whole_in_a_pipe(ckpts):
     """Any number of targets has all its digits where stdout is no terminal."""
     gammas = ",".join(str(g / 4) for g in range(2, 60))
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
-    run = subprocess.run(
-        [str(PHEMA), "weights", str(ckpts), "-g", gammas],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
+    run = warm.run([PHEMA, "weights", ckpts, "-g", gammas], env=environment, check=True)
     assert "…" not in run.stdout
     assert "ema-step0000100-gamma10.safetensors" in run.stdout
 
@@ -486,9 +481,7 @@ def on_terminal(*command, stream, cwd=None):
     """Bytes that a command writes to a terminal as its stdout or stderr."""
     parent, child = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TERM": "xterm"}
-    subprocess.run(
-        [str(PHEMA), *map(str, command)], cwd=cwd, env=environment, check=True, **{stream: child}
-    )
+    warm.run([PHEMA, *command], cwd=cwd, env=environment, check=True, **{stream: child})
     os.close(child)
     data = b""
     try:

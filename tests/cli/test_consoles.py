@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from tests import warm
 from tests.builders import PHEMA, phema, run, write_run
 from tests.reference import COMMANDS
 
@@ -182,7 +183,7 @@ def test_a_terminal(place, encoding):
     primary, secondary = pty.openpty()
     termios.tcsetwinsize(secondary, (24, 40))
     kept = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}
-    with subprocess.Popen(
+    with warm.popen(
         [PHEMA, "synthesize", *CALLS["synthesize"]],
         cwd=place,
         env=kept | {"TERM": "xterm", "PYTHONIOENCODING": encoding},

@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from phema_cli.cli import parsing
 from phema_cli.errors import UsageError
+from tests import warm
 from tests.builders import phema, write_run
 from tests.runs.diffusion import dit, k_diffusion
 from tests.safetensors_files import write_index
@@ -65,7 +65,7 @@ def test_the_training_loop_stores_what_was_planned(tmp_path):
     run = phema("plan", "--steps", 10, "--snapshots", 4, "--gammas", "4,9", *WALK)
     code = textwrap.dedent(run.out.partition("In the training loop\n")[2])
     head = "import torch\nfrom phema_cli import PowerEMA\nmodel = torch.nn.Linear(2, 1)\n"
-    subprocess.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
+    warm.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
     found = phema("inspect", tmp_path / "ckpts", "--json").json["snapshots"]
     assert {(s["gamma"], s["step"]) for s in found} == {
         (g, t) for g in (4, 9) for t in (3, 6, 9, 10)
@@ -85,7 +85,7 @@ def test_packed_snapshots_take_what_their_plan_counts(tmp_path, bits):
     head = "import torch\nfrom phema_cli import PowerEMA\n"
     head += "model = torch.nn.Linear(4096, 64, bias=False)\n"
     code = code.replace("...  #", "model.weight.data += torch.randn(64, 4096)  #")
-    subprocess.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
+    warm.run([sys.executable, "-c", head + code], cwd=tmp_path, check=True)
     sizes = sorted(p.stat().st_size for p in (tmp_path / "ckpts").iterdir())
     assert len(sizes) == 70
     assert sizes[0] == pytest.approx(plan["file_bytes"], abs=4096)
