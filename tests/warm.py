@@ -5,7 +5,8 @@ environment; but its modules are loaded already, which takes a second of every s
 start is the point a test calls the console script itself. ``popen`` starts one, as
 ``subprocess.Popen`` does; ``programs`` has ``phema``, ``python`` and ``torchrun`` for shells.
 
-Where no process can be forked, and where coverage is measured, new ones are started instead.
+Where no process can be forked, where coverage is measured, and for ``make faults``, which is to
+interrupt the start too, new ones are started instead.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ if status < 0:
 os._exit(status)
 """
 _MEASURED = {"COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"}
+#: what ``make faults`` sets.
+_LONG_FORM = "PHEMA_KILLS"
 
 
 class Forked:
@@ -218,7 +221,7 @@ def popen(
     variables = dict(os.environ if env is None else env)
     if layer is not None:
         variables["LD_PRELOAD"] = str(layer)
-    if sys.platform != "linux" or _MEASURED & variables.keys():
+    if sys.platform != "linux" or (_MEASURED | {_LONG_FORM}) & variables.keys():
         if system:
             given[1:1] = [str(ROOT / "tests" / "systems.py"), system]
         more: dict[str, Any] = {"cwd": cwd, "start_new_session": start_new_session, **streams}
