@@ -149,17 +149,19 @@ def test_types_that_differ_are_streamed(tmp_path):
 
 
 def test_packing_is_streamed(tmp_path):
-    """Snapshots of 272 MiB are packed, and packed ones averaged, within the limit."""
+    """Snapshots of 272 MiB are packed, and packed ones averaged, within the limit.
+
+    They are few, so that much of each is in the sample.
+    """
     (tmp_path / "in").mkdir()
-    for step in (1, 2):
-        for gamma in (5, 10):
-            write_large(tmp_path / "in" / f"{step}-{gamma:02d}.safetensors", step, gamma)
+    for step, gamma in ((1, 5), (2, 5), (2, 10)):
+        write_large(tmp_path / "in" / f"{step}-{gamma:02d}.safetensors", step, gamma)
     rss, data = bare()
     packed = tmp_path / "packed"
     arguments = (PHEMA, "pack", tmp_path / "in", "-o", packed, "-q", "--trust-tags")
     peak, _ = run(*arguments, limit=data + LIMIT)
     assert peak < rss + LIMIT
-    assert len(list(packed.iterdir())) == 4
+    assert len(list(packed.iterdir())) == 3
     out = tmp_path / "out.safetensors"
     synthesize_within(packed, out, "-g", "7", "--dtype", "float16", "--trust-tags")
 

@@ -26,10 +26,11 @@ from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.tensors import averaged, stored_types
 from phema_cli.solver import Sample
 
-#: bytes read of all snapshots together, bytes of a page, and the most values kept in memory.
+#: bytes read of all snapshots together, bytes of a page, the most values kept in memory, and the
+#: most of one snapshot, of which some ten arrays in float64 are made.
 SAMPLE_BYTES = 64 << 20
 PAGE_BYTES = 4096
-_MOST_VALUES = 8 << 20
+_MOST_VALUES, _MOST_OF_ONE = 8 << 20, 1 << 20
 #: elements of a tensor's beginning, tensors that are begun to be read, and the share of their
 #: movement that makes the sample where it is more than that of pages.
 _MOST_HEAD, _MOST_TENSORS, _MOST_MOVEMENT = 1024, 8192, 0.99
@@ -123,7 +124,8 @@ def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range
     ordered = sorted((e for e in extents if e.elements), key=lambda e: -e.dtype.bits)
     pages = -(-sum(e.length for e in ordered) // page)
     size = min((e.dtype.bits // 8 for e in ordered), default=1)
-    most = min(SAMPLE_BYTES // page, _MOST_VALUES * size // page) // snapshots
+    values = min(_MOST_VALUES // snapshots, _MOST_OF_ONE)
+    most = min(SAMPLE_BYTES // snapshots, values * size) // page
     chosen = min(pages, max(most, 1))
     ranges: list[_Range] = []
     begin, tensor = 0, 0
