@@ -36,7 +36,7 @@ from phema_cli.solver.evidence.reduction import (
 )
 from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.trainers.registry import parse_law
-from tests.simulated import ELEMENTS, STEPS, glide, rounded, snapshots, tags, times_of
+from tests.simulated import ELEMENTS, STEPS, glide, profile, rounded, snapshots, tags, times_of
 
 pytestmark = pytest.mark.slow
 
@@ -572,3 +572,13 @@ def test_few_ways_of_moving_are_counted(run):
     assert ways[0] > 16
     assert 1.5 < ways[1] < 6
     assert weigh(profiles, rounded(mixed)).state in ("confirmed", "plausible")
+
+
+@pytest.mark.parametrize("names", [("c0.98", "raw"), ("5", "raw"), ("5", "10")], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_updates_are_no_evidence(names, seed):
+    """Snapshots at steps 1, 2, 4, ...: a smooth curve does not describe the first of them."""
+    run, at = glide(seed), np.unique(np.round(2 ** np.arange(0, 10.5, 0.5)).astype(int))
+    sample = rounded(np.concatenate([run.average(name)[at - 1] for name in names]))
+    profiles = [profile(name, float(t)) for name in names for t in at]
+    assert weigh(profiles, sample).state in ("confirmed", "plausible")

@@ -19,6 +19,8 @@ from phema_cli.solver.movement import Rounding
 MOST_TIMES = 16
 #: series that the search for other tags looks at.
 _MOST_SERIES = 4
+#: updates after which a curve describes an average, and snapshots of a series that are enough.
+_BEGUN, _ENOUGH = 16.0, 6
 #: snapshots of a part of them all, at most, and times, at least.
 _PART, _LEAST = 64, 4
 #: elements that are used at most, and of which so many are held in float64 at a time.
@@ -28,11 +30,13 @@ _MOST_ELEMENTS, _CHUNK = 1 << 17, 1 << 13
 def select_snapshots(series: Sequence[Series]) -> list[Series]:
     """The snapshots that one test uses: few times, above all those that several series share.
 
-    With more than ``_MOST_SERIES`` series, the raw weights and the averages of most snapshots.
+    The first few updates are left out where there are others enough: a smooth curve does not
+    describe them to the rounding of what is stored. With more than ``_MOST_SERIES`` series, the raw
+    weights and the averages of most snapshots.
     """
     ranked = sorted(range(len(series)), key=lambda k: (-len(series[k].rows), k))
     ranked.sort(key=lambda k: series[k].law.kind != "raw")
-    used = [series[k] for k in sorted(ranked[:_MOST_SERIES])]
+    used = [_begun(series[k]) for k in sorted(ranked[:_MOST_SERIES])]
     count = Counter(t for s in used for t in s.times)
     shared = sorted(t for t, k in count.items() if k > 1)
     kept = thin(shared, MOST_TIMES)
@@ -44,6 +48,12 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
         kept = [*sorted(kept)[1:], newest]
     chosen = (s.at([i for i, t in enumerate(s.times) if t in kept]) for s in used)
     return [s for s in chosen if s.rows]
+
+
+def _begun(series: Series) -> Series:
+    """A series without its first few updates, if enough of it remains."""
+    later = [i for i, t in enumerate(series.times) if t >= _BEGUN]
+    return series.at(later) if len(later) >= _ENOUGH else series
 
 
 def thin(times: Sequence[float], most: int) -> list[float]:
