@@ -242,7 +242,11 @@ class _Messages:
             law.label if law.label == tag else f"{law.label} (tagged {tag})"
             for tag, law in zip(tags, other.laws, strict=True)
         )
-        return words + (f", counted from {-other.offset:.6g}" if other.offset else "")
+        if other.offset:
+            return f"{words}, counted from {-other.offset:.6g}"
+        # The tags have other steps between updates, which no label of a gamma says.
+        same = [law.label for law in other.laws] == tags
+        return f"{words}, updated at every step" if same else words
 
     def _option(self, other: Alternative) -> str | None:
         """What to pass for an alternative, where one option says it."""

@@ -641,3 +641,11 @@ def test_an_option_that_is_proposed_replaces_what_said_the_same(typed, option, p
     error = InputError("wrong", option=option)
     render.suggestion(typed.split(), [Finding("error", error)])
     assert capsys.readouterr().out == f"try: phema {proposed}\n"
+
+
+def test_wrong_steps_between_updates_are_told_from_right_ones(tmp_path):
+    """Both have the same gammas: what they look like is not said in the words of what was told."""
+    write_run(tmp_path, steps=tuple(range(50, 1001, 50)), shape=(20, 20))
+    done = phema("inspect", tmp_path, "--update-every", 10)
+    assert done.code == 3
+    assert "better as gamma 5 and gamma 10, updated at every step" in done.out.replace("\n", " ")
