@@ -125,7 +125,10 @@ def test_a_head_that_moves_far_more_is_found(tmp_path, monkeypatch, bits):
             np.add(mean, (1 - (1 - 1 / step) ** (gamma + 1)) * (np.append(now, step) - mean), mean)
             if step % 25 == 0 and gamma != 7:
                 backbone = torch.from_numpy(rest + 1e-6 * glide * mean[-1]).float()
-                tensors = {"a.backbone": backbone, "b.head": torch.from_numpy(mean[:-1]).float()}
+                head = torch.from_numpy(mean[:-1]).float().view(10, 50)
+                # What counts moves most of all, and is no weight.
+                counts = torch.full((3,), 1e3 * step**2)
+                tensors = {"a.backbone": backbone, "b.head": head, "c.counts": counts}
                 save_file(tensors, folder / f"step{step}-gamma{gamma}.safetensors")
     if bits is not None:
         assert phema("pack", folder, "--bits", bits, "-o", tmp_path / "packed").code == 0
@@ -133,7 +136,7 @@ def test_a_head_that_moves_far_more_is_found(tmp_path, monkeypatch, bits):
     out = tmp_path / "out.safetensors"
     done = phema("synthesize", "-g", 7, folder, "-o", out, "--json")
     assert done.code == 0, done.err
-    missed = load_file(out)["b.head"].double().numpy() - means[7][:-1]
+    missed = load_file(out)["b.head"].flatten().double().numpy() - means[7][:-1]
     error = np.linalg.norm(missed) / np.linalg.norm(walk[-1] - means[7][:-1])
     assert error / 2 < done.json["targets"][0]["expected_error"] < error * 2
 

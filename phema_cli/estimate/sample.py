@@ -167,10 +167,12 @@ def _between_pages(
     elements = sum(e.elements for e in extents)
     if values.shape[1] == elements:
         return []
+    rest = [e for e in extents if e.elements]
     # Where nothing moves in pages, it may do so elsewhere in their tensors.
-    moves = (values != values[-1]).any()
-    read = {r.name for r in ranges} if moves else set()
-    rest = [e for e in extents if e.elements and e.name not in read]
+    if (values != values[-1]).any():
+        read = {r.name for r in ranges}
+        # Floats that count what was seen move most of all, and are vectors.
+        rest = [e for e in rest if e.name not in read and len(e.shape) > 1]
     if not rest:
         return []
     stride = -(-len(rest) // _MOST_TENSORS)
