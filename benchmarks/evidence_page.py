@@ -29,7 +29,7 @@ _TEMPLATE = Path(__file__).parent / "evidence_template.md"
 #: damage from which a mistake counts.
 HARMFUL = 0.1
 _STATES = ("contradicted", "doubtful", "plausible", "confirmed")
-_WORDS = ("alarms", "notices", "plausible", "confirmed")
+_WORDS = ("alarms", "warnings", "plausible", "confirmed")
 _FIGURES = ("gain", "jitter", "worst")
 _ALONE = {w.name for w in ALONE}
 
@@ -47,7 +47,7 @@ def write_page(cases: Sequence[Case], proposed: Sequence[Proposed]) -> None:
             combinations=len(RIGHT),
             right=len(fresh),
             alarms=_count(fresh, "contradicted"),
-            notices=_count(fresh, "doubtful"),
+            warnings=_count(fresh, "doubtful"),
             confirmed=_confirmed(fresh),
             false_plain=_false_alarms(right["plain"]),
             false_wide=_by_layout(right["wide"]),
@@ -112,7 +112,7 @@ def _limits() -> str:
     """The table of limits."""
     tops = [*(str(limits.times - 1) for limits in LIMITS[1:]), "16"]
     return _rows(
-        ["times", "alarm if L >=", "or J >", "or C >", "notice if L >=", "ways"],
+        ["times", "alarm if L >=", "or J >", "or C >", "warning if L >=", "ways"],
         [
             [
                 f"{low.times} to {top}",
@@ -217,8 +217,8 @@ def _detection(
         ]
         for count, stored in tried:
             chosen = [c for c in mine if (c.count, c.stored) == (count, stored)]
-            alarms, notices = _count(chosen, "contradicted"), _count(chosen, "doubtful")
-            row.append(f"{alarms}/{len(chosen)}" + (f" + {notices}" if notices else ""))
+            alarms, warnings = _count(chosen, "contradicted"), _count(chosen, "doubtful")
+            row.append(f"{alarms}/{len(chosen)}" + (f" + {warnings}" if warnings else ""))
         fine = [c for c in mine if c.count == 16 and c.stored == "fp32"]
         missed = [c.damage for c in fine if c.damage > HARMFUL and c.state != "contradicted"]
         row.append(f"{len(missed)} ({max(missed):.2f})" if missed else 0)

@@ -83,7 +83,7 @@ def labels(alternative):
 @pytest.mark.parametrize("count", [4, 8, 16])
 @pytest.mark.parametrize("names", RIGHT, ids="+".join)
 def test_right_tags_are_never_doubted(run, names, count, stored):
-    """Whatever was stored, no alarm and no notice if the tags are right; 16 times confirm them."""
+    """Whatever was stored, no alarm and no warning if the tags are right; 16 times confirm them."""
     found = weigh(tags(names, count), snapshots(run, names, count, stored))
     assert found.state in ("confirmed", "plausible")
     assert found.gain < limits_of(found.times).doubt

@@ -122,13 +122,13 @@ class _Messages:
         state = self.evidence.state
         if state == "contradicted":
             return [Finding("error", self._contradiction())]
-        notices = [self._doubt()] if state == "doubtful" else []
-        if state in {"plausible", "unchecked"}:
-            notices += self._uncertainty()
+        doubts = [self._doubt()] if state == "doubtful" else []
+        notices = self._uncertainty() if state in {"plausible", "unchecked"} else []
         for rows in self.evidence.findings.alike:
             names = ", ".join(self.snapshots[row].name for row in rows)
             notices.append(f"these hold the same weights: {names}")
-        return [Finding("notice", InputError(text)) for text in notices]
+        warnings = [Finding("warning", InputError(text)) for text in doubts]
+        return warnings + [Finding("notice", InputError(text)) for text in notices]
 
     def _contradiction(self) -> InputError:
         """The error for tags that are contradicted."""
@@ -201,7 +201,7 @@ class _Messages:
         )
 
     def _doubt(self) -> str:
-        """The notice for tags where other laws fit clearly better."""
+        """The warning for tags where other laws fit clearly better."""
         if not self.evidence.alternatives:
             return "the snapshots hardly fit their tags"
         best = self.evidence.alternatives[0]

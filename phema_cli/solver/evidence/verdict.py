@@ -117,7 +117,7 @@ class Evidence:
 
     Attributes:
         state: ``confirmed`` and ``plausible`` were tested with nothing against them,
-            ``unchecked`` could not be, ``doubtful`` is a notice and ``contradicted`` an error.
+            ``unchecked`` could not be, ``doubtful`` is a warning and ``contradicted`` an error.
         series: the snapshots as they were grouped.
         compared: the series that alternatives have laws of, without the snapshots that were not
             looked at; of many series some are left out.
