@@ -100,10 +100,11 @@ Averages of {lengths} steps, and the mean of all, updated at each of {steps:,} s
 bfloat16, of {runs} runs. Updates smaller than half a unit are lost, so that many elements stand
 still: in the median an average is off by {median:.1f} times the distance that averaging moves the
 weights, in 95 % of the cases by more than {least:.2f}. The same averages in float64, rounded when
-they are stored, are right. phema counts the elements that stand still between two snapshots, of
-those that move by two units or more both before and after, and those that move by up to one:
-{standing:g} times as many are an error. It does not look at averages shorter than an eighth of the
-time between snapshots. `python -m benchmarks.stalls` measures it."""
+they are stored, are right. phema counts the elements that stand still between two snapshots and
+those that move by up to one unit, of those that have just moved by so many that the average is not
+there yet, and will move again: {standing:g} times as many that stand still are an error. It does not
+look at averages shorter than a quarter of the time between snapshots, which come to stand where
+weights do. `python -m benchmarks.stalls` measures it."""
 
 
 def section(found: list[Case]) -> str:

@@ -1,13 +1,14 @@
 """Snapshots that a resumed run has left behind, by when they were written."""
 
 import os
+import re
 import shutil
 
 import pytest
 import torch
 
 from phema_cli.tracker import PowerEMA
-from tests.builders import phema
+from tests.builders import phema, write_run
 
 
 def save(folder, ema, net, steps, clock):
@@ -64,3 +65,13 @@ def test_copies_and_runs_that_end_say_nothing(resumed, tmp_path):
             os.utime(resumed / name, ns=(0, (time + 1) * 60 * 10**9))
         assert not warned(resumed)
     assert not warned(shutil.copytree(resumed, tmp_path / "copy", copy_function=shutil.copyfile))
+
+
+def test_names_without_zeros_are_copied_in_another_order(tmp_path):
+    """As a shell has them: step 1000 comes before 200, and is no branch."""
+    write_run(tmp_path / "run", steps=tuple(range(100, 1101, 100)))
+    for path in (tmp_path / "run").iterdir():
+        path.rename(path.with_name(re.sub("step0*", "step", path.name)))
+    for time, path in enumerate(sorted((tmp_path / "run").iterdir()), start=1):
+        os.utime(path, ns=(0, time * 60 * 10**9))
+    assert not warned(tmp_path / "run")

@@ -71,12 +71,19 @@ class Average:
         return torch.cat([v.flatten() for v in self.values.values()]).double()
 
 
-def train(model, averages):
-    """Train a model, update averages of it at every step, and yield the steps to store."""
+def train(model, averages, turn=None):
+    """Train a model, update averages of it at every step, and yield the steps to store.
+
+    With ``turn`` each parameter is trained for so many steps, and then stands still.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    parameters = list(model.parameters())
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
         model.loss().backward()
+        for i, parameter in enumerate(parameters):
+            if turn is not None and step // turn % len(parameters) != i:
+                parameter.grad = None
         optimizer.step()
         for average in averages:
             average.update_parameters(model)
@@ -150,10 +157,10 @@ def stalled(rows, stored):
     return find_stalled(series_of(profiles), sample) == (0,)
 
 
-def both(model, stored):
+def both(model, stored, turn=None):
     """Whether the right average of a model, and the one kept in a type, are taken for stalled."""
     right, kept = Average(model, torch.float64), Average(model, stored)
-    found = [(right.flat(), kept.flat()) for _ in train(model, [right, kept])]
+    found = [(right.flat(), kept.flat()) for _ in train(model, [right, kept], turn)]
     rights, others = zip(*found, strict=True)
     return stalled(rights, stored), stalled(others, stored)
 
@@ -171,3 +178,10 @@ def test_weights_in_bfloat16_are_not_taken_for_it(stored):
     """These stand still themselves, and their average on them."""
     torch.manual_seed(2)
     assert both(Curve().bfloat16(), stored) == (False, True)
+
+
+@pytest.mark.parametrize("stored", HALVES, ids=str)
+def test_layers_that_are_trained_in_turn_are_not_taken_for_it(stored):
+    """They stand still while others are trained, and their average soon after them."""
+    torch.manual_seed(3)
+    assert not both(Curve(), stored, turn=80)[0]

@@ -162,28 +162,35 @@ def _between_pages(
 
     A small head may move far more than what it stands on, which is a thousand times as large. How
     much a tensor moves is the sum of its squared differences between the oldest and the newest
-    snapshot; those that make up ``_MOST_MOVEMENT`` of it are returned.
+    snapshot; those that make up ``_MOST_MOVEMENT`` of it are returned. What two averages of a step
+    have alike was copied, and is none of them; one alone can't tell, unless nothing else moves.
     """
     elements = sum(e.elements for e in extents)
     if values.shape[1] == elements:
         return []
     rest = [e for e in extents if e.elements]
+    newest = snapshots[-1]
+    # Packed averages of what was copied are rounded, each in its own way.
+    twins = [s for s in snapshots[:-1] if s.tag.step == newest.tag.step and not packed][:1]
     # Where nothing moves in pages, it may do so elsewhere in their tensors.
     if (values != values[-1]).any():
         read = {r.name for r in ranges}
         # Floats that count what was seen move most of all, and are vectors.
-        rest = [e for e in rest if e.name not in read and len(e.shape) > 1]
+        rest = [e for e in rest if twins and e.name not in read and len(e.shape) > 1]
     if not rest:
         return []
     stride = -(-len(rest) // _MOST_TENSORS)
     some = rest[::stride]
     most = max(min(_MOST_HEAD, _MOST_VALUES // (len(snapshots) * len(some))), 1)
     heads = [_Range(e.name, 0, min(e.elements, most)) for e in some]
-    (first, last), _ = _values([snapshots[0], snapshots[-1]], heads, wide=wide, packed=packed)
+    read_of = [snapshots[0], *twins, newest]
+    (first, *twin, last), _ = _values(read_of, heads, wide=wide, packed=packed)
     counts = np.array([r.count for r in heads])
+    starts = np.cumsum(counts) - counts
+    differ = np.logical_or.reduceat(last != (twin[0] if twin else first), starts)
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.add.reduceat((last - first) ** 2.0, np.cumsum(counts) - counts)
-        moved = squares / counts * [e.elements for e in some]
+        squares = np.add.reduceat((last - first) ** 2.0, starts)
+        moved = np.where(differ, squares / counts * [e.elements for e in some], 0.0)
         in_pages = np.mean((values[0] - values[-1]) ** 2.0) * elements
         if not moved.sum() * stride > in_pages:
             return []

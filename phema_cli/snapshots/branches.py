@@ -18,16 +18,19 @@ def left_behind(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     """A warning for later steps that were written before the run was resumed at an earlier one.
 
     By when files were last changed: up to step a in order, then, after all others, those from a to
-    b in order, while those beyond b were written in between. Copies that do not keep times show no
-    such order.
+    b in order, while those beyond b were written in between. Copies that do not keep times were
+    written in the order of their names, in which step 1000 may come before 200.
 
     Args:
         snapshots: oldest first, by their steps.
     """
+    changed = [max([c for *_, c in s.checkpoint.stamps.values()], default=0) for s in snapshots]
+    by_name = sorted(zip([s.name for s in snapshots], changed, strict=True))
+    if all(one <= other for (_, one), (_, other) in pairwise(by_name)):
+        return
     written: dict[float, int] = {}
-    for s in snapshots:
-        changed = (changed for *_, changed in s.checkpoint.stamps.values())
-        written[s.tag.step] = max(written.get(s.tag.step, 0), *changed, 0)
+    for s, when in zip(snapshots, changed, strict=True):
+        written[s.tag.step] = max(written.get(s.tag.step, 0), when)
     steps, times = list(written), list(written.values())
     falls = [i for i, (a, b) in enumerate(pairwise(times), start=1) if b <= a]
     if len(falls) != 1 or len(steps) < _LEAST:

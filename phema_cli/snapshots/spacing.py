@@ -98,8 +98,8 @@ def _refuse_restarts(counted: Sequence[_Counted]) -> None:
             after.draft.error = InputError(
                 f"its average counts {after.updates:.10g} updates by step {after.step:.10g}, and "
                 f"{before.updates:.10g} by step {before.step:.10g}: it began again in between",
-                remedy="average the snapshots before or after it alone: leave the others out with "
-                "--exclude, or pass --trust-tags to insist",
+                remedy="leave the snapshots from there on out with --exclude, or pass --trust-tags "
+                "to insist",
             )
 
 

@@ -164,7 +164,10 @@ def otherwise(
             return f"{was} of other snapshots, or by other weights"
     known = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in now}
     lost = sorted(str(source[0]) for source in before - known)
-    return f"{was} of other snapshots: {lost[0]} is not as it was" if lost else None
+    if not lost:
+        return None
+    here = lost[0] in {s.name for s in snapshots}
+    return f"{was} of other snapshots: {lost[0]} is not {'as it was' if here else 'among these'}"
 
 
 def _said(target: Mapping[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 An update ``(1 - beta) (w - average)`` that is smaller than half a unit of the type is lost: an
 element stands still until one is larger, and then moves by many units. What is only stored in such
-a type moves smoothly: of the elements that move by several units before and after, as many move by
-one unit between two snapshots as stand still, or more.
+a type moves smoothly: of the elements that have just moved by several units and will again, as many
+move by one unit between two snapshots as stand still, or more. Where weights stand still an average
+goes on towards them: after a step of s units it has ``s exp(-spacing/length)`` of them before it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -23,9 +25,9 @@ from phema_cli.solver.evidence.laws import Series
 STANDING, LEAST = 4.0, 20
 #: snapshots of a series, at least: a pair to look at, one before it and one after it.
 SNAPSHOTS = 4
-#: length of an average over the time between snapshots, at least: shorter ones stand still where
-#: weights do, as those of rare words.
-SHORTEST = 1 / 8
+#: length of an average over the time between snapshots, at least: shorter ones have arrived where
+#: weights stand still, as those of rare words and of layers that are trained in turn.
+SHORTEST = 1 / 4
 #: units in which an element moves for certain.
 _MOVED = 2.0
 #: elements that are used at most.
@@ -51,32 +53,40 @@ def find_stalled(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
     stride = -(-sample.values.shape[1] // _ELEMENTS)
     # Odd, so that rows of matrices, which have even lengths, are not met at the same places.
     values = sample.values[:, :: stride + 1 - stride % 2]
-    return tuple(k for k, s in enumerate(series) if _is_long(s) and _stands(values[list(s.rows)]))
+    return tuple(
+        k
+        for k, s in enumerate(series)
+        if s.law.kind != "raw"
+        and len(s.rows) >= SNAPSHOTS
+        and (length := _length(s)) >= SHORTEST
+        and _stands(values[list(s.rows)], math.exp(-1 / length))
+    )
 
 
-def _is_long(series: Series) -> bool:
-    """Whether a series is of averages over much of the time between snapshots."""
-    if series.law.kind == "raw" or len(series.rows) < SNAPSHOTS:
-        return False
+def _length(series: Series) -> float:
+    """The length of the last average, in times between snapshots."""
     last = series.profiles[-1]
-    return last.end / (last.exponent + 1) >= SHORTEST * float(np.median(np.diff(series.times)))
+    return last.end / (last.exponent + 1) / float(np.median(np.diff(series.times)))
 
 
-def _stands(values: NDArray[np.floating]) -> bool:
-    """Whether far more elements of (n, e) snapshots stand still than move by a unit."""
+def _stands(values: NDArray[np.floating], left: float) -> bool:
+    """Whether far more elements of (n, e) snapshots stand still than move by a unit.
+
+    ``left`` is the share of its way that an average has before it at the next snapshot.
+    """
     unused = _unused_bits(values)
     if unused is None:
         return False
     bits, smallest = _TYPES[unused]
     units = np.exp2(np.maximum(np.frexp(values[-1])[1] - 1.0, smallest) - bits)
-    first, last = np.full(len(units), len(values)), np.full(len(units), -1)
+    last = np.full(len(units), -1)
     for k, step in _steps(values, units):
-        far = step >= _MOVED
-        np.minimum(first, k, out=first, where=far)
-        np.maximum(last, k, out=last, where=far)
+        np.maximum(last, k, out=last, where=step >= _MOVED)
     still = moved = 0
+    before = np.zeros(len(units))
     for k, step in _steps(values, units):
-        inside = (first < k) & (k < last)
+        inside = (before >= max(_MOVED, 1 / left)) & (k < last)
+        before = step
         if unused < _BFLOAT16:
             # Where weights in bfloat16 stand still, their average comes to stand on the same value.
             inside &= values[k].view(np.uint32) % (1 << _BFLOAT16) != 0
