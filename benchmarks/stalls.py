@@ -102,8 +102,8 @@ still: in the median an average is off by {median:.1f} times the distance that a
 weights, in 95 % of the cases by more than {least:.2f}. The same averages in float64, rounded when
 they are stored, are right. phema counts the elements that stand still between two snapshots and
 those that move by up to one unit, of those that have just moved by so many that the average is not
-there yet, and will move again: {standing:g} times as many that stand still are an error. It does not
-look at averages shorter than a quarter of the time between snapshots, which come to stand where
+there yet, and will move again: {standing:g} times as many that stand still are an error. It looks
+at no average shorter than a quarter of the time between snapshots, which comes to stand where
 weights do. `python -m benchmarks.stalls` measures it."""
 
 
