@@ -148,7 +148,8 @@ def test_types_are_known_by_the_values(runs, tmp_path):
 
 def stalled(rows, stored):
     """Whether snapshots of a float64 average are taken for one that is kept in 16 bits."""
-    values = torch.stack(rows).to(stored).float().numpy()
+    mask = torch.tensor([math.inf, -math.inf])
+    values = torch.stack([torch.cat([row, mask]) for row in rows]).to(stored).float().numpy()
     times = np.arange(1, len(rows) + 1) * (STEPS / STORED)
     profiles = [ExponentialProfile(-math.log(BETA), t) for t in times]
     sample = Sample(values, np.zeros(values.shape[1]))

@@ -65,8 +65,8 @@ def find_stalled(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
 
 def _length(series: Series) -> float:
     """The length of the last average, in times between snapshots."""
-    last = series.profiles[-1]
-    return last.end / (last.exponent + 1) / float(np.median(np.diff(series.times)))
+    last, gap = series.profiles[-1], float(np.median(np.diff(series.times)))
+    return last.end / (last.exponent + 1) / gap if gap else math.inf
 
 
 def _stands(values: NDArray[np.floating], left: float) -> bool:
@@ -98,7 +98,9 @@ def _stands(values: NDArray[np.floating], left: float) -> bool:
 def _steps(values: NDArray[np.floating], units: Array) -> Iterator[tuple[int, Array]]:
     """How many units each element moves to a snapshot, by its number, if it was updated at all."""
     for k, (before, after) in enumerate(pairwise(values), start=1):
-        step = np.abs(np.subtract(after, before, dtype=np.float64)) / units
+        # Masks hold infinities, which are alike in all snapshots.
+        with np.errstate(invalid="ignore"):
+            step = np.abs(np.subtract(after, before, dtype=np.float64)) / units
         if step.any():
             yield k, step
 
