@@ -438,11 +438,12 @@ def main() -> None:
     if given.print:
         print(report(found, "python -m benchmarks.fidelity"))
         return
-    from benchmarks import sparse, verdicts
+    from benchmarks import sparse, stalls, verdicts
 
     text = _with_long_runs(report(found, "python -m benchmarks.fidelity"))
     text = with_section(text, verdicts.section(verdicts.measure(given.jobs)))
-    page.write_text(with_section(text, sparse.section(sparse.measure(given.jobs))))
+    text = with_section(text, sparse.section(sparse.measure(given.jobs)))
+    page.write_text(with_section(text, stalls.section(stalls.measure(given.jobs))))
     draw(found, DOCS / "fidelity.svg")
 
 

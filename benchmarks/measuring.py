@@ -286,13 +286,13 @@ def _pss(pid: int) -> int:
     return total + sum(_pss(int(child)) for child in children)
 
 
-def publish(section: str) -> None:
-    """Put a section into docs/performance.md, or print it where the command says ``--print``."""
+def publish(section: str, page: str = "performance.md") -> None:
+    """Put a section into a page of docs, or print it where the command says ``--print``."""
     if "--print" in sys.argv[1:]:
         print(section)
         return
-    page = Path(__file__).parents[1] / "docs" / "performance.md"
-    page.write_text(with_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+    path = Path(__file__).parents[1] / "docs" / page
+    path.write_text(with_section(path.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def with_section(page: str, section: str) -> str:

@@ -19,8 +19,8 @@ from textwrap import fill
 import numpy as np
 import torch
 
-from benchmarks.fidelity import DOCS, units_of
-from benchmarks.measuring import with_section
+from benchmarks.fidelity import units_of
+from benchmarks.measuring import publish
 from benchmarks.packing_page import WIDTH
 from benchmarks.training import MOST_SNAPSHOTS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_law
@@ -135,10 +135,7 @@ def main() -> None:
     """Measure, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    found = measure(parser.parse_args().jobs)
-    page = DOCS / "fidelity.md"
-    text = with_section(page.read_text(encoding="utf-8"), section(found))
-    page.write_text(text, encoding="utf-8")
+    publish(section(measure(parser.parse_args().jobs)), "fidelity.md")
 
 
 if __name__ == "__main__":

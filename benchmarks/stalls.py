@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.evidence_runs import rounded
-from benchmarks.fidelity import DOCS, STORED
-from benchmarks.measuring import with_section
+from benchmarks.fidelity import STORED
+from benchmarks.measuring import publish
 from benchmarks.packing_page import WIDTH
 from benchmarks.training import RUNS, STEPS, Run, train
 from phema_cli.profiles import ExponentialProfile, PowerProfile
@@ -144,10 +144,7 @@ def main() -> None:
     """Measure, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    found = measure(parser.parse_args().jobs)
-    page = DOCS / "fidelity.md"
-    text = with_section(page.read_text(encoding="utf-8"), section(found))
-    page.write_text(text, encoding="utf-8")
+    publish(section(measure(parser.parse_args().jobs)), "fidelity.md")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.fidelity import DOCS, SIGMA_RELS, STORED, rounded_to, units_of
-from benchmarks.measuring import with_section
+from benchmarks.fidelity import SIGMA_RELS, STORED, rounded_to, units_of
+from benchmarks.measuring import publish
 from benchmarks.packing_page import WIDTH
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, loss_of, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
@@ -189,9 +189,7 @@ def main() -> None:
     if given.cases:
         text = json.dumps([asdict(c) for c in found])
         given.cases.write_text(text, encoding="utf-8")
-    page = DOCS / "fidelity.md"
-    text = with_section(page.read_text(encoding="utf-8"), section(found))
-    page.write_text(text, encoding="utf-8")
+    publish(section(found), "fidelity.md")
 
 
 if __name__ == "__main__":
