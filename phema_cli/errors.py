@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 #: characters of a message or a place: it may quote files, which hold anything.
@@ -10,6 +11,12 @@ _LONGEST = 1000
 #: what came of a command that a signal ends, before its outputs have their names, and after.
 NOTHING_WRITTEN = "no output was written"
 ALL_WRITTEN = "all outputs are written"
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Names, or the first of many and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class PhemaError(Exception):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from glob import escape
 from typing import Any
 
-from phema_cli.errors import InputError, PhemaError
+from phema_cli.errors import InputError, PhemaError, listed
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
@@ -174,16 +174,14 @@ class _Messages:
 
     def _foreign(self, names: Sequence[str]) -> InputError:
         """The error for snapshots that are not of this run."""
-        few = names[:_MOST_NAMES]
-        more = f" and {len(names) - len(few)} more" if len(names) > len(few) else ""
         one = len(names) == 1
         option = " ".join(f"--exclude {quoted(escape(name))}" for name in names)
         return InputError(
             f"{'is' if one else 'are'} of another run or another step: without "
             f"{'it' if one else 'them'} all others fit their tags",
-            where=", ".join(few) + more,
+            where=listed(names, _MOST_NAMES),
             remedy=f"leave {'it' if one else 'them'} out with --exclude, {_INSIST}",
-            option=option if len(names) == len(few) else None,
+            option=option if len(names) <= _MOST_NAMES else None,
         )
 
     def _better_laws(self, fitting: Sequence[Alternative]) -> InputError:

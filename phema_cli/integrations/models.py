@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from phema_cli.errors import UsageError
+from phema_cli.errors import UsageError, listed
 from phema_cli.synthesis import Average, average
 from phema_cli.synthesis.execute import taking
 from phema_cli.tracker import PowerEMA
@@ -149,7 +149,7 @@ class _Places:
         lacking = [name for name in given if self._find(name) is None]
         if lacking:
             raise UsageError(
-                f"the model has no {_listed(lacking)}",
+                f"the model has no {listed(lacking, _LISTED)}",
                 remedy="make the model that the snapshots are of, or leave tensors out with drop",
             )
         self.check_none_missing({first for n in given if (first := self._find(n)) is not None})
@@ -161,7 +161,7 @@ class _Places:
         missing = sorted(self._slots.keys() - set(found), key=list(self._slots).index)
         if missing:
             raise UsageError(
-                f"the average has no {_listed(missing)}",
+                f"the average has no {listed(missing, _LISTED)}",
                 remedy="make the model that the snapshots are of",
             )
 
@@ -238,9 +238,3 @@ def _plain(name: str) -> str:
 def _kind(tensor: torch.Tensor) -> tuple[bool, bool, bool]:
     """What numbers a tensor holds: none of another kind becomes one of these without harm."""
     return tensor.is_floating_point(), tensor.is_complex(), str(tensor.dtype) == "torch.bool"
-
-
-def _listed(names: list[str]) -> str:
-    """Names, or the first of many and how many more."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from phema_cli.errors import InputError
+from phema_cli.errors import InputError, listed
 from phema_cli.snapshots.base import Finding, Snapshot
 
 #: steps from which on files that were copied in any order are hardly taken for it.
@@ -14,7 +14,7 @@ _LEAST = 6
 _MOST_NAMES = 4
 
 
-def left_behind(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+def abandoned(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     """A warning for later steps that were written before the run was resumed at an earlier one.
 
     By when files were last changed: up to step a in order, then, after all others, those from a to
@@ -40,11 +40,10 @@ def left_behind(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     if not 0 < resumed < falls[0] or not beyond[-1] < times[resumed]:
         return
     names = [s.name for s in snapshots if s.tag.step >= steps[falls[0]]]
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     error = InputError(
         f"written before step {steps[resumed]:.10g} was: if the run was resumed at step "
         f"{steps[resumed - 1]:.10g}, these are of the branch that it left",
-        where=", ".join(names[:_MOST_NAMES]) + more,
+        where=listed(names, _MOST_NAMES),
         remedy="leave them out with --exclude",
     )
     yield Finding("warning", error)

@@ -25,7 +25,7 @@ from phema_cli.snapshots.base import (
     notice,
     reference,
 )
-from phema_cli.snapshots.branches import left_behind
+from phema_cli.snapshots.branches import abandoned
 from phema_cli.trainers.clocks import clock_in
 
 #: ratio of gamma + 1 below which two averages say hardly more than one.
@@ -78,7 +78,7 @@ def check(
             yield Finding("warning", not_averaged(name, extent, reference(snapshots).name))
             break
     if needs != "names":
-        yield from left_behind(snapshots)
+        yield from abandoned(snapshots)
     if needs == "laws":
         yield from _about_laws(snapshots)
 

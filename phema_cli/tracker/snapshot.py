@@ -9,7 +9,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import StorageError, UsageError, listed
 from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
 from phema_cli.formats.image import FileImage
@@ -85,11 +85,10 @@ def extremes(tensor: torch.Tensor) -> tuple[float, bool]:
 
 def nonfinite_warning(names: Sequence[str], step: int) -> str:
     """The warning for averages that are infinite or NaN."""
-    listed = ", ".join(names[:_LISTED])
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (
-        f"at step {step} the averages of {listed}{more} are not finite, because the model was not "
-        "finite at an update. They will stay so: to repair them, resume from an earlier state"
+        f"at step {step} the averages of {listed(names, _LISTED)} are not finite, because the "
+        "model was not finite at an update. They will stay so: to repair them, resume from an "
+        "earlier state"
     )
 
 
