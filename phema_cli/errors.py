@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 #: characters of a message or a place: it may quote files, which hold anything.
 _LONGEST = 1000
@@ -47,8 +47,18 @@ class PhemaError(Exception):
 
     def at(self, where: object) -> Self:
         """The same error with a place, unless it has one already."""
-        place = self.where or where
-        return type(self)(self.what, where=place, remedy=self.remedy, option=self.option)
+        return type(self).of(self, where=self.where or where)
+
+    @classmethod
+    def of(cls, error: PhemaError, **changes: object) -> Self:
+        """An error of this class that says what another one says, but for some arguments."""
+        said: dict[str, Any] = {
+            "what": error.what,
+            "where": error.where,
+            "remedy": error.remedy,
+            "option": error.option,
+        }
+        return cls(**(said | changes))
 
     def __str__(self) -> str:
         """One line: ``where: what; remedy``. A long path loses its middle."""

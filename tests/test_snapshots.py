@@ -666,7 +666,7 @@ def test_config_says_key(tmp_path):
         scan([tmp_path], Config(key="other"))
     assert caught.value.remedy == "there are first, model"
     toml(tmp_path, 'key = "other"', "gammas = [5]")
-    with pytest.raises(InputError, match=r"1 files were left out: .*it holds no other"):
+    with pytest.raises(InputError, match=r"1 file was left out: .*it holds no other"):
         scan([tmp_path])
 
 

@@ -105,7 +105,7 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
             f"phema inspect {quoted(path)} says what to pass: write it into a phema.toml there, "
             "--raw as raw = true, --gammas 5,10 as gammas = [5, 10]"
         )
-        raise type(error)(error.what, where=error.where, remedy=said) from error
+        raise type(error).of(error, remedy=said) from error
     render.findings(run.findings, stderr=True, quiet=quiet)
     if movement is None:
         what = "these snapshots are too few to measure how weights move"

@@ -143,7 +143,7 @@ def report(error: BaseException) -> int:
             return SignalError(BROKEN_PIPE).exit_code
         if outcome() == ALL_WRITTEN:
             # Only their paths were lost, and the command would find its outputs in its way.
-            error = OutputLostError(error.what, where=error.where, remedy=ALL_WRITTEN)
+            error = OutputLostError.of(error, remedy=ALL_WRITTEN)
     if type(error).__name__ == "NoArgsIsHelpError":
         render.line(getattr(error, "format_message", lambda: "")())
         return UsageError.exit_code

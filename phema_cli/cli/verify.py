@@ -103,4 +103,4 @@ def _read(out: Path) -> Checkpoint:
         return read_checkpoint(out)
     except (InputError, UnsafePickleError) as error:
         remedy = f"{error.remedy}, or {_AGAIN}" if error.remedy else _AGAIN
-        raise CheckFailedError(error.what, where=error.where, remedy=remedy) from error
+        raise CheckFailedError.of(error, remedy=remedy) from error

@@ -15,8 +15,7 @@ from phema_cli.estimate.targets import needs_of
 from phema_cli.profiles import Array, CombinationProfile, Profile, RawProfile
 from phema_cli.request import DEFAULT_METHOD, Request
 from phema_cli.snapshots import Paths, Scan, Snapshot, scan
-from phema_cli.snapshots.base import distinct, is_float, reference
-from phema_cli.snapshots.scan import SPACING
+from phema_cli.snapshots.base import UnknownSpacingError, distinct, is_float, reference
 from phema_cli.snapshots.tensors import stored_types
 from phema_cli.solver import (
     Figures,
@@ -126,14 +125,15 @@ def measure(scan: Scan, request: Request) -> Measured:
 
 def _asking(tags: TagCheck, scan: Scan) -> TagCheck:
     """The check, whose error asks first how often averages were updated if that is a guess."""
-    if SPACING not in {f.error.remedy for f in scan.findings}:
+    if not any(isinstance(f.error, UnknownSpacingError) for f in scan.findings):
         return tags
-    findings = []
-    for finding in tags.findings:
-        error = finding.error
-        remedy = f"pass --update-every, as the trainer was told; else {error.remedy}"
-        asking = InputError(error.what, where=error.where, remedy=remedy, option=error.option)
-        findings.append(replace(finding, error=asking) if finding.level == "error" else finding)
+    ask = "pass --update-every, as the trainer was told; else "
+    findings = (
+        replace(f, error=InputError.of(f.error, remedy=f"{ask}{f.error.remedy}"))
+        if f.level == "error"
+        else f
+        for f in tags.findings
+    )
     return replace(tags, findings=tuple(findings))
 
 

@@ -103,10 +103,12 @@ class Finding:
     Attributes:
         level: ``error`` stops a synthesis, ``warning`` may harm it, ``notice`` is for information.
         error: what, where and the remedy.
+        unused: the option that has nothing to do here, by its field of ``Config``.
     """
 
     level: Literal["error", "warning", "notice"]
     error: PhemaError
+    unused: str = ""
 
     def __repr__(self) -> str:
         """``<Finding error: what is wrong>``, as a command prints it."""
@@ -130,15 +132,30 @@ class LeftOutError(InputError):
     """The reason why a file or a series is not used, which is not a fault."""
 
 
+class UnknownSpacingError(InputError):
+    """Nothing says how many steps lie between two updates of an average."""
+
+
 def notice(what: str, where: str | None = None) -> Finding:
     """A finding for information."""
     return Finding("notice", InputError(what, where=where))
 
 
+def left_out(why: str, where: str | None = None) -> Finding:
+    """The notice that a file, or a series in it, is not used."""
+    return Finding("notice", LeftOutError(f"left out: {why}", where=where))
+
+
+def unused(option: str, why: str) -> Finding:
+    """The notice that an option, by its field of ``Config``, has nothing to do here."""
+    what = f"--{option.replace('_', '-')} is not used: {why}"
+    return Finding("notice", InputError(what), unused=option)
+
+
 def finding_of(error: PhemaError, where: str) -> Finding:
     """An error of one file as a finding: a notice if the file is left out."""
     if isinstance(error, LeftOutError):
-        return notice(f"left out: {error.what}", where)
+        return left_out(error.what, where)
     return Finding("error", error.at(where))
 
 

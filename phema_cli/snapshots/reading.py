@@ -141,7 +141,7 @@ def open_checkpoint(candidate: Candidate, key: str | None = None) -> Checkpoint:
 def _of_a_file(error: PhemaError) -> PhemaError:
     """The error of a file that the user names itself: nothing is left over without it."""
     remedy = _LEAVE_OUT.sub("", error.remedy or "") or None
-    return type(error)(error.what, where=error.where, remedy=remedy, option=error.option)
+    return type(error).of(error, remedy=remedy)
 
 
 def _read(candidate: Candidate, *, keyed: bool) -> InputFile:

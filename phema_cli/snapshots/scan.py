@@ -14,7 +14,18 @@ from phema_cli.formats.remote import no_such, to_path
 from phema_cli.globs import matching
 from phema_cli.profiles.grammar import TooLongError
 from phema_cli.request import Config
-from phema_cli.snapshots.base import Finding, Needs, Snapshot, Untagged, finding_of, notice
+from phema_cli.snapshots.base import (
+    Finding,
+    LeftOutError,
+    Needs,
+    Snapshot,
+    UnknownSpacingError,
+    Untagged,
+    finding_of,
+    left_out,
+    notice,
+    unused,
+)
 from phema_cli.snapshots.config import FILE_NAME, checked, read_config
 from phema_cli.snapshots.consistency import check
 from phema_cli.snapshots.files import ENDINGS, candidates, is_folder, is_there
@@ -22,15 +33,13 @@ from phema_cli.snapshots.laws import do_without_laws, settle_laws
 from phema_cli.snapshots.reading import Draft, InputFile, drafts_of, read_files
 from phema_cli.snapshots.tag import make_snapshot, without_doubles
 from phema_cli.snapshots.tensors import require_matches, settle, strip_prefixes
-from phema_cli.snapshots.times import NO_EPOCHS, are_counters, in_order, settle_times
+from phema_cli.snapshots.times import are_counters, in_order, settle_times
 from phema_cli.trainers.registry import parse_law
 
+#: what to do where nothing says how often averages were updated.
+_SPACING = "pass --update-every, or the averages are not what they seem"
 #: what is scanned: a file, a directory, or several of them.
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-#: what to do where nothing says how often averages were updated.
-SPACING = "pass --update-every, or the averages are not what they seem"
-#: what is told where ``--names-from`` changes nothing.
-_NAMED = notice("--names-from is not used: all tensors have names")
 #: averages that a scan's text names; of more it says how many.
 _LISTED = 4
 
@@ -99,9 +108,7 @@ class Scan:
         if errors:
             first = errors[0]
             more = f" (and {len(errors) - 1} more: see phema inspect)" if len(errors) > 1 else ""
-            raise type(first)(
-                first.what + more, where=first.where, remedy=first.remedy, option=first.option
-            )
+            raise type(first).of(first, what=first.what + more)
         return self.snapshots
 
 
@@ -190,14 +197,15 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
 
 def _nothing(where: str, findings: Sequence[Finding], unselected: int) -> InputError:
     """The error where there is no snapshot: what was left out, or was not selected."""
-    left = [f.error for f in findings if f.error.what.startswith("left out")]
+    left = [f.error for f in findings if isinstance(f.error, LeftOutError)]
     if unselected and not left:
         return InputError(
             f"no snapshots found: select and exclude leave out all {unselected} files",
             where=where,
             remedy=f"change --select and --exclude, or these lines of {FILE_NAME}",
         )
-    out = f" ({len(left)} files were left out: {left[0]})" if left else ""
+    files = "1 file was" if len(left) == 1 else f"{len(left)} files were"
+    out = f" ({files} left out: {left[0]})" if left else ""
     remedy = f"snapshots are files ending in {', '.join(ENDINGS)}"
     return InputError(f"no snapshots found{out}", where=where, remedy=remedy)
 
@@ -207,9 +215,9 @@ def _without_idle(findings: Sequence[Finding], command_line: Config, roots: int)
 
     A phema.toml may be about any files.
     """
-    given = {NO_EPOCHS: command_line.steps_per_epoch, _NAMED: command_line.names_from}
-    dropped = [f for f, said in given.items() if said is None or findings.count(f) < roots]
-    return [f for f in findings if f not in dropped]
+    count = Counter(f.unused for f in findings)
+    typed = {o for o in count if o and getattr(command_line, o) is not None}
+    return [f for f in findings if not f.unused or (f.unused in typed and count[f.unused] == roots)]
 
 
 def _below(root: Path, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
@@ -237,8 +245,8 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
     keyed = {id(d.file) for d in drafts}
     for file in files if config.keys else ():
         if id(file) not in keyed:
-            what = f"left out: it holds no {', '.join(config.keys)}"
-            findings.append(notice(what, file.candidate.name))
+            what = f"it holds no {', '.join(config.keys)}"
+            findings.append(left_out(what, file.candidate.name))
     findings += settle_laws(drafts, config, command_line)
     if needs != "laws":
         do_without_laws(drafts)
@@ -266,7 +274,7 @@ def _make(
     findings: list[Finding] = []
     too_long: list[Finding] = []
     if drafts and config.names_from is not None and not any(d.series.unnamed for d in drafts):
-        findings.append(_NAMED)
+        findings.append(unused("names_from", "all tensors have names"))
     for draft in drafts:
         try:
             snapshots.append(make_snapshot(draft, config, counters=counters, needs=needs))
@@ -276,23 +284,18 @@ def _make(
             if draft.untagged:
                 untagged += _untagged(draft, config, found)
     # Others can do without them.
-    findings += map(_left_out, too_long) if snapshots else too_long
+    findings += [left_out(f.error.what, f.error.where) if snapshots else f for f in too_long]
     if needs != "names":
         snapshots, doubles = without_doubles(snapshots, drafts)
         findings += doubles
     return Scan(tuple(snapshots), tuple(findings), untagged=tuple(untagged))
 
 
-def _left_out(finding: Finding) -> Finding:
-    """An error as the notice of a file that is not needed."""
-    return notice(f"left out: {finding.error.what}", finding.error.where)
-
-
 def _spacing_warnings(drafts: Sequence[Draft]) -> Iterator[Finding]:
     """Warnings about averages of which nothing says how often they were updated."""
     powers = (d.series for d in drafts if d.law is not None and d.law.gamma is not None)
     for what in dict.fromkeys(s.spacing_warning for s in powers if s.spacing_warning):
-        yield Finding("warning", InputError(what, remedy=SPACING))
+        yield Finding("warning", UnknownSpacingError(what, remedy=_SPACING))
 
 
 def _untagged(draft: Draft, config: Config, error: Finding) -> Iterator[Untagged]:

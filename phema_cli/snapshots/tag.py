@@ -17,7 +17,7 @@ from phema_cli.snapshots.base import (
     Needs,
     Snapshot,
     Tag,
-    notice,
+    left_out,
 )
 from phema_cli.snapshots.reading import Draft, read_checkpoint
 from phema_cli.trainers import generic
@@ -188,5 +188,5 @@ def without_doubles(
         if numbered[snapshot.name] or other is None:
             kept.append(snapshot)
         else:
-            findings.append(notice(f"left out: of the same time as {other}", snapshot.name))
+            findings.append(left_out(f"of the same time as {other}", snapshot.name))
     return kept, findings

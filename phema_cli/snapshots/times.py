@@ -10,7 +10,7 @@ from itertools import pairwise
 from phema_cli.errors import InputError, PhemaError
 from phema_cli.profiles.grammar import MOST_EXACT
 from phema_cli.request import Config
-from phema_cli.snapshots.base import Finding, LeftOutError, Origin, notice
+from phema_cli.snapshots.base import Finding, LeftOutError, Origin, notice, unused
 from phema_cli.snapshots.pattern import TIMES
 from phema_cli.snapshots.reading import InputFile, UserField
 from phema_cli.trainers.base import Clock, parsed
@@ -20,7 +20,6 @@ from phema_cli.trainers.clocks import has_number, images
 _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
 _EPOCHS = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
 #: what is told where ``--steps-per-epoch`` changes nothing.
-NO_EPOCHS = notice("--steps-per-epoch is not used: no snapshot counts epochs")
 #: updates of an average for each step from which on a law can't count steps.
 _MORE_UPDATES = 1.5
 
@@ -31,8 +30,6 @@ class _NoTimeError(InputError):
 
 def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
     """Set the time of each file, or its error; returns what the user should know of them.
-
-    ``NO_EPOCHS`` is among that where the length of epochs is said and none is counted.
 
     Raises:
         InputError: steps and epochs order the files differently.
@@ -53,7 +50,7 @@ def settle_times(files: Sequence[InputFile], config: Config) -> list[Finding]:
     timed = any(file.time is not None for file in files)
     by_epoch = any(file.time is not None and file.time.unit == "epochs" for file in files)
     if config.steps_per_epoch is not None and not (through or by_epoch):
-        found.append(NO_EPOCHS)
+        found.append(unused("steps_per_epoch", "no snapshot counts epochs"))
     for file in files:
         clock = file.time
         if clock is not None and clock.unit == "epochs" and config.steps_per_epoch is not None:

@@ -87,7 +87,7 @@ def verify(
             if full:
                 _check_checksums(output, sums, reader)
         except InputError as error:
-            raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+            raise CheckFailedError.of(error) from error
     checked, total = (sum(t.size_bytes for t in part) for part in (chosen, tiles))
     return Verification(len(recipe.sources), len(output.finals), checked, total)
 

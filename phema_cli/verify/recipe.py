@@ -171,7 +171,7 @@ def remake(out: Checkpoint, found: Scan) -> Recipe:
         recipe = _remade(out, record, found)
     except InputError as error:
         # Snapshots that could be averaged, and can't any more, are not what they were.
-        raise CheckFailedError(error.what, where=error.where, remedy=error.remedy) from error
+        raise CheckFailedError.of(error) from error
     files = [file.path for file in recipe.outputs[0].files]
     if files != list(out.files):
         made = ", ".join(p.name for p in files)
