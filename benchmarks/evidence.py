@@ -144,7 +144,8 @@ def _case(
     start = time.process_time()
     found = weigh(profiles, sample, groups)
     seconds = time.process_time() - start
-    fitting = [a for a in found.alternatives if a.fits and count == max(COUNTS)]
+    named = count == max(COUNTS) and not found.later
+    fitting = [a for a in found.alternatives if a.fits and named]
     best = fitting[0] if fitting else None
     mended = kept.damage(kept.made(_told(found, best), sample), wanted) if best else np.nan
     return Case(

@@ -94,7 +94,8 @@ TRIALS = (
 # An average by name: g5 is gamma 5, c20 a constant decay of rate 20/T, b0.9999 one of that beta, w
 # the warm-up min(0.9999, (1 + n)/(10 + n)), u5 gamma 5 updated every 10th step only, k20 a constant
 # decay that copies the weights in the first quarter of the run, r5 gamma 5 that begins anew with
-# the weights after a quarter.
+# the weights after a quarter. d40 is a constant decay of rate 40/T up to half-way and 10/T later,
+# e10 one of 10/T and 40/T, m40 one whose rate falls by a cosine from 40/T to 0.
 EDM2 = "g6.937196 g16.972163"
 RIGHT = (
     "g5 g10",
@@ -199,6 +200,11 @@ WRONG = (
     Wrong("two runs, early and late", "g5 g10", "g5 g10", mix="late of another run"),
     Wrong("one file of another run", "g5 g10", "g5 g10", mix="one of another run"),
     Wrong("10 frozen at its start", "g5 g10", "g5 g10", mix="second frozen"),
+    Wrong("decay of x4 the length from half-way on, told as before, raw", "d40 raw", "c40 raw"),
+    Wrong("decay of x4 the length from half-way on, told as after, raw", "d40 raw", "c10 raw"),
+    Wrong("decays of x4 the length from half-way on, told as before", "d40 d20", "c40 c20"),
+    Wrong("decay of x1/4 the length from half-way on, told as before, raw", "e10 raw", "c10 raw"),
+    Wrong("decay that rises to 1, told as the first, raw", "m40 raw", "c40 raw"),
 )
 #: mistakes that the study did not have; on the runs of ``wide`` beside the others.
 WRONG_WIDE = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +28,66 @@ from phema_cli.trainers.registry import parse_law
 TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
 #: numbers of the times at which a series is stored.
 Places = Sequence[int] | NDArray[np.int64]
+#: by how much the rate of a decay that changes half-way is larger from then on.
+_FACTORS = {"d": 0.25, "e": 4.0}
 _BESIDE = ("c10", "c20", "c40", "w", "u5", "u10", "u6.937196", "u16.972163", "k20", "k40")
-_BESIDE += ("r5", "r10")
+_BESIDE += ("r5", "r10", "d40", "d20", "e10", "m40")
+
+
+@dataclass(frozen=True, slots=True)
+class Changing:
+    """An average whose decay changes during training, by names as in ``evidence_cases``.
+
+    Args:
+        name: ``d``, ``e`` or ``m`` with a number.
+        steps: of the run.
+        end: time of the average.
+    """
+
+    name: str
+    steps: int
+    end: float
+    square_integrable: ClassVar[bool] = True
+    sparse: ClassVar[None] = None
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Where it changes, and the end."""
+        return (*(t for t in (self.steps / 2,) if t < self.end), self.end)
+
+    @property
+    def exponent(self) -> float:
+        """Near its end it falls as ``(t/T)^(rate T)``."""
+        return float(self.rate(np.array([self.end]))[0]) * self.end
+
+    def rate(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``-ln`` of the decay of the update of a step."""
+        u, first = t / self.steps, float(self.name[1:]) / self.steps
+        if self.name[0] == "m":
+            return first * (1 + np.cos(np.pi * u)) / 2
+        return first * np.where(u > 0.5, _FACTORS[self.name[0]], 1.0)
+
+    def _depth(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The integral of the rate up to t."""
+        u, first = t / self.steps, float(self.name[1:])
+        if self.name[0] == "m":
+            return first * (u + np.sin(np.pi * u) / np.pi) / 2
+        late = np.maximum(u - 0.5, 0.0)
+        return first * (u + (_FACTORS[self.name[0]] - 1) * late)
+
+    def cdf(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``exp(-(R(T) - R(t)))``, R the integral of the rate."""
+        kept = np.exp(self._depth(np.clip(t, 0.0, self.end)) - self._depth(np.array([self.end])))
+        return np.where(t < 0, 0.0, kept)
+
+    def density(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """F'(t) on (0, T], 0 elsewhere."""
+        return np.where((t > 0) & (t <= self.end), self.rate(t) * self.cdf(t), 0.0)
 
 
 def decay(name: str, steps: int, step: int) -> float:
@@ -36,10 +95,10 @@ def decay(name: str, steps: int, step: int) -> float:
     kind, number = name[0], float(name[1:] or 0)
     late = step > steps // 4
     match kind:
-        case "c":
-            return float(np.exp(-number / steps))
-        case "k":
-            return float(np.exp(-number / steps)) if late else 0.0
+        case "c" | "k":
+            return float(np.exp(-number / steps)) if late or kind == "c" else 0.0
+        case "d" | "e" | "m":
+            return float(np.exp(-Changing(name, steps, steps).rate(np.array([float(step)])))[0])
         case "w":
             return min(0.9999, (1 + step) / (10 + step))
         case "u" if step % 10:
@@ -61,6 +120,8 @@ def profile(name: str, steps: int, end: float) -> Profile:
             return ExponentialProfile(number / steps, end)
         case "b":
             return ExponentialProfile(-float(np.log(number)), end)
+        case "d" | "e" | "m":
+            return Changing(name, steps, end)
         case "k":
             beta = float(np.exp(-number / steps))
             return parse_law(f"timm:beta={beta!r},update_after={steps // 4}").profile(end)

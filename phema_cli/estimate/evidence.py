@@ -36,6 +36,7 @@ _MOST_TIMES = 1000
 #: files that are named in one line at most.
 _MOST_NAMES = 8
 _INSIST = "or --trust-tags to insist"
+_NEITHER = "the snapshots fit neither their tags nor any others that were tried"
 #: origins of a tag that the user can change by an option.
 _OURS = ("command line", "phema.toml", "name")
 
@@ -74,6 +75,7 @@ class TagCheck:
         return {
             "tags": self.state,
             "tag_error": None if evidence is None else evidence.tag_error,
+            "later": evidence is not None and evidence.later,
             "alternatives": [
                 {
                     "averages": [law.label for law in other.laws],
@@ -161,14 +163,24 @@ class _Messages:
             )
         if self.evidence.foreign:
             return self._foreign([self.snapshots[row].name for row in self.evidence.foreign])
-        fitting = [a for a in self.evidence.alternatives if a.fits]
+        return self._misfit([a for a in self.evidence.alternatives if a.fits])
+
+    def _misfit(self, fitting: Sequence[Alternative]) -> InputError:
+        """The error for tags that the snapshots do not fit."""
+        if self.evidence.later:
+            what = f"{self._better(fitting)}; did the decay change?" if fitting else _NEITHER
+            return InputError(
+                f"from step {self._first_step():.10g} on {what}",
+                remedy=f"pass --raw, or --select the snapshots of one decay, {_INSIST}",
+            )
         if fitting:
-            return self._better_laws(fitting)
+            option = self._option(fitting[0])
+            say = f"pass {option}" if option else "say so in phema.toml"
+            return InputError(self._better(fitting), remedy=f"{say}, {_INSIST}", option=option)
         worst = ", ".join(self.snapshots[row].name for row, _ in self.evidence.suspects)
         return InputError(
-            "the snapshots fit neither their tags nor any others that were tried: there may be "
-            "raw weights among averages, files of two runs, or a run that diverged "
-            f"(the worst fit: {worst})",
+            f"{_NEITHER}: there may be raw weights among averages, files of two runs, or a run "
+            f"that diverged (the worst fit: {worst})",
             remedy=f"say what they are with --average, --gammas or --raw, {_INSIST}",
         )
 
@@ -184,18 +196,15 @@ class _Messages:
             option=option if len(names) <= _MOST_NAMES else None,
         )
 
-    def _better_laws(self, fitting: Sequence[Alternative]) -> InputError:
-        """The error for tags where other laws explain the snapshots better."""
+    def _better(self, fitting: Sequence[Alternative]) -> str:
+        """That other laws explain the snapshots better than their tags."""
         best, *others = map(self._laws, fitting)
         tags = " and ".join(self._tag(s).label for s in self.evidence.compared)
         ratio = fitting[0].times_better
         times = f"over {_MOST_TIMES}" if ratio > _MOST_TIMES else f"{ratio:.2g}"
-        option = self._option(fitting[0])
-        return InputError(
+        return (
             f"the snapshots do not fit their tags, {tags}: they predict each other {times} times "
-            f"better as {', or as '.join([best, *others])}",
-            remedy=f"pass {option}, {_INSIST}" if option else f"say so in phema.toml, {_INSIST}",
-            option=option,
+            f"better as {', or as '.join([best, *others])}"
         )
 
     def _doubt(self) -> str:
@@ -203,12 +212,18 @@ class _Messages:
         if not self.evidence.alternatives:
             return "the snapshots hardly fit their tags"
         best = self.evidence.alternatives[0]
-        option = self._option(best)
-        return (
+        what = (
             f"the snapshots fit {self._laws(best)} better than their tags, which changes the "
             f"result by {best.harm:.0%} of what averaging moves"
-            + (f"; if so, pass {option}" if option else "")
         )
+        if self.evidence.later:
+            return f"from step {self._first_step():.10g} on {what}; did the decay change?"
+        option = self._option(best)
+        return f"{what}; if so, pass {option}" if option else what
+
+    def _first_step(self) -> float:
+        """The step of the first snapshot that was looked at."""
+        return min(self.snapshots[row].tag.step for s in self.evidence.compared for row in s.rows)
 
     def _uncertainty(self) -> list[str]:
         """The notice for tags that are not confirmed, where no file's content states them."""

@@ -40,6 +40,9 @@ _EVERY, _WHOLE = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 50, 64, 100, 128, 200, 500,
 _LARGEST = 700.0
 #: snapshots that are named as fitting worst.
 _SUSPECTS = 3
+#: times of the later half from which it is tested by itself, and how much its limits of L are
+#: above those of a whole run: it is a second look.
+_LATER, _SECOND = 6, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ class Evidence:
         foreign: rows of few snapshots without which all others fit their tags: files of another
             run, or of another step.
         findings: what is the same bit by bit.
+        later: whether all this is of the later half of the times, which does not fit its tags
+            though all together do.
     """
 
     state: State
@@ -152,6 +157,7 @@ class Evidence:
     suspects: tuple[tuple[int, float], ...] = ()
     foreign: tuple[int, ...] = ()
     findings: Findings = field(default_factory=Findings)
+    later: bool = False
 
 
 def weigh(
@@ -185,7 +191,34 @@ def weigh(
 
 
 def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
-    """The outcome for some snapshots, without a look at single ones."""
+    """The outcome for some snapshots, without a look at single ones.
+
+    A law that changes in the course of a run, as when a job is resumed with another decay, is none
+    of those that are tried, and the fit takes for movement what it leaves unexplained. In the later
+    half it is one law.
+    """
+    outcome = _whole(series, sample)
+    if outcome.state not in ("confirmed", "plausible"):
+        return outcome
+    half = later_half(series)
+    if len({t for s in half for t in s.times}) < _LATER:
+        return outcome
+    later = _whole(half, sample, again=True)
+    if later.state not in ("doubtful", "contradicted"):
+        return outcome
+    return replace(later, series=series, later=True)
+
+
+def later_half(series: Sequence[Series]) -> tuple[Series, ...]:
+    """The snapshots of the later half of all times."""
+    times = sorted({t for s in series for t in s.times})
+    middle = times[len(times) // 2]
+    late = (s.at([i for i, t in enumerate(s.times) if t >= middle]) for s in series)
+    return tuple(s for s in late if s.rows)
+
+
+def _whole(series: tuple[Series, ...], sample: Sample, *, again: bool = False) -> Evidence:
+    """The outcome for some snapshots together; ``again`` if it is the second look at them."""
     chosen = select_snapshots(series)
     times = len({t for s in chosen for t in s.times})
     rows = [row for s in chosen for row in s.rows]
@@ -202,18 +235,24 @@ def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
         unchecked, jitter=tagged.jitter, worst=tagged.worst, suspects=tuple(ranked[:_SUSPECTS])
     )
     if second_largest(chosen) >= LEAST_TIMES:
-        return _compared(tested, search, tagged)
+        return _compared(tested, search, tagged, again=again)
     return tested if within_limits(tagged, times) else replace(tested, state="contradicted")
 
 
-def _compared(tested: Evidence, search: Search, tagged: Score) -> Evidence:
-    """The outcome where there are series to compare."""
+def _compared(tested: Evidence, search: Search, tagged: Score, *, again: bool) -> Evidence:
+    """The outcome where there are series to compare.
+
+    What is looked at ``again`` counts by L alone: a collapse of the weights raises J as well.
+    """
     search.explore()
     best = search.tried[0] if search.tried else tagged
     gain, harm = search.gain(best), search.harm(tagged, best)
     alarm, doubt = gain_limits(search, (tagged, best), tested.times)
+    if again:
+        alarm, doubt = _SECOND * alarm, _SECOND * doubt
+    misfit = not again and not within_limits(tagged, tested.times)
     state: State = "confirmed"
-    if not within_limits(tagged, tested.times) or (gain >= alarm and harm >= HARM):
+    if misfit or (gain >= alarm and harm >= HARM):
         state = "contradicted"
     elif gain >= doubt and harm >= HARM:
         state = "doubtful"
