@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from typing import Any
 
 _KEY = "option"
@@ -61,6 +62,12 @@ class Part:
 def option(help: str, *, default: Any = None, **more: Any) -> Any:  # noqa: A002, ANN401 - as dataclasses.field
     """A field of a dataclass that is an option; ``more`` is what :class:`Option` takes."""
     return field(default=default, metadata={_KEY: Option(help, **more)})
+
+
+#: options under headings that several commands have.
+source_option = partial(option, group="Sources")
+target_option = partial(option, group="Targets")
+output_option = partial(option, group="Output")
 
 
 def part(kind: type, names: frozenset[str] | None = None) -> Any:  # noqa: ANN401 - as dataclasses.field

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from phema_cli.errors import UsageError
-from phema_cli.options import option, part
+from phema_cli.options import option, output_option, part, source_option, target_option
 
 if TYPE_CHECKING:
     from phema_cli.profiles import CheckpointsSpec, ProfileSpec
@@ -26,7 +26,6 @@ DEFAULT_MAX_MEMORY = 256 << 20
 MOST_JOBS = 256
 #: sigma_rel of the targets that are looked at where none are given: 0.010, 0.015, ..., 0.285.
 GRID = tuple(round(0.005 * i, 3) for i in range(2, 58))
-_SOURCES, _TARGETS, _OUTPUT = "Sources", "Targets", "Output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,74 +59,51 @@ class Config:
         origin: where it was said.
     """
 
-    pattern: str | None = option(
+    pattern: str | None = source_option(
         "Regular expression searched in each path, with named groups gamma, sigma_rel, beta, "
         "index, step, kimg or epoch.",
-        group=_SOURCES,
         metavar="REGEX",
     )
-    gammas: tuple[float, ...] = option(
+    gammas: tuple[float, ...] = source_option(
         "Gammas that the index in a name counts, or the one gamma of all.",
         default=(),
-        group=_SOURCES,
         metavar="LIST",
     )
-    sigma_rels: tuple[float, ...] = option(
-        "The same by sigma_rel.", default=(), group=_SOURCES, metavar="LIST"
+    sigma_rels: tuple[float, ...] = source_option(
+        "The same by sigma_rel.", default=(), metavar="LIST"
     )
-    average: str | tuple[str, ...] | None = option(
-        "What the average is, where the files don't say: exponential:beta=0.999, ...",
-        group=_SOURCES,
-        metavar="LAW",
+    average: str | tuple[str, ...] | None = source_option(
+        "What the average is, where the files don't say: exponential:beta=0.999, ...", metavar="LAW"
     )
-    raw: bool = option(
-        "The snapshots are raw weights; averages beside them are left out.",
-        default=False,
-        group=_SOURCES,
+    raw: bool = source_option(
+        "The snapshots are raw weights; averages beside them are left out.", default=False
     )
-    trust_tags: bool = option(
-        "What you say of the snapshots holds, whatever the files say.",
-        default=False,
-        group=_SOURCES,
+    trust_tags: bool = source_option(
+        "What you say of the snapshots holds, whatever the files say.", default=False
     )
-    update_every: int | None = option(
+    update_every: int | None = source_option(
         "Steps between two updates of the averages, as the trainer was told.",
-        group=_SOURCES,
         metavar="N",
         type=int,
         least=1,
     )
-    steps_per_epoch: float | None = option(
-        "Steps of an epoch, for snapshots that count epochs.",
-        group=_SOURCES,
-        metavar="N",
-        type=int,
-        least=1,
+    steps_per_epoch: float | None = source_option(
+        "Steps of an epoch, for snapshots that count epochs.", metavar="N", type=int, least=1
     )
-    key: str | None = option(
-        "Dict of weights inside a nested checkpoint, dotted.", group=_SOURCES, metavar="NAME"
+    key: str | None = source_option(
+        "Dict of weights inside a nested checkpoint, dotted.", metavar="NAME"
     )
-    names_from: Path | None = option(
-        "State dict that names the tensors of snapshots that are lists.",
-        group=_SOURCES,
-        metavar="FILE",
-        type=Path,
+    names_from: Path | None = source_option(
+        "State dict that names the tensors of snapshots that are lists.", metavar="FILE", type=Path
     )
-    select: tuple[str, ...] = option(
-        "Use only these snapshots.", default=(), group=_SOURCES, metavar="GLOB"
+    select: tuple[str, ...] = source_option("Use only these snapshots.", default=(), metavar="GLOB")
+    exclude: tuple[str, ...] = source_option(
+        "Leave these snapshots out.", default=(), metavar="GLOB"
     )
-    exclude: tuple[str, ...] = option(
-        "Leave these snapshots out.", default=(), group=_SOURCES, metavar="GLOB"
+    copy: tuple[str, ...] = source_option(
+        "Tensors to copy from the newest snapshot instead of averaging.", default=(), metavar="GLOB"
     )
-    copy: tuple[str, ...] = option(
-        "Tensors to copy from the newest snapshot instead of averaging.",
-        default=(),
-        group=_SOURCES,
-        metavar="GLOB",
-    )
-    drop: tuple[str, ...] = option(
-        "Tensors to leave out.", default=(), group=_SOURCES, metavar="GLOB"
-    )
+    drop: tuple[str, ...] = source_option("Tensors to leave out.", default=(), metavar="GLOB")
     typed: tuple[tuple[str, str], ...] = ()
     typed_files: tuple[tuple[str, str], ...] = ()
     snapshots: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -204,91 +180,73 @@ class Request:
         UsageError: more jobs than 256, or fewer than one; overwrite with skip_existing.
     """
 
-    gamma: float | Sequence[float] = option(
+    gamma: float | Sequence[float] = target_option(
         "Target gammas: 7 or 5,7,9 or 4,5,...,10.",
         default=(),
-        group=_TARGETS,
         metavar="LIST",
         short="-g",
         common=True,
     )
-    sigma_rel: float | Sequence[float] = option(
+    sigma_rel: float | Sequence[float] = target_option(
         "Targets by sigma_rel: 0.10 or 0.05,0.06,...,0.15.",
         default=(),
-        group=_TARGETS,
         metavar="LIST",
         short="-s",
         common=True,
     )
-    profile: str | Sequence[str | ProfileSpec | CheckpointsSpec] = option(
+    profile: str | Sequence[str | ProfileSpec | CheckpointsSpec] = target_option(
         "Target of another weighting: uniform:last=0.2 (or last=2000steps), "
         "decay:last=0.2,shape=linear (or cosine, sqrt), exponential:beta=0.999, "
         "exponential:halflife=2000, raw, csv:FILE; checkpoints:last=5 is the plain mean of "
         "snapshots.",
         default=(),
-        group=_TARGETS,
         metavar="PROFILE",
     )
-    weights: str | os.PathLike[str] | Mapping[str, float] | None = option(
+    weights: str | os.PathLike[str] | Mapping[str, float] | None = target_option(
         "These weights, as they are: lines of snapshot,weight, or phema weights --json.",
-        group=_TARGETS,
         metavar="FILE",
         type=Path,
     )
-    step: float | None = option(
-        "Time of the targets; the last snapshot's by default.",
-        group=_TARGETS,
-        metavar="N",
-        type=float,
+    step: float | None = target_option(
+        "Time of the targets; the last snapshot's by default.", metavar="N", type=float
     )
-    method: str = option(
+    method: str = target_option(
         "How weights are solved: blue, normalized, projection.",
         default=DEFAULT_METHOD,
-        group=_TARGETS,
         metavar="NAME",
     )
-    sample: bool = option(
+    sample: bool = target_option(
         "Read no tensors to learn how they move and round; assume a random walk in log time.",
         default=True,
-        group=_TARGETS,
         flag="--no-sample",
     )
-    output: str | os.PathLike[str] | None = option(
+    output: str | os.PathLike[str] | None = output_option(
         "A file, a directory, or a name with {gamma}, {sigma_rel}, {profile}, {step}.",
-        group=_OUTPUT,
         metavar="PATH",
         short="-o",
         common=True,
     )
-    format: str | None = option(
+    format: str | None = output_option(
         "safetensors, torch, edm2 or dcp; by the ending of -o by default, else safetensors.",
-        group=_OUTPUT,
         metavar="NAME",
     )
-    dtype: str | None = option(
+    dtype: str | None = output_option(
         "Type of averaged tensors: float32, float16, bfloat16, ...; as stored by default.",
-        group=_OUTPUT,
         metavar="TYPE",
         common=True,
     )
-    max_shard_size: int | None = option(
-        "Split outputs into shards of at most this size; 5GB by default.",
-        group=_OUTPUT,
-        metavar="SIZE",
+    max_shard_size: int | None = output_option(
+        "Split outputs into shards of at most this size; 5GB by default.", metavar="SIZE"
     )
-    max_error: float | None = option(
-        "Exit with 1 before writing when expected_error is above this.",
-        group=_OUTPUT,
-        metavar="X",
-        type=float,
+    max_error: float | None = output_option(
+        "Exit with 1 before writing when expected_error is above this.", metavar="X", type=float
     )
-    dry_run: bool = option("Show what would be done, write nothing.", default=False, group=_OUTPUT)
-    overwrite: bool = option("Replace outputs that exist.", default=False, group=_OUTPUT)
-    skip_existing: bool = option("Leave outputs that exist alone.", default=False, group=_OUTPUT)
-    side_files: bool = option(
+    dry_run: bool = output_option("Show what would be done, write nothing.", default=False)
+    overwrite: bool = output_option("Replace outputs that exist.", default=False)
+    skip_existing: bool = output_option("Leave outputs that exist alone.", default=False)
+    side_files: bool = output_option(
         "Write weights alone: no config, tokenizer or model card beside them.",
         default=True,
-        group=_OUTPUT,
         flag="--no-side-files",
     )
     config: Config = part(Config)
