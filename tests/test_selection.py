@@ -6,7 +6,7 @@ import pytest
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import solve, weights
 from phema_cli.solver.assumptions import parse_schedule, scheduled
-from phema_cli.solver.selection import MOST_SOURCES, selected
+from phema_cli.solver.system import MOST_SOURCES, selected
 
 GAMMAS = (5.0, 10.0)
 SIGMA_RELS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)

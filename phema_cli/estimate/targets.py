@@ -27,7 +27,7 @@ from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Snapshot
 from phema_cli.snapshots.base import Needs, notice
 from phema_cli.snapshots.consistency import home_of
-from phema_cli.solver.selection import MOST_SOURCES
+from phema_cli.solver.system import MOST_SOURCES
 
 #: how far a sum of weights may lie from 1 as people write them, with six digits.
 _ROUNDING = 1e-5

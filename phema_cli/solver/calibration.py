@@ -21,8 +21,7 @@ from phema_cli.errors import InputError
 from phema_cli.profiles import Array, Profile
 from phema_cli.solver.least_squares import leave_one_out
 from phema_cli.solver.movement import EARLY, Movement, Rounding
-from phema_cli.solver.selection import selected
-from phema_cli.solver.system import Parts, System, evaluate
+from phema_cli.solver.system import Parts, System, evaluate, selected
 
 #: sizes that keep the fit of a thousand snapshots below a second: pairs of snapshots compared,
 #: values that the held-out estimates are computed for.
@@ -78,7 +77,7 @@ class Sample:
 def calibrate(sources: Sequence[Profile], sample: Sample) -> Movement | None:
     """Fit drift, roughness, jitter and rounding.
 
-    Of thousands of sources those of :func:`phema_cli.solver.selection.selected` are fitted to.
+    Of thousands of sources those of :func:`phema_cli.solver.system.selected` are fitted to.
 
     Args:
         sources: n profiles.

@@ -26,8 +26,7 @@ from phema_cli.profiles import (
 from phema_cli.request import DEFAULT_METHOD
 from phema_cli.solver.least_squares import minimise
 from phema_cli.solver.movement import Movement, nominal
-from phema_cli.solver.selection import selected
-from phema_cli.solver.system import System, evaluate
+from phema_cli.solver.system import System, evaluate, selected
 
 #: the best linear unbiased estimator; the projection divided by its sum; the paper's projection.
 METHODS = ("blue", "normalized", "projection")
