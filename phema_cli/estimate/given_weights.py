@@ -14,6 +14,7 @@ from typing import Any, Literal
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import CombinationProfile
+from phema_cli.profiles.grammar import number_of
 from phema_cli.snapshots import Snapshot
 from phema_cli.system.files import read_small
 from phema_cli.trainers.base import real, shown
@@ -121,7 +122,7 @@ def _by_name(snapshots: Sequence[Snapshot]) -> dict[_Call, list[int]]:
 def _place(name: str, called: Mapping[_Call, list[int]], snapshots: Sequence[Snapshot]) -> int:
     """The place of the only snapshot that is called so, by the closest way of calling it."""
     calls: list[_Call] = [("name", name), ("path", Path(name).absolute())]
-    calls += [("end", name.rstrip("/")), ("step", _number(name))]
+    calls += [("end", name.rstrip("/")), ("step", number_of(name))]
     found = next((called[call] for call in calls if call in called), [])
     if len(found) == 1:
         return found[0]
@@ -158,14 +159,6 @@ def _ends(path: str) -> Iterator[str]:
             yield path[at + 1 :]
 
 
-def _number(text: str) -> float | None:
-    """The number that a text is; None if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _read(path: Path) -> dict[str, float]:
     """The weights in a file by the names of snapshots."""
     raw = read_small(path, _MOST_BYTES, _HELP)
@@ -185,7 +178,7 @@ def _of_lines(text: str) -> dict[str, float]:
     for number, row in enumerate(rows):
         if len(row) != 2:  # noqa: PLR2004 - a name and a weight
             raise InputError(f"{','.join(row)!r:.200} is not a line of snapshot,weight")
-        name, weight = row[0].strip(), _number(row[1])
+        name, weight = row[0].strip(), number_of(row[1])
         if number == 0 and row[1].strip().lower() == "weight":
             continue
         if weight is None:

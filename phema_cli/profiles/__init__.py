@@ -10,17 +10,20 @@ from phema_cli.profiles.base import (
     sigma_rel_from_gamma,
     stored_at,
 )
-from phema_cli.profiles.combination import CheckpointsSpec, CombinationProfile
 from phema_cli.profiles.laws import LAWS, Law, LawForm, parse_law
-from phema_cli.profiles.learning_rate import DecayProfile
 from phema_cli.profiles.shapes import (
-    HELP,
-    PROFILES,
+    CombinationProfile,
+    DecayProfile,
     ExponentialProfile,
-    ProfileSpec,
     RawProfile,
     TableProfile,
     WindowProfile,
+)
+from phema_cli.profiles.specs import (
+    HELP,
+    PROFILES,
+    CheckpointsSpec,
+    ProfileSpec,
     describe,
     parse_profile,
 )

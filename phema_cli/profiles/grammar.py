@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from phema_cli.profiles.base import (
 from phema_cli.profiles.schedules import Schedule, ScheduleProfile
 
 Numbers = Mapping[str, float]
+_Value = TypeVar("_Value")
 #: points of time at which two laws are compared, in each of several spacings.
 _POINTS = 2000
 
@@ -110,16 +112,7 @@ class LawForm:
         Raises:
             UsageError: as :meth:`law` does, or a key given twice or without a number.
         """
-        numbers: dict[str, float] = {}
-        for part in text.split(",") if text else ():
-            name, _, value = (piece.strip() for piece in part.partition("="))
-            number = _number(value)
-            if number is None:
-                raise self._error(f"{part!r} is not key=number")
-            if name in numbers:
-                raise self._error(f"{name} is given twice")
-            numbers[name] = number
-        return self.law(**numbers)
+        return self.law(**keyed(text, _number, "key=number", self._error))
 
     @property
     def usage(self) -> str:
@@ -246,6 +239,39 @@ def effective_power(gamma: float, updated: float, every: int, time: float) -> Po
     if every == 1:
         return PowerProfile(found, time)
     return PowerProfile(found, updated + (every - 1) / 2, Sparse(every, time))
+
+
+def keyed(
+    text: str,
+    value_of: Callable[[str], _Value | None],
+    wanted: str,
+    error: Callable[[str], UsageError],
+) -> dict[str, _Value]:
+    """The values in ``key=value,...`` by their keys; none in an empty text.
+
+    ``value_of`` reads a value, None where it is none; ``wanted`` is what errors say is missing.
+
+    Raises:
+        UsageError: a part without a value, or a key given twice; ``error`` makes it of its message.
+    """
+    values: dict[str, _Value] = {}
+    for part in text.split(",") if text else ():
+        key, equals, written = (piece.strip() for piece in part.partition("="))
+        value = value_of(written) if equals else None
+        if value is None:
+            raise error(f"{part!r} is not {wanted}")
+        if key in values:
+            raise error(f"{key} is given twice")
+        values[key] = value
+    return values
+
+
+def number_of(text: str) -> float | None:
+    """The number that a text is; None if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _number(text: str) -> float | None:

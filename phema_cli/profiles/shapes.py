@@ -1,19 +1,23 @@
-"""Profiles that are no power functions, and what ``--profile`` says: docs/maths.md has each F."""
+"""Profiles that are no power functions: docs/maths.md has each F."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from itertools import count, takewhile
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles.base import Array, PowerProfile, Profile, check_end, check_window
-from phema_cli.profiles.combination import CHECKPOINTS, CheckpointsSpec, step_of
-from phema_cli.profiles.grammar import POSITIVE
-from phema_cli.profiles.learning_rate import SHAPES, DecayProfile
+from phema_cli.profiles.base import Array, Profile, check_end, check_window
+
+#: the decays that are no straight line; that one is the uniform average of the window.
+Curve = Literal["cosine", "sqrt"]
+#: cells towards a singular start: the n-th is 2^-n of the first step wide. What is below the last
+#: one adds less than 1e-9 to an error that steps of full width leave.
+_HALVINGS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,124 +230,134 @@ class TableProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfileSpec:
-    """A profile without its end: what ``--profile`` says.
+class DecayProfile:
+    """A learning rate that falls from its full value at ``start`` to 0 at ``end``.
 
-    Attributes:
-        label: as the user wrote it.
-        ending_at: makes the profile of a target step.
+    An update at fraction u of the window counts by what the schedule leaves of the learning rate,
+    f(u) = (1 + cos(pi u))/2 for ``cosine`` and 1 - sqrt(u) for ``sqrt``. So ``F(u) = 1 - f(u)``.
+
+    Args:
+        start: where the window begins, in steps, at least 0.
+        end: where it ends.
+        curve: how the learning rate falls.
+        name: what the user called it.
+
+    Raises:
+        UsageError: start is not in [0, end), or there is no such curve.
+    """
+
+    start: float
+    end: float
+    curve: Curve
+    name: str = ""
+    exponent: ClassVar[float] = 0.0
+    sparse: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_end(self.end)
+        check_window(self.start, self.end, self.label)
+        if self.curve not in get_args(Curve):
+            raise UsageError(f"no curve {self.curve!r}", remedy="one of cosine, sqrt")
+
+    @property
+    def label(self) -> str:
+        """``decay:last=0.2,shape=sqrt``."""
+        share = 1 - self.start / self.end
+        return self.name or f"decay:last={share:.6g},shape={self.curve}"
+
+    @property
+    def square_integrable(self) -> bool:
+        """Not that of ``sqrt``: its density is 1/sqrt(u) at the start."""
+        return self.curve != "sqrt"
+
+    @property
+    def _first(self) -> float:
+        """The width of the first step, in steps: 1, or the whole window."""
+        return min(1.0, self.end - self.start)
+
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Start, middle and end, and for ``sqrt`` distances from the start that double."""
+        span = self.end - self.start
+        found = [self.start, self.start + span / 2, self.end]
+        if self.curve == "sqrt":
+            widths = (self._first * 2.0**k for k in count(-_HALVINGS))
+            found += [self.start + width for width in takewhile(lambda w: w < span, widths)]
+        return tuple(sorted({time for time in found if 0 < time <= self.end}))
+
+    def cdf(self, t: Array) -> Array:
+        """``1 - f(u)`` inside, 0 before and 1 after."""
+        u: Array = np.clip((t - self.start) / (self.end - self.start), 0.0, 1.0)
+        return np.sqrt(u) if self.curve == "sqrt" else np.sin(np.pi / 2 * u) ** 2
+
+    def density(self, t: Array) -> Array:
+        """``-f'(u)/(end - start)`` inside, 0 elsewhere; over the first step of ``sqrt``, its mean.
+
+        No update is split, so no time weighs more than that mean: the noise of a single update
+        counts by the square of its weight, which is finite.
+        """
+        span, inside = self.end - self.start, (t > self.start) & (t <= self.end)
+        if self.curve == "sqrt":
+            after = np.maximum(t - self.start, 0.0)
+            late = after > self._first
+            slope = 0.5 / np.sqrt(np.where(late, after, 1.0) * span)
+            height = np.where(late, slope, 1 / np.sqrt(self._first * span))
+        else:
+            height = np.pi / 2 / span * np.sin(np.pi * (t - self.start) / span)
+        return np.where(inside, height, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CombinationProfile:
+    """The profile of a sum of snapshots with given weights: ``F(t) = sum_i x_i F_i(t)``.
+
+    Args:
+        label: what users call it.
+        kind: whether it is a plain mean or has weights of its own.
+        places: which of the snapshots have a weight, ascending.
+        weights: their weights, of any sign and sum.
+        profiles: their profiles.
+        step: when the last of them was stored, as the trainer counts; None where nothing says it.
     """
 
     label: str
-    ending_at: Callable[[float], Profile]
+    kind: Literal["mean", "weights"]
+    places: tuple[int, ...]
+    weights: tuple[float, ...]
+    profiles: tuple[Profile, ...]
+    step: float | None = None
+    exponent: ClassVar[float] = 0.0
+    #: there is nothing to compare its density with.
+    square_integrable: ClassVar[bool] = False
+    sparse: ClassVar[None] = None
 
+    @property
+    def end(self) -> float:
+        """The time of the last of its snapshots."""
+        return max(p.end for p in self.profiles)
 
-def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
-    """The profile that ``name:parameter=value`` means; ``PROFILES`` lists the names.
+    @property
+    def breaks(self) -> tuple[float, ...]:
+        """Those of its snapshots."""
+        return tuple(sorted({t for p in self.profiles for t in p.breaks}))
 
-    Which snapshots ``checkpoints:`` means is known only with the snapshots.
+    def cdf(self, t: Array) -> Array:
+        """The sum of its snapshots' F; from its end on, what its weights sum to."""
+        return self._sum(t, lambda profile: profile.cdf(t))
 
-    Raises:
-        UsageError: an unknown name or parameter, or a value that is no number.
-    """
-    name, _, rest = text.partition(":")
-    if name == CHECKPOINTS:
-        return CheckpointsSpec.read(text)
-    if name not in PROFILES:
-        known = ", ".join([*PROFILES, CHECKPOINTS, "csv"])
-        raise UsageError(f"no profile {name!r}", remedy=f"one of {known}")
-    parameters: dict[str, str] = {}
-    for part in rest.split(",") if rest else ():
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise UsageError(f"{text}: {part!r} is not a parameter", remedy=HELP)
-        if key in parameters:
-            raise UsageError(f"{text}: {key} is given twice", remedy=HELP)
-        parameters[key] = value
-    make = PROFILES[name]
-    make(parameters, 1e6, text)
-    return ProfileSpec(text, lambda end: make(parameters, end, text))
+    def density(self, t: Array) -> Array:
+        """The sum of its snapshots' densities; raw weights have none."""
+        return self._sum(t, lambda profile: profile.density(t))
 
+    def column(self, count: int) -> Array:
+        """The weights of all ``count`` snapshots, (count,) float64."""
+        column = np.zeros(count)
+        column[list(self.places)] = self.weights
+        return column
 
-#: how the profiles are written.
-HELP = (
-    "write uniform:last=0.2 or uniform:last=2000steps, exponential:beta=0.999, "
-    "exponential:halflife=2000, decay:last=0.2,shape=linear (or cosine, sqrt), cooldown:last=0.2, "
-    "raw, csv:FILE or checkpoints:last=5"
-)
-
-
-def _number(parameters: Mapping[str, str], key: str, text: str, unit: str = "") -> float:
-    """A parameter's number, which its unit may follow.
-
-    Raises:
-        UsageError: it is no number.
-    """
-    try:
-        return float(parameters[key].removesuffix(unit))
-    except ValueError:
-        written = f"{key}={parameters[key]}"
-        raise UsageError(f"{text}: {written!r} is not a parameter", remedy=HELP) from None
-
-
-def _window(parameters: Mapping[str, str], end: float, text: str) -> WindowProfile:
-    """``last``: up to 1 a fraction of the time until the target; above 1, or in steps, so many."""
-    last = _number(parameters, "last", text, "steps") if set(parameters) == {"last"} else math.nan
-    if not POSITIVE.holds(last):
-        raise UsageError(f"{text}: needs last, a fraction or a number of steps", remedy=HELP)
-    if parameters["last"].endswith("steps"):
-        return WindowProfile(max(end - last, 0.0), end, text)
-    return WindowProfile.of_last(last, end, text)
-
-
-def _decay(parameters: Mapping[str, str], end: float, text: str) -> Profile:
-    """A window, and the ``shape`` of the learning rate in it."""
-    shape = parameters.get("shape", "linear")
-    if shape not in SHAPES:
-        names = f"{', '.join([*SHAPES][:-1])} or {[*SHAPES][-1]}"
-        raise UsageError(f"{text}: shape must be {names}, not {shape!r}", remedy=HELP)
-    window = _window({k: v for k, v in parameters.items() if k != "shape"}, end, text)
-    curve = SHAPES[shape]
-    return window if curve is None else DecayProfile(window.start, end, curve, text)
-
-
-def _exponential(parameters: Mapping[str, str], end: float, text: str) -> Profile:
-    """``beta`` per step, or ``halflife`` in steps."""
-    numbers = {key: _number(parameters, key, text) for key in parameters}
-    if set(numbers) == {"beta"} and 0 < numbers["beta"] < 1:
-        return ExponentialProfile(-math.log(numbers["beta"]), end, text)
-    if set(numbers) == {"halflife"} and POSITIVE.holds(numbers["halflife"]):
-        return ExponentialProfile(math.log(2) / numbers["halflife"], end, text)
-    raise UsageError(f"{text}: needs beta between 0 and 1, or halflife above 0", remedy=HELP)
-
-
-def _raw(parameters: Mapping[str, str], end: float, text: str) -> Profile:
-    if parameters:
-        raise UsageError(f"{text}: raw has no parameters", remedy=HELP)
-    return RawProfile(end)
-
-
-#: target profiles by name, beside the power function: parameters, end and text to the profile.
-PROFILES: Mapping[str, Callable[[Mapping[str, str], float, str], Profile]] = {
-    "uniform": _window,
-    "exponential": _exponential,
-    "decay": _decay,
-    "cooldown": _window,
-    "raw": _raw,
-}
-
-
-def describe(profile: Profile, step: float | None = None) -> dict[str, str | float | None]:
-    """A profile in a record: its label, gamma and sigma_rel where it has them, and its step.
-
-    Args:
-        profile: what is described.
-        step: its time as the trainer counts, where that is not its end; a combination has its own.
-    """
-    power = profile if isinstance(profile, PowerProfile) else None
-    return {
-        "profile": profile.label,
-        "gamma": None if power is None else power.gamma,
-        "sigma_rel": None if power is None else power.sigma_rel,
-        "step": step_of(profile, profile.end if step is None else step),
-    }
+    def _sum(self, t: Array, values: Callable[[Profile], Array]) -> Array:
+        """The weighted sum of what the snapshots' profiles have at t."""
+        total = np.zeros_like(t, dtype=np.float64)
+        for weight, profile in zip(self.weights, self.profiles, strict=True):
+            total += weight * values(profile)
+        return total

@@ -23,6 +23,7 @@ import numpy as np
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles import Array, Profile
+from phema_cli.profiles.grammar import keyed, number_of
 from phema_cli.solver.movement import Movement, Rounding
 from phema_cli.solver.system import evaluate
 
@@ -128,15 +129,13 @@ def parse_schedule(text: str) -> Callable[[Array], Array] | None:
     schedule = SCHEDULES[name]
     value = schedule.default
     if rest:
-        key, _, number = rest.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
+        wrong = UsageError(f"{text!r} is not a schedule", remedy=HELP)
+        given = keyed(rest, number_of, "a number", lambda _: wrong)
+        value = given.get(schedule.parameter, -1.0)
         # A rate may end at 0; a window and a beginning need a length.
         least = 0.0 if schedule.parameter == "end" else _EARLY
-        if not schedule.parameter or key.strip() != schedule.parameter or not least <= value <= 1:
-            raise UsageError(f"{text!r} is not a schedule", remedy=HELP)
+        if given.keys() != {schedule.parameter} - {""} or not least <= value <= 1:
+            raise wrong
     return lambda u: schedule.rate(u, value)
 
 

@@ -14,7 +14,7 @@ from phema_cli.formats import FORMATS, endings, read, writable
 from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
-from phema_cli.profiles.combination import step_of
+from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference, snapshot_name, step_name

@@ -22,7 +22,7 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.formats.strided import is_strided
 from phema_cli.profiles import Array, Profile
-from phema_cli.profiles.combination import step_of
+from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import distinct

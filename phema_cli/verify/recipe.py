@@ -17,8 +17,8 @@ from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.globs import matching
 from phema_cli.profiles import Array, PowerProfile, Profile
-from phema_cli.profiles.combination import CHECKPOINTS
 from phema_cli.profiles.grammar import MOST_EXACT
+from phema_cli.profiles.specs import CHECKPOINTS
 from phema_cli.request import Config, Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import Needs, reference
