@@ -241,7 +241,7 @@ class ScheduleProfile:
     Args:
         schedule: the updates.
         time: of the average, as the trainer counts, above 0.
-        name: what it is called.
+        label: what it is called: ``diffusers:beta=0.9999``.
 
     Raises:
         UsageError: the time is not above 0 and finite.
@@ -249,7 +249,7 @@ class ScheduleProfile:
 
     schedule: Schedule
     time: float
-    name: str
+    label: str
     square_integrable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -283,11 +283,6 @@ class ScheduleProfile:
         made, every = self._made, self.schedule.every
         last = self._begin + made * every if made else self._copied[1] or (every - 1) / 2
         return last * self.schedule.unit if last else self.time
-
-    @property
-    def label(self) -> str:
-        """``diffusers:beta=0.9999``."""
-        return self.name
 
     @property
     def breaks(self) -> tuple[float, ...]:

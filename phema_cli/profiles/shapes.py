@@ -171,7 +171,7 @@ class TableProfile:
     Args:
         times: ascending, in steps, from 0 or later.
         heights: the density there in any unit, not negative, not all 0.
-        name: what the user called it.
+        label: what the user called it: ``csv:profile.csv``.
 
     Raises:
         UsageError: fewer than two points, times that don't ascend, or no weight.
@@ -179,7 +179,7 @@ class TableProfile:
 
     times: tuple[float, ...]
     heights: tuple[float, ...]
-    name: str = "csv"
+    label: str = "csv"
     exponent: ClassVar[float] = 1.0
     square_integrable: ClassVar[bool] = True
     sparse: ClassVar[None] = None
@@ -188,19 +188,14 @@ class TableProfile:
         t, h = np.array(self.times), np.array(self.heights)
         fits = len(t) == len(h) > 1 and np.isfinite(t).all() and np.isfinite(h).all()
         if not fits or t[0] < 0 or (np.diff(t) <= 0).any():
-            raise UsageError(f"{self.name}: times must ascend from 0 or later, two at least")
+            raise UsageError(f"{self.label}: times must ascend from 0 or later, two at least")
         if (h < 0).any() or not h.any():
-            raise UsageError(f"{self.name}: weights must not be negative, nor all 0")
+            raise UsageError(f"{self.label}: weights must not be negative, nor all 0")
 
     @property
     def end(self) -> float:
         """The last time."""
         return self.times[-1]
-
-    @property
-    def label(self) -> str:
-        """``csv:profile.csv``."""
-        return self.name
 
     @property
     def breaks(self) -> tuple[float, ...]:
