@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -177,12 +177,12 @@ def next_scales(
         if scale is None:
             break
         chosen.append(scale)
-        expected = Point(scale, None)
+        expected = None
         if curve.is_noisy:
             # A metric that may be stored, however far the curve goes beyond those known.
             mean = float(np.clip(curve.valley().mean(np.log([scale]))[0], -1.0, 1.0))
-            expected = replace(expected, metric=mean * curve.unit)
-        known.append(expected)
+            expected = mean * curve.unit
+        known.append(Point(scale, expected))
     return chosen
 
 

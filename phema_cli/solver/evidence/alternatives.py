@@ -71,11 +71,10 @@ def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
     If all weights glide as t^p, an average of scale A lags by ``A/(A + p)``, and two of them fix
     one number only, nearly ``1/A - 1/B``: along that the data say least.
     """
-    averages = [i for i, law in enumerate(h.laws) if law.averages]
     yield _mapped(h, Law.scaled, factor)
-    for i in averages:
+    for i in h.averages:
         yield _changed(h, {i: h.laws[i].scaled(factor)})
-    match averages:
+    match h.averages:
         case [i, j] if h.laws[i].kind == h.laws[j].kind:
             a, b = h.laws[i], h.laws[j]
             inverse = 1 / (factor * a.scale) - 1 / a.scale + 1 / b.scale
@@ -85,19 +84,15 @@ def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
 
 def with_offsets(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
     """The counter of steps off by fractions of the first and of the last time."""
-    for offset in (
-        *(f * span.first for f in _FIRST_OFFSETS),
-        *(f * span.last for f in _LAST_OFFSETS),
-    ):
-        yield replace(h, offset=offset)
+    offsets = [f * span.first for f in _FIRST_OFFSETS] + [f * span.last for f in _LAST_OFFSETS]
+    yield from (replace(h, offset=offset) for offset in offsets)
 
 
 def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
     """What the truth may be if the tags are a mistake, apart from the counter of steps."""
     for every in EVERY:
         yield _mapped(h, Law.slowed, every)
-        averages = [i for i, law in enumerate(h.laws) if law.averages]
-        yield from (_changed(h, {i: h.laws[i].slowed(every)}) for i in averages)
+        yield from (_changed(h, {i: h.laws[i].slowed(every)}) for i in h.averages)
     for factor in _FACTORS:
         yield from nearby(h, factor)
     for i, j in combinations(range(len(h.laws)), 2):
@@ -142,8 +137,7 @@ def _warm(rate: float) -> Law:
 
 def _presets(h: Hypothesis) -> Iterator[Hypothesis]:
     """Gammas in wide use, both ways round, or of a single average; two warm-ups in wide use."""
-    averages = [i for i, law in enumerate(h.laws) if law.averages]
-    match averages:
+    match h.averages:
         case [i]:
             yield from (
                 _changed(h, {i: Law("power", gamma + 1)}) for preset in PRESETS for gamma in preset

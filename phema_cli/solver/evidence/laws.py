@@ -334,6 +334,11 @@ class Hypothesis:
         """What two hypotheses share that differ in numbers only."""
         return (*(law.kind for law in self.laws), self.offset != 0)
 
+    @property
+    def averages(self) -> list[int]:
+        """Which of the laws have a scale."""
+        return [i for i, law in enumerate(self.laws) if law.averages]
+
     def profiles(self, series: Sequence[Series]) -> list[Profile]:
         """The profile of each snapshot, series after series; the tag's where laws are the same."""
         found: list[Profile] = []

@@ -124,9 +124,8 @@ def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> R
     Returns:
         None where none of them differs, or they differ by more than a square can hold.
     """
-    stride = -(-sample.values.shape[1] // most)
     # Odd, so that rows of matrices, which have even lengths, are not met at the same places.
-    stride += 1 - stride % 2
+    stride = -(-sample.values.shape[1] // most) | 1
     values, units = sample.values[:, ::stride], sample.units[::stride]
     count = values.shape[1]
     triangle, square = np.empty((0, len(rows))), np.zeros(len(rows))

@@ -50,9 +50,8 @@ def find_stalled(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
     """
     if sample.errors is not None or sample.values.dtype != np.float32:
         return ()
-    stride = -(-sample.values.shape[1] // _ELEMENTS)
     # Odd, so that rows of matrices, which have even lengths, are not met at the same places.
-    values = sample.values[:, :: stride + 1 - stride % 2]
+    values = sample.values[:, :: -(-sample.values.shape[1] // _ELEMENTS) | 1]
     return tuple(
         k
         for k, s in enumerate(series)
