@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,10 +109,12 @@ def _by_name(snapshots: Sequence[Snapshot]) -> dict[_Call, list[int]]:
     found: dict[_Call, list[int]] = {}
     for i, snapshot in enumerate(snapshots):
         path = str(snapshot.checkpoint.path)
-        ends = {*_ends(snapshot.name), *_ends(path)}
+        ends = _ends(snapshot.name) | _ends(path)
         calls: list[_Call] = [("name", snapshot.name), ("name", _with_average(snapshot))]
         calls += [("path", Path(path).absolute()), *(("end", end) for end in ends)]
-        if _is_of_a_run(snapshot):
+        made_here = PROVENANCE_KEY in snapshot.checkpoint.metadata
+        if snapshot.tag.step_origin != "order" and not made_here:
+            # It says when the snapshot was stored: it is not made up, nor that of an output.
             calls.append(("step", snapshot.tag.step))
         for call in calls:
             found.setdefault(call, []).append(i)
@@ -144,19 +146,9 @@ def _with_average(snapshot: Snapshot) -> str:
     return f"{snapshot.name} {snapshot.tag.label}"
 
 
-def _is_of_a_run(snapshot: Snapshot) -> bool:
-    """Whether its step says when it was stored: it is not made up, nor that of an output."""
-    return (
-        snapshot.tag.step_origin != "order" and PROVENANCE_KEY not in snapshot.checkpoint.metadata
-    )
-
-
-def _ends(path: str) -> Iterator[str]:
+def _ends(path: str) -> set[str]:
     """A path, and what stands behind each slash in it."""
-    yield path
-    for at, c in enumerate(path):
-        if c == "/":
-            yield path[at + 1 :]
+    return {path} | {path[at + 1 :] for at, c in enumerate(path) if c == "/"}
 
 
 def _read(path: Path) -> dict[str, float]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _SHORTEST_CHAIN = 2
 #: averages are packed up to this magnitude: their residues stay in float32's range whatever the
 #: coefficients are.
-_LARGEST = 1e28
+LARGEST = 1e28
 #: elements that coefficients are fitted to.
 _SAMPLED = 1 << 18
 #: elements that a thread packs at once: whole blocks, and many, since threads wait for one another
@@ -78,11 +78,6 @@ def check(packing: int | None, keyframe_every: int, dtype: torch.dtype | None) -
         raise UsageError(f"keyframe_every={keyframe_every} is not from {allowed}")
 
 
-def fits(largest: float) -> bool:
-    """Whether averages up to this magnitude can be packed."""
-    return largest <= _LARGEST
-
-
 class Way(NamedTuple):
     """How snapshots are packed, and what the files' names begin with: one chain has one way."""
 
@@ -98,7 +93,7 @@ class Snapshot(NamedTuple):
         shapes: element type and shape of each tensor, by name; float32 for those that are averaged.
         averaged: names of those.
         metadata: text to text.
-        packable: whether all averages are finite, and ``fits`` their magnitude.
+        packable: whether all averages are finite, and at most ``LARGEST``.
     """
 
     shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

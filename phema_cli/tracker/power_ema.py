@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phema_cli._version import __version__
-from phema_cli.errors import PhemaError, UsageError
+from phema_cli.errors import PhemaError, UsageError, listed
 from phema_cli.formats.packing import KEYFRAME_EVERY
 from phema_cli.profiles import PowerProfile
 from phema_cli.snapshots.base import snapshot_name
@@ -25,6 +25,9 @@ from phema_cli.tracker.sharding import as_part_of, gather, is_sharded, local, pa
 
 if TYPE_CHECKING:
     import torch
+
+#: tensors that a warning names before it counts the rest.
+_LISTED = 5
 
 
 class PowerEMA:
@@ -285,9 +288,13 @@ class PowerEMA:
             snapshot.check_range([(n, largest) for _, n, largest, _ in extremes], dtype)
         nonfinite = sorted({n for _, n, _, is_finite in extremes if not is_finite})
         if nonfinite and rank() == 0:
-            message = snapshot.nonfinite_warning(nonfinite, self.step)
+            message = (
+                f"at step {self.step} the averages of {listed(nonfinite, _LISTED)} are not finite, "
+                "because the model was not finite at an update. They will stay so: to repair them, "
+                "resume from an earlier state"
+            )
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-        large = {i for i, _, value, is_finite in extremes if not (is_finite and packed.fits(value))}
+        large = {i for i, _, value, finite in extremes if not finite or value > packed.LARGEST}
         return set(range(len(self.gammas))) - large
 
     def _snapshot(

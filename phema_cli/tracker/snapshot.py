@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import StorageError, UsageError, listed
+from phema_cli.errors import StorageError, UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
 from phema_cli.formats.image import FileImage
@@ -17,9 +17,6 @@ from phema_cli.system.files import flush, replace, sync_folder
 
 if TYPE_CHECKING:
     import torch
-
-#: tensors that a warning names before it counts the rest.
-_LISTED = 5
 
 
 def element_type(dtype: torch.dtype) -> DType:
@@ -81,15 +78,6 @@ def extremes(tensor: torch.Tensor) -> tuple[float, bool]:
     if math.isfinite(largest):
         return largest, True
     return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs_().amax()), False
-
-
-def nonfinite_warning(names: Sequence[str], step: int) -> str:
-    """The warning for averages that are infinite or NaN."""
-    return (
-        f"at step {step} the averages of {listed(names, _LISTED)} are not finite, because the "
-        "model was not finite at an update. They will stay so: to repair them, resume from an "
-        "earlier state"
-    )
 
 
 def _limit(dtype: torch.dtype) -> float:
