@@ -101,18 +101,12 @@ def sample(
     finite = np.isfinite(values).all(axis=0)
     if not (allow_nonfinite or finite.all()):
         _check_alike(snapshots, ranges, values)
-    stretches = [
-        (kinds, sum(r.count for r in some))
-        for kinds, some in groupby(ranges, key=lambda r: types[r.name])
-    ]
-    parts = np.split(values[-1], np.cumsum([n for _, n in stretches])[:-1])
-    # A value is as coarse as in the coarsest of its types.
-    units = np.concatenate(
-        [
-            np.max([_units(part, dtype) for dtype in kinds], axis=0)
-            for (kinds, _), part in zip(stretches, parts, strict=True)
-        ]
-    )
+    units, done = np.empty(values.shape[1]), 0
+    for kinds, some in groupby(ranges, key=lambda r: types[r.name]):
+        span = slice(done, done + sum(r.count for r in some))
+        done = span.stop
+        # A value is as coarse as in the coarsest of its types.
+        units[span] = np.max([_units(values[-1, span], dtype) for dtype in kinds], axis=0)
     if not finite.all():
         values, units = values[:, finite], units[finite]
     return Sample(values, units, errors)

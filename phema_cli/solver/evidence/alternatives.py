@@ -158,6 +158,7 @@ class Search:
         series: the n snapshots.
         reduced: their sample, in the order of the series.
         fixed: series, by number, whose laws are known and not to be changed.
+        size: number of snapshots.
         tagged: the score of the tags; None where it can't be computed.
     """
 
@@ -167,16 +168,12 @@ class Search:
         self.series = series
         self.reduced = reduced
         self.fixed = fixed
+        self.size = len(reduced.root)
         self.span = Span(min(s.times[0] for s in series), max(s.times[-1] for s in series))
         self._tried: dict[Hypothesis, Score | None] = {}
         self._answered: dict[Hypothesis, tuple[Array, Array]] = {}
         self._tags = as_tagged(series)
         self.tagged = self._tried[self._tags] = score(self._tags, series, reduced)
-
-    @property
-    def size(self) -> int:
-        """Number of snapshots."""
-        return len(self.reduced.root)
 
     @property
     def tried(self) -> list[Score]:
@@ -239,7 +236,7 @@ class Search:
             best_offset = self.best(with_offsets(self._tags, self.span))
             if best_offset is not None:
                 self._descend(best_offset, self._moved, (*_STEPS, _FINE, _FINE / 2))
-        for k, found in enumerate(self.by_kind(lambda s: -s.score)[:_KINDS]):
+        for k, found in enumerate(self.ranked(lambda s: -s.score)):
             best = self.tried[0]
             if k and fits(best) and self.size * (found.score - best.score) > _REACH:
                 continue
@@ -250,16 +247,12 @@ class Search:
                 if moved is not None and moved.score < refined.score:
                     self.refine(moved, fine=True)
 
-    def by_kind(self, worth: Callable[[Score], float]) -> list[Score]:
-        """The alternative of each kind that is worth most, the best kind first."""
-        kinds: dict[Hashable, Score] = {}
-        for found in sorted(self.tried, key=worth, reverse=True):
-            kinds.setdefault(found.hypothesis.kind, found)
-        return list(kinds.values())
-
-    def ranked(self) -> list[Score]:
+    def ranked(self, worth: Callable[[Score], float] | None = None) -> list[Score]:
         """The alternative of each kind that is worth most, the best first."""
-        return self.by_kind(self.worth)[:_KINDS]
+        kinds: dict[Hashable, Score] = {}
+        for found in sorted(self.tried, key=worth or self.worth, reverse=True):
+            kinds.setdefault(found.hypothesis.kind, found)
+        return list(kinds.values())[:_KINDS]
 
     def lead(self, ranked: Sequence[Score]) -> float:
         """L by which the first of these beats all whose answers differ from its own."""

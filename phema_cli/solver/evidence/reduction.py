@@ -36,7 +36,9 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
     """
     ranked = sorted(range(len(series)), key=lambda k: (-len(series[k].rows), k))
     ranked.sort(key=lambda k: series[k].law.kind != "raw")
-    used = [_begun(series[k]) for k in sorted(ranked[:_MOST_SERIES])]
+    used = [series[k] for k in sorted(ranked[:_MOST_SERIES])]
+    begun = [s.at([i for i, t in enumerate(s.times) if t >= _BEGUN]) for s in used]
+    used = [b if len(b.rows) >= _ENOUGH else s for s, b in zip(used, begun, strict=True)]
     count = Counter(t for s in used for t in s.times)
     shared = sorted(t for t, k in count.items() if k > 1)
     kept = thin(shared, MOST_TIMES)
@@ -48,12 +50,6 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
         kept = [*sorted(kept)[1:], newest]
     chosen = (s.at([i for i, t in enumerate(s.times) if t in kept]) for s in used)
     return [s for s in chosen if s.rows]
-
-
-def _begun(series: Series) -> Series:
-    """A series without its first few updates, if enough of it remains."""
-    later = [i for i, t in enumerate(series.times) if t >= _BEGUN]
-    return series.at(later) if len(later) >= _ENOUGH else series
 
 
 def thin(times: Sequence[float], most: int) -> list[float]:
