@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import PowerProfile, Profile
@@ -51,10 +52,7 @@ class CheckpointsSpec:
         Raises:
             UsageError: it is none.
         """
-
-        def error(what: str, remedy: str = _CHECKPOINTS_HELP) -> UsageError:
-            return UsageError(f"{text}: {what}", remedy=remedy)
-
+        error = partial(_error, text, remedy=_CHECKPOINTS_HELP)
         given = keyed(text.partition(":")[2], number_of, "a parameter", error)
         counted = given.keys() & {"first", "last"}
         if not given or given.keys() - {"first", "last", "from", "to"} or len(counted) > 1:
@@ -63,7 +61,7 @@ class CheckpointsSpec:
             if not (1 <= given[name] <= MOST_EXACT and given[name].is_integer()):
                 raise error(
                     f"{name} is a number of checkpoints, from 1 on",
-                    "uniform:last=0.2 is the average of a fraction of training"
+                    remedy="uniform:last=0.2 is the average of a fraction of training"
                     if 0 < given[name] < 1
                     else _CHECKPOINTS_HELP,
                 )
@@ -124,7 +122,7 @@ def parse_profile(text: str) -> ProfileSpec | CheckpointsSpec:
     if name not in PROFILES:
         known = ", ".join([*PROFILES, CHECKPOINTS, "csv"])
         raise UsageError(f"no profile {name!r}", remedy=f"one of {known}")
-    parameters = keyed(rest, str, "a parameter", lambda what: _error(text, what))
+    parameters = keyed(rest, str, "a parameter", partial(_error, text))
     make = PROFILES[name]
     make(parameters, 1e6, text)
     return ProfileSpec(text, lambda end: make(parameters, end, text))
@@ -138,8 +136,8 @@ HELP = (
 )
 
 
-def _error(text: str, what: str) -> UsageError:
-    return UsageError(f"{text}: {what}", remedy=HELP)
+def _error(text: str, what: str, remedy: str = HELP) -> UsageError:
+    return UsageError(f"{text}: {what}", remedy=remedy)
 
 
 def _number(parameters: Mapping[str, str], key: str, text: str, unit: str = "") -> float:

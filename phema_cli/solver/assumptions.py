@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,16 +84,8 @@ class Assumption:
     packing: Packing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Schedule:
-    """A kind of schedule.
-
-    Attributes:
-        rate: from time as a fraction of the run, and the parameter, to the learning rate over its
-            peak.
-        parameter: its name, empty where there is none.
-        default: its value where none is given.
-    """
+class _Schedule(NamedTuple):
+    """From time as a fraction of the run, and a parameter, to the learning rate over its peak."""
 
     rate: Callable[[Array, float], Array]
     parameter: str = ""
