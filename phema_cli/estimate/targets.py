@@ -97,7 +97,8 @@ def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
     """The step of targets, as the trainer counts: what the user says, or the last snapshot's.
 
     Raises:
-        UsageError: it is later than the last snapshot, or not above 0.
+        UsageError: it is later than the last snapshot, before the average that the user has
+            described, or not above 0.
     """
     last = max(s.tag.step for s in snapshots)
     if step is None:
@@ -109,12 +110,7 @@ def target_step(snapshots: Sequence[Snapshot], step: float | None) -> float:
             f"target step {step:.12g} is later than the last snapshot's, {last:.12g}",
             remedy=f"pass a --step of at most {last:.12g}",
         )
-    _check_begun(snapshots, step)
-    return step
-
-
-def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
-    """Refuse a target from before the average that the user has described, where all is raw."""
+    # Before the average that the user has described all is raw.
     said = [
         s.tag.step
         for s in snapshots
@@ -126,6 +122,7 @@ def _check_begun(snapshots: Sequence[Snapshot], step: float) -> None:
             f"describe, at step {min(said):.12g}",
             remedy="pass --raw to use the raw weights of that time",
         )
+    return step
 
 
 def time_of(snapshots: Sequence[Snapshot], step: float) -> float:

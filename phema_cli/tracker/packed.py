@@ -226,44 +226,44 @@ class Chain:
         return [file for file in later if self._chains[file] is chain]
 
 
+@dataclass(slots=True)
 class _File:
     """Fills one file with tensors, and keeps in the state what later ones need of them."""
 
-    def __init__(
-        self, state: _State, made: Snapshot, image: FileImage, coefficients: tuple[float, ...]
-    ) -> None:
-        self.checksum = ""
-        self.noise = 0.0
-        self._state = state
-        self._made = made
-        self._image = image
-        self._coefficients = coefficients
-        self._places = _sampled(state.key[2])
+    state: _State
+    made: Snapshot
+    image: FileImage
+    coefficients: tuple[float, ...]
+    checksum: str = ""
+    noise: float = 0.0
 
     def fill(self, stream: BufferedRandom, tensors: Iterable[torch.Tensor]) -> None:
         """Write the tensors one after the other, and the checksum of all."""
         import torch
 
-        state, errors = self._state, [np.zeros(1)]
+        state, errors = self.state, [np.zeros(1)]
+        places = _sampled(state.key[2])
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for name, tensor in zip(self._made.shapes, tensors, strict=True):
+            for name, tensor in zip(self.made.shapes, tensors, strict=True):
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
-                if name in self._made.averaged and state.keyframe is not None:
-                    errors.append(self._pack(stream, name, flat.numpy(), pool))
+                if name in self.made.averaged and state.keyframe is not None:
+                    errors.append(self._pack(stream, name, flat.numpy(), places[name], pool))
                     continue
-                stream.seek(self._image.offsets[name])
+                stream.seek(self.image.offsets[name])
                 stream.write(flat.view(torch.uint8).numpy().data)
-                if name in self._made.averaged and self._made.packable:
+                if name in self.made.averaged and self.made.packable:
                     # The next update changes the tensor in place.
                     state.values[name] = flat.numpy().copy()
                     state.movements[name] = []
         self.noise = float(np.square(np.concatenate(errors)).mean())
         stream.flush()
-        self.checksum = self._image.seal(stream)["crc32"]
+        self.checksum = self.image.seal(stream)["crc32"]
 
-    def _pack(self, stream: BufferedRandom, name: str, values: Floats, pool: Executor) -> Doubles:
-        """Write the residues of a tensor; returns the errors of the sampled elements."""
-        keyframe, movements = self._state.values[name], self._state.movements[name]
+    def _pack(
+        self, stream: BufferedRandom, name: str, values: Floats, place: slice, pool: Executor
+    ) -> Doubles:
+        """Write the residues of a tensor; returns the errors of the elements at ``place``."""
+        keyframe, movements = self.state.values[name], self.state.movements[name]
         # In the place of the oldest movement, each part of which is used before it is replaced.
         is_full = len(movements) == FOLLOWED
         moved = movements[-1] if is_full else np.empty(len(values))
@@ -274,20 +274,19 @@ class _File:
                 values[part],
                 keyframe[part],
                 [m[part] for m in movements],
-                self._coefficients,
-                self._state.key[0].bits,
+                self.coefficients,
+                self.state.key[0].bits,
             )
             return integers, scales
 
         scales = []
-        stream.seek(self._image.offsets[name + VALUES])
+        stream.seek(self.image.offsets[name + VALUES])
         for integers, some in pool.map(pack, range(0, len(values), _AT_ONCE)):
             stream.write(integers.data)
             scales.append(some)
-        stream.seek(self._image.offsets[name + SCALES])
+        stream.seek(self.image.offsets[name + SCALES])
         stream.writelines(s.data for s in scales)
         movements[:] = [moved, *movements[: FOLLOWED - 1]]
-        place = self._places[name]
         return values[place].astype(np.float64) - keyframe[place] - moved[place]
 
 
