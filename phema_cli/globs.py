@@ -4,8 +4,6 @@ A regular expression made of many globs tries one after the other. Here all are 
 by an automaton: a bit says how far one of them has matched, and an integer holds the bits of all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache

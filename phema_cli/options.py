@@ -4,8 +4,6 @@ The command line is made from them (``phema_cli.cli.options``); from Python the 
 same names.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
 from functools import partial

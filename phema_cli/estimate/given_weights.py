@@ -1,7 +1,5 @@
 """``--weights``: a combination of snapshots as somebody gives it, read and matched by name."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

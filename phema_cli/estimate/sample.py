@@ -4,8 +4,6 @@ The float tensors of a checkpoint make one string of bytes, of which pages at ev
 read: every parameter is as likely to be read as any other, and two runs read the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby

@@ -1,7 +1,5 @@
 """The targets of a request: their profiles, their time, and what may have been meant instead."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ A profile is described by its cumulative weight F(t). For the power function end
 deviation sigma_rel of the profile name the same length of averaging.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol

@@ -4,8 +4,6 @@ Every law is made of updates, ``average = decay * average + (1 - decay) * weight
 profile of its own. The libraries' own laws are in ``phema_cli.trainers``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

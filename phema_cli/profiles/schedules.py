@@ -4,8 +4,6 @@ The rate of an update is minus the logarithm of its decay. The sum of the rates 
 is what an update has lost of its weight, in logarithm.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Profiles that are no power functions: docs/maths.md has each F."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

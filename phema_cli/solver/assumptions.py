@@ -13,8 +13,6 @@ A packed snapshot holds the residue of a linear prediction from the last few
 follows from how the weights move.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist

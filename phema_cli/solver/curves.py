@@ -1,7 +1,5 @@
 """Profiles as curves to draw: a target's, and the one that weighted sources achieve."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Of n sources and k targets ``sources`` is A (rows, n), ``targets`` b (rows, k), 
 (n, n), symmetric and not negative.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import numpy as np

@@ -4,8 +4,6 @@ The figures are those of ``solve`` for the planned snapshots, so what ``inspect`
 differs only by what the run turns out to be.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

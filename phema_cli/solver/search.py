@@ -4,8 +4,6 @@ A length is any number above 0 that is searched in its logarithm: sigma_rel, the
 average, a half-life.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

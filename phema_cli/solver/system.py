@@ -5,8 +5,6 @@ its square, while what more of them tell shrinks: neighbours share their roundin
 far from a target's end only have to follow a smooth profile.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

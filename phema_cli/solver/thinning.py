@@ -7,8 +7,6 @@ the vectors that sum to zero. For the snapshots G of one file, which go together
 and again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ restricted likelihood (Rasmussen and Williams, Gaussian Processes for Machine Le
 sections 2.7 and 5.4.1).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 :func:`solve` is the whole way; docs/maths.md derives J and its minimiser, and defines the figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

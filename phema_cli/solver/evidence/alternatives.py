@@ -1,7 +1,5 @@
 """Other tags that may explain the snapshots better: which are tried, and the search among them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

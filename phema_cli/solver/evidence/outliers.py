@@ -1,7 +1,5 @@
 """Single snapshots that stand out: the same as others bit by bit, or foreign to all others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b

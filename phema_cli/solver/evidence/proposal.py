@@ -5,8 +5,6 @@ known average beside one unknown (13 % for the shortest). Fewer times, bfloat16 
 averages, and a single series don't: then nothing is proposed. docs/evidence.md has the figures.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence

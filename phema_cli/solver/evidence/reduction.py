@@ -1,7 +1,5 @@
 """The sample as a test uses it: few snapshots, and a triangle in place of their elements."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

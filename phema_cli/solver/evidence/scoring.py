@@ -4,8 +4,6 @@ docs/evidence.md defines s, J, C and P, the figures that come of it. ``series`` 
 ``reduced`` is their sample in the order of the series.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

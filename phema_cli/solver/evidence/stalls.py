@@ -7,8 +7,6 @@ move by one unit between two snapshots as stand still, or more. Where weights st
 goes on towards them: after a step of s units it has ``s exp(-spacing/length)`` of them before it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
