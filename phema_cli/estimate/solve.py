@@ -1,7 +1,5 @@
 """From snapshots to weights: the targets, what a sample shows of the run, and the solution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +24,19 @@ from phema_cli.solver import (
     solve,
     storage_noise,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a sample of the tensors shows, the same for any target.
+
+    Attributes:
+        movement: how the weights moved during training; None where there is nothing to measure.
+        tags: whether the snapshots fit their tags.
+    """
+
+    movement: Movement | None = None
+    tags: TagCheck = field(default_factory=TagCheck)
 
 
 def scan_for(paths: Paths, request: Request) -> Scan:
@@ -83,19 +94,6 @@ def solve_snapshots(
         found.append((column, exact_figures(column) if _is_copy(t, snapshots, column) else own))
     weights, figures = zip(*found, strict=True)
     return replace(solution, weights=np.column_stack(weights), figures=figures)
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a sample of the tensors shows, the same for any target.
-
-    Attributes:
-        movement: how the weights moved during training; None where there is nothing to measure.
-        tags: whether the snapshots fit their tags.
-    """
-
-    movement: Movement | None = None
-    tags: TagCheck = field(default_factory=TagCheck)
 
 
 def _is_copy(target: Profile, snapshots: Sequence[Snapshot], column: Array) -> bool:

@@ -1,11 +1,10 @@
 """What ``--profile`` says: a profile without its end, or which snapshots a mean is of."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import PowerProfile, Profile
@@ -46,7 +45,7 @@ class CheckpointsSpec:
     high: float = math.inf
 
     @classmethod
-    def read(cls, text: str) -> CheckpointsSpec:
+    def read(cls, text: str) -> Self:
         """What a text such as ``checkpoints:last=5`` says.
 
         Raises:
