@@ -1,7 +1,5 @@
 """Chains of packed snapshots: what each file is a sum of, from the headers of those it follows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress

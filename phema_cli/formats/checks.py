@@ -1,7 +1,5 @@
 """Checks of the JSON and text that files hold."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -5,8 +5,6 @@ looks like any other number. So packed files, which know the CRC-32 of their ten
 before an output gets its name: by what workers have read, and what they have not is read then.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

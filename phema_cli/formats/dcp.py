@@ -4,8 +4,6 @@
 box is a chunk of a ``.distcp`` file, and each chunk an archive of ``torch.save``.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence

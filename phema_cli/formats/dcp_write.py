@@ -4,8 +4,6 @@ Each tensor is one chunk: ranks that load it take their shards of it. torch is n
 pickle of ``.metadata``: its bytes would change with torch, and outputs have to stay the same.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple

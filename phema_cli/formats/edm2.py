@@ -5,8 +5,6 @@ streams of ``torch.save``'s legacy format, one for each storage. The code is ski
 addressed where they lie.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Set
 from itertools import pairwise
 from pathlib import Path

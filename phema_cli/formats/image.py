@@ -1,7 +1,5 @@
 """What formats lay out: files to be written, all of their bytes but the tensors' values."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping

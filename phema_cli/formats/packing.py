@@ -12,8 +12,6 @@ from what readers have of the others, so the error of a stored value is that of 
 docs/packing.md specifies the format. All numbers here are numpy's.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping, Sequence

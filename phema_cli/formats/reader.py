@@ -1,7 +1,5 @@
 """Reads bytes and elements of tensors from files that it keeps open."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """The registry of formats: a row for each, with the module that reads and writes it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace

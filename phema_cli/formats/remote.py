@@ -3,8 +3,6 @@
 Their paths are those of universal_pathlib, which have pathlib's methods and are not ``Path``s.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A file is a little-endian u64, the length of a JSON header, the header, and the 
 checkpoints have an index that maps each tensor to its shard.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

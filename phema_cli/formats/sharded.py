@@ -1,7 +1,5 @@
 """Checkpoints of several files: an index says which of the files beside it holds each tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

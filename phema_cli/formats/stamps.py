@@ -1,7 +1,5 @@
 """Stamps of files: what tells that one has changed since its header was read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Neither torch nor anything that a pickle names is imported: stand-ins describe w
 functions would make.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """PyTorch's zip format (``torch.save`` since 1.6), read without running its pickle."""
 
-from __future__ import annotations
-
 import errno
 import struct
 import zipfile

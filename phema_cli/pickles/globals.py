@@ -6,8 +6,6 @@ opens files or makes calls is refused: it was made to do harm, or loading it els
 somebody's code. The list of such names is a warning; safety does not depend on its being complete.
 """
 
-from __future__ import annotations
-
 import builtins
 import struct
 from collections.abc import Mapping

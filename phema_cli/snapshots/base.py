@@ -1,7 +1,5 @@
 """The types of this package: a snapshot, its tag, and findings about snapshots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

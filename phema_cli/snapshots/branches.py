@@ -1,7 +1,5 @@
 """Snapshots of an abandoned branch: a run was resumed at an earlier step, and left later ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """What the user says about a directory of snapshots, on the command line or in its phema.toml."""
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib

@@ -4,8 +4,6 @@ Snapshots come oldest first; ``copy`` are globs of the names of tensors that are
 their type.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

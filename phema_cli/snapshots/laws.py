@@ -1,7 +1,5 @@
 """What averages are averages of: by the user's word first, then by the file's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Reads candidates: what each file holds, what its trainer says, and the series that count."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """After which steps an average was updated, by the counts of updates in its snapshots."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ has it holds the same bits under another name, it is that other tensor there as 
 Snapshots come oldest first; ``copy`` are globs of the names of tensors that are copied.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 

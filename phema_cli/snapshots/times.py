@@ -1,7 +1,5 @@
 """When files were stored: one unit for all, epochs counted as the files count them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """NVIDIA Cosmos: a power EMA in ``net_ema.`` beside ``net.``, or under ``ema`` without dots."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under

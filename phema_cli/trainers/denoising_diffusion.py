@@ -1,7 +1,5 @@
 """denoising-diffusion-pytorch: ema_pytorch's average, raw weights twice, milestones in names."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "denoising-diffusion-pytorch"

@@ -1,7 +1,5 @@
 """diffusers' ``EMAModel``: ``unet_ema`` beside ``unet``, or a list of tensors with its settings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

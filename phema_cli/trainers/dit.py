@@ -1,7 +1,5 @@
 """DiT and SiT: ``0050000.pt`` with the raw weights, their average, and no step inside."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile

@@ -1,7 +1,5 @@
 """EDM2 and EDM1: pickled networks, one average a file."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """ema-pytorch and posthoc-ema: ``EMA``, ``KarrasEMA`` and ``PostHocEMA``, alone or in any dict."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """ConvNeXt, MAE, MAR, JiT and others: ``checkpoint-<epoch>.pth`` with the epoch inside."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.options import number_text

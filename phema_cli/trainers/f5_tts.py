@@ -1,7 +1,5 @@
 """F5-TTS: ema_pytorch's average under ``ema_model_state_dict``."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "F5-TTS"

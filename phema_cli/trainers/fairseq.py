@@ -1,7 +1,5 @@
 """fairseq: the average in ``extra_state.ema``, the number of updates in the optimizer's history."""
 
-from __future__ import annotations
-
 from phema_cli.options import number_text
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 

@@ -1,7 +1,5 @@
 """imagen-pytorch: a list of ema_pytorch's averages, one of each network of the cascade."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under

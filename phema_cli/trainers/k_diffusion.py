@@ -1,7 +1,5 @@
 """k-diffusion: ``model_ema`` beside ``model``, and its law in ``ema_sched``."""
 
-from __future__ import annotations
-
 import math
 
 from phema_cli.options import number_text

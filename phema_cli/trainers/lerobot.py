@@ -1,7 +1,5 @@
 """LeRobot: ``pretrained_model`` and ``pretrained_model_ema`` in a directory of the step."""
 
-from __future__ import annotations
-
 from phema_cli.options import number_text
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 from phema_cli.trainers.diffusers import law_of

@@ -1,7 +1,5 @@
 """PyTorch Lightning's checkpoints, and its ``WeightAveraging`` callback."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "Lightning"

@@ -1,7 +1,5 @@
 """LitEma of latent-diffusion: an average among the raw weights, its names without their dots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """NeMo's EMA callback: ``<name>-EMA.ckpt`` holds the average, ``<name>.ckpt`` the raw weights."""
 
-from __future__ import annotations
-
 from phema_cli.options import number_text
 from phema_cli.trainers.base import Reading, Series, StoredFile, escaped
 from phema_cli.trainers.nested import tensors_of

@@ -1,7 +1,5 @@
 """Finds the dicts and lists of tensors in a file, wherever they are nested."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """OneTrainer: with its EMA on, saved files are the average; only metadata may say so."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

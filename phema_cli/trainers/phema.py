@@ -1,7 +1,5 @@
 """phema's own tracker: gamma and step in the metadata and in the name."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The trainers that phema knows, one line each, and what all of them together know of a file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module

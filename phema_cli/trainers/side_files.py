@@ -1,7 +1,5 @@
 """Files beside the weights: those that a model needs to be loaded, and a trainer's own state."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

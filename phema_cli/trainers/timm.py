@@ -1,7 +1,5 @@
 """timm's training script: ``state_dict_ema`` beside ``state_dict``, epochs in names."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """torch_ema and score_sde: a list of tensors, its decay and how often it was updated."""
 
-from __future__ import annotations
-
 from phema_cli.options import number_text
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
