@@ -5,7 +5,7 @@ pickle of ``.metadata``: its bytes would change with torch, and outputs have to 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
@@ -202,10 +202,7 @@ def _object(name: str, fields: Mapping[str, bytes]) -> bytes:
 
 def _dict(items: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The opcodes of a dict."""
-    return b"}" + b"".join(_filled(iter(items)))
-
-
-def _filled(items: Iterator[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """The opcodes that put items into a dict, some at a time."""
-    while batch := list(itertools.islice(items, _BATCH)):
-        yield b"(" + b"".join(itertools.chain.from_iterable(batch)) + b"u"
+    waiting, parts = iter(items), [b"}"]
+    while batch := list(itertools.islice(waiting, _BATCH)):
+        parts.append(b"(" + b"".join(itertools.chain.from_iterable(batch)) + b"u")
+    return b"".join(parts)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, UsageError, reading
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
@@ -61,7 +61,7 @@ def checked(said: Config) -> Config:
 
 def _read(path: Path) -> bytes | None:
     """The bytes of a phema.toml; None where there is none."""
-    with remote_errors(path):
+    with reading(path), remote_errors(path):
         if not path.exists():
             return None
         # A pipe would wait for a writer, a device never end.
@@ -77,10 +77,7 @@ def read_config(directory: Path) -> Config:
         InputError: it is not TOML, or says something that phema does not know.
     """
     path = directory / FILE_NAME
-    try:
-        raw = _read(path)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
+    raw = _read(path)
     if raw is None:
         return Config(origin="phema.toml")
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import reading
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.globs import matching
 
@@ -90,10 +90,7 @@ def library_of(base_name: str, settings: Mapping[str, Any]) -> str | None:
 
 def _listed(folder: Path) -> Iterator[tuple[Path, int, int]]:
     """The files in a directory by name, with mode and size; no link is followed."""
-    try:
-        with remote_errors(folder):
-            for path in sorted(folder.iterdir(), key=lambda p: p.name):
-                status = path.stat() if is_remote(path) else path.lstat()
-                yield path, status.st_mode, status.st_size
-    except OSError as error:
-        raise StorageError.wrap(error, folder, "read") from error
+    with reading(folder), remote_errors(folder):
+        for path in sorted(folder.iterdir(), key=lambda p: p.name):
+            status = path.stat() if is_remote(path) else path.lstat()
+            yield path, status.st_mode, status.st_size
