@@ -272,7 +272,7 @@ def test_arguments_are_content(tmp_path):
     """What a trainer's argparse.Namespace holds is read by its name; nothing is built."""
     arguments = Namespace(model_ema_decay=0.9998, model_ema=True, out=Path("runs/a"), mean=(1, 2))
     path = saved(tmp_path / "a.pt", {"args": arguments, "ema": {"w": W}})
-    found = StoredFile(read(path), path, "a", "a.pt")
+    found = StoredFile(read(path), "a", "a.pt")
     assert not isinstance(found.get("args"), Namespace)
     assert found.number("args", "model_ema_decay") == 0.9998
     assert found.number("args", "model_ema") is None

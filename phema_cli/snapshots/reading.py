@@ -147,14 +147,8 @@ def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
     contents = read(candidate.path)
     if not keyed:
         refuse_hidden(contents.content, contents.path, is_state_key)
-    stored = StoredFile(
-        contents,
-        contents.path,
-        candidate.own_name,
-        candidate.path.name,
-        candidate.folders,
-        candidate.beside,
-    )
+    name, file_name = candidate.own_name, candidate.path.name
+    stored = StoredFile(contents, name, file_name, candidate.folders, candidate.beside)
     return InputFile(candidate, stored, read_file(stored, keyed=keyed))
 
 

@@ -13,13 +13,13 @@ SOURCE = (
     "a copy of LTH14/JiT, util/misc.py"
 )
 
-_KEYS = {"model", "optimizer", "epoch", "args"}
+KEYS = {"model", "optimizer", "epoch", "args"}
 _AVERAGE = re.compile(r"model_ema(?P<number>\d*)")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The epoch counts from 0 and is complete; the arguments have constant decays."""
-    if not file.top.keys() >= _KEYS or "model" not in file.dicts:
+    if "model" not in file.dicts:
         return None
     epoch = file.number("epoch")
     clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")

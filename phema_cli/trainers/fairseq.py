@@ -8,12 +8,13 @@ FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
 CALL = "`--average exponential:beta=0.9999`; without EMA `--raw`"
 SOURCE = "facebookresearch/fairseq, checkpoint_utils.py, trainer.py, models/ema/ema.py"
 
+KEYS = {"optimizer_history", "extra_state"}
 _AVERAGE, _EXACT, _RAW = "extra_state.ema", "extra_state.ema_fp32_params", "model"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """``optimizer_history`` and ``extra_state`` mark its files."""
-    if not {"optimizer_history", "extra_state"} <= file.top.keys() or _RAW not in file.dicts:
+    """The last entry of ``optimizer_history`` has the clock."""
+    if _RAW not in file.dicts:
         return None
     history = file.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}

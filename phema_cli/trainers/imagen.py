@@ -9,14 +9,14 @@ FILES = "`checkpoint.<step>.pt` of `model`, `version`, `steps`, `ema`"
 CALL = "`--average ema-pytorch:beta=0.9999,every=10`; `--key ema.0` where several networks train"
 SOURCE = "lucidrains/imagen-pytorch, imagen_pytorch/trainer.py"
 
-_KEYS = {"model", "version", "steps", "ema"}
+KEYS = {"model", "version", "steps", "ema"}
 _RAW, _AVERAGES = "model", "ema"
 _HINT = "ema-pytorch:beta=0.9999,every=10"
 
 
 def read(file: StoredFile) -> Reading | None:
     """The averages of networks that were trained, under the names of the whole model."""
-    if not file.top.keys() >= _KEYS or not {_RAW, _AVERAGES} <= file.dicts.keys():
+    if not {_RAW, _AVERAGES} <= file.dicts.keys():
         return None
     found = list(_averages(file, file.dicts[_AVERAGES]))
     raw = Series(file.dicts[_RAW], "raw", _RAW)

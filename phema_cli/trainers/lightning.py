@@ -10,12 +10,13 @@ CALL = (
 )
 SOURCE = "Lightning-AI/pytorch-lightning, callbacks/weight_averaging.py"
 
-_MARK, _WEIGHTS, _RAW = "pytorch-lightning_version", "state_dict", "current_model_state"
+KEYS = {"pytorch-lightning_version"}
+_WEIGHTS, _RAW = "state_dict", "current_model_state"
 
 
 def read(file: StoredFile) -> Reading | None:
     """The weights are ``state_dict``: averaged where ``current_model_state`` lies beside."""
-    if _MARK not in file.top or _WEIGHTS not in file.dicts:
+    if _WEIGHTS not in file.dicts:
         return None
     clock = file.clock("global_step")
     if _RAW not in file.dicts:

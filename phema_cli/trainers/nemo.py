@@ -9,14 +9,15 @@ FILES = "`<name>-EMA.ckpt` beside `<name>.ckpt`, or one file with a list in `opt
 CALL = "`phema inspect DIR`"
 SOURCE = "NVIDIA/NeMo, nemo/collections/common/callbacks/ema.py"
 
-_MARK, _WEIGHTS, _ENDING = "pytorch-lightning_version", "state_dict", "-EMA"
+KEYS = {"pytorch-lightning_version"}
+_WEIGHTS, _ENDING = "state_dict", "-EMA"
 _STATE = ("optimizer_states", "0")
 _HINT = "exponential:beta=0.999"
 
 
 def read(file: StoredFile) -> Reading | None:
     """Lightning's checkpoints, the average in a file of its own or in the optimizer's state."""
-    if _MARK not in file.top or _WEIGHTS not in file.dicts:
+    if _WEIGHTS not in file.dicts:
         return None
     weights, law = file.dicts[_WEIGHTS], _law(file)
     if file.name.endswith(_ENDING):

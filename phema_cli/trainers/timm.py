@@ -14,14 +14,14 @@ FILES = "`checkpoint-7.pth.tar`, `last.pth.tar`, `model_best.pth.tar`"
 CALL = "`--steps-per-epoch 1250`"
 SOURCE = "huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py, model_ema.py, train.py"
 
-_MARKS = {"arch", "epoch", "version", "state_dict"}
+KEYS = {"arch", "epoch", "version", "state_dict"}
 _AVERAGE, _RAW = "state_dict_ema", "state_dict"
 _RECOVERY = re.compile(r"recovery.*")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The epoch counts from 0 and is complete; the arguments have the law of the average."""
-    if not file.top.keys() >= _MARKS or _RAW not in file.dicts:
+    if _RAW not in file.dicts:
         return None
     if file.matches(_RECOVERY) is not None:
         return Reading(left_out="it was stored in the middle of an epoch")
