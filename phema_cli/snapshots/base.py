@@ -139,6 +139,11 @@ def notice(what: str, where: str | None = None) -> Finding:
     return Finding("notice", InputError(what, where=where))
 
 
+def warning(what: str, where: str | None = None, remedy: str | None = None) -> Finding:
+    """A finding about what may harm a synthesis."""
+    return Finding("warning", InputError(what, where=where, remedy=remedy))
+
+
 def left_out(why: str, where: str | None = None) -> Finding:
     """The notice that a file, or a series in it, is not used."""
     return Finding("notice", LeftOutError(f"left out: {why}", where=where))
