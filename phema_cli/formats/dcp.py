@@ -26,8 +26,8 @@ from phema_cli.formats.base import (
 )
 from phema_cli.formats.boxes import Box, covers
 from phema_cli.formats.checks import REMEDY, broken, check_text, checked_metadata
-from phema_cli.formats.dcp_write import INDEX_NAME, lay_out
-from phema_cli.formats.image import PROVENANCE_KEY, FolderImage, Specs
+from phema_cli.formats.dcp_write import lay_out
+from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FolderImage, Specs
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.stamps import Stamp, stamp

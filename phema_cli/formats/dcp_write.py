@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
-from phema_cli.formats.image import PROVENANCE_KEY, FileImage, FolderImage, Specs
+from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, FolderImage, Specs
 from phema_cli.formats.torch_write import encode_tensor, plain, torch_shape
 
-INDEX_NAME = ".metadata"
 #: the version of this layout that torch writes.
 _VERSION = "1.0.0"
 _METADATA = "torch.distributed.checkpoint.metadata"

@@ -24,7 +24,9 @@ from phema_cli.formats.torch_pickle import (
     TensorStub,
     torch_global,
 )
-from phema_cli.pickles import Inert, Machine, Span, StandIn, dict_of
+from phema_cli.pickles import Inert, Span, StandIn
+from phema_cli.pickles.globals import dict_of
+from phema_cli.pickles.machine import Machine
 
 NAME = "edm2"
 

@@ -15,7 +15,8 @@ from typing import NamedTuple, cast
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType, Extent, StoredTensor
 from phema_cli.formats.checks import broken
-from phema_cli.pickles import Inert, Machine, StandIn, stand_ins
+from phema_cli.pickles import Inert, StandIn, stand_ins
+from phema_cli.pickles.machine import Machine
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
