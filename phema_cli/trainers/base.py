@@ -22,6 +22,7 @@ from phema_cli.formats.base import Checkpoint, Contents, StoredTensor
 from phema_cli.formats.reader import value_of
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
+from phema_cli.options import number_text
 from phema_cli.trainers.nested import TOP, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
@@ -315,6 +316,12 @@ def parsed(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def law_text(name: str, **numbers: float | None) -> str:
+    """A law in the words of ``--average``; None of a number leaves it to its default."""
+    given = (f"{key}={number_text(n)}" for key, n in numbers.items() if n is not None)
+    return f"{name}:{','.join(given)}"
 
 
 def escaped(name: str) -> str:

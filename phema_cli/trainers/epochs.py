@@ -2,8 +2,7 @@
 
 import re
 
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "ConvNeXt and its kin"
 FILES = "`checkpoint-<epoch>.pth` of `model`, `optimizer`, `epoch`, `args`, and their averages"
@@ -37,5 +36,5 @@ def _average(file: StoredFile, key: str) -> Series | None:
     number = found["number"]
     names = [f"ema_decay{number}"] if number else ["model_ema_decay", "ema_rate", "ema_decay"]
     decay = next((d for name in names if (d := file.number("args", name)) is not None), None)
-    law = None if decay is None else f"exponential:beta={number_text(decay)}"
+    law = None if decay is None else law_text("exponential", beta=decay)
     return Series(file.dicts[key], "average", key, law=law)

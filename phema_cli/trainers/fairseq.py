@@ -1,7 +1,6 @@
 """fairseq: the average in ``extra_state.ema``, the number of updates in the optimizer's history."""
 
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "fairseq"
 FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
@@ -37,7 +36,9 @@ def _law(file: StoredFile) -> str | None:
         return None
     every = file.number("cfg", "ema", "ema_update_freq") or 1
     start = file.number("cfg", "ema", "ema_start_update") or 0
-    parts = [f"beta={number_text(decay)}"]
-    parts += [f"every={number_text(every)}"] if every > 1 else []
-    parts += [f"start={number_text(start - 1)}"] if start > 1 else []
-    return f"exponential:{','.join(parts)}"
+    return law_text(
+        "exponential",
+        beta=decay,
+        every=every if every > 1 else None,
+        start=start - 1 if start > 1 else None,
+    )

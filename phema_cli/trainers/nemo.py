@@ -1,7 +1,6 @@
 """NeMo's EMA callback: ``<name>-EMA.ckpt`` holds the average, ``<name>.ckpt`` the raw weights."""
 
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Reading, Series, StoredFile, escaped
+from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, law_text
 from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
@@ -44,5 +43,5 @@ def _law(file: StoredFile) -> str | None:
     decay, every = (file.number(*_STATE, key) for key in ("decay", "every_n_steps"))
     if decay is None or every is None or file.get(*_STATE, "ema") is None:
         return None
-    spacing = f",every={number_text(every)},start=1" if every > 1 else ""
-    return f"exponential:beta={number_text(decay)}{spacing}"
+    spacing = {"every": every, "start": 1.0} if every > 1 else {}
+    return law_text("exponential", beta=decay, **spacing)

@@ -3,11 +3,10 @@
 import math
 import re
 
-from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, constant, inverse
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "timm"
 FILES = "`checkpoint-7.pth.tar`, `last.pth.tar`, `model_best.pth.tar`"
@@ -39,7 +38,7 @@ def _law(file: StoredFile) -> str | None:
     if decay is None:
         return None
     grows = bool(file.get("args", "model_ema_warmup"))
-    return f"timm:beta={number_text(decay)},warmup={int(grows)}"
+    return law_text("timm", beta=decay, warmup=grows)
 
 
 def _schedule(numbers: Numbers) -> Schedule:
