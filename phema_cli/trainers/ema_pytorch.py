@@ -75,7 +75,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         power=_LAW,
         spacing_warning=_SPACING,
         index=None if index is None else int(index),
-        first_index=None if index is None else 0,
+        first_index=0,
         updates=calls if index is None else None,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",
         label=None if index is None else f"average {index}",
