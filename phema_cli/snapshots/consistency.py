@@ -197,19 +197,14 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     several = len({s.root for s in snapshots}) > 1
     for (*series, _, _, one), (*other_series, begin, _, other) in pairwise(groups):
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
-            home, other_home = (_shown_home(group[0], several) for group in (one, other))
+            homes = [(group[0].root, home_of(group[0])) for group in (one, other)]
+            home, other_home = (str(root / own) if several else own for root, own in homes)
             yield InputError(
                 "is of another run: files of the same series and time are in "
                 f"{'the directory itself' if home == '.' else home}",
                 where=other[0].name if other_home == "." else other_home,
                 remedy="give the directory of one run, or leave files out with --exclude",
             )
-
-
-def _shown_home(snapshot: Snapshot, with_root: bool) -> str:
-    """The directory of a snapshot's series, below the one that was scanned or with that."""
-    home = home_of(snapshot)
-    return str(snapshot.root / home) if with_root else home
 
 
 def home_of(snapshot: Snapshot) -> str:
