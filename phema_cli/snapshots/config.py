@@ -30,6 +30,9 @@ _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
 #: what a snapshot's row may give one of: each says what the snapshot is an average of.
 _LAWS = ("gamma", "sigma_rel", "average")
+#: types of what a row may give.
+_NUMBER = (int, float)
+_ROW = {"gamma": _NUMBER, "sigma_rel": _NUMBER, "step": _NUMBER, "average": (str,)}
 #: fields of Config that say how it came about, and are no entries.
 _OURS = {"typed", "typed_files", "insists", "origin"}
 _ENTRIES = {f.name for f in fields(Config)} - _OURS
@@ -176,7 +179,7 @@ def _globs(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
     value = table.get(name, [])
-    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+    if not isinstance(value, list) or not all(type(v) in _NUMBER for v in value):
         raise InputError(f"{name} must be a list of numbers")
     return tuple(_float(v) for v in _few(value))
 
@@ -210,7 +213,7 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
     if not isinstance(value, dict):
         raise InputError("snapshots must be a table of tables")
     for name, row in value.items():
-        if not isinstance(row, dict) or not all(_is_entry(k, v) for k, v in row.items()):
+        if not isinstance(row, dict) or not all(type(v) in _ROW.get(k, ()) for k, v in row.items()):
             raise InputError(
                 f"snapshots.{name} must be a table of gamma, sigma_rel or average, and step"
             )
@@ -225,10 +228,3 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             if field in row and not numbers.holds(_float(row[field])):
                 raise InputError(f"{field} {_float(row[field]):g} is not {numbers.words}")
     return result
-
-
-def _is_entry(name: str, value: object) -> bool:
-    """Whether a snapshot's row may have that entry."""
-    if name == "average":
-        return isinstance(value, str)
-    return name in {*_LAWS, "step"} and type(value) in (int, float)
