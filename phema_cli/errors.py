@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 #: characters of a message or a place: it may quote files, which hold anything.
@@ -125,6 +126,15 @@ class StorageError(PhemaError):
         """The error for an ``OSError`` met while ``doing`` something to ``where``."""
         remedy = _REMEDIES.get(error.errno or 0, "the system log may say more")
         return cls(f"cannot {doing}: {error.strerror or error}", where=where, remedy=remedy)
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Turn an ``OSError`` met while ``where`` is read into a :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError.wrap(error, where, "read") from error
 
 
 _REMEDIES = {

@@ -1,7 +1,5 @@
 """Boxes that a tensor is split into."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from itertools import product

@@ -1,16 +1,13 @@
 """Chains of packed snapshots: what each file is a sum of, from the headers of those it follows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Checkpoint, Extent, Link, Packed, Part, Tensors
-from phema_cli.formats.checks import REMEDY
+from phema_cli.formats.checks import broken
 from phema_cli.formats.packing import (
     CHECKSUM_KEY,
     LONGEST_CHAIN,
@@ -20,9 +17,8 @@ from phema_cli.formats.packing import (
     packed_specs,
     parse,
 )
-from phema_cli.formats.remote import is_remote
 from phema_cli.formats.sharded import file_beside
-from phema_cli.formats.stamps import Stamp, stamp
+from phema_cli.formats.stamps import Stamp, known_stamp
 
 #: extents and metadata of a file's header.
 Header = tuple[Mapping[str, Extent], dict[str, str]]
@@ -143,9 +139,9 @@ class _Directory:
                 sums[part] = sums.get(part, 0.0) + followed.coefficient * coefficient
         sums[own] = 1.0
         if len(sums) > LONGEST_CHAIN:
-            raise InputError("follows too many others", where=path, remedy=REMEDY)
+            raise broken("follows too many others", path)
         if not all(map(math.isfinite, sums.values())):
-            raise InputError("its coefficients have no finite sum", where=path, remedy=REMEDY)
+            raise broken("its coefficients have no finite sum", path)
         return _Known(Link(keyframe, tuple(sums), tuple(sums.values()), checksum), stamps)
 
     def _follow(
@@ -162,9 +158,9 @@ class _Directory:
             self._files[name] = file_beside(path, name, label, remedy)
         other = self._files[name]
         if other in above:
-            raise InputError(f"follows {name}, which follows it in turn", where=path, remedy=REMEDY)
+            raise broken(f"follows {name}, which follows it in turn", path)
         if len(above) > LONGEST_CHAIN:
-            raise InputError("follows too many others", where=path, remedy=REMEDY)
+            raise broken("follows too many others", path)
         known = self._known.get(other) or self._remembered(other)
         if known is None:
             # From before its header is read: a file that is replaced meanwhile is read again.
@@ -189,12 +185,9 @@ class _Directory:
         return known if same else None
 
     def _stamp(self, path: Path) -> Stamp | None:
-        """The stamp of a file; None if it is remote, or cannot be looked at."""
+        """The stamp that a file had when it was first asked for."""
         if path not in self._stamps:
-            self._stamps[path] = None
-            if not is_remote(path):
-                with suppress(OSError):
-                    self._stamps[path] = stamp(path)
+            self._stamps[path] = known_stamp(path)
         return self._stamps[path]
 
 
@@ -204,8 +197,7 @@ def _check_fit(own: Part, other: Link, name: str, keyframe: Mapping[str, Extent]
     if not (same and other.parts):
         raise _foreign(own.path, name)
     if missing := own.tensors.keys() - other.parts[-1].tensors.keys():
-        what = f"tensor {min(missing)}: it is not packed in {name}"
-        raise InputError(what, where=own.path, remedy=REMEDY)
+        raise broken(f"tensor {min(missing)}: it is not packed in {name}", own.path)
 
 
 def _foreign(path: Path, name: str) -> InputError:
@@ -233,11 +225,10 @@ def _part(
             continue
         whole = keyframe.get(plain)
         if whole is None or whole.dtype.name != "F32" or plain in extents:
-            raise InputError(f"tensor {plain}: its keyframe has no such", where=path, remedy=REMEDY)
+            raise broken(f"tensor {plain}: its keyframe has no such", path)
         specs = packed_specs(plain, whole.elements, bits)
         held = {e.name: (e.dtype, e.shape) for e in (extent, scales)}
         if held != specs:
-            what = f"tensor {plain}: its integers and scales don't fit its shape"
-            raise InputError(what, where=path, remedy=REMEDY)
+            raise broken(f"tensor {plain}: its integers and scales don't fit its shape", path)
         tensors[plain] = extent, scales
     return Part(path, bits, tensors)

@@ -1,7 +1,5 @@
 """Checks of the JSON and text that files hold."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +9,11 @@ from phema_cli.errors import InputError
 
 #: what to do about a broken file.
 REMEDY = "copy it again, or leave it out with --exclude"
+
+
+def broken(what: str, where: Path, remedy: str = REMEDY) -> InputError:
+    """The error for a file, or a directory, that is broken."""
+    return InputError(what, where=where, remedy=remedy)
 
 
 def parse_object(
@@ -28,9 +31,9 @@ def parse_object(
     except InputError as error:
         raise InputError(error.what, where=path, remedy=REMEDY) from error
     except (ValueError, RecursionError) as error:
-        raise InputError("not a JSON header", where=path, remedy=REMEDY) from error
+        raise broken("not a JSON header", path) from error
     if not isinstance(value, dict):
-        raise InputError("its JSON is not an object", where=path, remedy=REMEDY)
+        raise broken("its JSON is not an object", path)
     return value
 
 
@@ -57,7 +60,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def checked_metadata(value: object, path: Path) -> dict[str, str]:
     """Metadata; raises ``InputError`` unless it maps text to text."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-        raise InputError("its metadata has values that are not text", where=path, remedy=REMEDY)
+        raise broken("its metadata has values that are not text", path)
     check_text([*value, *value.values()], path)
     return value
 
@@ -67,4 +70,4 @@ def check_text(texts: Iterable[str], path: Path) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
-        raise InputError("a name in its header is not text", where=path, remedy=REMEDY) from error
+        raise broken("a name in its header is not text", path) from error

@@ -5,22 +5,20 @@ looks like any other number. So packed files, which know the CRC-32 of their ten
 before an output gets its name: by what workers have read, and what they have not is read then.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, reading
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.crc32 import Ranges, crc32_from
 from phema_cli.formats.packing import CHECKSUM_KEY
-from phema_cli.formats.remote import is_remote, remote_errors
+from phema_cli.formats.remote import remote_errors
 from phema_cli.formats.safetensors import read_header
-from phema_cli.formats.stamps import Stamp, stamp
+from phema_cli.formats.stamps import Stamp, known_stamp
 
 #: stamps of local files that were found whole: several syntheses of one process read the same.
 _WHOLE: dict[Path, Stamp] = {}
@@ -33,7 +31,7 @@ def packed_files(checkpoints: Iterable[Checkpoint]) -> set[Path]:
 
 def unchecked(files: Iterable[Path]) -> set[Path]:
     """The files that this process has not found whole yet, as they are now."""
-    return {path for path in files if not _is_whole(path)}
+    return {path for path in files if path not in _WHOLE or known_stamp(path) != _WHOLE[path]}
 
 
 def refuse_damaged(files: Iterable[Path], read: Ranges, jobs: int) -> None:
@@ -60,29 +58,16 @@ def refuse_damaged(files: Iterable[Path], read: Ranges, jobs: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a file was found whole before, and is what it was then."""
-    if is_remote(path) or path not in _WHOLE:
-        return False
-    try:
-        return _WHOLE[path] == stamp(path)
-    except OSError:
-        return False
-
-
 def _refuse_damaged(path: Path, read: Ranges, stopped: threading.Event) -> None:
     """Refuse one file; returns early when the others are not wanted any more."""
     with remote_errors(path):
-        before = None if is_remote(path) else stamp(path)
+        before = known_stamp(path)
         extents, metadata = read_header(path)
         start = min(extent.offset for extent in extents.values())
         stop = max(extent.offset + extent.length for extent in extents.values())
-        try:
-            with path.open("rb") as stream:
-                rest = partial(crc32_from, stream, stopped=stopped.is_set)
-                crc = read.crc32(str(path), start, stop, rest)
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
+        with reading(path), path.open("rb") as stream:
+            rest = partial(crc32_from, stream, stopped=stopped.is_set)
+            crc = read.crc32(str(path), start, stop, rest)
     if stopped.is_set():
         return
     if f"{crc:08x}" != metadata.get(CHECKSUM_KEY):

@@ -4,8 +4,6 @@
 box is a chunk of a ``.distcp`` file, and each chunk an archive of ``torch.save``.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,9 +25,9 @@ from phema_cli.formats.base import (
     StoredTensor,
 )
 from phema_cli.formats.boxes import Box, covers
-from phema_cli.formats.checks import REMEDY, check_text, checked_metadata
-from phema_cli.formats.dcp_write import INDEX_NAME, lay_out
-from phema_cli.formats.image import PROVENANCE_KEY, FolderImage, Specs
+from phema_cli.formats.checks import REMEDY, broken, check_text, checked_metadata
+from phema_cli.formats.dcp_write import lay_out
+from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FolderImage, Specs
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.stamps import Stamp, stamp
@@ -172,7 +170,7 @@ def _load(index: Path) -> tuple[Inert, int]:
         raise StorageError.wrap(error, error.filename or index.parent, "read") from error
     metadata = load(data, index, _GLOBALS, _REMEDY)
     if not isinstance(metadata, Inert):
-        raise _broken(index, "not the metadata of a checkpoint")
+        raise broken("not the metadata of a checkpoint", index)
     return metadata, len(data)
 
 
@@ -180,19 +178,14 @@ def _read_index(index: Path) -> bytes:
     """The bytes of ``.metadata``, which a writer stores last."""
     if index.is_file():
         if index.stat().st_size > _MAX_PICKLE_BYTES:
-            raise _broken(index, "larger than 256 MiB")
+            raise broken("larger than 256 MiB", index)
         return index.read_bytes()
     if any(index.parent.glob("__*.metadata")):
         what = "has one .metadata for each rank"
-        raise _broken(index.parent, what, "save it with use_collectives=True")
+        raise broken(what, index.parent, "save it with use_collectives=True")
     begun = any(index.parent.glob("*.distcp"))
     what = "not finished" if begun else "not of torch.distributed.checkpoint"
-    raise _broken(index.parent, f"{what}: no .metadata", "leave it out with --exclude")
-
-
-def _broken(where: Path, what: str, remedy: str = REMEDY) -> InputError:
-    """The error for a directory or file that is broken."""
-    return InputError(what, where=where, remedy=remedy)
+    raise broken(f"{what}: no .metadata", index.parent, "leave it out with --exclude")
 
 
 def _naturals(value: object) -> tuple[int, ...] | None:
@@ -216,14 +209,14 @@ def _nested(metadata: Inert, index: Path, most: int) -> object:
     listed = [entry.state.get("chunks") for _, _, entry in entries if isinstance(entry, Inert)]
     # A pickle can repeat a list in two bytes.
     if sum(len(chunks) for chunks in listed if isinstance(chunks, list)) > most:
-        raise _broken(index, "lists more chunks than it describes")
+        raise broken("lists more chunks than it describes", index)
     root: dict[object, object] = {}
     for name, path, entry in entries:
         inside: object = root
         for step in path[:-1]:
             inside = inside.setdefault(step, {}) if isinstance(inside, dict) else None
         if not isinstance(inside, dict) or path[-1] in inside:
-            raise _broken(index, f"{name:.80}: lies inside another entry, or is listed twice")
+            raise broken(f"{name:.80}: lies inside another entry, or is listed twice", index)
         inside[path[-1]] = _tensor(name, entry, index)
     return _with_lists(root)
 
@@ -232,7 +225,7 @@ def _entries(metadata: Inert, index: Path) -> Iterator[tuple[str, tuple[str | in
     """The entries of a checkpoint: the name of each, its path, and what it is."""
     flat, paths = metadata.state.get("state_dict_metadata"), metadata.state.get("planner_data")
     if not isinstance(flat, dict) or not all(isinstance(name, str) for name in flat):
-        raise _broken(index, "lists no tensors")
+        raise broken("lists no tensors", index)
     check_text(flat, index)
     for name, entry in flat.items():
         # A planner that doesn't flatten stores no paths, and nests nothing.
@@ -248,7 +241,7 @@ def _path(path: object, index: Path) -> tuple[str | int, ...]:
             check_text(names, index)
             if _naturals(tuple(step for step in path if not isinstance(step, str))) is not None:
                 return path
-    raise _broken(index, "an entry with an invalid path")
+    raise broken("an entry with an invalid path", index)
 
 
 def _with_lists(node: object) -> object:
@@ -272,7 +265,7 @@ def _tensor(name: str, entry: object, index: Path) -> _Tensor | None:
                 full = [box for box in boxes if 0 not in box.shape]
                 # Older planners list a replica twice, at one place.
                 return _Tensor(name, dtype, shape, tuple(dict.fromkeys(full or boxes[:1])))
-    raise _broken(index, f"tensor {name:.80}: malformed entry")
+    raise broken(f"tensor {name:.80}: malformed entry", index)
 
 
 def _box(chunk: object, dimensions: int, name: str, index: Path) -> Box:
@@ -281,7 +274,7 @@ def _box(chunk: object, dimensions: int, name: str, index: Path) -> Box:
         origin, shape = _naturals(chunk.state.get("offsets")), _naturals(chunk.state.get("sizes"))
         if origin is not None and shape is not None and len(origin) == len(shape) == dimensions:
             return Box(origin, shape)
-    raise _broken(index, f"tensor {name:.80}: malformed chunk")
+    raise broken(f"tensor {name:.80}: malformed chunk", index)
 
 
 def _locate(metadata: Inert, index: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
@@ -296,8 +289,9 @@ def _locate(metadata: Inert, index: Path, tensors: Mapping[str, StoredTensor]) -
     for one, other in pairwise(chunks):
         tied = one[:3] == other[:3] and len(one.tensor.boxes) == len(other.tensor.boxes) == 1
         if one.file == other.file and one.offset + one.length > other.offset and not tied:
-            what = f"tensor {other.tensor.name:.200}: its chunk overlaps that of another"
-            raise _broken(one.file, what)
+            raise broken(
+                f"tensor {other.tensor.name:.200}: its chunk overlaps that of another", one.file
+            )
     try:
         with OpenFiles() as files:
             extents = {(c.tensor.name, c.box): _read_chunk(files, c) for c in chunks}
@@ -318,19 +312,20 @@ def _chunks(tensors: Iterable[_Tensor], metadata: Inert, index: Path) -> Iterato
     files: dict[str, Path] = {}
     for tensor in tensors:
         if not covers(tensor.boxes, tensor.shape):
-            raise _broken(index, f"tensor {tensor.name}: its chunks overlap, or don't cover it")
+            raise broken(f"tensor {tensor.name}: its chunks overlap, or don't cover it", index)
         if tensor.dtype.bits < _BYTE_BITS and len(tensor.boxes) > 1:
             what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
-            raise _broken(index, what, "save it unsharded")
+            raise broken(what, index, "save it unsharded")
         for box in tensor.boxes:
             info = places.get((tensor.name, box.origin), _NOWHERE)
             place = _naturals((info.state.get("offset"), info.state.get("length")))
             name = info.state.get("relative_path")
             if place is None or not isinstance(name, str):
-                what = f"tensor {tensor.name}: doesn't say where its chunk at {box.origin} lies"
-                raise _broken(index, what)
+                raise broken(
+                    f"tensor {tensor.name}: doesn't say where its chunk at {box.origin} lies", index
+                )
             if info.state.get("transform_descriptors"):
-                raise _broken(index, f"tensor {tensor.name}: is compressed", _CONVERT)
+                raise broken(f"tensor {tensor.name}: is compressed", index, _CONVERT)
             if name not in files:
                 files[name] = file_beside(index, name, f"tensor {tensor.name:.200}: its file")
             offset, length = place
@@ -343,33 +338,34 @@ def _read_chunk(files: OpenFiles, chunk: _Chunk) -> Extent:
         return _chunk_extent(files.descriptor(chunk.file), chunk)
     except InputError as error:
         what = f"tensor {chunk.tensor.name}: {error.what}"
-        raise _broken(chunk.file, what, error.remedy or REMEDY) from error
+        raise broken(what, chunk.file, error.remedy or REMEDY) from error
     except (PhemaError, OSError):
         raise
     except Exception as error:
         # zipfile raises more than BadZipFile for a broken archive.
-        what = f"tensor {chunk.tensor.name}: its chunk is broken ({error!s:.80})"
-        raise _broken(chunk.file, what) from error
+        raise broken(
+            f"tensor {chunk.tensor.name}: its chunk is broken ({error!s:.80})", chunk.file
+        ) from error
 
 
 def _chunk_extent(descriptor: int, chunk: _Chunk) -> Extent:
     """The extent of the tensor in a chunk's archive."""
     size = os.fstat(descriptor).st_size
     if chunk.offset + chunk.length > size:
-        raise _broken(chunk.file, f"its chunk goes beyond the file's {size} bytes; truncated?")
+        raise broken(f"its chunk goes beyond the file's {size} bytes; truncated?", chunk.file)
     window = cast("IO[bytes]", _Window(descriptor, chunk))
     if window.read(len(_MAGIC)) != _MAGIC:
-        raise _broken(chunk.file, "not stored by torch.save", _CONVERT)
+        raise broken("not stored by torch.save", chunk.file, _CONVERT)
     with zipfile.ZipFile(window) as archive:
         root, data = read_pickle(archive, chunk.file)
         stub = load(data, chunk.file)
         if not isinstance(stub, TensorStub):
-            raise _broken(chunk.file, "its chunk holds no tensor")
+            raise broken("its chunk holds no tensor", chunk.file)
         key = stub.storage.key
         info = archive.getinfo(f"{root}/data/{key}")
         start, length = find_record(window, info, key, archive.start_dir, chunk.file)
     if stub.dtype is not chunk.tensor.dtype or stub.shape != chunk.box.shape:
-        raise _broken(chunk.file, "its chunk has another type or shape than .metadata says")
+        raise broken("its chunk has another type or shape than .metadata says", chunk.file)
     return stub.extent(chunk.tensor.name, chunk.file, (chunk.offset + start, length))
 
 

@@ -4,17 +4,14 @@ Each tensor is one chunk: ranks that load it take their shards of it. torch is n
 pickle of ``.metadata``: its bytes would change with torch, and outputs have to stay the same.
 """
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
-from phema_cli.formats.image import PROVENANCE_KEY, FileImage, FolderImage, Specs
+from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, FolderImage, Specs
 from phema_cli.formats.torch_write import encode_tensor, plain, torch_shape
 
-INDEX_NAME = ".metadata"
 #: the version of this layout that torch writes.
 _VERSION = "1.0.0"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -204,10 +201,7 @@ def _object(name: str, fields: Mapping[str, bytes]) -> bytes:
 
 def _dict(items: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The opcodes of a dict."""
-    return b"}" + b"".join(_filled(iter(items)))
-
-
-def _filled(items: Iterator[tuple[bytes, bytes]]) -> Iterator[bytes]:
-    """The opcodes that put items into a dict, some at a time."""
-    while batch := list(itertools.islice(items, _BATCH)):
-        yield b"(" + b"".join(itertools.chain.from_iterable(batch)) + b"u"
+    waiting, parts = iter(items), [b"}"]
+    while batch := list(itertools.islice(waiting, _BATCH)):
+        parts.append(b"(" + b"".join(itertools.chain.from_iterable(batch)) + b"u")
+    return b"".join(parts)

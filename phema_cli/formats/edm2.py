@@ -5,16 +5,14 @@ streams of ``torch.save``'s legacy format, one for each storage. The code is ski
 addressed where they lie.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Set
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
-from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError
+from phema_cli.errors import InputError, PhemaError, StorageError, UnsafePickleError, reading
 from phema_cli.formats.base import Checkpoint, Contents, DType, Extent, StoredTensor
-from phema_cli.formats.checks import REMEDY, check_text
+from phema_cli.formats.checks import REMEDY, broken, check_text
 from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.objects import module_tensors, refuse_hidden
 from phema_cli.formats.torch_pickle import (
@@ -26,7 +24,9 @@ from phema_cli.formats.torch_pickle import (
     TensorStub,
     torch_global,
 )
-from phema_cli.pickles import Inert, Machine, Span, StandIn, dict_of
+from phema_cli.pickles import Inert, Span, StandIn
+from phema_cli.pickles.globals import dict_of
+from phema_cli.pickles.machine import Machine
 
 NAME = "edm2"
 
@@ -181,18 +181,15 @@ def _load(path: Path) -> tuple[object, Mapping[str, Record], int]:
 
 def _read_trailer(path: Path, end: int) -> dict[str, str]:
     """The provenance after the end of the pickle, if there is one."""
-    try:
-        with path.open("rb") as file:
-            file.seek(end)
-            if file.read(len(_TRAILER)) != _TRAILER:
-                return {}
-            raw = file.read(_MAX_TRAILER_BYTES)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
+    with reading(path), path.open("rb") as file:
+        file.seek(end)
+        if file.read(len(_TRAILER)) != _TRAILER:
+            return {}
+        raw = file.read(_MAX_TRAILER_BYTES)
     try:
         return {"phema": raw.decode().rstrip("\n")}
     except UnicodeDecodeError as error:
-        raise InputError("its provenance is not text", where=path, remedy=REMEDY) from error
+        raise broken("its provenance is not text", path) from error
 
 
 def encode(
@@ -263,12 +260,9 @@ def _check_place(extent: Extent, dtype: DType, shape: tuple[int, ...]) -> None:
 def _gaps(path: Path, extents: list[Extent], end: int) -> Iterator[tuple[int, bytes]]:
     """Offsets and bytes of all that lies between the values."""
     at = 0
-    try:
-        with path.open("rb") as file:
-            for low, high in [*((e.offset, e.offset + e.length) for e in extents), (end, end)]:
-                if low > at:
-                    file.seek(at)
-                    yield at, file.read(low - at)
-                at = high
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
+    with reading(path), path.open("rb") as file:
+        for low, high in [*((e.offset, e.offset + e.length) for e in extents), (end, end)]:
+            if low > at:
+                file.seek(at)
+                yield at, file.read(low - at)
+            at = high

@@ -4,8 +4,6 @@ The snapshots of a run list the same tensors at the same places, and those of a 
 hundreds of thousands. What is asked of one has the same answer for all that are :func:`alike`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

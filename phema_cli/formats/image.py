@@ -1,7 +1,5 @@
 """What formats lay out: files to be written, all of their bytes but the tensors' values."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Mapping
@@ -14,6 +12,8 @@ from phema_cli.formats.crc32 import crc32_from
 
 #: the entry of an output's metadata that says how it was made.
 PROVENANCE_KEY = "phema"
+#: the index of a directory of ``torch.distributed.checkpoint``, for those that import no format.
+INDEX_NAME = ".metadata"
 #: a CRC-32 is found five times as fast as a SHA-256, which programs know LoRAs by.
 Algorithm = Literal["crc32", "sha256"]
 #: digits of a hash.

@@ -1,7 +1,5 @@
 """Objects in pickles that hold tensors: modules are read, other unknown objects are refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path

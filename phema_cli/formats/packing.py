@@ -12,8 +12,6 @@ from what readers have of the others, so the error of a stored value is that of 
 docs/packing.md specifies the format. All numbers here are numpy's.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import DTYPES, DType, Part
-from phema_cli.formats.checks import REMEDY, parse_object
+from phema_cli.formats.checks import broken, parse_object
 
 #: the entry of the metadata that says how a file is packed, and the one with the CRC-32 of its
 #: tensors' bytes, by which others know it.
@@ -106,10 +104,10 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
     if KEY not in metadata:
         if CHECKSUM_KEY not in metadata:
             return None
-        raise InputError(f"its entry {KEY} is missing", where=path, remedy=REMEDY)
+        raise broken(f"its entry {KEY} is missing", path)
     text, _, checksum = metadata[KEY].rpartition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
-        raise InputError(f"its entry {KEY} is damaged", where=path, remedy=REMEDY)
+        raise broken(f"its entry {KEY} is damaged", path)
     match parse_object(text.encode(), path):
         case {"schema": str(schema)} if schema != SCHEMA:
             remedy = "a newer phema may know it"
@@ -128,7 +126,7 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
             return Packing()
         case _:
             pass
-    raise InputError(f"its entry {KEY} makes no sense", where=path, remedy=REMEDY)
+    raise broken(f"its entry {KEY} makes no sense", path)
 
 
 def _followed(entry: object, path: Path) -> Followed:
@@ -144,7 +142,7 @@ def _followed(entry: object, path: Path) -> Followed:
                 return Followed(name, checksum, coefficient)
         case _:
             pass
-    raise InputError(f"its entry {KEY} makes no sense", where=path, remedy=REMEDY)
+    raise broken(f"its entry {KEY} makes no sense", path)
 
 
 def packed_specs(name: str, elements: int, bits: int) -> dict[str, tuple[DType, tuple[int, ...]]]:

@@ -1,22 +1,19 @@
 """Reads bytes and elements of tensors from files that it keeps open."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import StorageError
 from phema_cli.formats.base import Contents, Extent, Packed, Part, StoredTensor
-from phema_cli.formats.checks import REMEDY
+from phema_cli.formats.checks import broken
 from phema_cli.formats.packing import BLOCK, INFINITE, Floats, numbers_of, places_of, unpack
 from phema_cli.formats.remote import ends_early, is_remote, read_ranges
 from phema_cli.formats.strided import Bands, is_plain
@@ -47,12 +44,7 @@ class OpenFiles:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close all files."""
         while self._open:
             self._close(*self._open.popitem())
@@ -91,39 +83,31 @@ class FileReader(OpenFiles):
 
     def __init__(self, limit: int = 64, held_bytes: int = 32 << 20) -> None:
         super().__init__(limit)
-        self._bands = Bands(self._read_runs, held_bytes)
+        self._bands = Bands(self.read_runs, held_bytes)
 
-    def _read_runs(self, path: Path, runs: Sequence[tuple[int, memoryview]]) -> None:
-        """:meth:`read_bytes` for each offset of a file."""
+    def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
+        """:meth:`read_runs` of a single one."""
+        self.read_runs(path, [(offset, out)])
+
+    def read_runs(self, path: Path, runs: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill buffers with the bytes of a file, each from an offset on.
+
+        Raises:
+            InputError: the file ends before a buffer is full.
+            StorageError: the operating system failed.
+        """
         if is_remote(path):
             read_ranges([(path, *run) for run in runs])
             return
         try:
             descriptor = self.descriptor(path)
             for offset, out in runs:
-                if read_at(descriptor, out, offset) < len(out):
-                    self.read_bytes(path, offset, out)
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
-
-    def read_bytes(self, path: Path, offset: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes of a file from ``offset`` on.
-
-        Raises:
-            InputError: the file ends before ``out`` is full.
-            StorageError: the operating system failed.
-        """
-        if is_remote(path):
-            read_ranges([(path, offset, out)])
-            return
-        done = 0
-        try:
-            descriptor = self.descriptor(path)
-            while done < len(out):
-                got = read_at(descriptor, out[done:], offset + done)
-                if got == 0:
-                    raise ends_early(path, offset + done)
-                done += got
+                done = read_at(descriptor, out, offset)
+                while done < len(out):
+                    got = read_at(descriptor, out[done:], offset + done)
+                    if got == 0:
+                        raise ends_early(path, offset + done)
+                    done += got
         except OSError as error:
             raise StorageError.wrap(error, path, "read") from error
 
@@ -215,8 +199,7 @@ class FileReader(OpenFiles):
             self.read_bytes(part.path, place, held)
         # As unsigned integers, bits from those of infinity on are infinities, NaN and negative.
         if len(scales) and np.frombuffer(scales, np.uint16).max() >= INFINITE:
-            what = f"tensor {name}: a scale is negative or not finite"
-            raise InputError(what, where=part.path, remedy=REMEDY)
+            raise broken(f"tensor {name}: a scale is negative or not finite", part.path)
 
     def _sum(self, packed: Packed, start: int, out: memoryview) -> None:
         """Sum what a packed tensor consists of, in float64: keyframe, then residues in order."""

@@ -1,7 +1,5 @@
 """The registry of formats: a row for each, with the module that reads and writes it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, cast
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, reading
 from phema_cli.formats.base import Checkpoint, Contents
 from phema_cli.formats.image import FileImage, FolderImage, Specs
 from phema_cli.formats.remote import is_remote, remote_errors
@@ -128,11 +126,8 @@ def _reader(path: Path) -> Format:
         remedy = f"known endings: {', '.join(endings())}"
         raise InputError("not a checkpoint", where=path, remedy=remedy)
     if len(rows) > 1:
-        try:
-            with path.open("rb") as file:
-                head = file.read(max(len(row.magic) for row in rows))
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
+        with reading(path), path.open("rb") as file:
+            head = file.read(max(len(row.magic) for row in rows))
         rows = [row for row in rows if head.startswith(row.magic)] or rows
     return _module(rows[0])
 
@@ -162,10 +157,8 @@ def read(path: Path) -> Contents:
         before = _stamps(path)
         contents = reader.read(path)
         local = [p for p in contents.files or before if not is_remote(p)]
-        try:
+        with reading(path):
             return replace(contents, stamps={p: before.get(p) or stamp(p) for p in local})
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
 
 
 def _stamps(path: Path) -> dict[Path, Stamp]:

@@ -3,8 +3,6 @@
 Their paths are those of universal_pathlib, which have pathlib's methods and are not ``Path``s.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
-from phema_cli.formats.checks import REMEDY
+from phema_cli.formats.checks import broken
 
 _SCHEME = "://"
 
@@ -118,4 +116,4 @@ def read_ranges(ranges: Sequence[tuple[Path, int, memoryview]]) -> None:
 
 def ends_early(path: Path, size: int) -> InputError:
     """The error for a file that is shorter than its header says."""
-    return InputError(f"ends at byte {size}, before its tensors do", where=path, remedy=REMEDY)
+    return broken(f"ends at byte {size}, before its tensors do", path)

@@ -4,8 +4,6 @@ A file is a little-endian u64, the length of a JSON header, the header, and the 
 checkpoints have an index that maps each tensor to its shard.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -18,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, reading
 from phema_cli.formats import packing
 from phema_cli.formats.base import (
     DTYPES,
@@ -33,7 +31,7 @@ from phema_cli.formats.base import (
 )
 from phema_cli.formats.chains import followed_files, unpacked
 from phema_cli.formats.checks import (
-    REMEDY,
+    broken,
     check_text,
     checked_metadata,
     parse_object,
@@ -99,7 +97,7 @@ def _read_shard(path: Path) -> tuple[Tensors, dict[str, str]]:
     tensors, metadata = read_header(path)
     packed = packing.parse(metadata, path)
     if packed is not None and packed.keyframe is not None:
-        raise InputError("a packed file cannot be a shard", where=path, remedy=REMEDY)
+        raise broken("a packed file cannot be a shard", path)
     return tensors, metadata
 
 
@@ -124,8 +122,7 @@ def read_header(path: Path) -> tuple[Tensors, dict[str, str]]:
         metadata = checked_metadata(front, path)
     if start + entries.size_bytes != size:
         end = start + entries.size_bytes
-        what = f"has {size} bytes where its header says {end}; truncated?"
-        raise InputError(what, where=path, remedy=REMEDY)
+        raise broken(f"has {size} bytes where its header says {end}; truncated?", path)
     return Tensors(entries, ((path, start),)), metadata
 
 
@@ -149,8 +146,7 @@ def _entries(path: Path, header: Mapping[str, object], digest: bytes) -> Entries
     end = 0
     for name, entry in found:
         if entry.low != end:
-            what = f"tensor {name}: its data overlap others or leave a gap"
-            raise InputError(what, where=path, remedy=REMEDY)
+            raise broken(f"tensor {name}: its data overlap others or leave a gap", path)
         named[sys.intern(name)] = Entry(DTYPES[entry.code], entry.shape, entry.low)
         end = entry.high
     return Entries(named, end, digest)
@@ -158,16 +154,14 @@ def _entries(path: Path, header: Mapping[str, object], digest: bytes) -> Entries
 
 def _raw_header(path: Path) -> tuple[bytes, int]:
     """The header's JSON, and the bytes of the file."""
-    try:
+    with reading(path):
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(_LENGTH.size)
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else -1
             if not len(b"{}") <= length <= min(_MAX_HEADER_BYTES, size - _LENGTH.size):
-                raise InputError("not a safetensors file", where=path, remedy=REMEDY)
+                raise broken("not a safetensors file", path)
             return file.read(length), size
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
 
 
 class _Entry(NamedTuple):
@@ -199,18 +193,16 @@ def _shared(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _checked(path: Path, name: str, entry: object) -> _Entry:
     """A tensor's entry, if it makes sense."""
     if not isinstance(entry, _Entry):
-        raise InputError(f"tensor {name}: malformed entry", where=path, remedy=REMEDY)
+        raise broken(f"tensor {name}: malformed entry", path)
     code, shape, low, high = entry
     if code not in DTYPES:
         raise InputError(
             f"tensor {name}: unknown dtype {code}", where=path, remedy="a newer phema may know it"
         )
     if len(shape) > MOST_DIMENSIONS:
-        what = f"tensor {name}: {len(shape)} dimensions are too many"
-        raise InputError(what, where=path, remedy=REMEDY)
+        raise broken(f"tensor {name}: {len(shape)} dimensions are too many", path)
     if low > high or DTYPES[code].size_bytes(math.prod(shape)) != high - low:
-        what = f"tensor {name}: {high - low} bytes don't hold {code} {list(shape)}"
-        raise InputError(what, where=path, remedy=REMEDY)
+        raise broken(f"tensor {name}: {high - low} bytes don't hold {code} {list(shape)}", path)
     return entry
 
 

@@ -1,13 +1,11 @@
 """Checkpoints of several files: an index says which of the files beside it holds each tensor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import reading
 from phema_cli.formats.base import Extent
-from phema_cli.formats.checks import REMEDY, parse_object
+from phema_cli.formats.checks import REMEDY, broken, parse_object
 from phema_cli.formats.entries import joined
 from phema_cli.formats.remote import is_remote
 
@@ -36,8 +34,7 @@ def read_sharded(
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if not name.endswith(ending):
-            what = f"its shard {name[:200]!r} is not a {ending} file"
-            raise InputError(what, where=path, remedy=_BESIDE)
+            raise broken(f"its shard {name[:200]!r} is not a {ending} file", path, _BESIDE)
     file_of = {name: number for number, name in enumerate(names)}
     files = tuple(file_beside(path, name, "its shard") for name in names)
     metadata: dict[str, str] = {}
@@ -49,25 +46,20 @@ def read_sharded(
     tensors = joined(index, shards, lambda name: file_of.get(str(weight_map.get(name))))
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
-        raise InputError(
-            f"tensor {missing[0]} is not in its shard {weight_map[missing[0]]}",
-            where=path,
-            remedy=REMEDY,
-        )
+        name = missing[0]
+        raise broken(f"tensor {name} is not in its shard {weight_map[name]}", path)
     return tensors, metadata, files
 
 
 def _weight_map(path: Path) -> tuple[dict[str, object], bytes]:
     """The names of shards by tensor, as the index has them, and the index."""
-    try:
+    with reading(path):
         if path.stat().st_size > _MAX_INDEX_BYTES:
-            raise InputError("too large for an index", where=path, remedy=REMEDY)
+            raise broken("too large for an index", path)
         raw = path.read_bytes()
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
     weight_map = parse_object(raw, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError("an index without a weight_map", where=path, remedy=REMEDY)
+        raise broken("an index without a weight_map", path)
     return weight_map, raw
 
 
@@ -85,7 +77,7 @@ def file_beside(index: Path, name: str, label: str, remedy: str = REMEDY) -> Pat
     """
     shown = f"{label} {name[:200]!r}"
     if Path(name).name != name or "\\" in name:
-        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+        raise broken(f"{shown} is outside the directory", index, _BESIDE)
     file = index.parent / name
     try:
         exists = file.is_file()
@@ -93,11 +85,11 @@ def file_beside(index: Path, name: str, label: str, remedy: str = REMEDY) -> Pat
         # A name that no file system takes.
         exists = False
     if not exists:
-        raise InputError(f"{shown} is missing", where=index, remedy=remedy)
+        raise broken(f"{shown} is missing", index, remedy)
     # In caches links stand for all the files, and lead to one directory.
     if not is_remote(index) and file.resolve().parent not in (
         index.parent.resolve(),
         index.resolve().parent,
     ):
-        raise InputError(f"{shown} is outside the directory", where=index, remedy=_BESIDE)
+        raise broken(f"{shown} is outside the directory", index, _BESIDE)
     return file

@@ -1,11 +1,11 @@
 """Stamps of files: what tells that one has changed since its header was read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from phema_cli.errors import InputError, StorageError
+from phema_cli.formats.remote import is_remote
 
 #: inode, bytes, and the time of the last change in ns: what another file, or a later version of the
 #: same one, does not share.
@@ -16,6 +16,14 @@ def stamp(path: Path) -> Stamp:
     """The stamp of a file now; raises ``OSError``."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def known_stamp(path: Path) -> Stamp | None:
+    """The stamp of a file now; None if it is remote, or cannot be looked at."""
+    if not is_remote(path):
+        with suppress(OSError):
+            return stamp(path)
+    return None
 
 
 def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:

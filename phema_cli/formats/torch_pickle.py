@@ -4,8 +4,6 @@ Neither torch nor anything that a pickle names is imported: stand-ins describe w
 functions would make.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +14,9 @@ from typing import NamedTuple, cast
 
 from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType, Extent, StoredTensor
-from phema_cli.formats.checks import REMEDY
-from phema_cli.pickles import Inert, Machine, StandIn, stand_ins
+from phema_cli.formats.checks import broken
+from phema_cli.pickles import Inert, StandIn, stand_ins
+from phema_cli.pickles.machine import Machine
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -81,11 +80,11 @@ class TensorStub(StoredTensor):
         empty = 0 in shape
         last = 0 if empty else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
         if not valid or (self.offset + last) * itemsize > length:
-            what = f"tensor {name}: lies outside its record of {length} bytes"
-            raise InputError(what, where=path, remedy=REMEDY)
+            raise broken(f"tensor {name}: lies outside its record of {length} bytes", path)
         if math.prod(shape) * itemsize > max(length, _MOST_REPEATED):
-            what = f"tensor {name}: is larger than 1 GiB, from a record of {length} bytes"
-            raise InputError(what, where=path, remedy=REMEDY)
+            raise broken(
+                f"tensor {name}: is larger than 1 GiB, from a record of {length} bytes", path
+            )
         offset = start + self.offset * itemsize
         contiguous = empty or _row_major(shape, strides)
         return Extent(name, self.dtype, shape, path, offset, None if contiguous else strides)
@@ -267,4 +266,4 @@ def load(
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
     except Exception as error:
         # A broken pickle can raise anything at all.
-        raise InputError(f"broken pickle ({error!s:.80})", where=path, remedy=REMEDY) from error
+        raise broken(f"broken pickle ({error!s:.80})", path) from error

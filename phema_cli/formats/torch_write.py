@@ -1,7 +1,5 @@
 """The writer of PyTorch's zip format: all bytes of a file but the tensors' values."""
 
-from __future__ import annotations
-
 import json
 import math
 import pickle

@@ -1,7 +1,5 @@
 """PyTorch's zip format (``torch.save`` since 1.6), read without running its pickle."""
 
-from __future__ import annotations
-
 import errno
 import struct
 import zipfile
@@ -14,7 +12,7 @@ from typing import IO
 
 from phema_cli.errors import InputError, PhemaError, StorageError
 from phema_cli.formats.base import Contents, Extent, StoredTensor, located
-from phema_cli.formats.checks import REMEDY, check_text, checked_metadata, parse_object
+from phema_cli.formats.checks import broken, check_text, checked_metadata, parse_object
 from phema_cli.formats.sharded import read_sharded
 from phema_cli.formats.torch_pickle import Record, TensorStub, load
 from phema_cli.formats.torch_write import METADATA_RECORD, encode
@@ -93,17 +91,17 @@ def _not_a_zip(path: Path) -> InputError:
             remedy="in torch, torch.save(torch.load(old, weights_only=True), new) writes the zip "
             "format",
         )
-    return InputError("not a PyTorch checkpoint, or truncated", where=path, remedy=REMEDY)
+    return broken("not a PyTorch checkpoint, or truncated", path)
 
 
 def read_pickle(archive: zipfile.ZipFile, path: Path) -> tuple[str, bytes]:
     """The archive's root and its ``data.pkl``; kind, size and byte order are checked."""
     names = archive.namelist()
     if len(archive.NameToInfo) < len(names):
-        raise InputError("an archive with two entries of one name", where=path, remedy=REMEDY)
+        raise broken("an archive with two entries of one name", path)
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise InputError("a zip, but not one of torch.save", where=path, remedy=REMEDY)
+        raise broken("a zip, but not one of torch.save", path)
     root = pickles[0].removesuffix("/data.pkl")
     if f"{root}/constants.pkl" in names:
         raise InputError(
@@ -121,8 +119,7 @@ def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
     _check_stored(info, name, path)
     # The archive says these sizes.
     if info.file_size > min(_MAX_PICKLE_BYTES, archive.start_dir - info.header_offset):
-        what = f"its {name:.80} is larger than 256 MiB, or than the file"
-        raise InputError(what, where=path, remedy=REMEDY)
+        raise broken(f"its {name:.80} is larger than 256 MiB, or than the file", path)
     return archive.read(name)
 
 
@@ -156,7 +153,7 @@ def _locate(
         }
     for (start, length), (following, _) in pairwise(sorted(records.values())):
         if start + length > following:
-            raise InputError("records overlap", where=path, remedy=REMEDY)
+            raise broken("records overlap", path)
     return {
         name: stub.extent(name, path, records[stub.storage.key]) for name, stub in stubs.items()
     }
@@ -178,13 +175,13 @@ def find_record(
         InputError: the record is missing, compressed, or broken.
     """
     if info is None:
-        raise InputError(f"record {key:.80} is missing", where=path, remedy=REMEDY)
+        raise broken(f"record {key:.80} is missing", path)
     _check_stored(info, key, path)
     file.seek(info.header_offset)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if magic != b"PK\x03\x04":
-        raise InputError("a record's header is broken", where=path, remedy=REMEDY)
+        raise broken("a record's header is broken", path)
     start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + info.file_size > end:
-        raise InputError(f"record {key:.80} goes beyond the file", where=path, remedy=REMEDY)
+        raise broken(f"record {key:.80} goes beyond the file", path)
     return start, info.file_size

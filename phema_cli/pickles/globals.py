@@ -6,8 +6,6 @@ opens files or makes calls is refused: it was made to do harm, or loading it els
 somebody's code. The list of such names is a warning; safety does not depend on its being complete.
 """
 
-from __future__ import annotations
-
 import builtins
 import struct
 from collections.abc import Mapping
@@ -43,18 +41,6 @@ def _list(items: object = (), *_: object) -> list[object]:
     return list(_sequence(items))
 
 
-def _tuple(items: object = ()) -> tuple[object, ...]:
-    return tuple(_sequence(items))
-
-
-def _set(items: object = ()) -> set[object]:
-    return set(hashable(_sequence(items)))
-
-
-def _frozen_set(items: object = ()) -> frozenset[object]:
-    return frozenset(hashable(_sequence(items)))
-
-
 def dict_of(items: object = ()) -> dict[object, object]:
     """A dict from another one, or from pairs; most pickles fill dicts after they make them."""
     if isinstance(items, dict):
@@ -66,10 +52,6 @@ def dict_of(items: object = ()) -> dict[object, object]:
     return dict(zip(keys, (pair[1] for pair in pairs), strict=True))
 
 
-def _default_dict(_factory: object = None, items: object = ()) -> dict[object, object]:
-    return dict_of(items)
-
-
 def _path(*parts: object) -> str:
     """A path as text."""
     if not all(isinstance(p, str) for p in parts) or sum(map(len, map(str, parts))) > _MOST_PATH:
@@ -77,10 +59,6 @@ def _path(*parts: object) -> str:
     root = str(parts[0]) if parts else ""
     between = "" if root.endswith(("/", "\\")) else "/"
     return between.join((root, "/".join(map(str, parts[1:])))) if parts[1:] else root
-
-
-def _dict_of_arguments(*pairs: object) -> dict[object, object]:
-    return dict_of(pairs)
 
 
 def _bytes(text: object = "", encoding: object = "latin1", *_: object) -> object:
@@ -138,7 +116,7 @@ STAND_INS: Mapping[tuple[str, str], StandIn] = {
         ("collections",),
         {
             "OrderedDict": dict_of,
-            "defaultdict": _default_dict,
+            "defaultdict": lambda _factory=None, items=(): dict_of(items),
             "Counter": dict_of,
             "deque": _list,
         },
@@ -148,9 +126,9 @@ STAND_INS: Mapping[tuple[str, str], StandIn] = {
         {
             "dict": dict_of,
             "list": _list,
-            "tuple": _tuple,
-            "set": _set,
-            "frozenset": _frozen_set,
+            "tuple": lambda items=(): tuple(_sequence(items)),
+            "set": lambda items=(): set(hashable(_sequence(items))),
+            "frozenset": lambda items=(): frozenset(hashable(_sequence(items))),
         },
     ),
     # Python 3.13 keeps paths in a module of their own.
@@ -161,7 +139,7 @@ STAND_INS: Mapping[tuple[str, str], StandIn] = {
         ("numpy._core.multiarray", "numpy.core.multiarray"),
         {"scalar": _number, "_reconstruct": _array},
     ),
-    **stand_ins(("addict.addict",), {"Dict": _dict_of_arguments}),
+    **stand_ins(("addict.addict",), {"Dict": lambda *pairs: dict_of(pairs)}),
 }
 
 # In these lists, underscores at the ends of names are left out: ``_io`` is ``io``.

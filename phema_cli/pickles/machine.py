@@ -6,8 +6,6 @@ nothing else, whatever the pickle says: the interpreter's own unpickler, written
 what a pickle announces, and hashes tuples nested deep enough to end the process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import chain
 from typing import IO, Any

@@ -1,7 +1,5 @@
 """What the machine makes of a pickle: places of bytes, stand-ins for classes, inert objects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The types of this package: a snapshot, its tag, and findings about snapshots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +137,11 @@ class UnknownSpacingError(InputError):
 def notice(what: str, where: str | None = None) -> Finding:
     """A finding for information."""
     return Finding("notice", InputError(what, where=where))
+
+
+def warning(what: str, where: str | None = None, remedy: str | None = None) -> Finding:
+    """A finding about what may harm a synthesis."""
+    return Finding("warning", InputError(what, where=where, remedy=remedy))
 
 
 def left_out(why: str, where: str | None = None) -> Finding:

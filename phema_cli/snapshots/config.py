@@ -1,7 +1,5 @@
 """What the user says about a directory of snapshots, on the command line or in its phema.toml."""
 
-from __future__ import annotations
-
 import math
 import re
 import tomllib
@@ -10,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, UsageError, reading
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
@@ -32,6 +30,9 @@ _MOST_LISTED = 1000
 _SEPARATORS = re.compile(r"([\n,=\[\]{}])")
 #: what a snapshot's row may give one of: each says what the snapshot is an average of.
 _LAWS = ("gamma", "sigma_rel", "average")
+#: types of what a row may give.
+_NUMBER = (int, float)
+_ROW = {"gamma": _NUMBER, "sigma_rel": _NUMBER, "step": _NUMBER, "average": (str,)}
 #: fields of Config that say how it came about, and are no entries.
 _OURS = {"typed", "typed_files", "insists", "origin"}
 _ENTRIES = {f.name for f in fields(Config)} - _OURS
@@ -63,7 +64,7 @@ def checked(said: Config) -> Config:
 
 def _read(path: Path) -> bytes | None:
     """The bytes of a phema.toml; None where there is none."""
-    with remote_errors(path):
+    with reading(path), remote_errors(path):
         if not path.exists():
             return None
         # A pipe would wait for a writer, a device never end.
@@ -79,10 +80,7 @@ def read_config(directory: Path) -> Config:
         InputError: it is not TOML, or says something that phema does not know.
     """
     path = directory / FILE_NAME
-    try:
-        raw = _read(path)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
+    raw = _read(path)
     if raw is None:
         return Config(origin="phema.toml")
     try:
@@ -181,7 +179,7 @@ def _globs(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 def _numbers(table: Mapping[str, Any], name: str) -> tuple[float, ...]:
     value = table.get(name, [])
-    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+    if not isinstance(value, list) or not all(type(v) in _NUMBER for v in value):
         raise InputError(f"{name} must be a list of numbers")
     return tuple(_float(v) for v in _few(value))
 
@@ -215,7 +213,7 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
     if not isinstance(value, dict):
         raise InputError("snapshots must be a table of tables")
     for name, row in value.items():
-        if not isinstance(row, dict) or not all(_is_entry(k, v) for k, v in row.items()):
+        if not isinstance(row, dict) or not all(type(v) in _ROW.get(k, ()) for k, v in row.items()):
             raise InputError(
                 f"snapshots.{name} must be a table of gamma, sigma_rel or average, and step"
             )
@@ -230,10 +228,3 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             if field in row and not numbers.holds(_float(row[field])):
                 raise InputError(f"{field} {_float(row[field]):g} is not {numbers.words}")
     return result
-
-
-def _is_entry(name: str, value: object) -> bool:
-    """Whether a snapshot's row may have that entry."""
-    if name == "average":
-        return isinstance(value, str)
-    return name in {*_LAWS, "step"} and type(value) in (int, float)

@@ -4,13 +4,11 @@ Snapshots come oldest first; ``copy`` are globs of the names of tensors that are
 their type.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from phema_cli.errors import InputError
+from phema_cli.errors import InputError, listed
 from phema_cli.formats.base import Extent
 from phema_cli.formats.entries import alike
 from phema_cli.formats.reader import FileReader
@@ -24,8 +22,8 @@ from phema_cli.snapshots.base import (
     is_float,
     notice,
     reference,
+    warning,
 )
-from phema_cli.snapshots.branches import abandoned
 from phema_cli.trainers.clocks import clock_in
 
 #: ratio of gamma + 1 below which two averages say hardly more than one.
@@ -51,6 +49,10 @@ _BESIDE = (
 _STATE = ".quant_state."
 #: bytes of a matrix of integers that are compared between snapshots.
 _COMPARED = 1 << 16
+#: steps from which on files that were copied in any order are hardly taken for those of a branch.
+_LEAST = 6
+#: files that are named in one line at most.
+_MOST_NAMES = 4
 
 
 def check(
@@ -78,7 +80,7 @@ def check(
             yield Finding("warning", not_averaged(name, extent, reference(snapshots).name))
             break
     if needs != "names":
-        yield from abandoned(snapshots)
+        yield from _abandoned(snapshots)
     if needs == "laws":
         yield from _about_laws(snapshots)
 
@@ -88,18 +90,50 @@ def _about_laws(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     gammas = sorted({s.tag.gamma for s in snapshots if s.tag.gamma is not None})
     for a, b in pairwise(gammas):
         if (b + 1) / (a + 1) < _HARDLY_DIFFERENT:
-            error = InputError(
+            yield warning(
                 f"gammas {a:.10g} and {b:.10g} hardly differ, which makes weights large",
                 remedy="if they are one gamma, pass it with --gammas or in phema.toml",
             )
-            yield Finding("warning", error)
     if len({s.tag.label for s in snapshots}) == len(gammas) == 1:
-        error = InputError(
+        yield warning(
             f"all snapshots have gamma {gammas[0]:.6g}; one gamma reaches other targets only "
             "roughly",
             remedy="see expected_error, and track a second gamma in the next run",
         )
-        yield Finding("warning", error)
+
+
+def _abandoned(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """A warning for later steps that were written before the run was resumed at an earlier one.
+
+    By when files were last changed: up to step a in order, then, after all others, those from a to
+    b in order, while those beyond b were written in between. Copies that do not keep times were
+    written in the order of their names, in which step 1000 may come before 200.
+
+    Args:
+        snapshots: oldest first, by their steps.
+    """
+    changed = [max([c for *_, c in s.checkpoint.stamps.values()], default=0) for s in snapshots]
+    by_name = sorted(zip([s.name for s in snapshots], changed, strict=True))
+    if all(one <= other for (_, one), (_, other) in pairwise(by_name)):
+        return
+    written: dict[float, int] = {}
+    for s, when in zip(snapshots, changed, strict=True):
+        written[s.tag.step] = max(written.get(s.tag.step, 0), when)
+    steps, times = list(written), list(written.values())
+    falls = [i for i, (a, b) in enumerate(pairwise(times), start=1) if b <= a]
+    if len(falls) != 1 or len(steps) < _LEAST:
+        return
+    beyond = times[falls[0] :]
+    resumed = next((i for i, t in enumerate(times) if t >= beyond[0]), 0)
+    if not 0 < resumed < falls[0] or not beyond[-1] < times[resumed]:
+        return
+    names = [s.name for s in snapshots if s.tag.step >= steps[falls[0]]]
+    yield warning(
+        f"written before step {steps[resumed]:.10g} was: if the run was resumed at step "
+        f"{steps[resumed - 1]:.10g}, these are of the branch that it left",
+        where=listed(names, _MOST_NAMES),
+        remedy="leave them out with --exclude",
+    )
 
 
 def _duplicates(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
@@ -163,19 +197,14 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
     several = len({s.root for s in snapshots}) > 1
     for (*series, _, _, one), (*other_series, begin, _, other) in pairwise(groups):
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
-            home, other_home = (_shown_home(group[0], several) for group in (one, other))
+            homes = [(group[0].root, home_of(group[0])) for group in (one, other)]
+            home, other_home = (str(root / own) if several else own for root, own in homes)
             yield InputError(
                 "is of another run: files of the same series and time are in "
                 f"{'the directory itself' if home == '.' else home}",
                 where=other[0].name if other_home == "." else other_home,
                 remedy="give the directory of one run, or leave files out with --exclude",
             )
-
-
-def _shown_home(snapshot: Snapshot, with_root: bool) -> str:
-    """The directory of a snapshot's series, below the one that was scanned or with that."""
-    home = home_of(snapshot)
-    return str(snapshot.root / home) if with_root else home
 
 
 def home_of(snapshot: Snapshot) -> str:

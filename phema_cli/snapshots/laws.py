@@ -1,7 +1,5 @@
 """What averages are averages of: by the user's word first, then by the file's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -180,9 +178,6 @@ def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> 
     if numbered:
         _laws_by_index(numbered, config, origin)
         return
-    for gamma in config.gammas:
-        # A value that can't be a gamma is an error even if there is no average.
-        parse_law(f"power:gamma={gamma:.17g}")
     count = len(config.gammas)
     if count in {1, len(config.keys)}:
         for draft, gamma in _assigned(drafts, config.gammas, config, "--gammas"):

@@ -1,7 +1,5 @@
 """What the user's own pattern finds in a path."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from pathlib import PurePosixPath

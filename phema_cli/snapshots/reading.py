@@ -1,7 +1,5 @@
 """Reads candidates: what each file holds, what its trainer says, and the series that count."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,14 +147,8 @@ def _read(candidate: Candidate, *, keyed: bool) -> InputFile:
     contents = read(candidate.path)
     if not keyed:
         refuse_hidden(contents.content, contents.path, is_state_key)
-    stored = StoredFile(
-        contents,
-        contents.path,
-        candidate.own_name,
-        candidate.path.name,
-        candidate.folders,
-        candidate.beside,
-    )
+    name, file_name = candidate.own_name, candidate.path.name
+    stored = StoredFile(contents, name, file_name, candidate.folders, candidate.beside)
     return InputFile(candidate, stored, read_file(stored, keyed=keyed))
 
 

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import no_such, to_path
@@ -166,7 +165,10 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
             if not any(f.level == "error" for f in faults):
                 raise
             tagged = Scan((), (Finding("error", error),))
-        snapshots += _below(root if folder else root.parent, tagged.snapshots)
+        # Where a directory is itself a snapshot, the name is below the one above it.
+        top = root if folder else root.parent
+        named = ((s, top.parent if s.folder == top else top) for s in tagged.snapshots)
+        snapshots += [replace(snapshot, root=above) for snapshot, above in named]
         untagged += tagged.untagged
         findings += tagged.findings
     if unmatched:
@@ -218,12 +220,6 @@ def _without_idle(findings: Sequence[Finding], command_line: Config, roots: int)
     count = Counter(f.unused for f in findings)
     typed = {o for o in count if o and getattr(command_line, o) is not None}
     return [f for f in findings if not f.unused or (f.unused in typed and count[f.unused] == roots)]
-
-
-def _below(root: Path, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
-    """The snapshots of a directory; where it is one itself, its name is below the one above it."""
-    for snapshot in snapshots:
-        yield replace(snapshot, root=root.parent if snapshot.folder == root else root)
 
 
 def _with_homes(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

@@ -1,7 +1,5 @@
 """After which steps an average was updated, by the counts of updates in its snapshots."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +19,6 @@ class _Counted:
     law: Law
     step: float
     updates: float
-
-    @property
-    def is_even(self) -> bool:
-        """Whether its law says that it is updated at every step."""
-        return self.law.parameters.get("every") == 1
 
 
 def spaced(law: Law, every: int, updated: float | None) -> Law:
@@ -108,7 +101,7 @@ def _space_evenly(counted: Sequence[_Counted], every: int) -> list[Finding]:
     # A power function of the updates is one of the steps, whatever lies between them.
     counted = [c for c in counted if c.law.name != "power"]
     firsts = _firsts(counted, every)
-    even = [c for c in counted if c.is_even]
+    even = [c for c in counted if c.law.parameters.get("every") == 1]
     for each in even:
         each.draft.law = _updated_from(each.law, every, firsts[0])
     one = next((c for c in even if _copies(c.law)), None)

@@ -1,7 +1,5 @@
 """From a series, its law and its time to a tagged snapshot."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

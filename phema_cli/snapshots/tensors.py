@@ -7,8 +7,6 @@ Snapshots come oldest first; ``copy`` and ``drop`` are globs of tensor names, of
 copied and of those that are left out, of the checks too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches

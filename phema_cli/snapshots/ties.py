@@ -7,9 +7,7 @@ has it holds the same bits under another name, it is that other tensor there as 
 Snapshots come oldest first; ``copy`` are globs of the names of tensors that are copied.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,10 +39,9 @@ def with_ties(
     Reads tensors if it has to: they are compared bit for bit. One snapshot at least has to be of
     the whole model.
     """
-    whole = [s.checkpoint for s in snapshots if not s.partial]
-    missing = list(_missing([s.checkpoint for s in snapshots], whole, copy))
     with FileReader() as reader:
-        search = _Search([s.checkpoint for s in snapshots], whole, missing, reader)
+        search = _Search(snapshots, copy, reader)
+        missing = search.missing
         partners = {n: p for n in missing if (p := search.partner(n)) is not None}
         alone = [n for n in missing if n not in partners]
         constants = {n: e for n in alone if (e := search.constant(n)) is not None}
@@ -68,17 +65,6 @@ def with_ties(
     return completed, findings
 
 
-def _missing(
-    checkpoints: Sequence[Checkpoint], whole: Sequence[Checkpoint], copy: Sequence[str]
-) -> Iterator[str]:
-    """Floats that a checkpoint of the whole model has and another checkpoint lacks."""
-    names = dict.fromkeys(n for c in reversed(whole) for n, e in c.tensors.items() if is_float(e))
-    copied = matching(copy)
-    for name in names:
-        if not all(name in c.tensors for c in checkpoints) and not copied(name):
-            yield name
-
-
 def _completed(
     snapshot: Snapshot,
     partners: Mapping[str, str],
@@ -100,24 +86,29 @@ class _Search:
     """The search for the tensors that missing ones are tied to.
 
     Args:
-        checkpoints: all of them.
-        whole: those of the whole model.
-        missing: tensors that some of them lack.
+        snapshots: all of them.
+        copy: see above.
         reader: reads the tensors.
+
+    Attributes:
+        missing: floats that a snapshot of the whole model has and another snapshot lacks.
     """
 
     def __init__(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        whole: Sequence[Checkpoint],
-        missing: Sequence[str],
-        reader: FileReader,
+        self, snapshots: Sequence[Snapshot], copy: Sequence[str], reader: FileReader
     ) -> None:
-        self._checkpoints = checkpoints
-        self._whole = whole
+        self._checkpoints = [s.checkpoint for s in snapshots]
+        self._whole = whole = [s.checkpoint for s in snapshots if not s.partial]
         self._reader = reader
+        copied = matching(copy)
+        floats = (n for c in reversed(whole) for n, e in c.tensors.items() if is_float(e))
+        self.missing = [
+            name
+            for name in dict.fromkeys(floats)
+            if not all(name in c.tensors for c in self._checkpoints) and not copied(name)
+        ]
         # An average of a part of the model lacks many: no reason to read all tensors.
-        lacking = {n for n in missing if any(n not in c.tensors for c in whole)}
+        lacking = {n for n in self.missing if any(n not in c.tensors for c in whole)}
         self._wide = lacking if len(lacking) <= _MOST_MISSING else set()
         self._places: dict[int, dict[object, list[str]]] = {}
 

@@ -1,7 +1,5 @@
 """When files were stored: one unit for all, epochs counted as the files count them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +17,6 @@ from phema_cli.trainers.clocks import has_number, images
 #: entries in which trainers store their settings, and names of the number of epochs among these.
 _SETTINGS = ("args", "config", "cfg", "hparams", "hyper_parameters", "opt", "train_args", "params")
 _EPOCHS = ("epochs", "num_epochs", "max_epochs", "n_epochs", "num_train_epochs", "max_epoch")
-#: what is told where ``--steps-per-epoch`` changes nothing.
 #: updates of an average for each step from which on a law can't count steps.
 _MORE_UPDATES = 1.5
 

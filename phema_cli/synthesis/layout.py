@@ -13,8 +13,7 @@ from pathlib import Path
 from phema_cli.errors import StorageError
 from phema_cli.formats import FORMATS, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint, DType
-from phema_cli.formats.dcp_write import INDEX_NAME
-from phema_cli.formats.image import FileImage, Specs
+from phema_cli.formats.image import INDEX_NAME, FileImage, Specs
 from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
 from phema_cli.snapshots.base import Snapshot
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from phema_cli.errors import InputError, UnsafePickleError, UsageError
 from phema_cli.formats import FORMATS, endings, read, writable
-from phema_cli.formats.dcp_write import INDEX_NAME
+from phema_cli.formats.image import INDEX_NAME
 from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.profiles.specs import step_of

@@ -17,11 +17,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import reading
 from phema_cli.formats.base import Checkpoint, Contents, StoredTensor
 from phema_cli.formats.reader import value_of
 from phema_cli.formats.remote import remote_errors
 from phema_cli.globs import matching
+from phema_cli.options import number_text
 from phema_cli.trainers.nested import TOP, groups, inside
 
 Role = Literal["raw", "average", "unknown"]
@@ -39,7 +40,9 @@ _MOST_JSON_BYTES = 4 << 20
 class Trainer(Protocol):
     """What a trainer's module has.
 
-    It may also have ``LAWS``: the decay laws of this library, by the name that ``--average`` takes.
+    It may also have ``KEYS``: entries that all its files have at the top level, so that it is not
+    asked about others; and ``LAWS``: the decay laws of this library, by the name that ``--average``
+    takes.
     """
 
     #: the trainer's name in tables and messages.
@@ -162,7 +165,6 @@ class StoredFile:
 
     Attributes:
         contents: the content, as the format's module returns it.
-        path: the file that was read, or the directory that is the checkpoint.
         name: the snapshot's own name without ending: the file's, or the directory's where the
             file's says nothing (``model.safetensors``).
         file_name: the file's own name.
@@ -176,7 +178,6 @@ class StoredFile:
     """
 
     contents: Contents
-    path: Path
     name: str
     file_name: str
     folders: tuple[str, ...] = ()
@@ -192,8 +193,7 @@ class StoredFile:
         content = self.contents.content
         self.top = content if isinstance(content, Mapping) else {}
         self.metadata = self.contents.metadata
-        found = groups(content)
-        self.dicts, self.lists, self.everything = found.dicts, found.lists, found.everything
+        self.dicts, self.lists, self.everything = groups(content)
 
     def get(self, *keys: str) -> Any:  # noqa: ANN401 - files hold anything
         """The value under nested keys, in dicts and in the fields of objects; else None."""
@@ -243,10 +243,8 @@ class StoredFile:
             return {}
         path = self._folder.joinpath(*parts)
         try:
-            with remote_errors(path):
+            with reading(path), remote_errors(path):
                 return read_object(path)
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
         except (ValueError, RecursionError):
             # The file of another tool.
             return {}
@@ -255,7 +253,7 @@ class StoredFile:
         """Whether a file of such a name is beside this one; ``..`` leads up."""
         if self.beside is not None and "/" not in glob:
             return _has(self.beside, glob)
-        with remote_errors(self.path):
+        with remote_errors(self.contents.path):
             return any(True for _ in self._folder.glob(glob))
 
     @property
@@ -265,8 +263,9 @@ class StoredFile:
 
     @property
     def _folder(self) -> Path:
-        """The directory of the file that was read."""
-        return self.path.parent if self.path.name == self.file_name else self.path
+        """The directory of the file that was read; in some formats it is the checkpoint."""
+        path = self.contents.path
+        return path.parent if path.name == self.file_name else path
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
@@ -317,6 +316,12 @@ def parsed(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def law_text(name: str, **numbers: float | None) -> str:
+    """A law in the words of ``--average``; None of a number leaves it to its default."""
+    given = (f"{key}={number_text(n)}" for key, n in numbers.items() if n is not None)
+    return f"{name}:{','.join(given)}"
 
 
 def escaped(name: str) -> str:

@@ -4,8 +4,6 @@ A word may stand anywhere in a snapshot's own name. The name of a directory abov
 it is a word and a number and nothing else.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Composer: once its EMA has begun, ``state.model`` is the average; the raw weights are beside."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
 from phema_cli.trainers.nested import inside, tensors_of
 

@@ -1,7 +1,5 @@
 """NVIDIA Cosmos: a power EMA in ``net_ema.`` beside ``net.``, or under ``ema`` without dots."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
@@ -54,14 +52,12 @@ def _dashed(file: StoredFile) -> Reading | None:
     found = file.matches(_RANK) or {}
     rank = int(found.get("rank", 0))
     counted = rank or (found and file.has_beside(f"{found['first']}_RANK1.*"))
-    index = rank if counted else None
-    first = None if index is None else 0
     series = Series(
         average,
         "average",
         _NESTED[1],
-        index=index,
-        first_index=first,
+        index=rank if counted else None,
+        first_index=0,
         hint=_HINT,
         part=len(average) < len(raw),
     )

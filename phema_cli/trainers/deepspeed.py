@@ -1,7 +1,5 @@
 """DeepSpeed: the engine's own files, with ZeRO's beside them."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.errors import InputError

@@ -1,7 +1,5 @@
 """denoising-diffusion-pytorch: ema_pytorch's average, raw weights twice, milestones in names."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "denoising-diffusion-pytorch"
@@ -9,12 +7,11 @@ FILES = "`model-<milestone>.pt` of `step`, `model`, `opt`, `ema`, `version`"
 CALL = "`--average ema-pytorch:beta=0.995,every=10`"
 SOURCE = "lucidrains/denoising-diffusion-pytorch, denoising_diffusion_pytorch.py"
 
-_KEYS = {"step", "model", "opt", "ema", "version"}
+KEYS = {"step", "model", "opt", "ema", "version"}
 
 
 def read(file: StoredFile) -> Reading | None:
     """The clock is ``step``; ema_pytorch's own module reads the average."""
     clock = file.clock("step")
-    if clock is None or not file.top.keys() >= _KEYS:
-        return None
-    return Reading(clock=clock, hint="ema-pytorch:beta=0.995,every=10")
+    hint = "ema-pytorch:beta=0.995,every=10"
+    return None if clock is None else Reading(clock=clock, hint=hint)

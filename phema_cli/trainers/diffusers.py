@@ -1,17 +1,14 @@
 """diffusers' ``EMAModel``: ``unet_ema`` beside ``unet``, or a list of tensors with its settings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from phema_cli.errors import InputError
-from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, inverse, ratio
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, real, shown
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text, real, shown
 
 NAME = "diffusers"
 FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
@@ -56,8 +53,12 @@ def read(file: StoredFile) -> Reading | None:
     return Reading(tuple(found), clock) if found else None
 
 
-def law_of(settings: Mapping[Any, Any]) -> str:
+def law_of(settings: Mapping[Any, Any], every: float | None = None) -> str:
     """The law of an ``EMAModel`` by its settings.
+
+    Args:
+        settings: its own, by their names.
+        every: steps from one update to the next, if there are several.
 
     Raises:
         InputError: a setting is not a number.
@@ -65,23 +66,22 @@ def law_of(settings: Mapping[Any, Any]) -> str:
     copied = real(settings.get("warmup_steps"))
     if copied is not None and copied > 0:
         # SimpleTuner's own setting: copies, then a constant decay.
-        return f"exponential:beta={_setting(settings, 'decay')},start={number_text(copied - 1)}"
-    parts = [
-        f"{key}={_setting(settings, name)}"
-        for name, key in _SETTINGS
-        if settings.get(name) is not None
-    ]
+        beta = _setting(settings, "decay")
+        return law_text("exponential", beta=beta, start=copied - 1, every=every)
+    numbers = {
+        key: _setting(settings, name) for name, key in _SETTINGS if settings.get(name) is not None
+    }
     warmup = settings.get("use_ema_warmup")
-    parts += [f"warmup={int(bool(warmup))}"] if warmup is not None else []
-    return f"diffusers:{','.join(parts)}"
+    numbers |= {} if warmup is None else {"warmup": float(bool(warmup))}
+    return law_text("diffusers", **numbers, every=every)
 
 
-def _setting(settings: Mapping[Any, Any], name: str) -> str:
-    """A setting as ``--average`` takes it."""
+def _setting(settings: Mapping[Any, Any], name: str) -> float:
+    """A setting that must be a number."""
     number = real(settings.get(name))
     if number is None:
         raise InputError(f"its {name} is {shown(settings.get(name))}, not a number")
-    return number_text(number)
+    return number
 
 
 def _clock(updates: object, field: str) -> Clock | None:

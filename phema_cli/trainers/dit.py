@@ -1,7 +1,5 @@
 """DiT and SiT: ``0050000.pt`` with the raw weights, their average, and no step inside."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
@@ -12,12 +10,12 @@ CALL = "`--average exponential:beta=0.9999`"
 SOURCE = "facebookresearch/DiT and willisma/SiT, train.py"
 
 _NAME = re.compile(r"(?P<step>\d{7,})")
-_KEYS = {"model", "ema", "opt", "args"}
+KEYS = {"model", "ema", "opt", "args"}
 
 
 def read(file: StoredFile) -> Reading | None:
     """Only the code has the decay, and only the name has the step."""
-    if set(file.top) != _KEYS or not {"model", "ema"} <= file.dicts.keys():
+    if set(file.top) != KEYS or not {"model", "ema"} <= file.dicts.keys():
         return None
     found = file.matches(_NAME)
     clock = None if found is None else Clock(float(found["step"]), "steps", "step", "name")

@@ -1,14 +1,11 @@
 """EDM2 and EDM1: pickled networks, one average a file."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, law_text
 from phema_cli.trainers.clocks import images
 
 NAME = "EDM2"
@@ -74,5 +71,4 @@ def _law(file: StoredFile, options: Mapping[str, Any]) -> str | None:
     if ratio is None:
         # No ramp: the images shown never limit the half-life, of which one batch has its share.
         ratio = _NO_RAMP
-    numbers = {"halflife": kimg * 1000, "ratio": ratio, "batch": batch}
-    return "rampup:" + ",".join(f"{name}={number_text(n)}" for name, n in numbers.items())
+    return law_text("rampup", halflife=kimg * 1000, ratio=ratio, batch=batch)

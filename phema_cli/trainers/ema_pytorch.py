@@ -1,7 +1,5 @@
 """ema-pytorch and posthoc-ema: ``EMA``, ``KarrasEMA`` and ``PostHocEMA``, alone or in any dict."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator
@@ -77,7 +75,7 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         power=_LAW,
         spacing_warning=_SPACING,
         index=None if index is None else int(index),
-        first_index=None if index is None else 0,
+        first_index=0,
         updates=calls if index is None else None,
         hint=None if index else "ema-pytorch:beta=0.9999,every=10,update_after=100",
         label=None if index is None else f"average {index}",

@@ -1,11 +1,8 @@
 """ConvNeXt, MAE, MAR, JiT and others: ``checkpoint-<epoch>.pth`` with the epoch inside."""
 
-from __future__ import annotations
-
 import re
 
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "ConvNeXt and its kin"
 FILES = "`checkpoint-<epoch>.pth` of `model`, `optimizer`, `epoch`, `args`, and their averages"
@@ -15,13 +12,13 @@ SOURCE = (
     "a copy of LTH14/JiT, util/misc.py"
 )
 
-_KEYS = {"model", "optimizer", "epoch", "args"}
+KEYS = {"model", "optimizer", "epoch", "args"}
 _AVERAGE = re.compile(r"model_ema(?P<number>\d*)")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The epoch counts from 0 and is complete; the arguments have constant decays."""
-    if not file.top.keys() >= _KEYS or "model" not in file.dicts:
+    if "model" not in file.dicts:
         return None
     epoch = file.number("epoch")
     clock = None if epoch is None else Clock(epoch + 1, "epochs", "epoch")
@@ -39,5 +36,5 @@ def _average(file: StoredFile, key: str) -> Series | None:
     number = found["number"]
     names = [f"ema_decay{number}"] if number else ["model_ema_decay", "ema_rate", "ema_decay"]
     decay = next((d for name in names if (d := file.number("args", name)) is not None), None)
-    law = None if decay is None else f"exponential:beta={number_text(decay)}"
+    law = None if decay is None else law_text("exponential", beta=decay)
     return Series(file.dicts[key], "average", key, law=law)

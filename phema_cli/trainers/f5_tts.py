@@ -1,7 +1,5 @@
 """F5-TTS: ema_pytorch's average under ``ema_model_state_dict``."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "F5-TTS"
@@ -9,11 +7,11 @@ FILES = "`model_1000.pt` of `model_state_dict` and `ema_model_state_dict`"
 CALL = "`--average ema-pytorch:beta=0.9999,every=10,update_after=100`"
 SOURCE = "SWivid/F5-TTS, src/f5_tts/model/trainer.py"
 
+KEYS = {"update", "ema_model_state_dict"}
+
 
 def read(file: StoredFile) -> Reading | None:
     """The clock is ``update``; ema_pytorch's own module reads the average."""
     clock = file.clock("update")
-    if clock is None or "ema_model_state_dict" not in file.top:
-        return None
     hint = "ema-pytorch:beta=0.9999,every=10,update_after=100"
-    return Reading(clock=clock, hint=hint)
+    return None if clock is None else Reading(clock=clock, hint=hint)

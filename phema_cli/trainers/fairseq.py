@@ -1,21 +1,19 @@
 """fairseq: the average in ``extra_state.ema``, the number of updates in the optimizer's history."""
 
-from __future__ import annotations
-
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "fairseq"
 FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
 CALL = "`--average exponential:beta=0.9999`; without EMA `--raw`"
 SOURCE = "facebookresearch/fairseq, checkpoint_utils.py, trainer.py, models/ema/ema.py"
 
+KEYS = {"optimizer_history", "extra_state"}
 _AVERAGE, _EXACT, _RAW = "extra_state.ema", "extra_state.ema_fp32_params", "model"
 
 
 def read(file: StoredFile) -> Reading | None:
-    """``optimizer_history`` and ``extra_state`` mark its files."""
-    if not {"optimizer_history", "extra_state"} <= file.top.keys() or _RAW not in file.dicts:
+    """The last entry of ``optimizer_history`` has the clock."""
+    if _RAW not in file.dicts:
         return None
     history = file.get("optimizer_history")
     last = history[-1] if isinstance(history, list) and history else {}
@@ -38,7 +36,9 @@ def _law(file: StoredFile) -> str | None:
         return None
     every = file.number("cfg", "ema", "ema_update_freq") or 1
     start = file.number("cfg", "ema", "ema_start_update") or 0
-    parts = [f"beta={number_text(decay)}"]
-    parts += [f"every={number_text(every)}"] if every > 1 else []
-    parts += [f"start={number_text(start - 1)}"] if start > 1 else []
-    return f"exponential:{','.join(parts)}"
+    return law_text(
+        "exponential",
+        beta=decay,
+        every=every if every > 1 else None,
+        start=start - 1 if start > 1 else None,
+    )

@@ -4,8 +4,6 @@ Averages are known by the word for them (``ema``, ``shadow``, ...) in the key of
 the beginning of their names, and by raw weights of the same names and shapes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """guided-diffusion and others like it: a file each for average, raw weights and optimizer."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile

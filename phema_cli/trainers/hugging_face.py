@@ -1,7 +1,5 @@
 """Directories of the Hugging Face Trainer and of accelerate."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile

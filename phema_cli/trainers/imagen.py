@@ -1,7 +1,5 @@
 """imagen-pytorch: a list of ema_pytorch's averages, one of each network of the cascade."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under
@@ -11,14 +9,14 @@ FILES = "`checkpoint.<step>.pt` of `model`, `version`, `steps`, `ema`"
 CALL = "`--average ema-pytorch:beta=0.9999,every=10`; `--key ema.0` where several networks train"
 SOURCE = "lucidrains/imagen-pytorch, imagen_pytorch/trainer.py"
 
-_KEYS = {"model", "version", "steps", "ema"}
+KEYS = {"model", "version", "steps", "ema"}
 _RAW, _AVERAGES = "model", "ema"
 _HINT = "ema-pytorch:beta=0.9999,every=10"
 
 
 def read(file: StoredFile) -> Reading | None:
     """The averages of networks that were trained, under the names of the whole model."""
-    if not file.top.keys() >= _KEYS or not {_RAW, _AVERAGES} <= file.dicts.keys():
+    if not {_RAW, _AVERAGES} <= file.dicts.keys():
         return None
     found = list(_averages(file, file.dicts[_AVERAGES]))
     raw = Series(file.dicts[_RAW], "raw", _RAW)

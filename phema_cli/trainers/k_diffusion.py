@@ -1,14 +1,11 @@
 """k-diffusion: ``model_ema`` beside ``model``, and its law in ``ema_sched``."""
 
-from __future__ import annotations
-
 import math
 
-from phema_cli.options import number_text
 from phema_cli.profiles.grammar import CAP, EVERY, FLOOR, POSITIVE, STEPS, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, inverse
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "k-diffusion"
 FILES = "`<name>_00010000.pth` of `model`, `model_ema`, `ema_sched`"
@@ -30,13 +27,10 @@ def read(file: StoredFile) -> Reading | None:
     updates = file.number(_SCHEDULE, "last_epoch")
     if updates is None or "model_ema" not in file.dicts:
         return None
-    numbers = [(key, file.number(_SCHEDULE, name)) for name, key in _SETTINGS]
-    law = ",".join(f"{key}={number_text(n)}" for key, n in numbers if n is not None)
+    law = law_text("k-diffusion", **{key: file.number(_SCHEDULE, name) for name, key in _SETTINGS})
     step = file.number("step")
     clock = Clock(updates if step is None else step, "steps", "step")
-    average = Series(
-        file.dicts["model_ema"], "average", "model_ema", law=f"k-diffusion:{law}", updates=updates
-    )
+    average = Series(file.dicts["model_ema"], "average", "model_ema", law=law, updates=updates)
     raw = [Series(file.dicts["model"], "raw", "model")] if "model" in file.dicts else []
     return Reading((average, *raw), clock)
 

@@ -1,7 +1,5 @@
 """kohya's sd-scripts and musubi-tuner: raw weights, their clock in the metadata."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, parsed

@@ -1,7 +1,5 @@
 """nanoGPT, litgpt, OLMo and OLMo-core: raw weights, each with its own keys and clock."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under, without

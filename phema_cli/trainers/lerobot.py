@@ -1,8 +1,5 @@
 """LeRobot: ``pretrained_model`` and ``pretrained_model_ema`` in a directory of the step."""
 
-from __future__ import annotations
-
-from phema_cli.options import number_text
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 from phema_cli.trainers.diffusers import law_of
 
@@ -60,5 +57,4 @@ def _law(file: StoredFile, batches: float) -> str | None:
         settings["min_decay"] = constant
     elif "max_decay" in settings:
         settings["decay"] = settings["max_decay"]
-    spacing = f",every={number_text(batches)}" if batches > 1 else ""
-    return f"{law_of(settings)}{spacing}"
+    return law_of(settings, every=batches if batches > 1 else None)

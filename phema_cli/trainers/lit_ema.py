@@ -1,14 +1,11 @@
 """LitEma of latent-diffusion: an average among the raw weights, its names without their dots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
 
 from phema_cli.errors import InputError
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Reading, Series, StoredFile, Tensors, under, without
+from phema_cli.trainers.base import Reading, Series, StoredFile, Tensors, law_text, under, without
 
 NAME = "LitEma"
 FILES = "any `.ckpt` with `model_ema.decay` and `model_ema.num_updates` among its tensors"
@@ -38,8 +35,8 @@ def _both(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Itera
         raise InputError("its decay or num_updates is not a number")
     grows = updates >= 0
     # The decay as it was written, before float32 rounded it.
-    beta = number_text(float(str(np.float32(decay))))
-    law = f"{'warmup' if grows else 'exponential'}:beta={beta}"
+    beta = float(str(np.float32(decay)))
+    law = law_text("warmup" if grows else "exponential", beta=beta)
     if raw:
         yield Series(raw, "raw", within)
     yield Series(

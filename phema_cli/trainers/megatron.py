@@ -1,7 +1,5 @@
 """Megatron-core's ``torch_dist`` checkpoints, and its older files of one rank each."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.errors import InputError

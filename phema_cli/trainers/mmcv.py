@@ -1,7 +1,5 @@
 """mmcv's EMAHook: the average among the weights, as buffers whose names have no dots."""
 
-from __future__ import annotations
-
 from phema_cli.errors import InputError
 from phema_cli.trainers.base import Reading, StoredFile
 

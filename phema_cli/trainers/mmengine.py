@@ -1,7 +1,5 @@
 """MMEngine's EMAHook: it stores the average as ``state_dict``, the raw weights beside it."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "MMEngine"

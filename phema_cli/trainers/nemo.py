@@ -1,9 +1,6 @@
 """NeMo's EMA callback: ``<name>-EMA.ckpt`` holds the average, ``<name>.ckpt`` the raw weights."""
 
-from __future__ import annotations
-
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Reading, Series, StoredFile, escaped
+from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, law_text
 from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
@@ -11,14 +8,15 @@ FILES = "`<name>-EMA.ckpt` beside `<name>.ckpt`, or one file with a list in `opt
 CALL = "`phema inspect DIR`"
 SOURCE = "NVIDIA/NeMo, nemo/collections/common/callbacks/ema.py"
 
-_MARK, _WEIGHTS, _ENDING = "pytorch-lightning_version", "state_dict", "-EMA"
+KEYS = {"pytorch-lightning_version"}
+_WEIGHTS, _ENDING = "state_dict", "-EMA"
 _STATE = ("optimizer_states", "0")
 _HINT = "exponential:beta=0.999"
 
 
 def read(file: StoredFile) -> Reading | None:
     """Lightning's checkpoints, the average in a file of its own or in the optimizer's state."""
-    if _MARK not in file.top or _WEIGHTS not in file.dicts:
+    if _WEIGHTS not in file.dicts:
         return None
     weights, law = file.dicts[_WEIGHTS], _law(file)
     if file.name.endswith(_ENDING):
@@ -45,5 +43,5 @@ def _law(file: StoredFile) -> str | None:
     decay, every = (file.number(*_STATE, key) for key in ("decay", "every_n_steps"))
     if decay is None or every is None or file.get(*_STATE, "ema") is None:
         return None
-    spacing = f",every={number_text(every)},start=1" if every > 1 else ""
-    return f"exponential:beta={number_text(decay)}{spacing}"
+    spacing = {"every": every, "start": 1.0} if every > 1 else {}
+    return law_text("exponential", beta=decay, **spacing)

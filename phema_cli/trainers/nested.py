@@ -1,11 +1,8 @@
 """Finds the dicts and lists of tensors in a file, wherever they are nested."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from phema_cli.formats.base import StoredTensor, Tensors
 from phema_cli.formats.objects import module_tensors
@@ -59,34 +56,29 @@ _OPTIMIZER = {"state", "param_groups"}
 Group = tuple[Mapping[str, StoredTensor], bool]
 
 
-@dataclass(slots=True)
-class Groups:
-    """The dicts and lists of tensors in a file, each by its dotted key.
-
-    Attributes:
-        dicts: dicts of a model's tensors.
-        lists: lists of a model's tensors; the name of a tensor is its number.
-        everything: all dicts and lists with tensors, a trainer's own state too.
-    """
-
-    dicts: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
-    lists: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
-    everything: dict[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
+#: such mappings by their dotted keys.
+Groups = dict[str, Mapping[str, StoredTensor]]
 
 
-def groups(content: object) -> Groups:
+def groups(content: object) -> tuple[Groups, Groups, Groups]:
     """The dicts and lists of tensors in the content of a file.
 
     These are the one at the top level, and below it the outermost ones.
+
+    Returns:
+        Dicts of a model's tensors; lists of a model's tensors, in which the name of a tensor is its
+        number; and all dicts and lists with tensors, a trainer's own state too.
     """
-    result = Groups()
+    dicts: Groups = {}
+    lists: Groups = {}
+    everything: Groups = {}
     top = tensors_of(content)
     found = [] if top is None else [(TOP, *top)]
     if not (found and isinstance(content, Inert)):
         # Not a whole module: there may be dicts and lists below the top level.
         found += _outermost(content)
     for key, tensors, named in found:
-        result.everything[key] = tensors
+        everything[key] = tensors
         # A callback may keep an average; all else of a trainer's own state is no weights.
         callback = _CALLBACKS.match(key) and AVERAGE.search(key)
         is_state = key != TOP and not callback and _STATE.search(key)
@@ -94,8 +86,8 @@ def groups(content: object) -> Groups:
             continue
         # Tensors of integers and single numbers are counters.
         if any(t.dtype.kind != "exact" and t.shape for t in tensors.values()):
-            (result.dicts if named else result.lists)[key] = tensors
-    return result
+            (dicts if named else lists)[key] = tensors
+    return dicts, lists, everything
 
 
 def _outermost(content: object) -> Iterator[tuple[str, Mapping[str, StoredTensor], bool]]:

@@ -1,7 +1,5 @@
 """OneTrainer: with its EMA on, saved files are the average; only metadata may say so."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -9,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, EVERY, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, ratio
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "OneTrainer"
 FILES = "`<prefix><date>-save-<step>-<epoch>-<step of the epoch>.safetensors`"
@@ -52,7 +49,7 @@ def _law(file: StoredFile, config: Mapping[str, Any]) -> str | None:
     decay, every = (file.value(config.get(k)) for k in ("ema_decay", "ema_update_step_interval"))
     if decay is None or every is None:
         return None
-    return f"onetrainer:beta={number_text(decay)},every={number_text(every)}"
+    return law_text("onetrainer", beta=decay, every=every)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

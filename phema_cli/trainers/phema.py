@@ -1,16 +1,13 @@
 """phema's own tracker: gamma and step in the metadata and in the name."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 
 from phema_cli.errors import PhemaError
-from phema_cli.options import number_text
 from phema_cli.profiles import gamma_from_sigma_rel
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, parsed
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text, parsed
 
 NAME = "phema"
 FILES = "`<name>-step0001000-gamma5.safetensors`"
@@ -39,7 +36,7 @@ def read(file: StoredFile) -> Reading | None:
     within, tensors = next(iter(file.dicts.items()), (".", {}))
     if entries:
         field, value = next(iter(entries.items()))
-        law, doubt = f"power:{field}={number_text(parsed(value))}", _doubt(entries, gamma)
+        law, doubt = law_text("power", **{field: parsed(value)}), _doubt(entries, gamma)
         return Reading((Series(tensors, "average", within, law=law, doubt=doubt),), clock)
     law = f"power:gamma={gamma}"
     return Reading((Series(tensors, "average", within, law=law, evidence="name"),), clock)

@@ -1,7 +1,5 @@
 """The trainers that phema knows, one line each, and what all of them together know of a file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +13,7 @@ from phema_cli.trainers.base import Clock, Series, StoredFile, Trainer
 from phema_cli.trainers.clocks import clocks_of
 from phema_cli.trainers.nested import by_path, is_state_key
 
-#: modules of this package: each is asked about every file, in this order.
+#: modules of this package, in the order in which they are asked about a file.
 _MODULES = (
     "phema",
     "tutorial",
@@ -56,6 +54,8 @@ TRAINERS: tuple[Trainer, ...] = tuple(
     cast("Trainer", import_module(f"phema_cli.trainers.{name}")) for name in _MODULES
 )
 
+#: entries that files of a trainer without ``KEYS`` have.
+_ANY: frozenset[str] = frozenset()
 #: the decay laws that trainers have, by the name that ``--average`` takes.
 LAWS: Mapping[str, LawForm] = {
     name: form for trainer in TRAINERS for name, form in getattr(trainer, "LAWS", {}).items()
@@ -101,7 +101,9 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
         InputError: a module refuses the file, or several networks could be meant.
         UnsafePickleError: weights have tensors beside them that an unknown object hides.
     """
-    answers = [(t.NAME, r) for t in TRAINERS if (r := t.read(file)) is not None]
+    entries = file.top.keys()
+    asked = (t for t in TRAINERS if getattr(t, "KEYS", _ANY) <= entries)
+    answers = [(t.NAME, r) for t in asked if (r := t.read(file)) is not None]
     trainers, readings = tuple(name for name, _ in answers), [r for _, r in answers]
     left_out = next((r.left_out for r in readings if r.left_out is not None), None)
     if left_out is None and file.everything and not (file.dicts or file.lists):

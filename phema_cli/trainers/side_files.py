@@ -1,14 +1,12 @@
 """Files beside the weights: those that a model needs to be loaded, and a trainer's own state."""
 
-from __future__ import annotations
-
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import reading
 from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.globs import matching
 
@@ -63,16 +61,19 @@ def side_files(folder: Path) -> tuple[list[SideFile], list[str]]:
     found: list[SideFile] = []
     refused: list[str] = []
     left = _MOST_BYTES
-    for path, mode, size in _listed(folder):
+    with reading(folder), remote_errors(folder):
+        paths = sorted(folder.iterdir(), key=lambda p: p.name)
+        listed = [(p, p.stat() if is_remote(p) else p.lstat()) for p in paths]
+    for path, status in listed:
         if path.name.startswith(".") or not needed(path.name) or not_needed(path.name):
             continue
-        if stat.S_ISLNK(mode):
+        if stat.S_ISLNK(status.st_mode):
             refused.append(f"{path.name} is a link")
-        elif len(found) == _MOST_FILES or size > left:
+        elif len(found) == _MOST_FILES or status.st_size > left:
             refused.append(f"{path.name} is too large, or one of too many")
-        elif stat.S_ISREG(mode):
-            found.append(SideFile(path, size))
-            left -= size
+        elif stat.S_ISREG(status.st_mode):
+            found.append(SideFile(path, status.st_size))
+            left -= status.st_size
     return found, refused
 
 
@@ -88,14 +89,3 @@ def library_of(base_name: str, settings: Mapping[str, Any]) -> str | None:
     if base_name in {"diffusion_pytorch_model", "pytorch_lora_weights"}:
         return "diffusers"
     return "transformers" if "model_type" in settings else None
-
-
-def _listed(folder: Path) -> Iterator[tuple[Path, int, int]]:
-    """The files in a directory by name, with mode and size; no link is followed."""
-    try:
-        with remote_errors(folder):
-            for path in sorted(folder.iterdir(), key=lambda p: p.name):
-                status = path.stat() if is_remote(path) else path.lstat()
-                yield path, status.st_mode, status.st_size
-    except OSError as error:
-        raise StorageError.wrap(error, folder, "read") from error

@@ -1,7 +1,5 @@
 """SimpleTuner: diffusers' average, of LoRAs in ``ema/``, and as numbered tensors in one dict."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Role, Series, StoredFile

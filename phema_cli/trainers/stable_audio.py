@@ -1,7 +1,5 @@
 """stable-audio-tools: ema_pytorch's average below ``diffusion_ema.`` and the like."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "stable-audio-tools"

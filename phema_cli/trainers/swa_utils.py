@@ -1,7 +1,5 @@
 """``torch.optim.swa_utils.AveragedModel``: ``n_averaged`` beside names below ``module.``."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "AveragedModel"

@@ -1,29 +1,26 @@
 """timm's training script: ``state_dict_ema`` beside ``state_dict``, epochs in names."""
 
-from __future__ import annotations
-
 import math
 import re
 
-from phema_cli.options import number_text
 from phema_cli.profiles.grammar import BETA, CALLS, EVERY, FLAG, FLOOR, POSITIVE, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, constant, inverse
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "timm"
 FILES = "`checkpoint-7.pth.tar`, `last.pth.tar`, `model_best.pth.tar`"
 CALL = "`--steps-per-epoch 1250`"
 SOURCE = "huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py, model_ema.py, train.py"
 
-_MARKS = {"arch", "epoch", "version", "state_dict"}
+KEYS = {"arch", "epoch", "version", "state_dict"}
 _AVERAGE, _RAW = "state_dict_ema", "state_dict"
 _RECOVERY = re.compile(r"recovery.*")
 
 
 def read(file: StoredFile) -> Reading | None:
     """The epoch counts from 0 and is complete; the arguments have the law of the average."""
-    if not file.top.keys() >= _MARKS or _RAW not in file.dicts:
+    if _RAW not in file.dicts:
         return None
     if file.matches(_RECOVERY) is not None:
         return Reading(left_out="it was stored in the middle of an epoch")
@@ -41,7 +38,7 @@ def _law(file: StoredFile) -> str | None:
     if decay is None:
         return None
     grows = bool(file.get("args", "model_ema_warmup"))
-    return f"timm:beta={number_text(decay)},warmup={int(grows)}"
+    return law_text("timm", beta=decay, warmup=grows)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

@@ -1,9 +1,6 @@
 """torch_ema and score_sde: a list of tensors, its decay and how often it was updated."""
 
-from __future__ import annotations
-
-from phema_cli.options import number_text
-from phema_cli.trainers.base import Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile, law_text
 
 NAME = "torch_ema"
 FILES = "a dict of `shadow_params`, `decay` and `num_updates` in any file"
@@ -30,7 +27,7 @@ def read(file: StoredFile) -> Reading | None:
                 tensors,
                 "average",
                 key,
-                law=f"{name}:beta={number_text(decay)}",
+                law=law_text(name, beta=decay),
                 grows=None if updates is None else name,
                 updates=updates,
                 unnamed=True,

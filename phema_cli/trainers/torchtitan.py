@@ -1,7 +1,5 @@
 """torchtitan: raw weights at the top, and an EMA kept as an optimizer's state."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.formats.base import StoredTensor

@@ -1,7 +1,5 @@
 """The karras-power-ema tutorial: ``model_ema_1_{i}.pth`` and ``model_ema_2_{i}.pth``."""
 
-from __future__ import annotations
-
 import re
 
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile

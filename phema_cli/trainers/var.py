@@ -1,7 +1,5 @@
 """VAR: no average of weights, a frozen second model, and epochs counted from 1."""
 
-from __future__ import annotations
-
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "VAR"
