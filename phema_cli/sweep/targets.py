@@ -275,7 +275,7 @@ class Planner:
                 (profile,) = make_targets(self.snapshots, request)
         except PhemaError:
             return None
-        return command(self.scan.roots, replace(self.request, output=None), profile, None)
+        return command(self.scan.roots, self.request, profile)
 
     def check_room(self, targets: Sequence[Target]) -> None:
         """Refuse a --max-disk that can't be kept."""
