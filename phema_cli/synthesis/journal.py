@@ -154,8 +154,8 @@ def _facts(recipe: Recipe) -> Iterator[object]:
         # Which dict of a file is read, and what its tensors' names began with.
         yield source.checkpoint.key, source.checkpoint.home
     for output in recipe.outputs:
-        yield str(output.path), [str(p) for p in output.finals], output.index and output.index[1]
-        for file in output.files:
+        yield str(output.path), [str(p) for p in output.finals]
+        for file in output.made:
             yield file.image.size_bytes
             for offset, data in file.image.segments:
                 yield offset

@@ -214,13 +214,12 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
     _check_space(recipe)
     for output in recipe.outputs:
         with writing(output.path):
-            for file in output.files if not lead.done else ():
+            for file in output.made:
+                if lead.done and file is not output.index:
+                    continue
                 create(output.staged(file.path), file.image.size_bytes, file.image.segments)
             for beside in output.beside:
                 _make_beside(beside, output.staged(beside.path))
-            if output.index is not None:
-                path, data = output.index
-                create(output.staged(path), len(data), [(0, data)])
             sync_folder(output.staging)
 
 
@@ -326,7 +325,7 @@ def publish(output: Output) -> None:
     with writing(output.path):
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
-        index = [p for p in waiting if output.index is not None and p == output.index[0]]
+        index = [p for p in waiting if output.index is not None and p == output.index.path]
         stale = output.stale()
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)
