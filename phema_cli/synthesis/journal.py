@@ -16,8 +16,7 @@ from phema_cli._version import __version__
 from phema_cli.errors import UsageError
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.system.files import removal, size_of, sync_folder
-from phema_cli.system.locks import ENDING
-from phema_cli.system.log import Log
+from phema_cli.system.log import ENDING, Log
 
 NAME = "journal"
 _SCHEMA = "phema/partial/1"
