@@ -200,8 +200,8 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     program = """
         from phema_cli.sweep.evaluation import Evaluator, Workers
         evaluator = Evaluator("sleep 1 # {path}", timeout=0.2)
-        with Workers(1) as workers:
-            workers.start("x", lambda _: evaluator.start({"path": "x"}))
+        with Workers(evaluator, 1) as workers:
+            workers.start("x", {"path": "x"})
             ((_, result),) = workers.ended(lambda: None)
         print(result.failure)
     """

@@ -216,11 +216,15 @@ class Workers(Generic[Job]):
     """Commands that run at the same time; when the block ends none of them does any more.
 
     Args:
+        evaluator: what starts them.
         count: how many may run.
+        log: as :meth:`Evaluator.start` has it.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, evaluator: Evaluator, count: int, log: Path | None = None) -> None:
+        self._evaluator = evaluator
+        self._count = count
+        self._log = log
         self._running: dict[int, tuple[Job, Running]] = {}
 
     def __enter__(self) -> Self:
@@ -239,12 +243,13 @@ class Workers(Generic[Job]):
     @property
     def is_full(self) -> bool:
         """Whether no other command may run now."""
-        return len(self._running) >= self.count
+        return len(self._running) >= self._count
 
-    def start(self, job: Job, begin: Callable[[int], Running]) -> None:
-        """Start a job on the first worker that is free, whose number ``begin`` gets."""
-        worker = next(i for i in range(self.count) if i not in self._running)
-        self._running[worker] = job, begin(worker)
+    def start(self, job: Job, values: Mapping[str, str]) -> None:
+        """Start a job on the first worker that is free; its number is a value too."""
+        worker = next(i for i in range(self._count) if i not in self._running)
+        running = self._evaluator.start({**values, "worker": str(worker)}, self._log)
+        self._running[worker] = job, running
 
     def ended(self, meanwhile: Callable[[], None]) -> list[tuple[Job, Result]]:
         """Wait until a job has ended, and give those that have.

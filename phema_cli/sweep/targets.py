@@ -23,7 +23,7 @@ from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import FURTHER_POINTS, Limits, spread_out
 from phema_cli.sweep import families
-from phema_cli.sweep.baselines import Baseline, baselines
+from phema_cli.sweep.baselines import baselines
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.families import SIGMA_REL, Family
 from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
@@ -157,7 +157,12 @@ class Planner:
         kinds = {one.label: one.kind for one in stored}
         labels = {target.label for target in given}
         more = [one for one in stored if one.label not in labels]
-        made = self._targets(_joined(request, more))
+        gammas = [one.gamma for one in more if one.gamma is not None]
+        specs = [one.spec for one in more if one.spec is not None]
+        joined = replace(
+            request, gamma=(*gammas, *request.gammas), profile=(*request.profiles, *specs)
+        )
+        made = self._targets(joined)
         marked = [replace(t, baseline=kinds.get(t.profile.label)) for t in made]
         return sorted(marked, key=lambda t: t.baseline is None)
 
@@ -320,17 +325,6 @@ def _is_allowed(figures: Figures) -> bool:
     error = figures.sigma_error
     per_cent = 100 * figures.expected_error if error is None else error
     return figures.verdict != "poor" or per_cent <= _ALLOWED
-
-
-def _joined(request: Request, stored: Sequence[Baseline]) -> Request:
-    """The request with baselines too."""
-    gammas = [one.gamma for one in stored if one.gamma is not None]
-    specs = [one.spec for one in stored if one.spec is not None]
-    return replace(
-        request,
-        gamma=(*gammas, *request.gammas),
-        profile=(*request.profiles, *specs),
-    )
 
 
 def _digest(value: object) -> str:
