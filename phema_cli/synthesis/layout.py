@@ -17,6 +17,7 @@ from phema_cli.formats.dcp_write import INDEX_NAME
 from phema_cli.formats.image import FileImage, Specs
 from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
 from phema_cli.snapshots.base import Snapshot
+from phema_cli.system.files import writing
 
 DEFAULT_FORMAT = "safetensors"
 ENDING = ".safetensors"
@@ -179,20 +180,17 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
         names: files of which a directory has to hold one; none for a file. By default both will do,
             and any checkpoint.
     """
-    try:
+    with writing(path):
         real = Path(os.path.realpath(path))
         if any(p.with_name(p.name + PARTIAL).exists() for p in (path, real)):
             # A run that was interrupted may not have given all names.
             return False
         if path.is_file():
             return not names
-        whole = names
         if names is None:
             bases = BASE_NAMES.values()
-            whole = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
-        return any((path / name).exists() for name in whole or ())
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error
+            names = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
+        return any((path / name).exists() for name in names)
 
 
 def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:

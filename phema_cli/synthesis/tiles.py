@@ -12,10 +12,9 @@ from phema_cli.formats.packing import places_of
 from phema_cli.formats.reader import FileReader
 from phema_cli.formats.strided import is_plain
 from phema_cli.snapshots.base import distinct
-from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tensors import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +122,6 @@ class Run:
     def size_bytes(self) -> int:
         """Bytes in an output."""
         return self.segment.plan.kind.out.size_bytes(self.stop - self.start)
-
-
-def make_averager(recipe: Recipe) -> Averager:
-    """What averages the recipe's tiles; its rows are those of ``recipe.used`` or ``rows``."""
-    kinds, weights = averaged_kinds(recipe.tensors), recipe.weights[recipe.used]
-    rows = recipe.rows
-    return Averager(kinds, weights, recipe.sums, recipe.tile_elements, rows)
 
 
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:

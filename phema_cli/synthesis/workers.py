@@ -22,11 +22,12 @@ from phema_cli.formats.crc32 import Ranges
 from phema_cli.formats.damage import packed_files, unchecked
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
+from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.memory import held_bytes
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Recorder, check_inputs
-from phema_cli.synthesis.tensors import TensorPlan
-from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tiles import Run, Segment, runs, segments
 from phema_cli.system.files import start_flush, write_at, writing
 from phema_cli.system.pools import Pool, Progress, forked, threaded
 from phema_cli.system.processes import FORKS, files_of_each
@@ -81,7 +82,7 @@ def fill(
             parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
         except _NonFiniteError as error:
             raise count_nonfinite(recipe) from error
-    return merged(recipe, parts)
+    return Checks(recipe, parts)
 
 
 @contextmanager
@@ -152,24 +153,22 @@ class _Tile:
 class Checks:
     """CRC-32 of what workers have written and read, as far as formats have any.
 
+    Args:
+        recipe: what they do.
+        parts: those of several workers, which are joined.
+
     Attributes:
         written: of each tensor by its name and its place in the file, by output.
         read: of packed files, by their paths.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, parts: Iterable[Checks] = ()) -> None:
         self.written = [Ranges() for _ in recipe.outputs]
         self.read = Ranges()
-
-
-def merged(recipe: Recipe, parts: Iterable[Checks]) -> Checks:
-    """The checksums of several workers."""
-    whole = Checks(recipe)
-    for part in parts:
-        whole.read.update(part.read)
-        for own, more in zip(whole.written, part.written, strict=True):
-            own.update(more)
-    return whole
+        for part in parts:
+            self.read.update(part.read)
+            for own, more in zip(self.written, part.written, strict=True):
+                own.update(more)
 
 
 def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
@@ -250,7 +249,13 @@ class Worker:
         self._write = write
         self._read = read
         self._used = recipe.used
-        self._averager = make_averager(recipe)
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[self._used],
+            recipe.sums,
+            recipe.tile_elements,
+            recipe.rows,
+        )
         packed = [recipe.sources[i].checkpoint for i in self._used] if recipe.rows else []
         self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
