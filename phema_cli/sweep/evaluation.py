@@ -106,12 +106,17 @@ class Evaluator:
             StorageError: the command can't be started, or the log not be written.
         """
         line = self.command.format(**{k: quoted(v) for k, v in values.items()})
+        process = None
         try:
             out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
             try:
-                with (log or Path(os.devnull)).open("ab") as errors:
-                    process = _start(line, out.fileno(), errors.fileno() if log else None)
+                with (log or Path(os.devnull)).open("ab") as errors, held_signals():
+                    process = start(line, out.fileno(), errors.fileno() if log else None)
             except BaseException:
+                # One that a signal comes in the way of is ended again.
+                if process is not None:
+                    with held_signals():
+                        end(process, _GRACE)
                 out.close()
                 raise
         except OSError as error:
@@ -150,20 +155,6 @@ def _by_key(text: str, key: str) -> str | None:
         if isinstance(entry, int | float | str) and not isinstance(entry, bool):
             return str(entry)
     return None
-
-
-def _start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:
-    """Start a line of shell; one that a signal comes in the way of is ended again."""
-    process = None
-    try:
-        with held_signals():
-            process = start(line, out, errors)
-    except BaseException:
-        if process is not None:
-            with held_signals():
-                end(process, _GRACE)
-        raise
-    return process
 
 
 @dataclass(frozen=True, slots=True)

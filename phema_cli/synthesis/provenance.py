@@ -225,13 +225,20 @@ def model_card(
         made_by: the command line.
     """
     exact = isinstance(target, CombinationProfile)
-    head = _of_the_hub(sources[-1]) | {
+    error = None if math.isinf(figures.expected_error) else float(f"{figures.expected_error:.3g}")
+    head = {
+        # What the hub itself reads; None is left out.
+        "library_name": library_of(
+            sources[-1].checkpoint.base_name, _json(sources[-1], "config.json")
+        ),
+        "base_model": _base_model(sources[-1]),
+        "tags": ["merge", "checkpoint-averaging", "phema"],
         "phema": {
             "version": __version__,
             "merge_method": EXACT if exact else method,
             "target": target.label,
             "step": int(step) if step is not None and float(step).is_integer() else step,
-            "expected_error": None if exact else _rounded(figures.expected_error),
+            "expected_error": None if exact else error,
             "command": made_by,
             "sources": [
                 {"name": s.name, "average": s.tag.label, "weight": float(w)}
@@ -247,37 +254,21 @@ def model_card(
     shown = "".join(c if c.isprintable() else "?" for c in made_by)
     lines += ["```sh", shown, "```", ""]
     if not exact:
-        error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
-        lines += [f"Expected error: {error} ({figures.verdict}).", ""]
+        distance = "the distance by which averaging moves them"
+        part = f"{figures.expected_error:.2g} of {distance}"
+        lines += [f"Expected error: {part} ({figures.verdict}).", ""]
     seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= LEAST_WEIGHT]
     seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
     lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
     for i in seen:
         source = sources[i]
-        cells = (source.name, source.tag.label, _step(source), f"{weights[i]:+.6f}")
+        tag = source.tag
+        stored_at = "" if tag.step_origin == "order" else number_text(tag.step)
+        cells = (source.name, tag.label, stored_at, f"{weights[i]:+.6f}")
         lines.append(f"| {' | '.join(map(_escaped, cells))} |")
     if len(sources) > len(seen):
         lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
     return ("\n".join(lines) + "\n").encode()
-
-
-def _of_the_hub(newest: Snapshot) -> dict[str, Any]:
-    """What the hub itself reads of a card; None is left out."""
-    return {
-        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
-        "base_model": _base_model(newest),
-        "tags": ["merge", "checkpoint-averaging", "phema"],
-    }
-
-
-def _step(source: Snapshot) -> str:
-    """When a snapshot was stored; empty where nothing says it."""
-    return "" if source.tag.step_origin == "order" else number_text(source.tag.step)
-
-
-def _rounded(error: float) -> float | None:
-    """An expected error to three digits; None where there is no limit to it."""
-    return None if math.isinf(error) else float(f"{error:.3g}")
 
 
 def _meaning(target: Profile) -> str:
