@@ -239,13 +239,7 @@ def average(paths: Paths, request: Request) -> Average:
 def _pairs(
     recipe: Recipe, names: Mapping[str, Sequence[str]], like: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pairs of an average.
-
-    Args:
-        recipe: what makes the tensors.
-        names: of each, by the first.
-        like: shape and type of each, by name.
-    """
+    """The pairs of an average: ``names`` of each by the first, ``like`` shape and type of each."""
     for plan, data in stream(recipe):
         meant = like[plan.name]
         for name in names[plan.name]:
