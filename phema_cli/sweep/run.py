@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -184,24 +183,21 @@ class _Run:
         while self._waiting:
             batch = self._batch(self._waiting)
             self._make(batch)
-            jobs = self._jobs(batch)
+            # All targets once, then all of them again: the first results come early.
+            jobs = [(target, k) for target in batch for k in self._missing(target.name)]
+            jobs.sort(key=lambda job: job[1])
             while jobs or self._workers.jobs:
                 while jobs and not self._workers.is_full:
-                    self._start(*jobs.popleft())
+                    self._start(*jobs.pop(0))
                 for (target, repeat), result in self._workers.ended(self._wait):
                     self._add(target, repeat, result)
                     if result.failure is not None:
-                        jobs = deque(job for job in jobs if job[0].name != target.name)
+                        jobs = [job for job in jobs if job[0].name != target.name]
                     busy = [job[0].name for job in (*jobs, *self._workers.jobs)]
                     self._waiting = [
                         t for t in self._waiting if t.name != target.name or t.name in busy
                     ]
                     self._tidy()
-
-    def _jobs(self, batch: Sequence[Target]) -> deque[Job]:
-        """All targets once, then all of them again: the first results come early."""
-        jobs = [(target, k) for target in batch for k in self._missing(target.name)]
-        return deque(sorted(jobs, key=lambda job: job[1]))
 
     def _start(self, target: Target, repeat: int) -> None:
         """Start an evaluation on a worker that is free, with what the placeholders stand for."""
