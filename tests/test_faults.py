@@ -421,7 +421,7 @@ def test_two_runs_do_not_share_an_output(large, tmp_path):
     wait_for(lambda: list((tmp_path / "o").glob("*.partial/model*")), process)
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        short = {"phema_cli.system.locks.PATIENCE_SECONDS": 0.3}
+        short = {"phema_cli.system.log.PATIENCE_SECONDS": 0.3}
         code, err = ended(start(large, tmp_path / "o", changed=short))
     finally:
         os.kill(process.pid, signal.SIGCONT)

@@ -272,7 +272,7 @@ def test_a_file_of_somebody_else_is_not_taken_for_an_output(ckpts, tmp_path):
 
 def test_two_sweeps_do_not_share_a_directory(ckpts, tmp_path, monkeypatch):
     """The second gives up without evaluating anything."""
-    monkeypatch.setattr("phema_cli.system.locks.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("phema_cli.system.log.PATIENCE_SECONDS", 0.05)
     held = Results(tmp_path / "o", {})
     try:
         with pytest.raises(StorageError, match="another process is writing"):

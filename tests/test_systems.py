@@ -159,11 +159,12 @@ def test_an_interrupted_run_resumes(system, line, tmp_path):
 
 HOLDER = """
 from pathlib import Path
-from phema_cli.system.locks import Lock
+from phema_cli.system.log import Log
 
 folder = Path("out/seven.safetensors.partial")
 folder.mkdir(parents=True)
-held = Lock(folder / "journal")
+held = Log(folder / "journal")
+held.lock()
 print("held", flush=True)
 input()
 """
@@ -174,7 +175,7 @@ input()
 def test_two_runs_at_once_exclude_each_other(system, tmp_path):
     """The second is refused while the first lives, and not when it was killed."""
     write_run(tmp_path / "ckpts")
-    short = {"phema_cli.system.locks.PATIENCE_SECONDS": 0.2}
+    short = {"phema_cli.system.log.PATIENCE_SECONDS": 0.2}
     with warm.popen(
         [sys.executable, "-c", HOLDER],
         cwd=tmp_path,
@@ -199,8 +200,8 @@ def test_a_command_that_times_out_is_ended_without_groups(tmp_path):
     program = """
         from phema_cli.sweep.evaluation import Evaluator, Workers
         evaluator = Evaluator("sleep 1 # {path}", timeout=0.2)
-        with Workers(1) as workers:
-            workers.start("x", lambda _: evaluator.start({"path": "x"}))
+        with Workers(evaluator, 1) as workers:
+            workers.start("x", {"path": "x"})
             ((_, result),) = workers.ended(lambda: None)
         print(result.failure)
     """

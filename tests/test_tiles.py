@@ -38,7 +38,7 @@ def test_neighbours_of_one_type_are_one_segment(tmp_path):
     (segment,) = [s for s in segments(recipe) if s.elements == 15]
     assert [e.shape for e in segment.sources.values()] == [(15,), (15,)]
     assert [e.offset for e in segment.sources.values()] == [
-        s.checkpoint.tensors["a"].offset for s in recipe.sources
+        s.checkpoint.tensors["a"].offset for s in reversed(recipe.sources)
     ]
 
 

@@ -103,9 +103,7 @@ def test_one_that_a_shell_kills_is_gone(tmp_path):
 
 def test_other_systems_lack_what_they_lack(tmp_path):
     """What phema finds out when it is loaded it finds out there."""
-    program = (
-        "from phema_cli.system import locks; import os; print(locks._LOCKS_FILES, len(dir(os)))"
-    )
+    program = "from phema_cli.system import log; import os; print(log._LOCKS_FILES, len(dir(os)))"
     found = {
         system: warm.run([sys.executable, "-c", program], cwd=tmp_path, system=system).stdout
         for system in ("", *systems.SYSTEMS)
@@ -126,8 +124,8 @@ def test_numbers_of_chance_are_others(tmp_path):
 
 def test_constants_are_changed_for_one_process(tmp_path):
     """The next one has what phema has."""
-    program = "from phema_cli.system import locks; print(locks.PATIENCE_SECONDS)"
-    changed = {"phema_cli.system.locks.PATIENCE_SECONDS": 0.25}
+    program = "from phema_cli.system import log; print(log.PATIENCE_SECONDS)"
+    changed = {"phema_cli.system.log.PATIENCE_SECONDS": 0.25}
     command = [sys.executable, "-c", program]
     assert warm.run(command, cwd=tmp_path, changed=changed).stdout == "0.25\n"
     assert warm.run(command, cwd=tmp_path).stdout == "5.0\n"

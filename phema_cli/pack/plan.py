@@ -27,6 +27,7 @@ from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Sample, calibrate, solve
 from phema_cli.synthesis.names import directory
 from phema_cli.synthesis.provenance import carried_metadata
+from phema_cli.system.ranks import default_jobs
 from phema_cli.trainers.side_files import side_files
 
 #: float32's rounding, relative to a value, as a mean square.
@@ -102,6 +103,11 @@ class PackPlan:
     def is_keyframe(self, place: int) -> bool:
         """Whether a file is whole."""
         return any(chain[0] == place for chain in self.chains)
+
+    @property
+    def jobs(self) -> int:
+        """Workers."""
+        return self.request.jobs or default_jobs()
 
     @property
     def size_bytes(self) -> int:

@@ -15,16 +15,11 @@ _PACKING, _OUTPUT = "Packing", "Output"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackRequest:
-    """How snapshots are packed, and where they go.
+    """How snapshots are packed, and where they go; the help of each option says what it holds.
 
     Attributes:
-        output: the directory.
-        bits: of an element, beside a quarter of a bit for the scales: 16, 8 or 4.
-        keyframe_every: files from one whole snapshot to the next.
         max_error: the largest expected error of an average that is made of the packed snapshots.
-        dry_run: whether nothing is written.
-        jobs: workers; the number of processors by default.
-        max_memory: bytes for buffers.
+        max_memory: in bytes.
         config: how snapshots are found and read.
     """
 

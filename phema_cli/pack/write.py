@@ -51,7 +51,6 @@ from phema_cli.system.files import (
 from phema_cli.system.log import Log
 from phema_cli.system.pools import Pool, Progress, threaded
 from phema_cli.system.processes import files_of_each
-from phema_cli.system.ranks import default_jobs
 from phema_cli.system.signals import held_signals, set_outcome
 
 LOG_NAME = ".phema-pack"
@@ -210,8 +209,7 @@ def _write_chain(plan: PackPlan, folder: Path, chain: Sequence[int], progress: P
                 create(path, images[place].size_bytes, ())
         pieces = list(_pieces(plan, chain))
         work = partial(_work, plan, chain, partial_paths, images, pieces)
-        jobs = plan.request.jobs or default_jobs()
-        threaded(work, len(pieces), jobs, progress, lambda _: None)
+        threaded(work, len(pieces), plan.jobs, progress, lambda _: None)
         for place in chain:
             remedy = "run again when nothing writes to the snapshots"
             refuse_changed(plan.files[place].snapshot.checkpoint.stamps, remedy)
@@ -249,8 +247,7 @@ def _image(
 
 def _pieces(plan: PackPlan, chain: Sequence[int]) -> Iterator[_Piece]:
     """All that is written of a chain, in pieces that need no more memory than allowed."""
-    jobs = plan.request.jobs or default_jobs()
-    size = plan.request.max_memory // 2 // jobs // _ELEMENT_BYTES // BLOCK * BLOCK
+    size = plan.request.max_memory // 2 // plan.jobs // _ELEMENT_BYTES // BLOCK * BLOCK
     size = min(max(size, BLOCK), _LARGEST_TILE)
     for extent in plan.files[chain[0]].snapshot.checkpoint.stored:
         if extent.name in plan.tensors:
@@ -274,7 +271,7 @@ def _work(
     pool: Pool,
 ) -> None:
     """One worker: take pieces until none is left."""
-    limit = files_of_each(plan.request.jobs or default_jobs())
+    limit = files_of_each(plan.jobs)
     with FileReader(limit) as reader, OpenFiles(limit, os.O_WRONLY) as files:
 
         def put(place: int, name: str, offset: int, data: memoryview) -> None:
@@ -287,7 +284,11 @@ def _work(
             if piece.place is None:
                 done = _pack_piece(plan, chain, piece, reader, put)
             else:
-                done = _copy_piece(plan, piece.place, piece, reader, put)
+                extent = plan.files[piece.place].snapshot.checkpoint.tensors[piece.name]
+                data = memoryview(bytearray(extent.dtype.size_bytes(piece.count)))
+                reader.read_elements(extent, piece.start, data)
+                put(piece.place, piece.name, extent.dtype.size_bytes(piece.start), data)
+                done = len(data)
             pool.report(done)
             if pool.stopped():
                 return
@@ -342,15 +343,6 @@ def _values(reader: FileReader, extent: Extent, piece: _Piece) -> Floats:
     reader.read_elements(extent, piece.start, stored.view(torch.uint8).numpy().data)
     values: Floats = stored.float().numpy()
     return values
-
-
-def _copy_piece(plan: PackPlan, place: int, piece: _Piece, reader: FileReader, put: _Put) -> int:
-    """Copy elements of a tensor that is not packed."""
-    extent = plan.files[place].snapshot.checkpoint.tensors[piece.name]
-    data = memoryview(bytearray(extent.dtype.size_bytes(piece.count)))
-    reader.read_elements(extent, piece.start, data)
-    put(place, piece.name, extent.dtype.size_bytes(piece.start), data)
-    return len(data)
 
 
 def _add_headers(plan: PackPlan, chain: Sequence[int], paths: Mapping[int, Path]) -> None:

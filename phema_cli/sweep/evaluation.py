@@ -106,12 +106,17 @@ class Evaluator:
             StorageError: the command can't be started, or the log not be written.
         """
         line = self.command.format(**{k: quoted(v) for k, v in values.items()})
+        process = None
         try:
             out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
             try:
-                with (log or Path(os.devnull)).open("ab") as errors:
-                    process = _start(line, out.fileno(), errors.fileno() if log else None)
+                with (log or Path(os.devnull)).open("ab") as errors, held_signals():
+                    process = start(line, out.fileno(), errors.fileno() if log else None)
             except BaseException:
+                # One that a signal comes in the way of is ended again.
+                if process is not None:
+                    with held_signals():
+                        end(process, _GRACE)
                 out.close()
                 raise
         except OSError as error:
@@ -150,20 +155,6 @@ def _by_key(text: str, key: str) -> str | None:
         if isinstance(entry, int | float | str) and not isinstance(entry, bool):
             return str(entry)
     return None
-
-
-def _start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:
-    """Start a line of shell; one that a signal comes in the way of is ended again."""
-    process = None
-    try:
-        with held_signals():
-            process = start(line, out, errors)
-    except BaseException:
-        if process is not None:
-            with held_signals():
-                end(process, _GRACE)
-        raise
-    return process
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +207,15 @@ class Workers(Generic[Job]):
     """Commands that run at the same time; when the block ends none of them does any more.
 
     Args:
+        evaluator: what starts them.
         count: how many may run.
+        log: as :meth:`Evaluator.start` has it.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, evaluator: Evaluator, count: int, log: Path | None = None) -> None:
+        self._evaluator = evaluator
+        self._count = count
+        self._log = log
         self._running: dict[int, tuple[Job, Running]] = {}
 
     def __enter__(self) -> Self:
@@ -239,12 +234,13 @@ class Workers(Generic[Job]):
     @property
     def is_full(self) -> bool:
         """Whether no other command may run now."""
-        return len(self._running) >= self.count
+        return len(self._running) >= self._count
 
-    def start(self, job: Job, begin: Callable[[int], Running]) -> None:
-        """Start a job on the first worker that is free, whose number ``begin`` gets."""
-        worker = next(i for i in range(self.count) if i not in self._running)
-        self._running[worker] = job, begin(worker)
+    def start(self, job: Job, values: Mapping[str, str]) -> None:
+        """Start a job on the first worker that is free; its number is a value too."""
+        worker = next(i for i in range(self._count) if i not in self._running)
+        running = self._evaluator.start({**values, "worker": str(worker)}, self._log)
+        self._running[worker] = job, running
 
     def ended(self, meanwhile: Callable[[], None]) -> list[tuple[Job, Result]]:
         """Wait until a job has ended, and give those that have.

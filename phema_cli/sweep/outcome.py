@@ -143,13 +143,8 @@ def _heights(records: Sequence[Record], curves: Sequence[Curve]) -> dict[str, fl
     heights = {r.target: r.metric for r in records if r.metric is not None}
     for curve in curves:
         if curve.optimum is not None and curve.optimum.fitted:
-            heights |= dict(
-                zip(
-                    (r.target for r in curve.records if r.metric is not None),
-                    curve.optimum.heights,
-                    strict=True,
-                )
-            )
+            targets = [r.target for r in curve.records if r.metric is not None]
+            heights |= dict(zip(targets, curve.optimum.heights, strict=True))
     return heights
 
 

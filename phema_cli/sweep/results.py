@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, UsageError
 from phema_cli.sweep.evaluation import Result
-from phema_cli.system.files import sync_folder
+from phema_cli.system.files import sync_folder, writing
 from phema_cli.system.log import Log
 
 NAME = "sweep.jsonl"
@@ -147,12 +147,10 @@ class Results:
         self.stale: list[str] = []
         self._log = Log(self.path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log.lock()
-            self._open({"schema": _SCHEMA, **what}, overwrite=overwrite)
-        except OSError as error:
-            self.close()
-            raise StorageError.wrap(error, self.path, "write") from error
+            with writing(self.path):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._log.lock()
+                self._open({"schema": _SCHEMA, **what}, overwrite=overwrite)
         except BaseException:
             self.close()
             raise
@@ -208,21 +206,16 @@ class Results:
 
     def add(self, record: Record) -> None:
         """Record a finished evaluation."""
-        self._append(asdict(record))
+        with writing(self.path):
+            self._log.append(asdict(record))
         self.records[record.target] = record
 
     def begin(self, batch: Sequence[str]) -> None:
         """Record which outputs are made together: after a kill the same are made together again."""
         if self.batch != list(batch):
-            self._append({"batch": list(batch)})
+            with writing(self.path):
+                self._log.append({"batch": list(batch)})
             self.batch = list(batch)
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        """Write a line and flush it."""
-        try:
-            self._log.append(entry)
-        except OSError as error:
-            raise StorageError.wrap(error, self.path, "write") from error
 
     def close(self) -> None:
         """Let other sweeps write there."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import UsageError
 from phema_cli.formats.base import PARTIAL
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver.search import Limits, next_scales
-from phema_cli.sweep.evaluation import Result, Running, Workers
+from phema_cli.sweep.evaluation import Result, Workers
 from phema_cli.sweep.outcome import Curve, Outcome, found
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record, Results
@@ -24,7 +23,7 @@ from phema_cli.sweep.targets import Planner, Target
 from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.layout import is_complete, remove_checkpoint
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.system.files import free_bytes
+from phema_cli.system.files import free_bytes, writing
 from phema_cli.system.pools import Progress
 
 #: part of the free disk that outputs may take where nobody sets a limit.
@@ -64,7 +63,8 @@ def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
     # What can't be planned is not begun.
     targets = planner.targets()
     planner.check_room(targets)
-    with _opened(planner) as results, Workers[Job](asked.parallel) as workers:
+    workers = Workers[Job](planner.evaluator, asked.parallel, asked.log)
+    with _opened(planner) as results, workers:
         return _Run(planner, results, listener, workers).search(targets)
 
 
@@ -183,37 +183,34 @@ class _Run:
         while self._waiting:
             batch = self._batch(self._waiting)
             self._make(batch)
-            jobs = self._jobs(batch)
+            # All targets once, then all of them again: the first results come early.
+            jobs = [(target, k) for target in batch for k in self._missing(target.name)]
+            jobs.sort(key=lambda job: job[1])
             while jobs or self._workers.jobs:
                 while jobs and not self._workers.is_full:
-                    self._start(*jobs.popleft())
+                    self._start(*jobs.pop(0))
                 for (target, repeat), result in self._workers.ended(self._wait):
                     self._add(target, repeat, result)
-                    jobs = deque(job for job in jobs if not self._has_failed(job[0]))
+                    if result.failure is not None:
+                        jobs = [job for job in jobs if job[0].name != target.name]
                     busy = [job[0].name for job in (*jobs, *self._workers.jobs)]
                     self._waiting = [
                         t for t in self._waiting if t.name != target.name or t.name in busy
                     ]
                     self._tidy()
 
-    def _jobs(self, batch: Sequence[Target]) -> deque[Job]:
-        """All targets once, then all of them again: the first results come early."""
-        jobs = [(target, k) for target in batch for k in self._missing(target.name)]
-        return deque(sorted(jobs, key=lambda job: job[1]))
-
-    def _has_failed(self, target: Target) -> bool:
-        record = self._results.records.get(target.name)
-        return record is not None and record.failure is not None
-
     def _start(self, target: Target, repeat: int) -> None:
-        """Start an evaluation on a worker that is free."""
-        values = self._values(target) | {"repeat": str(repeat)}
-
-        def begin(worker: int) -> Running:
-            numbered = values | {"worker": str(worker)}
-            return self._planner.evaluator.start(numbered, self._asked.log)
-
-        self._workers.start((target, repeat), begin)
+        """Start an evaluation on a worker that is free, with what the placeholders stand for."""
+        power = target.power
+        values = {
+            "path": str(target.path),
+            "gamma": "nan" if power is None else f"{power.gamma:.12g}",
+            "sigma_rel": "nan" if power is None else f"{power.sigma_rel:.12g}",
+            "step": f"{self._planner.step:.12g}",
+            "target": target.profile.label,
+            "repeat": str(repeat),
+        }
+        self._workers.start((target, repeat), values)
 
     def _wait(self) -> None:
         """Tell what runs."""
@@ -243,10 +240,8 @@ class _Run:
         """How many outputs of that size there is room for."""
         folder, limit = self._planner.folder, self._asked.max_disk
         if limit is None:
-            try:
+            with writing(folder):
                 free = free_bytes(folder)
-            except OSError as error:
-                raise StorageError.wrap(error, folder, "write") from error
             # A file system that does not say what is free is taken to have room for all.
             return sys.maxsize if free is None else max(1, int(_FREE_PART * free) // size_bytes)
         kept = sum(is_complete(folder / name) for name in self._known())
@@ -271,17 +266,6 @@ class _Run:
     def _known(self) -> set[str]:
         """Names of the outputs that are, or were, this sweep's."""
         return {*self._results.batch, *(r.file for r in self._results.records.values())}
-
-    def _values(self, target: Target) -> dict[str, str]:
-        """What the placeholders stand for."""
-        power = target.power
-        return {
-            "path": str(target.path),
-            "gamma": "nan" if power is None else f"{power.gamma:.12g}",
-            "sigma_rel": "nan" if power is None else f"{power.sigma_rel:.12g}",
-            "step": f"{self._planner.step:.12g}",
-            "target": target.profile.label,
-        }
 
     def _tidy(self) -> None:
         """Remove outputs that were evaluated and are not to stay."""

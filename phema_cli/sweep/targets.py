@@ -1,4 +1,4 @@
-"""What a sweep evaluates: its targets, their outputs, and the room that these may take."""
+"""What a sweep evaluates: its targets, what they are compared with, and their outputs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from phema_cli.errors import InputError, PhemaError, UsageError
+from phema_cli.estimate.given_weights import combined
 from phema_cli.estimate.solve import measure, solve_snapshots
 from phema_cli.estimate.targets import make_targets, target_step, time_of
+from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.profiles import (
     CheckpointsSpec,
     PowerProfile,
@@ -18,12 +21,13 @@ from phema_cli.profiles import (
     parse_profile,
 )
 from phema_cli.request import GRID, Request
+from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import Finding, reference
+from phema_cli.snapshots.consistency import home_of
 from phema_cli.snapshots.scan import Scan
 from phema_cli.solver import Figures
 from phema_cli.solver.search import FURTHER_POINTS, Limits, spread_out
 from phema_cli.sweep import families
-from phema_cli.sweep.baselines import Baseline, baselines
 from phema_cli.sweep.evaluation import Evaluator
 from phema_cli.sweep.families import SIGMA_REL, Family
 from phema_cli.sweep.request import CHECKPOINTS, SweepRequest
@@ -39,6 +43,9 @@ Spec = str | ProfileSpec | CheckpointsSpec
 #: error in per cent up to which a search leaves what is reached fairly: with more, a target is
 #: nearer to the next point of the search than to itself.
 _ALLOWED = 25.0
+Kind = Literal["last weights", "stored average", "last checkpoint"]
+#: the mean of one checkpoint: what is last where nothing says what the snapshots are.
+_LAST = "checkpoints:last=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,23 @@ class Target:
         """What tells it from others in the file of results, also where labels are the same."""
         label = self.profile.label
         return label if self.power is not None else f"{label} {_digest(self.profile)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A snapshot as it was stored.
+
+    Attributes:
+        kind: what it is.
+        label: what users call it, one for each baseline.
+        gamma: of a power function that ends with the targets; it is a point of the search too.
+        spec: what makes it, where it is none.
+    """
+
+    kind: Kind
+    label: str
+    gamma: float | None
+    spec: ProfileSpec | CheckpointsSpec | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +140,7 @@ class Planner:
         self._reached: dict[Family, Reach] = {}
         self._measured = measure(scan, self.request)
         self._measured.tags.require()
-        self._stored = baselines(scan, self.step, self.end)
+        self._stored = _baselines(scan, self.step, self.end)
         folder = reference(self.snapshots).folder
         own = [] if folder is None else side_files(folder)[0]
         self.beside = {CARD, *(f.path.name for f in own)}
@@ -157,7 +181,12 @@ class Planner:
         kinds = {one.label: one.kind for one in stored}
         labels = {target.label for target in given}
         more = [one for one in stored if one.label not in labels]
-        made = self._targets(_joined(request, more))
+        gammas = [one.gamma for one in more if one.gamma is not None]
+        specs = [one.spec for one in more if one.spec is not None]
+        joined = replace(
+            request, gamma=(*gammas, *request.gammas), profile=(*request.profiles, *specs)
+        )
+        made = self._targets(joined)
         marked = [replace(t, baseline=kinds.get(t.profile.label)) for t in made]
         return sorted(marked, key=lambda t: t.baseline is None)
 
@@ -275,7 +304,7 @@ class Planner:
                 (profile,) = make_targets(self.snapshots, request)
         except PhemaError:
             return None
-        return command(self.scan.roots, replace(self.request, output=None), profile, None)
+        return command(self.scan.roots, self.request, profile)
 
     def check_room(self, targets: Sequence[Target]) -> None:
         """Refuse a --max-disk that can't be kept."""
@@ -315,22 +344,48 @@ class Planner:
         }
 
 
+def _baselines(scan: Scan, step: float, end: float) -> list[Baseline]:
+    """The newest snapshot of each series at a step; those that are older would not compare.
+
+    Args:
+        scan: the snapshots.
+        step: of the targets, as the trainer counts.
+        end: their time.
+    """
+    newest: dict[tuple[str, str, str], int] = {}
+    for i, snapshot in enumerate(scan.snapshots):
+        if snapshot.tag.step == step and PROVENANCE_KEY not in snapshot.checkpoint.metadata:
+            newest[home_of(snapshot), snapshot.series, snapshot.tag.label] = i
+    if scan.needs != "laws":
+        last = CheckpointsSpec.read(_LAST)
+        return [Baseline("last checkpoint", _LAST, None, last)] if len(newest) == 1 else []
+    found: dict[str, Baseline] = {}
+    for i in newest.values():
+        one = _baseline(scan.snapshots, i, end)
+        # Of several runs the newest of one kind stands for all.
+        found.setdefault(one.label, one)
+    return list(found.values())
+
+
+def _baseline(snapshots: Sequence[Snapshot], place: int, end: float) -> Baseline:
+    """The baseline of a snapshot."""
+    tag = snapshots[place].tag
+    kind: Kind = "last weights" if tag.label == "raw" else "stored average"
+    profile = tag.profile
+    if isinstance(profile, PowerProfile) and profile.end == end and profile.gamma >= 0:
+        return Baseline(kind, profile.label, profile.gamma, None)
+
+    def as_it_is(_end: float) -> Profile:
+        return combined(snapshots, {place: 1.0}, tag.label, "mean")
+
+    return Baseline(kind, tag.label, None, ProfileSpec(tag.label, as_it_is))
+
+
 def _is_allowed(figures: Figures) -> bool:
     """Whether a target is met so well that its length means something."""
     error = figures.sigma_error
     per_cent = 100 * figures.expected_error if error is None else error
     return figures.verdict != "poor" or per_cent <= _ALLOWED
-
-
-def _joined(request: Request, stored: Sequence[Baseline]) -> Request:
-    """The request with baselines too."""
-    gammas = [one.gamma for one in stored if one.gamma is not None]
-    specs = [one.spec for one in stored if one.spec is not None]
-    return replace(
-        request,
-        gamma=(*gammas, *request.gammas),
-        profile=(*request.profiles, *specs),
-    )
 
 
 def _digest(value: object) -> str:

@@ -24,7 +24,7 @@ from phema_cli.synthesis.staging import (
     write_checksums,
 )
 from phema_cli.synthesis.tensors import TensorPlan
-from phema_cli.synthesis.workers import Checks, fill, merged, stream
+from phema_cli.synthesis.workers import Checks, fill, stream
 from phema_cli.system.pools import Progress
 from phema_cli.system.ranks import Ranks
 
@@ -94,19 +94,14 @@ def execute(
         parts = ranks.gather(checks)
         if ranks.leads:
             if not complete:
-                _complete(recipe, merged(recipe, parts))
+                made = Checks(recipe, parts)
+                check_inputs(recipe, made.read)
+                write_checksums(recipe, made.written)
+                make_durable(recipe)
             staging.finish()
     except BaseException as error:
         staging.abandon(error)
         raise
-
-
-def _complete(recipe: Recipe, checks: Checks) -> None:
-    """See that sources are what they were, and that outputs are on the disk, with checksums."""
-    check_inputs(recipe, checks.read)
-    for output, own in zip(recipe.outputs, checks.written, strict=True):
-        write_checksums(recipe, output, own)
-    make_durable(recipe)
 
 
 def taking(
@@ -244,13 +239,7 @@ def average(paths: Paths, request: Request) -> Average:
 def _pairs(
     recipe: Recipe, names: Mapping[str, Sequence[str]], like: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pairs of an average.
-
-    Args:
-        recipe: what makes the tensors.
-        names: of each, by the first.
-        like: shape and type of each, by name.
-    """
+    """The pairs of an average: ``names`` of each by the first, ``like`` shape and type of each."""
     for plan, data in stream(recipe):
         meant = like[plan.name]
         for name in names[plan.name]:

@@ -16,8 +16,7 @@ from phema_cli._version import __version__
 from phema_cli.errors import UsageError
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.system.files import removal, size_of, sync_folder
-from phema_cli.system.locks import ENDING
-from phema_cli.system.log import Log
+from phema_cli.system.log import ENDING, Log
 
 NAME = "journal"
 _SCHEMA = "phema/partial/1"
@@ -154,8 +153,8 @@ def _facts(recipe: Recipe) -> Iterator[object]:
         # Which dict of a file is read, and what its tensors' names began with.
         yield source.checkpoint.key, source.checkpoint.home
     for output in recipe.outputs:
-        yield str(output.path), [str(p) for p in output.finals], output.index and output.index[1]
-        for file in output.files:
+        yield str(output.path), [str(p) for p in output.finals]
+        for file in output.made:
             yield file.image.size_bytes
             for offset, data in file.image.segments:
                 yield offset

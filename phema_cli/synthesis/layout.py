@@ -12,10 +12,11 @@ from pathlib import Path
 
 from phema_cli.errors import StorageError
 from phema_cli.formats import FORMATS, writer
-from phema_cli.formats.base import PARTIAL, Checkpoint, DType
+from phema_cli.formats.base import PARTIAL, Checkpoint
 from phema_cli.formats.image import INDEX_NAME, FileImage, Specs
 from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
 from phema_cli.snapshots.base import Snapshot
+from phema_cli.system.files import writing
 
 DEFAULT_FORMAT = "safetensors"
 ENDING = ".safetensors"
@@ -28,7 +29,10 @@ _OF_A_CARD, _HEAD_BYTES = b"\nphema:\n  version: ", 4096
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file to be written: its final path, and all of it but the tensors' values."""
+    """A file to be written: its final path, and all of it but the tensors' values.
+
+    The index of shards has none.
+    """
 
     path: Path
     image: FileImage
@@ -59,7 +63,7 @@ class Output:
         path: what the user gets: the file, or the directory.
         files: files with tensor data.
         homes: for each tensor its file, as an index into ``files``.
-        index: path and bytes of the index of a sharded checkpoint.
+        index: the index of a sharded checkpoint.
         beside: the files that a user needs with the weights.
         card: where an earlier output may have left its card, which speaks of other weights.
     """
@@ -67,7 +71,7 @@ class Output:
     path: Path
     files: tuple[OutputFile, ...]
     homes: Mapping[str, int]
-    index: tuple[Path, bytes] | None = None
+    index: OutputFile | None = None
     beside: tuple[Beside, ...] = ()
     card: Path | None = None
 
@@ -78,17 +82,19 @@ class Output:
         return f"<Output {self.path}: {files}, {len(self.homes)} tensors>"
 
     @property
+    def made(self) -> list[OutputFile]:
+        """The files that are made of tensors, and the index."""
+        return [*self.files, *([self.index] if self.index else [])]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all its files."""
-        index = len(self.index[1]) if self.index else 0
-        beside = sum(b.size_bytes for b in self.beside)
-        return sum(f.image.size_bytes for f in self.files) + index + beside
+        return sum(f.image.size_bytes for f in self.made) + sum(b.size_bytes for b in self.beside)
 
     @property
     def finals(self) -> list[Path]:
         """All files that it will have, in the order in which they get their names."""
-        files = [b.path for b in self.beside] + [f.path for f in self.files]
-        return files + ([self.index[0]] if self.index else [])
+        return [b.path for b in self.beside] + [f.path for f in self.made]
 
     @property
     def staging(self) -> Path:
@@ -173,20 +179,17 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
         names: files of which a directory has to hold one; none for a file. By default both will do,
             and any checkpoint.
     """
-    try:
+    with writing(path):
         real = Path(os.path.realpath(path))
         if any(p.with_name(p.name + PARTIAL).exists() for p in (path, real)):
             # A run that was interrupted may not have given all names.
             return False
         if path.is_file():
             return not names
-        whole = names
         if names is None:
             bases = BASE_NAMES.values()
-            whole = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
-        return any((path / name).exists() for name in whole or ())
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error
+            names = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
+        return any((path / name).exists() for name in names)
 
 
 def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
@@ -244,8 +247,11 @@ def lay_out(
     folder = writer(format_name).encode_folder(parts, metadata, ties, carried)
     files = tuple(OutputFile(path / name, file) for name, file in folder.files.items())
     homes = {name: number for number, names in enumerate(shards) for name in names}
-    index = None if folder.index is None else (path / folder.index[0], folder.index[1])
-    return Output(path, files, homes, index)
+    if folder.index is None:
+        return Output(path, files, homes)
+    name, data = folder.index
+    image = FileImage(((0, data),), {}, len(data))
+    return Output(path, files, homes, OutputFile(path / name, image))
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:
@@ -253,16 +259,11 @@ def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, spec in specs.items():
-        size = _size(spec)
+        dtype, shape = spec
+        size = dtype.size_bytes(math.prod(shape))
         if shards[-1] and max_shard_bytes is not None and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled += size
     return shards
-
-
-def _size(spec: tuple[DType, tuple[int, ...]]) -> int:
-    """Bytes of a tensor."""
-    dtype, shape = spec
-    return dtype.size_bytes(math.prod(shape))

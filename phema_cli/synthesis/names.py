@@ -89,12 +89,10 @@ def open_outputs(
     Errors as :func:`output_paths`, and where what would be skipped is something else.
     """
     newest = reference(snapshots)
-    template, form = request.output, str(request.format)
-    single = template is not None and str(template).endswith(ENDING)
+    template, form = None if request.output is None else str(request.output), str(request.format)
     like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
-    folder = split or (like_model and not single)
-    given = None if template is None else str(template)
-    paths = output_paths(given, targets, step, form, folder=folder, split=split)
+    folder = split or (like_model and not (template or "").endswith(ENDING))
+    paths = output_paths(template, targets, step, form, folder=folder, split=split)
     names = index_names(form, newest.checkpoint.base_name) if folder else ()
     skips = request.skip_existing
     kept = [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]

@@ -17,7 +17,7 @@ from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
 from phema_cli.snapshots import Snapshot
-from phema_cli.synthesis.sums import Some, add_blocks_up, consecutive
+from phema_cli.synthesis.sums import add_blocks_up, consecutive
 
 if TYPE_CHECKING:
     import torch
@@ -178,19 +178,15 @@ class Residues:
 
     def _widen(self, numbers: list[int], start: int, out: torch.Tensor) -> None:
         """Put the integers of some files (n, count) into ``out``."""
-        kinds = {self._bits[number] for number in numbers}
-        if len(kinds) == 1:
-            self._widen_alike(consecutive(numbers), kinds.pop(), start, out)
-            return
-        for row, number in enumerate(numbers):
-            self._widen_alike([number], self._bits[number], start, out[row : row + 1])
-
-    def _widen_alike(self, some: Some, bits: int, start: int, out: torch.Tensor) -> None:
-        """Put the integers of files of the same bits into ``out``."""
         import torch
 
+        if len({self._bits[number] for number in numbers}) > 1:
+            for row, number in enumerate(numbers):
+                self._widen([number], start, out[row : row + 1])
+            return
+        bits = self._bits[numbers[0]]
         low, high = start * bits // 8, (start + out.shape[1]) * bits // 8
-        stored = self._raw[some, low:high]
+        stored = self._raw[consecutive(numbers), low:high]
         if bits != _NIBBLES:
             out.copy_(stored.view(torch.int8 if bits == _BYTES else torch.int16))
             return

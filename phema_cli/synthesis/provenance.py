@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from phema_cli.formats.remote import is_remote
 from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
 from phema_cli.request import SOLVING, SOURCES, Config, Request
-from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD, notice
+from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD
 from phema_cli.solver import Figures
-from phema_cli.synthesis.layout import CARD, Beside
 from phema_cli.trainers.base import read_object
-from phema_cli.trainers.side_files import SideFile, library_of
+from phema_cli.trainers.side_files import library_of
 
 SCHEMA = "phema/synthesis/1"
 #: the method of a combination that was asked for as it is.
@@ -58,10 +57,9 @@ def provenance(
     target: Profile,
     step: float,
     figures: Figures,
-    method: str,
+    request: Request,
     copy: Sequence[str],
     drop: Sequence[str] = (),
-    config: Config | None = None,
 ) -> str:
     """How an output was made, as JSON: sorted keys, no time of day, no path.
 
@@ -71,16 +69,15 @@ def provenance(
         target: the profile that was built.
         step: its time as the trainer counts.
         figures: how good it is expected to be.
-        method: the method that solved the weights.
+        request: its method solved the weights; its config is what was said of the snapshots.
         copy: globs of tensors that were copied.
         drop: globs of tensors that were left out.
-        config: what the user said of the snapshots.
     """
     numbers: dict[str, float | None] = asdict(figures)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
-        "method": EXACT if isinstance(target, CombinationProfile) else method,
+        "method": EXACT if isinstance(target, CombinationProfile) else request.method,
         "target": describe(target, step),
         "sources": [
             source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
@@ -90,14 +87,14 @@ def provenance(
     }
     if drop:
         record["drop"] = sorted(drop)
-    if said := _said_of(config):
+    if said := _said_of(request.config):
         record["options"] = said
     return _dumps(record | {"digest": _digest(record)})
 
 
-def _said_of(config: Config | None) -> dict[str, Any]:
+def _said_of(config: Config) -> dict[str, Any]:
     """What the user has said of the snapshots, as a phema.toml may have it."""
-    said = {name: value for name in SAID if (value := getattr(config, name, None))}
+    said = {name: value for name in SAID if (value := getattr(config, name))}
     # From Python numbers may be of any kind.
     return said | {n: [*map(float, said[n])] for n in ("gammas", "sigma_rels") if n in said}
 
@@ -185,44 +182,21 @@ def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
     return {k: v for k, v in kept.items() if k not in dropped}
 
 
-def output_metadata(carried: Checkpoint, origin: str) -> dict[str, str]:
-    """The metadata of an output: those of the checkpoint that it continues, and its provenance."""
-    return carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: origin}
-
-
-def files_beside(folder: Path, files: Sequence[SideFile], card: bytes) -> tuple[Beside, ...]:
-    """Copies of what a source has beside its weights, and the card in place of its own.
-
-    Args:
-        folder: the output.
-        files: what the snapshot has that the output continues.
-        card: the model card.
-    """
-    copies = [Beside(folder / f.path.name, f.size_bytes, f.path) for f in files]
-    return (*copies, Beside(folder / CARD, len(card), data=card))
-
-
-def notices(name: str, files: Sequence[SideFile], refused: Sequence[str]) -> Iterator[Finding]:
-    """What the user should know of the files beside the weights of a snapshot of that name."""
-    if files:
-        yield notice(f"copied with the weights: {', '.join(f.path.name for f in files)}", name)
-    for what in refused:
-        yield notice(f"not copied: {what}", name)
-
-
-def command(roots: Sequence[str], request: Request, target: Profile, file: str | None) -> str:
+def command(roots: Sequence[str], request: Request, target: Profile) -> str:
     """The command line that makes one target, whatever else its call made.
 
     Args:
         roots: the snapshots as the user named them; of absolute paths the last part is given.
         request: the user's request.
         target: the target.
-        file: the file that ``--weights`` names; None if the weights came from Python.
     """
     if isinstance(target, PowerProfile):
         words = ["--gamma", number_text(target.gamma)]
     elif isinstance(target, CombinationProfile) and target.kind == "weights":
-        words = ["--weights", "weights.csv" if file is None else Path(file).name]
+        file = request.weights
+        # From Python weights have no file.
+        name = "weights.csv" if file is None or isinstance(file, Mapping) else Path(file).name
+        words = ["--weights", name]
     else:
         words = ["--profile", target.label]
     plain = replace(request, output=None, jobs=None)
@@ -251,13 +225,20 @@ def model_card(
         made_by: the command line.
     """
     exact = isinstance(target, CombinationProfile)
-    head = _of_the_hub(sources[-1]) | {
+    error = None if math.isinf(figures.expected_error) else float(f"{figures.expected_error:.3g}")
+    head = {
+        # What the hub itself reads; None is left out.
+        "library_name": library_of(
+            sources[-1].checkpoint.base_name, _json(sources[-1], "config.json")
+        ),
+        "base_model": _base_model(sources[-1]),
+        "tags": ["merge", "checkpoint-averaging", "phema"],
         "phema": {
             "version": __version__,
             "merge_method": EXACT if exact else method,
             "target": target.label,
             "step": int(step) if step is not None and float(step).is_integer() else step,
-            "expected_error": None if exact else _rounded(figures.expected_error),
+            "expected_error": None if exact else error,
             "command": made_by,
             "sources": [
                 {"name": s.name, "average": s.tag.label, "weight": float(w)}
@@ -273,37 +254,21 @@ def model_card(
     shown = "".join(c if c.isprintable() else "?" for c in made_by)
     lines += ["```sh", shown, "```", ""]
     if not exact:
-        error = f"{figures.expected_error:.2g} of the distance by which averaging moves them"
-        lines += [f"Expected error: {error} ({figures.verdict}).", ""]
+        distance = "the distance by which averaging moves them"
+        part = f"{figures.expected_error:.2g} of {distance}"
+        lines += [f"Expected error: {part} ({figures.verdict}).", ""]
     seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= LEAST_WEIGHT]
     seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
     lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
     for i in seen:
         source = sources[i]
-        cells = (source.name, source.tag.label, _step(source), f"{weights[i]:+.6f}")
+        tag = source.tag
+        stored_at = "" if tag.step_origin == "order" else number_text(tag.step)
+        cells = (source.name, tag.label, stored_at, f"{weights[i]:+.6f}")
         lines.append(f"| {' | '.join(map(_escaped, cells))} |")
     if len(sources) > len(seen):
         lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
     return ("\n".join(lines) + "\n").encode()
-
-
-def _of_the_hub(newest: Snapshot) -> dict[str, Any]:
-    """What the hub itself reads of a card; None is left out."""
-    return {
-        "library_name": library_of(newest.checkpoint.base_name, _json(newest, "config.json")),
-        "base_model": _base_model(newest),
-        "tags": ["merge", "checkpoint-averaging", "phema"],
-    }
-
-
-def _step(source: Snapshot) -> str:
-    """When a snapshot was stored; empty where nothing says it."""
-    return "" if source.tag.step_origin == "order" else number_text(source.tag.step)
-
-
-def _rounded(error: float) -> float | None:
-    """An expected error to three digits; None where there is no limit to it."""
-    return None if math.isinf(error) else float(f"{error:.3g}")
 
 
 def _meaning(target: Profile) -> str:

@@ -7,7 +7,7 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -25,22 +25,15 @@ from phema_cli.profiles import Array, Profile
 from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import distinct
+from phema_cli.snapshots.base import distinct, notice
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import Beside, Output, card_beside, lay_out
+from phema_cli.synthesis.layout import CARD, Beside, Output, card_beside, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
 from phema_cli.synthesis.packed import Rows, rows_of
-from phema_cli.synthesis.provenance import (
-    command,
-    files_beside,
-    model_card,
-    notices,
-    output_metadata,
-    provenance,
-)
+from phema_cli.synthesis.provenance import carried_metadata, command, model_card, provenance
 from phema_cli.synthesis.tensors import (
     TensorPlan,
     averaged_kinds,
@@ -73,11 +66,9 @@ class Recipe:
         rows: what packed sources are sums of, if any are packed.
         solution: all weights and figures, as solved.
         request: what was asked for.
-        format: the outputs' format.
         jobs: workers.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
         read_bytes: bytes of tensor data read.
-        write_bytes: bytes of all output files.
         peak_bytes: bytes of all workers' buffers.
         inputs: every file of every snapshot, used or not: none may be replaced.
         tags: whether the snapshots bear their tags out.
@@ -97,11 +88,9 @@ class Recipe:
     rows: Rows | None
     solution: Solution
     request: Request
-    format: str
     jobs: int
     tile_elements: int
     read_bytes: int
-    write_bytes: int
     peak_bytes: int
     inputs: tuple[Path, ...]
     tags: TagCheck
@@ -115,6 +104,16 @@ class Recipe:
             f"<Recipe of {len(self.sources)} sources: {targets} at step {self.step:.10g}; "
             f"{len(self.tensors)} tensors>"
         )
+
+    @property
+    def format(self) -> str:
+        """The outputs' format."""
+        return str(self.request.format)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of all output files."""
+        return sum(output.size_bytes for output in self.outputs)
 
     @property
     def used(self) -> list[int]:
@@ -154,10 +153,8 @@ def make_recipe(
     targets = make_targets(snapshots, request)
     step = target_step(snapshots, request.step)
     template = None if request.output is None else os.fspath(request.output)
+    asked = request
     # The recipe has the targets themselves; what they were written as can't be sent to other ranks.
-    weights = request.weights
-    file = None if weights is None or isinstance(weights, Mapping) else os.fspath(weights)
-    made_by = [command(scan.roots, request, target, file) for target in targets]
     request = replace(
         request,
         profile=(),
@@ -189,11 +186,9 @@ def make_recipe(
         tags=measured.tags,
     )
     findings = [*measured.tags.findings, *hints(snapshots, open_targets), *_statistics(recipe)]
-    if request.side_files:
-        recipe, about = _with_files_beside(recipe, [made_by[k] for k in kept])
-        findings += about
-    outputs = tuple(replace(o, card=card_beside(o)) for o in recipe.outputs)
-    return replace(recipe, outputs=outputs, findings=tuple(findings)), paths
+    made_by = [command(scan.roots, asked, target) for target in open_targets]
+    outputs, about = _with_files_beside(recipe, made_by)
+    return replace(recipe, outputs=outputs, findings=(*findings, *about)), paths
 
 
 def _statistics(recipe: Recipe) -> list[Finding]:
@@ -250,16 +245,19 @@ def assemble(
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     read_bytes = sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors)
     sums = solution.weights.sum(axis=0)
-    if origins is None:
-        copied = [{own, *map(kept.index, spare)} for own in bases]
-        origins = [
-            provenance(*made, step, figures, request.method, copy, drop, request.config)
-            for made, figures in zip(
-                _made(sources, targets, weights, copied), solution.figures, strict=True
-            )
-        ]
-    form = str(request.format)
-    outputs = _outputs(sources, tensors, ties, bases, origins, paths, form, max_shard_bytes)
+    specs, form = {t.name: (t.kind.out, t.shape) for t in tensors}, str(request.format)
+    outputs = []
+    for k, (path, own) in enumerate(zip(paths, bases, strict=True)):
+        if origins is not None:
+            origin = origins[k]
+        else:
+            # What other targets are made of is no part of this one's record.
+            rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), own, *map(kept.index, spare)})
+            made = [sources[i] for i in rows], weights[rows, k], targets[k]
+            origin = provenance(*made, step, solution.figures[k], request, copy, drop)
+        carried = sources[own].checkpoint
+        metadata = carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: origin}
+        outputs.append(lay_out(path, form, specs, ties, carried, metadata, max_shard_bytes))
     return Recipe(
         sources=sources,
         targets=tuple(targets),
@@ -270,31 +268,17 @@ def assemble(
         spare=kept.index(spare[0]) if spare else None,
         tensors=tensors,
         ties=ties,
-        outputs=outputs,
+        outputs=tuple(outputs),
         rows=packed,
         solution=solution,
         request=request,
-        format=form,
         jobs=jobs,
         tile_elements=tile,
         read_bytes=read_bytes,
-        write_bytes=sum(o.size_bytes for o in outputs),
         peak_bytes=peak,
         inputs=_inputs(snapshots, kept),
         tags=tags or TagCheck(),
     )
-
-
-def _made(
-    sources: Sequence[Snapshot],
-    targets: Sequence[Profile],
-    weights: Array,
-    copied: Sequence[Collection[int]],
-) -> Iterator[tuple[list[Snapshot], Array, Profile]]:
-    """Sources, weights and target of each output; what other targets are made of is no part."""
-    for target, column, own in zip(targets, weights.T, copied, strict=True):
-        rows = [i for i in range(len(sources)) if column[i] or i in own]
-        yield [sources[i] for i in rows], column[rows], target
 
 
 def _tile(
@@ -333,33 +317,15 @@ def _inputs(snapshots: Sequence[Snapshot], kept: Sequence[int]) -> tuple[Path, .
     return tuple(chain(*named))
 
 
-def _outputs(
-    sources: Sequence[Snapshot],
-    tensors: Sequence[TensorPlan],
-    ties: Mapping[str, str],
-    bases: Sequence[int],
-    origins: Sequence[str],
-    paths: Sequence[Path],
-    form: str,
-    max_shard_bytes: int | None,
-) -> tuple[Output, ...]:
-    """The outputs, each with the metadata of its base and its own provenance."""
-    specs = {t.name: (t.kind.out, t.shape) for t in tensors}
-    outputs = []
-    for path, base, origin in zip(paths, bases, origins, strict=True):
-        carried = sources[base].checkpoint
-        metadata = output_metadata(carried, origin)
-        outputs.append(lay_out(path, form, specs, ties, carried, metadata, max_shard_bytes))
-    return tuple(outputs)
-
-
-def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> tuple[Recipe, list[Finding]]:
-    """The recipe with all that belongs beside the weights of directories, and notices of that."""
+def _with_files_beside(
+    recipe: Recipe, made_by: Sequence[str]
+) -> tuple[tuple[Output, ...], list[Finding]]:
+    """The outputs with all that belongs beside the weights of directories, and notices of that."""
     listed: dict[int, tuple[list[SideFile], list[str]]] = {}
     outputs = []
     for k, output in enumerate(recipe.outputs):
         beside: tuple[Beside, ...] = ()
-        if output.path != output.files[0].path:
+        if recipe.request.side_files and output.path != output.files[0].path:
             base = recipe.bases[k]
             folder = recipe.sources[base].folder
             if base not in listed:
@@ -374,8 +340,16 @@ def _with_files_beside(recipe: Recipe, made_by: Sequence[str]) -> tuple[Recipe, 
                 recipe.request.method,
                 made_by[k],
             )
-            beside = files_beside(output.path, listed[base][0], card)
-        outputs.append(replace(output, beside=beside))
-    size = sum(output.size_bytes for output in outputs)
-    found = (notices(recipe.sources[base].name, *files) for base, files in listed.items())
-    return replace(recipe, outputs=tuple(outputs), write_bytes=size), [*chain(*found)]
+            copies = (
+                Beside(output.path / f.path.name, f.size_bytes, f.path) for f in listed[base][0]
+            )
+            beside = (*copies, Beside(output.path / CARD, len(card), data=card))
+        outputs.append(replace(output, beside=beside, card=card_beside(output)))
+    findings = []
+    for base, (files, refused) in listed.items():
+        said = (
+            [f"copied with the weights: {', '.join(f.path.name for f in files)}"] if files else []
+        )
+        said += [f"not copied: {what}" for what in refused]
+        findings += [notice(what, recipe.sources[base].name) for what in said]
+    return tuple(outputs), findings

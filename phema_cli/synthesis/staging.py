@@ -53,11 +53,9 @@ def check_outputs(recipe: Recipe) -> None:
         complete = any(entry.get("complete") for entry in entries)
         resumes = complete and entries[0].get("plan") == journal.fingerprint(recipe)
     for output in recipe.outputs:
-        try:
+        with writing(output.path):
             present = output.present()
             folder = next((p for p in output.finals if p.is_dir()), None)
-        except OSError as error:
-            raise StorageError.wrap(error, output.path, "write") from error
         own = next((p for p in [*output.finals, *present] if os.path.realpath(p) in inputs), None)
         if own is not None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
@@ -214,13 +212,12 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
     _check_space(recipe)
     for output in recipe.outputs:
         with writing(output.path):
-            for file in output.files if not lead.done else ():
+            for file in output.made:
+                if lead.done and file is not output.index:
+                    continue
                 create(output.staged(file.path), file.image.size_bytes, file.image.segments)
             for beside in output.beside:
                 _make_beside(beside, output.staged(beside.path))
-            if output.index is not None:
-                path, data = output.index
-                create(output.staged(path), len(data), [(0, data)])
             sync_folder(output.staging)
 
 
@@ -326,7 +323,7 @@ def publish(output: Output) -> None:
     with writing(output.path):
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
-        index = [p for p in waiting if output.index is not None and p == output.index[0]]
+        index = [p for p in waiting if output.index is not None and p == output.index.path]
         stale = output.stale()
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)
@@ -339,26 +336,25 @@ def publish(output: Output) -> None:
         sync_folder(output.finals[0].parent)
 
 
-def write_checksums(recipe: Recipe, output: Output, written: Ranges) -> None:
+def write_checksums(recipe: Recipe, written: Sequence[Ranges]) -> None:
     """Put each tensor's CRC-32, and the hash of all, where the format has them.
 
     Args:
-        recipe: what made the output.
-        output: its files are whole but for these.
-        written: what was written of each tensor; the rest, which an earlier run has written, is
-            read.
+        recipe: what made the outputs; their files are whole but for these.
+        written: what was written of each tensor, by output; the rest, which an earlier run has
+            written, is read.
     """
     sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
-    with writing(output.path):
+    for output, own in zip(recipe.outputs, written, strict=True):
         for file in output.files:
             if not (file.image.checksums or file.image.hashes):
                 continue
-            with output.staged(file.path).open("r+b") as stream:
+            with writing(output.path), output.staged(file.path).open("r+b") as stream:
                 file.image.seal(stream)
                 rest = partial(crc32_from, stream)
                 for name, places in file.image.checksums.items():
                     begin = file.image.offsets[name]
-                    crc = written.crc32(name, begin, begin + sizes[name], rest)
+                    crc = own.crc32(name, begin, begin + sizes[name], rest)
                     for place in places:
                         stream.seek(place)
                         stream.write(crc.to_bytes(4, "little"))

@@ -6,8 +6,8 @@ Whether they give the chain's bits is tried out once per process.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -39,10 +39,10 @@ def add_up(
     import torch
 
     columns = -(-count // WIDTH) * WIDTH
-    if targets < LEAST_ROWS and bags_are_chains(targets, len(rows), WIDTH, weights.dtype):
+    if targets < LEAST_ROWS and is_chain("bag", targets, len(rows), WIDTH, weights.dtype):
         sums = _bag(weights[:targets], rows, columns // WIDTH, WIDTH)
         out[:targets, :columns].view(targets, -1, WIDTH).copy_(sums.transpose(0, 1))
-    elif product_is_chain(*weights.shape, weights.dtype):
+    elif is_chain("mm", *weights.shape, _TRIED * WIDTH, weights.dtype):
         torch.mm(weights, rows[:, :columns], out=out[: len(weights), :columns])
     else:
         _chains(weights[None, :targets], rows[None, :, :count], out[None, :targets, :count])
@@ -66,11 +66,11 @@ def add_blocks_up(
 
     blocks, k, count = weights.shape
     block = rows.shape[1] // blocks
-    if targets < LEAST_ROWS and bags_are_chains(targets, count, block, weights.dtype):
+    if targets < LEAST_ROWS and is_chain("bag", targets, count, block, weights.dtype):
         return _bag(weights[:, :targets], rows, blocks, block).transpose(0, 1)
     sums = out.view(-1)[: k * rows.shape[1]].view(blocks, k, block)
     apart = rows.view(count, blocks, block).transpose(0, 1)
-    if products_are_chains(k, count, block, weights.dtype):
+    if is_chain("bmm", k, count, block, weights.dtype):
         torch.bmm(weights, apart, out=sums)
     else:
         _chains(weights[:, :targets], apart, sums[:, :targets])
@@ -129,46 +129,32 @@ def _places(pieces: int, targets: int, count: int, step: int) -> tuple[torch.Ten
     return places.expand(pieces, targets, count).reshape(-1).int(), ends.int()
 
 
-@lru_cache
-def product_is_chain(targets: int, rows: int, dtype: torch.dtype) -> bool:
-    """Whether a matrix product of that shape gives the bits of the chain on this machine."""
+@cache
+def is_chain(
+    way: Literal["bag", "mm", "bmm"], targets: int, rows: int, elements: int, dtype: torch.dtype
+) -> bool:
+    """Whether a sum of that shape gives the bits of the chain on this machine.
+
+    Args:
+        way: ``embedding_bag``, a matrix product, or one for each block.
+        targets: sums that are made at once.
+        rows: rows that are summed.
+        elements: of a block, or of a row where all of it has one weight.
+        dtype: of all numbers.
+    """
     import torch
 
-    weights, values, expected = _tried(1, targets, rows, _TRIED * WIDTH, dtype)
-    return torch.equal(torch.mm(weights[0], values), expected[0])
-
-
-@lru_cache
-def products_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
-    """Whether matrix products of blocks give the bits of the chains on this machine."""
-    import torch
-
-    weights, values, expected = _tried(_TRIED, targets, rows, elements, dtype)
-    apart = values.view(rows, _TRIED, elements).transpose(0, 1)
-    return torch.equal(torch.bmm(weights, apart), expected)
-
-
-@lru_cache
-def bags_are_chains(targets: int, rows: int, elements: int, dtype: torch.dtype) -> bool:
-    """Whether ``embedding_bag`` gives the bits of the chains on this machine."""
-    import torch
-
-    weights, values, expected = _tried(_TRIED, targets, rows, elements, dtype)
-    return torch.equal(_bag(weights, values, _TRIED, elements), expected)
-
-
-def _tried(
-    blocks: int, targets: int, rows: int, elements: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weights of blocks, rows, and the chains of these."""
-    import torch
-
+    blocks = 1 if way == "mm" else _TRIED
     random = np.random.default_rng(0)
     weights = torch.from_numpy(random.standard_normal((blocks, targets, rows))).to(dtype)
     values = torch.from_numpy(random.standard_normal((rows, blocks * elements))).to(dtype)
+    apart = values.view(rows, blocks, elements).transpose(0, 1)
     expected = torch.empty(blocks, targets, elements, dtype=dtype)
-    _chains(weights, values.view(rows, blocks, elements).transpose(0, 1), expected)
-    return weights, values, expected
+    _chains(weights, apart, expected)
+    if way == "bag":
+        return torch.equal(_bag(weights, values, blocks, elements), expected)
+    made = torch.mm(weights[0], values)[None] if way == "mm" else torch.bmm(weights, apart)
+    return torch.equal(made, expected)
 
 
 def consecutive(numbers: list[int]) -> Some:

@@ -112,12 +112,7 @@ def _averaged(
 ) -> TensorPlan:
     """The treatment of a tensor that is averaged, by where it lies in the newest snapshot.
 
-    Args:
-        extent: that place.
-        sources: snapshots that weigh, oldest first.
-        firsts: the distinct ones.
-        linked: the checkpoints of those that have packed tensors.
-        dtype: element type in the outputs; the newest's by default.
+    ``firsts`` are the distinct ones of the sources, ``linked`` those that have packed tensors.
     """
     name, out = extent.name, dtype or extent.dtype
     kinds = stored_types(firsts, name)

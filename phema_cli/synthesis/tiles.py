@@ -12,10 +12,9 @@ from phema_cli.formats.packing import places_of
 from phema_cli.formats.reader import FileReader
 from phema_cli.formats.strided import is_plain
 from phema_cli.snapshots.base import distinct
-from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.packed import Rows
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tensors import TensorPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,8 @@ class Segment:
         plans: all of them.
         elements: number of elements of all.
         sources: where the first element lies in each source that is read, by the source's index,
-            as an extent of all elements; of packed tensors in each whole row, by its number.
+            as an extent of all elements; newest first where they are averaged, and of packed
+            tensors in each whole row, by its number.
         residues: of packed tensors, files with residues, and the tensor's name in them.
         places: where they go in each output.
     """
@@ -54,26 +54,20 @@ class Segment:
     places: tuple[Place, ...]
     residues: tuple[tuple[Part, str], ...] = ()
 
-    def read(
-        self, reader: FileReader, sources: Sequence[int], start: int, rows: Sequence[memoryview]
-    ) -> None:
-        """Fill a row for each of these sources with its elements from ``start`` on.
+    def read(self, reader: FileReader, start: int, rows: Sequence[memoryview]) -> None:
+        """Fill a row for each source with its elements from ``start`` on.
 
         Packed tensors have rows of their own: those of ``Rows``.
         """
-        if self.plan.kind.packed:
-            whole, count = len(self.sources), len(self.residues)
-            reader.read_rows(list(self.sources.values()), start, rows[:whole])
-            integers, scales = rows[whole : whole + count], rows[whole + count :]
-            for (part, name), *held in zip(self.residues, integers, scales, strict=True):
-                reader.read_packed(part, name, start, *held)
-            return
-        extents = [self.sources[source] for source in sources]
+        extents, count = list(self.sources.values()), len(self.residues)
+        whole, integers = rows[: len(extents)], rows[len(extents) :]
         if self.plan.kind.stored:
-            wanted = zip(extents, rows, strict=True)
+            wanted = zip(extents, whole, strict=True)
             reader.read_many([(extent, start, row) for extent, row in wanted])
         else:
-            reader.read_rows(extents, start, rows)
+            reader.read_rows(extents, start, whole)
+        for i, (part, name) in enumerate(self.residues):
+            reader.read_packed(part, name, start, integers[i], integers[count + i])
 
     def stored(
         self, start: int, rows: Sequence[memoryview]
@@ -84,12 +78,12 @@ class Segment:
             start: index of the first element.
             rows: as :meth:`read` has filled them.
         """
-        whole, count = len(self.sources), len(self.residues)
-        for extent, row in zip(self.sources.values(), rows[:whole], strict=True):
+        for extent, row in zip(self.sources.values(), rows, strict=False):
             if is_plain(extent):
                 yield extent.file, extent.offset + extent.dtype.size_bytes(start), row
-        integers, scales = rows[whole : whole + count], rows[whole + count :]
-        for (part, name), *held in zip(self.residues, integers, scales, strict=True):
+        integers, count = rows[len(self.sources) :], len(self.residues)
+        for i, (part, name) in enumerate(self.residues):
+            held = integers[i], integers[count + i]
             for place, row in zip(places_of(part, name, start), held, strict=True):
                 yield part.path, place, row
 
@@ -125,13 +119,6 @@ class Run:
         return self.segment.plan.kind.out.size_bytes(self.stop - self.start)
 
 
-def make_averager(recipe: Recipe) -> Averager:
-    """What averages the recipe's tiles; its rows are those of ``recipe.used`` or ``rows``."""
-    kinds, weights = averaged_kinds(recipe.tensors), recipe.weights[recipe.used]
-    rows = recipe.rows
-    return Averager(kinds, weights, recipe.sums, recipe.tile_elements, rows)
-
-
 def runs(recipe: Recipe, elements: int) -> Iterator[Run]:
     """All elements of a recipe, at most so many at a time, in the order of the outputs."""
     numbers = itertools.count()
@@ -156,7 +143,8 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
         if first.kind.packed and recipe.rows is not None:
             extents, residues = _packed(recipe, recipe.rows, first.name)
         else:
-            extents = {source: recipe.extent(source, first.name) for source in _read(recipe, first)}
+            read = recipe.used if first.average else _read(recipe, first)
+            extents = {source: recipe.extent(source, first.name) for source in read}
         if len(plans) > 1:
             extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
         places = []

@@ -22,11 +22,12 @@ from phema_cli.formats.crc32 import Ranges
 from phema_cli.formats.damage import packed_files, unchecked
 from phema_cli.formats.reader import FileReader, OpenFiles
 from phema_cli.formats.remote import is_remote
+from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.memory import held_bytes
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.staging import Recorder, check_inputs
-from phema_cli.synthesis.tensors import TensorPlan
-from phema_cli.synthesis.tiles import Run, Segment, make_averager, runs, segments
+from phema_cli.synthesis.tensors import TensorPlan, averaged_kinds
+from phema_cli.synthesis.tiles import Run, Segment, runs, segments
 from phema_cli.system.files import start_flush, write_at, writing
 from phema_cli.system.pools import Pool, Progress, forked, threaded
 from phema_cli.system.processes import FORKS, files_of_each
@@ -81,7 +82,7 @@ def fill(
             parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
         except _NonFiniteError as error:
             raise count_nonfinite(recipe) from error
-    return merged(recipe, parts)
+    return Checks(recipe, parts)
 
 
 @contextmanager
@@ -110,16 +111,17 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     """
     import torch
 
-    tile, read = _Tile(), Ranges()
+    left: list[memoryview] = []
+    read = Ranges()
     with FileReader() as reader:
-        worker = Worker(recipe, reader, tile.take, read)
+        worker = Worker(recipe, reader, lambda *made: left.append(made[-1]), read)
         for segment in segments(recipe):
             tiles = worker.tiles(Run(0, segment, 0, segment.elements))
             for plan in segment.plans:
                 data = torch.empty(plan.kind.out.size_bytes(plan.elements), dtype=torch.uint8)
                 try:
                     with one_thread():
-                        tile.pour(tiles, data.numpy().data)
+                        _pour(tiles, left, data.numpy().data)
                 except _NonFiniteError as error:
                     raise count_nonfinite(recipe) from error
                 yield plan, data
@@ -128,48 +130,44 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     check_inputs(recipe, read)
 
 
-class _Tile:
-    """The bytes of the last tile that no tensor has taken yet."""
+def _pour(tiles: Iterator[int], left: list[memoryview], out: memoryview) -> None:
+    """Fill ``out`` with the bytes that come next, and have more tiles made for it.
 
-    def __init__(self) -> None:
-        self._left = memoryview(b"")
-
-    def take(self, target: int, segment: Segment, start: int, data: memoryview) -> None:
-        """Hold what a worker made; it stays as it is until the worker makes the next tile."""
-        del target, segment, start
-        self._left = data
-
-    def pour(self, tiles: Iterator[int], out: memoryview) -> None:
-        """Fill ``out`` with the bytes that come next, and have more tiles made for it."""
-        while len(out):
-            if not len(self._left):
-                next(tiles)
-            count = min(len(out), len(self._left))
-            out[:count], out = self._left[:count], out[count:]
-            self._left = self._left[count:]
+    Args:
+        tiles: makes the next one.
+        left: the bytes of the last tile that no tensor has taken yet: they stay as they are until
+            the next one is made.
+        out: a tensor's.
+    """
+    while len(out):
+        if not left:
+            next(tiles)
+        tile = left.pop()
+        count = min(len(out), len(tile))
+        out[:count], out = tile[:count], out[count:]
+        if count < len(tile):
+            left.append(tile[count:])
 
 
 class Checks:
     """CRC-32 of what workers have written and read, as far as formats have any.
+
+    Args:
+        recipe: what they do.
+        parts: those of several workers, which are joined.
 
     Attributes:
         written: of each tensor by its name and its place in the file, by output.
         read: of packed files, by their paths.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, parts: Iterable[Checks] = ()) -> None:
         self.written = [Ranges() for _ in recipe.outputs]
         self.read = Ranges()
-
-
-def merged(recipe: Recipe, parts: Iterable[Checks]) -> Checks:
-    """The checksums of several workers."""
-    whole = Checks(recipe)
-    for part in parts:
-        whole.read.update(part.read)
-        for own, more in zip(whole.written, part.written, strict=True):
-            own.update(more)
-    return whole
+        for part in parts:
+            self.read.update(part.read)
+            for own, more in zip(self.written, part.written, strict=True):
+                own.update(more)
 
 
 def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
@@ -249,9 +247,14 @@ class Worker:
         self._reader = reader
         self._write = write
         self._read = read
-        self._used = recipe.used
-        self._averager = make_averager(recipe)
-        packed = [recipe.sources[i].checkpoint for i in self._used] if recipe.rows else []
+        self._averager = Averager(
+            averaged_kinds(recipe.tensors),
+            recipe.weights[recipe.used],
+            recipe.sums,
+            recipe.tile_elements,
+            recipe.rows,
+        )
+        packed = [recipe.sources[i].checkpoint for i in recipe.used] if recipe.rows else []
         self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
     def tiles(self, run: Run) -> Iterator[int]:
@@ -279,7 +282,7 @@ class Worker:
         """Average elements for every target."""
         kind, averager = segment.plan.kind, self._averager
         rows = averager.rows(kind, count)
-        segment.read(self._reader, self._used, start, rows)
+        segment.read(self._reader, start, rows)
         if kind.packed and self._unchecked and self._read is not None:
             for path, offset, row in segment.stored(start, rows):
                 if path in self._unchecked:
@@ -288,7 +291,7 @@ class Worker:
             self._write(target, segment, kind.out.size_bytes(start), data)
         if not (averager.finite or self._recipe.request.allow_nonfinite):
             # What was read may have been overwritten.
-            segment.read(self._reader, self._used, start, rows)
+            segment.read(self._reader, start, rows)
             stored, made = averager.values(kind, count)
             for tensor, low, high, _ in segment.parts(start, start + count):
                 _refuse(tensor, stored[:, low:high], made[:, low:high])

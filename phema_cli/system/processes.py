@@ -28,14 +28,10 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def most_open_files() -> int:
-    """Files that this process may have open at a time."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] if _LIMITS else _OPEN_FILES
-
-
 def files_of_each(workers: int) -> int:
     """Files that each worker may have open to read, and as many to write."""
-    return max(4, (most_open_files() - 64) // (2 * workers))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if _LIMITS else _OPEN_FILES
+    return max(4, (most - 64) // (2 * workers))
 
 
 def most_memory_bytes() -> int | None:
