@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phema_cli.cli import render
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from phema_cli.solver import Figures
+from phema_cli.profiles import gamma_from_sigma_rel
+from phema_cli.solver import Figures
+from phema_cli.solver.weights import HARMLESS
 
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
@@ -33,8 +32,6 @@ def entry(figures: Figures) -> dict[str, Any]:
 
 def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
     """Figures by sigma_rel in a JSON document."""
-    from phema_cli.profiles import gamma_from_sigma_rel
-
     return [
         {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **entry(f)} for s, f in reach.items()
     ]
@@ -71,8 +68,6 @@ def _bar(
     shown: Sequence[float], reach: Mapping[float, Figures], bars: Mapping[str, str]
 ) -> list[str]:
     """Three lines: sigma_rel, a cell for each target that is shown, gamma."""
-    from phema_cli.profiles import gamma_from_sigma_rel
-
     signs = {v: f"[{render.STYLES[v]}]{bar}[/]" for v, bar in bars.items()}
     least = min(reach)
     ticks = {i: s for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0}
@@ -94,8 +89,6 @@ def _scale(labels: Mapping[int, str]) -> str:
 
 def unmoved(reach: Mapping[float, Figures]) -> float | None:
     """The largest sigma_rel up to which averaging moves the weights by less than rounding does."""
-    from phema_cli.solver.weights import HARMLESS
-
     last = None
     for sigma_rel, figures in reach.items():
         if figures.moved is None or figures.moved > HARMLESS:
