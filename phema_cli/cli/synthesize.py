@@ -63,7 +63,8 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
-        skipped = _skipped(recipe, outputs)
+        written = [] if recipe is None else [o.path for o in recipe.outputs]
+        skipped = [path for path in outputs if path not in written]
         findings = [*scan.findings, *(recipe.findings if recipe else ())]
         # A dry run says that on stdout.
         told = () if request.dry_run else skipped
@@ -85,12 +86,6 @@ def synthesize(
     else:
         for path in outputs:
             render.line(path)
-
-
-def _skipped(recipe: Recipe | None, outputs: list[Path]) -> list[Path]:
-    """The outputs that exist and stay as they are."""
-    written = [] if recipe is None else [o.path for o in recipe.outputs]
-    return [path for path in outputs if path not in written]
 
 
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:
