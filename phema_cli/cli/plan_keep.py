@@ -33,7 +33,12 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
         InputError: the run can't be thinned.
     """
     snapshots, movement = measured(path, "keep all of them", quiet=quiet)
-    _refuse_packed(path, snapshots)
+    if any(link_of(s.checkpoint) for s in snapshots):
+        raise InputError(
+            "packed snapshots are read together with those before them: none of them may go",
+            where=path,
+            remedy="thin the run first, and pack what stays",
+        )
     sources = [s.tag.profile for s in snapshots]
     last = max(source.end for source in sources)
     targets = [PowerProfile(gamma_from_sigma_rel(s), last) for s in served(*ends)]
@@ -104,13 +109,3 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
         what = "these snapshots are too few to measure how weights move"
         raise InputError(what, where=path, remedy=remedy)
     return snapshots, movement
-
-
-def _refuse_packed(path: str, snapshots: Sequence[Snapshot]) -> None:
-    """Refuse a run whose snapshots need one another to be read."""
-    if any(link_of(s.checkpoint) for s in snapshots):
-        raise InputError(
-            "packed snapshots are read together with those before them: none of them may go",
-            where=path,
-            remedy="thin the run first, and pack what stays",
-        )

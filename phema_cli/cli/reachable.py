@@ -70,21 +70,13 @@ def _bar(
     """Three lines: sigma_rel, a cell for each target that is shown, gamma."""
     signs = {v: f"[{render.STYLES[v]}]{bar}[/]" for v, bar in bars.items()}
     least = min(reach)
-    ticks = {i: s for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0}
+    ticks = [(i, s) for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0]
+    gammas = [(i, gamma_from_sigma_rel(s)) for i, s in ticks]
     return [
-        "  sigma_rel  " + _scale({i: f"{s:.2f}" for i, s in ticks.items()}),
-        _MARGIN + "".join(signs[f.verdict] for f in map(reach.__getitem__, shown)),
-        "  gamma      " + _scale({i: f"{gamma_from_sigma_rel(s):.2g}" for i, s in ticks.items()}),
+        "  sigma_rel  " + render.in_places((i, f"{s:.2f}") for i, s in ticks),
+        _MARGIN + "".join(signs[reach[s].verdict] for s in shown),
+        "  gamma      " + render.in_places((i, f"{gamma:.2g}") for i, gamma in gammas),
     ]
-
-
-def _scale(labels: Mapping[int, str]) -> str:
-    """Labels, each beginning at its cell; one that would touch its neighbour is left out."""
-    text = ""
-    for at, label in labels.items():
-        if len(text) < at or at == 0:
-            text += " " * (at - len(text)) + label
-    return text
 
 
 def unmoved(reach: Mapping[float, Figures]) -> float | None:

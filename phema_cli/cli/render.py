@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -215,6 +215,15 @@ def show_figures(targets: Sequence[Profile], figures: Sequence[Figures], out: Co
     columns = [(stacked(name), [row[name] for row in rows]) for name in rows[0]]
     names = ("target", [plain(target.label) for target in targets])
     show([names, *columns], out, right=[head for head, _ in columns[1:]], gap=1)
+
+
+def in_places(labels: Iterable[tuple[int, str]]) -> str:
+    """Labels, each beginning at its column; one that would touch its neighbour is left out."""
+    text = ""
+    for at, label in labels:
+        if len(text) < at or not text:
+            text += " " * (at - len(text)) + label
+    return text
 
 
 def per_cent(value: float) -> str:
