@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -143,8 +144,7 @@ def _exponential(value: float, digits: int) -> str:
     return f"{float(mantissa):.{digits + 1}g}e{int(exponent)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A point that stands out."""
 
     x: float
@@ -152,8 +152,7 @@ class Mark:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """A height to compare with, its name, and where that is: ``left``, ``center`` or ``right``."""
 
     name: str

@@ -100,19 +100,15 @@ class View:
         ends = np.exp([logs[0], *((logs[1:] + logs[:-1]) / 2), logs[-1]])
         return reachable.bands(ends.tolist(), (r.verdict for r in self.records))
 
-    def named_levels(self) -> list[tuple[str, float, str]]:
-        """Names of levels, where each goes, and on which side nothing is in its way.
-
-        Levels close to each other share a name.
-        """
-        found: list[tuple[str, float, str]] = []
+    def named_levels(self) -> list[Level]:
+        """The levels, named on the side where nothing is in the way; close ones share a name."""
+        found: list[Level] = []
         heights = np.append(self.metric[~self.beyond], [level for _, level in self.levels])
         near = _NEAR * float(np.ptp(heights))
         for name, level in sorted(self.levels, key=lambda one: one[1]):
-            if found and level - found[-1][1] < near:
-                found[-1] = f"{found[-1][0]}, {name}", level, self._free_side(level)
-            else:
-                found.append((name, level, self._free_side(level)))
+            is_near = found and level - found[-1].y < near
+            joined = f"{found.pop().name}, {name}" if is_near else name
+            found.append(Level(joined, level, self._free_side(level)))
         return found
 
     def _free_side(self, level: float) -> str:
@@ -195,7 +191,7 @@ def lines(shown: View, width: int) -> list[str]:
         *shown.line(),
         Mark(scale, metric, f"best: {metric:.7g} at {shown.said(shown.best)}{more}"),
         points=(shown.scale[kept], shown.metric[kept], shown.error[kept]),
-        levels=[Level(name, value, side) for name, value, side in shown.named_levels()],
+        levels=shown.named_levels(),
         bands=[(low, high, render.STYLES[verdict]) for low, high, verdict in shown.bands()],
         width=width,
         height=_ROWS,
