@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Callable
 from inspect import cleandoc
 from typing import Annotated, Any
 
@@ -50,6 +49,10 @@ class _Legible:
         from rich.console import Console
         from typer import rich_utils
 
+        for option in ctx.command.get_params(ctx):
+            # The help would show a type beside flags, as if they took a value.
+            if isinstance(option, typer.core.TyperOption) and option.is_flag:
+                option.metavar = ""
         for name, style in list(vars(rich_utils).items()):
             if name.startswith("STYLE_") and "yellow" in str(style):
                 setattr(rich_utils, name, style.replace("yellow", "magenta"))
@@ -170,17 +173,8 @@ def _highlighted(section: str) -> str:
 _add_help()
 
 
-@functools.cache
-def _command() -> Callable[..., object]:
-    """All commands with their options, made when they are first needed."""
-    command = typer.main.get_command(app)
-    for each in (command, *getattr(command, "commands", {}).values()):
-        context = typer.Context(each, help_option_names=_HELP)
-        for option in (*each.params, each.get_help_option(context)):
-            # The help would show a type beside flags, as if they took a value.
-            if isinstance(option, typer.core.TyperOption) and option.is_flag:
-                option.metavar = ""
-    return command
+#: all commands with their options, made when they are first needed.
+_command = functools.cache(typer.main.get_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or said not in {"", "0", "false", "f", "no", "n", "off"}
     try:
         typed = [a for a in given if a != "--debug"]
-        code = _command()(typed, standalone_mode=False, obj=typed)
+        code = _command(app)(typed, standalone_mode=False, obj=typed)
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - its code and one line tell the user
         # A mistake in the command line is no bug: a traceback would not help.
