@@ -10,8 +10,9 @@ What the commands print comes from a few modules:
 - ``render``: consoles, tables, JSON documents, findings, numbers
 - ``listing``: snapshots and their weights
 - ``reachable``: which targets are reached how well
-- ``plan_report``: a plan
+- ``plan_choice``, ``plan_report``: a plan, and what is printed of it
 - ``chart``: a curve as text
+- ``sweep_print``, ``sweep_words``: what a sweep says
 - ``sweep_curve``: what the drawings of a sweep show, and its form as text
 - ``sweep_svg``: the same in the page of ``sweep_report``
 - ``pictures``: files by matplotlib, on which ``plot_picture`` and ``sweep_picture`` draw

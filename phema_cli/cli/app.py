@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Annotated
+from inspect import cleandoc
+from typing import Annotated, Any
 
 import typer.core
 import typer.main
@@ -28,13 +29,48 @@ from phema_cli.cli import (
     verify,
     weights,
 )
-from phema_cli.cli.help_text import HelpfulCommand, HelpfulGroup, add_help
 
 _HELP = ["-h", "--help"]
+#: columns of the narrowest help; below, names of options would be cut off.
+_LEAST_WIDTH = 72
+#: where a section of a docstring begins that the help shows as it is.
+_SECTION = re.compile(r"^(?=(?:Examples|Exit codes):$)", re.MULTILINE)
+
+
+class _Legible:
+    """A command whose help is whole and can be read on any terminal."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - click's, which typer has a copy of
+        """Print the help, by colours and a width that typer has in variables of a module.
+
+        Yellow can't be read on a light background. A terminal folds lines that are too long for
+        it; typer would cut words off.
+        """
+        from rich.console import Console
+        from typer import rich_utils
+
+        for option in ctx.command.get_params(ctx):
+            # The help would show a type beside flags, as if they took a value.
+            if isinstance(option, typer.core.TyperOption) and option.is_flag:
+                option.metavar = ""
+        for name, style in list(vars(rich_utils).items()):
+            if name.startswith("STYLE_") and "yellow" in str(style):
+                setattr(rich_utils, name, style.replace("yellow", "magenta"))
+        rich_utils.MAX_WIDTH = _LEAST_WIDTH if Console().width < _LEAST_WIDTH else None
+        super().format_help(ctx, formatter)  # type: ignore[misc]  # of the class beside it
+
+
+class _Command(_Legible, typer.core.TyperCommand):
+    """One of phema's commands."""
+
+
+class _Group(_Legible, typer.core.TyperGroup):
+    """Phema itself."""
+
 
 app = typer.Typer(
     name="phema",
-    cls=HelpfulGroup,
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": _HELP},
@@ -52,7 +88,7 @@ for _function in (
     plan.plan,
     demo.demo,
 ):
-    app.command(_function.__name__, cls=HelpfulCommand)(_function)
+    app.command(_function.__name__, cls=_Command)(_function)
 
 
 def _version(wanted: bool) -> None:
@@ -108,20 +144,37 @@ def phema(
     """
 
 
-add_help(app)
+def _add_help() -> None:
+    """Give every command the help and the epilog that its docstring holds.
+
+    The first screen has what most people need: what the command does, examples, and the options
+    that are used most. Rare options and the rest of the prose, which the terminal folds, come after
+    it. The sections ``Examples:`` and ``Exit codes:`` at the end are shown as they are; a line of
+    them that begins with ``$`` is a command that works.
+    """
+    for info in [*app.registered_commands, app.registered_callback]:
+        if info is not None and info.callback is not None:
+            docstring = cleandoc(info.callback.__doc__ or "")
+            prose, *sections = _SECTION.split(docstring)
+            first, *more = (" ".join(p.split()) for p in prose.strip().split("\n\n"))
+            shown = [_highlighted(section) for section in sections]
+            info.help = "\n\n".join([first, *shown[:1]])
+            # Typer unindents all lines but the first, so the first is empty.
+            info.epilog = "\n" + "\n\n".join([*more, *shown[1:]])
 
 
-@functools.cache
-def _command() -> Callable[..., object]:
-    """All commands with their options, made when they are first needed."""
-    command = typer.main.get_command(app)
-    for each in (command, *getattr(command, "commands", {}).values()):
-        context = typer.Context(each, help_option_names=_HELP)
-        for option in (*each.params, each.get_help_option(context)):
-            # The help would show a type beside flags, as if they took a value.
-            if isinstance(option, typer.core.TyperOption) and option.is_flag:
-                option.metavar = ""
-    return command
+def _highlighted(section: str) -> str:
+    """A section of a help text with its title and its commands in bold, and no other markup."""
+    title, _, lines = section.strip().replace("[", r"\[").partition("\n")
+    commands = re.sub(r"^( *\$ )(.*)$", r"\1[bold]\2[/]", lines, flags=re.MULTILINE)
+    return f"[bold]{title}[/]\n{commands}"
+
+
+_add_help()
+
+
+#: all commands with their options, made when they are first needed.
+_command = functools.cache(typer.main.get_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -131,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or said not in {"", "0", "false", "f", "no", "n", "off"}
     try:
         typed = [a for a in given if a != "--debug"]
-        code = _command()(typed, standalone_mode=False, obj=typed)
+        code = _command(app)(typed, standalone_mode=False, obj=typed)
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - its code and one line tell the user
         # A mistake in the command line is no bug: a traceback would not help.

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,17 +50,12 @@ class Axis:
     log: bool
     ticks: tuple[float, ...]
 
-    def dots(self, values: Array, count: int) -> Array:
-        """Where values lie on ``count`` dots from ``low`` to ``high``, not yet rounded.
-
-        Args:
-            values: any shape, above 0 where the axis is logarithmic.
-            count: dots, at least 2.
-        """
+    def part(self, values: Array) -> Array:
+        """Where values lie, from 0 at ``low`` to 1 at ``high``; above 0 on a logarithmic axis."""
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
-            return (np.log(values) - low) / (high - low) * (count - 1)
-        return (values - self.low) / (self.high - self.low) * (count - 1)
+            return (np.log(values) - low) / (high - low)
+        return (values - self.low) / (self.high - self.low)
 
 
 def linear_axis(values: Array, most: int) -> Axis:
@@ -148,8 +144,7 @@ def _exponential(value: float, digits: int) -> str:
     return f"{float(mantissa):.{digits + 1}g}e{int(exponent)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A point that stands out."""
 
     x: float
@@ -157,8 +152,7 @@ class Mark:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """A height to compare with, its name, and where that is: ``left``, ``center`` or ``right``."""
 
     name: str
@@ -219,9 +213,9 @@ def chart(
         Lines with rich's markup, none longer than ``width``.
     """
     at, heights, errors = points or (np.empty(0), np.empty(0), np.empty(0))
-    y_axis = linear_axis(
-        _heights(y, mark, heights, errors, levels), max(3, height // _TICK_ROWS + 1)
-    )
+    bars = np.concatenate([y, heights, heights - errors, heights + errors])
+    held = np.append(bars[np.isfinite(bars)], [mark.y, *(one.y for one in levels)])
+    y_axis = linear_axis(held, max(3, height // _TICK_ROWS + 1))
     numbers = tick_labels(y_axis.ticks)
     gutter = max(len(n) for n in numbers)
     columns = max(width, _LEAST_WIDTH) - gutter - 1
@@ -254,12 +248,6 @@ def chart(
     ]
 
 
-def _heights(y: Array, mark: Mark, heights: Array, errors: Array, levels: Sequence[Level]) -> Array:
-    """All that the vertical axis has to hold."""
-    bars = np.concatenate([y, heights, heights - errors, heights + errors])
-    return np.append(bars[np.isfinite(bars)], [mark.y, *(one.y for one in levels)])
-
-
 class _Canvas:
     """The cells between the axes, with dots and characters in them."""
 
@@ -272,10 +260,10 @@ class _Canvas:
 
     def place(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Dots of points, not yet rounded, from the upper left corner."""
-        right = self.x.dots(x, self.columns * self.across)
         last = self.rows * self.down - 1
         # A point beyond the last tick, by less than a dot, is at the edge.
-        return right, np.clip(last - self.y.dots(y, last + 1), 0, last)
+        down = np.clip(last - self.y.part(y) * last, 0, last)
+        return self.x.part(x) * (self.columns * self.across - 1), down
 
     def cell(self, x: float, y: float) -> tuple[int, int]:
         """Row and column of a point."""
@@ -361,16 +349,15 @@ def _marked_up(cells: Sequence[tuple[str, str]]) -> str:
 def _base(canvas: _Canvas, gutter: int, bands: Sequence[tuple[float, float, str]]) -> list[str]:
     """The horizontal axis and its numbers; one that would touch its neighbour is left out."""
     rule = [canvas.signs.base] * canvas.columns
-    text = ""
+    numbers: list[tuple[int, str]] = []
     for tick, number in zip(canvas.x.ticks, tick_labels(canvas.x.ticks), strict=True):
         column = canvas.column(tick)
         rule[column] = canvas.signs.base_tick
-        first = min(column - len(number) // 2, canvas.columns - len(number)) + gutter + 1
-        if not text or first > len(text):
-            text += " " * (first - len(text)) + number
+        first = min(column - len(number) // 2, canvas.columns - len(number))
+        numbers.append((first + gutter + 1, number))
     styles = [""] * canvas.columns
     for low, high, style in bands:
         first, last = (min(max(canvas.column(end), 0), canvas.columns - 1) for end in (low, high))
         styles[first : last + 1] = [style] * (last - first + 1)
-    cells = [*zip(rule, styles, strict=True)]
-    return [" " * gutter + canvas.signs.corner + _marked_up(cells), text]
+    cells = list(zip(rule, styles, strict=True))
+    return [" " * gutter + canvas.signs.corner + _marked_up(cells), render.in_places(numbers)]

@@ -15,7 +15,8 @@ from phema_cli.errors import StorageError, UsageError
 #: gammas that are stored as snapshots, and those to compare a synthesis with.
 _TRACKED, _TRUTH = (5.0, 10.0), (3.0, 7.0, 14.0)
 _BATCH = 64
-_VALIDATE = "validate.py"
+#: the script that measures a checkpoint.
+_OWN = Path(__file__).with_name("validate.py")
 
 Directory = Annotated[Path, typer.Argument(help="Directory for all files.", metavar="DIR")]
 Steps = Annotated[
@@ -49,31 +50,34 @@ def demo(
       The same directory again, with fewer steps:
         $ phema demo try/ --steps 200 --force
     """
-    _check_validation(directory / _VALIDATE)
+    validate = directory / _OWN.name
+    _check_validation(validate)
     for folder in (directory / "ckpts", directory / "truth"):
         _clear(folder, force=force)
     began = time.monotonic()
     loss = _train(directory, steps)
-    _copy_validation(directory)
+    try:
+        shutil.copyfile(_OWN, validate)
+    except OSError as error:
+        raise StorageError.wrap(error, validate, "write") from error
     if not quiet:
         render.console(stderr=True).print(
             f"trained {steps} steps in {time.monotonic() - began:.1f} s, last loss {loss:.3f}"
         )
     render.line(directory / "ckpts")
     render.line(directory / "truth")
-    render.line(directory / _VALIDATE)
+    render.line(validate)
 
 
 def _check_validation(path: Path) -> None:
     """Refuse to replace a script that no demo has left there."""
     if not path.exists():
         return
-    own = Path(__file__).with_name(_VALIDATE).read_text(encoding="utf-8").partition("\n")[0]
     try:
         there = path.read_bytes().partition(b"\n")[0]
     except OSError as error:
         raise StorageError.wrap(error, path, "read") from error
-    if there.rstrip(b"\r") != own.encode():
+    if there.rstrip(b"\r") != _OWN.read_bytes().partition(b"\n")[0].rstrip(b"\r"):
         raise UsageError(
             "is not a demo's, and would be replaced", where=path, remedy="pass another DIR"
         )
@@ -122,12 +126,3 @@ def _train(directory: Path, steps: int) -> float:
     truth.save(directory / "truth", name="demo")
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
-
-
-def _copy_validation(directory: Path) -> None:
-    """Copy the script that measures a checkpoint beside the snapshots."""
-    path = directory / _VALIDATE
-    try:
-        shutil.copyfile(Path(__file__).with_name(_VALIDATE), path)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error

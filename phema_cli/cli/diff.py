@@ -73,23 +73,20 @@ def _show(comparison: Comparison, most: int | None) -> None:
     worst = sorted(comparison.tensors, key=lambda t: -t.relative)
     listed = [t for t in worst if t.relative > 0][:most]
     if listed:
-        numbers = ("relative", "rms", "max abs", "elements")
-        table = render.table("tensor", *numbers, right=numbers)
-        for t in listed:
-            table.add_row(
-                render.plain(t.name),
-                f"{t.relative:.2e}",
-                f"{t.rms:.2e}",
-                f"{t.max_abs:.2e}",
-                f"{t.elements:,}",
-            )
-        render.show(table, out)
-    for what, names in (
+        numbers = [
+            ("relative", [f"{t.relative:.2e}" for t in listed]),
+            ("rms", [f"{t.rms:.2e}" for t in listed]),
+            ("max abs", [f"{t.max_abs:.2e}" for t in listed]),
+            ("elements", [f"{t.elements:,}" for t in listed]),
+        ]
+        names = ("tensor", [render.plain(t.name) for t in listed])
+        render.show([names, *numbers], out, right=[head for head, _ in numbers], gap=3)
+    for what, tensors in (
         ("only in A", comparison.only_a),
         ("only in B", comparison.only_b),
         ("other shape", comparison.reshaped),
     ):
-        for name in names:
+        for name in tensors:
             out.print(f"[red]{what}[/] {render.plain(name)}")
     same = sum(t.relative == 0 for t in comparison.tensors)
     out.print(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phema_cli.cli import listing, options, reachable, render
+from phema_cli.cli import options, render
 from phema_cli.request import GRID, SOLVING, SOURCES, Request
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def inspect(
       Which targets there will be at an earlier step, for a script:
         $ phema inspect ckpts/ --step 500 --json
     """
+    from phema_cli.cli import listing, reachable
     from phema_cli.estimate.solve import scan_for
 
     scan = scan_for(paths, request)
@@ -96,6 +97,7 @@ def _solve(
 
     Without figures something prevents a synthesis; it is added to the findings.
     """
+    from phema_cli.cli.reachable import unmoved
     from phema_cli.errors import InputError
     from phema_cli.estimate.evidence import TagCheck
     from phema_cli.estimate.solve import measure, solve_snapshots
@@ -119,7 +121,7 @@ def _solve(
         findings.append(Finding("error", error))
         return {}, None, tags
     reach = dict(zip(GRID, solution.figures, strict=True))
-    still = reachable.unmoved(reach)
+    still = unmoved(reach)
     if still is not None:
         what = f"the weights hardly move at the end: every sigma_rel up to {still:g} gives the same"
         told = InputError(f"{what} weights, within the rounding of float16")
@@ -156,16 +158,13 @@ def _show_movement(movement: Movement) -> None:
     )
     rows = np.unique(np.linspace(0, len(movement.times) - 1, _MOVEMENT_ROWS).astype(int))
     # The block of each time; blocks are known by their ends.
-    blocks = np.searchsorted(movement.blocks * (1 + 1e-9), movement.times)
-    table = render.table("step", "drift", "roughness", "jitter", right=("step", "drift"), gap=2)
-    for row in rows:
-        block = int(blocks[row])
-        table.add_row(
-            f"{movement.times[row]:.6g}",
-            f"{movement.drift[row] ** 0.5:.2e}",
-            f"{movement.roughness[block]:.2f}",
-            f"{movement.jitter[block]:.3g} steps",
-        )
-    render.show(table, out)
+    blocks = np.searchsorted(movement.blocks * (1 + 1e-9), movement.times)[rows]
+    columns = [
+        ("step", [f"{time:.6g}" for time in movement.times[rows]]),
+        ("drift", [f"{drift**0.5:.2e}" for drift in movement.drift[rows]]),
+        ("roughness", [f"{roughness:.2f}" for roughness in movement.roughness[blocks]]),
+        ("jitter", [f"{jitter:.3g} steps" for jitter in movement.jitter[blocks]]),
+    ]
+    render.show(columns, out, right=("step", "drift"))
     out.print(f"rounding of stored values: {movement.rounding.variance**0.5:.2e} RMS")
     out.print()

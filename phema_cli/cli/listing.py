@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phema_cli.cli import reachable, render
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
-
-    from phema_cli.formats.base import Checkpoint
-    from phema_cli.profiles import Array, Profile
-    from phema_cli.snapshots import Snapshot
-    from phema_cli.solver import Figures
+from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.chains import link_of
+from phema_cli.formats.packing import parse
+from phema_cli.profiles import Array, PowerProfile, Profile, describe
+from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots.base import reference
+from phema_cli.solver import Figures
 
 #: snapshots up to which each has a line.
 _LISTED = 16
+#: columns of numbers.
+_RIGHT = ("step", "gamma", "effective", "sigma_rel", "size", "snapshots")
+
+Columns = list[tuple[str, list[str]]]
 
 
 def entry(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot in a JSON document."""
-    from phema_cli.profiles import describe
-
     tag, checkpoint = snapshot.tag, snapshot.checkpoint
     profile = describe(tag.profile)
     return {
@@ -57,15 +57,11 @@ def entry(snapshot: Snapshot) -> dict[str, Any]:
 
 def _files(checkpoint: Checkpoint) -> int:
     """Files of a checkpoint, without those that a packed one follows."""
-    from phema_cli.formats.chains import link_of
-
     return len(checkpoint.files) if link_of(checkpoint) is None else 1
 
 
 def _packing(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """How a checkpoint is packed; None if it is not."""
-    from phema_cli.formats.packing import parse
-
     packing = parse(checkpoint.metadata, checkpoint.path)
     if packing is None:
         return None
@@ -95,7 +91,6 @@ def target_entry(
     weights: Array,
 ) -> dict[str, Any]:
     """A target in a JSON document, with its figures and the (n,) weights of the snapshots."""
-    from phema_cli.profiles import describe
     from phema_cli.synthesis.provenance import source_entry
 
     sources = [
@@ -106,8 +101,6 @@ def target_entry(
 
 def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     """Print a summary, and a table of the snapshots, or of the averages where there are many."""
-    from phema_cli.snapshots.base import reference
-
     if not snapshots:
         return
     out = render.console()
@@ -130,7 +123,8 @@ def show(snapshots: Sequence[Snapshot], verbose: bool) -> None:
     )
     out.print()
     listed = verbose or len(snapshots) <= _LISTED
-    render.show(_snapshots_table(snapshots) if listed else _averages_table(snapshots), out)
+    columns = _snapshots_columns(snapshots) if listed else _averages_columns(snapshots)
+    render.show(columns, out, right=_RIGHT, gap=2 if listed else 3)
     out.print()
 
 
@@ -141,23 +135,19 @@ def show_weights(
     from phema_cli.synthesis.provenance import LEAST_WEIGHT
 
     heading = _heading(snapshots)
+    largest = abs(weights).max(axis=1)
+    rows = [i for i in range(len(snapshots)) if verbose or largest[i] >= LEAST_WEIGHT]
+    shown = [snapshots[i] for i in rows]
     names = [render.plain(t.label) for t in targets]
-    table = render.table(
-        "snapshot", "step", heading, *names, right=("step", "gamma", *names), gap=2
-    )
-    hidden = 0
-    for snapshot, row in zip(snapshots, weights, strict=True):
-        if not verbose and abs(row).max() < LEAST_WEIGHT:
-            hidden += 1
-            continue
-        table.add_row(
-            render.plain(snapshot.name),
-            f"{snapshot.tag.step:.10g}",
-            _average(snapshot, heading),
-            *(f"{w:+.6f}" for w in row),
-        )
+    columns = [
+        ("snapshot", [render.plain(s.name) for s in shown]),
+        ("step", [f"{s.tag.step:.10g}" for s in shown]),
+        (heading, [_average(s, heading) for s in shown]),
+        *((n, [f"{w:+.6f}" for w in own]) for n, own in zip(names, weights[rows].T, strict=True)),
+    ]
     out = render.console()
-    render.show(table, out)
+    render.show(columns, out, right=("step", "gamma", *names))
+    hidden = len(snapshots) - len(rows)
     if hidden:
         out.print(f"and {render.counted(hidden, 'snapshot')} with weights of 0 to six digits")
 
@@ -184,80 +174,61 @@ def _average(snapshot: Snapshot, heading: str) -> str:
 
 def _effective_gamma(snapshot: Snapshot) -> str:
     """The gamma of the profile, where it differs from the one that the trainer was given."""
-    from phema_cli.profiles import PowerProfile
-
     tag = snapshot.tag
     differs = isinstance(tag.profile, PowerProfile) and tag.profile.gamma != tag.gamma
     return f"{tag.profile.exponent:.4g}" if differs else ""
 
 
-def _average_columns(snapshots: Sequence[Snapshot]) -> list[str]:
-    """The columns that say what the averages are, as few as are needed."""
-    columns = [_heading(snapshots)]
-    if any(_effective_gamma(s) for s in snapshots):
-        columns.append("effective")
+def _average_columns(snapshots: Sequence[Snapshot]) -> Columns:
+    """What the average of each snapshot is, in as few columns as it takes."""
+    heading = _heading(snapshots)
+    columns = [(heading, [_average(s, heading) for s in snapshots])]
+    effective = [_effective_gamma(s) for s in snapshots]
+    if any(effective):
+        columns.append(("effective", effective))
     if any(s.tag.gamma is not None for s in snapshots):
-        columns.append("sigma_rel")
+        sigma_rels = [describe(s.tag.profile)["sigma_rel"] for s in snapshots]
+        cells = ["" if s is None else f"{s:.4f}" for s in sigma_rels]
+        columns.append(("sigma_rel", cells))
     return columns
 
 
-def _average_cells(snapshot: Snapshot, columns: Sequence[str]) -> list[str]:
-    """The cells of these columns."""
-    from phema_cli.profiles import describe
-
-    sigma_rel = describe(snapshot.tag.profile)["sigma_rel"]
-    cells = {
-        columns[0]: _average(snapshot, columns[0]),
-        "effective": _effective_gamma(snapshot),
-        "sigma_rel": "" if sigma_rel is None else f"{sigma_rel:.4f}",
-    }
-    return [cells[c] for c in columns]
-
-
-def _snapshots_table(snapshots: Sequence[Snapshot]) -> Table:
+def _snapshots_columns(snapshots: Sequence[Snapshot]) -> Columns:
     """A row for each snapshot."""
-    columns = _average_columns(snapshots)
-    right = ("step", "gamma", "effective", "sigma_rel", "size")
-    packed = ["packed"] if any(_packed(s) for s in snapshots) else []
-    table = render.table(
-        "snapshot", "step", *columns, "size", *packed, "tag from", right=right, gap=2
-    )
-    for s in snapshots:
-        table.add_row(
-            render.plain(s.name),
-            f"{s.tag.step:.10g}",
-            *_average_cells(s, columns),
-            render.size(s.checkpoint.size_bytes),
-            *([_packed(s)] if packed else []),
-            _origin(s),
-        )
-    return table
+    packed = [_packed(s) for s in snapshots]
+    return [
+        ("snapshot", [render.plain(s.name) for s in snapshots]),
+        ("step", [f"{s.tag.step:.10g}" for s in snapshots]),
+        *_average_columns(snapshots),
+        ("size", [render.size(s.checkpoint.size_bytes) for s in snapshots]),
+        *([("packed", packed)] if any(packed) else []),
+        ("tag from", [_origin(s) for s in snapshots]),
+    ]
 
 
-def _averages_table(snapshots: Sequence[Snapshot]) -> Table:
+def _averages_columns(snapshots: Sequence[Snapshot]) -> Columns:
     """A row for each average."""
-    columns = _average_columns(snapshots)
-    right = ("gamma", "effective", "sigma_rel", "snapshots")
-    table = render.table(*columns, "snapshots", "steps", "tag from", right=right)
-    dots = "…" if render.supports_unicode() else "..."
 
     def average(snapshot: Snapshot) -> tuple[float, str]:
         tag = snapshot.tag
         return (-1.0 if tag.gamma is None else tag.gamma), tag.label
 
     ordered = sorted(snapshots, key=lambda s: (*average(s), s.tag.step))
-    for _, group in groupby(ordered, key=average):
-        members = list(group)
-        steps = [s.tag.step for s in members]
-        gaps = {b - a for a, b in pairwise(steps)}
-        every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""
-        table.add_row(
-            *_average_cells(members[0], columns),
-            str(len(members)),
-            f"{steps[0]:.10g} {dots} {steps[-1]:.10g}{every}",
-            ", ".join(sorted({_origin(s) for s in members})),
-        )
-    return table
+    groups = [list(group) for _, group in groupby(ordered, key=average)]
+    return [
+        *_average_columns([group[0] for group in groups]),
+        ("snapshots", [str(len(group)) for group in groups]),
+        ("steps", [_steps([s.tag.step for s in group]) for group in groups]),
+        ("tag from", [", ".join(sorted({_origin(s) for s in group})) for group in groups]),
+    ]
+
+
+def _steps(steps: Sequence[float]) -> str:
+    """The first and the last of some steps, and how far they are apart."""
+    dots = "…" if render.supports_unicode() else "..."
+    gaps = {b - a for a, b in pairwise(steps)}
+    every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""
+    return f"{steps[0]:.10g} {dots} {steps[-1]:.10g}{every}"
 
 
 def _origin(snapshot: Snapshot) -> str:

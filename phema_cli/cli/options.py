@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, is_dataclass, replace
+from dataclasses import Field, is_dataclass, replace
 from functools import wraps
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -50,37 +50,43 @@ _OFFERED: Mapping[str, Callable[[], Sequence[str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """How the values of a metavar are written: typer's type, and what reads that."""
-
-    kind: Any
-    read: Callable[[Any], Any] = lambda value: value
-
-
-_LISTED = _Values(list[str] | None, lambda texts: tuple(texts or ()))
-_WRITTEN: Mapping[str, _Values] = {
-    "LIST": _Values(list[str] | None, parsing.numbers),
-    "PROFILE": _Values(list[str] | None, parsing.profiles),
-    "GLOB": _LISTED,
-    "LAW": _Values(list[str] | None, lambda texts: tuple(texts or ()) or None),
-    "SIZE": _Values(str | None, parsing.size),
-    "TIME": _Values(str | None, parsing.seconds),
-    "COUNT": _Values(str | None, parsing.count),
-    "LOW,HIGH": _Values(str, parsing.ends),
+#: typer's type of values, and what reads them, by the metavar that says how they are written.
+_WRITTEN: Mapping[str, tuple[Any, Callable[[Any], Any]]] = {
+    "LIST": (list[str] | None, parsing.numbers),
+    "PROFILE": (list[str] | None, parsing.profiles),
+    "GLOB": (list[str] | None, lambda texts: tuple(texts or ())),
+    "LAW": (list[str] | None, lambda texts: tuple(texts or ()) or None),
+    "SIZE": (str | None, parsing.size),
+    "TIME": (str | None, parsing.seconds),
+    "COUNT": (str | None, parsing.count),
+    "LOW,HIGH": (str, parsing.ends),
 }
 
 
-def _values(each: Field[Any], says: Option) -> _Values:
-    """How the values of an option are written."""
-    if isinstance(each.default, bool):
-        return _Values(bool)
-    optional = each.default is None and not says.required
-    return _WRITTEN.get(says.metavar) or _Values(says.type | None if optional else says.type)
+def _is_negated(says: Option) -> bool:
+    """Whether a flag takes back what is so by default."""
+    return says.flag is not None and says.flag.startswith("--no-")
+
+
+def _read(says: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
+    """The value of an option, of what typer has read."""
+    if _is_negated(says):
+        return not value
+    return _WRITTEN[says.metavar][1](value) if says.metavar in _WRITTEN else value
 
 
 def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
     """The typer parameter of a field; a flag ``--no-...`` is one that is off by default."""
+    default: Any = each.default
+    kind = says.type
+    if isinstance(default, bool):
+        kind, default = bool, default != _is_negated(says)
+    elif says.metavar in _WRITTEN:
+        kind, default = _WRITTEN[says.metavar][0], _written(says.metavar, default)
+    elif says.required:
+        default = inspect.Parameter.empty
+    elif default is None:
+        kind |= None
     more: dict[str, Any] = {}
     if says.least is not None:
         more |= {"min": says.least, "max": says.most}
@@ -97,29 +103,15 @@ def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
         variable=says.variable,
         **more,
     )
-    return inspect.Parameter(
-        each.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if says.required else _default(each, says),
-        annotation=Annotated[str if says.required else _values(each, says).kind, typers],
-    )
+    named = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(each.name, named, default=default, annotation=Annotated[kind, typers])
 
 
-def _default(each: Field[Any], says: Option) -> Any:  # noqa: ANN401 - a value as it would be typed
-    """What an option is where it is not given."""
-    default: Any = each.default
-    if _is_negated(says):
-        return not default
-    if says.metavar == "SIZE" and default is not None:
+def _written(metavar: str, default: Any) -> Any:  # noqa: ANN401 - a value as it would be typed
+    """A default as it would be typed."""
+    if metavar == "SIZE" and default is not None:
         return f"{default >> 20}MiB"
-    if says.metavar == "LOW,HIGH":
-        return ",".join(f"{end:.2f}" for end in default)
-    return default or None if says.metavar in _WRITTEN else default
-
-
-def _is_negated(says: Option) -> bool:
-    """Whether a flag takes back what is so by default."""
-    return says.flag is not None and says.flag.startswith("--no-")
+    return ",".join(f"{end:.2f}" for end in default) if metavar == "LOW,HIGH" else default or None
 
 
 def _parameters(kind: type, names: frozenset[str] | None) -> Iterator[inspect.Parameter]:
@@ -146,10 +138,8 @@ def made(
     for each, says in declared(kind, names):
         if isinstance(says, Part):
             values[each.name] = made(says.kind, says.names, given, typed)
-        elif _is_negated(says):
-            values[each.name] = not given.pop(each.name)
         else:
-            values[each.name] = _values(each, says).read(given.pop(each.name))
+            values[each.name] = _read(says, given.pop(each.name))
     asked = kind(**values)
     return _insisting(asked, typed) if isinstance(asked, Config) else asked
 

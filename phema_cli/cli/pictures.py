@@ -100,10 +100,20 @@ def check(path: Path, *, overwrite: bool) -> None:
         raise UsageError(
             "pictures need matplotlib", where=path, remedy='pip install "phema-cli[plot]"'
         ) from error
+    if path.exists() and not path.is_dir() and not overwrite:
+        raise UsageError("exists already", where=path, remedy="pass --overwrite")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        UsageError: it is a directory.
+        StorageError: there is no such directory.
+    """
     if path.is_dir():
         raise UsageError("is a directory", where=path, remedy="pass a file in it")
-    if path.exists() and not overwrite:
-        raise UsageError("exists already", where=path, remedy="pass --overwrite")
     if not path.parent.is_dir():
         raise StorageError("no such directory", where=path.parent, remedy="create it first")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from phema_cli.cli import render
 from phema_cli.errors import InputError, PhemaError
+from phema_cli.estimate.solve import measure
+from phema_cli.formats.base import Checkpoint
+from phema_cli.formats.chains import link_of
+from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.request import Config, Request
+from phema_cli.snapshots import Snapshot, scan
+from phema_cli.solver import Movement, solve
+from phema_cli.solver.planning import served, worst
+from phema_cli.solver.thinning import thinned
 from phema_cli.system.processes import quoted
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from phema_cli.formats.base import Checkpoint
-    from phema_cli.snapshots import Snapshot
-    from phema_cli.solver import Movement
 
 
 def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: bool) -> None:
@@ -31,13 +32,13 @@ def show(path: str, keep: int, ends: tuple[float, float], *, json: bool, quiet: 
         UsageError: too few or too many are to stay, or the range has no targets.
         InputError: the run can't be thinned.
     """
-    from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
-    from phema_cli.solver import solve
-    from phema_cli.solver.planning import served, worst
-    from phema_cli.solver.thinning import thinned
-
     snapshots, movement = measured(path, "keep all of them", quiet=quiet)
-    _refuse_packed(path, snapshots)
+    if any(link_of(s.checkpoint) for s in snapshots):
+        raise InputError(
+            "packed snapshots are read together with those before them: none of them may go",
+            where=path,
+            remedy="thin the run first, and pack what stays",
+        )
     sources = [s.tag.profile for s in snapshots]
     last = max(source.end for source in sources)
     targets = [PowerProfile(gamma_from_sigma_rel(s), last) for s in served(*ends)]
@@ -90,9 +91,6 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
     Raises:
         PhemaError: they make no sense, or are too few to measure that.
     """
-    from phema_cli.estimate.solve import measure
-    from phema_cli.snapshots import scan
-
     run = scan([path], Config(trust_tags=True))
     try:
         snapshots = run.require()
@@ -111,15 +109,3 @@ def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot]
         what = "these snapshots are too few to measure how weights move"
         raise InputError(what, where=path, remedy=remedy)
     return snapshots, movement
-
-
-def _refuse_packed(path: str, snapshots: Sequence[Snapshot]) -> None:
-    """Refuse a run whose snapshots need one another to be read."""
-    from phema_cli.formats.chains import link_of
-
-    if any(link_of(s.checkpoint) for s in snapshots):
-        raise InputError(
-            "packed snapshots are read together with those before them: none of them may go",
-            where=path,
-            remedy="thin the run first, and pack what stays",
-        )

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from phema_cli.cli import listing, options, reachable, render
+from phema_cli.cli import options, render
 from phema_cli.errors import UsageError
 from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
@@ -128,6 +128,7 @@ def _solve(
 
 def _document(plotted: Plotted, request: Request) -> dict[str, Any]:
     """The content of ``--json``."""
+    from phema_cli.cli import listing, reachable
     from phema_cli.estimate.targets import target_step
 
     step = target_step(plotted.snapshots, request.step)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from phema_cli.cli import pictures, reachable, render
 from phema_cli.cli.pictures import COLOURS, FAINT
-from phema_cli.profiles import SIGMA_REL_LIMIT, Array, Profile, describe
+from phema_cli.profiles import SIGMA_REL_LIMIT, Array, PowerProfile, Profile
 from phema_cli.snapshots import Snapshot
 from phema_cli.solver import Figures
 from phema_cli.solver.curves import Curves
@@ -55,12 +55,6 @@ class Panel:
     curves: Curves
     weights: Array
 
-    @property
-    def sigma_rel(self) -> float | None:
-        """Where it lies in the reachable range; None where it is no power function."""
-        sigma_rel = describe(self.target)["sigma_rel"]
-        return sigma_rel if isinstance(sigma_rel, float) else None
-
 
 @dataclass(frozen=True, slots=True)
 class Plotted:
@@ -87,8 +81,7 @@ class Plotted:
         return np.array([s.tag.profile.end for s in self.snapshots])
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
+class _Column(NamedTuple):
     """The axes of one target."""
 
     profile: Axes
@@ -150,7 +143,7 @@ def _grid(figure: Figure, number: int, across: int) -> tuple[list[_Column], Axes
     ]
     columns = [_Column(*block[:, i]) for block in rows for i in range(across)]
     for column in columns[number:]:
-        for axes in (column.profile, column.difference, column.weights):
+        for axes in column:
             axes.set_axis_off()
     for column in columns[1:number]:
         column.profile.sharey(columns[0].profile)
@@ -251,7 +244,11 @@ def _label(column: _Column, panel: Panel, unit: str, factor: float, *, first: bo
 
 def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     """Errors against sigma_rel over bands of the verdicts, and where the targets lie."""
-    targets = {p.sigma_rel: p.figures for p in plotted.panels if p.sigma_rel is not None}
+    targets = {
+        power.sigma_rel: p.figures
+        for p in plotted.panels
+        if isinstance(power := p.target, PowerProfile)
+    }
     points = dict(sorted({**plotted.reach, **targets}.items()))
     shift = np.array([f.sigma_error for f in points.values()], dtype=float)
     error = np.array([100 * f.expected_error for f in points.values()])

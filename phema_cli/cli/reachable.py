@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phema_cli.cli import render
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from phema_cli.solver import Figures
+from phema_cli.profiles import gamma_from_sigma_rel
+from phema_cli.solver import Figures
+from phema_cli.solver.weights import HARMLESS
 
 _BARS = {"good": "█", "fair": "▒", "poor": "░"}
 _ASCII_BARS = {"good": "#", "fair": "+", "poor": "."}
@@ -33,8 +32,6 @@ def entry(figures: Figures) -> dict[str, Any]:
 
 def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
     """Figures by sigma_rel in a JSON document."""
-    from phema_cli.profiles import gamma_from_sigma_rel
-
     return [
         {"sigma_rel": s, "gamma": gamma_from_sigma_rel(s), **entry(f)} for s, f in reach.items()
     ]
@@ -71,31 +68,19 @@ def _bar(
     shown: Sequence[float], reach: Mapping[float, Figures], bars: Mapping[str, str]
 ) -> list[str]:
     """Three lines: sigma_rel, a cell for each target that is shown, gamma."""
-    from phema_cli.profiles import gamma_from_sigma_rel
-
     signs = {v: f"[{render.STYLES[v]}]{bar}[/]" for v, bar in bars.items()}
     least = min(reach)
-    ticks = {i: s for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0}
+    ticks = [(i, s) for i, s in enumerate(shown) if s == least or round(s * 1000) % 50 == 0]
+    gammas = [(i, gamma_from_sigma_rel(s)) for i, s in ticks]
     return [
-        "  sigma_rel  " + _scale({i: f"{s:.2f}" for i, s in ticks.items()}),
-        _MARGIN + "".join(signs[f.verdict] for f in map(reach.__getitem__, shown)),
-        "  gamma      " + _scale({i: f"{gamma_from_sigma_rel(s):.2g}" for i, s in ticks.items()}),
+        "  sigma_rel  " + render.in_places((i, f"{s:.2f}") for i, s in ticks),
+        _MARGIN + "".join(signs[reach[s].verdict] for s in shown),
+        "  gamma      " + render.in_places((i, f"{gamma:.2g}") for i, gamma in gammas),
     ]
-
-
-def _scale(labels: Mapping[int, str]) -> str:
-    """Labels, each beginning at its cell; one that would touch its neighbour is left out."""
-    text = ""
-    for at, label in labels.items():
-        if len(text) < at or at == 0:
-            text += " " * (at - len(text)) + label
-    return text
 
 
 def unmoved(reach: Mapping[float, Figures]) -> float | None:
     """The largest sigma_rel up to which averaging moves the weights by less than rounding does."""
-    from phema_cli.solver.weights import HARMLESS
-
     last = None
     for sigma_rel, figures in reach.items():
         if figures.moved is None or figures.moved > HARMLESS:

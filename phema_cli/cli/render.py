@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,6 @@ from phema_cli.system.processes import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from phema_cli.profiles import Profile
     from phema_cli.snapshots import Finding
@@ -155,30 +154,37 @@ def plain(text: object) -> str:
     return escape(printable(text))
 
 
-def table(*columns: str, right: Sequence[str] = (), gap: int = 3) -> Table:
-    """A plain table with aligned columns, ``gap`` blanks apart."""
-    from rich.table import Table
-
-    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
-    for column in columns:
-        side: Literal["left", "right"] = "right" if column in right else "left"
-        made.add_column(column, justify=side, no_wrap=column not in _NAMES, overflow="fold")
-    return made
-
-
-def show(made: Table, out: Console) -> None:
+def show(
+    columns: Sequence[tuple[str, Sequence[str]]],
+    out: Console,
+    *,
+    right: Collection[str] = (),
+    gap: int = 2,
+) -> None:
     """Print a table; one whose numbers need more room than there is goes beyond the edge.
 
     A number that is cut off would be another number.
+
+    Args:
+        columns: heads, and cells with markup; those of ``right`` are aligned at the right.
+        out: where to.
+        right: heads.
+        gap: blanks between columns.
     """
+    from rich.table import Table
     from rich.text import Text
 
-    gap = made.padding[1]
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     needed = -gap
-    for column in made.columns:
-        cells = [Text.from_markup(str(cell)) for cell in (column.header, *column.cells)]
-        widest = max(line.cell_len for cell in cells for line in cell.split("\n", allow_blank=True))
-        needed += gap + (widest if column.no_wrap else min(widest, _LEAST_NAME))
+    for head, cells in columns:
+        is_name = head in _NAMES
+        side: Literal["left", "right"] = "right" if head in right else "left"
+        made.add_column(head, justify=side, no_wrap=not is_name, overflow="fold")
+        lines = (part for cell in (head, *cells) for part in cell.split("\n"))
+        widest = max(Text.from_markup(line).cell_len for line in lines)
+        needed += gap + (min(widest, _LEAST_NAME) if is_name else widest)
+    for row in zip(*(cells for _, cells in columns), strict=True):
+        made.add_row(*row)
     if needed > out.width:
         made.width = needed
     out.print(made, crop=False)
@@ -203,14 +209,21 @@ def stacked(heading: str) -> str:
     return heading.replace(" ", "\n")
 
 
-def figures_table(targets: Sequence[Profile], figures: Sequence[Figures]) -> Table:
-    """A row of figures for each target; there is at least one."""
+def show_figures(targets: Sequence[Profile], figures: Sequence[Figures], out: Console) -> None:
+    """Print a row of figures for each target; there is at least one."""
     rows = [figure_cells(f) for f in figures]
-    heads = [stacked(name) for name in rows[0]]
-    made = table("target", *heads, right=heads[1:], gap=1)
-    for target, row in zip(targets, rows, strict=True):
-        made.add_row(plain(target.label), *row.values())
-    return made
+    columns = [(stacked(name), [row[name] for row in rows]) for name in rows[0]]
+    names = ("target", [plain(target.label) for target in targets])
+    show([names, *columns], out, right=[head for head, _ in columns[1:]], gap=1)
+
+
+def in_places(labels: Iterable[tuple[int, str]]) -> str:
+    """Labels, each beginning at its column; one that would touch its neighbour is left out."""
+    text = ""
+    for at, label in labels:
+        if len(text) < at or not text:
+            text += " " * (at - len(text)) + label
+    return text
 
 
 def per_cent(value: float) -> str:

@@ -14,8 +14,9 @@ from phema_cli.cli.sweep_words import metric_name
 from phema_cli.profiles import Array
 from phema_cli.solver.search import smooth
 from phema_cli.sweep.families import Family
-from phema_cli.sweep.outcome import Curve, Outcome
+from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
+from phema_cli.sweep.results import Record
 
 _ROWS = 12
 #: metrics are shown up to this many times the height of the lower flank, and of half of the points.
@@ -35,11 +36,10 @@ class View:
     Attributes:
         family: what the horizontal axis counts.
         name: what the metric is called.
-        scale: (n,) lengths of the evaluations that gave a metric, ascending; n is at least 1.
+        records: (n,) evaluations that gave a metric, by their length; n is at least 1.
+        scale: (n,) their lengths.
         metric: (n,) what they gave.
         error: (n,) standard errors of these; NaN where nothing says one.
-        verdicts: (n,) how good each target was expected to be.
-        labels: (n,) what each target is called.
         best: index of the best one.
         as_good: (n,) which are as good as that.
         fitted: lengths and metrics of the curve through points with noise; None without noise.
@@ -50,11 +50,10 @@ class View:
 
     family: Family
     name: str
+    records: tuple[Record, ...]
     scale: Array
     metric: Array
     error: Array
-    verdicts: tuple[str, ...]
-    labels: tuple[str, ...]
     best: int
     as_good: NDArray[np.bool_]
     fitted: tuple[Array, Array] | None
@@ -99,21 +98,17 @@ class View:
         """The ranges of one verdict, from the first length to the last."""
         logs = np.log(self.scale)
         ends = np.exp([logs[0], *((logs[1:] + logs[:-1]) / 2), logs[-1]])
-        return reachable.bands(ends.tolist(), self.verdicts)
+        return reachable.bands(ends.tolist(), (r.verdict for r in self.records))
 
-    def named_levels(self) -> list[tuple[str, float, str]]:
-        """Names of levels, where each goes, and on which side nothing is in its way.
-
-        Levels close to each other share a name.
-        """
-        found: list[tuple[str, float, str]] = []
+    def named_levels(self) -> list[Level]:
+        """The levels, named on the side where nothing is in the way; close ones share a name."""
+        found: list[Level] = []
         heights = np.append(self.metric[~self.beyond], [level for _, level in self.levels])
         near = _NEAR * float(np.ptp(heights))
         for name, level in sorted(self.levels, key=lambda one: one[1]):
-            if found and level - found[-1][1] < near:
-                found[-1] = f"{found[-1][0]}, {name}", level, self._free_side(level)
-            else:
-                found.append((name, level, self._free_side(level)))
+            is_near = found and level - found[-1].y < near
+            joined = f"{found.pop().name}, {name}" if is_near else name
+            found.append(Level(joined, level, self._free_side(level)))
         return found
 
     def _free_side(self, level: float) -> str:
@@ -142,14 +137,15 @@ def view(outcome: Outcome, asked: SweepRequest) -> View | None:
     curve = outcome.curve
     if curve is None or curve.optimum is None or curve.best is None:
         return None
-    rows = [
-        (s, r) for s, r in zip(curve.scales, curve.records, strict=True) if r.metric is not None
-    ]
-    scale = np.array([s for s, _ in rows])
-    metric = np.array([r.metric for _, r in rows], dtype=np.float64)
-    best = next(i for i, (_, r) in enumerate(rows) if r is curve.best)
+    kept = [i for i, r in enumerate(curve.records) if r.metric is not None]
+    records = tuple(curve.records[i] for i in kept)
+    scale = np.array(curve.scales)[kept]
+    metric = np.array([r.metric for r in records], dtype=np.float64)
+    best = next(i for i, r in enumerate(records) if r is curve.best)
     sign = -1.0 if asked.maximize else 1.0
     edge = _edge(metric, best, sign)
+    places = np.geomspace(scale[0], scale[-1], _PLACES)
+    heights = smooth(curve.points, places.tolist(), maximize=asked.maximize)
     on_axis = {r.target for r in curve.records}
     levels = [
         (r.profile if r.baseline != "last weights" else "last weights", r.metric)
@@ -159,24 +155,16 @@ def view(outcome: Outcome, asked: SweepRequest) -> View | None:
     return View(
         curve.family,
         metric_name(asked),
+        records,
         scale,
         metric,
-        np.array([np.nan if r.error is None else r.error for _, r in rows]),
-        tuple(r.verdict for _, r in rows),
-        tuple(r.profile for _, r in rows),
+        np.array([np.nan if r.error is None else r.error for r in records]),
         best,
-        np.array([r.target in outcome.as_good for _, r in rows]),
-        _fitted(curve, scale, maximize=asked.maximize),
+        np.array([r.target in outcome.as_good for r in records]),
+        None if heights is None else (places, heights),
         tuple((name, level) for name, level in levels if sign * level <= sign * edge),
         edge,
     )
-
-
-def _fitted(curve: Curve, scale: Array, *, maximize: bool) -> tuple[Array, Array] | None:
-    """The curve through points with noise."""
-    places = np.geomspace(scale[0], scale[-1], _PLACES)
-    heights = smooth(curve.points, places.tolist(), maximize=maximize)
-    return None if heights is None else (places, heights)
 
 
 def _edge(metric: Array, best: int, sign: float) -> float:
@@ -203,7 +191,7 @@ def lines(shown: View, width: int) -> list[str]:
         *shown.line(),
         Mark(scale, metric, f"best: {metric:.7g} at {shown.said(shown.best)}{more}"),
         points=(shown.scale[kept], shown.metric[kept], shown.error[kept]),
-        levels=[Level(name, value, side) for name, value, side in shown.named_levels()],
+        levels=shown.named_levels(),
         bands=[(low, high, render.STYLES[verdict]) for low, high, verdict in shown.bands()],
         width=width,
         height=_ROWS,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from phema_cli._version import __version__
 from phema_cli.cli import render, sweep_words
+from phema_cli.cli.pictures import check_place
 from phema_cli.cli.sweep_curve import view
 from phema_cli.cli.sweep_svg import escaped, svg
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import UsageError
 from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record
@@ -89,10 +90,7 @@ class Page:
             raise UsageError(
                 "the report is a page of HTML", where=path, remedy="pass a name that ends in .html"
             )
-        if path.is_dir():
-            raise UsageError("is a directory", where=path, remedy="pass a file in it")
-        if not path.parent.is_dir():
-            raise StorageError("no such directory", where=path.parent, remedy="create it first")
+        check_place(path)
         self._path = path
         self._asked = asked
 

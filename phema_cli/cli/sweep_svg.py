@@ -35,12 +35,11 @@ class _Place:
     def across(self, value: float) -> float:
         """Pixels from the left."""
         room = _WIDTH - _LEFT - _RIGHT - 2 * _BESIDE
-        part = float(self.x.dots(np.array([value]), 2)[0])
-        return _LEFT + _BESIDE + part * room
+        return _LEFT + _BESIDE + float(self.x.part(np.array(value))) * room
 
     def down(self, value: float) -> float:
         """Pixels from the top."""
-        part = float(self.y.dots(np.array([value]), 2)[0])
+        part = float(self.y.part(np.array(value)))
         return _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
 
 
@@ -126,7 +125,7 @@ def _points(view: View, place: _Place) -> Iterator[str]:
     """The evaluations as rings, with their errors, each with a text for a pointer over it."""
     for i in range(len(view.scale)):
         x, metric = place.across(float(view.scale[i])), float(view.metric[i])
-        text = escaped(f"{view.labels[i]}: {metric:.7g}")
+        text = escaped(f"{view.records[i].profile}: {metric:.7g}")
         if view.beyond[i]:
             y, tip = (_TOP + 9, -7) if view.is_open_above else (_HEIGHT - _BOTTOM - 9, 7)
             yield (

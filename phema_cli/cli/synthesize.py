@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from phema_cli.cli import listing, options, reachable, render
+from phema_cli.cli import options, render
 from phema_cli.request import Request
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def synthesize(
             return
         scan = scan_for(paths, request)
         recipe, outputs = make_recipe(scan, request)
-        skipped = _skipped(recipe, outputs)
+        written = [] if recipe is None else [o.path for o in recipe.outputs]
+        skipped = [path for path in outputs if path not in written]
         findings = [*scan.findings, *(recipe.findings if recipe else ())]
         # A dry run says that on stdout.
         told = () if request.dry_run else skipped
@@ -72,7 +73,8 @@ def synthesize(
         if recipe is not None:
             check_outputs(recipe)
             if not (quiet or json or request.dry_run):
-                _show_figures(recipe)
+                out = render.console(stderr=True)
+                render.show_figures(recipe.targets, recipe.solution.figures, out)
             if not request.dry_run:
                 total = (recipe.read_bytes + recipe.write_bytes) // ranks.size
                 with render.progress("synthesizing", total, quiet=quiet) as progress:
@@ -86,20 +88,9 @@ def synthesize(
             render.line(path)
 
 
-def _skipped(recipe: Recipe | None, outputs: list[Path]) -> list[Path]:
-    """The outputs that exist and stay as they are."""
-    written = [] if recipe is None else [o.path for o in recipe.outputs]
-    return [path for path in outputs if path not in written]
-
-
-def _show_figures(recipe: Recipe) -> None:
-    """How good each target will be, on stderr."""
-    table = render.figures_table(recipe.targets, recipe.solution.figures)
-    render.show(table, render.console(stderr=True))
-
-
 def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> dict[str, Any]:
     """The content of ``--json``."""
+    from phema_cli.cli import reachable
     from phema_cli.profiles import describe
     from phema_cli.synthesis.provenance import source_entry
 
@@ -132,12 +123,14 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
 
 def _show_plan(recipe: Recipe | None, skipped: list[Path]) -> None:
     """The plan of ``--dry-run``, on stdout."""
+    from phema_cli.cli import listing
+
     for path in skipped:
         render.line(f"would skip {path}: it exists")
     if recipe is None:
         return
-    _show_figures(recipe)
-    out = render.console()
+    err, out = render.console(stderr=True), render.console()
+    render.show_figures(recipe.targets, recipe.solution.figures, err)
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
         out.print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from phema_cli.cli import listing, options, render
+from phema_cli.cli import options, render
 from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 
@@ -36,6 +36,7 @@ def weights(
       The uniform average of the last fifth of training, for a script:
         $ phema weights ckpts/ --profile uniform:last=0.2 --json
     """
+    from phema_cli.cli import listing
     from phema_cli.estimate.solve import measure, scan_for, solve_snapshots
     from phema_cli.estimate.targets import hints, make_targets, target_step
 
@@ -58,6 +59,6 @@ def weights(
         render.document("weights", content)
         return
     out = render.console()
-    render.show(render.figures_table(targets, solution.figures), out)
+    render.show_figures(targets, solution.figures, out)
     out.print()
     listing.show_weights(snapshots, solution.weights, targets, verbose=verbose)
