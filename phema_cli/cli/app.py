@@ -1,7 +1,5 @@
 """The Typer application, and ``main``, which runs a command."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

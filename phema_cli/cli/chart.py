@@ -3,8 +3,6 @@
 Lines carry rich's markup for colours.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Without candidates the shell completes names of files by itself.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

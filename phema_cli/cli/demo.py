@@ -1,7 +1,5 @@
 """``phema demo``: trains a small real model, and stores snapshots and directly tracked EMAs."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

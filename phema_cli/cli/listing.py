@@ -1,7 +1,5 @@
 """Snapshots and their weights, as tables and as entries of JSON documents."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, pairwise

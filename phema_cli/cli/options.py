@@ -1,7 +1,5 @@
 """Commands whose options are made from the declarations in ``phema_cli.request``."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, is_dataclass, replace

@@ -1,7 +1,5 @@
 """``phema plan``: before training, which snapshots to store, what they will reach and cost."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from phema_cli.cli import options, render

@@ -1,7 +1,5 @@
 """``phema plan --like RUN --keep N``: which checkpoints of a run may go, at the least loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from phema_cli.cli import render

@@ -1,7 +1,5 @@
 """A plan as text and as a JSON document."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which targets are reached how well: figures by sigma_rel, as a bar and as JSON entries."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """``phema sweep``: evaluates a grid of targets by a command, searches for the best and shows it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The curve of a sweep: what a picture of metric against length shows, and its form as text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """What a sweep prints: each result and how long it takes, then the table, the curve and JSON."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Sequence

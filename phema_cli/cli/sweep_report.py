@@ -3,8 +3,6 @@
 It loads nothing and runs nothing, and all that comes from outside is escaped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path

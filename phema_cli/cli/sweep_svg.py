@@ -1,7 +1,5 @@
 """The curve of a sweep as SVG inside a page: its colours are the page's, light and dark."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a sweep says: each evaluation, where the best is, what to do where that is not sure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

@@ -4,8 +4,6 @@
 example for evaluations of your own. `phema sweep` takes the last number that a script prints.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 

@@ -1,7 +1,5 @@
 """``phema weights``: solves only, and shows the weights and the figures."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from phema_cli.cli import options, render

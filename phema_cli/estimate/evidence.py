@@ -3,8 +3,6 @@
 docs/evidence.md says how both are tested; ``phema_cli.solver.evidence`` tests.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace

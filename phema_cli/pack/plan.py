@@ -1,7 +1,5 @@
 """The plan of a packing: its chains, coefficients and errors, from a sample of the snapshots."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """What can be asked of ``pack``: its options, each declared once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from phema_cli.options import option, part

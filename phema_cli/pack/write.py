@@ -4,8 +4,6 @@ A chain's files get their names together, in their order, when all of them are c
 disk. A log beside them says which chains are done, so that a killed run resumes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

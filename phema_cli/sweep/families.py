@@ -1,7 +1,5 @@
 """Families of averages that differ by one length, in which a sweep searches for the best."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a sweep has found so far: the best evaluation, and what the curves through them say."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What can be asked of a sweep: its options, each declared once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal

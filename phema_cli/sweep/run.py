@@ -1,7 +1,5 @@
 """Sweeps: targets are made in batches and evaluated, and the best is searched for."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import sys

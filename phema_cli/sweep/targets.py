@@ -1,7 +1,5 @@
 """What a sweep evaluates: its targets, what they are compared with, and their outputs."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

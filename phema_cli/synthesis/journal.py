@@ -4,8 +4,6 @@ A staging directory has one: its first line names the recipe, further ones the r
 been flushed, and the last says that all have. Other ranks write journals of their own beside it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

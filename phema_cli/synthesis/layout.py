@@ -1,7 +1,5 @@
 """Output layout: names, formats, shards, and where each tensor goes."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

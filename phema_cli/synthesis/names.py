@@ -1,7 +1,5 @@
 """What outputs are called: by a template, in a directory, or by names of their own."""
 
-from __future__ import annotations
-
 import os
 import re
 import string

@@ -4,8 +4,6 @@ The record is in the metadata of the weights. A directory also gets a card, whic
 hub shows, and what the source has beside its weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

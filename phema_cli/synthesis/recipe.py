@@ -4,8 +4,6 @@ Pure: from snapshots, targets and weights to the tensors' treatment, the bytes o
 headers and the place of each tensor in them. The engine executes it, ``--dry-run`` prints it.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Outputs on disk: made in a directory beside their place, durable, then under their own names."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress

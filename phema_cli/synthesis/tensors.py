@@ -1,7 +1,5 @@
 """What happens to each tensor: averaged or copied, from what types to which, tied to another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

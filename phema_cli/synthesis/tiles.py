@@ -1,7 +1,5 @@
 """What is read and written together: segments of tensors, and runs of tiles in them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

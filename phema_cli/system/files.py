@@ -5,8 +5,6 @@ that lack the call: what CPython documents as missing on macOS or Windows is loo
 name of the system, so that tests can take it away.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

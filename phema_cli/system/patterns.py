@@ -4,8 +4,6 @@ An alarm stops a search in the main thread. Elsewhere, and on systems without su
 interpreter searches, which can be ended.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import signal

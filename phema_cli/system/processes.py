@@ -1,7 +1,5 @@
 """Processes of the operating system: limits, processors, commands and all that they start."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

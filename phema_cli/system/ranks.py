@@ -4,8 +4,6 @@
 reads and writes its share. They exchange objects by torch.distributed with gloo.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

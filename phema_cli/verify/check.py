@@ -4,8 +4,6 @@ Headers are compared byte by byte, and values are averaged again. Version 0.1 su
 depended on the other targets of the call: its averages may differ by one unit in the last place.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import zlib

@@ -1,7 +1,5 @@
 """Compares two checkpoints tensor by tensor, a chunk of each at a time."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

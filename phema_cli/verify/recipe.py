@@ -1,7 +1,5 @@
 """The recipe of an output that is there, made again from what the output records of itself."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace

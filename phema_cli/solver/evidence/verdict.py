@@ -6,8 +6,6 @@ of snapshots that hold next to none. How that is measured and where the limits c
 docs/evidence.md.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
