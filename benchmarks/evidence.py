@@ -1,6 +1,6 @@
 """Are right tags left alone and wrong ones seen? On real training runs; writes docs/evidence.md.
 
-    python -m benchmarks.evidence                          # about an hour and a half on two cores
+    python -m benchmarks.evidence                          # about an hour on two cores
     python -m benchmarks.evidence --results build/e.jsonl  # resumes after the last finished run
 
 The runs and cases stand in ``benchmarks/evidence_cases.py``, written before the first run.

@@ -48,6 +48,7 @@ def write_page(cases: Sequence[Case], proposed: Sequence[Proposed]) -> None:
             right=len(fresh),
             alarms=_count(fresh, "contradicted"),
             warnings=_count(fresh, "doubtful"),
+            warned=", ".join(sorted({c.run for c in fresh if c.state == "doubtful"})) or "no run",
             confirmed=_confirmed(fresh),
             false_plain=_false_alarms(right["plain"]),
             false_wide=_by_layout(right["wide"]),
