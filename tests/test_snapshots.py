@@ -513,7 +513,7 @@ def test_bad_pattern(tmp_path, pattern, message):
     ("gammas", "message"),
     [
         ((), "its name has an index and no gamma"),
-        ((5.0, 6.0), "its index is 2, but --gammas gives 2 values"),
+        ((5.0, 6.0), "its index is 2, but 2 averages are given"),
     ],
 )
 def test_index_without_its_gamma(tmp_path, gammas, message):
@@ -537,7 +537,9 @@ def test_one_of_gammas_for_all(tmp_path):
 def test_several_gammas_without_index(tmp_path):
     """Of several --gammas none is guessed: an error of usage says how they are told apart."""
     put(tmp_path, "step5.safetensors")
-    with pytest.raises(UsageError, match="gives 2 values, and the names have no index") as caught:
+    with pytest.raises(
+        UsageError, match="2 averages are given, and the names have no index"
+    ) as caught:
         scan([tmp_path], Config(gammas=(6.0, 7.0)))
     assert "--pattern with a group index" in caught.value.remedy
     assert "--key" in caught.value.remedy

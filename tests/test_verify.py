@@ -176,6 +176,7 @@ def test_what_was_changed_fails_the_command(made):
     flip(extent.file, extent.offset + 3 * extent.dtype.bits // 8)
     assert f"tensor {extent.name} differs" in (line := refused(out, sources))
     assert "element 3" in line
+    assert "synthesize it again" in line
     flip(extent.file, extent.offset + 3 * extent.dtype.bits // 8)
     data = files[0].read_bytes()
     at = data.index(b"weight") + data[data.index(b"weight") :].index(b"0.") + 3

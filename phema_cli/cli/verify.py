@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from phema_cli.cli import options, render
 from phema_cli.errors import CheckFailedError, InputError, UnsafePickleError
@@ -12,6 +13,7 @@ from phema_cli.request import SOURCES, Config
 
 if TYPE_CHECKING:
     from phema_cli.formats.base import Checkpoint
+    from phema_cli.verify.check import Verification
 
 Out = Annotated[str, options.argument("An output of phema synthesize; a URL too.", "OUT")]
 Sources = Annotated[
@@ -53,6 +55,32 @@ def verify(
       What an output says of itself:
         $ phema verify ema.safetensors --json
     """
+    try:
+        record, checked = _checked(out, paths or (), config, full=full, quiet=quiet)
+    except CheckFailedError as error:
+        raise CheckFailedError.of(error, remedy=error.remedy or _AGAIN) from error
+    if json:
+        values = None if checked is None else asdict(checked)
+        content = {"path": str(out), "target": record["target"], "checked": values}
+        render.document("verify", content)
+    elif not quiet:
+        count = render.counted(len(record["sources"]), "source")
+        if checked is None:
+            text = f"records {count}; pass their paths to check its values"
+        else:
+            amount = f"{render.size(checked.checked_bytes)} of {render.size(checked.total_bytes)}"
+            text = f"matches its {count} in {amount} of values and all headers"
+        render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)
+
+
+def _checked(
+    out: str, paths: Sequence[str], config: Config, *, full: bool, quiet: bool
+) -> tuple[dict[str, Any], Verification | None]:
+    """What an output records of itself, and of its values what was checked, if paths are given.
+
+    Raises:
+        CheckFailedError: something differs.
+    """
     from phema_cli.formats.remote import to_path
     from phema_cli.snapshots import scan
     from phema_cli.verify.check import verify as check
@@ -66,24 +94,12 @@ def verify(
 
     checkpoint = _read(to_path(out))
     record = provenance_of(checkpoint)
-    checked = None
-    if paths:
-        found = scan(paths, config_of(record, config), needs_of_record(record))
-        recipe = remake(checkpoint, found)
-        with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
-            checked = check(recipe, full=full, bitwise=is_bitwise(record), progress=progress)
-    if json:
-        values = None if checked is None else asdict(checked)
-        content = {"path": str(out), "target": record["target"], "checked": values}
-        render.document("verify", content)
-    elif not quiet:
-        count = render.counted(len(record["sources"]), "source")
-        if checked is None:
-            text = f"records {count}; pass their paths to check its values"
-        else:
-            amount = f"{render.size(checked.checked_bytes)} of {render.size(checked.total_bytes)}"
-            text = f"matches its {count} in {amount} of values and all headers"
-        render.console().print(f"{render.plain(out)}: {text}", soft_wrap=True)
+    if not paths:
+        return record, None
+    found = scan(paths, config_of(record, config), needs_of_record(record))
+    recipe = remake(checkpoint, found)
+    with render.progress("verifying", recipe.write_bytes, quiet=quiet) as progress:
+        return record, check(recipe, full=full, bitwise=is_bitwise(record), progress=progress)
 
 
 def _read(out: Path) -> Checkpoint:

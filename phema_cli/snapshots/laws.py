@@ -185,7 +185,7 @@ def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> 
             _take(draft, law, origin, config)
     elif config.insists:
         raise UsageError(
-            f"--gammas gives {count} values, and the names have no index to assign them by",
+            f"{_given(config.gammas)}, and the names have no index to assign them by",
             remedy="pass --pattern with a group index, or --key with as many names",
         )
 
@@ -209,16 +209,20 @@ def _laws_by_index(numbered: Sequence[Draft], config: Config, origin: Origin) ->
             _take(draft, law, origin, config)
         else:
             draft.error = InputError(
-                f"its index is {draft.series.index}, but --gammas gives {len(gammas)} values",
-                remedy="pass --gammas with one value for each average",
+                f"its index is {draft.series.index}, but {_given(gammas)}",
+                remedy="pass --gammas or --sigma-rels with one value for each average",
             )
     unused = [gamma for place, gamma in enumerate(gammas) if place not in used]
     if unused and config.insists and not any(d.error for d in numbered):
         raise UsageError(
-            f"--gammas gives {len(gammas)} values, but the names count {len(used)} averages:"
-            f" gamma {unused[0]:.6g} is not used",
+            f"{_given(gammas)}, but the names count {len(used)}: gamma {unused[0]:.6g} is not used",
             remedy="pass one value for each average",
         )
+
+
+def _given(gammas: Sequence[float]) -> str:
+    """How many averages ``--gammas`` or ``--sigma-rels`` are about."""
+    return "one average is given" if len(gammas) == 1 else f"{len(gammas)} averages are given"
 
 
 def _raw_alone(drafts: Sequence[Draft], origin: Origin) -> None:

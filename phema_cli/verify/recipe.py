@@ -243,6 +243,7 @@ def _weights(out: Checkpoint, record: dict[str, Any], snapshots: Sequence[Snapsh
                 f"its source {entry['name']} had {changed} {entry[changed]}, "
                 f"not {now[named[0]][str(changed)]}",
                 where=out.path,
+                remedy="pass the snapshots that it was made of, or synthesize it again",
             )
         place = next((i for i in same if i not in used), None)
         if place is None:
