@@ -198,7 +198,7 @@ def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
     outcome = _whole(series, sample)
     if outcome.state not in ("confirmed", "plausible"):
         return outcome
-    half = later_half(series)
+    half = _later_half(series)
     if len({t for s in half for t in s.times}) < _LATER:
         return outcome
     later = _whole(half, sample, again=True)
@@ -207,7 +207,7 @@ def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
     return replace(later, series=series, later=True)
 
 
-def later_half(series: Sequence[Series]) -> tuple[Series, ...]:
+def _later_half(series: Sequence[Series]) -> tuple[Series, ...]:
     """The snapshots of the later half of all times."""
     times = sorted({t for s in series for t in s.times})
     middle = times[len(times) // 2]
@@ -234,7 +234,8 @@ def _whole(series: tuple[Series, ...], sample: Sample, *, again: bool = False) -
     )
     if second_largest(chosen) >= LEAST_TIMES:
         return _compared(tested, search, tagged, again=again)
-    return tested if within_limits(tagged, times) else replace(tested, state="contradicted")
+    fits = again or within_limits(tagged, times)
+    return tested if fits else replace(tested, state="contradicted")
 
 
 def _compared(tested: Evidence, search: Search, tagged: Score, *, again: bool) -> Evidence:
