@@ -180,6 +180,6 @@ def check_names(root, recipe, old, new):
         if path in finals:
             assert data in {old.get(path), new[path]}
     for output in recipe.outputs:
-        if output.index is not None and output.index[0].exists():
+        if output.index is not None and output.index.path.exists():
             held = {path: path.read_bytes() for path in output.finals}
             assert held in ({p: old.get(p) for p in held}, {p: new[p] for p in held})
