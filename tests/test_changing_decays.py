@@ -48,12 +48,19 @@ def trained():
     return train(run, [], steps=STEPS, snapshots=SNAPSHOTS, others=decays, elements=2000)
 
 
-def checked(trained, name):
-    """The test of an average's tags beside raw weights, all told to be of one constant decay."""
+def checked(trained, name, spoilt=None):
+    """The test of an average's tags beside raw weights, all told to be of one constant decay.
+
+    With ``spoilt``, the snapshot of that number is of other weights.
+    """
     times = trained.steps.astype(float)
     rate = -math.log1p(-TOLD[name] / STEPS)
     tags = [ExponentialProfile(rate, t) for t in times] + [RawProfile(t) for t in times]
-    return weigh(tags, rounded(np.concatenate([trained.others[name], trained.raw]), "float32"))
+    values = np.concatenate([trained.others[name], trained.raw])
+    if spoilt is not None:
+        noise = np.random.default_rng(0).standard_normal(values.shape[1])
+        values[spoilt] += 5 * abs(values[spoilt]).mean() * noise
+    return weigh(tags, rounded(values, "float32"))
 
 
 @pytest.mark.parametrize("name", [name for name in TOLD if name != "constant"])
@@ -75,6 +82,12 @@ def test_the_later_half_alone_sees_some(trained, monkeypatch):
 def test_a_decay_that_stays_is_confirmed(trained):
     """The second look raises no alarm."""
     assert checked(trained, "constant").state == "confirmed"
+
+
+def test_a_file_of_another_run_is_no_change_of_the_decay(trained):
+    """It is named, and the figures are of the whole run."""
+    found = checked(trained, "constant", spoilt=17)
+    assert (found.state, found.foreign, found.later) == ("contradicted", (17,), False)
 
 
 def test_the_later_half_is_said(trained, tmp_path):

@@ -143,6 +143,8 @@ def chosen(asked: PlanRequest, *, quiet: bool) -> Report:
         raise UsageError("--packing replaces --dtype", remedy="pass one of them")
     dtype = find_dtype(asked.dtype or _DTYPE)
     assumed, asked = _assume(asked, dtype, quiet=quiet)
+    # Refuses what is no sigma_rel.
+    list(map(gamma_from_sigma_rel, asked.range))
 
     def stored_in(bits: int | None) -> tuple[Aim, Sizes]:
         """The aim and the sizes of snapshots that are whole, or packed in so many bits."""
@@ -191,9 +193,6 @@ def _assume(asked: PlanRequest, dtype: DType, *, quiet: bool) -> tuple[Assumptio
 
 def _choose(aim: Aim, asked: PlanRequest, most: int | None) -> Plan:
     """The plan that is asked for, of at most ``most`` files; what is left open is chosen."""
-    for end in asked.range:
-        # Refuses what is no sigma_rel.
-        gamma_from_sigma_rel(end)
     if asked.gammas and asked.sigma_rels:
         raise UsageError("--gammas and --sigma-rels say the same thing", remedy="pass one of them")
     if (asked.snapshots, asked.every, most).count(None) < 2:  # noqa: PLR2004 - all but one

@@ -180,8 +180,8 @@ def show(
         is_name = head in _NAMES
         side: Literal["left", "right"] = "right" if head in right else "left"
         made.add_column(head, justify=side, no_wrap=not is_name, overflow="fold")
-        lines = (part for cell in (head, *cells) for part in cell.split("\n"))
-        widest = max(Text.from_markup(line).cell_len for line in lines)
+        texts = (Text.from_markup(cell) for cell in (head, *cells))
+        widest = max(line.cell_len for t in texts for line in t.split("\n", allow_blank=True))
         needed += gap + (min(widest, _LEAST_NAME) if is_name else widest)
     for row in zip(*(cells for _, cells in columns), strict=True):
         made.add_row(*row)

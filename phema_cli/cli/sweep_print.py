@@ -36,7 +36,6 @@ class Shown:
     Args:
         quiet: nothing on stderr.
         page: what is written after each evaluation; None for none.
-
     """
 
     def __init__(self, *, quiet: bool, page: Page | None) -> None:

@@ -153,8 +153,8 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         copy, drop = copy or toml.copy, drop or toml.drop
         trust_tags = trust_tags or toml.trust_tags
         listed = list(candidates(root))
-        unused = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
-        unmatched = tuple(typed for typed in unmatched if typed[1] in unused)
+        globs = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
+        unmatched = tuple(typed for typed in unmatched if typed[1] in globs)
         files, faults = read_files(listed, command_line, toml, seen, outputs=needs == "names")
         findings += faults
         unselected += len(listed) - len(files) - len(faults)

@@ -185,6 +185,8 @@ def weigh(
     others = _tested(kept, sample)
     if others.state in ("doubtful", "contradicted"):
         return outcome
+    if outcome.later:
+        outcome = replace(_whole(series, sample), findings=findings)
     return replace(outcome, state="contradicted", alternatives=(), foreign=odd)
 
 
