@@ -241,7 +241,6 @@ def assemble(
     weights, bases = solution.weights[kept], tuple(kept.index(b) for b in bases_all)
     packed = rows_of(sources, weights)
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
-    read_bytes = sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors)
     sums = solution.weights.sum(axis=0)
     specs, form = {t.name: (t.kind.out, t.shape) for t in tensors}, str(request.format)
     outputs = []
@@ -272,7 +271,7 @@ def assemble(
         request=request,
         jobs=jobs,
         tile_elements=tile,
-        read_bytes=read_bytes,
+        read_bytes=sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors),
         peak_bytes=peak,
         inputs=_inputs(snapshots, kept),
         tags=tags or TagCheck(),
