@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
 #: characters of a message or a place: it may quote files, which hold anything.
@@ -129,12 +129,17 @@ class StorageError(PhemaError):
 
 
 @contextmanager
-def reading(where: object) -> Iterator[None]:
-    """Turn an ``OSError`` met while ``where`` is read into a :class:`StorageError`."""
+def storage_errors(where: object, doing: str) -> Iterator[None]:
+    """Turn an ``OSError`` met while ``doing`` something to ``where`` into a ``StorageError``."""
     try:
         yield
     except OSError as error:
-        raise StorageError.wrap(error, where, "read") from error
+        raise StorageError.wrap(error, where, doing) from error
+
+
+def reading(where: object) -> AbstractContextManager[None]:
+    """Say what the operating system could not read."""
+    return storage_errors(where, "read")
 
 
 _REMEDIES = {

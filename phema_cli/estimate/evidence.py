@@ -168,7 +168,7 @@ class _Messages:
         if self.evidence.later:
             what = f"{self._better(fitting)}; did the decay change?" if fitting else _NEITHER
             return InputError(
-                f"from step {self._first_step():.10g} on {what}",
+                self._later(what),
                 remedy=f"pass --raw, or --select the snapshots of one decay, {_INSIST}",
             )
         if fitting:
@@ -215,13 +215,14 @@ class _Messages:
             f"result by {best.harm:.0%} of what averaging moves"
         )
         if self.evidence.later:
-            return f"from step {self._first_step():.10g} on {what}; did the decay change?"
+            return self._later(f"{what}; did the decay change?")
         option = self._option(best)
         return f"{what}; if so, pass {option}" if option else what
 
-    def _first_step(self) -> float:
-        """The step of the first snapshot that was looked at."""
-        return min(self.snapshots[row].tag.step for s in self.evidence.compared for row in s.rows)
+    def _later(self, what: str) -> str:
+        """What is true of the snapshots that were looked at, from the first of these on."""
+        rows = (row for s in self.evidence.compared for row in s.rows)
+        return f"from step {min(self.snapshots[row].tag.step for row in rows):.10g} on {what}"
 
     def _uncertainty(self) -> list[str]:
         """The notice for tags that are not confirmed, where no file's content states them."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import storage_errors
 from phema_cli.formats import FORMATS, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint
 from phema_cli.formats.image import INDEX_NAME, FileImage, Specs
@@ -200,7 +200,7 @@ def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
     Raises:
         StorageError: the operating system failed.
     """
-    try:
+    with storage_errors(path, "remove"):
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
             return
@@ -209,8 +209,6 @@ def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
         # What else lies there is not phema's, and stays.
         with suppress(OSError):
             path.rmdir()
-    except OSError as error:
-        raise StorageError.wrap(error, path, "remove") from error
 
 
 def lay_out(

@@ -11,11 +11,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PosixPath, WindowsPath
 from typing import BinaryIO, cast
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, StorageError, storage_errors
 
 try:
     import fcntl
@@ -93,13 +93,9 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
             done += os.write(descriptor, data[done:])
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say what the operating system could not write; raises ``StorageError`` for ``OSError``."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Say what the operating system could not write."""
+    return storage_errors(path, "write")
 
 
 @contextmanager
