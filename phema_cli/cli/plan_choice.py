@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from phema_cli.cli import reachable
-from phema_cli.cli.plan import MOST_SNAPSHOTS, PlanRequest
 from phema_cli.cli.plan_keep import measured
+from phema_cli.cli.plan_request import MOST_SNAPSHOTS, PlanRequest
 from phema_cli.errors import UsageError
 from phema_cli.estimate.solve import stored_noise
 from phema_cli.formats.base import DType

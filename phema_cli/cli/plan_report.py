@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phema_cli.cli import reachable, render
-from phema_cli.cli.plan import PlanRequest
 from phema_cli.cli.plan_choice import Report, Sizes
+from phema_cli.cli.plan_request import PlanRequest
 from phema_cli.errors import InputError
 from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.snapshots import Finding

@@ -26,7 +26,7 @@ from phema_cli.formats.torch_pickle import (
 )
 from phema_cli.pickles import Inert, Span, StandIn
 from phema_cli.pickles.globals import dict_of
-from phema_cli.pickles.machine import Machine
+from phema_cli.pickles.opcodes import Unpickler
 
 NAME = "edm2"
 
@@ -70,7 +70,7 @@ class _Storages:
 
     def _read(self, span: Span) -> Storage:
         end = span.offset + span.length
-        machine = Machine(self._file, span.offset, end, _storage_global, _persistent)
+        machine = Unpickler(self._file, span.offset, end, _storage_global, _persistent)
         magic, protocol, system = machine.load(), machine.load(), machine.load()
         little = isinstance(system, dict) and system.get("little_endian") is True
         storage, keys = machine.load(), machine.load()
@@ -164,7 +164,7 @@ def _load(path: Path) -> tuple[object, Mapping[str, Record], int]:
             storages = _Storages(file)
             size = path.stat().st_size
             find = storages.find_global
-            machine = Machine(file, 0, size, find, most=_MOST_OPCODES, guarded=TENSORS)
+            machine = Unpickler(file, 0, size, find, most=_MOST_OPCODES, guarded=TENSORS)
             return machine.load(), storages.records, machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"

@@ -16,7 +16,7 @@ from phema_cli.errors import InputError, UnsafePickleError
 from phema_cli.formats.base import DTYPES, MOST_DIMENSIONS, DType, Extent, StoredTensor
 from phema_cli.formats.checks import broken
 from phema_cli.pickles import Inert, StandIn, stand_ins
-from phema_cli.pickles.machine import Machine
+from phema_cli.pickles.opcodes import Unpickler
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
@@ -260,7 +260,7 @@ def load(
         return torch_global(module, name, table)
 
     try:
-        machine = Machine(BytesIO(data), 0, len(data), find, _persistent, guarded=TENSORS)
+        machine = Unpickler(BytesIO(data), 0, len(data), find, _persistent, guarded=TENSORS)
         return machine.load()
     except UnsafePickleError as error:
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None

@@ -1,9 +1,10 @@
-"""A pickle machine that imports nothing, calls only stand-ins and skips strings of bytes.
+"""The state of a pickle machine that imports nothing, calls only stand-ins and skips bytes.
 
-It walks the opcodes of a file, so that each string of bytes, such as the values of a tensor, is
-known by its place and never read. Time and memory grow with the bytes of the pickle and with
-nothing else, whatever the pickle says: the interpreter's own unpickler, written in C, allocates
-what a pickle announces, and hashes tuples nested deep enough to end the process.
+``opcodes`` says what each opcode does to it, and walks those of a file, so that each string of
+bytes, such as the values of a tensor, is known by its place and never read. Time and memory grow
+with the bytes of the pickle and with nothing else, whatever the pickle says: the interpreter's own
+unpickler, written in C, allocates what a pickle announces, and hashes tuples nested deep enough to
+end the process.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import IO, Any
 
 from phema_cli.errors import InputError
 from phema_cli.pickles.globals import find_global
-from phema_cli.pickles.opcodes import ACTIONS
 from phema_cli.pickles.values import Inert, Span
 
 #: bytes that are read at once.
@@ -38,7 +38,7 @@ Persistent = Callable[[object], object]
 
 
 class Machine:
-    """Reads pickles from a file, one after the other.
+    """Where the machine is in a file, and what it holds.
 
     Args:
         file: where they are.
@@ -84,22 +84,6 @@ class Machine:
         self.stack: list[Any] = []
         self.memo: list[Any] = []
         self._marks: list[int] = []
-
-    def load(self) -> object:
-        """The content of the next pickle.
-
-        Raises:
-            UnsafePickleError: it asks for a global that could do harm; names it.
-            InputError: it breaks the rules of pickles, a bound, or ends too early.
-        """
-        self.stack, self.memo, self._marks = [], [], []
-        while True:
-            if self.at >= self._soft:
-                self._refill(1)
-            code = self.window[self.at]
-            self.at += 1
-            if ACTIONS[code](self):
-                return self.stack.pop()
 
     def tell(self) -> int:
         """The place in the file."""

@@ -1,17 +1,13 @@
 """What each opcode of a pickle does to the machine; opcodes that are not here are refused."""
 
-from __future__ import annotations
-
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phema_cli.errors import InputError
+from phema_cli.pickles.machine import Machine
 from phema_cli.pickles.values import Inert, hashable
-
-if TYPE_CHECKING:
-    from phema_cli.pickles.machine import Machine
 
 #: bits of the largest number: messages may write it out.
 _MOST_BITS = 4096
@@ -19,7 +15,7 @@ _MOST_BITS = 4096
 _SET = 16
 
 #: does what an opcode says; returns True at the end of the pickle.
-_Action = Callable[["Machine"], Any]
+_Action = Callable[[Machine], Any]
 
 
 def _unpack(layout: str) -> _Action:
@@ -295,7 +291,27 @@ _BY_NAME: Mapping[str, _Action] = {
 }
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 #: by opcode.
-ACTIONS = [
+_ACTIONS = [
     _BY_NAME.get(name, _unknown(name))
     for name in (_NAMES.get(code, f"{code:#04x}") for code in range(256))
 ]
+
+
+class Unpickler(Machine):
+    """The machine with its opcodes: reads pickles from a file, one after the other."""
+
+    def load(self) -> object:
+        """The content of the next pickle.
+
+        Raises:
+            UnsafePickleError: it asks for a global that could do harm; names it.
+            InputError: it breaks the rules of pickles, a bound, or ends too early.
+        """
+        self.stack, self.memo, self._marks = [], [], []
+        while True:
+            if self.at >= self._soft:
+                self._refill(1)
+            code = self.window[self.at]
+            self.at += 1
+            if _ACTIONS[code](self):
+                return self.stack.pop()

@@ -21,9 +21,9 @@ import numpy as np
 
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
-from phema_cli.synthesis.memory import GROUP, LEAST_ROWS, Kind, buffers
+from phema_cli.synthesis.memory import GROUP, Kind, buffers
 from phema_cli.synthesis.packed import Residues, Rows
-from phema_cli.synthesis.sums import Some, add_up, consecutive, has_negative_zeros
+from phema_cli.synthesis.sums import LEAST_ROWS, Some, add_up, consecutive, has_negative_zeros
 
 if TYPE_CHECKING:
     import torch

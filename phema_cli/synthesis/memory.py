@@ -1,26 +1,18 @@
 """Memory: the buffers that a worker needs, and how many elements of a tensor fit into them."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phema_cli.formats.base import DType
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
+from phema_cli.synthesis.packed import Rows
+from phema_cli.synthesis.sums import LEAST_ROWS, WIDTH
 
-if TYPE_CHECKING:
-    from phema_cli.synthesis.packed import Rows
-
-#: rows are this long, or a multiple: BLAS sums short ones in another order.
-WIDTH = 256
-#: rows of a matrix product at least: with fewer BLAS libraries sum in another order.
-LEAST_ROWS = 4
 #: sources that are summed at a time: BLAS libraries sum many more in other orders.
 GROUP = 32
 
@@ -58,7 +50,7 @@ class Kind:
     stored: tuple[DType, ...] = ()
     packed: bool = False
 
-    def of(self, sources: Sequence[int]) -> Kind:
+    def of(self, sources: Sequence[int]) -> "Kind":
         """The kind of tensors of these sources alone."""
         types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
         return Kind(types.pop(), self.out, (), self.packed) if len(types) == 1 else self

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from phema_cli.synthesis.memory import LEAST_ROWS, WIDTH
-
 if TYPE_CHECKING:
     import torch
 
+#: rows are this long, or a multiple: BLAS sums short ones in another order.
+WIDTH = 256
+#: rows of a matrix product at least: with fewer BLAS libraries sum in another order.
+LEAST_ROWS = 4
 #: blocks, or pieces of rows, that are tried out.
 _TRIED = 4
 #: some of several rows, by their numbers; a slice where they follow on one another.
