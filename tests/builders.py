@@ -140,7 +140,8 @@ def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **options
     movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
     solution = Solution(weights, figures, movement)
     request = Request(method="test", format="safetensors", **options)
-    return assemble(snapshots, targets, solution, paths, request, step=len(snapshots))
+    found = Scan(tuple(snapshots), ())
+    return assemble(found, targets, solution, paths, request, step=len(snapshots))
 
 
 def replacing(recipe: Recipe) -> Recipe:

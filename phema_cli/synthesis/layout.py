@@ -11,9 +11,10 @@ from pathlib import Path
 from phema_cli.errors import storage_errors
 from phema_cli.formats import FORMATS, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint
-from phema_cli.formats.image import INDEX_NAME, FileImage, Specs
+from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, Specs
 from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
 from phema_cli.snapshots.base import Snapshot
+from phema_cli.synthesis.provenance import carried_metadata
 from phema_cli.system.files import writing
 
 DEFAULT_FORMAT = "safetensors"
@@ -63,7 +64,6 @@ class Output:
         homes: for each tensor its file, as an index into ``files``.
         index: the index of a sharded checkpoint.
         beside: the files that a user needs with the weights.
-        card: where an earlier output may have left its card, which speaks of other weights.
     """
 
     path: Path
@@ -71,13 +71,17 @@ class Output:
     homes: Mapping[str, int]
     index: OutputFile | None = None
     beside: tuple[Beside, ...] = ()
-    card: Path | None = None
 
     def __repr__(self) -> str:
         """``<Output emas/ema.safetensors: 1 file, 10 tensors>``."""
         count = len(self.files)
         files = f"{count} file{'' if count == 1 else 's'}"
         return f"<Output {self.path}: {files}, {len(self.homes)} tensors>"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the user gets a directory."""
+        return self.path != self.files[0].path
 
     @property
     def made(self) -> list[OutputFile]:
@@ -98,7 +102,7 @@ class Output:
     def staging(self) -> Path:
         """The directory beside it that its files are made in."""
         # Where a link leads to another disk a rename has to be there.
-        path = self.path if self.path == self.files[0].path else Path(os.path.realpath(self.path))
+        path = Path(os.path.realpath(self.path)) if self.is_folder else self.path
         return path.with_name(path.name + PARTIAL)
 
     def staged(self, final: Path) -> Path:
@@ -111,12 +115,18 @@ class Output:
 
     def present(self) -> list[Path]:
         """Files that exist and belong to a checkpoint of that name, in whatever shards."""
-        if self.path == self.files[0].path:
-            found = [self.path] if self.path.exists() else []
-        else:
-            beside = [b.path for b in self.beside if b.path.exists()]
-            found = sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
-        return [*found, self.card] if found and self.card and _is_card(self.card) else found
+        if not self.is_folder:
+            return [self.path] if self.path.exists() else []
+        beside = [b.path for b in self.beside if b.path.exists()]
+        return sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
+
+    def other_card(self) -> Path | None:
+        """The card that an earlier output has left there: it speaks of other weights."""
+        file = self.files[0].path
+        card = file.with_name(CARD)
+        names = {f"{base}{ENDING}" for base in BASE_NAMES.values()}
+        may_be = card not in self.finals and (self.is_folder or file.name in names)
+        return card if may_be and self.present() and _is_card(card) else None
 
 
 def _is_card(path: Path) -> bool:
@@ -125,13 +135,6 @@ def _is_card(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return _OF_A_CARD in file.read(_HEAD_BYTES)
-
-
-def card_beside(output: Output) -> Path | None:
-    """Where the card of its weights lies, by their names; None where no card is of them."""
-    file = output.files[0].path
-    names = {f"{base}{ENDING}" for base in BASE_NAMES.values()}
-    return file.with_name(CARD) if output.path != file or file.name in names else None
 
 
 def is_model_folder(snapshot: Snapshot) -> bool:
@@ -217,7 +220,7 @@ def lay_out(
     specs: Specs,
     ties: Mapping[str, str],
     carried: Checkpoint,
-    metadata: Mapping[str, str],
+    record: str,
     max_shard_bytes: int | None,
 ) -> Output:
     """Split tensors into files and place each.
@@ -228,13 +231,14 @@ def lay_out(
         specs: dtype and shape of each tensor, in the order to write.
         ties: further names of these tensors.
         carried: the checkpoint that the output continues.
-        metadata: what is recorded in it.
+        record: how it was made.
         max_shard_bytes: the most bytes of tensors in a file, or None for one file.
 
     Raises:
         InputError: the format can't hold the tensors.
     """
     row = FORMATS[format_name]
+    metadata = carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: record}
     if not row.folder and path.name.endswith(row.endings):
         image = writer(format_name).encode(specs, metadata, ties, carried)
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))

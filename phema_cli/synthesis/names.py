@@ -16,6 +16,7 @@ from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import reference, snapshot_name, step_name
+from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis.layout import (
     DEFAULT_FORMAT,
     DEFAULT_MAX_SHARD_BYTES,
@@ -25,7 +26,7 @@ from phema_cli.synthesis.layout import (
     is_model_folder,
 )
 from phema_cli.synthesis.provenance import otherwise
-from phema_cli.synthesis.tensors import float_type, plan_tensors
+from phema_cli.synthesis.tensors import float_type
 
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
 _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
@@ -147,8 +148,11 @@ def shard_limit(request: Request, snapshots: Sequence[Snapshot], copy: Sequence[
         if single:
             return None
         limit = DEFAULT_MAX_SHARD_BYTES
-    tensors, _ = plan_tensors(snapshots, float_type(request), copy)
-    size = sum(t.kind.out.size_bytes(t.elements) for t in tensors)
+    means, dtype = set(averaged(snapshots, copy)), float_type(request)
+    size = sum(
+        (dtype if dtype is not None and e.name in means else e.dtype).size_bytes(e.elements)
+        for e in reference(snapshots).checkpoint.stored
+    )
     return limit if size > limit else None
 
 

@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
+from phema_cli.profiles.specs import step_of
 from phema_cli.request import SOLVING, SOURCES, Config, Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD
@@ -49,45 +50,111 @@ _LISTED = 20
 LEAST_WEIGHT = 5e-7
 
 
-def provenance(
-    sources: Sequence[Snapshot],
-    weights: Array,
-    target: Profile,
-    step: float,
-    figures: Figures,
-    request: Request,
-    copy: Sequence[str],
-    drop: Sequence[str] = (),
-) -> str:
-    """How an output was made, as JSON: sorted keys, no time of day, no path.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an output is made of, and how.
 
-    Args:
-        sources: n snapshots, oldest first.
+    Attributes:
+        sources: n snapshots, oldest first: those that weigh, and those that tensors are copied of.
         weights: (n,) float64.
-        target: the profile that was built.
+        target: the profile that is built.
         step: its time as the trainer counts.
         figures: how good it is expected to be.
         request: its method solved the weights; its config is what was said of the snapshots.
-        copy: globs of tensors that were copied.
-        drop: globs of tensors that were left out.
+        copy: globs of tensors that are copied.
+        drop: globs of tensors that are left out.
+        made_by: the command line.
     """
-    numbers: dict[str, float | None] = asdict(figures)
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "version": __version__,
-        "method": EXACT if isinstance(target, CombinationProfile) else request.method,
-        "target": describe(target, step),
-        "sources": [
-            source_entry(s) | {"weight": float(w)} for s, w in zip(sources, weights, strict=True)
-        ],
-        "figures": {k: v if v is None or math.isfinite(v) else None for k, v in numbers.items()},
-        "copy": sorted(copy),
-    }
-    if drop:
-        record["drop"] = sorted(drop)
-    if said := _said_of(request.config):
-        record["options"] = said
-    return _dumps(record | {"digest": _digest(record)})
+
+    sources: Sequence[Snapshot]
+    weights: Array
+    target: Profile
+    step: float
+    figures: Figures
+    request: Request
+    copy: Sequence[str]
+    drop: Sequence[str]
+    made_by: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is a combination that was asked for as it is."""
+        return isinstance(self.target, CombinationProfile)
+
+    @property
+    def method(self) -> str:
+        """How its weights were found."""
+        return EXACT if self.is_exact else self.request.method
+
+    def record(self) -> str:
+        """The record, as JSON: sorted keys, no time of day, no path."""
+        figures: dict[str, float | None] = asdict(self.figures)
+        pairs = zip(self.sources, self.weights, strict=True)
+        record: dict[str, Any] = {
+            "schema": SCHEMA,
+            "version": __version__,
+            "method": self.method,
+            "target": describe(self.target, self.step),
+            "sources": [source_entry(s) | {"weight": float(w)} for s, w in pairs],
+            "figures": {
+                n: v if v is None or math.isfinite(v) else None for n, v in figures.items()
+            },
+            "copy": sorted(self.copy),
+        }
+        if self.drop:
+            record["drop"] = sorted(self.drop)
+        if said := _said_of(self.request.config):
+            record["options"] = said
+        return _dumps(record | {"digest": _digest(record)})
+
+    def card(self) -> bytes:
+        """The card, with a head that ``huggingface_hub.ModelCard`` reads; no time of day, no path.
+
+        It has the sources that weigh.
+        """
+        weighing = [
+            (s, float(w)) for s, w in zip(self.sources, self.weights, strict=True) if w != 0
+        ]
+        newest, _ = weighing[-1]
+        step = step_of(self.target, self.step)
+        when = "" if step is None else f" at step {number_text(step)}"
+        count = f"{len(weighing)} stored snapshot{'s' if len(weighing) > 1 else ''}"
+        lines = ["---", *_yaml(self._head(newest, step, weighing)), "---", ""]
+        lines += [f"# {_escaped(self.target.label)}", ""]
+        what = f"{_meaning(self.target)}{when}, made of {count} by phema {__version__}"
+        lines += [f"These weights are {what}:", ""]
+        shown = "".join(c if c.isprintable() else "?" for c in self.made_by)
+        lines += ["```sh", shown, "```", ""]
+        if not self.is_exact:
+            distance = "the distance by which averaging moves them"
+            part = f"{self.figures.expected_error:.2g} of {distance}"
+            lines += [f"Expected error: {part} ({self.figures.verdict}).", ""]
+        return ("\n".join([*lines, *_table(weighing)]) + "\n").encode()
+
+    def _head(
+        self, newest: Snapshot, step: float | None, weighing: Sequence[tuple[Snapshot, float]]
+    ) -> dict[str, Any]:
+        """The card's head: what the hub itself reads, then phema's own; None is left out."""
+        error = self.figures.expected_error
+        settings = _json(newest, "config.json")
+        return {
+            "library_name": library_of(newest.checkpoint.base_name, settings),
+            "base_model": _base_model(newest),
+            "tags": ["merge", "checkpoint-averaging", "phema"],
+            "phema": {
+                "version": __version__,
+                "merge_method": self.method,
+                "target": self.target.label,
+                "step": int(step) if step is not None and float(step).is_integer() else step,
+                "expected_error": None
+                if self.is_exact or math.isinf(error)
+                else float(f"{error:.3g}"),
+                "command": self.made_by,
+                "sources": [
+                    {"name": s.name, "average": s.tag.label, "weight": w} for s, w in weighing
+                ],
+            },
+        }
 
 
 def _said_of(config: Config) -> dict[str, Any]:
@@ -202,71 +269,19 @@ def command(roots: Sequence[str], request: Request, target: Profile) -> str:
     return shlex.join(["phema", "synthesize", *paths, *words, *typed(plain, _COUNTING)])
 
 
-def model_card(
-    sources: Sequence[Snapshot],
-    weights: Array,
-    target: Profile,
-    step: float | None,
-    figures: Figures,
-    method: str,
-    made_by: str,
-) -> bytes:
-    """The card, with a head that ``huggingface_hub.ModelCard`` reads; no time of day, no path.
-
-    Args:
-        sources: n snapshots that weigh, oldest first.
-        weights: (n,) float64.
-        target: the profile that was built.
-        step: its time as the trainer counts; None where nothing says it.
-        figures: how good it is expected to be.
-        method: the method that solved the weights.
-        made_by: the command line.
-    """
-    exact = isinstance(target, CombinationProfile)
-    error = None if math.isinf(figures.expected_error) else float(f"{figures.expected_error:.3g}")
-    head = {
-        # What the hub itself reads; None is left out.
-        "library_name": library_of(
-            sources[-1].checkpoint.base_name, _json(sources[-1], "config.json")
-        ),
-        "base_model": _base_model(sources[-1]),
-        "tags": ["merge", "checkpoint-averaging", "phema"],
-        "phema": {
-            "version": __version__,
-            "merge_method": EXACT if exact else method,
-            "target": target.label,
-            "step": int(step) if step is not None and float(step).is_integer() else step,
-            "expected_error": None if exact else error,
-            "command": made_by,
-            "sources": [
-                {"name": s.name, "average": s.tag.label, "weight": float(w)}
-                for s, w in zip(sources, weights, strict=True)
-            ],
-        },
-    }
-    what = _meaning(target)
-    when = "" if step is None else f" at step {number_text(step)}"
-    count = f"{len(sources)} stored snapshot{'s' if len(sources) > 1 else ''}"
-    lines = ["---", *_yaml(head), "---", "", f"# {_escaped(target.label)}", ""]
-    lines += [f"These weights are {what}{when}, made of {count} by phema {__version__}:", ""]
-    shown = "".join(c if c.isprintable() else "?" for c in made_by)
-    lines += ["```sh", shown, "```", ""]
-    if not exact:
-        distance = "the distance by which averaging moves them"
-        part = f"{figures.expected_error:.2g} of {distance}"
-        lines += [f"Expected error: {part} ({figures.verdict}).", ""]
-    seen = [i for i in range(len(sources)) if abs(float(weights[i])) >= LEAST_WEIGHT]
-    seen = sorted(sorted(seen, key=lambda i: -abs(float(weights[i])))[:_LISTED])
-    lines += ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
-    for i in seen:
-        source = sources[i]
+def _table(weighing: Sequence[tuple[Snapshot, float]]) -> list[str]:
+    """Lines of a table of the sources with the largest weights, oldest first."""
+    seen = [i for i, (_, weight) in enumerate(weighing) if abs(weight) >= LEAST_WEIGHT]
+    seen = sorted(sorted(seen, key=lambda i: -abs(weighing[i][1]))[:_LISTED])
+    lines = ["| snapshot | average | step | weight |", "| --- | --- | ---: | ---: |"]
+    for source, weight in (weighing[i] for i in seen):
         tag = source.tag
         stored_at = "" if tag.step_origin == "order" else number_text(tag.step)
-        cells = (source.name, tag.label, stored_at, f"{weights[i]:+.6f}")
+        cells = (source.name, tag.label, stored_at, f"{weight:+.6f}")
         lines.append(f"| {' | '.join(map(_escaped, cells))} |")
-    if len(sources) > len(seen):
-        lines.append(f"\nand {len(sources) - len(seen)} more with smaller weights: see the head.")
-    return ("\n".join(lines) + "\n").encode()
+    if len(weighing) > len(seen):
+        lines.append(f"\nand {len(weighing) - len(seen)} more with smaller weights: see the head.")
+    return lines
 
 
 def _meaning(target: Profile) -> str:

@@ -5,8 +5,9 @@ headers and the place of each tensor in them. The engine executes it, ``--dry-ru
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -20,18 +21,17 @@ from phema_cli.formats.image import PROVENANCE_KEY
 from phema_cli.formats.remote import is_remote
 from phema_cli.formats.strided import is_strided
 from phema_cli.profiles import Array, Profile
-from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import distinct, notice
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import CARD, Beside, Output, card_beside, lay_out
+from phema_cli.synthesis.layout import CARD, Beside, Output, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
 from phema_cli.synthesis.packed import Rows, rows_of
-from phema_cli.synthesis.provenance import carried_metadata, command, model_card, provenance
+from phema_cli.synthesis.provenance import Origin, command
 from phema_cli.synthesis.tensors import (
     TensorPlan,
     averaged_kinds,
@@ -43,6 +43,8 @@ from phema_cli.synthesis.tensors import (
 from phema_cli.system.ranks import default_jobs
 from phema_cli.trainers.side_files import SideFile, side_files
 
+_UNTESTED = TagCheck()
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -53,7 +55,6 @@ class Recipe:
         targets: k profiles.
         step: their time as the trainer counts.
         weights: (n, k) float64.
-        sums: (k,) what the weights sum to; exactly 1 where they were meant to.
         bases: for each target, the index of the source that integers, booleans and metadata are
             taken from: the newest of the whole model at or before the target's step, else the
             oldest of it.
@@ -66,7 +67,6 @@ class Recipe:
         request: what was asked for.
         jobs: workers.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
-        read_bytes: bytes of tensor data read.
         peak_bytes: bytes of all workers' buffers.
         inputs: every file of every snapshot, used or not: none may be replaced.
         tags: whether the snapshots bear their tags out.
@@ -77,7 +77,6 @@ class Recipe:
     targets: tuple[Profile, ...]
     step: float
     weights: Array
-    sums: Array
     bases: tuple[int, ...]
     spare: int | None
     tensors: tuple[TensorPlan, ...]
@@ -88,11 +87,10 @@ class Recipe:
     request: Request
     jobs: int
     tile_elements: int
-    read_bytes: int
     peak_bytes: int
     inputs: tuple[Path, ...]
     tags: TagCheck
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...]
 
     def __repr__(self) -> str:
         """``<Recipe of 40 sources: gamma 7 at step 2000; 10 tensors>``."""
@@ -107,6 +105,18 @@ class Recipe:
     def format(self) -> str:
         """The outputs' format."""
         return str(self.request.format)
+
+    @property
+    def sums(self) -> Array:
+        """What each target's weights sum to (k,); exactly 1 where they were meant to."""
+        sums = self.solution.weights.sum(axis=0)
+        return np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of tensor data that are read."""
+        used, targets = len(self.used), len(self.targets)
+        return sum(t.bytes_read(self.rows, used, targets) for t in self.tensors)
 
     @property
     def write_bytes(self) -> int:
@@ -172,95 +182,83 @@ def make_recipe(
     if request.max_error is not None:
         check_error(solution, open_targets, request.max_error)
     recipe = assemble(
-        snapshots,
+        scan,
         open_targets,
         solution,
         [paths[k] for k in kept],
         request,
         step=step,
-        copy=scan.copy,
-        drop=scan.drop,
         max_shard_bytes=limit,
         tags=measured.tags,
+        made_by=[command(scan.roots, asked, target) for target in open_targets],
     )
-    findings = [*measured.tags.findings, *hints(snapshots, open_targets), *_statistics(recipe)]
-    made_by = [command(scan.roots, asked, target) for target in open_targets]
-    outputs, about = _with_files_beside(recipe, made_by)
-    return replace(recipe, outputs=outputs, findings=(*findings, *about)), paths
-
-
-def _statistics(recipe: Recipe) -> list[Finding]:
-    """A notice of running statistics, unless every target is one state of the weights."""
-    raw = [s.tag.label == "raw" for s in recipe.sources]
-    if all((column[raw] == 1).any() for column in recipe.weights.T):
-        return []
-    return statistics(t.name for t in recipe.tensors)
+    return recipe, paths
 
 
 def assemble(
-    snapshots: Sequence[Snapshot],
+    scan: Scan,
     targets: Sequence[Profile],
     solution: Solution,
     paths: Sequence[Path],
     request: Request,
     *,
     step: float,
-    copy: Sequence[str] = (),
-    drop: Sequence[str] = (),
     max_shard_bytes: int | None = None,
-    origins: Sequence[str] | None = None,
-    tags: TagCheck | None = None,
+    tags: TagCheck = _UNTESTED,
+    made_by: Sequence[str] = (),
+    records: Sequence[str] = (),
 ) -> Recipe:
     """A recipe of weights that are known.
 
     Args:
-        snapshots: oldest first, as a scan gives them; they fit together.
+        scan: the snapshots; they fit together.
         targets: k profiles.
-        solution: weights of the targets, rows in the order of ``snapshots``.
+        solution: weights of the targets, rows in the order of the snapshots.
         paths: k outputs: a file each, or a directory where the path has no ending of the format.
         request: what was asked for; its format is settled.
         step: the targets' time as the trainer counts.
-        copy: globs of tensor names that are copied.
-        drop: globs of tensor names that were left out.
         max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
-        origins: (k,) what is recorded in the outputs, if that is not made of all this.
         tags: whether the snapshots bear their tags out.
+        made_by: (k,) command lines.
+        records: (k,) what is recorded in the outputs; made of all this where none are given, and
+            directories get files beside the weights then.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied, or the format
             can't hold the tensors.
     """
+    snapshots, copy = scan.snapshots, scan.copy
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [base_of(snapshots, target) for target in targets]
-    base = bases_all[0] if bases_all else None
-    tensors, ties = plan_tensors(snapshots, float_type(request), copy, base=base, used=used)
+    dtype, base = float_type(request), bases_all[0]
+    tensors, ties = plan_tensors(snapshots, dtype, copy, base=base, used=used)
     spare = spare_of(snapshots, bases_all, tensors)
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
-    jobs = request.jobs or default_jobs()
     weights, bases = solution.weights[kept], tuple(kept.index(b) for b in bases_all)
-    packed = rows_of(sources, weights)
-    tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
-    sums = solution.weights.sum(axis=0)
     specs, form = {t.name: (t.kind.out, t.shape) for t in tensors}, str(request.format)
-    outputs = []
+    outputs: list[Output] = []
+    notices: dict[str, Finding] = {}
+    listed = cache(side_files)  # several targets have one base, which may be remote
     for k, (path, own) in enumerate(zip(paths, bases, strict=True)):
-        if origins is not None:
-            origin = origins[k]
-        else:
-            # What other targets are made of is no part of this one's record.
-            rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), own, *map(kept.index, spare)})
-            made = [sources[i] for i in rows], weights[rows, k], targets[k]
-            origin = provenance(*made, step, solution.figures[k], request, copy, drop)
-        carried = sources[own].checkpoint
-        metadata = carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: origin}
-        outputs.append(lay_out(path, form, specs, ties, carried, metadata, max_shard_bytes))
+        # What other targets are made of is no part of this one's record.
+        rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), own, *map(kept.index, spare)})
+        made = [sources[i] for i in rows], weights[rows, k], targets[k], step, solution.figures[k]
+        origin = Origin(*made, request, copy, scan.drop, made_by[k] if made_by else "")
+        record = records[k] if records else origin.record()
+        output = lay_out(path, form, specs, ties, sources[own].checkpoint, record, max_shard_bytes)
+        if output.is_folder and request.side_files and not records:
+            output, about = _with_files_beside(output, sources[own], origin, listed)
+            notices |= {str(found.error): found for found in about}
+        outputs.append(output)
+    packed, jobs = rows_of(sources, weights), request.jobs or default_jobs()
+    tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
+    said = [*tags.findings, *hints(snapshots, targets), *_statistics(sources, weights, tensors)]
     return Recipe(
         sources=sources,
         targets=tuple(targets),
         step=step,
         weights=weights,
-        sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=bases,
         spare=kept.index(spare[0]) if spare else None,
         tensors=tensors,
@@ -271,11 +269,38 @@ def assemble(
         request=request,
         jobs=jobs,
         tile_elements=tile,
-        read_bytes=sum(t.bytes_read(packed, len(used), len(targets)) for t in tensors),
         peak_bytes=peak,
         inputs=_inputs(snapshots, kept),
-        tags=tags or TagCheck(),
+        tags=tags,
+        findings=(*said, *notices.values()),
     )
+
+
+def _with_files_beside(
+    output: Output,
+    base: Snapshot,
+    origin: Origin,
+    listed: Callable[[Path], tuple[list[SideFile], list[str]]],
+) -> tuple[Output, list[Finding]]:
+    """A directory with what belongs beside its weights, and notices of that."""
+    files, refused = ([], []) if base.folder is None else listed(base.folder)
+    copies = [Beside(output.path / f.path.name, f.size_bytes, f.path) for f in files]
+    card = origin.card()
+    beside = (*copies, Beside(output.path / CARD, len(card), data=card))
+    names = ", ".join(f.path.name for f in files)
+    said = [f"copied with the weights: {names}"] if files else []
+    said += [f"not copied: {what}" for what in refused]
+    return replace(output, beside=beside), [notice(what, base.name) for what in said]
+
+
+def _statistics(
+    sources: Sequence[Snapshot], weights: Array, tensors: Sequence[TensorPlan]
+) -> list[Finding]:
+    """A notice of running statistics, unless every target is one state of the weights."""
+    raw = [s.tag.label == "raw" for s in sources]
+    if all((column[raw] == 1).any() for column in weights.T):
+        return []
+    return statistics(t.name for t in tensors)
 
 
 def _tile(
@@ -312,41 +337,3 @@ def _inputs(snapshots: Sequence[Snapshot], kept: Sequence[int]) -> tuple[Path, .
         if i in kept or PROVENANCE_KEY not in s.checkpoint.metadata
     )
     return tuple(chain(*named))
-
-
-def _with_files_beside(
-    recipe: Recipe, made_by: Sequence[str]
-) -> tuple[tuple[Output, ...], list[Finding]]:
-    """The outputs with all that belongs beside the weights of directories, and notices of that."""
-    listed: dict[int, tuple[list[SideFile], list[str]]] = {}
-    outputs = []
-    for k, output in enumerate(recipe.outputs):
-        beside: tuple[Beside, ...] = ()
-        if recipe.request.side_files and output.path != output.files[0].path:
-            base = recipe.bases[k]
-            folder = recipe.sources[base].folder
-            if base not in listed:
-                listed[base] = ([], []) if folder is None else side_files(folder)
-            rows = np.flatnonzero(recipe.weights[:, k]).tolist()
-            card = model_card(
-                [recipe.sources[i] for i in rows],
-                recipe.weights[rows, k],
-                recipe.targets[k],
-                step_of(recipe.targets[k], recipe.step),
-                recipe.solution.figures[k],
-                recipe.request.method,
-                made_by[k],
-            )
-            copies = (
-                Beside(output.path / f.path.name, f.size_bytes, f.path) for f in listed[base][0]
-            )
-            beside = (*copies, Beside(output.path / CARD, len(card), data=card))
-        outputs.append(replace(output, beside=beside, card=card_beside(output)))
-    findings = []
-    for base, (files, refused) in listed.items():
-        said = (
-            [f"copied with the weights: {', '.join(f.path.name for f in files)}"] if files else []
-        )
-        said += [f"not copied: {what}" for what in refused]
-        findings += [notice(what, recipe.sources[base].name) for what in said]
-    return tuple(outputs), findings

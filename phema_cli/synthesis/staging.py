@@ -59,8 +59,7 @@ def check_outputs(recipe: Recipe) -> None:
             raise UsageError("is one of the snapshots", where=own, remedy="choose another -o")
         if folder is not None:
             raise UsageError("is a directory", where=folder, remedy="choose another -o")
-        is_folder = output.path != output.files[0].path
-        if is_folder and os.path.lexists(output.path) and not output.path.is_dir():
+        if output.is_folder and os.path.lexists(output.path) and not output.path.is_dir():
             what = "is a file, and the output is a directory"
             raise UsageError(what, where=output.path, remedy="choose another -o")
         if present and not recipe.request.overwrite and not resumes:
@@ -322,7 +321,8 @@ def publish(output: Output) -> None:
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if output.index is not None and p == output.index.path]
-        stale = output.stale()
+        card = output.other_card()
+        stale = [*output.stale(), *([] if card is None else [card])]
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)
         if index or stale:

@@ -186,7 +186,7 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     nothing = Figures(0.0, None, None, None, 1.0, 1.0)
     dtype = _stored_as(out, snapshots, record["copy"])
     return assemble(
-        snapshots,
+        found,
         [_target(record, snapshots, weights[:, 0])],
         Solution(weights, (nothing,)),
         [out.path if len(out.files) == 1 else out.files[0].parent],
@@ -198,10 +198,8 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
             allow_nonfinite=True,
         ),
         step=step,
-        copy=record["copy"],
-        drop=found.drop,
         max_shard_bytes=_shard_bytes(out),
-        origins=[out.metadata[PROVENANCE_KEY]],
+        records=[out.metadata[PROVENANCE_KEY]],
     )
 
 
