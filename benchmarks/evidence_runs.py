@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.evidence_cases import ELEMENTS, TIMES, Trial, Wrong
-from benchmarks.fidelity import STORED as TYPES
+from benchmarks.fidelity_cases import STORED as TYPES
 from benchmarks.training import Tracked, train
 from phema_cli.errors import InputError
 from phema_cli.profiles import (

@@ -18,74 +18,33 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks import long_runs, planning
+from benchmarks import long_runs, planning, sparse, stalls, verdicts
+from benchmarks.fidelity_cases import (
+    RAW,
+    SIGMA_RELS,
+    STORED,
+    Case,
+    geometric_mean,
+    rms,
+    rounded_to,
+    units_of,
+)
 from benchmarks.measuring import with_section
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
 from phema_cli.solver import Figures, Movement, Sample, calibrate, solve, storage_noise
 
 DOCS = Path(__file__).parents[1] / "docs"
-SIGMA_RELS = (0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.20, 0.25)
 COUNTS = (4, 8, 16, 32, 64, 128, 256)
-#: storage types: torch's, mantissa bits, exponent of the smallest normal number.
-STORED = {
-    "fp32": (torch.float32, 23, -126),
-    "fp16": (torch.float16, 10, -14),
-    "bf16": (torch.bfloat16, 7, -126),
-}
 METHODS = ("projection", "normalized", "blue", "blue, no sample")
 _SAMPLED = 1 << 22
-#: in place of a pair: no average was stored, only the weights themselves.
-RAW = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One target of one set of snapshots.
-
-    Attributes:
-        run: the training run.
-        pair: index of the pair of gammas stored, or ``RAW``.
-        stored: the storage type.
-        count: snapshots per gamma.
-        sigma_rel: of the target.
-        errors: RMS error per parameter by method.
-        expected: what ``blue`` foretold.
-        distance: RMS distance from the final weights to the target.
-        planned: expected errors as a fraction of that distance, by what was known, and
-            ``like rms`` and ``inspect rms`` per parameter; empty for ``RAW``.
-    """
-
-    run: str
-    pair: int
-    stored: str
-    count: int
-    sigma_rel: float
-    errors: dict[str, float]
-    expected: float
-    distance: float = 0.0
-    planned: dict[str, float] = field(default_factory=dict)
-
-
-def rounded_to(values: NDArray[np.float64], stored: str) -> NDArray[np.float32]:
-    """Values as that type stores them."""
-    rounded: NDArray[np.float32] = torch.from_numpy(values).to(STORED[stored][0]).float().numpy()
-    return rounded
-
-
-def units_of(values: NDArray[np.float32], stored: str) -> NDArray[np.float64]:
-    """Units in the last place of stored values."""
-    _, mantissa, smallest = STORED[stored]
-    exponent = np.where(values == 0, smallest, np.frexp(values)[1] - 1.0)
-    units: NDArray[np.float64] = np.exp2(np.maximum(exponent, smallest) - mantissa)
-    return units
 
 
 def cases(run: Run, counts: Sequence[int] = COUNTS) -> list[Case]:
@@ -152,11 +111,6 @@ def _of_run(
                         float(distance[k]),
                         {known: float(e[k]) for known, e in planned.items()},
                     )
-
-
-def rms(values: NDArray[np.float64]) -> float:
-    """Root mean square of all elements."""
-    return float(np.sqrt((values**2).mean()))
 
 
 def _raw(
@@ -233,11 +187,6 @@ def _errors(
 
 def _ratios(found: Sequence[Case], over: str, method: str = "blue") -> NDArray[np.float64]:
     return np.array([c.errors[method] / c.errors[over] for c in found])
-
-
-def geometric_mean(values: NDArray[np.float64]) -> float:
-    """Geometric mean."""
-    return float(np.exp(np.log(values).mean()))
 
 
 def _row(label: str, found: Sequence[Case]) -> str:
@@ -438,8 +387,6 @@ def main() -> None:
     if given.print:
         print(report(found, "python -m benchmarks.fidelity"))
         return
-    from benchmarks import sparse, stalls, verdicts
-
     text = _with_long_runs(report(found, "python -m benchmarks.fidelity"))
     text = with_section(text, verdicts.section(verdicts.measure(given.jobs)))
     text = with_section(text, sparse.section(sparse.measure(given.jobs)))

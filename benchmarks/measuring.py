@@ -25,6 +25,8 @@ from phema_cli.synthesis.execute import execute
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.system.ranks import default_jobs
 
+#: characters of the lines of a page.
+WIDTH = 120
 MIB = 1 << 20
 PHEMA = Path(sys.executable).with_name("phema")
 _BLOCK = 1 << 20

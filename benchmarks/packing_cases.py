@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.fidelity import SIGMA_RELS, STORED, rms, rounded_to, units_of
+from benchmarks.fidelity_cases import SIGMA_RELS, STORED, rms, rounded_to, units_of
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, STEPS, Run, Tracked, train
 from phema_cli.formats import packing
 from phema_cli.formats.packing import FOLLOWED, Doubles, Floats

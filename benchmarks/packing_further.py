@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.fidelity import geometric_mean, rounded_to
+from benchmarks.fidelity_cases import geometric_mean, rounded_to
+from benchmarks.measuring import WIDTH
 from benchmarks.packing_cases import (
     Problem,
     Stored,
@@ -24,7 +25,6 @@ from benchmarks.packing_cases import (
     problem_of,
     train_for,
 )
-from benchmarks.packing_page import WIDTH
 from benchmarks.training import PAIRS, RUNS, Run, tensor_sizes
 from phema_cli.formats import packing
 from phema_cli.formats.packing import BLOCK, FOLLOWED, Doubles, Floats, ScaleBits

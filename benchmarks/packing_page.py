@@ -9,7 +9,8 @@ from textwrap import fill
 
 import numpy as np
 
-from benchmarks.fidelity import SIGMA_RELS, geometric_mean
+from benchmarks.fidelity_cases import SIGMA_RELS, geometric_mean
+from benchmarks.measuring import WIDTH
 from benchmarks.packing_cases import EVERY, KINDS, Case
 from benchmarks.training import PAIRS
 from phema_cli.formats.packing import BLOCK, FOLLOWED, Doubles
@@ -19,8 +20,6 @@ TEMPLATE = Path(__file__).with_name("packing_template.md")
 ENOUGH = 16
 TOLD_BAR = 95
 _QUANTILES = (1, 5, 50, 95, 99)
-#: of the lines of a page.
-WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)

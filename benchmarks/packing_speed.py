@@ -12,8 +12,17 @@ from textwrap import fill
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.measuring import MIB, Measures, drop, emptied, flush_all, process, ratio, rounds
-from benchmarks.packing_page import WIDTH
+from benchmarks.measuring import (
+    MIB,
+    WIDTH,
+    Measures,
+    drop,
+    emptied,
+    flush_all,
+    process,
+    ratio,
+    rounds,
+)
 from phema_cli.formats.packing import BITS
 from phema_cli.system.ranks import default_jobs
 

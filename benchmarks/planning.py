@@ -1,14 +1,12 @@
 """What ``phema plan`` foretells of the runs of the fidelity benchmark, before they are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.fidelity_cases import Case
 from benchmarks.training import RUNS, STEPS
 from phema_cli.solver import Movement
 from phema_cli.solver.assumptions import (
@@ -18,9 +16,6 @@ from phema_cli.solver.assumptions import (
     scheduled,
 )
 from phema_cli.solver.planning import evenly, figures
-
-if TYPE_CHECKING:
-    from benchmarks.fidelity import Case
 
 #: the runs that the constants of ``assumptions.py`` were not fitted on.
 HELD_OUT = frozenset(r.name for r in RUNS[::3])

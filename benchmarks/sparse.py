@@ -19,9 +19,8 @@ from textwrap import fill
 import numpy as np
 import torch
 
-from benchmarks.fidelity import units_of
-from benchmarks.measuring import publish
-from benchmarks.packing_page import WIDTH
+from benchmarks.fidelity_cases import units_of
+from benchmarks.measuring import WIDTH, publish
 from benchmarks.training import MOST_SNAPSHOTS, RUNS, STEPS, Run, Tracked, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel, parse_law
 from phema_cli.solver import Sample, calibrate, solve

@@ -21,9 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.evidence_runs import rounded
-from benchmarks.fidelity import STORED
-from benchmarks.measuring import publish
-from benchmarks.packing_page import WIDTH
+from benchmarks.fidelity_cases import STORED
+from benchmarks.measuring import WIDTH, publish
 from benchmarks.training import RUNS, STEPS, Run, train
 from phema_cli.profiles import ExponentialProfile, PowerProfile
 from phema_cli.solver.evidence import series_of

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.fidelity import SIGMA_RELS, STORED, rounded_to, units_of
-from benchmarks.measuring import publish
-from benchmarks.packing_page import WIDTH
+from benchmarks.fidelity_cases import SIGMA_RELS, STORED, rounded_to, units_of
+from benchmarks.measuring import WIDTH, publish
 from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, loss_of, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import Sample, calibrate, solve

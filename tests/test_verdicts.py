@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import rms, rounded_to, units_of
+from benchmarks.fidelity_cases import rms, rounded_to, units_of
 from benchmarks.training import Run, train
 from phema_cli.profiles import PowerProfile, gamma_from_sigma_rel
 from phema_cli.solver import Sample, calibrate, solve
