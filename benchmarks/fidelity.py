@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +35,7 @@ from benchmarks.fidelity_cases import (
     units_of,
 )
 from benchmarks.measuring import with_section
-from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, train
+from benchmarks.training import MOST_SNAPSHOTS, PAIRS, RUNS, STEPS, Run, Tracked, of_runs, train
 from phema_cli.profiles import PowerProfile, RawProfile, gamma_from_sigma_rel
 from phema_cli.solver import Figures, Movement, Sample, calibrate, solve, storage_noise
 
@@ -350,17 +348,6 @@ def draw(found: Sequence[Case], path: Path) -> None:
     figure.savefig(path, dpi=150, metadata={"Date": None})
 
 
-def measure(runs: Sequence[Run], counts: Sequence[int], jobs: int) -> list[Case]:
-    """The cases of all runs, some runs at a time."""
-    found: list[Case] = []
-    began = time.monotonic()
-    with ProcessPoolExecutor(jobs) as pool:
-        for run, some in zip(runs, pool.map(cases, runs, [counts] * len(runs)), strict=True):
-            found += some
-            print(f"{run.name}: {len(some)} cases after {time.monotonic() - began:.0f} s")
-    return found
-
-
 def main() -> None:
     """Run everything and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -381,7 +368,7 @@ def main() -> None:
         found = [Case(**c) for c in json.loads(given.cases.read_text())]
     else:
         counts = [int(c) for c in given.counts.split(",")]
-        found = measure([r for r in RUNS if given.runs in r.name], counts, given.jobs)
+        found = of_runs(cases, [r for r in RUNS if given.runs in r.name], counts, given.jobs)
     if given.cases:
         given.cases.write_text(json.dumps([asdict(c) for c in found]))
     if given.print:

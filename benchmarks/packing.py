@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,21 +23,10 @@ from benchmarks import packing_further, packing_speed
 from benchmarks.measuring import with_section
 from benchmarks.packing_cases import COUNTS, Case, cases
 from benchmarks.packing_page import draw, report
-from benchmarks.training import RUNS, Run
+from benchmarks.training import RUNS, of_runs
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "packing-measured.md"
-
-
-def measure(runs: Sequence[Run], counts: Sequence[int], jobs: int) -> list[Case]:
-    """The cases of all runs, some runs at a time."""
-    found: list[Case] = []
-    began = time.monotonic()
-    with ProcessPoolExecutor(jobs) as pool:
-        for run, some in zip(runs, pool.map(cases, runs, [counts] * len(runs)), strict=True):
-            found += some
-            print(f"{run.name}: {len(some)} cases after {time.monotonic() - began:.0f} s")
-    return found
 
 
 def main() -> None:
@@ -78,7 +64,7 @@ def _cases(given: argparse.Namespace) -> list[Case]:
     if given.cases and given.cases.exists():
         return [Case(**c) for c in json.loads(given.cases.read_text())]
     counts = [int(c) for c in given.counts.split(",")]
-    found = measure([r for r in RUNS if given.runs in r.name], counts, given.jobs)
+    found = of_runs(cases, [r for r in RUNS if given.runs in r.name], counts, given.jobs)
     if given.cases:
         given.cases.write_text(json.dumps([asdict(c) for c in found]))
     return found

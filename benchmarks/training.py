@@ -7,14 +7,18 @@ and schedules of torch on data generated on the fly. Large ones have a million p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+
+_Case = TypeVar("_Case")
 
 STEPS = 4096
 MOST_SNAPSHOTS = 256
@@ -337,3 +341,19 @@ def _update(
             parameter.grad = None
     optimizer.step()
     schedule.step()
+
+
+def of_runs(
+    cases: Callable[[Run, Sequence[int]], list[_Case]],
+    runs: Sequence[Run],
+    counts: Sequence[int],
+    jobs: int,
+) -> list[_Case]:
+    """The cases of all runs, by their numbers of snapshots; so many runs at a time."""
+    found: list[_Case] = []
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs) as pool:
+        for run, some in zip(runs, pool.map(cases, runs, [counts] * len(runs)), strict=True):
+            found += some
+            print(f"{run.name}: {len(some)} cases after {time.monotonic() - began:.0f} s")
+    return found
