@@ -60,7 +60,8 @@ class PathPattern:
     """
 
     def __init__(self, pattern: str) -> None:
-        self._compiled = compile_pattern(pattern)
+        compile_pattern(pattern)
+        self._pattern = pattern
         self._limit = Limit(_MOST_SECONDS)
 
     def __call__(self, path: PurePosixPath) -> dict[str, str] | None:
@@ -71,7 +72,7 @@ class PathPattern:
         """
         self._limit.left = min(self._limit.left + _PATH_SECONDS, _MOST_SECONDS)
         try:
-            groups = self._limit.search(self._compiled, path.as_posix())
+            groups = self._limit.search(self._pattern, path.as_posix())
         except TimeoutError as error:
             raise SlowPatternError("the pattern takes too long", where=path) from error
         if groups is None:

@@ -1,33 +1,32 @@
 """Regular expressions of users within a limit of time: some search for longer than anybody waits.
 
-An alarm stops a search in the main thread. Elsewhere, and on systems without such alarms, another
-interpreter searches, which can be ended.
+Nothing stops a search that has begun but the end of its interpreter, so another one searches.
 """
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
-Result = TypeVar("Result")
-#: the other interpreter: a pattern and a text on each line, and what was found with the seconds of
-#: the processor that it took.
+#: the other interpreter: a pattern, a text and the seconds of the processor that are left on each
+#: line, and what was found with the seconds that it took. Where there are such alarms one ends it.
 _SEARCHER = """
-import json, re, sys, time
+import json, re, signal, sys, time
+alarm = getattr(signal, "setitimer", lambda *_: None)
 for line in sys.stdin:
-    pattern, text = json.loads(line)
+    pattern, text, left = json.loads(line)
     began = time.process_time()
+    alarm(getattr(signal, "ITIMER_VIRTUAL", 0), left)
     try:
         found = re.search(pattern, text)
         groups = None if found is None else found.groupdict()
     except Exception:
         groups = None
+    alarm(getattr(signal, "ITIMER_VIRTUAL", 0), 0)
     print(json.dumps([groups, time.process_time() - began]), flush=True)
 """
 #: seconds beside those of the processor: the other interpreter has to start, and others run too.
@@ -46,68 +45,6 @@ class Limit:
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
-        self._searcher: _Searcher | None = None
-
-    def compile(self, pattern: str) -> re.Pattern[str]:
-        """Compile a pattern.
-
-        Raises:
-            TimeoutError: it takes too long.
-            re.error, RecursionError, OverflowError, MemoryError: it is none.
-        """
-        if _alarms():
-            return self._alarmed(lambda: re.compile(pattern))
-        # What it took is compiled again, here, for its groups.
-        self._ask(pattern, "")
-        return re.compile(pattern)
-
-    def search(self, pattern: re.Pattern[str], text: str) -> dict[str, Any] | None:
-        """Named groups of a pattern in a text; None where it does not match.
-
-        Raises:
-            TimeoutError: it takes too long.
-        """
-        if not _alarms():
-            return self._ask(pattern.pattern, text)
-        found = self._alarmed(lambda: pattern.search(text))
-        return None if found is None else found.groupdict()
-
-    def _alarmed(self, work: Callable[[], Result]) -> Result:
-        """Work that an alarm stops."""
-
-        def stop(_number: int, _frame: object) -> None:
-            raise TimeoutError
-
-        before = signal.signal(signal.SIGVTALRM, stop)
-        # A timer of 0 seconds would never ring.
-        signal.setitimer(signal.ITIMER_VIRTUAL, max(self.left, 1e-6))
-        try:
-            return work()
-        finally:
-            self.left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
-            signal.signal(signal.SIGVTALRM, before)
-
-    def _ask(self, pattern: str, text: str) -> dict[str, Any] | None:
-        """Let the other interpreter search."""
-        if self._searcher is None:
-            self._searcher = _Searcher()
-        groups, seconds = self._searcher.search(pattern, text, self.left + _PATIENCE_SECONDS)
-        self.left -= seconds
-        if self.left <= 0:
-            raise TimeoutError
-        return groups
-
-
-def _alarms() -> bool:
-    """Whether an alarm can stop this thread."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and hasattr(signal, "setitimer")
-
-
-class _Searcher:
-    """Another interpreter, which ends with this object or when it takes too long."""
-
-    def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
             [sys.executable, "-I", "-S", "-c", _SEARCHER],
             stdin=subprocess.PIPE,
@@ -116,18 +53,28 @@ class _Searcher:
         )
         weakref.finalize(self, _end, self._process)
 
-    def search(
-        self, pattern: str, text: str, seconds: float
-    ) -> tuple[dict[str, Any] | None, float]:
-        """What it finds, and the seconds of the processor that it took.
+    def compile(self, pattern: str) -> re.Pattern[str]:
+        """Compile a pattern.
 
         Raises:
-            TimeoutError: it takes longer than ``seconds``, or did before.
+            TimeoutError: it takes too long.
+            re.error, RecursionError, OverflowError, MemoryError: it is none.
+        """
+        self.search(pattern, "")
+        # What the other interpreter was able to compile is compiled again, here, for its groups.
+        return re.compile(pattern)
+
+    def search(self, pattern: str, text: str) -> dict[str, Any] | None:
+        """Named groups of a pattern in a text; None where it does not match, or is none.
+
+        Raises:
+            TimeoutError: it takes too long, or did before.
         """
         stdin = cast("IO[bytes]", self._process.stdin)
         stdout = cast("IO[bytes]", self._process.stdout)
-        asked = json.dumps([pattern, text]).encode() + b"\n"
-        timer = threading.Timer(seconds, self._process.kill)
+        # A timer of 0 seconds would never ring.
+        asked = json.dumps([pattern, text, max(self.left, 1e-6)]).encode() + b"\n"
+        timer = threading.Timer(self.left + _PATIENCE_SECONDS, self._process.kill)
         timer.start()
         try:
             with suppress(OSError):
@@ -136,10 +83,11 @@ class _Searcher:
             line = stdout.readline()
         finally:
             timer.cancel()
-        if not line:
+        groups, taken = json.loads(line) if line else (None, self.left)
+        self.left -= taken
+        if self.left <= 0:
             raise TimeoutError
-        groups, taken = json.loads(line)
-        return groups, taken
+        return cast("dict[str, Any] | None", groups)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
