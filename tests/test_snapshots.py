@@ -278,8 +278,8 @@ def test_contradiction(tmp_path, name, metadata, message):
         ({"step": "1e17"}, "its step is 1e+17, above the limit of"),
         ({"gamma": "-0.5"}, "gamma must be above -0.5 and at most 10000, not -0.5"),
         ({"gamma": "1e5"}, "gamma must be above -0.5 and at most 10000, not 100000"),
-        ({"sigma_rel": "0.29"}, "sigma_rel 0.29 is not between"),
-        ({"sigma_rel": "0"}, "sigma_rel 0 is not between"),
+        ({"sigma_rel": "0.29"}, "sigma_rel must be between 0.0001 and 12^-1/2 = 0.2887, not 0.29"),
+        ({"sigma_rel": "0"}, "sigma_rel must be between 0.0001 and 12^-1/2 = 0.2887, not 0"),
     ],
 )
 def test_impossible_values(tmp_path, metadata, message):
@@ -783,7 +783,7 @@ def test_row_settles_a_contradiction(tmp_path):
         ("gammas = [true]", "gammas must be a list of numbers"),
         ("gammas = [-3]", "gamma"),
         ("gammas = [nan]", "gamma"),
-        ("sigma_rels = [0.1, 0.3]", "sigma_rel 0.3 is not between"),
+        ("sigma_rels = [0.1, 0.3]", "12^-1/2 = 0.2887, not 0.3"),
         ("sigma_rels = [nan]", "sigma_rel"),
         ("select = 5", "select must be a list of texts"),
         ("exclude = [5]", "exclude must be a list of texts"),
@@ -792,7 +792,7 @@ def test_row_settles_a_contradiction(tmp_path):
         ("[snapshots]\na = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nkimg = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nstep = -5\ngamma = -3", "gamma"),
-        ("[snapshots.a]\nsigma_rel = 0.3", "sigma_rel 0.3 is not between"),
+        ("[snapshots.a]\nsigma_rel = 0.3", "12^-1/2 = 0.2887, not 0.3"),
         ("[snapshots.a]\ngamma = 5\nsigma_rel = 0.2", "a gives gamma and sigma_rel, which say the"),
         ("[snapshots.a]\naverage = 'raw'\ngamma = 5", "a gives gamma and average, which say the"),
         ("[snapshots.a]\nstep = '5'", "snapshots.a must be a table"),

@@ -226,5 +226,5 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             parse_law(result[name]["average"])
         for field, numbers in (("sigma_rel", SIGMA_REL), ("gamma", GAMMA)):
             if field in row and not numbers.holds(_float(row[field])):
-                raise InputError(f"{field} {_float(row[field]):g} is not {numbers.words}")
+                raise InputError(f"{field} must be {numbers.words}, not {_float(row[field]):g}")
     return result

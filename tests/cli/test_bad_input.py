@@ -139,7 +139,7 @@ USAGE = [
     (("-g", "0,1e-30,...,1e10"), "is not a number"),
     (("-g", "1e7"), "at most 10000"),
     (("-s", "1e-200"), "not a number"),
-    (("-s", "1e-9"), "not between"),
+    (("-s", "1e-9"), "must be between"),
     (("-g", "7", "-o", "{gamma}.pt", "--format", "edm3"), "no output format"),
     (("-g", "7", "--method", "magic"), "no method 'magic'"),
     (("-g", "7", "--dtype", "int8"), "no float type 'int8'"),
