@@ -104,7 +104,7 @@ BROKEN = [
     (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
     (missing_tensor, "tensor w is missing"),
-    (truncated, "truncated?"),
+    (truncated, "cut short"),
     (not_a_checkpoint, "not a safetensors file"),
     (text_as_pt, "not a PyTorch checkpoint"),
     (legacy, "torch's legacy format"),
@@ -241,7 +241,7 @@ def test_inspect_lists_every_problem(ckpts):
     assert run.code == 3
     *_, first, second, way = run.out.splitlines()
     assert first.startswith("error: ")
-    assert "truncated?; copy it again, or leave it out with --exclude" in first
+    assert "cut short; copy it again, or leave it out with --exclude" in first
     assert second.startswith("error: weights-step30.safetensors: does not say")
     assert "; pass --raw" in second
     assert way.startswith("try: phema inspect ")
