@@ -1082,10 +1082,16 @@ def test_two_runs_are_seen_whatever_lies_between_their_names(tmp_path):
     """Times of two directories overlap; those of a third, between them by name, do not."""
     for run, steps in {"a": (100, 200, 300), "b": (5000, 6000), "c": (150, 250, 350)}.items():
         for step in steps:
-            put(tmp_path, f"run_{run}/x-step{step}-gamma5.safetensors")
+            for gamma in (5, 10):
+                put(tmp_path, f"run_{run}/x-step{step}-gamma{gamma}.safetensors")
     (error,) = errors(scan([tmp_path]))
     assert str(error).startswith("run_c: is of another run: ")
     assert "are in run_a;" in str(error)
+    assert error.option == "--exclude 'run_c/*'"
+    put(tmp_path, "run_c/x-step300-gamma5.safetensors")
+    first, second = errors(scan([tmp_path]))
+    assert first.what == error.what
+    assert "has the same gamma 5 and step 300" in second.what
 
 
 @pytest.mark.parametrize("given", ["directories", "files"])
