@@ -153,6 +153,7 @@ USAGE = [
     (("-g", "7", "--raw", "--sigma-rels", "0.1"), "sigma_rels and raw say two things"),
     (("-g", "7", "--jobs", "0"), "--jobs"),
     (("--gama", "7"), "No such option"),
+    (("--sigma-rels", "0.1"), "leave it out; a target is --gamma or --sigma-rel"),
     ((), "no target given; pass --gamma, --sigma-rel or --profile"),
 ]
 
