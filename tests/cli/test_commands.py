@@ -210,8 +210,10 @@ def test_inspect_shows_snapshots_and_reach(ckpts):
 def test_inspect_groups_many_snapshots(tmp_path):
     """More than a screenful is shown a gamma a line; -v lists them all."""
     write_run(tmp_path / "c", steps=tuple(range(10, 201, 10)))
+    write_run(tmp_path / "c", gammas=(7.0,), steps=(50,))
     run = phema("inspect", tmp_path / "c")
     assert "10 … 200, every 10" in run.out
+    assert re.search(r"^ +7 .* 1   50 +content +$", run.out, re.MULTILINE)
     assert "ema-step0000010-gamma5" not in run.out
     assert "ema-step0000010-gamma5" in phema("inspect", "-v", tmp_path / "c").out
 
