@@ -170,6 +170,20 @@ def test_usage_errors(ckpts, tmp_path, arguments, message):
     assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
 
 
+def test_a_path_with_a_typo_is_answered_with_the_right_one(tmp_path):
+    """What lies beside it and is called nearly so is named; nothing else is."""
+    (tmp_path / "ckpts").mkdir()
+    run = phema("inspect", "ckpt", cwd=tmp_path)
+    assert (run.code, run.err) == (
+        3,
+        "phema: ckpt: no such file or directory; did you mean ckpts?\n",
+    )
+    for other in ("runs", "run/ckpts", "c\0"):
+        run = phema("inspect", other, cwd=tmp_path)
+        assert run.code == 3
+        assert "did you mean" not in run.err
+
+
 def test_existing_output_is_refused(ckpts, tmp_path):
     """Without --overwrite an existing output stays as it is, exit code 2."""
     (tmp_path / "o.safetensors").write_text("mine")
