@@ -149,7 +149,7 @@ def test_what_is_skipped_is_what_would_be_written(ckpts, tmp_path, ending):
     assert "exists already, and can't be read: " in refused.err
     both = phema(*asked, "-g", 7, "--skip-existing", "--overwrite")
     assert both.code == 2
-    assert "overwrite and skip_existing say two things; keep one of them" in both.err
+    assert "overwrite and skip_existing exclude each other; keep one of them" in both.err
 
 
 def test_same_bytes_for_any_jobs(ckpts, tmp_path):
