@@ -283,7 +283,7 @@ class Request:
             raise UsageError(f"{self.jobs} jobs are not from 1 to {MOST_JOBS}")
         if self.overwrite and self.skip_existing:
             raise UsageError(
-                "overwrite and skip_existing say two things", remedy="keep one of them"
+                "overwrite and skip_existing exclude each other", remedy="keep one of them"
             )
 
 

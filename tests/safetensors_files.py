@@ -54,7 +54,7 @@ MALFORMED = {
     "no dtype": ({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4), "a: malformed"),
     "dtype is a number": ({"a": entry(dtype=32)}, bytes(4), "a: malformed"),
     "unknown dtype": ({"a": entry(dtype="F31")}, bytes(4), "unknown dtype F31"),
-    "truncated": ({"a": entry(0, 8, shape=(2,))}, bytes(7), "truncated"),
+    "truncated": ({"a": entry(0, 8, shape=(2,))}, bytes(7), "cut short"),
     "bytes behind the data": ({"a": entry()}, bytes(5), "5 bytes|has .* bytes"),
     "a name twice": (b'{"a":%b,"a":%b}' % (ENTRY, ENTRY), bytes(4), "has 'a' twice"),
     "a field twice": (

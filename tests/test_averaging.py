@@ -15,7 +15,7 @@ from phema_cli.errors import StorageError
 from phema_cli.formats.base import DTYPES
 from phema_cli.synthesis.averaging import Averager
 from phema_cli.synthesis.memory import Kind, buffers, tile_elements
-from phema_cli.synthesis.sums import add_blocks_up, add_up, is_chain
+from phema_cli.synthesis.sums import _bag, add_blocks_up, add_up, is_chain
 from phema_cli.system.pools import forked, threaded
 
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))
@@ -73,6 +73,16 @@ def test_sums_of_blocks_are_the_chain_bit_for_bit(rows, targets):
         for row, own in zip(values, weights[:, k].T, strict=True):
             chain.addcmul_(row.view(50, 32), own[:, None])
         assert torch.equal(sums[k], chain)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_a_bag_has_the_right_rows(rows):
+    """To rounding on any machine: with others it would never be used, which shows in no bytes."""
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.standard_normal((3, rows)))
+    values = torch.from_numpy(random.standard_normal((rows, 2048)))[:, :1024]
+    made = _bag(weights, values, 4, 256).transpose(0, 1).reshape(3, 1024)
+    torch.testing.assert_close(made, weights @ values)
 
 
 @pytest.mark.parametrize(

@@ -614,7 +614,7 @@ def test_truncated(tmp_path):
     data = file.read_bytes()
     for length in range(0, len(data), 37):
         file.write_bytes(data[:length])
-        with pytest.raises(InputError, match=r"tensor [wv]: .*truncated") as caught:
+        with pytest.raises(InputError, match=r"tensor [wv]: .*cut short") as caught:
             read_index(path)
         assert caught.value.where == str(file)
 

@@ -81,7 +81,7 @@ def test_what_is_shared_is_checked_for_each_file(tmp_path):
     assert held[1] == {"a": "b"}
     for number, (text, size, told) in enumerate(
         [
-            ('{"__metadata__":{"a":"c"},' + entry + "}", 3, "truncated"),
+            ('{"__metadata__":{"a":"c"},' + entry + "}", 3, "cut short"),
             ('{"__metadata__":{"a":1},' + entry + "}", 4, "not text"),
             ('{"__metadata__":{"a":"b","a":"c"},' + entry + "}", 4, "'a' twice"),
             ('{"__metadata__":{},' + entry + ',"__metadata__":{}}', 4, "'__metadata__' twice"),

@@ -187,7 +187,7 @@ def test_faults_leave_nothing(tmp_path):
     assert "tensor w holds" in done.err
     path.write_bytes(good)
     done = phema("pack", source, "-o", out, "--bits", 5)
-    assert (done.code, "--bits 5 is none of 16, 8, 4" in done.err) == (2, True)
+    assert (done.code, "--bits must be 16, 8 or 4, not 5" in done.err) == (2, True)
     assert not out.exists()
     assert phema("pack", source, "-o", out).code == 0
     before = digests(out)

@@ -278,8 +278,8 @@ def test_contradiction(tmp_path, name, metadata, message):
         ({"step": "1e17"}, "its step is 1e+17, above the limit of"),
         ({"gamma": "-0.5"}, "gamma must be above -0.5 and at most 10000, not -0.5"),
         ({"gamma": "1e5"}, "gamma must be above -0.5 and at most 10000, not 100000"),
-        ({"sigma_rel": "0.29"}, "sigma_rel 0.29 is not between"),
-        ({"sigma_rel": "0"}, "sigma_rel 0 is not between"),
+        ({"sigma_rel": "0.29"}, "sigma_rel must be between 0.0001 and 12^-1/2 = 0.2887, not 0.29"),
+        ({"sigma_rel": "0"}, "sigma_rel must be between 0.0001 and 12^-1/2 = 0.2887, not 0"),
     ],
 )
 def test_impossible_values(tmp_path, metadata, message):
@@ -783,7 +783,7 @@ def test_row_settles_a_contradiction(tmp_path):
         ("gammas = [true]", "gammas must be a list of numbers"),
         ("gammas = [-3]", "gamma"),
         ("gammas = [nan]", "gamma"),
-        ("sigma_rels = [0.1, 0.3]", "sigma_rel 0.3 is not between"),
+        ("sigma_rels = [0.1, 0.3]", "12^-1/2 = 0.2887, not 0.3"),
         ("sigma_rels = [nan]", "sigma_rel"),
         ("select = 5", "select must be a list of texts"),
         ("exclude = [5]", "exclude must be a list of texts"),
@@ -792,7 +792,7 @@ def test_row_settles_a_contradiction(tmp_path):
         ("[snapshots]\na = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nkimg = 5", "snapshots.a must be a table"),
         ("[snapshots.a]\nstep = -5\ngamma = -3", "gamma"),
-        ("[snapshots.a]\nsigma_rel = 0.3", "sigma_rel 0.3 is not between"),
+        ("[snapshots.a]\nsigma_rel = 0.3", "12^-1/2 = 0.2887, not 0.3"),
         ("[snapshots.a]\ngamma = 5\nsigma_rel = 0.2", "a gives gamma and sigma_rel, which say the"),
         ("[snapshots.a]\naverage = 'raw'\ngamma = 5", "a gives gamma and average, which say the"),
         ("[snapshots.a]\nstep = '5'", "snapshots.a must be a table"),
@@ -1082,10 +1082,16 @@ def test_two_runs_are_seen_whatever_lies_between_their_names(tmp_path):
     """Times of two directories overlap; those of a third, between them by name, do not."""
     for run, steps in {"a": (100, 200, 300), "b": (5000, 6000), "c": (150, 250, 350)}.items():
         for step in steps:
-            put(tmp_path, f"run_{run}/x-step{step}-gamma5.safetensors")
+            for gamma in (5, 10):
+                put(tmp_path, f"run_{run}/x-step{step}-gamma{gamma}.safetensors")
     (error,) = errors(scan([tmp_path]))
     assert str(error).startswith("run_c: is of another run: ")
     assert "are in run_a;" in str(error)
+    assert error.option == "--exclude 'run_c/*'"
+    put(tmp_path, "run_c/x-step300-gamma5.safetensors")
+    first, second = errors(scan([tmp_path]))
+    assert first.what == error.what
+    assert "has the same gamma 5 and step 300" in second.what
 
 
 @pytest.mark.parametrize("given", ["directories", "files"])

@@ -516,7 +516,7 @@ def test_values_are_quoted_for_the_shell(ckpts, tmp_path):
         (("--eval", "run {path"), "--eval"),
         (("--eval", "run it"), "put {path}"),
         (("--eval", "run {path}", "--metric", "("), "--metric"),
-        (("--eval", "run {path}", "--metric", "x", "--metric-key", "x"), "say two things"),
+        (("--eval", "run {path}", "--metric", "x", "--metric-key", "x"), "exclude each other"),
         (("--eval", "run {path}", "--timeout", "5 minutes"), "write 90s"),
         (("--eval", "run {path}", "-o", "{gamma}"), "no directory"),
         (("--eval", "run {path}", "-o", "z.pt"), "-o z.pt is the name of a file, and several are"),

@@ -331,7 +331,7 @@ def test_what_is_said_while_it_goes_on(ckpts, tmp_path):
     run = phema(*given, "--eval", "echo {sigma_rel}", cwd=tmp_path)
     number = r"\d+\.\d s"
     assert re.search(
-        rf"^1 of 3: sigma_rel 0.1, gamma 6.9372: 0.1  {number}, {number} left$",
+        rf"^1 of at most 3: sigma_rel 0.1, gamma 6.9372: 0.1  {number}, {number} left$",
         run.err,
         re.MULTILINE,
     )

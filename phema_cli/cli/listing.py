@@ -223,6 +223,8 @@ def _averages_columns(snapshots: Sequence[Snapshot]) -> Columns:
 
 def _steps(steps: Sequence[float]) -> str:
     """The first and the last of some steps, and how far they are apart."""
+    if len(steps) == 1:
+        return f"{steps[0]:.10g}"
     dots = "…" if render.supports_unicode() else "..."
     gaps = {b - a for a, b in pairwise(steps)}
     every = f", every {gaps.pop():.10g}" if len(gaps) == 1 else ""

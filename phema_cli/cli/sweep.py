@@ -84,9 +84,9 @@ def sweep(
         render.document("sweep", document(outcome, asked))
     if outcome.best is None:
         raise CheckFailedError(
-            "no evaluation gave a metric",
+            f"no evaluation gave a metric (the first: {outcome.records[0].failure})",
             where=asked.output,
-            remedy=f"the first: {outcome.records[0].failure}; mend --eval, or pass --retry-failed",
+            remedy="correct --eval and pass --overwrite, or run it again with --retry-failed",
         )
     if not json:
         best = outcome.best

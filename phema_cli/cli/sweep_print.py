@@ -73,7 +73,7 @@ class Shown:
         first = self._done + 1
         last = first + len(running) - 1
         counts = f"{first}" if last == first else f"{first} to {last}"
-        text = f"{counts} of {self._done + left}: {', '.join(running)}; {self._times(left)}"
+        text = f"{counts} of {self._all(left)}: {', '.join(running)}; {self._times(left)}"
         width = render.console(stderr=True).width
         sys.stderr.write(_CLEAR + render.printable(text)[: width - 1])
         sys.stderr.flush()
@@ -90,10 +90,15 @@ class Shown:
         failure = f"[red]{render.plain(record.failure)}[/]"
         said = failure if metric is None else f"{metric:.7g}"
         render.console(stderr=True).print(
-            f"{self._done} of {self._done + left}: {render.plain(sweep_words.named(record))}: "
+            f"{self._done} of {self._all(left)}: {render.plain(sweep_words.named(record))}: "
             f"{said}  [dim]{self._times(left)}[/]",
             soft_wrap=True,
         )
+
+    def _all(self, left: int) -> str:
+        """How many evaluations there will be; a search may end before."""
+        most = "at most " if left and self._planner is not None and self._planner.refine else ""
+        return f"{most}{self._done + left}"
 
     def _times(self, left: int) -> str:
         """How long it has taken, and may still take."""

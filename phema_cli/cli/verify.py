@@ -43,7 +43,7 @@ def verify(
     phema repeats the synthesis that the output records and compares bytes: all headers, and 64 MiB
     of values at random, or all values with --full. Without PATH it checks only what the output
     says of itself. The options that say what the snapshots are, but --names-from, are recorded;
-    what you pass goes before them.
+    what you pass replaces them.
 
     Exits with 1 if anything differs, and names the tensor and the element.
 

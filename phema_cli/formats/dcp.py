@@ -352,7 +352,7 @@ def _chunk_extent(descriptor: int, chunk: _Chunk) -> Extent:
     """The extent of the tensor in a chunk's archive."""
     size = os.fstat(descriptor).st_size
     if chunk.offset + chunk.length > size:
-        raise broken(f"its chunk goes beyond the file's {size} bytes; truncated?", chunk.file)
+        raise broken(f"its chunk goes beyond the file's {size} bytes: it was cut short", chunk.file)
     window = cast("IO[bytes]", _Window(descriptor, chunk))
     if window.read(len(_MAGIC)) != _MAGIC:
         raise broken("not stored by torch.save", chunk.file, _CONVERT)

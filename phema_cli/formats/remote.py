@@ -6,7 +6,9 @@ Their paths are those of universal_pathlib, which have pathlib's methods and are
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -15,6 +17,8 @@ from phema_cli.errors import InputError, PhemaError, StorageError, UsageError
 from phema_cli.formats.checks import broken
 
 _SCHEME = "://"
+#: names that are compared with one that does not exist, and how alike they have to be, from 0 to 1.
+_MOST_BESIDE, _ALIKE = 1000, 0.8
 
 
 def to_path(given: str | os.PathLike[str]) -> Path:
@@ -79,7 +83,19 @@ def no_such(path: Path) -> PhemaError:
             missing = cause is None or isinstance(cause, FileNotFoundError)
             if not missing and getattr(cause, "status", None) != HTTPStatus.NOT_FOUND:
                 return StorageError(f"cannot read: {cause}", where=path)
-    return InputError("no such file or directory", where=path)
+    return InputError("no such file or directory", where=path, remedy=_like(path))
+
+
+def _like(path: Path) -> str | None:
+    """What the user may have meant by a path that does not exist: what lies beside it."""
+    if is_remote(path):
+        return None
+    try:
+        beside = [each.name for each in islice(path.parent.iterdir(), _MOST_BESIDE)]
+    except OSError:
+        return None
+    found = get_close_matches(path.name, beside, 1, _ALIKE)
+    return f"did you mean {path.parent / found[0]}?" if found else None
 
 
 def read_ranges(ranges: Sequence[tuple[Path, int, memoryview]]) -> None:

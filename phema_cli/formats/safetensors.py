@@ -122,7 +122,8 @@ def read_header(path: Path) -> tuple[Tensors, dict[str, str]]:
         metadata = checked_metadata(front, path)
     if start + entries.size_bytes != size:
         end = start + entries.size_bytes
-        raise broken(f"has {size} bytes where its header says {end}; truncated?", path)
+        cut = ": it was cut short" if size < end else ""
+        raise broken(f"has {size} bytes where its header says {end}{cut}", path)
     return Tensors(entries, ((path, start),)), metadata
 
 

@@ -130,8 +130,8 @@ def make_plan(scan: Scan, request: PackRequest) -> PackPlan:
         UsageError: the bits are none of 16, 8 and 4, or the output is among the snapshots.
     """
     if request.bits not in BITS:
-        known = ", ".join(map(str, BITS))
-        raise UsageError(f"--bits {request.bits} is none of {known}", remedy="pass --bits 8")
+        *some, last = map(str, BITS)
+        raise UsageError(f"--bits must be {', '.join(some)} or {last}, not {request.bits}")
     snapshots = scan.require()
     _check_place(request.output, snapshots)
     names = [

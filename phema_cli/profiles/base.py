@@ -133,7 +133,7 @@ class PowerProfile:
 
     def __post_init__(self) -> None:
         if not GAMMA.holds(self.gamma):
-            raise UsageError(f"gamma {self.gamma:g} is not {GAMMA.words}")
+            raise UsageError(f"gamma must be {GAMMA.words}, not {self.gamma:g}")
         check_end(self.end)
 
     @property
@@ -211,8 +211,8 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """
     if not SIGMA_REL.holds(sigma_rel):
         raise UsageError(
-            f"sigma_rel {sigma_rel:g} is not {SIGMA_REL.words}",
-            remedy="no gamma >= 0 has that or more"
+            f"sigma_rel must be {SIGMA_REL.words}, not {sigma_rel:g}",
+            remedy="pass a smaller one, or --gamma 0 for the longest average"
             if sigma_rel >= SIGMA_REL_LIMIT
             else "pass a larger one",
         )

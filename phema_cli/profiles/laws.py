@@ -82,7 +82,7 @@ def _gamma(numbers: Numbers) -> float:
     gamma = gamma_of(numbers) or 0.0
     if not GAMMA.holds(gamma):
         raise UsageError(
-            f"power: a gamma of {gamma:.6g} is not {GAMMA.words}", remedy="give a smaller halflife"
+            f"power: gamma must be {GAMMA.words}, not {gamma:.6g}", remedy="give a smaller halflife"
         )
     return gamma
 

@@ -48,7 +48,7 @@ def checked(said: Config) -> Config:
         raise UsageError("gammas and sigma_rels say the same thing", remedy="keep one of them")
     averages = [n for n in ("average", "gammas", "sigma_rels") if getattr(said, n)]
     if said.raw and averages:
-        raise UsageError(f"{averages[0]} and raw say two things", remedy="keep one of them")
+        raise UsageError(f"{averages[0]} and raw exclude each other", remedy="keep one of them")
     for law in said.averages:
         parse_law(law)
     if said.pattern is not None:
@@ -226,5 +226,5 @@ def _snapshots(value: object) -> dict[str, dict[str, str]]:
             parse_law(result[name]["average"])
         for field, numbers in (("sigma_rel", SIGMA_REL), ("gamma", GAMMA)):
             if field in row and not numbers.holds(_float(row[field])):
-                raise InputError(f"{field} {_float(row[field]):g} is not {numbers.words}")
+                raise InputError(f"{field} must be {numbers.words}, not {_float(row[field]):g}")
     return result

@@ -6,6 +6,7 @@ their type.
 
 import re
 from collections.abc import Iterator, Sequence
+from glob import escape
 from itertools import pairwise
 
 from phema_cli.errors import InputError, listed
@@ -24,6 +25,7 @@ from phema_cli.snapshots.base import (
     reference,
     warning,
 )
+from phema_cli.system.processes import quoted
 from phema_cli.trainers.clocks import clock_in
 
 #: ratio of gamma + 1 below which two averages say hardly more than one.
@@ -67,9 +69,11 @@ def check(
     """
     errors: list[InputError] = []
     if needs != "names":
-        errors += (*_duplicates(snapshots), *_other_units(snapshots), *_other_runs(snapshots))
+        # That a directory is of another run says more than which of its files are there twice.
+        errors += (*_other_runs(snapshots), *_duplicates(snapshots), *_other_units(snapshots))
     errors += differences(snapshots, copy)
-    yield from (Finding("error", error) for error in errors)
+    # Of several series in a directory each is of another run.
+    yield from (Finding("error", error) for error in {str(e): e for e in errors}.values())
     if needs != "names" and any(s.tag.unit == "epochs" for s in snapshots):
         yield notice("times are in epochs; epoch e, counted from 0, ends at time e + 1")
     newest = reference(snapshots).checkpoint.tensors if snapshots else {}
@@ -199,11 +203,13 @@ def _other_runs(snapshots: Sequence[Snapshot]) -> Iterator[InputError]:
         if series == other_series and begin < min(one[-1].tag.step, other[-1].tag.step):
             homes = [(group[0].root, home_of(group[0])) for group in (one, other)]
             home, other_home = (str(root / own) if several else own for root, own in homes)
+            inside = not several and all(s.name.startswith(f"{other_home}/") for s in other)
             yield InputError(
                 "is of another run: files of the same series and time are in "
                 f"{'the directory itself' if home == '.' else home}",
                 where=other[0].name if other_home == "." else other_home,
                 remedy="give the directory of one run, or leave files out with --exclude",
+                option=f"--exclude {quoted(f'{escape(other_home)}/*')}" if inside else None,
             )
 
 

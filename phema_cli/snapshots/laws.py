@@ -17,6 +17,7 @@ from phema_cli.trainers.registry import parse_law
 #: largest difference of cumulative weights up to which two laws count as one.
 _ALIKE = 0.01
 _DIGITS = 9
+_GAMMAS = "--gammas (or --sigma-rels)"
 _Value = TypeVar("_Value")
 #: the law that a group of a pattern, or a field of a row in phema.toml, gives.
 _LAWS = {
@@ -158,7 +159,11 @@ def _assigned(
         raise UsageError(
             f"{option} is about one average, and "
             + (f"there are several: {names}" if meant else "there is none"),
-            remedy="pass --key with one of them" if by_key else f"leave {option} out",
+            remedy="pass --key with one of them"
+            if by_key
+            else "leave it out; a target is --gamma or --sigma-rel"
+            if option == _GAMMAS
+            else f"leave {option} out",
         )
     yield from ((d, values[0]) for d in meant)
 
@@ -180,7 +185,7 @@ def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> 
         return
     count = len(config.gammas)
     if count in {1, len(config.keys)}:
-        for draft, gamma in _assigned(drafts, config.gammas, config, "--gammas"):
+        for draft, gamma in _assigned(drafts, config.gammas, config, _GAMMAS):
             law = parse_law(f"{_power(draft.series)}gamma={gamma:.17g}")
             _take(draft, law, origin, config)
     elif config.insists:

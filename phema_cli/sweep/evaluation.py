@@ -70,7 +70,9 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         if self.pattern is not None and self.key is not None:
-            raise UsageError("--metric and --metric-key say two things", remedy="pass one of them")
+            raise UsageError(
+                "--metric and --metric-key exclude each other", remedy="pass one of them"
+            )
         try:
             re.compile(self.pattern or "")
         except (re.error, RecursionError, OverflowError) as error:

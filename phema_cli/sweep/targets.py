@@ -171,7 +171,7 @@ class Planner:
             if not grid:
                 raise InputError(
                     f"the snapshots reach no length of {family.name} even fairly",
-                    remedy="see phema inspect; pass lengths to sweep nevertheless",
+                    remedy="see phema inspect, or pass lengths of your own",
                 )
             request = self._with(request, family, grid)
         given = make_targets(self.snapshots, request)

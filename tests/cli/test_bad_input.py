@@ -104,7 +104,7 @@ BROKEN = [
     (missing_shard, "its shard 'model-00001-of-00001.safetensors' is missing"),
     (shape_mismatch, "tensor w is float32 [3, 4] instead of float32 [4, 3]"),
     (missing_tensor, "tensor w is missing"),
-    (truncated, "truncated?"),
+    (truncated, "cut short"),
     (not_a_checkpoint, "not a safetensors file"),
     (text_as_pt, "not a PyTorch checkpoint"),
     (legacy, "torch's legacy format"),
@@ -139,7 +139,7 @@ USAGE = [
     (("-g", "0,1e-30,...,1e10"), "is not a number"),
     (("-g", "1e7"), "at most 10000"),
     (("-s", "1e-200"), "not a number"),
-    (("-s", "1e-9"), "not between"),
+    (("-s", "1e-9"), "must be between"),
     (("-g", "7", "-o", "{gamma}.pt", "--format", "edm3"), "no output format"),
     (("-g", "7", "--method", "magic"), "no method 'magic'"),
     (("-g", "7", "--dtype", "int8"), "no float type 'int8'"),
@@ -148,11 +148,12 @@ USAGE = [
     (("-g", "7", "--pattern", "x"), "no named group"),
     (("-g", "7", "--gammas", "5", "--sigma-rels", "0.1"), "the same thing"),
     (("-g", "7", "-o", "{what}"), "unknown placeholder"),
-    (("-g", "7", "--raw", "--average", "power:gamma=5"), "average and raw say two things"),
-    (("-g", "7", "--raw", "--gammas", "5"), "gammas and raw say two things"),
-    (("-g", "7", "--raw", "--sigma-rels", "0.1"), "sigma_rels and raw say two things"),
+    (("-g", "7", "--raw", "--average", "power:gamma=5"), "average and raw exclude each other"),
+    (("-g", "7", "--raw", "--gammas", "5"), "gammas and raw exclude each other"),
+    (("-g", "7", "--raw", "--sigma-rels", "0.1"), "sigma_rels and raw exclude each other"),
     (("-g", "7", "--jobs", "0"), "--jobs"),
     (("--gama", "7"), "No such option"),
+    (("--sigma-rels", "0.1"), "leave it out; a target is --gamma or --sigma-rel"),
     ((), "no target given; pass --gamma, --sigma-rel or --profile"),
 ]
 
@@ -167,6 +168,20 @@ def test_usage_errors(ckpts, tmp_path, arguments, message):
     assert message in run.err
     assert run.err.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
+
+
+def test_a_path_with_a_typo_is_answered_with_the_right_one(tmp_path):
+    """What lies beside it and is called nearly so is named; nothing else is."""
+    (tmp_path / "ckpts").mkdir()
+    run = phema("inspect", "ckpt", cwd=tmp_path)
+    assert (run.code, run.err) == (
+        3,
+        "phema: ckpt: no such file or directory; did you mean ckpts?\n",
+    )
+    for other in ("runs", "run/ckpts", "c\0"):
+        run = phema("inspect", other, cwd=tmp_path)
+        assert run.code == 3
+        assert "did you mean" not in run.err
 
 
 def test_existing_output_is_refused(ckpts, tmp_path):
@@ -241,7 +256,7 @@ def test_inspect_lists_every_problem(ckpts):
     assert run.code == 3
     *_, first, second, way = run.out.splitlines()
     assert first.startswith("error: ")
-    assert "truncated?; copy it again, or leave it out with --exclude" in first
+    assert "cut short; copy it again, or leave it out with --exclude" in first
     assert second.startswith("error: weights-step30.safetensors: does not say")
     assert "; pass --raw" in second
     assert way.startswith("try: phema inspect ")

@@ -149,7 +149,7 @@ def test_what_is_skipped_is_what_would_be_written(ckpts, tmp_path, ending):
     assert "exists already, and can't be read: " in refused.err
     both = phema(*asked, "-g", 7, "--skip-existing", "--overwrite")
     assert both.code == 2
-    assert "overwrite and skip_existing say two things; keep one of them" in both.err
+    assert "overwrite and skip_existing exclude each other; keep one of them" in both.err
 
 
 def test_same_bytes_for_any_jobs(ckpts, tmp_path):
@@ -210,8 +210,10 @@ def test_inspect_shows_snapshots_and_reach(ckpts):
 def test_inspect_groups_many_snapshots(tmp_path):
     """More than a screenful is shown a gamma a line; -v lists them all."""
     write_run(tmp_path / "c", steps=tuple(range(10, 201, 10)))
+    write_run(tmp_path / "c", gammas=(7.0,), steps=(50,))
     run = phema("inspect", tmp_path / "c")
     assert "10 … 200, every 10" in run.out
+    assert re.search(r"^ +7 .* 1   50 +content +$", run.out, re.MULTILINE)
     assert "ema-step0000010-gamma5" not in run.out
     assert "ema-step0000010-gamma5" in phema("inspect", "-v", tmp_path / "c").out
 
