@@ -141,7 +141,14 @@ class Config:
         }
         if self.says_average:
             # One statement of what the averages are takes the place of another.
-            other = replace(other, gammas=(), average=None, raw=False, insists=self.insists)
+            other = replace(
+                other,
+                gammas=(),
+                average=None,
+                raw=False,
+                insists=self.insists,
+                origin=self.origin,
+            )
         return replace(other, **said)
 
 

@@ -27,6 +27,7 @@ from phema_cli.solver import Figures, Solution
 from phema_cli.solver.movement import nominal
 from phema_cli.solver.system import evaluate
 from phema_cli.synthesis.execute import execute as execute_recipe
+from phema_cli.synthesis.names import Placed
 from phema_cli.synthesis.recipe import Recipe, assemble
 from tests import warm
 from tests.inprocess import called
@@ -139,9 +140,9 @@ def recipe_of(snapshots: Sequence[Snapshot], weights: Any, paths: Any, **options
     targets = [PowerProfile(7.0 + k, snapshots[-1].tag.step) for k in range(weights.shape[1])]
     movement = nominal(evaluate([s.tag.profile for s in snapshots], targets), 0.0)
     solution = Solution(weights, figures, movement)
-    request = Request(method="test", format="safetensors", **options)
-    found = Scan(tuple(snapshots), ())
-    return assemble(found, targets, solution, paths, request, step=len(snapshots))
+    request, found = Request(method="test", **options), Scan(tuple(snapshots), ())
+    placed = Placed("safetensors", list(paths), [*range(len(targets))], None)
+    return assemble(found, targets, solution, placed, request, step=len(snapshots))
 
 
 def replacing(recipe: Recipe) -> Recipe:

@@ -158,7 +158,7 @@ def test_true_ema_is_met(tmp_path):
     truth = ema_weights(7.0, 400, at) @ walk
     error = np.linalg.norm(load_file(path)["w"].double().numpy() - truth)
     moved = np.linalg.norm(walk[-1] - truth)
-    assert error / moved < 5 * recipe.solution.figures[0].expected_error
+    assert error / moved < 5 * recipe.figures[0].expected_error
     assert error / moved < 1e-2
 
 
@@ -427,6 +427,19 @@ def test_existing_outputs_are_kept_unless_told(ckpts, tmp_path):
     assert "w" in load_file(path)
 
 
+@pytest.mark.parametrize(
+    "output", ["o.safetensors", "o.pt", "{gamma}", "a/{gamma}.pt", "d/", "{gamma}/"]
+)
+def test_what_is_there_is_skipped_whatever_it_is(ckpts, tmp_path, monkeypatch, output):
+    """A file or a directory, by a name of its own or by a template."""
+    monkeypatch.chdir(tmp_path)
+    request = Request(gamma=(7.0,), output=output, skip_existing=True, sample=False)
+    recipe, (path,) = make_recipe(scan([ckpts]), request)
+    execute(recipe)
+    assert path.exists()
+    assert make_recipe(scan([ckpts]), request) == (None, [path])
+
+
 def test_a_directory_behind_a_link_is_whole_when_its_work_is_done(tmp_path):
     """Its files are made beside what the link leads to, until all are there."""
     real, link = tmp_path / "real", tmp_path / "link"
@@ -568,12 +581,16 @@ def test_output_paths(ckpts, output, expected):
     ("request_", "message"),
     [
         (Request(gamma=(7.0, 8.0), output="a.safetensors"), "several targets"),
-        (Request(gamma=(7.0,), output="{nope}"), "unknown placeholder"),
+        (Request(gamma=(7.0,), output="{nope}"), "unknown placeholder.*: {nope}"),
+        (Request(gamma=(7.0,), output="{gamma"), "a single brace"),
+        (Request(gamma=(7.0,), output="a.safetensor"), "did you mean .safetensors"),
+        (Request(gamma=(7.0,), output="{gamma}.safetensros"), "did you mean .safetensors"),
+        (Request(profile=("raw", "uniform:last=0.5"), output="a-{step}"), "put {profile} into"),
         (Request(gamma=(7.0,), output="a.pt", format="safetensors"), "has the ending of torch"),
         (Request(gamma=(7.0,), format="gguf"), "no output format 'gguf'"),
         (Request(gamma=(7.0,), output="a.pt", max_shard_size=10), "torch is one file"),
         (Request(gamma=(7.0,), output="a.safetensors.index.json"), "name of an index"),
-        (Request(gamma=(7.0,), output="{gamma.real}"), "unknown placeholder"),
+        (Request(gamma=(7.0,), output="{gamma.real}"), "unknown placeholder.*: {gamma.real}"),
         (Request(gamma=(7.0,), output="a.safetensors", max_shard_size=10), "one file"),
         (Request(gamma=(7.0, 7.0)), "given twice"),
         (Request(gamma=(-0.2,)), "below 0"),

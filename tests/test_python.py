@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phema_cli import PowerEMA, scan
-from phema_cli.estimate.solve import measure
+from phema_cli.estimate.solve import measure, solve_snapshots
 from phema_cli.request import Request
 from phema_cli.synthesis import make_recipe
 from tests import notebook
@@ -53,8 +53,11 @@ def test_objects_are_shown_in_a_line(ckpts, tmp_path):
         (recipe, "<Recipe of 8 sources: gamma 7 at step 100; 3 tensors>"),
         (recipe.outputs[0], "x.safetensors: 1 file, 3 tensors>"),
         (recipe.outputs[0].files[0].image, "<FileImage of 3 tensors, "),
-        (recipe.solution, "<Solution of 8 sources for 1 target: 1 "),
-        (recipe.solution.figures[0], ": expected_error "),
+        (
+            solve_snapshots(found.snapshots, recipe.targets, measured),
+            "<Solution of 8 sources for 1 target: 1 ",
+        ),
+        (recipe.figures[0], ": expected_error "),
         (recipe.tags, "<TagCheck "),
         (measured, "movement=<Movement measured at "),
         (ema, "<PowerEMA of gamma 5, 10 after 0 updates>"),

@@ -74,7 +74,7 @@ def synthesize(
             check_outputs(recipe)
             if not (quiet or json or request.dry_run):
                 out = render.console(stderr=True)
-                render.show_figures(recipe.targets, recipe.solution.figures, out)
+                render.show_figures(recipe.targets, recipe.figures, out)
             if not request.dry_run:
                 total = (recipe.read_bytes + recipe.write_bytes) // ranks.size
                 with render.progress("synthesizing", total, quiet=quiet) as progress:
@@ -108,7 +108,7 @@ def _document(recipe: Recipe | None, outputs: list[Path], *, dry_run: bool) -> d
                 **reachable.entry(f),
                 "files": [str(file.path) for file in o.files],
             }
-            for o, t, f in zip(recipe.outputs, recipe.targets, recipe.solution.figures, strict=True)
+            for o, t, f in zip(recipe.outputs, recipe.targets, recipe.figures, strict=True)
         ],
         "sources": [
             source_entry(s) | {"weights": [float(w) for w in row]}
@@ -130,7 +130,7 @@ def _show_plan(recipe: Recipe | None, skipped: list[Path]) -> None:
     if recipe is None:
         return
     err, out = render.console(stderr=True), render.console()
-    render.show_figures(recipe.targets, recipe.solution.figures, err)
+    render.show_figures(recipe.targets, recipe.figures, err)
     for output in recipe.outputs:
         shards = f" in {len(output.files)} shards" if output.index else ""
         out.print(

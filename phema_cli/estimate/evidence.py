@@ -13,7 +13,7 @@ from phema_cli.errors import InputError, PhemaError, listed
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
-from phema_cli.snapshots.base import Tag
+from phema_cli.snapshots.base import Tag, notice, warning
 from phema_cli.snapshots.consistency import differences
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import (
@@ -122,13 +122,13 @@ class _Messages:
         state = self.evidence.state
         if state == "contradicted":
             return [Finding("error", self._contradiction())]
-        doubts = [self._doubt()] if state == "doubtful" else []
-        notices = self._uncertainty() if state in {"plausible", "unchecked"} else []
+        found = [warning(self._doubt())] if state == "doubtful" else []
+        if state in {"plausible", "unchecked"}:
+            found += map(notice, self._uncertainty())
         for rows in self.evidence.findings.alike:
             names = ", ".join(self.snapshots[row].name for row in rows)
-            notices.append(f"these hold the same weights: {names}")
-        warnings = [Finding("warning", InputError(text)) for text in doubts]
-        return warnings + [Finding("notice", InputError(text)) for text in notices]
+            found.append(notice(f"these hold the same weights: {names}"))
+        return found
 
     def _contradiction(self) -> InputError:
         """The error for tags that are contradicted."""

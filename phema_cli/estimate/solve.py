@@ -70,9 +70,8 @@ def solve_snapshots(
 
     Errors as :func:`phema_cli.solver.solve`.
     """
-    given = [t for t in targets if isinstance(t, CombinationProfile)]
     sought = [t for t in targets if not isinstance(t, CombinationProfile)]
-    if sought or not given:
+    if sought or not targets:
         solution = solve(
             [s.tag.profile for s in snapshots],
             sought,

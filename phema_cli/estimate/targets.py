@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from phema_cli.errors import InputError, UsageError
+from phema_cli.errors import UsageError
 from phema_cli.estimate.given_weights import combination, combined
 from phema_cli.profiles import (
     CheckpointsSpec,
@@ -23,7 +23,7 @@ from phema_cli.profiles import (
 )
 from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import Needs, notice
+from phema_cli.snapshots.base import Needs, notice, warning
 from phema_cli.snapshots.consistency import home_of
 from phema_cli.solver.system import MOST_SOURCES
 
@@ -175,19 +175,19 @@ def hints(snapshots: Sequence[Snapshot], targets: Sequence[Profile]) -> Iterator
         if isinstance(target, WindowProfile | DecayProfile) and "steps" not in target.label:
             length = target.end - target.start
             if 1 <= length < spacing:
-                yield _warning(
+                yield warning(
                     f"{target.label} is the average of {length:.10g} steps of training, and "
                     f"snapshots are {spacing:.10g} apart",
-                    f"pass --profile checkpoints:last={length:.0f} for the mean of the last "
+                    remedy=f"pass --profile checkpoints:last={length:.0f} for the mean of the last "
                     f"{length:.0f} snapshots",
                 )
         elif isinstance(target, TableProfile) and len(target.times) > 1:
             ends = {s.tag.profile.end for s in snapshots} | set(steps)
             if all(any(math.isclose(t, end) for end in ends) for t in target.times):
-                yield _warning(
+                yield warning(
                     f"{target.label} is a density between its times, and these are the steps of "
                     "snapshots",
-                    "pass --weights with that file to give the snapshots these weights",
+                    remedy="pass --weights with that file to give the snapshots these weights",
                 )
 
 
@@ -207,7 +207,3 @@ def _is_cut(target: WindowProfile | DecayProfile) -> bool:
     """Whether the user has asked for a window of more steps than there are."""
     asked = re.search(r"last\s*=([^,s]+)", target.label)
     return asked is not None and float(asked[1]) > max(target.end, 1.0)
-
-
-def _warning(what: str, remedy: str) -> Finding:
-    return Finding("warning", InputError(what, remedy=remedy))

@@ -30,13 +30,12 @@ _LAWS = {
 _EVEN = {"exponential", "power", "uniform", "raw"}
 
 
-def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -> list[Finding]:
+def settle_laws(drafts: Sequence[Draft], config: Config) -> list[Finding]:
     """Set the law of each draft, or its error.
 
     Args:
         drafts: all series.
         config: the user's options, over phema.toml.
-        command_line: the user's options alone.
 
     Returns:
         What is assumed of them.
@@ -44,15 +43,14 @@ def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -
     Raises:
         UsageError: an option fits no average, or several.
     """
-    origin: Origin = "command line" if command_line.says_average else "phema.toml"
     for draft in drafts:
         _law_by_fields(draft, config)
     if config.averages:
-        _laws_by_averages(drafts, config, origin)
+        _laws_by_averages(drafts, config)
     if config.gammas:
-        _laws_by_gammas(drafts, config, origin)
+        _laws_by_gammas(drafts, config)
     if config.is_raw:
-        _raw_alone(drafts, origin)
+        _raw_alone(drafts, config)
     for draft in [d for d in drafts if not d.settled]:
         _law_by_file(draft, config)
     if config.update_every is None:
@@ -104,11 +102,11 @@ def _power(series: Series) -> str:
     return "power:" if series.power == "power" else f"{series.power}:every=1,"
 
 
-def _laws_by_averages(drafts: Sequence[Draft], config: Config, origin: Origin) -> None:
+def _laws_by_averages(drafts: Sequence[Draft], config: Config) -> None:
     """``--average``: a law for the one average that lacks it, or several by ``--key``."""
     laws = [parse_law(text) for text in config.averages]
     for draft, law in _assigned(drafts, laws, config, "--average"):
-        _take(draft, law, origin, config)
+        _take(draft, law, config.origin, config)
         _check_hidden(draft, config)
 
 
@@ -177,17 +175,17 @@ def _name(series: Series) -> str:
     return parse_law(series.law).label if series.law else "the files without a law"
 
 
-def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> None:
+def _laws_by_gammas(drafts: Sequence[Draft], config: Config) -> None:
     """``--gammas``: by the index in names, by the order of ``--key``, or one for all."""
     numbered = [d for d in drafts if d.series.index is not None and not d.settled]
     if numbered:
-        _laws_by_index(numbered, config, origin)
+        _laws_by_index(numbered, config)
         return
     count = len(config.gammas)
     if count in {1, len(config.keys)}:
         for draft, gamma in _assigned(drafts, config.gammas, config, _GAMMAS):
             law = parse_law(f"{_power(draft.series)}gamma={gamma:.17g}")
-            _take(draft, law, origin, config)
+            _take(draft, law, config.origin, config)
     elif config.insists:
         raise UsageError(
             f"{_given(config.gammas)}, and the names have no index to assign them by",
@@ -195,7 +193,7 @@ def _laws_by_gammas(drafts: Sequence[Draft], config: Config, origin: Origin) -> 
         )
 
 
-def _laws_by_index(numbered: Sequence[Draft], config: Config, origin: Origin) -> None:
+def _laws_by_index(numbered: Sequence[Draft], config: Config) -> None:
     """``--gammas`` for averages whose names have an index, in its order."""
     gammas, indices = config.gammas, {d.series.index for d in numbered}
     # Trainers know where they begin to count; otherwise the indices show it.
@@ -211,7 +209,7 @@ def _laws_by_index(numbered: Sequence[Draft], config: Config, origin: Origin) ->
         if 0 <= place < len(gammas):
             used.add(place)
             law = parse_law(f"{_power(draft.series)}gamma={gammas[place]:.17g}")
-            _take(draft, law, origin, config)
+            _take(draft, law, config.origin, config)
         else:
             draft.error = InputError(
                 f"its index is {draft.series.index}, but {_given(gammas)}",
@@ -230,13 +228,13 @@ def _given(gammas: Sequence[float]) -> str:
     return "one average is given" if len(gammas) == 1 else f"{len(gammas)} averages are given"
 
 
-def _raw_alone(drafts: Sequence[Draft], origin: Origin) -> None:
+def _raw_alone(drafts: Sequence[Draft], config: Config) -> None:
     """``--raw``: all that may be raw weights; if every series is an average by its file, all."""
     free = [d for d in drafts if not d.settled]
     plain = [d for d in free if d.series.role != "average" and d.series.law is None]
     for draft in plain or free:
         draft.overrules = draft.series.law
-        draft.law, draft.origin = parse_law("raw"), origin
+        draft.law, draft.origin = parse_law("raw"), config.origin
     for draft in free:
         if not draft.settled:
             draft.error = LeftOutError("it is an average, and --raw takes the raw weights")

@@ -1,6 +1,7 @@
 """What the user's own pattern finds in a path."""
 
 import re
+from contextlib import closing
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -32,7 +33,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"the pattern has {len(pattern)} characters, above {_LONGEST}")
     try:
         # What a phema.toml says may come from anyone.
-        compiled = Limit(_MOST_SECONDS).compile(pattern)
+        with closing(Limit(_MOST_SECONDS)) as limit:
+            compiled = limit.compile(pattern)
     except TimeoutError as error:
         raise UsageError("the pattern takes too long to compile") from error
     except (re.error, RecursionError, OverflowError, MemoryError) as error:

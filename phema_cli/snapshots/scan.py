@@ -243,7 +243,7 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
         if id(file) not in keyed:
             what = f"it holds no {', '.join(config.keys)}"
             findings.append(left_out(what, file.candidate.name))
-    findings += settle_laws(drafts, config, command_line)
+    findings += settle_laws(drafts, config)
     if needs != "laws":
         do_without_laws(drafts)
     try:

@@ -231,7 +231,7 @@ class Planner:
         return [
             Target(profile, spec, output.path, output.size_bytes, figures, refined)
             for profile, spec, output, figures in zip(
-                recipe.targets, specs, recipe.outputs, recipe.solution.figures, strict=True
+                recipe.targets, specs, recipe.outputs, recipe.figures, strict=True
             )
         ]
 

@@ -47,7 +47,6 @@ class _Group:
         parts: for differences from the first source, at most ``GROUP`` others at a time, residues
             apart, and their weights: a row for each target, and zeros up to ``LEAST_ROWS``.
         bags: what sums values of 16 bits as they are stored; None where differences are summed.
-        whole: sources from here on are residues.
     """
 
     targets: list[int]
@@ -56,7 +55,6 @@ class _Group:
     totals: list[float]
     parts: list[tuple[list[int], torch.Tensor]]
     bags: Bags | None
-    whole: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +68,7 @@ class _Tile:
         out_bytes: the memory of each average.
         copied: for targets that are one of the sources, that source, by target.
         groups: all other targets.
+        whole: sources from here on are residues.
         in_place: whether differences may take the place of the stored values.
     """
 
@@ -79,6 +78,7 @@ class _Tile:
     out_bytes: list[memoryview]
     copied: dict[int, int]
     groups: list[_Group]
+    whole: int
     in_place: bool
 
 
@@ -186,6 +186,7 @@ class Averager:
             [row.view(torch.uint8).numpy().data for row in out],
             copied,
             groups,
+            sources,
             in_place=isinstance(stored, torch.Tensor)
             and not kind.packed
             and stored.dtype == self._compute
@@ -235,9 +236,7 @@ class Averager:
             rows = list(range(len(sources))) if kind.stored else sources
             bags = self._bags(weights, rows, kind.out.label) if direct else None
             totals = [self._totals[k] for k in targets]
-            groups.append(
-                _Group(targets, consecutive(targets), sources, totals, parts, bags, whole)
-            )
+            groups.append(_Group(targets, consecutive(targets), sources, totals, parts, bags))
         return copied, groups
 
     def _bags(self, weights: Array, rows: list[int], label: str) -> Bags:
@@ -349,13 +348,13 @@ class Averager:
         if not group.parts:
             sums.zero_()
         for part, (sources, weights) in enumerate(group.parts):
-            if sources[0] < group.whole:
+            if sources[0] < tile.whole:
                 values = self._differences(tile, sources, span, reference, finite=finite)
                 add_up(weights, targets, values, count, self._partial if part else self._sums)
                 if part:
                     sums.add_(self._partial[:targets, :count])
                 continue
-            places = [source - group.whole for source in sources]
+            places = [source - tile.whole for source in sources]
             held = self._values[: len(sources), : -(-count // BLOCK) * BLOCK]
             more = self._residues.add_up(places, weights, targets, span.start, held, self._partial)
             own = self._sums[:targets, : held.shape[1]].view(more.shape)

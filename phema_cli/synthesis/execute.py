@@ -172,7 +172,7 @@ class Average(Iterator[tuple[str, "torch.Tensor"]]):
     def __init__(self, recipe: Recipe) -> None:
         self.target: Profile = recipe.targets[0]
         self.step = recipe.step
-        self.figures: Figures = recipe.solution.figures[0]
+        self.figures: Figures = recipe.figures[0]
         names = {plan.name: [plan.name] for plan in recipe.tensors}
         for name, first in recipe.ties.items():
             names[first].append(name)

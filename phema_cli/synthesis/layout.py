@@ -137,6 +137,12 @@ def _is_card(path: Path) -> bool:
         return _OF_A_CARD in file.read(_HEAD_BYTES)
 
 
+def is_folder(path: Path, format_name: str) -> bool:
+    """Whether an output of that path is a directory: its name has no ending of the format's."""
+    row = FORMATS[format_name]
+    return row.folder or not path.name.endswith(row.endings)
+
+
 def is_model_folder(snapshot: Snapshot) -> bool:
     """Whether it is a directory whose weights loaders know by their name."""
     return snapshot.folder is not None and snapshot.checkpoint.base_name in BASE_NAMES
@@ -237,9 +243,8 @@ def lay_out(
     Raises:
         InputError: the format can't hold the tensors.
     """
-    row = FORMATS[format_name]
     metadata = carried_metadata(carried) | {"format": "pt", PROVENANCE_KEY: record}
-    if not row.folder and path.name.endswith(row.endings):
+    if not is_folder(path, format_name):
         image = writer(format_name).encode(specs, metadata, ties, carried)
         return Output(path, (OutputFile(path, image),), dict.fromkeys(specs, 0))
     shards = split_shards(specs, max_shard_bytes)

@@ -5,7 +5,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 from phema_cli.errors import InputError, UnsafePickleError, UsageError
 from phema_cli.formats import FORMATS, endings, read, writable
@@ -14,7 +16,7 @@ from phema_cli.formats.safetensors import INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
-from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import reference, snapshot_name, step_name
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.synthesis.layout import (
@@ -23,11 +25,14 @@ from phema_cli.synthesis.layout import (
     ENDING,
     index_names,
     is_complete,
+    is_folder,
     is_model_folder,
 )
 from phema_cli.synthesis.provenance import otherwise
 from phema_cli.synthesis.tensors import float_type
 
+#: how alike an ending has to be to one that phema knows to be taken for a slip, from 0 to 1.
+_ALIKE = 0.9
 #: how a placeholder may be formatted: fill, sign, and at most two digits of width and precision.
 _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
 
@@ -68,36 +73,56 @@ def directory(output: str) -> Path:
     return path
 
 
-def open_outputs(
-    request: Request,
-    targets: Sequence[Profile],
-    step: float,
-    snapshots: Sequence[Snapshot],
-    *,
-    split: bool,
-) -> tuple[list[Path], list[int]]:
-    """Where each target goes, and the numbers of those that are to be made.
+class Placed(NamedTuple):
+    """Where the outputs of a call go.
+
+    Attributes:
+        form: their format.
+        paths: of all targets, in their order: files, or directories.
+        kept: numbers of the targets that are to be made; others exist, and are skipped.
+        max_shard_bytes: bytes a shard may have, or None for single files.
+    """
+
+    form: str
+    paths: list[Path]
+    kept: list[int]
+    max_shard_bytes: int | None
+
+    @property
+    def made(self) -> list[Path]:
+        """Those that are to be made."""
+        return [self.paths[k] for k in self.kept]
+
+
+def place_outputs(request: Request, targets: Sequence[Profile], step: float, scan: Scan) -> Placed:
+    """Where each target goes, and which of them are to be made.
 
     Args:
-        request: what was asked for; its output and format are settled.
+        request: what was asked for.
         targets: the targets.
         step: their time as the trainer counts, but for combinations.
-        snapshots: oldest first.
-        split: whether outputs have shards.
+        scan: what they are made of.
 
-    Errors as :func:`output_paths`, and where what would be skipped is something else.
+    Raises:
+        UsageError: as :func:`output_format` and :func:`output_paths` have it; a limit is asked for
+            of a format that has no shards; what would be skipped is something else.
     """
-    newest = reference(snapshots)
-    template, form = None if request.output is None else str(request.output), str(request.format)
+    newest = reference(scan.snapshots)
+    template = None if request.output is None else os.fspath(request.output)
+    form = output_format(template, request.format)
+    limit = _shard_limit(template or "", form, request, scan)
     like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
-    folder = split or (like_model and not (template or "").endswith(ENDING))
-    paths = output_paths(template, targets, step, form, folder=folder, split=split)
-    names = index_names(form, newest.checkpoint.base_name) if folder else ()
-    skips = request.skip_existing
-    kept = [k for k, p in enumerate(paths) if not (skips and is_complete(p, names))]
-    for k in {*range(len(paths))} - {*kept}:
-        _check_skipped(paths[k], names, targets[k], step, snapshots)
-    return paths, kept
+    folder = limit is not None or (like_model and not (template or "").endswith(ENDING))
+    paths = output_paths(template, targets, step, form, folder=folder, split=limit is not None)
+    kept = []
+    for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
+        in_folder = is_folder(path, form)
+        names = index_names(form, newest.checkpoint.base_name) if in_folder else ()
+        if request.skip_existing and is_complete(path, names):
+            _check_skipped(path, names, target, step, scan.snapshots)
+        else:
+            kept.append(k)
+    return Placed(form, paths, kept, limit)
 
 
 def _check_skipped(
@@ -122,36 +147,25 @@ def _check_skipped(
         )
 
 
-def shard_limit(request: Request, snapshots: Sequence[Snapshot], copy: Sequence[str]) -> int | None:
-    """Bytes a shard may have, or None for a single file.
-
-    Args:
-        request: what was asked for; its format is settled.
-        snapshots: oldest first.
-        copy: globs of tensor names that are copied.
-
-    Raises:
-        UsageError: a limit is asked for of a format that has no shards.
-    """
-    single = str(request.output or "").endswith(ENDING)
+def _shard_limit(template: str, form: str, request: Request, scan: Scan) -> int | None:
+    """Bytes a shard may have, or None for a single file."""
     limit = request.max_shard_size
-    if FORMATS[str(request.format)].folder:
+    if FORMATS[form].folder:
         return limit or DEFAULT_MAX_SHARD_BYTES
-    if request.format != DEFAULT_FORMAT:
+    if form != DEFAULT_FORMAT:
         if limit is not None:
             raise UsageError(
-                f"an output of format {request.format} is one file",
-                remedy="leave --max-shard-size out",
+                f"an output of format {form} is one file", remedy="leave --max-shard-size out"
             )
         return None
     if limit is None:
-        if single:
+        if template.endswith(ENDING):
             return None
         limit = DEFAULT_MAX_SHARD_BYTES
-    means, dtype = set(averaged(snapshots, copy)), float_type(request)
+    means, dtype = set(averaged(scan.snapshots, scan.copy)), float_type(request)
     size = sum(
         (dtype if dtype is not None and e.name in means else e.dtype).size_bytes(e.elements)
-        for e in reference(snapshots).checkpoint.stored
+        for e in reference(scan.snapshots).checkpoint.stored
     )
     return limit if size > limit else None
 
@@ -184,6 +198,10 @@ def output_paths(
             f"-o {template} is a URL, and outputs are written to this machine",
             remedy="pass a local path, and copy what is there afterwards",
         )
+    suffix = Path(template or "").suffix
+    like = get_close_matches(suffix, endings(), 1, _ALIKE)
+    if like and suffix not in endings():
+        raise UsageError(f"-o {template} would be a directory", remedy=f"did you mean {like[0]}?")
     folder = folder or FORMATS[format_name].folder
     # One directory is what it is called; several are made inside of it.
     alone = folder and len(targets) == 1 and _names_folder(template, format_name)
@@ -200,8 +218,10 @@ def output_paths(
                 remedy="pass -o DIRECTORY",
             )
         if counts[path] > 1:
+            powers = all(isinstance(target, PowerProfile) for target in targets)
             raise UsageError(
-                f"several targets would be written to {path}", remedy="put {gamma} into -o"
+                f"several targets would be written to {path}",
+                remedy=f"put {'{gamma}' if powers else '{profile}'} into -o",
             )
         if split and path.name.endswith(ENDING):
             raise UsageError(
@@ -267,14 +287,15 @@ def _filled(template: str, fields: Mapping[str, str | float], label: str) -> str
         UsageError: a placeholder or a format is none of these.
     """
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-        if all(n in fields and not how and _SPEC.fullmatch(s or "") for _, n, s, how in parts):
+        parts = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+        wrong = (n for n, s, how in parts if n not in fields or how or not _SPEC.fullmatch(s or ""))
+        bad = next((f"{{{name}}}" for name in wrong), None)
+        if bad is None:
             return template.format(**fields)
     except ValueError:
-        # A single brace, or a format of numbers for a text.
-        pass
+        bad = "a single brace"
     raise UsageError(
-        f"-o {template!r:.200} has an unknown placeholder or format for {label}",
+        f"-o {template!r:.200} has an unknown placeholder or format for {label}: {bad:.200}",
         remedy=f"use {', '.join(f'{{{name}}}' for name in fields)}, without a format or as "
         "{step:07}",
     )

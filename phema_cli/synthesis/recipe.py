@@ -4,7 +4,6 @@ Pure: from snapshots, targets and weights to the tensors' treatment, the bytes o
 headers and the place of each tensor in them. The engine executes it, ``--dry-run`` prints it.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,11 +24,11 @@ from phema_cli.request import Request
 from phema_cli.snapshots import Finding, Scan, Snapshot
 from phema_cli.snapshots.base import distinct, notice
 from phema_cli.snapshots.tensors import statistics
-from phema_cli.solver import Solution
+from phema_cli.solver import Figures, Solution
 from phema_cli.solver.weights import SUM_ROUNDING
 from phema_cli.synthesis.layout import CARD, Beside, Output, lay_out
 from phema_cli.synthesis.memory import tile_elements
-from phema_cli.synthesis.names import open_outputs, output_format, shard_limit
+from phema_cli.synthesis.names import Placed, place_outputs
 from phema_cli.synthesis.packed import Rows, rows_of
 from phema_cli.synthesis.provenance import Origin, command
 from phema_cli.synthesis.tensors import (
@@ -55,6 +54,8 @@ class Recipe:
         targets: k profiles.
         step: their time as the trainer counts.
         weights: (n, k) float64.
+        used: indices of the sources that weigh, newest first: differences are taken from that one.
+        sums: (k,) what the weights sum to; exactly 1 where they were meant to.
         bases: for each target, the index of the source that integers, booleans and metadata are
             taken from: the newest of the whole model at or before the target's step, else the
             oldest of it.
@@ -62,8 +63,9 @@ class Recipe:
         tensors: in the order in which they lie in the outputs.
         ties: further names of tensors, by that further name.
         outputs: one per target.
+        format: theirs.
         rows: what packed sources are sums of, if any are packed.
-        solution: all weights and figures, as solved.
+        figures: how good each target is.
         request: what was asked for.
         jobs: workers.
         tile_elements: elements of a tensor that a worker holds of every source at a time.
@@ -77,13 +79,16 @@ class Recipe:
     targets: tuple[Profile, ...]
     step: float
     weights: Array
+    used: list[int]
+    sums: Array
     bases: tuple[int, ...]
     spare: int | None
     tensors: tuple[TensorPlan, ...]
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
+    format: str
     rows: Rows | None
-    solution: Solution
+    figures: tuple[Figures, ...]
     request: Request
     jobs: int
     tile_elements: int
@@ -102,17 +107,6 @@ class Recipe:
         )
 
     @property
-    def format(self) -> str:
-        """The outputs' format."""
-        return str(self.request.format)
-
-    @property
-    def sums(self) -> Array:
-        """What each target's weights sum to (k,); exactly 1 where they were meant to."""
-        sums = self.solution.weights.sum(axis=0)
-        return np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums)
-
-    @property
     def read_bytes(self) -> int:
         """Bytes of tensor data that are read."""
         used, targets = len(self.used), len(self.targets)
@@ -122,11 +116,6 @@ class Recipe:
     def write_bytes(self) -> int:
         """Bytes of all output files."""
         return sum(output.size_bytes for output in self.outputs)
-
-    @property
-    def used(self) -> list[int]:
-        """Indices of the sources that weigh, newest first: differences are taken from that one."""
-        return [i for i in range(len(self.sources)) if self.weights[i].any()][::-1]
 
     def extent(self, source: int, name: str) -> Extent:
         """Where a source's tensor lies."""
@@ -160,21 +149,10 @@ def make_recipe(
     snapshots = scan.require()
     targets = make_targets(snapshots, request)
     step = target_step(snapshots, request.step)
-    template = None if request.output is None else os.fspath(request.output)
-    asked = request
-    # The recipe has the targets themselves; what they were written as can't be sent to other ranks.
-    request = replace(
-        request,
-        profile=(),
-        weights=None,
-        output=template,
-        format=output_format(template, request.format),
-    )
-    limit = shard_limit(request, snapshots, scan.copy)
-    paths, kept = open_outputs(request, targets, step, snapshots, split=limit is not None)
-    if targets and not kept:
-        return None, paths
-    open_targets = [targets[k] for k in kept]
+    placed = place_outputs(request, targets, step, scan)
+    if targets and not placed.kept:
+        return None, placed.paths
+    open_targets = [targets[k] for k in placed.kept]
     if measured is None:
         measured = measure(scan, request)
         measured.tags.require()
@@ -185,25 +163,23 @@ def make_recipe(
         scan,
         open_targets,
         solution,
-        [paths[k] for k in kept],
+        placed,
         request,
         step=step,
-        max_shard_bytes=limit,
         tags=measured.tags,
-        made_by=[command(scan.roots, asked, target) for target in open_targets],
+        made_by=[command(scan.roots, request, target) for target in open_targets],
     )
-    return recipe, paths
+    return recipe, placed.paths
 
 
 def assemble(
     scan: Scan,
     targets: Sequence[Profile],
     solution: Solution,
-    paths: Sequence[Path],
+    placed: Placed,
     request: Request,
     *,
     step: float,
-    max_shard_bytes: int | None = None,
     tags: TagCheck = _UNTESTED,
     made_by: Sequence[str] = (),
     records: Sequence[str] = (),
@@ -214,10 +190,9 @@ def assemble(
         scan: the snapshots; they fit together.
         targets: k profiles.
         solution: weights of the targets, rows in the order of the snapshots.
-        paths: k outputs: a file each, or a directory where the path has no ending of the format.
-        request: what was asked for; its format is settled.
+        placed: where the k outputs go.
+        request: what was asked for.
         step: the targets' time as the trainer counts.
-        max_shard_bytes: split outputs into shards of at most so many bytes of tensors.
         tags: whether the snapshots bear their tags out.
         made_by: (k,) command lines.
         records: (k,) what is recorded in the outputs; made of all this where none are given, and
@@ -236,21 +211,18 @@ def assemble(
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
     weights, bases = solution.weights[kept], tuple(kept.index(b) for b in bases_all)
-    specs, form = {t.name: (t.kind.out, t.shape) for t in tensors}, str(request.format)
-    outputs: list[Output] = []
-    notices: dict[str, Finding] = {}
-    listed = cache(side_files)  # several targets have one base, which may be remote
-    for k, (path, own) in enumerate(zip(paths, bases, strict=True)):
+    sums = solution.weights.sum(axis=0)
+
+    def origin(k: int) -> Origin:
         # What other targets are made of is no part of this one's record.
-        rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), own, *map(kept.index, spare)})
+        copied = [bases[k], *map(kept.index, spare)]
+        rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), *copied})
         made = [sources[i] for i in rows], weights[rows, k], targets[k], step, solution.figures[k]
-        origin = Origin(*made, request, copy, scan.drop, made_by[k] if made_by else "")
-        record = records[k] if records else origin.record()
-        output = lay_out(path, form, specs, ties, sources[own].checkpoint, record, max_shard_bytes)
-        if output.is_folder and request.side_files and not records:
-            output, about = _with_files_beside(output, sources[own], origin, listed)
-            notices |= {str(found.error): found for found in about}
-        outputs.append(output)
+        return Origin(*made, request, scan.copy, scan.drop, made_by[k] if made_by else "")
+
+    origins = [origin(k) for k in range(len(targets))]
+    carried = [sources[base] for base in bases]
+    outputs, notices = _outputs(placed, origins, carried, tensors, ties, records)
     packed, jobs = rows_of(sources, weights), request.jobs or default_jobs()
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     said = [*tags.findings, *hints(snapshots, targets), *_statistics(sources, weights, tensors)]
@@ -259,21 +231,52 @@ def assemble(
         targets=tuple(targets),
         step=step,
         weights=weights,
+        used=[kept.index(i) for i in reversed(used)],
+        sums=np.where(np.abs(sums - 1) < SUM_ROUNDING, 1.0, sums),
         bases=bases,
         spare=kept.index(spare[0]) if spare else None,
         tensors=tensors,
         ties=ties,
-        outputs=tuple(outputs),
+        outputs=outputs,
+        format=placed.form,
         rows=packed,
-        solution=solution,
-        request=request,
+        figures=solution.figures,
+        # Targets as they were written can't be sent to other ranks.
+        request=replace(request, profile=(), weights=None, output=None),
         jobs=jobs,
         tile_elements=tile,
         peak_bytes=peak,
         inputs=_inputs(snapshots, kept),
         tags=tags,
-        findings=(*said, *notices.values()),
+        findings=(*said, *notices),
     )
+
+
+def _outputs(
+    placed: Placed,
+    origins: Sequence[Origin],
+    carried: Sequence[Snapshot],
+    tensors: Sequence[TensorPlan],
+    ties: Mapping[str, str],
+    records: Sequence[str],
+) -> tuple[tuple[Output, ...], list[Finding]]:
+    """The outputs, and notices of what is beside their weights; arguments as of :func:`assemble`.
+
+    ``carried`` are the snapshots that they continue.
+    """
+    specs = {t.name: (t.kind.out, t.shape) for t in tensors}
+    outputs: list[Output] = []
+    notices: dict[str, Finding] = {}
+    listed = cache(side_files)  # several outputs may continue one snapshot, which may be remote
+    for k, (path, origin, base) in enumerate(zip(placed.made, origins, carried, strict=True)):
+        record = records[k] if records else origin.record()
+        limit = placed.max_shard_bytes
+        output = lay_out(path, placed.form, specs, ties, base.checkpoint, record, limit)
+        if output.is_folder and origin.request.side_files and not records:
+            output, about = _with_files_beside(output, base, origin, listed)
+            notices |= {str(found.error): found for found in about}
+        outputs.append(output)
+    return tuple(outputs), list(notices.values())
 
 
 def _with_files_beside(

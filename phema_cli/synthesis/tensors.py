@@ -44,8 +44,9 @@ class TensorPlan:
         """Bytes of it that are read of all sources."""
         if self.kind.packed and rows is not None:
             return math.ceil(self.elements * rows.bits / 8)
-        types = self.kind.stored or [self.kind.dtype] * (used if self.average else targets)
-        return sum(dtype.size_bytes(self.elements) for dtype in types)
+        if self.kind.stored:
+            return sum(dtype.size_bytes(self.elements) for dtype in self.kind.stored)
+        return (used if self.average else targets) * self.kind.dtype.size_bytes(self.elements)
 
 
 def plan_tensors(

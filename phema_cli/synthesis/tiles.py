@@ -141,8 +141,7 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
         if first.kind.packed and recipe.rows is not None:
             extents, residues = _packed(recipe, recipe.rows, first.name)
         else:
-            read = recipe.used if first.average else _holders(recipe, first)
-            extents = {source: recipe.extent(source, first.name) for source in read}
+            extents = {i: recipe.extent(i, first.name) for i in _read(recipe, first)}
         if len(plans) > 1:
             extents = {source: replace(e, shape=(elements,)) for source, e in extents.items()}
         places = []
@@ -171,8 +170,8 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
     """Whether a tensor follows on another one in every source and output."""
     if (before.kind, before.average) != (plan.kind, plan.average):
         return False
-    sources = _holders(recipe, plan)
-    if sources != _holders(recipe, before):
+    sources = _read(recipe, plan)
+    if sources != _read(recipe, before):
         return False
     for output in recipe.outputs:
         image = output.files[output.homes[plan.name]].image
@@ -187,10 +186,10 @@ def _continues(recipe: Recipe, before: TensorPlan, plan: TensorPlan) -> bool:
     )
 
 
-def _holders(recipe: Recipe, plan: TensorPlan) -> list[int]:
-    """The sources that matter to a tensor: all where it is averaged, else those that give it."""
+def _read(recipe: Recipe, plan: TensorPlan) -> Sequence[int]:
+    """The sources that a tensor is read of: those that weigh, or where it is copied give it."""
     if plan.average:
-        return list(range(len(recipe.sources)))
+        return recipe.used
     return sorted({recipe.giver(target, plan.name) for target in range(len(recipe.outputs))})
 
 

@@ -185,7 +185,7 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
     return [
         run
         for run, middle in zip(left, middles, strict=True)
-        if middle * ranks.size // (2 * total or 1) == ranks.rank
+        if middle * ranks.size // (2 * total) == ranks.rank
     ]
 
 
@@ -357,7 +357,7 @@ def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int
     """How many elements of a tensor are not finite and differ, by source."""
     import torch
 
-    size = recipe.tile_elements // 8 * 8 or plan.elements
+    size = recipe.tile_elements
     extents = [recipe.extent(i, plan.name) for i in range(len(recipe.sources))]
     labels = [e.dtype.label for e in extents]
     wide = torch.float64 if "float64" in labels else torch.float32

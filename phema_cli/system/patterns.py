@@ -51,7 +51,8 @@ class Limit:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        weakref.finalize(self, _end, self._process)
+        #: ends the other interpreter, as the end of this object does.
+        self.close = weakref.finalize(self, _end, self._process)
 
     def compile(self, pattern: str) -> re.Pattern[str]:
         """Compile a pattern.

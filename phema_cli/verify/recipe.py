@@ -24,6 +24,7 @@ from phema_cli.snapshots.config import checked, from_table
 from phema_cli.snapshots.scan import Scan
 from phema_cli.snapshots.tensors import averaged
 from phema_cli.solver import Figures, Solution
+from phema_cli.synthesis.names import Placed
 from phema_cli.synthesis.provenance import EXACT, SAID, SCHEMA, is_whole, source_entry
 from phema_cli.synthesis.recipe import Recipe, assemble
 from phema_cli.trainers.base import real
@@ -185,20 +186,19 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
     weights = _weights(out, record, snapshots)
     nothing = Figures(0.0, None, None, None, 1.0, 1.0)
     dtype = _stored_as(out, snapshots, record["copy"])
+    path = out.path if len(out.files) == 1 else out.files[0].parent
     return assemble(
         found,
         [_target(record, snapshots, weights[:, 0])],
         Solution(weights, (nothing,)),
-        [out.path if len(out.files) == 1 else out.files[0].parent],
+        Placed(out.format, [path], [0], _shard_bytes(out)),
         Request(
             method=record["method"],
-            format=out.format,
             dtype=None if dtype is None else dtype.label,
             jobs=1,
             allow_nonfinite=True,
         ),
         step=step,
-        max_shard_bytes=_shard_bytes(out),
         records=[out.metadata[PROVENANCE_KEY]],
     )
 

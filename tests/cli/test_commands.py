@@ -582,7 +582,9 @@ def test_a_target_given_twice_is_refused(ckpts):
     assert "given twice" in run.err
     run = phema("synthesize", ckpts, "--profile", "raw", "-o", "{gamma}.safetensors")
     assert run.code == 2
-    assert "unknown placeholder or format for raw; use {profile}, {step}, without" in run.err
+    assert (
+        "unknown placeholder or format for raw: {gamma}; use {profile}, {step}, without" in run.err
+    )
 
 
 def test_a_name_rounds_a_gamma(ckpts, tmp_path):
