@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from phema_cli._version import __version__
 
 if TYPE_CHECKING:
+    from phema_cli.api import average, synthesize
     from phema_cli.integrations import load_into, swapped
     from phema_cli.snapshots import scan
     from phema_cli.solver import solve
-    from phema_cli.synthesis import average, synthesize
     from phema_cli.tracker import PowerEMA
 
 __all__ = [
@@ -33,12 +33,12 @@ __all__ = [
 
 _HOMES = {
     "PowerEMA": "phema_cli.tracker",
-    "average": "phema_cli.synthesis",
+    "average": "phema_cli.api",
     "load_into": "phema_cli.integrations",
     "scan": "phema_cli.snapshots",
     "solve": "phema_cli.solver",
     "swapped": "phema_cli.integrations",
-    "synthesize": "phema_cli.synthesis",
+    "synthesize": "phema_cli.api",
 }
 
 

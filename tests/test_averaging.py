@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from phema_cli.errors import StorageError
 from phema_cli.formats.base import DTYPES
 from phema_cli.synthesis.averaging import Averager
-from phema_cli.synthesis.memory import Kind, buffers, tile_elements
+from phema_cli.synthesis.memory import buffers, tile_elements
 from phema_cli.synthesis.sums import _bag, add_blocks_up, add_up, is_chain
+from phema_cli.synthesis.tensors import Kind
 from phema_cli.system.pools import forked, threaded
 
 F16, BF16, F32, F64 = (DTYPES[n] for n in ("F16", "BF16", "F32", "F64"))

@@ -43,6 +43,7 @@ _LOADED = (
     "multiprocessing.popen_fork",
     "numpy.polynomial",
     "numpy.random",
+    "phema_cli.api",
     "phema_cli.cli.app",
     "phema_cli.cli.sweep_report",
     "phema_cli.estimate.solve",

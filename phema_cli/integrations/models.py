@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from phema_cli.api import Average, average, taking
 from phema_cli.errors import UsageError, listed
-from phema_cli.synthesis import Average, average
-from phema_cli.synthesis.execute import taking
 from phema_cli.tracker import PowerEMA
 from phema_cli.tracker.model import WRAPPERS, find_slots, unwrapped
 from phema_cli.tracker.sharding import local, part_of, reshard

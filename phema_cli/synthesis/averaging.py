@@ -21,9 +21,10 @@ import numpy as np
 
 from phema_cli.formats.packing import BLOCK
 from phema_cli.profiles import Array
-from phema_cli.synthesis.memory import GROUP, Kind, buffers
-from phema_cli.synthesis.packed import Residues, Rows
+from phema_cli.synthesis.memory import GROUP, buffers
+from phema_cli.synthesis.packed import Residues, Terms
 from phema_cli.synthesis.sums import LEAST_ROWS, Some, add_up, consecutive, has_negative_zeros
+from phema_cli.synthesis.tensors import Kind
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +106,7 @@ class Averager:
         weights: Array,
         totals: Array,
         elements: int,
-        packed: Rows | None = None,
+        packed: Terms | None = None,
     ) -> None:
         import torch
 
@@ -164,7 +165,7 @@ class Averager:
             return self._tiles[kind]
         import torch
 
-        weights, sources = self._rows(kind)
+        weights, sources = self._terms(kind)
         targets = weights.shape[1]
         types: list[torch.dtype] = [getattr(torch, d.label) for d in kind.stored]
         sizes = [self._width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
@@ -194,7 +195,7 @@ class Averager:
         )
         return self._tiles[kind]
 
-    def _rows(self, kind: Kind) -> tuple[Array, int]:
+    def _terms(self, kind: Kind) -> tuple[Array, int]:
         """Weights (n, k) of the rows of a kind, and how many of them are whole."""
         if kind.packed and self._packed is not None:
             return self._packed.weights, len(self._packed.whole)
@@ -206,7 +207,7 @@ class Averager:
 
         copied: dict[int, int] = {}
         alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        every, whole = self._rows(kind)
+        every, whole = self._terms(kind)
         for k, column in enumerate(every.T):
             used = column.nonzero()[0]
             if not len(used) or used[0] >= whole:

@@ -5,13 +5,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from phema_cli.formats.base import DType
 from phema_cli.formats.packing import BLOCK
-from phema_cli.profiles import Array
-from phema_cli.synthesis.packed import Rows
+from phema_cli.synthesis.packed import Terms
 from phema_cli.synthesis.sums import LEAST_ROWS, WIDTH
+from phema_cli.synthesis.tensors import Kind
 
 #: sources that are summed at a time: BLAS libraries sum many more in other orders.
 GROUP = 32
@@ -26,58 +23,8 @@ _LEAST_TILE, _LARGEST_TILE = 16 << 10, 512 << 10
 _REMOTE_TILE = 2 << 20
 # Indices in 64 bits, and a piece's elements of the widest type.
 _PLACE_BYTES = 5 * 8 + 8
-#: the most sources of a sum that is made in one go.
-_MOST_DIRECT = 256
-#: error of a weight that is stored as two numbers of a type, relative to it or to 1.
-_PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
 #: bytes of a number in float32 and float64.
 _SINGLE, _DOUBLE = 4, 8
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Tensors that are treated alike.
-
-    Attributes:
-        dtype: type that is read, or one that holds all types that are.
-        out: type that is written.
-        stored: type that is read of each source, newest first, where they differ.
-        packed: whether its rows are those of packed sources: keyframes and residues.
-    """
-
-    dtype: DType
-    out: DType
-    stored: tuple[DType, ...] = ()
-    packed: bool = False
-
-    def of(self, sources: Sequence[int]) -> "Kind":
-        """The kind of tensors of these sources alone."""
-        types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
-        return Kind(types.pop(), self.out, (), self.packed) if len(types) == 1 else self
-
-    @property
-    def may_be_direct(self) -> bool:
-        """Whether its types allow ``sum_i x_i theta_i`` to be summed as it stands."""
-        return self.dtype == self.out and self.dtype.name in _PARTS and not self.stored
-
-    def is_direct(self, weights: Array) -> bool:
-        """Whether a target's ``sum_i x_i theta_i`` may be summed as it stands.
-
-        So it is where values of 16 bits are read and written, and a number that all sources share
-        comes out as it is: the error of its sum is below a quarter of the distance to the next
-        number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
-        rounded to float32, and each weight to two parts of the stored type.
-
-        Args:
-            weights: (n,) float64 of the target's own sources, none of them 0.
-        """
-        if not self.may_be_direct or len(weights) > _MOST_DIRECT:
-            return False
-        partial = float(np.abs(weights.cumsum()).max(initial=0.0))
-        size = float(np.abs(weights).sum())
-        error = 2 * len(weights) * partial * 2.0**-24 + size * _PARTS[self.dtype.name]
-        # Below a power of two the next number is nearest: 2^-(m+1) of it away.
-        return error < 2.0 ** -(self.dtype.mantissa_bits + 1) / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +49,7 @@ class Buffers:
 
 
 def buffers(
-    kinds: Sequence[Kind], sources: int, targets: int, elements: int, packed: Rows | None = None
+    kinds: Sequence[Kind], sources: int, targets: int, elements: int, packed: Terms | None = None
 ) -> Buffers:
     """The buffers for tensors of these kinds, in tiles of at most so many elements.
 
@@ -150,7 +97,7 @@ def tile_elements(
     scattered: bool = False,
     strided: bool = False,
     remote: bool = False,
-    packed: Rows | None = None,
+    packed: Terms | None = None,
 ) -> tuple[int, int]:
     """The number of elements of a tile: as many as the memory allows, and no more than help.
 

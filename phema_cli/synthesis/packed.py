@@ -31,7 +31,7 @@ _WHOLE_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Terms:
     """What packed sources are sums of: keyframes and other whole tensors, then residues.
 
     Their order is that of their files, so that a target's sum depends on no other target.
@@ -53,7 +53,7 @@ class Rows:
         return _WHOLE_BITS * len(self.whole) + residues
 
 
-def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
+def terms_of(sources: Sequence[Snapshot], weights: Array) -> Terms | None:
     """The rows whose sums are the averages of packed sources; None where no source is packed.
 
     With ``theta_i = K + sum_p c_ip d_p`` it is ``sum_i x_i theta_i = sum_i x_i K + sum_p y_p d_p``,
@@ -94,7 +94,7 @@ def rows_of(sources: Sequence[Snapshot], weights: Array) -> Rows | None:
     ordered = [whole[key] for key in sorted(whole, reverse=True)]
     residues = [parts[path] for path in sorted(parts)]
     rows = [row for _, row in ordered + residues]
-    return Rows(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
+    return Terms(tuple(of for of, _ in ordered), tuple(of for of, _ in residues), np.array(rows))
 
 
 def _keyframe_of(link: Link) -> str:

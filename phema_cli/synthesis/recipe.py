@@ -29,7 +29,7 @@ from phema_cli.solver.weights import SUM_ROUNDING
 from phema_cli.synthesis.layout import CARD, Beside, Output, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import Placed, place_outputs
-from phema_cli.synthesis.packed import Rows, rows_of
+from phema_cli.synthesis.packed import Terms, terms_of
 from phema_cli.synthesis.provenance import Origin, command
 from phema_cli.synthesis.tensors import (
     TensorPlan,
@@ -64,7 +64,7 @@ class Recipe:
         ties: further names of tensors, by that further name.
         outputs: one per target.
         format: theirs.
-        rows: what packed sources are sums of, if any are packed.
+        terms: what packed sources are sums of, if any are packed.
         figures: how good each target is.
         request: what was asked for.
         jobs: workers.
@@ -87,7 +87,7 @@ class Recipe:
     ties: Mapping[str, str]
     outputs: tuple[Output, ...]
     format: str
-    rows: Rows | None
+    terms: Terms | None
     figures: tuple[Figures, ...]
     request: Request
     jobs: int
@@ -110,7 +110,7 @@ class Recipe:
     def read_bytes(self) -> int:
         """Bytes of tensor data that are read."""
         used, targets = len(self.used), len(self.targets)
-        return sum(t.bytes_read(self.rows, used, targets) for t in self.tensors)
+        return sum(t.bytes_read(self.terms, used, targets) for t in self.tensors)
 
     @property
     def write_bytes(self) -> int:
@@ -223,7 +223,7 @@ def assemble(
     origins = [origin(k) for k in range(len(targets))]
     carried = [sources[base] for base in bases]
     outputs, notices = _outputs(placed, origins, carried, tensors, ties, records)
-    packed, jobs = rows_of(sources, weights), request.jobs or default_jobs()
+    packed, jobs = terms_of(sources, weights), request.jobs or default_jobs()
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     said = [*tags.findings, *hints(snapshots, targets), *_statistics(sources, weights, tensors)]
     return Recipe(
@@ -239,7 +239,7 @@ def assemble(
         ties=ties,
         outputs=outputs,
         format=placed.form,
-        rows=packed,
+        terms=packed,
         figures=solution.figures,
         # Targets as they were written can't be sent to other ranks.
         request=replace(request, profile=(), weights=None, output=None),
@@ -309,7 +309,7 @@ def _statistics(
 def _tile(
     sources: Sequence[Snapshot],
     tensors: Sequence[TensorPlan],
-    packed: Rows | None,
+    packed: Terms | None,
     used: int,
     targets: int,
     jobs: int,

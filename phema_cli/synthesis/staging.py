@@ -302,7 +302,7 @@ def check_inputs(recipe: Recipe, read: Ranges) -> None:
     remedy = "no output was written; run again when nothing writes to the snapshots"
     for source in recipe.sources:
         refuse_changed(source.checkpoint.stamps, remedy)
-    if recipe.rows is not None:
+    if recipe.terms is not None:
         packed = (recipe.sources[i].checkpoint for i in recipe.used)
         refuse_damaged(packed_files(packed), read, recipe.jobs)
 

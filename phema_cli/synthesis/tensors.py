@@ -4,19 +4,71 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from phema_cli.errors import InputError, UsageError
 from phema_cli.formats.base import DTYPES, Checkpoint, DType, Extent
 from phema_cli.formats.chains import link_of
 from phema_cli.globs import matching
-from phema_cli.profiles import CombinationProfile, Profile, stored_at
+from phema_cli.profiles import Array, CombinationProfile, Profile, stored_at
 from phema_cli.request import Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import distinct, reference
 from phema_cli.snapshots.consistency import not_averaged
 from phema_cli.snapshots.tensors import averaged, stored_types
-from phema_cli.synthesis.memory import Kind
-from phema_cli.synthesis.packed import Rows
+from phema_cli.synthesis.packed import Terms
 from phema_cli.synthesis.provenance import RESERVED
+
+#: the most sources of a sum that is made in one go.
+_MOST_DIRECT = 256
+#: error of a weight that is stored as two numbers of a type, relative to it or to 1.
+_PARTS = {"F16": 2.0**-22, "BF16": 2.0**-18}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Tensors that are treated alike.
+
+    Attributes:
+        dtype: type that is read, or one that holds all types that are.
+        out: type that is written.
+        stored: type that is read of each source, newest first, where they differ.
+        packed: whether its rows are those of packed sources: keyframes and residues.
+    """
+
+    dtype: DType
+    out: DType
+    stored: tuple[DType, ...] = ()
+    packed: bool = False
+
+    def of(self, sources: Sequence[int]) -> "Kind":
+        """The kind of tensors of these sources alone."""
+        types = {self.stored[i] for i in sources} if self.stored else {self.dtype}
+        return Kind(types.pop(), self.out, (), self.packed) if len(types) == 1 else self
+
+    @property
+    def may_be_direct(self) -> bool:
+        """Whether its types allow ``sum_i x_i theta_i`` to be summed as it stands."""
+        return self.dtype == self.out and self.dtype.name in _PARTS and not self.stored
+
+    def is_direct(self, weights: Array) -> bool:
+        """Whether a target's ``sum_i x_i theta_i`` may be summed as it stands.
+
+        So it is where values of 16 bits are read and written, and a number that all sources share
+        comes out as it is: the error of its sum is below a quarter of the distance to the next
+        number. At most 2 n times a sum of at most ``2 max_j |x_1 + ... + x_j|`` times the number is
+        rounded to float32, and each weight to two parts of the stored type.
+
+        Args:
+            weights: (n,) float64 of the target's own sources, none of them 0.
+        """
+        if not self.may_be_direct or len(weights) > _MOST_DIRECT:
+            return False
+        partial = float(np.abs(weights.cumsum()).max(initial=0.0))
+        size = float(np.abs(weights).sum())
+        error = 2 * len(weights) * partial * 2.0**-24 + size * _PARTS[self.dtype.name]
+        # Below a power of two the next number is nearest: 2^-(m+1) of it away.
+        return error < 2.0 ** -(self.dtype.mantissa_bits + 1) / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +92,10 @@ class TensorPlan:
         """Number of elements."""
         return math.prod(self.shape)
 
-    def bytes_read(self, rows: Rows | None, used: int, targets: int) -> int:
+    def bytes_read(self, terms: Terms | None, used: int, targets: int) -> int:
         """Bytes of it that are read of all sources."""
-        if self.kind.packed and rows is not None:
-            return math.ceil(self.elements * rows.bits / 8)
+        if self.kind.packed and terms is not None:
+            return math.ceil(self.elements * terms.bits / 8)
         if self.kind.stored:
             return sum(dtype.size_bytes(self.elements) for dtype in self.kind.stored)
         return (used if self.average else targets) * self.kind.dtype.size_bytes(self.elements)

@@ -10,7 +10,7 @@ from phema_cli.formats.packing import places_of
 from phema_cli.formats.reader import FileReader
 from phema_cli.formats.strided import is_plain
 from phema_cli.snapshots.base import distinct
-from phema_cli.synthesis.packed import Rows
+from phema_cli.synthesis.packed import Terms
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tensors import TensorPlan
 
@@ -55,7 +55,7 @@ class Segment:
     def read(self, reader: FileReader, start: int, rows: Sequence[memoryview]) -> None:
         """Fill a row for each source with its elements from ``start`` on.
 
-        Packed tensors have rows of their own: those of ``Rows``.
+        Packed tensors have rows of their own: those of ``Terms``.
         """
         extents, count = list(self.sources.values()), len(self.residues)
         whole, integers = rows[: len(extents)], rows[len(extents) :]
@@ -138,8 +138,8 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
         first = plans[0]
         elements = sum(plan.elements for plan in plans)
         residues: tuple[tuple[Part, str], ...] = ()
-        if first.kind.packed and recipe.rows is not None:
-            extents, residues = _packed(recipe, recipe.rows, first.name)
+        if first.kind.packed and recipe.terms is not None:
+            extents, residues = _packed(recipe, recipe.terms, first.name)
         else:
             extents = {i: recipe.extent(i, first.name) for i in _read(recipe, first)}
         if len(plans) > 1:
@@ -154,7 +154,7 @@ def segments(recipe: Recipe) -> Iterator[Segment]:
 
 
 def _packed(
-    recipe: Recipe, rows: Rows, name: str
+    recipe: Recipe, rows: Terms, name: str
 ) -> tuple[dict[int, Extent], tuple[tuple[Part, str], ...]]:
     """Where a packed tensor lies in whole rows, and what has its residues."""
     own = [recipe.extent(source, name) for source in recipe.used]

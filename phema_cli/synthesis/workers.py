@@ -51,7 +51,7 @@ class _NonFiniteError(InputError):
 
 def fill(
     recipe: Recipe, progress: Progress, *, done: Set[int], ranks: Ranks, processes: bool
-) -> Checks:
+) -> Checksums:
     """Let workers take this rank's runs until none is left or one has failed.
 
     Args:
@@ -82,7 +82,7 @@ def fill(
             parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
         except _NonFiniteError as error:
             raise count_nonfinite(recipe) from error
-    return Checks(recipe, parts)
+    return Checksums(recipe, parts)
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _pour(tiles: Iterator[int], left: list[memoryview], out: memoryview) -> None
             left.append(tile[count:])
 
 
-class Checks:
+class Checksums:
     """CRC-32 of what workers have written and read, as far as formats have any.
 
     Args:
@@ -161,7 +161,7 @@ class Checks:
         read: of packed files, by their paths.
     """
 
-    def __init__(self, recipe: Recipe, parts: Iterable[Checks] = ()) -> None:
+    def __init__(self, recipe: Recipe, parts: Iterable[Checksums] = ()) -> None:
         self.written = [Ranges() for _ in recipe.outputs]
         self.read = Ranges()
         for part in parts:
@@ -189,9 +189,9 @@ def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
     ]
 
 
-def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checks:
+def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
     """One worker: take runs until none is left; the checksums of what it wrote and read."""
-    checks = Checks(recipe)
+    checksums = Checksums(recipe)
     open_files = files_of_each(recipe.jobs)
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
@@ -199,19 +199,19 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checks:
         def write(target: int, segment: Segment, start: int, data: memoryview) -> None:
             place = segment.places[target]
             if place.checksum is not None:
-                checks.written[target].add(place.checksum, place.offset + start, data)
+                checksums.written[target].add(place.checksum, place.offset + start, data)
             with writing(recipe.outputs[target].path):
                 write_at(writer.descriptor(place.path), data, place.offset + start)
 
-        worker = Worker(recipe, reader, write, checks.read)
+        worker = Worker(recipe, reader, write, checksums.read)
         for number in iter(pool.take, len(own)):
             for done in worker.tiles(own[number]):
                 pool.report(done)
                 if pool.stopped():
-                    return checks
+                    return checksums
             _flush(own[number], writer)
             pool.finish(number)
-    return checks
+    return checksums
 
 
 def _flush(run: Run, writer: OpenFiles) -> None:
@@ -252,9 +252,9 @@ class Worker:
             recipe.weights[recipe.used],
             recipe.sums,
             recipe.tile_elements,
-            recipe.rows,
+            recipe.terms,
         )
-        packed = [recipe.sources[i].checkpoint for i in recipe.used] if recipe.rows else []
+        packed = [recipe.sources[i].checkpoint for i in recipe.used] if recipe.terms else []
         self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
     def tiles(self, run: Run) -> Iterator[int]:
