@@ -156,7 +156,7 @@ def _paths(index: Path, version: Stamp | None) -> Mapping[str, tuple[str | int, 
 
     Args:
         index: the ``.metadata``.
-        version: its stamp, so that a file that was replaced is read anew.
+        version: its stamp, so that a file that was replaced is read again.
     """
     del version
     return {name: path for name, path, _ in _entries(_load(index)[0], index)}

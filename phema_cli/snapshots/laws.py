@@ -65,7 +65,7 @@ def do_without_laws(drafts: Sequence[Draft]) -> None:
     for draft in drafts:
         if draft.law is None and not isinstance(draft.error, LeftOutError):
             draft.law, draft.error = parse_law("raw"), None
-            draft.untagged = True
+            draft.law_unknown = True
 
 
 def _law_by_fields(draft: Draft, config: Config) -> None:
@@ -255,14 +255,14 @@ def _law_by_file(draft: Draft, config: Config) -> None:
             remedy = error.remedy or "give the law of the average in phema.toml"
             draft.error = InputError(error.what, remedy=remedy)
     elif series.index is not None:
-        draft.untagged = True
+        draft.law_unknown = True
         draft.error = InputError(
             "its name has an index and no gamma",
             remedy="pass --gammas or --sigma-rels, as set in the trainer and in that order",
             option="--gammas G1,G2",
         )
     elif series.role == "average":
-        draft.untagged = series.hint is None and series.grows is None
+        draft.law_unknown = series.hint is None and series.grows is None
         draft.error = _no_law(draft)
     else:
         draft.error = InputError(

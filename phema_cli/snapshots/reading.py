@@ -72,7 +72,7 @@ class Draft:
         origin: where the law was read.
         overrules: the law in the file, if the user gives another one.
         error: why it can't be a snapshot.
-        untagged: whether that is only that its law is not known.
+        law_unknown: whether nothing says its law.
     """
 
     file: InputFile
@@ -81,7 +81,7 @@ class Draft:
     origin: Origin = "content"
     overrules: str | None = None
     error: PhemaError | None = None
-    untagged: bool = False
+    law_unknown: bool = False
 
     @property
     def group(self) -> tuple[object, ...]:
@@ -159,8 +159,10 @@ def read_files(
     seen: set[object],
     *,
     outputs: bool = False,
-) -> tuple[list[InputFile], list[Finding]]:
-    """The files that are selected, a finding for each that can't be used, and one of lost rows.
+) -> tuple[list[InputFile], list[Finding], int]:
+    """The files that are selected, findings, and how many files are not selected.
+
+    There is a finding for each file that can't be used, and for rows of phema.toml that fit none.
 
     Args:
         listed: the candidates.
@@ -178,11 +180,14 @@ def read_files(
     keyed = bool(config.keys)
     files: list[InputFile] = []
     findings: list[Finding] = []
+    unselected = 0
     for candidate in listed:
         identity = _identity(candidate.path)
+        if identity in seen:
+            continue
         texts = candidate.texts
-        selected = not select or any(map(select, texts))
-        if identity in seen or not selected or any(map(exclude, texts)):
+        if (select and not any(map(select, texts))) or any(map(exclude, texts)):
+            unselected += 1
             continue
         try:
             if candidate.fault is not None:
@@ -200,7 +205,7 @@ def read_files(
             # Not before: another name of the file may be the selected one.
             seen.add(identity)
     lost = _lost_rows(listed, toml, config) if files else ()
-    return files, [*findings, *lost]
+    return files, [*findings, *lost], unselected
 
 
 def _lost_rows(listed: Sequence[Candidate], toml: Config, config: Config) -> Iterator[Finding]:

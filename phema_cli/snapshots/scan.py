@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from phema_cli.errors import InputError, PhemaError, UsageError
 from phema_cli.formats.remote import no_such, to_path
@@ -111,6 +112,14 @@ class Scan:
         return self.snapshots
 
 
+class _Tagged(NamedTuple):
+    """The snapshots of some files, what should be known of them, and those that lack a law."""
+
+    snapshots: list[Snapshot]
+    findings: list[Finding]
+    untagged: list[Untagged]
+
+
 def scan(paths: Paths, config: Config | None = None, needs: Needs = "laws") -> Scan:
     """Find the snapshots in files and directories, read their tags and headers, check they fit.
 
@@ -155,16 +164,17 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
         listed = list(candidates(root))
         globs = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
         unmatched = tuple(typed for typed in unmatched if typed[1] in globs)
-        files, faults = read_files(listed, command_line, toml, seen, outputs=needs == "names")
+        outputs = needs == "names"
+        files, faults, left = read_files(listed, command_line, toml, seen, outputs=outputs)
         findings += faults
-        unselected += len(listed) - len(files) - len(faults)
+        unselected += left
         try:
             tagged = _tag(files, command_line, toml, needs)
         except UsageError as error:
             # An option that fits nothing may fit a file that can't be read.
             if not any(f.level == "error" for f in faults):
                 raise
-            tagged = Scan((), (Finding("error", error),))
+            tagged = _Tagged([], [Finding("error", error)], [])
         # Where a directory is itself a snapshot, the name is below the one above it.
         top = root if folder else root.parent
         named = ((s, top.parent if s.folder == top else top) for s in tagged.snapshots)
@@ -233,7 +243,7 @@ def _with_homes(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     ]
 
 
-def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: Needs) -> Scan:
+def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: Needs) -> _Tagged:
     """The snapshots in the files of one path, those without a law, and findings."""
     config = command_line.over(toml)
     findings = [notice(note, f.candidate.name) for f in files for note in f.reading.notes]
@@ -250,19 +260,19 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
         findings += settle_times(files, config)
     except InputError as error:
         if needs != "names":
-            return Scan((), (*findings, Finding("error", error)))
+            return _Tagged([], [*findings, Finding("error", error)], [])
     if needs == "names":
         in_order(files)
     made = _make(files, drafts, config, needs)
     findings += made.findings
     if needs == "laws" and config.update_every is None and not config.averages:
         findings += _spacing_warnings(drafts)
-    return replace(made, findings=tuple(findings))
+    return made._replace(findings=findings)
 
 
 def _make(
     files: Sequence[InputFile], drafts: Sequence[Draft], config: Config, needs: Needs
-) -> Scan:
+) -> _Tagged:
     """The snapshots that drafts are, and a finding for each that is none."""
     counters = are_counters(files)
     snapshots: list[Snapshot] = []
@@ -277,14 +287,14 @@ def _make(
         except PhemaError as error:
             found = finding_of(error, draft.file.candidate.name)
             (too_long if isinstance(error.__cause__, TooLongError) else findings).append(found)
-            if draft.untagged:
+            if draft.law_unknown:
                 untagged += _untagged(draft, config, found)
     # Others can do without them.
     findings += [left_out(f.error.what, f.error.where) if snapshots else f for f in too_long]
     if needs != "names":
         snapshots, doubles = without_doubles(snapshots, drafts)
         findings += doubles
-    return Scan(tuple(snapshots), tuple(findings), untagged=tuple(untagged))
+    return _Tagged(snapshots, findings, untagged)
 
 
 def _spacing_warnings(drafts: Sequence[Draft]) -> Iterator[Finding]:

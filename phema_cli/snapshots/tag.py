@@ -75,7 +75,7 @@ def make_snapshot(
         draft.origin,
         file.time_origin,
         clock.unit,
-        UNKNOWN if draft.untagged else law.text,
+        UNKNOWN if draft.law_unknown else law.text,
         draft.overrules,
     )
     trainers = file.reading.trainers

@@ -168,7 +168,7 @@ def _check(folder: Path, recipe: str, entries: list[dict[str, Any]]) -> None:
             "holds the unfinished files of another synthesis",
             where=folder,
             remedy=f"run its command again on the same snapshots to finish it, pass --overwrite to "
-            f"start anew, or {removal(folder)}",
+            f"start again, or {removal(folder)}",
         )
     text = (folder / NAME).read_bytes()
     begun = _HEAD.startswith(text[: len(_HEAD)]) or not text.strip(b"\0")

@@ -169,7 +169,7 @@ def _fork(fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, in
     """Start a worker."""
     try:
         pipe, theirs = fork.Pipe(duplex=False)
-        process = fork.Process(target=_work, args=(pool, work, theirs, *ends))
+        process = fork.Process(target=_child, args=(pool, work, theirs, *ends))
         process.start()
     except OSError as error:
         raise StorageError.wrap(error, None, "start a worker process") from error
@@ -211,7 +211,7 @@ def _end(workers: Sequence[_Forked]) -> None:
         worker.pipe.close()
 
 
-def _work(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: int) -> None:
+def _child(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: int) -> None:
     """A forked process: do the work of one worker, and end when the parent does."""
     ignore_signals()
     os.close(held)
