@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -82,13 +84,14 @@ def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def _grown(work: Callable[[], Result]) -> tuple[Result, float, int]:
-    """The same, and by how many bytes the process grew at most; more than allowed if none can tell.
+    """The same, and what it can't have held more than; all there is, where the system can't tell.
 
-    It grows by what it touches, also of memory that was free before and is given back here, and by
-    what it asks for, also if it is never touched: the larger counts.
+    A process grows by what it touches and by what it asks for, also if it is never touched: the
+    larger counts. What the system's allocator has free is given back before, what Python's own has
+    free is counted as if all of it had been used.
     """
-    peaks = Path("/proc/self/clear_refs")
-    if not peaks.exists():
+    peaks, free = Path("/proc/self/clear_refs"), _free()
+    if not peaks.exists() or free is None:
         return *seconds_of(work), sys.maxsize
     ctypes.CDLL(None).malloc_trim(0)
     peaks.write_text("5", encoding="utf-8")
@@ -100,7 +103,27 @@ def _grown(work: Callable[[], Result]) -> tuple[Result, float, int]:
         result, seconds = seconds_of(work)
         after = _sizes()
     touched, asked = after["VmHWM"] - before["VmRSS"], after["VmPeak"] - before["VmSize"]
-    return result, seconds, max(touched, asked)
+    return result, seconds, free + max(touched, asked)
+
+
+def _free() -> int | None:
+    """The bytes that Python's allocator has and does not use, as it tells itself on stderr."""
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            sys._debugmallocstats()  # noqa: SLF001 - there is no other way
+            file.seek(0)
+            told = file.read().decode()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    blocks = re.search(r"^# bytes in available blocks *= *([\d,]+)$", told, re.M)
+    pools = re.search(r"^([\d,]+) unused pools \* (\d+) bytes", told, re.M)
+    if blocks is None or pools is None:
+        return None
+    number, size, block_bytes = (int(t.replace(",", "")) for t in (*pools.groups(), blocks[1]))
+    return number * size + block_bytes
 
 
 def _sizes() -> dict[str, int]:
@@ -123,14 +146,13 @@ def _watched(work: Callable[[], Result]) -> tuple[Result, int]:
 def limits_of(work: Callable[[], Result]) -> tuple[Result, float, int]:
     """What the work gives, the processor's seconds, and the bytes that it held at most.
 
-    Counting blocks slows work down several times. By how much the process grows is known without,
-    but for the few megabytes that Python kept for itself: only work by which it grows by half of
-    what is allowed is done again, and counted.
+    Counting blocks slows work down several times. By how much the process grows is known without:
+    only work that may have held more than is allowed by that is done again, and counted.
     """
     result, seconds, held = _grown(work)
     # What is loaded once, and is no part of the work, is loaded by now.
     if seconds >= SECONDS:
         result, seconds = seconds_of(work)
-    if held >= BYTES // 2:
+    if held >= BYTES:
         result, held = _watched(work)
     return result, seconds, held

@@ -106,8 +106,11 @@ def test_limits_are_seen():
     assert (seconds < SECONDS, held < BYTES) == (True, True)
     # The system gives zeros when they are touched; small blocks have been free before.
     assert limits_of(lambda: len(bytes(2 * BYTES)))[2] > BYTES
+    kept = [bytes(400) for _ in range(2 * BYTES // 400)][::400]
     for _ in range(2):
         assert limits_of(lambda: len([bytes(400) for _ in range(BYTES // 400)]))[2] > BYTES
+
+    assert kept
 
     def busy():
         until = time.process_time() + 1.1 * SECONDS
