@@ -41,7 +41,9 @@ demo: $(STAMP) ## train a small model, synthesize --gamma 7, compare with the tr
 	@echo; echo "\$$ phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg"
 	@$(BIN)/phema sweep demo/ckpts --eval '$(BIN)/python demo/validate.py {path}' -o demo/sweep --overwrite --plot demo/sweep.svg
 
-test: lint types layers unit ## lint, types, layers and the whole test suite
+test: $(STAMP) ## lint, types, layers and the whole test suite
+# Types are checked by one process, and two start the tests: they run beside each other.
+	$(MAKE) --jobs=2 lint types layers unit
 
 lint: $(STAMP) ## ruff
 	$(BIN)/python -m ruff check .

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
 import shutil
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from phema_cli.solver.evidence import weigh
 from phema_cli.system.signals import ENDING, raise_on_signals
 from tests.builders import phema, write_run
+from tests.once import each_sample_is_tested_once
 from tests.pages import README, blocks, python
 
 
@@ -50,21 +47,8 @@ def _open_files():
 
 @pytest.fixture(scope="session", autouse=True)
 def _each_sample_is_tested_once():
-    """Commands that meet the same snapshots have the outcome of the first: the test is pure.
-
-    It takes most of the time of a small command. Tests of the test itself call it where it is.
-    """
-    outcomes = {}
-
-    def weighed(profiles, sample, groups=None):
-        arrays = [a for a in (sample.values, sample.units, sample.errors) if a is not None]
-        known = [(a.shape, a.dtype.str, a.tobytes()) for a in arrays]
-        key = hashlib.blake2b(pickle.dumps((profiles, groups, known))).digest()
-        if key not in outcomes:
-            outcomes[key] = weigh(profiles, sample, groups)
-        return outcomes[key]
-
-    with patch("phema_cli.estimate.evidence.weigh", weighed):
+    """Commands in this process that meet the same snapshots test their tags once."""
+    with each_sample_is_tested_once():
         yield
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import re
 import signal
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,6 +24,8 @@ Result = TypeVar("Result")
 #: of the processor's time, not of the clock's: others may be at work.
 SECONDS = 1.0
 BYTES = 64 << 20
+#: a mapping that takes no memory: MAP_PRIVATE, MAP_ANONYMOUS and MAP_NORESERVE.
+_UNTOUCHED = 0x4022
 
 
 class LimitError(AssertionError):
@@ -76,15 +83,62 @@ def seconds_of(work: Callable[[], Result]) -> tuple[Result, float]:
         sys.settrace(tracer)
 
 
-def _watched(work: Callable[[], Result]) -> tuple[Result, float, int]:
-    """The same while its memory is watched, and the bytes that it held at most."""
+def _grown(work: Callable[[], Result]) -> tuple[Result, float, int]:
+    """The same, and what it can't have held more than; all there is, where the system can't tell.
+
+    A process grows by what it touches and by what it asks for, also if it is never touched: the
+    larger counts. What the system's allocator has free is given back before, what Python's own has
+    free is counted as if all of it had been used.
+    """
+    peaks, free = Path("/proc/self/clear_refs"), _free()
+    if not peaks.exists() or free is None:
+        return *seconds_of(work), sys.maxsize
+    ctypes.CDLL(None).malloc_trim(0)
+    peaks.write_text("5", encoding="utf-8")
+    before = _sizes()
+    # With this the process is as large as it ever was: it can't grow unseen.
+    missing = before["VmPeak"] - before["VmSize"]
+    with mmap.mmap(-1, missing + mmap.PAGESIZE, _UNTOUCHED, prot=0):
+        before = _sizes()
+        result, seconds = seconds_of(work)
+        after = _sizes()
+    touched, asked = after["VmHWM"] - before["VmRSS"], after["VmPeak"] - before["VmSize"]
+    return result, seconds, free + max(touched, asked)
+
+
+def _free() -> int | None:
+    """The bytes that Python's allocator has and does not use, as it tells itself on stderr."""
+    kept = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            sys._debugmallocstats()  # noqa: SLF001 - there is no other way
+            file.seek(0)
+            told = file.read().decode()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    blocks = re.search(r"^# bytes in available blocks *= *([\d,]+)$", told, re.M)
+    pools = re.search(r"^([\d,]+) unused pools \* (\d+) bytes", told, re.M)
+    if blocks is None or pools is None:
+        return None
+    number, size, block_bytes = (int(t.replace(",", "")) for t in (*pools.groups(), blocks[1]))
+    return number * size + block_bytes
+
+
+def _sizes() -> dict[str, int]:
+    """The process's sizes and their peaks, in bytes."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return {name: int(kib) << 10 for name, kib in re.findall(r"^(Vm\w+):\s+(\d+) kB", text, re.M)}
+
+
+def _watched(work: Callable[[], Result]) -> tuple[Result, int]:
+    """What the work gives while each block of memory is counted, and the bytes it held at most."""
     tracemalloc.start()
     try:
         with stopped(60 * SECONDS):
-            start = time.process_time()
             result = work()
-            seconds = time.process_time() - start
-        return result, seconds, tracemalloc.get_traced_memory()[1]
+        return result, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
@@ -92,13 +146,13 @@ def _watched(work: Callable[[], Result]) -> tuple[Result, float, int]:
 def limits_of(work: Callable[[], Result]) -> tuple[Result, float, int]:
     """What the work gives, the processor's seconds, and the bytes that it held at most.
 
-    Work that is quick enough while its memory is watched, which slows it down several times, is so
-    without that; only other work is done again.
+    Counting blocks slows work down several times. By how much the process grows is known without:
+    only work that may have held more than is allowed by that is done again, and counted.
     """
-    result, seconds, held = _watched(work)
-    if seconds >= SECONDS or held >= BYTES:
+    result, seconds, held = _grown(work)
+    # What is loaded once, and is no part of the work, is loaded by now.
+    if seconds >= SECONDS:
         result, seconds = seconds_of(work)
     if held >= BYTES:
-        # What is loaded once, and is no part of the work, is loaded by now.
-        held = _watched(work)[2]
+        result, held = _watched(work)
     return result, seconds, held

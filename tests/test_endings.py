@@ -12,7 +12,7 @@ import pytest
 from phema_cli.cli import process, render
 from phema_cli.errors import InputError, StorageError
 from tests.builders import PHEMA, phema, write_run
-from tests.warm import popen
+from tests.warm import popen, programs
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,11 @@ def ckpts(tmp_path_factory):
     return folder / "été"
 
 
-def shell(script, cwd, **environment):
-    """Exit code, stdout and stderr of a script in which $PHEMA is the command."""
+def shell(script, cwd, *, forked=False, **environment):
+    """Exit code, stdout and stderr of a script in which $PHEMA is the command, or a forked one."""
+    command = programs() / "phema" if forked else PHEMA
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; PHEMA={shlex.quote(str(PHEMA))}; {script}"],
+        ["bash", "-c", f"set -o pipefail; PHEMA={shlex.quote(str(command))}; {script}"],
         cwd=cwd,
         env={k: v for k, v in os.environ.items() if k != "COLUMNS"} | environment,
         capture_output=True,
@@ -56,7 +57,8 @@ def test_a_closed_stdout(ckpts):
     one_line(ended, 5, "stdout", "; all outputs are written")
     ended = shell("$PHEMA pack été -o packed -q >/dev/full", ckpts.parent)
     one_line(ended, 5, "No space left on device; all outputs are written")
-    assert shell("$PHEMA verify closed.safetensors été --full -q", ckpts.parent) == (0, "", "")
+    verified = phema("verify", "closed.safetensors", "été", "--full", "-q", cwd=ckpts.parent)
+    assert (verified.code, verified.out, verified.err) == (0, "", "")
     assert shell("$PHEMA inspect nothing 2>&-", ckpts.parent) == (3, "", "")
     assert shell("$PHEMA inspect été --json <&- >&- 2>&-", ckpts.parent) == (5, "", "")
 
@@ -64,7 +66,7 @@ def test_a_closed_stdout(ckpts):
 @pytest.mark.slow
 def test_a_reader_that_has_enough(ckpts):
     """A pipe that is closed ends a command as SIGPIPE does: quietly, 141 to who asks for it."""
-    code, out, err = shell("$PHEMA inspect -v été | head -1", ckpts.parent)
+    code, out, err = shell("$PHEMA inspect -v été | head -1", ckpts.parent, forked=True)
     assert (code, err) in {(0, ""), (141, "")}
     assert out.startswith("8 snapshots")
     reader, writer = os.pipe()
@@ -78,30 +80,32 @@ def test_a_reader_that_has_enough(ckpts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "forked"),
     [
-        {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "cp1252"},
-        {"PYTHONIOENCODING": "latin-1:strict"},
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        {"PYTHONIOENCODING": "utf-8"},
+        ({"PYTHONIOENCODING": "ascii"}, False),
+        ({"PYTHONIOENCODING": "cp1252"}, True),
+        ({"PYTHONIOENCODING": "latin-1:strict"}, True),
+        ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, False),
+        ({"PYTHONIOENCODING": "utf-8"}, True),
     ],
     ids=str,
 )
-def test_consoles_of_any_encoding(ckpts, environment):
+def test_consoles_of_any_encoding(ckpts, environment, forked):
     """Bars are drawn in what the console has; a name that it lacks is escaped, nothing is lost."""
-    code, out, err = shell("$PHEMA inspect été", ckpts.parent, **environment)
+
+    def ended(script):
+        return shell(script, ckpts.parent, forked=forked, **environment)
+
+    code, out, err = ended("$PHEMA inspect été")
     assert (code, err) == (0, "")
     bars = "█▒░" if environment == {"PYTHONIOENCODING": "utf-8"} else "#+."
     assert f"{bars[2]} poor" in out
     assert f"{bars[0]} good" in out
-    script = "$PHEMA synthesize -g 7 été -o ≈é.safetensors --overwrite -q"
-    code, out, err = shell(script, ckpts.parent, **environment)
+    code, out, err = ended("$PHEMA synthesize -g 7 été -o ≈é.safetensors --overwrite -q")
     assert (code, err) == (0, "")
     assert (ckpts.parent / "≈é.safetensors").exists()
     assert out.endswith(".safetensors\n")
-    code, out, err = shell("$PHEMA inspect ≈nothing", ckpts.parent, **environment)
-    one_line((code, out, err), 3, "nothing")
+    one_line(ended("$PHEMA inspect ≈nothing"), 3, "nothing")
 
 
 @pytest.mark.slow
@@ -150,11 +154,13 @@ def test_deep_paths(ckpts, tmp_path):
         descriptor = inner
     os.close(os.open("step1-gamma5.pt", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
     os.close(descriptor)
-    deep = shell("$PHEMA inspect .", tmp_path)
-    one_line(deep, 5, "dddd", "File name too long")
-    assert len(deep[2]) < 3000
-    for command in (f"verify {'d' * 300}", f"synthesize -g 7 été -o {'d' * 300}.pt"):
-        one_line(shell(f"$PHEMA {command}", ckpts.parent), 5, "dddd", "File name too long")
+    long = "d" * 300
+    deep = phema("inspect", ".", cwd=tmp_path)
+    assert len(deep.err) < 3000
+    read = phema("verify", long, cwd=ckpts.parent)
+    written = phema("synthesize", "-g", "7", "été", "-o", f"{long}.pt", cwd=ckpts.parent)
+    for done in (deep, read, written):
+        one_line((done.code, done.out, done.err), 5, "dddd", "File name too long")
 
 
 @pytest.mark.parametrize(

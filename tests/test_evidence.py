@@ -79,8 +79,10 @@ def labels(alternative):
     return [law.label for law in alternative.laws]
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("count", [4, 8, 16])
+@pytest.mark.parametrize(
+    ("count", "stored"),
+    [(4, "float32"), (4, "bfloat16"), (8, "bfloat16"), (16, "float32"), (16, "bfloat16")],
+)
 @pytest.mark.parametrize("names", RIGHT, ids="+".join)
 def test_right_tags_are_never_doubted(run, names, count, stored):
     """Whatever was stored, no alarm and no warning if the tags are right; 16 times confirm them."""

@@ -79,7 +79,7 @@ def test_hostile(tmp_path, monkeypatch, capsys, case):
 )
 def test_console_script(tmp_path, case):
     """The same through the console script, for each format once."""
-    run = phema(*command(case, tmp_path), cwd=tmp_path, process=True)
+    run = phema(*command(case, tmp_path), cwd=tmp_path, forked=True)
     assert run.code in CORPUS[case].codes, run.err
     assert (run.out, run.err.count("\n")) == ("", 1)
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

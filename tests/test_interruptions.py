@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.linux("signals to groups of processe
 #: `make faults` sets it to two hundred.
 INTERRUPTIONS = int(os.environ.get("PHEMA_INTERRUPTIONS", "6"))
 #: lines from one signal to the next; `make faults` sets it to one.
-STRIDE = int(os.environ.get("PHEMA_STRIDE", "23"))
+STRIDE = int(os.environ.get("PHEMA_STRIDE", "41"))
 JOBS = (1, 2, 4, 8, 16)
 #: what ends a run, the exit code that it has then, and what its one line says.
 WAYS = {

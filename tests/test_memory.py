@@ -81,10 +81,10 @@ def write_large(path, step, gamma, dtype=np.float16, elements=SNAPSHOT // 2):
 
 
 def test_thousands_of_snapshots_take_no_more_than_their_selection(tmp_path):
-    """All of 3,000 would take gigabytes to solve for; they take what some of them take."""
+    """All of 2,000 would take gigabytes to solve for; they take what some of them take."""
     random, weights, averages = np.random.default_rng(0), np.zeros(256), np.zeros((2, 256))
     (tmp_path / "in").mkdir()
-    for step in range(1, 15_001):
+    for step in range(1, 10_001):
         weights = weights + random.standard_normal(256) / step**0.5
         for i, gamma in enumerate((5, 10)):
             beta = (1 - 1 / step) ** (gamma + 1)
@@ -189,7 +189,7 @@ def tail_of(path):
 def test_large_pickles_are_streamed(tmp_path):
     """EDM2 pickles larger than the limit are read and written within it."""
     (tmp_path / "in").mkdir()
-    values = torch.arange(SNAPSHOT // 2, dtype=torch.int32).remainder(512).half()
+    values = torch.arange(512).half().repeat(SNAPSHOT // 1024)
     for kimg, std in ((8388, "0.050"), (16777, "0.050"), (16777, "0.100")):
         with (tmp_path / f"in/net-{kimg:07d}-{std}.pkl").open("wb") as file:
             pickle.dump({"ema": {"w": values + kimg // 8000}}, file, 4)
@@ -198,7 +198,7 @@ def test_large_pickles_are_streamed(tmp_path):
     with out.open("rb") as file:
         made = pickle.load(file)["ema"]["w"]
     assert made.shape == values.shape
-    moved = made.float() - values.float()
+    moved = made - values
     assert 1 < float(moved.min()) <= float(moved.max()) < 2.5
 
 

@@ -43,7 +43,7 @@ COMMANDS = [
     (["sweep", "ckpts", "--eval", "false {path}", "-o", "failing", "-q"], 1),
     (["plan", "--steps", "400", "--like", "ckpts", "--json"], 0),
     (["plot", "ckpts", "-g", "7", "-o", "plot.svg"], 0),
-    (["demo", "demo", "-q"], 0),
+    (["demo", "demo", "--steps", "200", "-q"], 0),
     (["inspect", "ckpts", "--pattern", "step0*(?P<step>[0-9]+)-gamma(?P<gamma>[0-9.]+)"], 0),
     (["inspect", "ckpts", "--pattern", "([a-z0-9.-]+)+!(?P<step>x)"], 3),
     (["inspect", "none"], 3),
@@ -54,7 +54,9 @@ import contextlib, io, json, os, sys, warnings
 from pathlib import Path
 import phema_cli.cli.app
 from phema_cli.cli import process
+from tests.once import each_sample_is_tested_once
 
+each_sample_is_tested_once().start()
 warnings.simplefilter("ignore")
 for number, (arguments, _) in enumerate(json.loads(Path("commands.json").read_text())):
     sys.argv = ["phema", *arguments]
@@ -131,7 +133,8 @@ number, *sys.argv[1:] = sys.argv[1:]
 sys.settrace(tracer(Path("out"), int(number), lambda text: None))
 run()
 """
-SYNTHESIS = ("synthesize", "ckpts", "-g", "7", "-o", "out/seven.safetensors", "-q", "-j", "2")
+OPTIONS = ("-g", "7", "-q", "-j", "2", "--trust-tags")
+SYNTHESIS = ("synthesize", "ckpts", "-o", "out/seven.safetensors", *OPTIONS)
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_an_interrupted_run_resumes(system, line, tmp_path):
     """It ends with the code of Ctrl-C, says what is left, and the same command makes the file."""
     write_run(tmp_path / "ckpts")
     whole = tmp_path / "whole.safetensors"
-    run("synthesize", tmp_path / "ckpts", "-g", "7", "-o", whole)
+    run("synthesize", tmp_path / "ckpts", "-o", whole, *OPTIONS)
     first = run_on(system, tmp_path, "-c", INTERRUPTED, str(line), *SYNTHESIS)
     assert first.returncode == 130, first.stderr
     assert len(first.stderr.splitlines()) == 1
