@@ -424,6 +424,7 @@ def test_the_newest_time_is_looked_at():
         ("diffusers:beta=0.5", Warmup("ratio")),
         ("timm:beta=0.9999,warmup=1,power=0.75", Warmup("power", power=0.75)),
         ("timm:beta=0.999,warmup=1,update_after=50", Warmup("power", start=50)),
+        ("k-diffusion:power=0.75,beta=1", Warmup("power", power=0.75)),
     ],
 )
 def test_a_warm_up_in_closed_form_is_the_exact_one(text, warmup):

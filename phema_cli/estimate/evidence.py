@@ -7,6 +7,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import pairwise
 from typing import Any
 
 from phema_cli.errors import InputError, PhemaError, listed
@@ -333,13 +334,28 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
         members.setdefault(group, []).append(snapshot.tag.profile)
     known = {group: law_of(profiles) for group, profiles in members.items()}
     times = [s.tag.profile.end for s in snapshots]
-    proposal = propose(times, [group for group, _ in pairs], known, values)
+    groups = [group for group, _ in pairs]
+    proposal = propose(times, groups, known, values)
     if proposal is None:
+        return None
+    told = {**known, **proposal.laws}
+    profiles = [
+        one.tag.profile if group in members else told[group].profile(time)
+        for (group, one), time in zip(pairs, times, strict=True)
+    ]
+    if weigh(profiles, values, groups).state == "contradicted":
+        # The best of those that were tried, and phema would refuse it.
         return None
     laws = {_group(u.snapshot): proposal.laws[_group(u.snapshot)] for u in scan.untagged}
     counted = {_group(u.snapshot) for u in scan.untagged if u.snapshot.index is not None}
-    # What names count by an index are power functions, and nothing else is proposed for them.
-    return laws if all(laws[group].kind == "power" for group in counted) else None
+    steps = sorted({s.tag.step for s in snapshots})
+    by_step = all(s.tag.unit == "steps" for s in snapshots) and any(
+        b - a != 1 for a, b in pairwise(steps)
+    )
+    # What names count by an index are power functions, and nothing else is proposed for them; nor
+    # is a decay per step where times are epochs, or count these or files.
+    powers = counted if by_step else laws.keys()
+    return laws if all(laws[group].kind == "power" for group in powers) else None
 
 
 def _average_option(law: Law) -> str:
