@@ -35,6 +35,8 @@ _MODULES = (
     "mmengine",
     "mmcv",
     "fairseq",
+    "yolo",
+    "icefall",
     "var",
     "epochs",
     "dit",
