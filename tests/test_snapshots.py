@@ -831,6 +831,33 @@ def test_step_zero(several):
     ]
 
 
+def test_files_named_after_an_average_beside_others(tmp_path):
+    """With one of each time they are the average of the others, which no option need say."""
+    for step in (1, 2):
+        put(tmp_path, f"step{step}/ema.safetensors")
+        put(tmp_path, f"step{step}/net.safetensors")
+    raw = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in raw.require()} == {f"step{n}/net.safetensors" for n in (1, 2)}
+    both = scan([tmp_path], Config(average="exponential:beta=0.9"))
+    assert {(s.name, s.tag.law) for s in both.require()} == {
+        (f"step{n}/{name}.safetensors", law)
+        for n in (1, 2)
+        for name, law in (("net", "raw"), ("ema", "exponential:beta=0.9"))
+    }
+
+
+def test_the_best_ema_among_raw_weights_is_left_out(tmp_path):
+    """Its dict is called like theirs, and only its name tells."""
+    for step in (1, 3):
+        torch.save({"model": {"w": torch.ones(2)}, "step": step}, tmp_path / f"net{step}.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "step": 2}, tmp_path / "best_ema.pt")
+    found = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in found.snapshots} == {"net1.pt", "net3.pt"}
+    assert "it is an average" in " ".join(str(f.error) for f in found.findings)
+    alone = scan([tmp_path], Config(raw=True, select=("best*",)))
+    assert {s.name for s in alone.snapshots} == {"best_ema.pt"}
+
+
 def test_outputs_of_phema(several):
     """What phema synthesized is left out with a notice, whatever its tag."""
     put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})

@@ -183,9 +183,10 @@ def align(average: Tensors, raw: Tensors) -> dict[str, str] | None:
 def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> tuple[Series, ...]:
     """The series of a file, each with what the others and the file's name say of it.
 
-    Weights of unknown kind are raw if an average of the same names lies beside them. A series that
-    fills its file is labelled by the word for an average in the file's own name: ``step100_ema.pt``
-    beside ``step100.pt`` is another series. Averages get the names of the raw weights.
+    Weights of unknown kind are raw if an average of the same names lies beside them. Others, and an
+    average that fills its file, are labelled by the word for an average in the file's own name:
+    ``step100_ema.pt`` beside ``step100.pt`` is another series. Averages get the names of the raw
+    weights.
 
     Args:
         file: the file.
@@ -198,7 +199,9 @@ def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> t
         changes: dict[str, Any] = {}
         if one.role == "unknown" and any(align(a, one.tensors) for a in averages):
             changes["role"] = "raw"
-        elif one.role != "raw" and one.key == TOP and one.law is None and one.index is None:
+        elif (one.role == "unknown" or (one.role == "average" and one.key == TOP)) and (
+            one.law is None and one.index is None and one.label is None
+        ):
             words = (file.file_name.partition(".")[0], *file.folders[:1])
             word = next((w for w in words if AVERAGE.search(w)), None)
             changes["label"] = None if word is None else re.sub(r"\d+", "*", word)
