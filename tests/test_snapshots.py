@@ -858,6 +858,27 @@ def test_the_best_ema_among_raw_weights_is_left_out(tmp_path):
     assert {s.name for s in alone.snapshots} == {"best_ema.pt"}
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "told"),
+    [
+        ("backbone.", "momentum_backbone.", "momentum_backbone"),
+        ("module.encoder_q.", "module.encoder_k.", "encoder_k"),
+        ("net.", "net_momentum.", "net_momentum"),
+        ("encoder.", "decoder.", None),
+    ],
+)
+def test_networks_that_follow_others_are_told(tmp_path, own, other, told):
+    """Self-supervised learning stores the average of a network among its raw weights."""
+    parts = {f"{p}{i}.weight": torch.ones(2, 2) for p in (own, other) for i in range(4)}
+    content = {"state_dict": parts, "global_step": 5, "pytorch-lightning_version": "2.5"}
+    torch.save(content, tmp_path / "epoch=0-step=5.ckpt")
+    found = scan([tmp_path], Config(raw=True))
+    notices = " ".join(str(f.error) for f in found.findings)
+    assert found.require()
+    assert ("have the names of others" in notices) is (told is not None)
+    assert told is None or f"--drop '*{told}.*'" in notices
+
+
 def test_outputs_of_phema(several):
     """What phema synthesized is left out with a notice, whatever its tag."""
     put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})

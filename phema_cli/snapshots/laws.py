@@ -262,7 +262,7 @@ def _raw_alone(drafts: Sequence[Draft], origin: Origin) -> None:
 
 
 def _named_averages(drafts: Sequence[Draft]) -> set[int]:
-    """The ids of those of unknown kind that are named after an average: ``ema.pt``, ``ema/model.pt``.
+    """The ids of those that are named after an average: ``ema.pt``, ``ema/model.pt``.
 
     The name of a directory counts only where no file's own name does: it may be that of the run.
     """

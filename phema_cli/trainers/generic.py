@@ -15,6 +15,10 @@ from phema_cli.trainers.nested import AVERAGE, AVERAGE_NAME, TOP, is_state
 
 #: words for networks that follow another one, by an average or otherwise.
 _FOLLOWS = re.compile(r"(teacher|target|mean|momentum|slow|old)(_\w+)?", re.I)
+#: the same words anywhere in the name of a part, and MoCo's letter.
+_FOLLOWER = re.compile(r"(.*_)?(teacher|target|momentum|ema|mean|slow|old)(_.*)?|.*_k", re.I)
+#: float tensors from which on a part is a network, and no layer.
+_NETWORK = 4
 #: prefixes that wrappers put before the names of a model's tensors.
 _WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "ema.", "model.")
 #: keys that a message lists.
@@ -137,6 +141,27 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     yield Series(rest, "raw" if averages else "unknown", key)
     for prefix, average in averages:
         yield Series(average, "average", key, prefix)
+
+
+def followers(tensors: Tensors) -> list[str]:
+    """The prefixes of parts that have the names of another part, and may be its average.
+
+    Such are the momentum encoders of self-supervised learning: ``backbone_momentum.`` beside
+    ``backbone.``, ``module.encoder_k.`` beside ``module.encoder_q.``.
+    """
+    prefix = ""
+    while True:
+        inner = under(tensors, prefix)
+        heads = dict.fromkeys(n.partition(".")[0] for n in inner)
+        if len(heads) != 1 or not all("." in n for n in inner):
+            break
+        prefix += f"{next(iter(heads))}."
+    found = []
+    for head in (h for h in heads if _FOLLOWER.fullmatch(h)):
+        part = under(inner, f"{head}.")
+        if len(_floats(part)) >= _NETWORK and align(part, without(inner, f"{head}.")):
+            found.append(f"{prefix}{head}.")
+    return found
 
 
 def _floats(tensors: Tensors) -> list[str]:
