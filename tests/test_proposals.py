@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_an_average_beside_raw_weights_is_named(run, tmp_path, name, option):
         assert refused.code == 3
         assert option in refused.err
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_last_file_once_more_changes_nothing(run, tmp_path):
+    """Two files of one time say the same twice."""
+    folder = nested(run, tmp_path / "run", {"model": "raw", "ema": "w0.9999"}, epochs=True)
+    asked = phema("inspect", "run", cwd=tmp_path)
+    assert asked.out.endswith("try: phema inspect run --gammas 8\n")
+    shutil.copy(folder / "ckpt_16.pt", folder / "last.pt")
+    assert phema("inspect", "run", cwd=tmp_path).out.endswith(asked.out.splitlines()[-1] + "\n")
 
 
 @pytest.mark.parametrize(

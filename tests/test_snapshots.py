@@ -879,6 +879,23 @@ def test_networks_that_follow_others_are_told(tmp_path, own, other, told):
     assert told is None or f"--drop '*{told}.*'" in notices
 
 
+def test_what_only_sounds_like_an_average_is_kept(tmp_path):
+    """Parts called so that fit no others are the network's own; a list of its parameters is one."""
+    own = {"body.weight": torch.ones(2, 3), "swa_head.weight": torch.ones(4)}
+    torch.save({"model": own, "step": 1}, tmp_path / "net.pt")
+    (alone,) = scan([tmp_path], Config(raw=True)).require()
+    assert alone.checkpoint.tensors.keys() == own.keys()
+    shadow = {f"shadow_params.{i}": t for i, t in enumerate(own.values())}
+    both = {**{f"model.{n}": t for n, t in own.items()}, **shadow, "num_updates": torch.tensor(1)}
+    torch.save({"model": both, "step": 1}, tmp_path / "net.pt")
+    found = scan([tmp_path], Config(average="warmup:beta=0.999")).require()
+    assert {(s.series, s.tag.label) for s in found} == {
+        ("model", "raw"),
+        ("shadow_params", "warmup:beta=0.999"),
+    }
+    assert all(f"model.{n}" in s.checkpoint.tensors for s in found for n in own)
+
+
 def test_outputs_of_phema(several):
     """What phema synthesized is left out with a notice, whatever its tag."""
     put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})

@@ -319,6 +319,8 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     """What each average without a law looks like; None where the snapshots can't tell."""
     pairs: list[tuple[Hashable, Snapshot]] = [((s.series, s.tag.label), s) for s in scan.snapshots]
     pairs += [(_group(u.snapshot), u.snapshot) for u in scan.untagged]
+    # ``last.pt`` may be of the same time as a file with a number.
+    pairs = list({(group, s.tag.step): (group, s) for group, s in pairs}.values())
     pairs.sort(key=lambda pair: pair[1].tag.step)
     snapshots = [s for _, s in pairs]
     try:
@@ -343,8 +345,8 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
         one.tag.profile if group in members else told[group].profile(time)
         for (group, one), time in zip(pairs, times, strict=True)
     ]
-    if weigh(profiles, values, groups).state == "contradicted":
-        # The best of those that were tried, and phema would refuse it.
+    if weigh(profiles, values, groups).state in {"contradicted", "doubtful"}:
+        # The best of those that were tried, and phema itself would not believe it.
         return None
     laws = {_group(u.snapshot): proposal.laws[_group(u.snapshot)] for u in scan.untagged}
     counted = {_group(u.snapshot) for u in scan.untagged if u.snapshot.index is not None}

@@ -129,9 +129,11 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
         prefix, average = parts[0]
         yield Series(_unwrapped(average), "average", key, prefix)
         return
-    averages = [(p, t) for p, t in parts if align(t, rest)]
-    if averages:
-        rest = without(tensors, *(p for p, _ in averages))
+    averages = [(p, t, False) for p, t in parts if align(t, rest)]
+    # A ParameterList has numbers for names.
+    averages += [(p, t, True) for p, t in parts if _floats(rest) and all(map(str.isdecimal, t))]
+    # What only looks like an average by its name is a part of the network.
+    rest = without(tensors, *(p for p, _, _ in averages))
     for head in (h for h in heads if _FOLLOWS.fullmatch(h)):
         if align(under(tensors, f"{head}."), without(rest, f"{head}.")):
             raise InputError(
@@ -139,8 +141,8 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
                 remedy=f"pass --key {head}, or --key with the prefix of the other",
             )
     yield Series(rest, "raw" if averages else "unknown", key)
-    for prefix, average in averages:
-        yield Series(average, "average", key, prefix)
+    for prefix, average, unnamed in averages:
+        yield Series(average, "average", key, prefix, unnamed=unnamed)
 
 
 def followers(tensors: Tensors) -> list[str]:
