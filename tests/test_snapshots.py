@@ -896,6 +896,17 @@ def test_what_only_sounds_like_an_average_is_kept(tmp_path):
     assert all(f"model.{n}" in s.checkpoint.tensors for s in found for n in own)
 
 
+def test_means_and_best_ones_are_left_out(tmp_path):
+    """The number in ``avg_10`` counts checkpoints, and ``best_7`` is of the same time as one."""
+    for number in (6, 7):
+        put(tmp_path, f"step{number}.pt", {"step": number})
+    put(tmp_path, "best_7.th", {"step": 7})
+    for name in ("avg_10.pt", "valid.acc.ave_10best.pth", "last-v1.pt"):
+        put(tmp_path, name)
+    found = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in found.require()} == {"step6.pt", "step7.pt"}
+
+
 def test_outputs_of_phema(several):
     """What phema synthesized is left out with a notice, whatever its tag."""
     put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})

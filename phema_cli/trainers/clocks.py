@@ -40,7 +40,9 @@ _ROWS = tuple(
         rf"(?:^|(?<=[-_.\s])){_NUMBER}[-_]?(?P<word>{word})(?![-_.=]?\d)",
     )
 )
-_VERSION = re.compile(r"[-_.]v\d+$")
+#: a version, and the number of checkpoints that a mean is of.
+_NO_TIME = re.compile(r"[-_.]v\d+$|(?:^|[-_.])(?:ave|avg|averaged?)[-_.]?\d+(?:best)?(?![^-_.])")
+_BEST = re.compile(r"(?:^|[-_.])(?:best|last|latest|final)(?![^-_.])", re.IGNORECASE)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 #: units, the finest first.
 _FINEST: tuple[Unit, ...] = ("steps", "images", "epochs")
@@ -140,8 +142,13 @@ def _is_whole(name: str) -> bool:
 
 
 def has_number(name: str) -> bool:
-    """Whether a name has a number that may be a time; the one in ``last-v1`` is a version."""
-    return any(character.isdigit() for character in _VERSION.sub("", name))
+    """Whether a name has a number that may be a time, which that in ``last-v1`` is not."""
+    return any(character.isdigit() for character in _NO_TIME.sub("", name))
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a name is that of one checkpoint among many; ``best_800`` may be a copy of one."""
+    return has_number(name) and _BEST.search(name) is None
 
 
 def images(kimg: int) -> float:

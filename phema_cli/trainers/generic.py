@@ -229,7 +229,8 @@ def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> t
         elif (one.role == "unknown" or (one.role == "average" and one.key == TOP)) and (
             one.law is None and one.index is None and one.label is None
         ):
-            words = (file.file_name.partition(".")[0], *file.folders[:1])
+            above = file.folders[:1] if one.key == TOP else ()
+            words = (file.file_name.partition(".")[0], *above)
             word = next((w for w in words if AVERAGE.search(w)), None)
             changes["label"] = None if word is None else re.sub(r"\d+", "*", word)
         if hint is not None and one.role == "average":
