@@ -232,6 +232,21 @@ def _module(row: Any, step: int) -> torch.nn.Module:
     return net.half()
 
 
+@leaves("MMEngine")
+def mmdetection(root: Path) -> Left:
+    """open-mmlab/mmdetection, mmdet/models/layers/ema.py: the class stands in the configuration."""
+    ema = walk().averages(lambda n: -0.9998 * math.expm1(-n / 2000) if n > 1 else 0.0)
+    for epoch, step in epochs():
+        meta = {"epoch": epoch + 1, "iter": step, "cfg": "ema_type='ExpMomentumEMA',\n"}
+        content: dict[str, Any] = {"meta": meta, "state_dict": state(ema[step], step)}
+        content["ema_state_dict"] = {**raw(step, "module."), "steps": torch.tensor(step)}
+        content |= {"optimizer": adam(step), "message_hub": {}, "param_schedulers": []}
+        save(content, root / f"epoch_{epoch + 1}.pth")
+    law = "yolo:beta=0.9998"
+    series, said = {law: "state_dict", "raw": "ema_state_dict"}, Config(average=law)
+    return Left(root, series, IN_STEPS, said=said, hint=law, error=FROM_RAW)
+
+
 @leaves("YOLO and its kin")
 def ultralytics(root: Path) -> Left:
     """ultralytics, engine/trainer.py, save_model and final_eval: the last ones are stripped."""
