@@ -894,6 +894,10 @@ def test_what_only_sounds_like_an_average_is_kept(tmp_path):
         ("shadow_params", "warmup:beta=0.999"),
     }
     assert all(f"model.{n}" in s.checkpoint.tensors for s in found for n in own)
+    only = {f"{head}.w": torch.ones(2, 3) for head in ("ema_fast", "ema_slow")}
+    torch.save({"model": only, "step": 1}, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="there are several: ema_fast, ema_slow"):
+        scan([tmp_path], Config(average="exponential:beta=0.9"))
 
 
 def test_means_and_best_ones_are_left_out(tmp_path):

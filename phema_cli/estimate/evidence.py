@@ -99,7 +99,23 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
     evidence = weigh([s.tag.profile for s in snapshots], sample, groups)
     others = tuple(_with_every(other, snapshots) for other in evidence.alternatives)
     evidence = replace(evidence, alternatives=others)
-    return TagCheck(evidence.state, evidence, tuple(_Messages(snapshots, evidence).findings()))
+    findings = _Messages(snapshots, evidence).findings()
+    if sample.copied:
+        findings.append(_of_copied(sample.copied))
+    return TagCheck(evidence.state, evidence, tuple(findings))
+
+
+def _of_copied(names: Sequence[str]) -> Finding:
+    """The warning for tensors of an average that are no averages."""
+    option = " ".join(f"--copy {quoted(escape(name))}" for name in names)
+    return Finding(
+        "warning",
+        InputError(
+            f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers "
+            "make them of batch norms; what is made of them as averages is wrong",
+            remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
+        ),
+    )
 
 
 def _with_every(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:

@@ -125,9 +125,9 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     words = [h for h in heads if AVERAGE_NAME.fullmatch(h)]
     parts = [(f"{h}.", under(tensors, f"{h}.")) for h in words]
     rest: Tensors = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
-    if not _floats(rest) and len(parts) == 1:
-        prefix, average = parts[0]
-        yield Series(_unwrapped(average), "average", key, prefix)
+    if parts and not _floats(rest):
+        for prefix, average in parts:
+            yield Series(_unwrapped(average), "average", key, prefix)
         return
     averages = [(p, t, False) for p, t in parts if align(t, rest)]
     # A ParameterList has numbers for names.
@@ -153,7 +153,7 @@ def followers(tensors: Tensors) -> list[str]:
     """
     prefix = ""
     while True:
-        inner = under(tensors, prefix)
+        inner = under(tensors, prefix) if prefix else tensors
         heads = dict.fromkeys(n.partition(".")[0] for n in inner)
         if len(heads) != 1 or not all("." in n for n in inner):
             break
