@@ -53,6 +53,7 @@ def settle_laws(drafts: Sequence[Draft], config: Config, command_line: Config) -
         _laws_by_gammas(drafts, config, origin)
     if config.is_raw:
         _raw_alone(drafts, origin)
+    _leave_out_odd(drafts)
     for draft in [d for d in drafts if not d.settled]:
         _law_by_file(draft, config)
     if config.update_every is None:
@@ -83,6 +84,18 @@ def _pair(drafts: Sequence[Draft]) -> None:
         for draft in unknown:
             role: Role = "average" if id(draft) in ids else "raw"
             draft.series = replace(draft.series, role=role)
+
+
+def _leave_out_odd(drafts: Sequence[Draft]) -> None:
+    """Leave out files that only their own names call averages, beside raw weights of known kind."""
+    if not any(d.series.role == "raw" for d in drafts):
+        return
+    unknown = [d for d in drafts if d.series.role == "unknown" and not d.settled]
+    for draft in unknown:
+        if AVERAGE.search(draft.file.stored.file_name.partition(".")[0]):
+            draft.error = LeftOutError(
+                "its name says that it is an average, and nothing says which"
+            )
 
 
 def _times(drafts: Sequence[Draft]) -> set[float | None]:

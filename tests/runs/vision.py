@@ -216,8 +216,14 @@ def rf_detr(root: Path) -> Left:
         content: dict[str, Any] = {"model": raw(step), "optimizer": adam(step)}
         content |= {"epoch": epoch, "args": _arguments(ema_decay=0.993, ema_tau=100, use_ema=True)}
         save({**content, "ema_model": state(ema[step], step)}, root / f"checkpoint{epoch:04}.pth")
-    series = {"yolo:beta=0.993,tau=100": "ema_model", "raw": "model"}
-    return Left(root, series, IN_STEPS, said=BY_EPOCH)
+    save({**content, "model": state(ema[700], 700), "epoch": 13}, root / "checkpoint_best_ema.pth")
+    return Left(
+        root,
+        {"yolo:beta=0.993,tau=100": "ema_model", "raw": "model"},
+        IN_STEPS,
+        said=BY_EPOCH,
+        left_out=frozenset({"checkpoint_best_ema.pth"}),
+    )
 
 
 def _growing(beta: float, tau: float) -> Any:
