@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from phema_cli.errors import InputError, PhemaError, listed
+from phema_cli.estimate.copies import of_copied
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
@@ -101,21 +102,8 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
     evidence = replace(evidence, alternatives=others)
     findings = _Messages(snapshots, evidence).findings()
     if sample.copied:
-        findings.append(_of_copied(sample.copied))
+        findings.append(of_copied(sample.copied))
     return TagCheck(evidence.state, evidence, tuple(findings))
-
-
-def _of_copied(names: Sequence[str]) -> Finding:
-    """The warning for tensors of an average that are no averages."""
-    option = " ".join(f"--copy {quoted(escape(name))}" for name in names)
-    return Finding(
-        "warning",
-        InputError(
-            f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers "
-            "make them of batch norms; what is made of them as averages is wrong",
-            remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
-        ),
-    )
 
 
 def _with_every(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:

@@ -4,7 +4,7 @@ The float tensors of a checkpoint make one string of bytes, of which pages at ev
 read: every parameter is as likely to be read as any other, and two runs read the same.
 """
 
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
+from phema_cli.estimate.copies import copied_in
 from phema_cli.formats.base import DType, Extent, Part
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK, numbers_of
@@ -46,8 +47,7 @@ _KINDS = {"F64": ("<f8", -1022), "F32": ("<f4", -126), "F16": ("<f2", -14), "BF1
 #: what batch normalization measures: most libraries store it in averages as it was last.
 _STATISTICS = ("running_mean", "running_var")
 
-#: times from which on tensors of an average that equal the raw weights are copies of these.
-_LEAST_PAIRS = 3
+#: in 16 bits an average may equal the weights wherever these move little.
 _HALF = 16
 
 
@@ -109,44 +109,11 @@ def sample(
         done = span.stop
         # A value is as coarse as in the coarsest of its types.
         units[span] = np.max([_units(values[-1, span], dtype) for dtype in kinds], axis=0)
-    # In 16 bits an average may equal the weights wherever these move little.
     exact = {name for name, kinds in types.items() if all(d.bits > _HALF for d in kinds)}
-    copied = _copied(snapshots, ranges, values, exact)
+    copied = copied_in(snapshots, [(r.name, r.count) for r in ranges], values, exact)
     if not finite.all():
         values, units = values[:, finite], units[finite]
     return Sample(values, units, errors, copied)
-
-
-def _copied(
-    snapshots: Sequence[Snapshot],
-    ranges: Sequence[_Range],
-    values: NDArray[np.floating],
-    names: Container[str],
-) -> tuple[str, ...]:
-    """Which tensors of these names move, and are in an average what they are in the raw weights.
-
-    Some trainers copy the parameters of batch norms. None where it is so of all tensors: that is no
-    average.
-    """
-    raw = {s.tag.step: row for row, s in enumerate(snapshots) if s.tag.law == "raw"}
-    pairs: dict[str, list[tuple[int, int]]] = {}
-    for row, one in enumerate(snapshots):
-        if one.tag.law != "raw" and one.tag.step in raw:
-            pairs.setdefault(one.series, []).append((row, raw[one.tag.step]))
-    found: dict[str, None] = {}
-    for own, theirs in (zip(*p, strict=True) for p in pairs.values() if len(p) >= _LEAST_PAIRS):
-        alike: dict[str, bool] = {}
-        done = 0
-        for part in ranges:
-            span = slice(done, done + part.count)
-            done = span.stop
-            weights = values[list(theirs), span]
-            if (weights != weights[0]).any():
-                same = np.array_equal(values[list(own), span], weights)
-                alike[part.name] = same and alike.get(part.name, True)
-        if not all(alike.values()):
-            found |= dict.fromkeys(n for n, same in alike.items() if same and n in names)
-    return tuple(found)
 
 
 def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range]:
