@@ -30,7 +30,18 @@ TARGETS = tuple(gamma_from_sigma_rel(s) for s in (0.05, 0.1, 0.2))
 Places = Sequence[int] | NDArray[np.int64]
 #: by how much the rate of a decay that changes half-way is larger from then on.
 _FACTORS = {"d": 0.25, "e": 4.0}
-_BESIDE = ("c10", "c20", "c40", "w", "u5", "u10", "u6.937196", "u16.972163", "k20", "k40")
+_BESIDE: tuple[str, ...] = (
+    "c10",
+    "c20",
+    "c40",
+    "w",
+    "u5",
+    "u10",
+    "u6.937196",
+    "u16.972163",
+    "k20",
+    "k40",
+)
 _BESIDE += ("r5", "r10", "d40", "d20", "e10", "m40")
 
 

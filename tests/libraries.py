@@ -10,6 +10,7 @@ import ast
 import contextlib
 import importlib.machinery
 import importlib.util
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -360,6 +361,12 @@ REPLAYS: list[tuple[str, Callable[..., Rows], dict[str, Any]]] = [
         "onetrainer:beta=0.97,every=5",
         sparse,
         {"decay": lambda n: min(0.97, n / (9 + n)), "every": 5},
+    ),
+    ("yolo:beta=0.98,tau=50", sparse, {"decay": lambda n: 0.98 * (1 - math.exp(-n / 50))}),
+    (
+        "yolo:beta=0.9999,tau=20,every=3",
+        sparse,
+        {"decay": lambda n: 0.9999 * (1 - math.exp(-n / 60)), "every": 3},
     ),
     (
         "warmup:beta=0.9,start=99",

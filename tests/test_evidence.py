@@ -36,6 +36,8 @@ from phema_cli.solver.evidence.reduction import (
 )
 from phema_cli.solver.evidence.scoring import rank, score
 from phema_cli.trainers.registry import parse_law
+from tests.builders import phema
+from tests.runs import base
 from tests.simulated import ELEMENTS, STEPS, glide, profile, rounded, snapshots, tags, times_of
 
 pytestmark = pytest.mark.slow
@@ -426,6 +428,7 @@ def test_the_newest_time_is_looked_at():
         ("diffusers:beta=0.5", Warmup("ratio")),
         ("timm:beta=0.9999,warmup=1,power=0.75", Warmup("power", power=0.75)),
         ("timm:beta=0.999,warmup=1,update_after=50", Warmup("power", start=50)),
+        ("k-diffusion:power=0.75,beta=1", Warmup("power", power=0.75)),
     ],
 )
 def test_a_warm_up_in_closed_form_is_the_exact_one(text, warmup):
@@ -584,3 +587,21 @@ def test_the_first_updates_are_no_evidence(names, seed):
     sample = rounded(np.concatenate([run.average(name)[at - 1] for name in names]))
     profiles = [profile(name, float(t)) for name in names for t in at]
     assert weigh(profiles, sample).state in ("confirmed", "plausible")
+
+
+@pytest.mark.slow
+def test_copies_among_averages_are_told(tmp_path):
+    """Diffusion Policy's average has the parameters of batch norms as they are."""
+    ema, copied = base.walk().constant(), ("norm.weight", "norm.bias")
+    for step in base.STORED:
+        own = base.raw(step)
+        average = {**base.state(ema[step], step), **{n: own[n] for n in copied}}
+        content = {"model": own, "ema": average, "step": step}
+        base.save(content, tmp_path / "run" / f"{step}.pt")
+    law = ("--average", f"exponential:beta={base.BETA}")
+    told = phema("inspect", tmp_path / "run", *law)
+    assert "warning: norm.weight, norm.bias: copies of the raw weights" in told.out
+    remedy = "--copy norm.weight --copy norm.bias"
+    assert f"pass {remedy}" in told.out
+    quiet = phema("inspect", tmp_path / "run", *law, *remedy.split())
+    assert "copies of the raw weights" not in quiet.out

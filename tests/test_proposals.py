@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -25,12 +26,13 @@ def tensors(run, name, step):
     return {"w": torch.tensor(values[step - 1], dtype=torch.float32).reshape(20, 30)}
 
 
-def nested(run, folder, names, count=16):
+def nested(run, folder, names, count=16, *, epochs=False):
     """Files that hold several dicts: what the averages are stands nowhere."""
     folder.mkdir()
-    for step in map(int, times_of(count)):
+    for number, step in enumerate(map(int, times_of(count)), start=1):
         held = {key: tensors(run, name, step) for key, name in names.items()}
-        torch.save({**held, "step": step}, folder / f"ckpt_{step}.pt")
+        time = {"epoch": number} if epochs else {"step": step}
+        torch.save({**held, **time}, folder / f"ckpt_{number if epochs else step}.pt")
     return folder
 
 
@@ -58,6 +60,15 @@ def test_an_average_beside_raw_weights_is_named(run, tmp_path, name, option):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_the_last_file_once_more_changes_nothing(run, tmp_path):
+    """Two files of one time say the same twice."""
+    folder = nested(run, tmp_path / "run", {"model": "raw", "ema": "w0.9999"}, epochs=True)
+    asked = phema("inspect", "run", cwd=tmp_path)
+    assert asked.out.endswith("try: phema inspect run --gammas 8\n")
+    shutil.copy(folder / "ckpt_16.pt", folder / "last.pt")
+    assert phema("inspect", "run", cwd=tmp_path).out.endswith(asked.out.splitlines()[-1] + "\n")
+
+
 @pytest.mark.parametrize(
     ("fast", "option"),
     [("10", "--gammas 10,5"), ("c0.98", "--average exponential:beta=0.98 --average power:gamma=5")],
@@ -83,6 +94,20 @@ def test_nothing_is_guessed_where_data_can_not_tell(run, tmp_path):
     broken = phema("inspect", many)
     assert broken.code == 3
     assert "looks" not in broken.out
+
+
+@pytest.mark.parametrize("name", ["c0.999", "c0.9999"])
+def test_nothing_is_proposed_that_would_be_refused(run, tmp_path, name):
+    """Of an average as long as the run the best that is tried fits as badly as all others."""
+    nested(run, tmp_path / "run", {"model": "raw", "ema": name})
+    assert "looks" not in phema("inspect", tmp_path / "run").out
+
+
+@pytest.mark.parametrize(("name", "proposed"), [("c0.98", False), ("5", True)])
+def test_no_decay_per_step_is_proposed_of_epochs(run, tmp_path, name, proposed):
+    """A power function is the same in all units."""
+    nested(run, tmp_path / "run", {"model": "raw", "ema": name}, epochs=True)
+    assert ("looks" in phema("inspect", tmp_path / "run").out) is proposed
 
 
 def test_tensors_that_do_not_fit_are_not_read(run, tmp_path):

@@ -831,6 +831,86 @@ def test_step_zero(several):
     ]
 
 
+def test_files_named_after_an_average_beside_others(tmp_path):
+    """With one of each time they are the average of the others, which no option need say."""
+    for step in (1, 2):
+        put(tmp_path, f"step{step}/ema.safetensors")
+        put(tmp_path, f"step{step}/net.safetensors")
+    raw = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in raw.require()} == {f"step{n}/net.safetensors" for n in (1, 2)}
+    both = scan([tmp_path], Config(average="exponential:beta=0.9"))
+    assert {(s.name, s.tag.law) for s in both.require()} == {
+        (f"step{n}/{name}.safetensors", law)
+        for n in (1, 2)
+        for name, law in (("net", "raw"), ("ema", "exponential:beta=0.9"))
+    }
+
+
+def test_the_best_ema_among_raw_weights_is_left_out(tmp_path):
+    """Its dict is called like theirs, and only its name tells."""
+    for step in (1, 3):
+        torch.save({"model": {"w": torch.ones(2)}, "step": step}, tmp_path / f"net{step}.pt")
+    torch.save({"model": {"w": torch.ones(2)}, "step": 2}, tmp_path / "best_ema.pt")
+    found = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in found.snapshots} == {"net1.pt", "net3.pt"}
+    assert "it is an average" in " ".join(str(f.error) for f in found.findings)
+    alone = scan([tmp_path], Config(raw=True, select=("best*",)))
+    assert {s.name for s in alone.snapshots} == {"best_ema.pt"}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "told"),
+    [
+        ("backbone.", "momentum_backbone.", "momentum_backbone"),
+        ("module.encoder_q.", "module.encoder_k.", "encoder_k"),
+        ("net.", "net_momentum.", "net_momentum"),
+        ("encoder.", "decoder.", None),
+    ],
+)
+def test_networks_that_follow_others_are_told(tmp_path, own, other, told):
+    """Self-supervised learning stores the average of a network among its raw weights."""
+    parts = {f"{p}{i}.weight": torch.ones(2, 2) for p in (own, other) for i in range(4)}
+    content = {"state_dict": parts, "global_step": 5, "pytorch-lightning_version": "2.5"}
+    torch.save(content, tmp_path / "epoch=0-step=5.ckpt")
+    found = scan([tmp_path], Config(raw=True))
+    notices = " ".join(str(f.error) for f in found.findings)
+    assert found.require()
+    assert ("have the names of others" in notices) is (told is not None)
+    assert told is None or f"--drop '*{told}.*'" in notices
+
+
+def test_what_only_sounds_like_an_average_is_kept(tmp_path):
+    """Parts called so that fit no others are the network's own; a list of its parameters is one."""
+    own = {"body.weight": torch.ones(2, 3), "swa_head.weight": torch.ones(4)}
+    torch.save({"model": own, "step": 1}, tmp_path / "net.pt")
+    (alone,) = scan([tmp_path], Config(raw=True)).require()
+    assert alone.checkpoint.tensors.keys() == own.keys()
+    shadow = {f"shadow_params.{i}": t for i, t in enumerate(own.values())}
+    both = {**{f"model.{n}": t for n, t in own.items()}, **shadow, "num_updates": torch.tensor(1)}
+    torch.save({"model": both, "step": 1}, tmp_path / "net.pt")
+    found = scan([tmp_path], Config(average="warmup:beta=0.999")).require()
+    assert {(s.series, s.tag.label) for s in found} == {
+        ("model", "raw"),
+        ("shadow_params", "warmup:beta=0.999"),
+    }
+    assert all(f"model.{n}" in s.checkpoint.tensors for s in found for n in own)
+    only = {f"{head}.w": torch.ones(2, 3) for head in ("ema_fast", "ema_slow")}
+    torch.save({"model": only, "step": 1}, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match="there are several: ema_fast, ema_slow"):
+        scan([tmp_path], Config(average="exponential:beta=0.9"))
+
+
+def test_means_and_best_ones_are_left_out(tmp_path):
+    """The number in ``avg_10`` counts checkpoints, and ``best_7`` is of the same time as one."""
+    for number in (6, 7):
+        put(tmp_path, f"step{number}.pt", {"step": number})
+    put(tmp_path, "best_7.th", {"step": 7})
+    for name in ("avg_10.pt", "valid.acc.ave_10best.pth", "last-v1.pt"):
+        put(tmp_path, name)
+    found = scan([tmp_path], Config(raw=True))
+    assert {s.name for s in found.require()} == {"step6.pt", "step7.pt"}
+
+
 def test_outputs_of_phema(several):
     """What phema synthesized is left out with a notice, whatever its tag."""
     put(several, "out-step9-gamma7.safetensors", {"phema": "{}", "gamma": "7", "step": "9"})

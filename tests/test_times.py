@@ -284,3 +284,19 @@ def test_lightning_says_which_step_was_the_last_update(tmp_path):
         found = scan([left.folder], replace(said, update_every=every))
         assert {s.tag.law for s in found.require()} == set(left.series)
         assert not [f for f in found.findings if "updates" in f.error.what]
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "time"),
+    [
+        ("checkpoint0003.pth", {"last_epoch": 3}, (4.0, "epochs")),
+        ("latest_model.pth", {"it": 300}, (300.0, "steps")),
+        ("epoch0-global_step300/a/net.pth", {}, (300.0, "steps")),
+        ("epoch0_lr3/a/net.pth", {}, None),
+    ],
+)
+def test_other_words_for_times(tmp_path, name, entries, time):
+    """D-FINE, TorchSSL and Open-Sora; a name of more than words and numbers gives no time."""
+    base.save({"model": base.raw(0), **entries}, tmp_path / name)
+    found = [(s.tag.step, s.tag.unit) for s in scan([tmp_path], Config(raw=True)).snapshots]
+    assert found == ([] if time is None else [time])

@@ -7,9 +7,11 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import pairwise
 from typing import Any
 
 from phema_cli.errors import InputError, PhemaError, listed
+from phema_cli.estimate.copies import of_copied
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
@@ -98,7 +100,10 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
     evidence = weigh([s.tag.profile for s in snapshots], sample, groups)
     others = tuple(_with_every(other, snapshots) for other in evidence.alternatives)
     evidence = replace(evidence, alternatives=others)
-    return TagCheck(evidence.state, evidence, tuple(_Messages(snapshots, evidence).findings()))
+    findings = _Messages(snapshots, evidence).findings()
+    if sample.copied:
+        findings.append(of_copied(sample.copied))
+    return TagCheck(evidence.state, evidence, tuple(findings))
 
 
 def _with_every(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
@@ -318,6 +323,8 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     """What each average without a law looks like; None where the snapshots can't tell."""
     pairs: list[tuple[Hashable, Snapshot]] = [((s.series, s.tag.label), s) for s in scan.snapshots]
     pairs += [(_group(u.snapshot), u.snapshot) for u in scan.untagged]
+    # ``last.pt`` may be of the same time as a file with a number.
+    pairs = list({(group, s.tag.step): (group, s) for group, s in pairs}.values())
     pairs.sort(key=lambda pair: pair[1].tag.step)
     snapshots = [s for _, s in pairs]
     try:
@@ -333,13 +340,28 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
         members.setdefault(group, []).append(snapshot.tag.profile)
     known = {group: law_of(profiles) for group, profiles in members.items()}
     times = [s.tag.profile.end for s in snapshots]
-    proposal = propose(times, [group for group, _ in pairs], known, values)
+    groups = [group for group, _ in pairs]
+    proposal = propose(times, groups, known, values)
     if proposal is None:
+        return None
+    told = {**known, **proposal.laws}
+    profiles = [
+        one.tag.profile if group in members else told[group].profile(time)
+        for (group, one), time in zip(pairs, times, strict=True)
+    ]
+    if weigh(profiles, values, groups).state in {"contradicted", "doubtful"}:
+        # The best of those that were tried, and phema itself would not believe it.
         return None
     laws = {_group(u.snapshot): proposal.laws[_group(u.snapshot)] for u in scan.untagged}
     counted = {_group(u.snapshot) for u in scan.untagged if u.snapshot.index is not None}
-    # What names count by an index are power functions, and nothing else is proposed for them.
-    return laws if all(laws[group].kind == "power" for group in counted) else None
+    steps = sorted({s.tag.step for s in snapshots})
+    by_step = all(s.tag.unit == "steps" for s in snapshots) and any(
+        b - a != 1 for a, b in pairwise(steps)
+    )
+    # What names count by an index are power functions, and nothing else is proposed for them; nor
+    # is a decay per step where times are epochs, or count these or files.
+    powers = counted if by_step else laws.keys()
+    return laws if all(laws[group].kind == "power" for group in powers) else None
 
 
 def _average_option(law: Law) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
+from phema_cli.estimate.copies import copied_in
 from phema_cli.formats.base import DType, Extent, Part
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK, numbers_of
@@ -45,6 +46,9 @@ _AT_A_TIME = 4096
 _KINDS = {"F64": ("<f8", -1022), "F32": ("<f4", -126), "F16": ("<f2", -14), "BF16": ("<u2", -126)}
 #: what batch normalization measures: most libraries store it in averages as it was last.
 _STATISTICS = ("running_mean", "running_var")
+
+#: in 16 bits an average may equal the weights wherever these move little.
+_HALF = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +109,11 @@ def sample(
         done = span.stop
         # A value is as coarse as in the coarsest of its types.
         units[span] = np.max([_units(values[-1, span], dtype) for dtype in kinds], axis=0)
+    exact = {name for name, kinds in types.items() if all(d.bits > _HALF for d in kinds)}
+    copied = copied_in(snapshots, [(r.name, r.count) for r in ranges], values, exact)
     if not finite.all():
         values, units = values[:, finite], units[finite]
-    return Sample(values, units, errors)
+    return Sample(values, units, errors, copied)
 
 
 def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range]:

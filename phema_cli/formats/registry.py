@@ -99,7 +99,7 @@ FORMATS: Mapping[str, Row] = MappingProxyType(
         "edm2": Row("phema_cli.formats.edm2", (".pkl",), b"\x80"),
         "torch": Row(
             "phema_cli.formats.torch_zip",
-            (".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pkl", ".bin.index.json"),
+            (".pt", ".pth", ".th", ".ckpt", ".bin", ".pth.tar", ".pkl", ".bin.index.json"),
             b"PK",
         ),
         "dcp": Row("phema_cli.formats.dcp", (".metadata",), folder=True),

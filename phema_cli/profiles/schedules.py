@@ -50,6 +50,14 @@ def share(t: Array, exponent: float) -> Array:
     return exponent / t
 
 
+def saturating(s: Array, tau: float, least: float) -> Array:
+    """The decay ``exp(-least) (1 - exp(-s/tau))``."""
+    x = np.maximum(s / tau, _TINY)
+    # Each form loses what the other one keeps: near a decay of 0, and near the greatest.
+    near = -np.log(-np.expm1(-np.minimum(x, 1.0)))
+    return least + np.where(x < math.log(2), near, -np.log1p(-np.exp(-np.maximum(x, 0.5))))
+
+
 def constant(t: Array) -> Array:
     """The decay 1, which a cap makes what it is."""
     return np.zeros_like(t)

@@ -10,7 +10,7 @@ from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Origin
 from phema_cli.snapshots.reading import Draft
 from phema_cli.snapshots.spacing import space_by_count, spaced
-from phema_cli.trainers.base import Series
+from phema_cli.trainers.base import Role, Series
 from phema_cli.trainers.nested import AVERAGE
 from phema_cli.trainers.registry import parse_law
 
@@ -43,6 +43,7 @@ def settle_laws(drafts: Sequence[Draft], config: Config) -> list[Finding]:
     Raises:
         UsageError: an option fits no average, or several.
     """
+    _pair(drafts)
     for draft in drafts:
         _law_by_fields(draft, config)
     if config.averages:
@@ -51,6 +52,7 @@ def settle_laws(drafts: Sequence[Draft], config: Config) -> list[Finding]:
         _laws_by_gammas(drafts, config)
     if config.is_raw:
         _raw_alone(drafts, config)
+    _leave_out_odd(drafts)
     for draft in [d for d in drafts if not d.settled]:
         _law_by_file(draft, config)
     if config.update_every is None:
@@ -66,6 +68,38 @@ def do_without_laws(drafts: Sequence[Draft]) -> None:
         if draft.law is None and not isinstance(draft.error, LeftOutError):
             draft.law, draft.error = parse_law("raw"), None
             draft.law_unknown = True
+
+
+def _pair(drafts: Sequence[Draft]) -> None:
+    """Files that are named after an average are averages if others have the same times.
+
+    The others are the raw weights then: ``ema.safetensors`` beside ``model/``.
+    """
+    unknown = [d for d in drafts if d.series.role == "unknown"]
+    ids = _named_averages(unknown)
+    named = [d for d in unknown if id(d) in ids]
+    others = [d for d in unknown if id(d) not in ids]
+    if named and _times(named) == _times(others) and None not in _times(named):
+        for draft in unknown:
+            role: Role = "average" if id(draft) in ids else "raw"
+            draft.series = replace(draft.series, role=role)
+
+
+def _leave_out_odd(drafts: Sequence[Draft]) -> None:
+    """Leave out files that only their own names call averages, beside raw weights of known kind."""
+    if not any(d.series.role == "raw" for d in drafts):
+        return
+    unknown = [d for d in drafts if d.series.role == "unknown" and not d.settled]
+    for draft in unknown:
+        if AVERAGE.search(draft.file.stored.file_name.partition(".")[0]):
+            draft.error = LeftOutError(
+                "its name says that it is an average, and nothing says which"
+            )
+
+
+def _times(drafts: Sequence[Draft]) -> set[float | None]:
+    clocks = (d.file.reading.clock for d in drafts)
+    return {None if clock is None else clock.value for clock in clocks}
 
 
 def _law_by_fields(draft: Draft, config: Config) -> None:
@@ -232,12 +266,25 @@ def _raw_alone(drafts: Sequence[Draft], config: Config) -> None:
     """``--raw``: all that may be raw weights; if every series is an average by its file, all."""
     free = [d for d in drafts if not d.settled]
     plain = [d for d in free if d.series.role != "average" and d.series.law is None]
+    # Where some are named after an average, the others are the raw weights.
+    named = _named_averages(plain)
+    plain = [d for d in plain if id(d) not in named] or plain
     for draft in plain or free:
         draft.overrules = draft.series.law
         draft.law, draft.origin = parse_law("raw"), config.origin
     for draft in free:
         if not draft.settled:
             draft.error = LeftOutError("it is an average, and --raw takes the raw weights")
+
+
+def _named_averages(drafts: Sequence[Draft]) -> set[int]:
+    """The ids of those that are named after an average: ``ema.pt``, ``ema/model.pt``.
+
+    The name of a directory counts only where no file's own name does: it may be that of the run.
+    """
+    named = [d for d in drafts if d.series.label and AVERAGE.search(d.series.label)]
+    own = [d for d in named if AVERAGE.search(d.file.stored.file_name.partition(".")[0])]
+    return {id(d) for d in own or named}
 
 
 def _law_by_file(draft: Draft, config: Config) -> None:

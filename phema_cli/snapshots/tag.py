@@ -20,7 +20,7 @@ from phema_cli.snapshots.base import (
 from phema_cli.snapshots.reading import Draft, read_checkpoint
 from phema_cli.trainers import generic
 from phema_cli.trainers.base import Clock, Series
-from phema_cli.trainers.clocks import has_number
+from phema_cli.trainers.clocks import is_numbered
 
 #: buffers that modules register; lists of parameters do not have them.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "position_ids", "inv_freq")
@@ -177,7 +177,7 @@ def without_doubles(
     snapshots: Sequence[Snapshot], drafts: Sequence[Draft]
 ) -> tuple[list[Snapshot], list[Finding]]:
     """Leave out files without a number, as ``last``, that are of the same time as one with it."""
-    numbered = {d.file.candidate.name: has_number(d.file.stored.name) for d in drafts}
+    numbered = {d.file.candidate.name: is_numbered(d.file.stored.name) for d in drafts}
     names = {(s.series, s.tag.label, s.tag.step): s.name for s in snapshots if numbered[s.name]}
     kept: list[Snapshot] = []
     findings: list[Finding] = []

@@ -55,11 +55,13 @@ class Sample:
         units: (e,) unit in the last place of each element as it is stored; 0 where that is exact.
         errors: (n,) mean square error of each snapshot's elements that it shares with no other, as
             packed ones have; None without any.
+        copied: names of tensors that an average holds as copies of the raw weights.
     """
 
     values: NDArray[np.floating]
     units: Array
     errors: Array | None = None
+    copied: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """``<Sample of 4096 elements of 40 snapshots>``."""

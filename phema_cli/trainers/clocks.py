@@ -1,7 +1,7 @@
 """When a file was stored: by its entries, by its name, in the words that trainers use.
 
 A word may stand anywhere in a snapshot's own name. The name of a directory above it counts only if
-it is a word and a number and nothing else.
+it is words with a number each and nothing else.
 """
 
 import re
@@ -14,7 +14,7 @@ from phema_cli.trainers.base import Clock, Evidence, StoredFile, Unit, parsed
 _STEPS = (
     *("global_step", "global_steps", "optimization_step", "step", "steps", "update", "updates"),
     *("num_updates", "iteration", "iter", "iter_num", "n_iter", "train_steps", "train_step"),
-    *("current_step", "step_count", "total_steps_done"),
+    *("current_step", "step_count", "total_steps_done", "it"),
 )
 
 _NUMBER = (
@@ -40,7 +40,9 @@ _ROWS = tuple(
         rf"(?:^|(?<=[-_.\s])){_NUMBER}[-_]?(?P<word>{word})(?![-_.=]?\d)",
     )
 )
-_VERSION = re.compile(r"[-_.]v\d+$")
+#: a version, and the number of checkpoints that a mean is of.
+_NO_TIME = re.compile(r"[-_.]v\d+$|(?:^|[-_.])(?:ave|avg|averaged?)[-_.]?\d+(?:best)?(?![^-_.])")
+_BEST = re.compile(r"(?:^|[-_.])(?:best|last|latest|final)(?![^-_.])", re.IGNORECASE)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 #: units, the finest first.
 _FINEST: tuple[Unit, ...] = ("steps", "images", "epochs")
@@ -59,7 +61,7 @@ def clocks_of(
     """
     step = next((c for name in _STEPS if (c := _entry(file, name)) is not None), None)
     # An epoch counts from 0 unless the files show otherwise.
-    epoch = _entry(file, "epoch", unit="epochs")
+    epoch = _entry(file, "epoch", unit="epochs") or _entry(file, "last_epoch", unit="epochs")
     epoch = next((c for c in readings if c.unit == "epochs"), epoch) or _named(file, _epoch_in)
     named = _named(file, clock_in)
     strong = next((c for c in readings if not c.weak and c.unit != "epochs"), None)
@@ -97,7 +99,7 @@ def clock_in(name: str, whole: bool = False) -> Clock | None:
 
     Args:
         name: without ending.
-        whole: whether the name must be the word and the number, as those of directories must.
+        whole: whether the name must be words and numbers, as those of directories must.
     """
     found: dict[Unit, Clock] = {}
     for clock in _clocks(name, whole):
@@ -120,10 +122,10 @@ def _epoch_in(name: str, whole: bool) -> Clock | None:
 def _clocks(name: str, whole: bool) -> Iterator[Clock]:
     """Each time in a name."""
     evidence: Evidence = "folder" if whole else "name"
+    if whole and not _is_whole(name):
+        return
     for row, unit, weak in _ROWS:
         for match in row.finditer(name):
-            if whole and match.group() != name:
-                continue
             value = float(match["number"].replace(",", "")) * _SCALES[match["scale"].lower()]
             word = match["word"].lower()
             if word == "kimg":
@@ -131,9 +133,22 @@ def _clocks(name: str, whole: bool) -> Iterator[Clock]:
             yield Clock(value, unit, word, evidence, weak, unit == "epochs")
 
 
+def _is_whole(name: str) -> bool:
+    """Whether a name is words with a number each: ``step-1000``, ``epoch0-global_step1000``."""
+    left = name
+    for row, _, _ in _ROWS:
+        left = row.sub("", left)
+    return not left.strip("-_")
+
+
 def has_number(name: str) -> bool:
-    """Whether a name has a number that may be a time; the one in ``last-v1`` is a version."""
-    return any(character.isdigit() for character in _VERSION.sub("", name))
+    """Whether a name has a number that may be a time, which that in ``last-v1`` is not."""
+    return any(character.isdigit() for character in _NO_TIME.sub("", name))
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a name is that of one checkpoint among many; ``best_800`` may be a copy of one."""
+    return has_number(name) and _BEST.search(name) is None
 
 
 def images(kimg: int) -> float:

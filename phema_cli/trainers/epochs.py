@@ -1,4 +1,4 @@
-"""ConvNeXt, MAE, MAR, JiT and others: ``checkpoint-<epoch>.pth`` with the epoch inside."""
+"""ConvNeXt, MAE, MAR, JiT, RF-DETR and others: ``checkpoint-<epoch>.pth`` with the epoch inside."""
 
 import re
 
@@ -9,15 +9,15 @@ FILES = "`checkpoint-<epoch>.pth` of `model`, `optimizer`, `epoch`, `args`, and 
 CALL = "`--steps-per-epoch 1250`; without an average `--raw`"
 SOURCE = (
     "facebookresearch/ConvNeXt, utils.py; facebookresearch/mae and LTH14/mar, util/misc.py; "
-    "a copy of LTH14/JiT, util/misc.py"
+    "a copy of LTH14/JiT, util/misc.py; roboflow/rf-detr, rfdetr/main.py"
 )
 
 KEYS = {"model", "optimizer", "epoch", "args"}
-_AVERAGE = re.compile(r"model_ema(?P<number>\d*)")
+_AVERAGE = re.compile(r"model_ema(?P<number>\d*)|ema_model")
 
 
 def read(file: StoredFile) -> Reading | None:
-    """The epoch counts from 0 and is complete; the arguments have constant decays."""
+    """The epoch counts from 0 and is complete; the arguments have the decays."""
     if "model" not in file.dicts:
         return None
     epoch = file.number("epoch")
@@ -36,5 +36,7 @@ def _average(file: StoredFile, key: str) -> Series | None:
     number = found["number"]
     names = [f"ema_decay{number}"] if number else ["model_ema_decay", "ema_rate", "ema_decay"]
     decay = next((d for name in names if (d := file.number("args", name)) is not None), None)
-    law = None if decay is None else law_text("exponential", beta=decay)
+    # RF-DETR has the decay of YOLO, unless its tau is 0.
+    tau = file.number("args", "ema_tau") or None
+    law = None if decay is None else law_text("yolo" if tau else "exponential", beta=decay, tau=tau)
     return Series(file.dicts[key], "average", key, law=law)

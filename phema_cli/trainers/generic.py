@@ -15,6 +15,10 @@ from phema_cli.trainers.nested import AVERAGE, AVERAGE_NAME, TOP, is_state
 
 #: words for networks that follow another one, by an average or otherwise.
 _FOLLOWS = re.compile(r"(teacher|target|mean|momentum|slow|old)(_\w+)?", re.I)
+#: the same words anywhere in the name of a part, and MoCo's letter.
+_FOLLOWER = re.compile(r"(.*_)?(teacher|target|momentum|ema|mean|slow|old)(_.*)?|.*_k", re.I)
+#: float tensors from which on a part is a network, and no layer.
+_NETWORK = 4
 #: prefixes that wrappers put before the names of a model's tensors.
 _WRAPPERS = ("module.", "_orig_mod.", "ema_model.", "ema.", "model.")
 #: keys that a message lists.
@@ -121,13 +125,15 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     words = [h for h in heads if AVERAGE_NAME.fullmatch(h)]
     parts = [(f"{h}.", under(tensors, f"{h}.")) for h in words]
     rest: Tensors = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
-    if not _floats(rest) and len(parts) == 1:
-        prefix, average = parts[0]
-        yield Series(_unwrapped(average), "average", key, prefix)
+    if parts and not _floats(rest):
+        for prefix, average in parts:
+            yield Series(_unwrapped(average), "average", key, prefix)
         return
-    averages = [(p, t) for p, t in parts if align(t, rest)]
-    if averages:
-        rest = without(tensors, *(p for p, _ in averages))
+    averages = [(p, t, False) for p, t in parts if align(t, rest)]
+    # A ParameterList has numbers for names.
+    averages += [(p, t, True) for p, t in parts if _floats(rest) and all(map(str.isdecimal, t))]
+    # What only looks like an average by its name is a part of the network.
+    rest = without(tensors, *(p for p, _, _ in averages))
     for head in (h for h in heads if _FOLLOWS.fullmatch(h)):
         if align(under(tensors, f"{head}."), without(rest, f"{head}.")):
             raise InputError(
@@ -135,8 +141,29 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
                 remedy=f"pass --key {head}, or --key with the prefix of the other",
             )
     yield Series(rest, "raw" if averages else "unknown", key)
-    for prefix, average in averages:
-        yield Series(average, "average", key, prefix)
+    for prefix, average, unnamed in averages:
+        yield Series(average, "average", key, prefix, unnamed=unnamed)
+
+
+def followers(tensors: Tensors) -> list[str]:
+    """The prefixes of parts that have the names of another part, and may be its average.
+
+    Such are the momentum encoders of self-supervised learning: ``backbone_momentum.`` beside
+    ``backbone.``, ``module.encoder_k.`` beside ``module.encoder_q.``.
+    """
+    prefix = ""
+    while True:
+        inner = under(tensors, prefix) if prefix else tensors
+        heads = dict.fromkeys(n.partition(".")[0] for n in inner)
+        if len(heads) != 1 or not all("." in n for n in inner):
+            break
+        prefix += f"{next(iter(heads))}."
+    found = []
+    for head in (h for h in heads if _FOLLOWER.fullmatch(h)):
+        part = under(inner, f"{head}.")
+        if len(_floats(part)) >= _NETWORK and align(part, without(inner, f"{head}.")):
+            found.append(f"{prefix}{head}.")
+    return found
 
 
 def _floats(tensors: Tensors) -> list[str]:
@@ -183,9 +210,10 @@ def align(average: Tensors, raw: Tensors) -> dict[str, str] | None:
 def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> tuple[Series, ...]:
     """The series of a file, each with what the others and the file's name say of it.
 
-    Weights of unknown kind are raw if an average of the same names lies beside them. A series that
-    fills its file is labelled by the word for an average in the file's own name: ``step100_ema.pt``
-    beside ``step100.pt`` is another series. Averages get the names of the raw weights.
+    Weights of unknown kind are raw if an average of the same names lies beside them. Others, and an
+    average that fills its file, are labelled by the word for an average in the file's own name:
+    ``step100_ema.pt`` beside ``step100.pt`` is another series. Averages get the names of the raw
+    weights.
 
     Args:
         file: the file.
@@ -198,8 +226,11 @@ def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> t
         changes: dict[str, Any] = {}
         if one.role == "unknown" and any(align(a, one.tensors) for a in averages):
             changes["role"] = "raw"
-        elif one.role != "raw" and one.key == TOP and one.law is None and one.index is None:
-            words = (file.file_name.partition(".")[0], *file.folders[:1])
+        elif (one.role == "unknown" or (one.role == "average" and one.key == TOP)) and (
+            one.law is None and one.index is None and one.label is None
+        ):
+            above = file.folders[:1] if one.key == TOP else ()
+            words = (file.file_name.partition(".")[0], *above)
             word = next((w for w in words if AVERAGE.search(w)), None)
             changes["label"] = None if word is None else re.sub(r"\d+", "*", word)
         if hint is not None and one.role == "average":

@@ -4,10 +4,17 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "MMEngine"
 FILES = "`iter_100.pth`, `epoch_3.pth`; with `ema_state_dict` the average is `state_dict`"
-CALL = "`--average exponential:beta=0.9998,start=1` (1 - momentum); without EMAHook `--raw`"
-SOURCE = "open-mmlab/mmengine, hooks/ema_hook.py, runner/runner.py, model/averaged_model.py"
+CALL = (
+    "`--average exponential:beta=0.9998,start=1` (1 - momentum), of ExpMomentumEMA "
+    "`--average yolo:beta=0.9998`; without EMAHook `--raw`"
+)
+SOURCE = (
+    "open-mmlab/mmengine, hooks/ema_hook.py, runner/runner.py, model/averaged_model.py; "
+    "open-mmlab/mmdetection, mmdet/models/layers/ema.py"
+)
 
 _AVERAGE, _SWAPPED, _MODULE = "state_dict", "ema_state_dict", "module."
+_GROWS = "ExpMomentumEMA"
 
 
 def read(file: StoredFile) -> Reading | None:
@@ -20,12 +27,15 @@ def read(file: StoredFile) -> Reading | None:
     if _AVERAGE not in file.dicts or not swapped:
         return None if clock is None else Reading(clock=clock)
     raw, updates = file.dicts[_SWAPPED], file.number(_SWAPPED, "steps")
+    # The runner's configuration as text; mmdetection's detectors use this class.
+    grows = _GROWS in str(file.get("meta", "cfg"))
     average = Series(
         file.dicts[_AVERAGE],
         "average",
         _AVERAGE,
         updates=updates,
-        hint="exponential:beta=0.9998,start=1",
+        grows="yolo" if grows else None,
+        hint="yolo:beta=0.9998" if grows else "exponential:beta=0.9998,start=1",
     )
     if clock is None and updates is not None:
         clock = Clock(updates, "steps", f"{_SWAPPED}.steps", weak=True)

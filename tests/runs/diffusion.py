@@ -100,6 +100,37 @@ def guided_diffusion(root: Path) -> Left:
     )
 
 
+@leaves("guided-diffusion")
+def consistency_models(root: Path) -> Left:
+    """openai/consistency_models, cm/train_util.py, save: two more networks."""
+    ema = walk().constant(0.998)
+    steps = range(0, STEPS, 50)
+    for step in steps:
+        save(state(ema[step + 1], step + 1), root / f"ema_0.998_{step:06d}.pt")
+        for name in ("model", "target_model", "teacher_model"):
+            save(raw(step + 1), root / f"{name}{step:06d}.pt")
+    return Left(
+        root,
+        {"raw": "model", "exponential:beta=0.998": "ema_0.998"},
+        tuple(float(n + 1) for n in steps),
+        origin="name",
+        left_out=frozenset(f"{k}_model{n:06d}.pt" for k in ("target", "teacher") for n in steps),
+        end=steps[-1] + 1,
+    )
+
+
+@leaves("DiT")
+def repa(root: Path) -> Left:
+    """sihyun-yu/REPA, train.py: the same with the step inside."""
+    ema = walk().constant()
+    for step in STORED:
+        content: dict[str, Any] = {"model": raw(step), "ema": state(ema[step], step)}
+        content |= {"opt": adam(step), "args": Namespace(model="SiT-XL/2"), "steps": step}
+        save(content, root / "checkpoints" / f"{step:07d}.pt")
+    series, said = {CONSTANT: "ema", "raw": "model"}, Config(average=CONSTANT)
+    return Left(root, series, TIMES, said=said, hint="exponential:beta=0.9999")
+
+
 @leaves("DiT")
 def dit(root: Path) -> Left:
     """facebookresearch/DiT, train.py, main: raw weights, an average with a hard-coded decay."""

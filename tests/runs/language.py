@@ -411,3 +411,22 @@ def fairseq_without_ema(root: Path) -> Left:
         content |= {"optimizer_history": history, "extra_state": {"val_loss": 1.0}}
         save({**content, "last_optimizer_state": adam(step)}, root / f"checkpoint{epoch}.pt")
     return Left(root, {"raw": "model"}, TIMES, said=RAW, error=FROM_RAW)
+
+
+@leaves("icefall")
+def icefall(root: Path) -> Left:
+    """k2-fsa/icefall, icefall/checkpoint.py: a plain mean, kept in float64, of every tenth step."""
+    period = 10
+    mean = walk().averages(lambda n: None if n % period else 1 - period / n)
+    for number, step in enumerate(STORED, start=1):
+        content: dict[str, Any] = {"model": raw(step), "model_avg": state(mean[step], step)}
+        content |= {"optimizer": adam(step), "scheduler": {"epoch": 0, "batch": step}}
+        content |= {
+            "grad_scaler": {"scale": 1.0},
+            "sampler": {"epoch": number},
+            "cur_epoch": number,
+        }
+        content |= {"average_period": period, "batch_idx_train": step}
+        save(content, root / "exp" / f"epoch-{number}.pt")
+    law = f"k-diffusion:power=1,every={period}"
+    return Left(root, {law: "model_avg", "raw": "model"}, TIMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -205,6 +206,103 @@ def jit(root: Path) -> Left:
         save(content, root / f"checkpoint-{name}.pth")
     series = {f"exponential:beta={beta}": key for key, beta in betas.items()}
     return Left(root, {**series, "raw": "model"}, IN_STEPS, said=BY_EPOCH, prefix="net.")
+
+
+@leaves("ConvNeXt and its kin")
+def rf_detr(root: Path) -> Left:
+    """roboflow/rf-detr, rfdetr/main.py: the average's settings among the arguments."""
+    ema = _growing(0.993, 100)
+    for epoch, step in epochs():
+        content: dict[str, Any] = {"model": raw(step), "optimizer": adam(step)}
+        content |= {"epoch": epoch, "args": _arguments(ema_decay=0.993, ema_tau=100, use_ema=True)}
+        save({**content, "ema_model": state(ema[step], step)}, root / f"checkpoint{epoch:04}.pth")
+    save({**content, "model": state(ema[700], 700), "epoch": 13}, root / "checkpoint_best_ema.pth")
+    return Left(
+        root,
+        {"yolo:beta=0.993,tau=100": "ema_model", "raw": "model"},
+        IN_STEPS,
+        said=BY_EPOCH,
+        left_out=frozenset({"checkpoint_best_ema.pth"}),
+    )
+
+
+def _growing(beta: float, tau: float) -> Any:
+    """The averages of YOLO after each step."""
+    return walk().averages(lambda n: -beta * math.expm1(-n / tau))
+
+
+def _module(row: Any, step: int) -> torch.nn.Module:
+    """The network as an object, in float16."""
+    net = Net()
+    net.load_state_dict(state(row, step))
+    return net.half()
+
+
+@leaves("MMEngine")
+def mmdetection(root: Path) -> Left:
+    """open-mmlab/mmdetection, mmdet/models/layers/ema.py: the class stands in the configuration."""
+    ema = walk().averages(lambda n: -0.9998 * math.expm1(-n / 2000) if n > 1 else 0.0)
+    for epoch, step in epochs():
+        meta = {"epoch": epoch + 1, "iter": step, "cfg": "ema_type='ExpMomentumEMA',\n"}
+        content: dict[str, Any] = {"meta": meta, "state_dict": state(ema[step], step)}
+        content["ema_state_dict"] = {**raw(step, "module."), "steps": torch.tensor(step)}
+        content |= {"optimizer": adam(step), "message_hub": {}, "param_schedulers": []}
+        save(content, root / f"epoch_{epoch + 1}.pth")
+    law = "yolo:beta=0.9998"
+    series, said = {law: "state_dict", "raw": "ema_state_dict"}, Config(average=law)
+    return Left(root, series, IN_STEPS, said=said, hint=law, error=FROM_RAW)
+
+
+@leaves("YOLO and its kin")
+def ultralytics(root: Path) -> Left:
+    """ultralytics, engine/trainer.py, save_model and final_eval: the last ones are stripped."""
+    ema = _growing(0.9999, 2000)
+    for epoch, step in epochs():
+        content: dict[str, Any] = {"epoch": epoch, "best_fitness": 0.1, "model": None}
+        content["updates"] = step
+        content |= {"optimizer": adam(step), "train_args": {"epochs": EPOCHS}}
+        save({**content, "ema": _module(ema[step], step)}, root / "weights" / f"epoch{epoch}.pt")
+    stripped = {"epoch": -1, "best_fitness": None, "model": _module(ema[STEPS], STEPS)}
+    for name in ("best", "last"):
+        save({**stripped, "ema": None, "updates": None}, root / "weights" / f"{name}.pt")
+    law = "yolo:beta=0.9999"
+    return Left(
+        root,
+        {law: "ema"},
+        IN_STEPS,
+        said=Config(average=law),
+        hint=law,
+        left_out=frozenset({"weights/best.pt", "weights/last.pt"}),
+        error=FROM_RAW,
+        inexact=IN_FLOAT16,
+    )
+
+
+@leaves("YOLO and its kin")
+def d_fine(root: Path) -> Left:
+    """Peterande/D-FINE, src/solver/_solver.py, state_dict; src/optim/ema.py: no decay."""
+    ema = _growing(0.9999, 1000)
+    for epoch, step in epochs():
+        content = {"date": "2025-01-01T00:00:00", "last_epoch": epoch, "model": raw(step)}
+        content |= {"criterion": {}, "optimizer": adam(step), "lr_scheduler": {"last_epoch": epoch}}
+        content["ema"] = {"module": state(ema[step], step), "updates": step}
+        save(content, root / f"checkpoint{epoch:04}.pth")
+    law = "yolo:beta=0.9999,tau=1000"
+    said, series = Config(average=law), {law: "ema.module", "raw": "model"}
+    return Left(root, series, IN_STEPS, said=said, hint="yolo:beta=0.9999", error=FROM_RAW)
+
+
+@leaves("YOLO and its kin")
+def yolox(root: Path) -> Left:
+    """Megvii-BaseDetection/YOLOX, yolox/core/trainer.py, save_ckpt: ``model`` is the average."""
+    ema = _growing(0.9998, 2000)
+    for epoch, step in epochs():
+        content = {"start_epoch": epoch + 1, "model": state(ema[step], step)}
+        content |= {"optimizer": adam(step), "best_ap": 0.1, "curr_ap": 0.1}
+        save(content, root / f"epoch_{epoch + 1}_ckpt.pth")
+    law = "yolo:beta=0.9998"
+    said = Config(average=law, steps_per_epoch=PER_EPOCH)
+    return Left(root, {law: "model"}, IN_STEPS, said=said, hint=law, error=FROM_RAW)
 
 
 @leaves("VAR")

@@ -67,6 +67,8 @@ class Warmup:
 
     def capped_at(self, rate: float) -> float:
         """The number of updates s after which ``-ln decay`` would fall below ``rate``."""
+        if not rate:
+            return math.inf
         if self.growth == "ratio":
             return max(0.0, (10 - math.exp(min(rate, 3.0))) / math.expm1(rate))
         left = -math.expm1(-rate)
