@@ -1,7 +1,8 @@
 """What the user's own pattern finds in a path."""
 
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import PurePosixPath
 
@@ -65,6 +66,7 @@ class PathPattern:
         compile_pattern(pattern)
         self._pattern = pattern
         self._limit = Limit(_MOST_SECONDS)
+        self.close = self._limit.close
 
     def __call__(self, path: PurePosixPath) -> dict[str, str] | None:
         """Named groups of the pattern in the path, None where it does not match.
@@ -80,3 +82,15 @@ class PathPattern:
         if groups is None:
             return None
         return {k: v for k, v in groups.items() if k in FIELDS and v is not None}
+
+
+@contextmanager
+def searching(pattern: str | None) -> Iterator[PathPattern | None]:
+    """The user's pattern, if there is one, until it has been searched in all paths."""
+    search = PathPattern(pattern) if pattern else None
+    try:
+        yield search
+    finally:
+        # An error that is told later may hold it.
+        if search is not None:
+            search.close()

@@ -18,7 +18,7 @@ from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of, notice
 from phema_cli.snapshots.config import FILE_NAME
 from phema_cli.snapshots.files import Candidate, candidates
-from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError
+from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError, searching
 from phema_cli.trainers.base import Clock, Series, StoredFile, under
 from phema_cli.trainers.nested import by_path, is_state_key, tensors_of
 from phema_cli.trainers.registry import FileReading, read_file
@@ -176,34 +176,34 @@ def read_files(
     """
     config = command_line.over(toml)
     select, exclude = matching(config.select), matching(config.exclude)
-    pattern = PathPattern(config.pattern) if config.pattern else None
     keyed = bool(config.keys)
     files: list[InputFile] = []
     findings: list[Finding] = []
     unselected = 0
-    for candidate in listed:
-        identity = _identity(candidate.path)
-        if identity in seen:
-            continue
-        texts = candidate.texts
-        if (select and not any(map(select, texts))) or any(map(exclude, texts)):
-            unselected += 1
-            continue
-        try:
-            if candidate.fault is not None:
-                raise candidate.fault
-            fields = _user_fields(candidate, pattern, command_line, toml)
-            file = _read(candidate, keyed=keyed)
-            _require_weights(file, keyed=keyed, outputs=outputs)
-        except SlowPatternError:
-            raise
-        except PhemaError as error:
-            findings.append(finding_of(error, candidate.name))
-        else:
-            file.fields = fields
-            files.append(file)
-            # Not before: another name of the file may be the selected one.
-            seen.add(identity)
+    with searching(config.pattern) as pattern:
+        for candidate in listed:
+            identity = _identity(candidate.path)
+            if identity in seen:
+                continue
+            texts = candidate.texts
+            if (select and not any(map(select, texts))) or any(map(exclude, texts)):
+                unselected += 1
+                continue
+            try:
+                if candidate.fault is not None:
+                    raise candidate.fault
+                fields = _user_fields(candidate, pattern, command_line, toml)
+                file = _read(candidate, keyed=keyed)
+                _require_weights(file, keyed=keyed, outputs=outputs)
+            except SlowPatternError:
+                raise
+            except PhemaError as error:
+                findings.append(finding_of(error, candidate.name))
+            else:
+                file.fields = fields
+                files.append(file)
+                # Not before: another name of the file may be the selected one.
+                seen.add(identity)
     lost = _lost_rows(listed, toml, config) if files else ()
     return files, [*findings, *lost], unselected
 
