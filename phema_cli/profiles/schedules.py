@@ -110,19 +110,21 @@ class Rates:
     @property
     def kinks(self) -> tuple[float, ...]:
         """The last update whose decay is the smallest, and the last before the greatest."""
-        found = {self._last_above(self.most), self._last_above(self.least)}
+        found = {_last_above(self, self.most), _last_above(self, self.least)}
         return tuple(self.lag + k for k in sorted(found) if 0 < k < _LAST)
 
-    def _last_above(self, bound: float) -> float:
-        """The last update after ``lag`` whose rate falls no lower than ``bound``."""
-        low, high = 0.0, float(_LAST)
-        while high - low > 1:
-            middle = math.floor((low + high) / 2)
-            if float(self.unlimited(np.array([middle]))[0]) > bound:
-                low = middle
-            else:
-                high = middle
-        return low
+
+@lru_cache(maxsize=2 * _LAWS_KEPT)
+def _last_above(rates: Rates, bound: float) -> float:
+    """The last update after ``lag`` whose rate falls no lower than ``bound``."""
+    low, high = 0.0, float(_LAST)
+    while high - low > 1:
+        middle = math.floor((low + high) / 2)
+        if float(rates.unlimited(np.array([middle]))[0]) > bound:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +164,7 @@ class _Sums:
 @lru_cache(maxsize=_LAWS_KEPT)
 def _sums(rates: Rates) -> _Sums:
     """The sums of the rates after ``lag``."""
-    settled = rates._last_above(rates.least)  # noqa: SLF001 - two halves of one thing
+    settled = _last_above(rates, rates.least)
     last = int(min(settled + 1, _EXACT))
     table = np.cumsum(rates.limited(rates.unlimited(np.arange(1.0, last + 1))))
     table = np.concatenate([[0.0], table])

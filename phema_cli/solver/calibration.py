@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -273,44 +274,52 @@ def _likeliest_drift(
         start: (m,) where to begin.
     """
     m = len(prior)
-    slope = np.diff(np.eye(m), axis=0)
-    bend = np.diff(slope, axis=0)
-    # Before the first snapshot there is hardly anything to fit to.
-    stiff = np.where(np.arange(m - 1) < _EARLY_KNOTS, 1.0, _SLOPE)
-    penalty = _BEND * bend.T @ bend + slope.T @ (stiff[:, None] * slope)
+    unit, penalty = np.eye(m), _penalty(m)
     floor = 1e-12 * squares.max()
     if start is None:
         level = max((squares - noise).sum(), 1e-3 * squares.sum())
         start = prior + np.log(level / (distance @ np.exp(hats @ prior)).sum())
 
-    def loss(z: Array) -> float:
-        v = distance @ np.exp(hats @ z) + noise + floor
+    def loss(z: Array, q: Array) -> float:
+        v = distance @ q + noise + floor
         tension = float((z - prior) @ penalty @ (z - prior))
         return float((np.log(v) + (squares + floor) / v).sum() + tension) / 2
 
     z: Array = start
+    q = np.exp(hats @ z)
     damping = 1e-3
-    best = loss(start)
+    best = loss(z, q)
     for _ in range(_NEWTON_STEPS):
-        moved = distance * np.exp(hats @ z)
+        moved = distance * q
         v = moved.sum(axis=1) + noise + floor
         jacobian = (moved @ hats) / v[:, None]
         gradient = 0.5 * jacobian.T @ (1 - (squares + floor) / v) + penalty @ (z - prior)
         hessian = 0.5 * jacobian.T @ jacobian + penalty
         size = np.trace(hessian) / m
         for _ in range(_TRIALS):
-            step = -np.linalg.solve(hessian + damping * size * np.eye(m), gradient)
+            step = -np.linalg.solve(hessian + damping * size * unit, gradient)
             step *= min(1.0, _LONGEST / max(np.abs(step).max(), 1e-300))
-            value = loss(z + step)
+            tried = np.exp(hats @ (z + step))
+            value = loss(z + step, tried)
             if value <= best:
                 break
             damping *= 10
         else:
             break
-        z, damping, gain, best = z + step, max(damping / 5, 1e-9), best - value, value
+        z, q, damping, gain, best = z + step, tried, max(damping / 5, 1e-9), best - value, value
         if gain < 1e-7 * len(squares):
             break
     return z
+
+
+@lru_cache
+def _penalty(m: int) -> Array:
+    """What bends and slopes of m numbers cost, as a quadratic form (m, m)."""
+    slope = np.diff(np.eye(m), axis=0)
+    bend = np.diff(slope, axis=0)
+    # Before the first snapshot there is hardly anything to fit to.
+    stiff = np.where(np.arange(m - 1) < _EARLY_KNOTS, 1.0, _SLOPE)
+    return _BEND * bend.T @ bend + slope.T @ (stiff[:, None] * slope)
 
 
 def _fit_roughness_and_jitter(

@@ -172,7 +172,7 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
     strides = [
         s.sparse.stride if s.sparse else 0.0 for s in sources if not isinstance(s, RawProfile)
     ]
-    none = np.empty((len(t), 0))
+    none, steps = np.empty((len(t), 0)), t * unit
     return System(
         unit=unit,
         times=t,
@@ -185,10 +185,10 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
         families=families(sources),
         target_ends=np.array([p.end / unit for p in targets]),
         points=np.array([isinstance(p, RawProfile) for p in everything]),
-        source_cdf=np.column_stack([s.cdf(t * unit) for s in sources]),
-        target_cdf=np.column_stack([none, *(p.cdf(t * unit) for p in targets)]),
-        source_density=unit * np.column_stack([s.density(t * unit) for s in sources]),
-        target_density=unit * np.column_stack([none, *(p.density(t * unit) for p in targets)]),
+        source_cdf=np.column_stack([s.cdf(steps) for s in sources]),
+        target_cdf=np.column_stack([none, *(p.cdf(steps) for p in targets)]),
+        source_density=unit * np.column_stack([s.density(steps) for s in sources]),
+        target_density=unit * np.column_stack([none, *(p.density(steps) for p in targets)]),
     )
 
 
