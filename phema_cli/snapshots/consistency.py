@@ -27,6 +27,7 @@ from phema_cli.snapshots.base import (
 )
 from phema_cli.system.processes import quoted
 from phema_cli.trainers.clocks import clock_in
+from phema_cli.trainers.generic import followers
 
 #: ratio of gamma + 1 below which two averages say hardly more than one.
 _HARDLY_DIFFERENT = 1.01
@@ -83,6 +84,12 @@ def check(
         if other and not matching(copy)(name):
             yield Finding("warning", not_averaged(name, extent, reference(snapshots).name))
             break
+    for prefix in followers(newest):
+        part = prefix.rstrip(".").rpartition(".")[2]
+        yield notice(
+            f"the tensors below {part}. have the names of others: if they are an average of these, "
+            f"leave them out with --drop '*{part}.*'"
+        )
     if needs != "names":
         yield from _abandoned(snapshots)
     if needs == "laws":

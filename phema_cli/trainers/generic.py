@@ -133,7 +133,7 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     # A ParameterList has numbers for names.
     averages += [(p, t, True) for p, t in parts if _floats(rest) and all(map(str.isdecimal, t))]
     # What only looks like an average by its name is a part of the network.
-    rest = without(tensors, *(p for p, _, _ in averages))
+    rest = without(tensors, *(p for p, _, _ in averages)) if averages else tensors
     for head in (h for h in heads if _FOLLOWS.fullmatch(h)):
         if align(under(tensors, f"{head}."), without(rest, f"{head}.")):
             raise InputError(
@@ -153,16 +153,17 @@ def followers(tensors: Tensors) -> list[str]:
     """
     prefix = ""
     while True:
-        inner = under(tensors, prefix) if prefix else tensors
-        heads = dict.fromkeys(n.partition(".")[0] for n in inner)
-        if len(heads) != 1 or not all("." in n for n in inner):
+        inside = [n[len(prefix) :] for n in tensors]
+        heads = dict.fromkeys(n.partition(".")[0] for n in inside)
+        if len(heads) != 1 or not all("." in n for n in inside):
             break
         prefix += f"{next(iter(heads))}."
     found = []
-    for head in (h for h in heads if _FOLLOWER.fullmatch(h)):
-        part = under(inner, f"{head}.")
-        if len(_floats(part)) >= _NETWORK and align(part, without(inner, f"{head}.")):
-            found.append(f"{prefix}{head}.")
+    for part in (f"{prefix}{head}." for head in heads if _FOLLOWER.fullmatch(head)):
+        others = under(without(tensors, part), prefix) if prefix else without(tensors, part)
+        own = under(tensors, part)
+        if len(_floats(own)) >= _NETWORK and align(own, others):
+            found.append(part)
     return found
 
 

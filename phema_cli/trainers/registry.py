@@ -123,7 +123,6 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     for one in series:
         refuse_beside(by_path(content, one.within), path, is_state_key)
     hint = next((r.hint for r in readings if r.hint is not None), None)
-    followers = [p for s in series if s.role == "unknown" for p in generic.followers(s.tensors)]
     clock, epoch, named = clocks_of(file, [r.clock for r in readings if r.clock is not None])
     return FileReading(
         trainers,
@@ -131,13 +130,5 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
         clock,
         epoch,
         named,
-        notes=(*(note for r in readings for note in r.notes), *map(_of_follower, followers)),
-    )
-
-
-def _of_follower(prefix: str) -> str:
-    part = prefix.rstrip(".").rpartition(".")[2]
-    return (
-        f"the tensors below {part}. have the names of others: if they are an average of these, "
-        f"leave them out with --drop '*{part}.*'"
+        notes=tuple(note for r in readings for note in r.notes),
     )
