@@ -577,6 +577,15 @@ def test_output_paths(ckpts, output, expected):
     assert str(path) == expected
 
 
+@pytest.mark.parametrize("output", ["b.ckpts/", "there.ckpts"])
+def test_a_directory_may_be_called_nearly_like_a_file(ckpts, tmp_path, monkeypatch, output):
+    """With a slash, or where it is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.ckpts").mkdir()
+    _, (path,) = make_recipe(scan([ckpts]), Request(gamma=(7.0,), output=output, sample=False))
+    assert path.parent.name == output.strip("/")
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from benchmarks.training import Run, train
+from phema_cli.estimate.evidence import check_tags
+from phema_cli.estimate.sample import sample
 from phema_cli.profiles import (
     ExponentialProfile,
     PowerProfile,
@@ -17,6 +19,8 @@ from phema_cli.profiles import (
     TableProfile,
     WindowProfile,
 )
+from phema_cli.request import Config
+from phema_cli.snapshots import scan
 from phema_cli.solver import Sample
 from phema_cli.solver.evidence import (
     Law,
@@ -605,3 +609,27 @@ def test_copies_among_averages_are_told(tmp_path):
     assert f"pass {remedy}" in told.out
     quiet = phema("inspect", tmp_path / "run", *law, *remedy.split())
     assert "copies of the raw weights" not in quiet.out
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_averages_updated_now_and_then_bear_their_tags_out(tmp_path, mean):
+    """Beside raw weights they end a little later, which is no time between snapshots."""
+    random, period = np.random.default_rng(0), 20
+    weights = average = random.standard_normal(1600)
+    for step in range(1, 4001):
+        weights = weights + random.standard_normal(1600) / (100 + step / 20)
+        if step % period == 0:
+            average = average + (period / step if mean else 0.02) * (weights - average)
+        if step % 400 == 0:
+            content = {"model": {"w": torch.from_numpy(weights).float().reshape(40, 40)}}
+            own = {"w": torch.from_numpy(average).reshape(40, 40)}
+            if mean:
+                content |= {"model_avg": own, "average_period": period, "batch_idx_train": step}
+            else:
+                content |= {"ema": own, "step": step}
+            torch.save(content, tmp_path / f"checkpoint-{step}.pt")
+    law = None if mean else "exponential:beta=0.98,every=20"
+    found = scan([tmp_path], Config(average=law))
+    told = check_tags(found.require(), sample(found.snapshots))
+    assert (told.state, told.findings) == ("confirmed", ())
+    assert told.evidence.jitter < 0.4

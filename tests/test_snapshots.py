@@ -858,9 +858,48 @@ def test_the_best_ema_among_raw_weights_is_left_out(tmp_path):
     assert {s.name for s in alone.snapshots} == {"best_ema.pt"}
 
 
+def test_names_of_directories_say_nothing_of_averages(tmp_path):
+    """Two runs stay two runs, whatever the words in the names of their directories."""
+    for folder in ("no-ema", "lr3"):
+        (tmp_path / folder).mkdir()
+        for step in (50, 100):
+            save_file({"w": torch.ones(2)}, tmp_path / f"{folder}/model-step{step}.safetensors")
+    found = scan([tmp_path], Config(raw=True))
+    assert any(f.level == "error" for f in found.findings)
+    assert {s.name.split("/")[0] for s in found.snapshots} == {"no-ema", "lr3"}
+
+
+def test_a_word_that_most_files_have_leaves_none_out(tmp_path):
+    """With --raw all are raw weights, though one file's name lacks the word."""
+    for step in range(50, 450, 50):
+        save_file({"w": torch.ones(2)}, tmp_path / f"swa-unet-step{step}.safetensors")
+    save_file({"w": torch.ones(2)}, tmp_path / "final-step410.safetensors")
+    assert len(scan([tmp_path], Config(raw=True)).require()) == 9
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.w", "b.w", "c.w", "avg.0"],
+        ["ema_net.w", "ema_net.b", "ema_head.v"],
+        ["encoder.w", *(f"fc_{part}.{i}" for part in ("mean", "logvar") for i in "01234")],
+    ],
+)
+def test_parts_with_an_averages_name_stay_in_the_network(tmp_path, names):
+    """Nothing is lost of it, and nothing is advised that would."""
+    for step in (1, 2):
+        tensors = {name: torch.ones(3, 2) for name in names}
+        torch.save({"state_dict": tensors, "step": step}, tmp_path / f"{step}.pt")
+    found = scan([tmp_path], Config(raw=True))
+    (left,) = {tuple(s.checkpoint.tensors) for s in found.require()}
+    assert len(left) == len(names)
+    assert not [f for f in found.findings if "--drop" in str(f.error)]
+
+
 @pytest.mark.parametrize(
     ("own", "other", "told"),
     [
+        ("online_encoder.", "target_encoder.", "target_encoder"),
         ("backbone.", "momentum_backbone.", "momentum_backbone"),
         ("module.encoder_q.", "module.encoder_k.", "encoder_k"),
         ("net.", "net_momentum.", "net_momentum"),

@@ -70,31 +70,35 @@ def do_without_laws(drafts: Sequence[Draft]) -> None:
             draft.law_unknown = True
 
 
+def _says_average(draft: Draft) -> bool:
+    """Whether a file's own name says that it is an average; that of a directory says nothing."""
+    return AVERAGE.search(draft.file.stored.file_name.partition(".")[0]) is not None
+
+
 def _pair(drafts: Sequence[Draft]) -> None:
     """Files that are named after an average are averages if others have the same times.
 
     The others are the raw weights then: ``ema.safetensors`` beside ``model/``.
     """
     unknown = [d for d in drafts if d.series.role == "unknown"]
-    ids = _named_averages(unknown)
-    named = [d for d in unknown if id(d) in ids]
-    others = [d for d in unknown if id(d) not in ids]
+    named = [d for d in unknown if _says_average(d)]
+    others = [d for d in unknown if not _says_average(d)]
     if named and _times(named) == _times(others) and None not in _times(named):
         for draft in unknown:
-            role: Role = "average" if id(draft) in ids else "raw"
+            role: Role = "average" if _says_average(draft) else "raw"
             draft.series = replace(draft.series, role=role)
 
 
 def _leave_out_odd(drafts: Sequence[Draft]) -> None:
-    """Leave out files that only their own names call averages, beside raw weights of known kind."""
-    if not any(d.series.role == "raw" for d in drafts):
-        return
+    """Leave out the few that only their own names call averages, beside known raw weights."""
+    raw = sum(d.series.role == "raw" for d in drafts)
     unknown = [d for d in drafts if d.series.role == "unknown" and not d.settled]
-    for draft in unknown:
-        if AVERAGE.search(draft.file.stored.file_name.partition(".")[0]):
-            draft.error = LeftOutError(
-                "its name says that it is an average, and nothing says which"
-            )
+    named = [d for d in unknown if _says_average(d)]
+    for draft in named if len(named) < raw else ():
+        draft.error = LeftOutError(
+            "its name says that it is an average, and nothing says which (pass --select to use it "
+            "alone)"
+        )
 
 
 def _times(drafts: Sequence[Draft]) -> set[float | None]:
@@ -266,25 +270,16 @@ def _raw_alone(drafts: Sequence[Draft], config: Config) -> None:
     """``--raw``: all that may be raw weights; if every series is an average by its file, all."""
     free = [d for d in drafts if not d.settled]
     plain = [d for d in free if d.series.role != "average" and d.series.law is None]
-    # Where some are named after an average, the others are the raw weights.
-    named = _named_averages(plain)
-    plain = [d for d in plain if id(d) not in named] or plain
+    # ``best_ema.pt`` among many others is none of them.
+    named = [d for d in plain if _says_average(d)]
+    if 2 * len(named) < len(plain):
+        plain = [d for d in plain if not _says_average(d)]
     for draft in plain or free:
         draft.overrules = draft.series.law
         draft.law, draft.origin = parse_law("raw"), config.origin
     for draft in free:
         if not draft.settled:
             draft.error = LeftOutError("it is an average, and --raw takes the raw weights")
-
-
-def _named_averages(drafts: Sequence[Draft]) -> set[int]:
-    """The ids of those that are named after an average: ``ema.pt``, ``ema/model.pt``.
-
-    The name of a directory counts only where no file's own name does: it may be that of the run.
-    """
-    named = [d for d in drafts if d.series.label and AVERAGE.search(d.series.label)]
-    own = [d for d in named if AVERAGE.search(d.file.stored.file_name.partition(".")[0])]
-    return {id(d) for d in own or named}
 
 
 def _law_by_file(draft: Draft, config: Config) -> None:

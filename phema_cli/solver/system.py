@@ -14,7 +14,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.profiles import Array, ExponentialProfile, PowerProfile, Profile, RawProfile
+from phema_cli.profiles import (
+    Array,
+    ExponentialProfile,
+    PowerProfile,
+    Profile,
+    RawProfile,
+    stored_at,
+)
 
 # A product of two densities of exponents <= g changes by exp(2 (g+1) h) over a cell of width h in
 # log time. Gauss-Legendre is exact to rounding with 6 nodes up to a change of e, with 12 up to e^8,
@@ -169,6 +176,8 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
     t, w = nodes(breaks, min(p.exponent for p in everything), max(p.exponent for p in everything))
     source_ends = np.array([s.end / unit for s in sources])
     ends = np.unique(source_ends)
+    # Averages that are updated now and then end a little later than they are stored.
+    stored = np.unique([stored_at(s) / unit for s in sources])
     strides = [
         s.sparse.stride if s.sparse else 0.0 for s in sources if not isinstance(s, RawProfile)
     ]
@@ -178,7 +187,7 @@ def evaluate(sources: Sequence[Profile], targets: Sequence[Profile]) -> System:
         times=t,
         weights=w,
         ends=ends,
-        gap=float(np.median(np.diff(ends))) if len(ends) > 1 else float(ends[0]),
+        gap=float(np.median(np.diff(stored))) if len(stored) > 1 else float(stored[0]),
         stride=min(strides, default=0.0) / unit,
         cells=np.minimum(np.searchsorted(ends, t), len(ends) - 1),
         source_ends=source_ends,

@@ -200,8 +200,12 @@ def output_paths(
         )
     suffix = Path(template or "").suffix
     like = get_close_matches(suffix, endings(), 1, _ALIKE)
-    if like and suffix not in endings():
-        raise UsageError(f"-o {template} would be a directory", remedy=f"did you mean {like[0]}?")
+    meant = FORMATS[format_name].folder or (template or "").endswith(("/", os.sep))
+    if like and suffix not in endings() and not (meant or Path(template or "").is_dir()):
+        raise UsageError(
+            f"-o {template} would be a directory",
+            remedy=f"did you mean {like[0]}? To have a directory, pass {template}/",
+        )
     folder = folder or FORMATS[format_name].folder
     # One directory is what it is called; several are made inside of it.
     alone = folder and len(targets) == 1 and _names_folder(template, format_name)

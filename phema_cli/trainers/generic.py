@@ -15,8 +15,11 @@ from phema_cli.trainers.nested import AVERAGE, AVERAGE_NAME, TOP, is_state
 
 #: words for networks that follow another one, by an average or otherwise.
 _FOLLOWS = re.compile(r"(teacher|target|mean|momentum|slow|old)(_\w+)?", re.I)
-#: the same words anywhere in the name of a part, and MoCo's letter.
-_FOLLOWER = re.compile(r"(.*_)?(teacher|target|momentum|ema|mean|slow|old)(_.*)?|.*_k", re.I)
+#: such words anywhere in the name of a part, and the names that what they follow has instead.
+_FOLLOWER = re.compile(r"(?:^|_)(?:teacher|target|momentum|ema|slow)(?=_|$)", re.I)
+_FOLLOWED = ("", "student", "online")
+#: MoCo's encoders of keys and of queries.
+_KEYS = re.compile(r"(.*(?:encoder|backbone|net|model))_k", re.I)
 #: float tensors from which on a part is a network, and no layer.
 _NETWORK = 4
 #: prefixes that wrappers put before the names of a model's tensors.
@@ -126,12 +129,15 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     parts = [(f"{h}.", under(tensors, f"{h}.")) for h in words]
     rest: Tensors = {n: t for n, t in tensors.items() if n.partition(".")[0] not in words}
     if parts and not _floats(rest):
-        for prefix, average in parts:
-            yield Series(_unwrapped(average), "average", key, prefix)
+        if all(align(t, parts[0][1]) for _, t in parts):
+            for prefix, average in parts:
+                yield Series(_unwrapped(average), "average", key, prefix)
+        else:
+            yield Series(tensors, "average", key)
         return
     averages = [(p, t, False) for p, t in parts if align(t, rest)]
     # A ParameterList has numbers for names.
-    averages += [(p, t, True) for p, t in parts if _floats(rest) and all(map(str.isdecimal, t))]
+    averages += [(p, t, True) for p, t in parts if _is_list_of(t, rest)]
     # What only looks like an average by its name is a part of the network.
     rest = without(tensors, *(p for p, _, _ in averages)) if averages else tensors
     for head in (h for h in heads if _FOLLOWS.fullmatch(h)):
@@ -143,6 +149,26 @@ def _split(key: str, tensors: Tensors) -> Iterator[Series]:
     yield Series(rest, "raw" if averages else "unknown", key)
     for prefix, average, unnamed in averages:
         yield Series(average, "average", key, prefix, unnamed=unnamed)
+
+
+def _led(head: str) -> list[str]:
+    """What the part that another one follows may be called, by the other one's name."""
+    if keys := _KEYS.fullmatch(head):
+        return [f"{keys[1]}_q"]
+    if not _FOLLOWER.search(head):
+        return []
+    names = (_FOLLOWER.sub(f"_{word}" if word else "", head, count=1) for word in _FOLLOWED)
+    return [name.strip("_") for name in names]
+
+
+def _is_list_of(numbered: Tensors, tensors: Tensors) -> bool:
+    """Whether tensors with numbers for names are most of the others, in their order."""
+    if not all(map(str.isdecimal, numbered)):
+        return False
+    shapes = [tensors[n].shape for n in _floats(tensors)]
+    left = iter(shapes)
+    # A list of parameters lacks the buffers between them.
+    return 2 * len(numbered) > len(shapes) and all(t.shape in left for t in numbered.values())
 
 
 def followers(tensors: Tensors) -> list[str]:
@@ -159,7 +185,7 @@ def followers(tensors: Tensors) -> list[str]:
             break
         prefix += f"{next(iter(heads))}."
     found = []
-    for part in (f"{prefix}{head}." for head in heads if _FOLLOWER.fullmatch(head)):
+    for part in (f"{prefix}{head}." for head in heads if not heads.keys().isdisjoint(_led(head))):
         others = under(without(tensors, part), prefix) if prefix else without(tensors, part)
         own = under(tensors, part)
         if len(_floats(own)) >= _NETWORK and align(own, others):

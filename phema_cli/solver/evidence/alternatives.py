@@ -322,7 +322,7 @@ def _numbers(law: Law) -> Sequence[float]:
 
 def _usual_laws(law: Law) -> list[Law]:
     """The law, and those of the numbers that people use next to it."""
-    if not law.averages:
+    if not (law.averages and law.scale):
         return [law]
     near = [n for n in _numbers(law) if abs(n / law.scale - 1) < _SNAP]
     near.sort(key=lambda n: abs(math.log(n / law.scale)))

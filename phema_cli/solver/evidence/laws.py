@@ -193,9 +193,9 @@ class Law:
             return f"gamma {self.scale - 1:.3g}"
         if not self.averages:
             return self.kind
-        # As many digits as 1 - beta needs.
-        digits = max(4, 2 + math.ceil(-math.log10(min(self.scale, 0.9))))
-        label = f"decay {math.exp(-self.scale):.{digits}f}".rstrip("0")
+        # As many digits as 1 - beta needs; without a cap it is 1.
+        digits = max(4, 2 + math.ceil(-math.log10(min(self.scale or 1.0, 0.9))))
+        label = f"decay {math.exp(-self.scale):.{digits}f}".rstrip("0").rstrip(".")
         label += ", warm-up" if self.kind == "warmup" else ""
         return label + (f", every {self.every:g} steps" if self.every != 1 else "")
 
