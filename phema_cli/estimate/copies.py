@@ -6,8 +6,9 @@ from glob import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import InputError, listed
+from phema_cli.errors import listed
 from phema_cli.snapshots import Finding, Snapshot
+from phema_cli.snapshots.base import warning
 from phema_cli.system.processes import quoted
 
 #: times from which on tensors of an average that equal the raw weights are copies of these.
@@ -57,11 +58,8 @@ def copied_in(
 def of_copied(names: Sequence[str]) -> Finding:
     """The warning for tensors of an average that are no averages."""
     option = " ".join(f"--copy {quoted(escape(name))}" for name in names)
-    return Finding(
-        "warning",
-        InputError(
-            f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers "
-            "make them of batch norms; what is made of them as averages is wrong",
-            remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
-        ),
+    return warning(
+        f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers make "
+        "them of batch norms; what is made of them as averages is wrong",
+        remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
     )

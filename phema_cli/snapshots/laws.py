@@ -17,7 +17,6 @@ from phema_cli.trainers.registry import parse_law
 #: largest difference of cumulative weights up to which two laws count as one.
 _ALIKE = 0.01
 _DIGITS = 9
-_GAMMAS = "--gammas (or --sigma-rels)"
 _Value = TypeVar("_Value")
 #: the law that a group of a pattern, or a field of a row in phema.toml, gives.
 _LAWS = {
@@ -143,7 +142,7 @@ def _power(series: Series) -> str:
 def _laws_by_averages(drafts: Sequence[Draft], config: Config) -> None:
     """``--average``: a law for the one average that lacks it, or several by ``--key``."""
     laws = [parse_law(text) for text in config.averages]
-    for draft, law in _assigned(drafts, laws, config, "--average"):
+    for draft, law in _assigned(drafts, laws, config, "--average", "leave --average out"):
         _take(draft, law, config.origin, config)
         _check_hidden(draft, config)
 
@@ -162,9 +161,16 @@ def _check_hidden(draft: Draft, config: Config) -> None:
 
 
 def _assigned(
-    drafts: Sequence[Draft], values: Sequence[_Value], config: Config, option: str
+    drafts: Sequence[Draft], values: Sequence[_Value], config: Config, option: str, instead: str
 ) -> Iterator[tuple[Draft, _Value]]:
     """The drafts that an option is about, each with its value.
+
+    Args:
+        drafts: all series.
+        values: what it gives.
+        config: the user's options.
+        option: as messages call it.
+        instead: what to do where it is about no average.
 
     Raises:
         UsageError: that is not clear.
@@ -195,11 +201,7 @@ def _assigned(
         raise UsageError(
             f"{option} is about one average, and "
             + (f"there are several: {names}" if meant else "there is none"),
-            remedy="pass --key with one of them"
-            if by_key
-            else "leave it out; a target is --gamma or --sigma-rel"
-            if option == _GAMMAS
-            else f"leave {option} out",
+            remedy="pass --key with one of them" if by_key else instead,
         )
     yield from ((d, values[0]) for d in meant)
 
@@ -221,7 +223,9 @@ def _laws_by_gammas(drafts: Sequence[Draft], config: Config) -> None:
         return
     count = len(config.gammas)
     if count in {1, len(config.keys)}:
-        for draft, gamma in _assigned(drafts, config.gammas, config, _GAMMAS):
+        instead = "leave it out; a target is --gamma or --sigma-rel"
+        option = "--gammas (or --sigma-rels)"
+        for draft, gamma in _assigned(drafts, config.gammas, config, option, instead):
             law = parse_law(f"{_power(draft.series)}gamma={gamma:.17g}")
             _take(draft, law, config.origin, config)
     elif config.insists:
