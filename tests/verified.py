@@ -9,9 +9,7 @@ from contextlib import chdir
 from pathlib import Path
 from unittest.mock import patch
 
-import typer
-
-from phema_cli.cli.app import app
+from phema_cli.cli.app import app, command_line
 from phema_cli.cli.options import made
 from phema_cli.estimate.targets import needs_of
 from phema_cli.request import Request
@@ -35,7 +33,7 @@ def verify_run(
     if arguments[:1] != ["synthesize"] or {"--help", "-h"} & set(arguments):
         return
     with chdir(cwd or Path.cwd()), patch.dict(os.environ, environment):
-        command = typer.main.get_command(app).commands["synthesize"]  # type: ignore[attr-defined]
+        command = command_line(app).commands["synthesize"]  # type: ignore[attr-defined]
         given = command.make_context("synthesize", list(arguments[1:])).params
         if given["dry_run"]:
             return

@@ -172,7 +172,7 @@ _add_help()
 
 
 #: all commands with their options, made when they are first needed.
-_command = functools.cache(typer.main.get_command)
+command_line = functools.cache(typer.main.get_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given or said not in {"", "0", "false", "f", "no", "n", "off"}
     try:
         typed = [a for a in given if a != "--debug"]
-        code = _command(app)(typed, standalone_mode=False, obj=typed)
+        code = command_line(app)(typed, standalone_mode=False, obj=typed)
         sys.stdout.flush()
     except Exception as error:  # noqa: BLE001 - its code and one line tell the user
         # A mistake in the command line is no bug: a traceback would not help.

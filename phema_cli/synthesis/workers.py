@@ -74,12 +74,12 @@ def fill(
     recorder = Recorder(recipe, ranks.rank, own)
     # What fsspec runs for remote files does not come along into a forked process.
     remote = any(is_remote(path) for path in recipe.inputs)
-    alone = processes and FORKS and recipe.jobs > 1 and not remote
-    run = forked if alone else threaded
+    jobs = max(1, min(recipe.jobs, len(own)))
+    run = forked if processes and FORKS and jobs > 1 and not remote else threaded
     work = partial(_work, recipe, own)
     with one_thread():
         try:
-            parts = run(work, len(own), recipe.jobs, progress, recorder.finished)
+            parts = run(work, len(own), jobs, progress, recorder.finished)
         except _NonFiniteError as error:
             raise count_nonfinite(recipe) from error
     return Checksums(recipe, parts)

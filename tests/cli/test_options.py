@@ -4,10 +4,9 @@ import inspect
 from dataclasses import fields
 
 import pytest
-import typer
 
 import phema_cli
-from phema_cli.cli.app import app
+from phema_cli.cli.app import app, command_line
 from phema_cli.errors import UsageError
 from phema_cli.request import Config, Request
 from phema_cli.synthesis.layout import is_complete
@@ -21,7 +20,7 @@ _OURS = {"typed", "typed_files", "snapshots", "insists", "origin"}
 
 def parameters(name):
     """The parameters of a command, by name."""
-    command = typer.main.get_command(app).commands[name]
+    command = command_line(app).commands[name]
     return {p.name: p for p in command.params}
 
 
@@ -71,7 +70,7 @@ def test_a_request_that_makes_no_sense_is_refused():
 def test_a_variable_has_one_kind_of_value():
     """Whatever commands read it; what -o may be each command says itself."""
     kinds = {}
-    for name in typer.main.get_command(app).commands:
+    for name in command_line(app).commands:
         for option, parameter in parameters(name).items():
             if option != "output" and parameter.envvar:
                 kinds.setdefault(str(parameter.envvar), set()).add(parameter.metavar)
