@@ -178,7 +178,7 @@ class Entries:
         named: by the tensors' names, in the order of the data.
         size_bytes: of all tensors.
         digest: the same for the same headers.
-        shards: the entries of each file, if there are several.
+        shards: the entries of each file, if there are several; held, so that others share them.
     """
 
     named: Mapping[str, Entry]

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from phema_cli.formats.base import Entries, Entry, Extent, Tensors
 
 #: those that some checkpoint has now, by digest.
-_KNOWN: WeakValueDictionary[bytes, Entries] = WeakValueDictionary()
+KNOWN: WeakValueDictionary[bytes, Entries] = WeakValueDictionary()
 
 
 def digest_of(*parts: bytes) -> bytes:
@@ -22,16 +22,6 @@ def digest_of(*parts: bytes) -> bytes:
     for part in parts:
         digest.update(b"%d " % len(part) + part)
     return digest.digest()
-
-
-def known(digest: bytes) -> Entries | None:
-    """The entries of that digest, if they are held."""
-    return _KNOWN.get(digest)
-
-
-def remember(entries: Entries) -> None:
-    """Have :func:`known` find them while a checkpoint holds them."""
-    _KNOWN[entries.digest] = entries
 
 
 def joined(
@@ -53,7 +43,7 @@ def joined(
             if file_of(name) == number
         }
     digest = digest_of(index, *(shard.entries.digest for shard in held))
-    entries = known(digest)
+    entries = KNOWN.get(digest)
     if entries is None:
         named = {
             name: entry._replace(file=number)
@@ -62,16 +52,13 @@ def joined(
             if file_of(name) == number
         }
         parts = tuple(shard.entries for shard in held)
-        entries = Entries(named, _size(named.values()), digest, parts)
-        remember(entries)
+        entries = KNOWN[digest] = Entries(named, _size(named.values()), digest, parts)
     return Tensors(entries, tuple(place for shard in held for place in shard.places))
 
 
 def alike(one: Mapping[str, Extent], other: Mapping[str, Extent]) -> bool:
     """Whether two checkpoints surely have the same tensors, of the same shapes, types and order."""
-    if isinstance(one, Tensors) and isinstance(other, Tensors):
-        return one.entries is other.entries
-    return one is other
+    return layout_of(one) == layout_of(other)
 
 
 def layout_of(tensors: Mapping[str, Extent]) -> object:

@@ -5,7 +5,7 @@ Their paths are those of universal_pathlib, which have pathlib's methods and are
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from http import HTTPStatus
 from itertools import islice
@@ -60,14 +60,9 @@ def _wrapped_errors(where: object, kind: type[PhemaError]) -> Iterator[None]:
         raise kind(f"cannot read: {str(error) or type(error).__name__}", where=where) from error
 
 
-@contextmanager
-def remote_errors(path: Path) -> Iterator[None]:
+def remote_errors(path: Path) -> AbstractContextManager[None]:
     """Turn any error of a remote file system into a StorageError; local ones pass."""
-    if not is_remote(path):
-        yield
-        return
-    with _wrapped_errors(path, StorageError):
-        yield
+    return _wrapped_errors(path, StorageError) if is_remote(path) else nullcontext()
 
 
 def no_such(path: Path) -> PhemaError:

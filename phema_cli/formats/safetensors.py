@@ -37,7 +37,7 @@ from phema_cli.formats.checks import (
     parse_object,
     parse_value,
 )
-from phema_cli.formats.entries import digest_of, known, remember
+from phema_cli.formats.entries import KNOWN, digest_of
 from phema_cli.formats.image import HASH_DIGITS, Algorithm, FileImage, FolderImage, Specs
 from phema_cli.formats.sharded import read_sharded
 
@@ -110,14 +110,14 @@ def read_header(path: Path) -> tuple[Tensors, dict[str, str]]:
     digest = digest_of(rest.rstrip(b" "))
     # Of a million tensors nothing is held twice.
     del rest
-    entries = known(digest)
+    entries = KNOWN.get(digest)
     if entries is None:
         header = parse_object(raw, path, _entry)
         del raw
         metadata = checked_metadata(header.pop("__metadata__", front), path)
         entries = _entries(path, header, digest)
         if metadata == front:
-            remember(entries)
+            KNOWN[digest] = entries
     else:
         metadata = checked_metadata(front, path)
     if start + entries.size_bytes != size:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from phema_cli.errors import InputError, StorageError
+from phema_cli.errors import InputError, reading
 from phema_cli.formats.remote import is_remote
 
 #: inode, bytes, and the time of the last change in ns: what another file, or a later version of the
@@ -38,11 +38,8 @@ def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:
         StorageError: the operating system can't look there.
     """
     for path, before in stamps.items():
-        try:
+        same = False
+        with reading(path), suppress(FileNotFoundError):
             same = stamp(path) == before
-        except FileNotFoundError:
-            same = False
-        except OSError as error:
-            raise StorageError.wrap(error, path, "read") from error
         if not same:
             raise InputError("changed while it was read", where=path, remedy=remedy)
