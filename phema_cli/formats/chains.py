@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from phema_cli.errors import InputError
@@ -40,11 +41,6 @@ _MOST_KNOWN = 1 << 14
 
 def unpacked(path: Path, header: Header, read_header: ReadHeader) -> Mapping[str, Extent]:
     """The tensors of a safetensors file, packed ones under their own names.
-
-    Args:
-        path: the file.
-        header: its own.
-        read_header: reads those of the files that it follows.
 
     Raises:
         InputError: it is packed, and what it follows is missing, is not what it was, lies
@@ -95,31 +91,22 @@ def _links(extents: Mapping[str, Extent]) -> Iterator[Link]:
 
 
 class _Directory:
-    """The files beside a packed one, each looked at once.
-
-    Args:
-        path: the packed file.
-        read_header: reads the header of another one.
-    """
+    """The files beside a packed one, each looked at once."""
 
     def __init__(self, path: Path, read_header: ReadHeader) -> None:
         self._read_header = read_header
         self._files: dict[str, Path] = {path.name: path}
-        self._stamps: dict[Path, Stamp | None] = {}
-        self._known: dict[Path, _Known] = {}
+        #: the stamp that a file had when it was first asked for.
+        self._stamp = cache(known_stamp)
 
     def known(
         self, path: Path, header: Header, packing: Packing, above: tuple[Path, ...]
     ) -> _Known:
         """What a file is a sum of.
 
-        Args:
-            path: the file; ``header`` and ``packing`` are its own.
-            header: extents and metadata.
-            packing: how it is packed.
-            above: the files that led here, this one last.
+        ``above`` are the files that led here, this one last.
         """
-        stamps = {path: self._stamp(path)}
+        stamps: dict[Path, Stamp | None] = {path: self._stamp(path)}
         checksum = header[1].get(CHECKSUM_KEY, "")
         if packing.keyframe is None:
             return _Known(Link(header[0], (), (), checksum), stamps)
@@ -161,7 +148,7 @@ class _Directory:
             raise broken(f"follows {name}, which follows it in turn", path)
         if len(above) > LONGEST_CHAIN:
             raise broken("follows too many others", path)
-        known = self._known.get(other) or self._remembered(other)
+        known = self._remembered(other)
         if known is None:
             # From before its header is read: a file that is replaced meanwhile is read again.
             self._stamp(other)
@@ -173,7 +160,6 @@ class _Directory:
             if len(_KNOWN) >= _MOST_KNOWN:
                 _KNOWN.clear()
             _KNOWN[other] = known
-        self._known[other] = known
         if not checksum or known.link.checksum != checksum:
             raise _foreign(path, name)
         return known
@@ -183,12 +169,6 @@ class _Directory:
         known = _KNOWN.get(path)
         same = known is not None and all(self._stamp(p) == s for p, s in known.stamps.items())
         return known if same else None
-
-    def _stamp(self, path: Path) -> Stamp | None:
-        """The stamp that a file had when it was first asked for."""
-        if path not in self._stamps:
-            self._stamps[path] = known_stamp(path)
-        return self._stamps[path]
 
 
 def _check_fit(own: Part, other: Link, name: str, keyframe: Mapping[str, Extent]) -> None:

@@ -125,8 +125,7 @@ def parse(metadata: Mapping[str, str], path: Path) -> Packing | None:
         case {"schema": str(), **others} if not others:
             return Packing()
         case _:
-            pass
-    raise broken(f"its entry {KEY} makes no sense", path)
+            raise broken(f"its entry {KEY} makes no sense", path)
 
 
 def _followed(entry: object, path: Path) -> Followed:
