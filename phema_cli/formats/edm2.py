@@ -19,7 +19,6 @@ from phema_cli.formats.torch_pickle import (
     GLOBALS,
     TENSORS,
     Globals,
-    Record,
     Storage,
     TensorStub,
     torch_global,
@@ -42,15 +41,10 @@ _OTHER_FORMATS = "write .safetensors or .pt"
 
 
 class _Storages:
-    """Finds the storages of a pickle, each a stream of torch's legacy format.
-
-    Attributes:
-        records: where the bytes of each storage lie, by its key.
-    """
+    """Finds the storages of a pickle, each a stream of torch's legacy format."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.records: dict[str, Record] = {}
         self._by_span: dict[Span, Storage] = {}
 
     def find_global(self, module: str, name: str) -> object:
@@ -83,10 +77,7 @@ class _Storages:
         start, length = machine.tell(), count * storage.dtype.bits // 8
         if start + length != end:
             raise InputError(f"a storage of {length} bytes in a string of {span.length}")
-        # Storages of several objects may share a key; the place of each is its own.
-        placed = storage._replace(key=str(start))
-        self.records[placed.key] = (start, length)
-        return placed
+        return storage._replace(record=(start, length))
 
 
 def _storage_global(module: str, name: str) -> object:
@@ -130,7 +121,7 @@ def read(path: Path) -> Contents:
 
     Errors as :meth:`phema_cli.formats.registry.Format.read` says.
     """
-    content, records, end = _load(path)
+    content, end = _load(path)
     if not isinstance(content, dict):
         raise InputError(
             "not an EDM2 network pickle", where=path, remedy="leave it out with --exclude"
@@ -149,7 +140,7 @@ def read(path: Path) -> Contents:
     def locate(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:
         check_text(tensors, path)
         return {
-            name: stub.extent(name, path, records[stub.storage.key])
+            name: stub.extent(name, path, stub.storage.record)
             for name, stub in tensors.items()
             if isinstance(stub, TensorStub)
         }
@@ -157,15 +148,13 @@ def read(path: Path) -> Contents:
     return Contents(path, NAME, nested, locate, (path,), metadata, path.stem)
 
 
-def _load(path: Path) -> tuple[object, Mapping[str, Record], int]:
-    """The pickle's content, the records of its storages by their keys, and where it ends."""
+def _load(path: Path) -> tuple[object, int]:
+    """The pickle's content, and where it ends."""
     try:
         with path.open("rb") as file:
-            storages = _Storages(file)
-            size = path.stat().st_size
-            find = storages.find_global
+            size, find = path.stat().st_size, _Storages(file).find_global
             machine = Unpickler(file, 0, size, find, most=_MOST_OPCODES, guarded=TENSORS)
-            return machine.load(), storages.records, machine.tell()
+            return machine.load(), machine.tell()
     except UnsafePickleError as error:
         remedy = "phema runs no code from files; leave it out with --exclude"
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
@@ -219,7 +208,7 @@ def encode(
             where=carried.path,
             remedy=_OTHER_FORMATS,
         )
-    _, _, end = _load(carried.path)
+    _, end = _load(carried.path)
     segments = list(_gaps(carried.path, ordered, end))
     tail = _TRAILER + metadata.get("phema", "").encode() + b"\n"
     return FileImage(

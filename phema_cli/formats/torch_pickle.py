@@ -39,15 +39,16 @@ _BYTE_BITS = 8
 _MOST_REPEATED = 1 << 30
 
 
+#: where a storage's bytes begin in the file, and how many they are.
+Record = tuple[int, int]
+
+
 class Storage(NamedTuple):
-    """A storage: its key in the archive, and its element type."""
+    """A storage: its key in the archive, its element type, and its bytes if no archive has them."""
 
     key: str
     dtype: DType
-
-
-#: where a storage's bytes begin in the file, and how many they are.
-Record = tuple[int, int]
+    record: Record = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,7 @@ class TensorStub(StoredTensor):
     strides: tuple[int, ...]
 
     def extent(self, name: str, path: Path, record: Record) -> Extent:
-        """Where the values lie.
-
-        Args:
-            name: the name that the extent gets.
-            path: the file.
-            record: the bytes of the storage.
+        """Where the values lie in a file, of which ``record`` is the storage.
 
         Raises:
             InputError: they don't lie inside the record.
