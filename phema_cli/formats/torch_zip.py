@@ -38,16 +38,10 @@ def read(path: Path) -> Contents:
     with _zip_errors(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         root, data = read_pickle(archive, path)
         content = load(data, path)
-        prefix = f"{root}/data/"
-        records = {
-            info.filename.removeprefix(prefix): info
-            for info in archive.infolist()
-            if info.filename.startswith(prefix)
-        }
         metadata = {}
         if (name := f"{root}/{METADATA_RECORD}") in archive.NameToInfo:
             metadata = checked_metadata(parse_object(_read_entry(archive, name, path), path), path)
-        locate = partial(_locate, path, records, archive.start_dir)
+        locate = partial(_locate, path, archive.NameToInfo, f"{root}/data/", archive.start_dir)
     return Contents(path, NAME, content, locate, (path,), metadata, path.stem)
 
 
@@ -133,22 +127,16 @@ def _check_stored(info: zipfile.ZipInfo, name: str, path: Path) -> None:
 def _locate(
     path: Path,
     entries: Mapping[str, zipfile.ZipInfo],
+    prefix: str,
     end: int,
     tensors: Mapping[str, StoredTensor],
 ) -> dict[str, Extent]:
-    """Extents of an archive's tensors.
-
-    Args:
-        path: the archive.
-        entries: its records by key.
-        end: where they end.
-        tensors: the tensors.
-    """
+    """Extents of an archive's tensors, whose records have a prefix before their keys."""
     check_text(tensors, path)
     stubs = {name: t for name, t in tensors.items() if isinstance(t, TensorStub)}
     with _zip_errors(path), path.open("rb") as file:
         records = {
-            key: find_record(file, entries.get(key), key, end, path)
+            key: find_record(file, entries.get(prefix + key), key, end, path)
             for key in dict.fromkeys(stub.storage.key for stub in stubs.values())
         }
     for (start, length), (following, _) in pairwise(sorted(records.values())):
@@ -162,14 +150,7 @@ def _locate(
 def find_record(
     file: IO[bytes], info: zipfile.ZipInfo | None, key: str, end: int, path: Path
 ) -> Record:
-    """Where the bytes of a storage lie in the archive.
-
-    Args:
-        file: the archive.
-        info: the record's entry in the directory; None if there is none.
-        key: the storage's key.
-        end: where the archive's records end.
-        path: the file, for messages.
+    """Where the bytes of a storage lie in an archive whose records end at ``end``.
 
     Raises:
         InputError: the record is missing, compressed, or broken.
