@@ -4,13 +4,12 @@ Each tensor is one chunk: ranks that load it take their shards of it. torch is n
 pickle of ``.metadata``: its bytes would change with torch, and outputs have to stay the same.
 """
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, FolderImage, Specs
-from phema_cli.formats.torch_write import encode_tensor, plain, torch_shape
+from phema_cli.formats.torch_write import encode_tensor, pickled_dict, plain, torch_shape
 
 #: the version of this layout that torch writes.
 _VERSION = "1.0.0"
@@ -40,9 +39,6 @@ _SHARED = {
 }
 #: their places there, behind those that plain values take.
 _MEMO = {name: 64 + place for place, name in enumerate(_SHARED)}
-#: items that are put into a dict at a time: readers bound the stack.
-_BATCH = 1000
-
 #: keys of nested dicts, and places in lists.
 Keys = tuple[str | int, ...]
 
@@ -141,9 +137,9 @@ def _index(stored: Mapping[str, _Chunk], nested: Mapping[str, Keys], record: str
     described = ((plain(name), _described(chunk)) for name, chunk in stored.items())
     places = ((_key(name, chunk), _place(chunk)) for name, chunk in stored.items())
     fields = {
-        "state_dict_metadata": _dict(described),
-        "planner_data": _dict((plain(name), plain(path)) for name, path in nested.items()),
-        "storage_data": _dict(places),
+        "state_dict_metadata": pickled_dict(described),
+        "planner_data": pickled_dict((plain(name), plain(path)) for name, path in nested.items()),
+        "storage_data": pickled_dict(places),
         "storage_meta": plain(None),
         "version": plain(_VERSION),
         PROVENANCE_KEY: plain(record),
@@ -196,12 +192,4 @@ def _shared(name: str) -> bytes:
 def _object(name: str, fields: Mapping[str, bytes]) -> bytes:
     """The opcodes of an object with these fields."""
     items = ((_shared(n) if n in _SHARED else plain(n), value) for n, value in fields.items())
-    return _shared(name) + b")\x81" + _dict(items) + b"b"
-
-
-def _dict(items: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The opcodes of a dict."""
-    waiting, parts = iter(items), [b"}"]
-    while batch := list(itertools.islice(waiting, _BATCH)):
-        parts.append(b"(" + b"".join(itertools.chain.from_iterable(batch)) + b"u")
-    return b"".join(parts)
+    return _shared(name) + b")\x81" + pickled_dict(items) + b"b"

@@ -5,8 +5,9 @@ import math
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from phema_cli.errors import InputError
 from phema_cli.formats.base import Checkpoint, DType
@@ -15,15 +16,14 @@ from phema_cli.formats.torch_pickle import STORAGE_DTYPES
 
 #: the directory inside the archive.
 _ROOT = "archive"
-#: what the records ``byteorder`` and ``version`` hold.
-_ORDER, _FILE_VERSION = b"little", b"3\n"
+#: what the record ``version`` holds.
+_FILE_VERSION = b"3\n"
 #: the record that holds the metadata; torch ignores it.
 METADATA_RECORD = "phema.json"
 
 #: bytes to which storages are aligned, as torch does since 2.6, so that they can be mapped.
 _ALIGNMENT = 64
-#: items that the pickle puts into a dict at a time, as Python's pickler does: readers bound the
-#: stack.
+#: items that are put into a dict at a time, as Python's pickler does: readers bound the stack.
 _BATCH = 1000
 _BYTE_BITS = 8
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
@@ -67,20 +67,14 @@ def encode(
         InputError: torch has no type for a tensor.
     """
     order = [n for n in carried.tensors if n in specs or n in ties]
-    stored = dict.fromkeys(ties.get(n, n) for n in order)
-    keys = {name: str(number) for number, name in enumerate(stored)}
-    fixed = {
-        "data.pkl": _pickle(order, specs, ties, keys),
-        "byteorder": _ORDER,
-        METADATA_RECORD: json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False).encode(),
-    }
-    records = [_Record(f"{_ROOT}/{n}", len(c), c) for n, c in fixed.items()]
-    records += [
-        _Record(f"{_ROOT}/data/{keys[n]}", dtype.size_bytes(math.prod(shape)), tensor=n)
-        for n, (dtype, shape) in specs.items()
-    ]
-    records.append(_Record(f"{_ROOT}/version", len(_FILE_VERSION), _FILE_VERSION))
-    return _archive(records)
+    stored = [ties.get(n, n) for n in order]
+    keys = {name: str(number) for number, name in enumerate(dict.fromkeys(stored))}
+    opcodes = pickled_dict(
+        (plain(name), _tensor(own, *specs[own], keys[own]))
+        for name, own in zip(order, stored, strict=True)
+    )
+    text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
+    return _archive(opcodes, specs, keys, {METADATA_RECORD: text.encode()})
 
 
 def encode_tensor(name: str, dtype: DType, shape: tuple[int, ...]) -> FileImage:
@@ -89,47 +83,46 @@ def encode_tensor(name: str, dtype: DType, shape: tuple[int, ...]) -> FileImage:
     Raises:
         InputError: torch has no type for the tensor.
     """
-    pickled = b"".join([b"\x80\x02", *_tensor(name, dtype, shape, "0"), b"."])
-    size = dtype.size_bytes(math.prod(shape))
-    return _archive(
-        [
-            _Record(f"{_ROOT}/data.pkl", len(pickled), pickled),
-            _Record(f"{_ROOT}/byteorder", len(_ORDER), _ORDER),
-            _Record(f"{_ROOT}/data/0", size, tensor=name),
-            _Record(f"{_ROOT}/version", len(_FILE_VERSION), _FILE_VERSION),
-        ]
-    )
+    opcodes = _tensor(name, dtype, shape, "0")
+    return _archive(opcodes, {name: (dtype, shape)}, {name: "0"}, {})
 
 
-def _archive(records: list[_Record]) -> FileImage:
-    """A zip archive of stored records."""
+def _archive(
+    opcodes: bytes, specs: Specs, keys: Mapping[str, str], further: Mapping[str, bytes]
+) -> FileImage:
+    """The archive of a pickle, of tensors by their keys, and of further records."""
+    fixed = {"data.pkl": b"\x80\x02" + opcodes + b".", "byteorder": b"little", **further}
+    records = [_Record(name, len(content), content) for name, content in fixed.items()]
+    records += [
+        _Record(f"data/{keys[name]}", dtype.size_bytes(math.prod(shape)), tensor=name)
+        for name, (dtype, shape) in specs.items()
+    ]
+    records.append(_Record("version", len(_FILE_VERSION), _FILE_VERSION))
     at = 0
     segments: list[tuple[int, bytes]] = []
     offsets: dict[str, int] = {}
     checksums: dict[str, tuple[int, ...]] = {}
-    entries: list[bytes] = []
-    places: list[tuple[_Record, int]] = []
+    entries: list[tuple[_Record, int, bytes]] = []
     for record in records:
         head, entry = _headers(record, at)
-        places.append((record, at))
-        entries.append(entry)
+        entries.append((record, at, entry))
         segments.append((at, head + (record.content or b"")))
         if record.tensor is not None:
             offsets[record.tensor] = at + len(head)
         at += len(head) + record.size
     start = at
-    for (record, head_at), entry in zip(places, entries, strict=True):
+    for record, head_at, entry in entries:
         if record.tensor is not None and record.size:
             checksums[record.tensor] = (head_at + _CRC_IN_LOCAL, at + _CRC_IN_CENTRAL)
         at += len(entry)
-    tail = b"".join(entries) + _end(len(entries), start, at - start)
+    tail = b"".join(entry for *_, entry in entries) + _end(len(entries), start, at - start)
     segments.append((start, tail))
     return FileImage(tuple(segments), offsets, start + len(tail), checksums)
 
 
 def _headers(record: _Record, at: int) -> tuple[bytes, bytes]:
     """The header of a record that begins at byte ``at``, and its entry in the directory."""
-    name = record.name.encode()
+    name = f"{_ROOT}/{record.name}".encode()
     large = record.size >= _MOST_32
     size = _MOST_32 if large else record.size
     extra = struct.pack("<HHQQ", 1, 16, record.size, record.size) if large else b""
@@ -165,34 +158,23 @@ def _end(count: int, start: int, size: int) -> bytes:
     return tail + _END.pack(b"PK\5\6", 0, 0, few, few, *short, 0)
 
 
-def _pickle(
-    order: list[str], specs: Specs, ties: Mapping[str, str], keys: Mapping[str, str]
-) -> bytes:
-    """The pickle of a dict of tensors, with the calls that torch's own pickles have."""
-    parts = [b"\x80\x02}"]
-    for at in range(0, len(order), _BATCH):
-        parts.append(b"(")
-        for name in order[at : at + _BATCH]:
-            stored = ties.get(name, name)
-            parts += [plain(name), *_tensor(stored, *specs[stored], keys[stored])]
-        parts.append(b"u")
-    return b"".join([*parts, b"."])
-
-
-def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> Iterator[bytes]:
-    """The call that rebuilds a tensor from its storage."""
+def _tensor(name: str, dtype: DType, shape: tuple[int, ...], key: str) -> bytes:
+    """The opcodes of the call that rebuilds a tensor from its storage, as torch has them."""
     typed = dtype.name in _STORAGES
     shape = torch_shape(name, dtype, shape)
     storage = f"torch\n{_STORAGES[dtype.name]}" if typed else "torch.storage\nUntypedStorage"
     count = math.prod(shape) if typed else math.prod(shape) * max(dtype.bits // 8, 1)
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     function = "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"
-    yield f"ctorch._utils\n{function}\n((".encode() + plain("storage")
-    yield f"c{storage}\n".encode() + plain(key) + plain("cpu") + plain(count) + b"tQ"
-    yield plain(0) + plain(shape) + plain(strides) + b"\x89ccollections\nOrderedDict\n)R"
-    if not typed:
-        yield f"ctorch\n{dtype.label}\n".encode()
-    yield b"tR"
+    return b"".join(
+        [
+            f"ctorch._utils\n{function}\n((".encode() + plain("storage"),
+            f"c{storage}\n".encode() + plain(key) + plain("cpu") + plain(count) + b"tQ",
+            plain(0) + plain(shape) + plain(strides) + b"\x89ccollections\nOrderedDict\n)R",
+            b"" if typed else f"ctorch\n{dtype.label}\n".encode(),
+            b"tR",
+        ]
+    )
 
 
 def torch_shape(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -215,3 +197,11 @@ def torch_shape(name: str, dtype: DType, shape: tuple[int, ...]) -> tuple[int, .
 def plain(value: object) -> bytes:
     """The opcodes of a number, a text or a tuple of these; they use the memo's first places."""
     return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def pickled_dict(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The opcodes of a dict, from those of its keys and values."""
+    waiting, parts = iter(items), [b"}"]
+    while batch := list(islice(waiting, _BATCH)):
+        parts.append(b"(" + b"".join(chain.from_iterable(batch)) + b"u")
+    return b"".join(parts)
