@@ -14,7 +14,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 
 from phema_cli.formats.base import DTYPES, Checkpoint
 from phema_cli.formats.reader import FileReader
-from phema_cli.formats.torch_write import encode
+from phema_cli.formats.torch_zip import encode
 from phema_cli.snapshots import scan
 from tests.builders import phema, read_index, run, write_run
 from tests.libraries import small_unet

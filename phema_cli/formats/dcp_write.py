@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from phema_cli.formats.base import Checkpoint, DType
 from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, FolderImage, Specs
-from phema_cli.formats.torch_write import encode_tensor, pickled_dict, plain, torch_shape
+from phema_cli.formats.torch_zip import encode_tensor, pickled_dict, plain, torch_shape
 
 #: the version of this layout that torch writes.
 _VERSION = "1.0.0"
