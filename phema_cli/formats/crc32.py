@@ -35,12 +35,9 @@ def _times(a: int, b: int) -> int:
 
 
 def combine(first: int, second: int, length: int) -> int:
-    """CRC-32 of two strings of bytes, one after the other.
+    """CRC-32 of two strings of bytes, one after the other, from that of each.
 
-    Args:
-        first: CRC-32 of the first, as ``zlib.crc32`` gives it.
-        second: CRC-32 of the second.
-        length: bytes of the second.
+    ``length`` counts the bytes of the second.
     """
     return _times(_shift(length), first) ^ second
 
@@ -108,11 +105,7 @@ class Ranges:
     def crc32(self, name: str, start: int, stop: int, rest: Callable[[int, int], int]) -> int:
         """CRC-32 of all bytes from ``start`` to ``stop``.
 
-        Args:
-            name: of what.
-            start: the first byte.
-            stop: the byte behind the last.
-            rest: gives the CRC-32 of bytes that no range has, from one byte to another.
+        ``rest`` gives that of bytes that no range has, from one byte to another.
         """
         crc, done = 0, start
         for first, (part, end) in sorted(self._by_name.get(name, {}).items()):

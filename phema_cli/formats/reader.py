@@ -162,16 +162,9 @@ class FileReader(OpenFiles):
             self._bands.fill(extent, start, out)
 
     def read_residues(self, part: Part, name: str, start: int, out: NDArray[np.floating]) -> Floats:
-        """Fill ``out`` with a packed file's residues of a tensor; returns their blocks' scales.
+        """Fill ``out`` with a tensor's residues; returns the scales of their blocks.
 
-        Args:
-            part: the file.
-            name: the tensor's.
-            start: index of the first element, which is the first of its block.
-            out: float32 or float64.
-
-        Raises:
-            InputError: a scale is negative or not finite.
+        ``out`` is float32 or float64; the rest as :meth:`read_packed` has it.
         """
         held = np.empty(-(-len(out) * part.bits // 8), np.uint8)
         raw = np.empty(-(-len(out) // BLOCK), np.uint16)
@@ -183,14 +176,9 @@ class FileReader(OpenFiles):
     def read_packed(
         self, part: Part, name: str, start: int, integers: memoryview, scales: memoryview
     ) -> None:
-        """Read stored integers of a tensor, and the scales of their blocks.
+        """Fill buffers with stored integers of a tensor, and with the scales of their blocks.
 
-        Args:
-            part: the file.
-            name: the tensor's.
-            start: index of the first element, which is the first of its block.
-            integers: filled.
-            scales: filled.
+        ``start`` is the index of the first element, which is the first of its block.
 
         Raises:
             InputError: a scale is negative or not finite.

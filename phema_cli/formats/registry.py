@@ -31,7 +31,6 @@ class Format(Protocol):
             UnsafePickleError: loading it elsewhere would run code.
             StorageError: the operating system failed.
         """
-        ...
 
     def encode(
         self,
@@ -61,15 +60,7 @@ class Format(Protocol):
         ties: Mapping[str, str],
         carried: Checkpoint,
     ) -> FolderImage:
-        """Lay out a directory; the rest as ``encode`` has it.
-
-        Args:
-            shards: the tensors of each file.
-            metadata: text to text.
-            ties: further names of tensors.
-            carried: the checkpoint that the output continues.
-        """
-        ...
+        """Lay out a directory of these shards, each with the tensors of a file; as ``encode``."""
 
 
 class Row(NamedTuple):

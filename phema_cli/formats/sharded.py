@@ -21,11 +21,6 @@ def read_sharded(
 ) -> tuple[Mapping[str, Extent], dict[str, str], tuple[Path, ...]]:
     """The extents and metadata of an index and the shards beside it, and the shards.
 
-    Args:
-        path: the index.
-        ending: of the shards' names.
-        read_shard: reads one.
-
     Raises:
         InputError: no index, or a shard or a tensor is missing.
         StorageError: the operating system failed.

@@ -27,11 +27,7 @@ def known_stamp(path: Path) -> Stamp | None:
 
 
 def refuse_changed(stamps: Mapping[Path, Stamp], remedy: str) -> None:
-    """Refuse files that are not what they were.
-
-    Args:
-        stamps: of each, from before its header was read.
-        remedy: what to do.
+    """Refuse files that are not what they were before their headers were read.
 
     Raises:
         InputError: a file was replaced, or written to.
