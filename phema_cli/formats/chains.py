@@ -182,11 +182,8 @@ def _check_fit(own: Part, other: Link, name: str, keyframe: Mapping[str, Extent]
 
 def _foreign(path: Path, name: str) -> InputError:
     """The error for a file that is not the one that another followed."""
-    return InputError(
-        f"follows another {name} than the one in its directory",
-        where=path,
-        remedy="keep the files of each run in a directory of their own",
-    )
+    what = f"follows another {name} than the one in its directory"
+    return broken(what, path, "keep the files of each run in a directory of their own")
 
 
 def _part(

@@ -21,15 +21,12 @@ def parse_object(
 ) -> dict[str, Any]:
     """The object that JSON holds; raises ``InputError`` if it holds anything else.
 
-    Args:
-        raw: the JSON.
-        path: the file that has it.
-        made: what becomes of each object in it, as soon as it is parsed.
+    ``made`` says what becomes of each object in it, as soon as it is parsed.
     """
     try:
         value = json.loads(raw.decode(), object_pairs_hook=lambda pairs: made(_unique(pairs)))
     except InputError as error:
-        raise InputError(error.what, where=path, remedy=REMEDY) from error
+        raise broken(error.what, path) from error
     except (ValueError, RecursionError) as error:
         raise broken("not a JSON header", path) from error
     if not isinstance(value, dict):

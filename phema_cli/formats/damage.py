@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from phema_cli.errors import InputError, reading
+from phema_cli.errors import reading
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.chains import link_of
+from phema_cli.formats.checks import broken
 from phema_cli.formats.crc32 import Ranges, crc32_from
 from phema_cli.formats.packing import CHECKSUM_KEY
 from phema_cli.formats.remote import remote_errors
@@ -71,10 +72,7 @@ def _refuse_damaged(path: Path, read: Ranges, stopped: threading.Event) -> None:
     if stopped.is_set():
         return
     if f"{crc:08x}" != metadata.get(CHECKSUM_KEY):
-        raise InputError(
-            "its tensors have other bytes than when it was written",
-            where=path,
-            remedy="copy it again: all files up to the next keyframe need it",
-        )
+        remedy = "copy it again: all files up to the next keyframe need it"
+        raise broken("its tensors have other bytes than when it was written", path, remedy)
     if before is not None:
         _WHOLE[path] = before

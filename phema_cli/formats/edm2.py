@@ -6,6 +6,7 @@ addressed where they lie.
 """
 
 from collections.abc import Iterator, Mapping, Set
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -45,7 +46,8 @@ class _Storages:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._by_span: dict[Span, Storage] = {}
+        # A pickle can ask for the same one again and again, in seven bytes.
+        self._read_once = cache(self._read)
 
     def find_global(self, module: str, name: str) -> object:
         """What answers a global of the pickle."""
@@ -57,10 +59,7 @@ class _Storages:
         """The storage whose stream lies in ``span``."""
         if not isinstance(span, Span):
             raise InputError("a storage that is not a string of bytes")
-        # A pickle can ask for the same one again and again, in seven bytes.
-        if span not in self._by_span:
-            self._by_span[span] = self._read(span)
-        return self._by_span[span]
+        return self._read_once(span)
 
     def _read(self, span: Span) -> Storage:
         end = span.offset + span.length
@@ -123,9 +122,7 @@ def read(path: Path) -> Contents:
     """
     content, end = _load(path)
     if not isinstance(content, dict):
-        raise InputError(
-            "not an EDM2 network pickle", where=path, remedy="leave it out with --exclude"
-        )
+        raise broken("not an EDM2 network pickle", path, "leave it out with --exclude")
     refuse_hidden(content, path)
     try:
         named = {k: v for k, v in content.items() if isinstance(k, str)}
@@ -134,7 +131,7 @@ def read(path: Path) -> Contents:
             k: module_tensors(v) if isinstance(v, Inert) and not v else v for k, v in named.items()
         }
     except InputError as error:
-        raise InputError(error.what, where=path, remedy=REMEDY) from error
+        raise broken(error.what, path) from error
     metadata = _read_trailer(path, end)
 
     def locate(tensors: Mapping[str, StoredTensor]) -> dict[str, Extent]:

@@ -256,7 +256,7 @@ _BY_NAME: Mapping[str, _Action] = {
     "EMPTY_TUPLE": _push(tuple),
     "EMPTY_DICT": _push(dict),
     "EMPTY_SET": _empty_set,
-    "MARK": lambda machine: machine.mark(),
+    "MARK": Machine.mark,
     "POP": lambda machine: machine.stack.pop() and None,
     "POP_MARK": lambda machine: machine.pop_mark() and None,
     "DUP": lambda machine: machine.stack.append(machine.stack[-1]),
@@ -287,7 +287,7 @@ _BY_NAME: Mapping[str, _Action] = {
     "OBJ": _obj,
     "INST": _inst,
     "BUILD": _build,
-    "BINPERSID": lambda machine: machine.push_persistent(),
+    "BINPERSID": Machine.push_persistent,
 }
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 #: by opcode.
