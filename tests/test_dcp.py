@@ -199,7 +199,7 @@ def test_pieces_are_those_of_the_ranks(runs):
     """A tensor split among ranks is in pieces, without those of no rows; others in one place."""
     out, _ = runs
     found = read_index(out / "4", "ema").tensors
-    assert sorted(p.origin for p in found["uneven"].pieces) == [(0, 0), (3, 0), (6, 0), (9, 0)]
+    assert sorted(p.box.origin for p in found["uneven"].pieces) == [(0, 0), (3, 0), (6, 0), (9, 0)]
     assert len(found["short"].pieces) == 3
     assert len({p.extent.file for p in found["grid"].pieces}) == 4
     assert all(p.extent.strides for p in found["strided"].pieces)

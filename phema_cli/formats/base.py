@@ -134,22 +134,11 @@ class Extent(StoredTensor):
         return sum(extent.length for extent in held)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A box of a tensor that is stored apart from the rest.
+class Piece(NamedTuple):
+    """A box of a tensor that is stored apart from the rest, and where its elements lie."""
 
-    Attributes:
-        origin: index in the tensor of the box's first element.
-        extent: where its elements lie; its shape is the box's.
-    """
-
-    origin: tuple[int, ...]
+    box: Box
     extent: Extent
-
-    @property
-    def box(self) -> Box:
-        """The part of the tensor that it is."""
-        return Box(self.origin, self.extent.shape)
 
 
 class Entry(NamedTuple):

@@ -366,7 +366,7 @@ def _chunk_extent(descriptor: int, chunk: _Chunk) -> Extent:
 
 def _tensor_extent(name: str, tensor: _Tensor, extents: Mapping[tuple[str, Box], Extent]) -> Extent:
     """A tensor's extent: that of its only chunk, or pieces."""
-    pieces = [Piece(box.origin, extents[tensor.name, box]) for box in tensor.boxes]
+    pieces = [Piece(box, extents[tensor.name, box]) for box in tensor.boxes]
     first = pieces[0].extent
     if 0 in tensor.shape:
         return replace(first, name=name, shape=tensor.shape)

@@ -211,8 +211,7 @@ class FileReader(OpenFiles):
         """Put the elements of all pieces into their places."""
         itemsize = extent.dtype.bits // 8
         target = np.frombuffer(out, dtype=f"V{itemsize}")
-        for piece in extent.pieces:
-            box = piece.box
+        for box, held in extent.pieces:
             low = box.elements_before(start, extent.shape)
             high = box.elements_before(start + len(target), extent.shape)
             if low == high:
@@ -220,10 +219,10 @@ class FileReader(OpenFiles):
             first, last = box.places(np.array([low, high - 1]), extent.shape) - start
             if last - first == high - 1 - low:
                 inside = out[first * itemsize : (last + 1) * itemsize]
-                self.read_elements(piece.extent, low, inside)
+                self.read_elements(held, low, inside)
                 continue
             part = np.empty(high - low, target.dtype)
-            self.read_elements(piece.extent, low, part.view(np.uint8).data)
+            self.read_elements(held, low, part.view(np.uint8).data)
             run = box.run(extent.shape)
             if run < _LEAST_RUN:
                 target[box.places(np.arange(low, high), extent.shape) - start] = part
