@@ -218,7 +218,10 @@ def encode(
     """
     del carried
     texts = {**metadata, **ties}
-    texts |= {key: _unhashed(texts[key], key) for key in _HASHED if key in texts}
+    hashed = {key: algorithm for key, algorithm in _HASHED.items() if key in texts}
+    for key, algorithm in hashed.items():
+        # Room for a hash, with 0x where it had that before.
+        texts[key] = ("0x" if texts[key].startswith("0x") else "") + "0" * HASH_DIGITS[algorithm]
     header: dict[str, object] = {"__metadata__": dict(sorted(texts.items()))}
     offsets: dict[str, int] = {}
     end = 0
@@ -232,17 +235,11 @@ def encode(
     places = {name: len(head) + start for name, start in offsets.items()}
     # In a header a key's quotes are its own; in values they are escaped.
     hashes: dict[int, Algorithm] = {}
-    for key, algorithm in _HASHED.items():
-        if key in texts:
-            mark = f'"{key}":"'.encode()
-            end_of_text = head.index(mark) + len(mark) + len(texts[key])
-            hashes[end_of_text - HASH_DIGITS[algorithm]] = algorithm
+    for key, algorithm in hashed.items():
+        mark = f'"{key}":"'.encode()
+        end_of_text = head.index(mark) + len(mark) + len(texts[key])
+        hashes[end_of_text - HASH_DIGITS[algorithm]] = algorithm
     return FileImage(((0, head),), places, len(head) + end, hashes=hashes)
-
-
-def _unhashed(text: str, key: str) -> str:
-    """Room for a hash, with 0x where it had that before."""
-    return ("0x" if text.startswith("0x") else "") + "0" * HASH_DIGITS[_HASHED[key]]
 
 
 def folder_base(base_name: str) -> str:
