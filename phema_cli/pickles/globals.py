@@ -196,13 +196,12 @@ _CALLS = frozenset(
     | {"getattr", "setattr", "delattr", "attrgetter", "methodcaller"}
     | {"import", "import_module", "load_from_bytes"}
 )
-#: classes of Python that make calls or look into others.
-_BUILTIN_CALLS = {"map", "filter", "super", "property", "classmethod", "staticmethod"}
-_BUILTIN_CLASSES = (
+#: classes of Python, but for those that make calls or look into others.
+_BUILTIN_CLASSES = {
     *(name for name, value in vars(builtins).items() if isinstance(value, type)),
     *("Ellipsis", "NotImplemented", "NoneType", "iter"),
     *("unicode", "long", "basestring", "xrange"),
-)
+} - {"map", "filter", "super", "property", "classmethod", "staticmethod"}
 #: what is harmless inside the modules above.
 _HARMLESS = frozenset(
     [
@@ -210,12 +209,7 @@ _HARMLESS = frozenset(
         # Types such as list[int] are pickled as a call of it.
         "operator.getitem",
         *(f"numpy.random.pickle.{n}_ctor" for n in ("randomstate", "generator", "bit_generator")),
-        *(
-            f"{module}.{name}"
-            for module in ("builtins", "builtin")
-            for name in _BUILTIN_CLASSES
-            if name not in _BUILTIN_CALLS
-        ),
+        *(f"{module}.{name}" for module in ("builtins", "builtin") for name in _BUILTIN_CLASSES),
     ]
 )
 #: modules that scripts run in.
