@@ -6,7 +6,7 @@ addressed where they lie.
 """
 
 from collections.abc import Iterator, Mapping, Set
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,7 @@ from phema_cli.formats.torch_pickle import (
     TensorStub,
     torch_global,
 )
-from phema_cli.pickles import Inert, Span, StandIn
+from phema_cli.pickles import Inert, Span, StandIn, stand_ins
 from phema_cli.pickles.globals import dict_of
 from phema_cli.pickles.opcodes import Unpickler
 
@@ -41,42 +41,23 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _OTHER_FORMATS = "write .safetensors or .pt"
 
 
-class _Storages:
-    """Finds the storages of a pickle, each a stream of torch's legacy format."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        # A pickle can ask for the same one again and again, in seven bytes.
-        self._read_once = cache(self._read)
-
-    def find_global(self, module: str, name: str) -> object:
-        """What answers a global of the pickle."""
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return StandIn("torch.storage._load_from_bytes", self._storage)
-        return torch_global(module, name, _GLOBALS)
-
-    def _storage(self, span: object) -> Storage:
-        """The storage whose stream lies in ``span``."""
-        if not isinstance(span, Span):
-            raise InputError("a storage that is not a string of bytes")
-        return self._read_once(span)
-
-    def _read(self, span: Span) -> Storage:
-        end = span.offset + span.length
-        machine = Unpickler(self._file, span.offset, end, _storage_global, _persistent)
-        magic, protocol, system = machine.load(), machine.load(), machine.load()
-        little = isinstance(system, dict) and system.get("little_endian") is True
-        storage, keys = machine.load(), machine.load()
-        header = (magic, protocol, little)
-        if header != (_MAGIC, _PROTOCOL, True) or not isinstance(storage, Storage):
-            raise InputError("a storage in an unknown format")
-        if keys != [storage.key]:
-            raise InputError("a storage of several parts")
-        count = machine.take_number(_COUNT_BYTES)
-        start, length = machine.tell(), count * storage.dtype.bits // 8
-        if start + length != end:
-            raise InputError(f"a storage of {length} bytes in a string of {span.length}")
-        return storage._replace(record=(start, length))
+def _read_storage(file: IO[bytes], span: Span) -> Storage:
+    """The storage whose stream of torch's legacy format lies in ``span``."""
+    end = span.offset + span.length
+    machine = Unpickler(file, span.offset, end, _storage_global, _persistent)
+    magic, protocol, system = machine.load(), machine.load(), machine.load()
+    little = isinstance(system, dict) and system.get("little_endian") is True
+    storage, keys = machine.load(), machine.load()
+    header = (magic, protocol, little)
+    if header != (_MAGIC, _PROTOCOL, True) or not isinstance(storage, Storage):
+        raise InputError("a storage in an unknown format")
+    if keys != [storage.key]:
+        raise InputError("a storage of several parts")
+    count = machine.take_number(_COUNT_BYTES)
+    start, length = machine.tell(), count * storage.dtype.bits // 8
+    if start + length != end:
+        raise InputError(f"a storage of {length} bytes in a string of {span.length}")
+    return storage._replace(record=(start, length))
 
 
 def _storage_global(module: str, name: str) -> object:
@@ -115,6 +96,19 @@ _GLOBALS: Globals = {
 }
 
 
+def _globals(file: IO[bytes]) -> Globals:
+    """What answers the globals of the pickle in a file, where its storages are found."""
+    # A pickle can ask for the same one again and again, in seven bytes.
+    read_once = cache(partial(_read_storage, file))
+
+    def storage(span: object) -> Storage:
+        if not isinstance(span, Span):
+            raise InputError("a storage that is not a string of bytes")
+        return read_once(span)
+
+    return {**_GLOBALS, **stand_ins(("torch.storage",), {"_load_from_bytes": storage})}
+
+
 def read(path: Path) -> Contents:
     """What a network pickle holds; networks become dicts of their tensors.
 
@@ -125,10 +119,11 @@ def read(path: Path) -> Contents:
         raise broken("not an EDM2 network pickle", path, "leave it out with --exclude")
     refuse_hidden(content, path)
     try:
-        named = {k: v for k, v in content.items() if isinstance(k, str)}
         # An inert object with items is a dict of its own class.
         nested = {
-            k: module_tensors(v) if isinstance(v, Inert) and not v else v for k, v in named.items()
+            k: module_tensors(v) if isinstance(v, Inert) and not v else v
+            for k, v in content.items()
+            if isinstance(k, str)
         }
     except InputError as error:
         raise broken(error.what, path) from error
@@ -149,7 +144,7 @@ def _load(path: Path) -> tuple[object, int]:
     """The pickle's content, and where it ends."""
     try:
         with path.open("rb") as file:
-            size, find = path.stat().st_size, _Storages(file).find_global
+            size, find = path.stat().st_size, partial(torch_global, table=_globals(file))
             machine = Unpickler(file, 0, size, find, most=_MOST_OPCODES, guarded=TENSORS)
             return machine.load(), machine.tell()
     except UnsafePickleError as error:

@@ -251,10 +251,7 @@ def load(
         UnsafePickleError: it asks for a global that could do harm; names it.
         InputError: it is broken.
     """
-
-    def find(module: str, name: str) -> object:
-        return torch_global(module, name, table)
-
+    find = partial(torch_global, table=table)
     try:
         machine = Unpickler(BytesIO(data), 0, len(data), find, _persistent, guarded=TENSORS)
         return machine.load()
