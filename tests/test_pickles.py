@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from phema_cli.errors import InputError, UnsafePickleError
-from phema_cli.formats import dcp, torch_pickle, torch_zip
+from phema_cli.formats import torch_pickle, torch_zip
 from phema_cli.pickles import Inert, Span, opened
 from phema_cli.pickles.globals import find_global
 from tests.builders import read_index
@@ -466,8 +466,7 @@ def test_plans_in_metadata(tmp_path):
 
     path = edit(save(tmp_path / "c", {"w": W}), add)
     assert list(read_index(path / ".metadata").tensors) == ["w"]
-    known = vars(dcp)["_GLOBALS"]
-    metadata = torch_pickle.load((path / ".metadata").read_bytes(), path, known)
+    metadata = torch_pickle.load((path / ".metadata").read_bytes(), path)
     (found,) = metadata.state["all_local_plans"]
     assert found.class_name == "torch.distributed.checkpoint.planner.SavePlan"
     (inner,) = found.state["items"]

@@ -31,9 +31,9 @@ from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FolderImage, Spe
 from phema_cli.formats.reader import OpenFiles
 from phema_cli.formats.sharded import file_beside
 from phema_cli.formats.stamps import Stamp, stamp
-from phema_cli.formats.torch_pickle import GLOBALS, Globals, TensorStub, ignored, load
+from phema_cli.formats.torch_pickle import TensorStub, load
 from phema_cli.formats.torch_zip import find_record, read_pickle
-from phema_cli.pickles import Inert, StandIn
+from phema_cli.pickles import Inert
 from phema_cli.system.files import read_at
 
 NAME = "dcp"
@@ -53,25 +53,8 @@ _CONVERT = (
 )
 _REMEDY = "phema runs no code from files; save it with torch's own planner and writer"
 
-_METADATA = "torch.distributed.checkpoint.metadata"
-#: where torch up to 2.2 had the properties of tensors.
-_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
-_CLASSES = (
-    *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
-    *("BytesStorageMetadata", "TensorStorageMetadata", "ChunkStorageMetadata"),
-)
 #: the class of an entry that is no tensor.
-_BYTES = "BytesStorageMetadata"
-_GLOBALS: Globals = {
-    **GLOBALS,
-    (_METADATA, "_MEM_FORMAT_ENCODING"): StandIn("_MEM_FORMAT_ENCODING", ignored),
-    (_SHARDED, "MEM_FORMAT_ENCODING"): StandIn("MEM_FORMAT_ENCODING", ignored),
-    (_SHARDED, "TensorProperties"): StandIn("TensorProperties"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): StandIn("_StorageInfo"),
-    **{(_METADATA, name): StandIn(name) for name in _CLASSES},
-}
-#: stands for a place that is not listed.
-_NOWHERE = Inert("_StorageInfo")
+_BYTES = "torch.distributed.checkpoint.metadata.BytesStorageMetadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +149,7 @@ def _load(index: Path) -> tuple[Inert, int]:
         data = _read_index(index)
     except OSError as error:
         raise StorageError.wrap(error, error.filename or index.parent, "read") from error
-    metadata = load(data, index, _GLOBALS, _REMEDY)
+    metadata = load(data, index, _REMEDY)
     if not isinstance(metadata, Inert):
         raise broken("not the metadata of a checkpoint", index)
     return metadata, len(data)
@@ -299,7 +282,7 @@ def _chunks(tensors: Iterable[_Tensor], metadata: Inert, index: Path) -> Iterato
     """The chunks of tensors."""
     listed = metadata.state.get("storage_data")
     places = {
-        (key.state.get("fqn"), _naturals(key.state.get("offset"))): info
+        (key.state.get("fqn"), _naturals(key.state.get("offset"))): info.state
         for key, info in (listed.items() if isinstance(listed, dict) else ())
         if isinstance(key, Inert) and isinstance(key.state.get("fqn"), str)
         if isinstance(info, Inert)
@@ -312,14 +295,14 @@ def _chunks(tensors: Iterable[_Tensor], metadata: Inert, index: Path) -> Iterato
             what = f"tensor {tensor.name}: {tensor.dtype.label} in several chunks"
             raise broken(what, index, "save it unsharded")
         for box in tensor.boxes:
-            info = places.get((tensor.name, box.origin), _NOWHERE)
-            place = _naturals((info.state.get("offset"), info.state.get("length")))
-            name = info.state.get("relative_path")
+            listing = places.get((tensor.name, box.origin), {})
+            place = _naturals((listing.get("offset"), listing.get("length")))
+            name = listing.get("relative_path")
             if place is None or not isinstance(name, str):
                 raise broken(
                     f"tensor {tensor.name}: doesn't say where its chunk at {box.origin} lies", index
                 )
-            if info.state.get("transform_descriptors"):
+            if listing.get("transform_descriptors"):
                 raise broken(f"tensor {tensor.name}: is compressed", index, _CONVERT)
             if name not in files:
                 files[name] = file_beside(index, name, f"tensor {tensor.name:.200}: its file")

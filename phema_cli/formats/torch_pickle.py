@@ -186,7 +186,7 @@ def _size(values: object = ()) -> tuple[object, ...]:
     return tuple(values)
 
 
-def ignored(*_: object) -> None:
+def _ignored(*_: object) -> None:
     """Answers what says nothing about tensors' values: devices, layouts, memory formats."""
 
 
@@ -207,8 +207,8 @@ Globals = Mapping[tuple[str, str], StandIn | DType]
 GLOBALS: Globals = {
     **stand_ins(("torch._utils",), _REBUILD),
     **stand_ins(("torch._tensor",), {"_rebuild_from_type_v2": _rebuild_from_type}),
-    **stand_ins(("torch",), {"Size": _size, "device": ignored}),
-    **stand_ins(("torch.serialization",), {"_get_layout": ignored}),
+    **stand_ins(("torch",), {"Size": _size, "device": _ignored}),
+    **stand_ins(("torch.serialization",), {"_get_layout": _ignored}),
     ("torch.storage", "UntypedStorage"): DTYPES["U8"],
     **{("torch", name): DTYPES[code] for name, code in STORAGE_DTYPES.items()},
     **{("torch", d.label): d for d in DTYPES.values()},
@@ -236,7 +236,6 @@ def _persistent(pid: object) -> Storage:
 def load(
     data: bytes,
     path: Path,
-    table: Globals = GLOBALS,
     remedy: str = "phema runs no code from files; re-save only the state dict with torch.save",
 ) -> object:
     """What a pickle holds: plain containers, :class:`TensorStub`, and inert objects.
@@ -244,16 +243,14 @@ def load(
     Args:
         data: the pickle.
         path: the file, for messages.
-        table: what answers the format's globals.
         remedy: what to do about a pickle that asks for what could do harm.
 
     Raises:
         UnsafePickleError: it asks for a global that could do harm; names it.
         InputError: it is broken.
     """
-    find = partial(torch_global, table=table)
     try:
-        machine = Unpickler(BytesIO(data), 0, len(data), find, _persistent, guarded=TENSORS)
+        machine = Unpickler(BytesIO(data), 0, len(data), torch_global, _persistent, guarded=TENSORS)
         return machine.load()
     except UnsafePickleError as error:
         raise UnsafePickleError(error.what, where=path, remedy=remedy) from None
