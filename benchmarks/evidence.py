@@ -101,7 +101,7 @@ def proposals(trial: Trial) -> list[Proposed]:
             laws = propose(times, groups, known, sample)
             damage = float("nan")
             if laws is not None:
-                told = {**known, **laws.laws}
+                told = {**known, **laws}
                 profiles = [told[g].profile(t) for g, t in zip(groups, times, strict=True)]
                 damage = kept.damage(kept.made(profiles, sample), kept.made(right, sample))
             found.append(Proposed(trial.seed, " ".join(names), stored, damage))

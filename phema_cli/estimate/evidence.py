@@ -341,10 +341,10 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     known = {group: law_of(profiles) for group, profiles in members.items()}
     times = [s.tag.profile.end for s in snapshots]
     groups = [group for group, _ in pairs]
-    proposal = propose(times, groups, known, values)
-    if proposal is None:
+    proposed = propose(times, groups, known, values)
+    if proposed is None:
         return None
-    told = {**known, **proposal.laws}
+    told = {**known, **proposed}
     profiles = [
         one.tag.profile if group in members else told[group].profile(time)
         for (group, one), time in zip(pairs, times, strict=True)
@@ -352,7 +352,7 @@ def _untagged_laws(scan: Scan) -> Mapping[_Group, Law] | None:
     if weigh(profiles, values, groups).state in {"contradicted", "doubtful"}:
         # The best of those that were tried, and phema itself would not believe it.
         return None
-    laws = {_group(u.snapshot): proposal.laws[_group(u.snapshot)] for u in scan.untagged}
+    laws = {_group(u.snapshot): proposed[_group(u.snapshot)] for u in scan.untagged}
     counted = {_group(u.snapshot) for u in scan.untagged if u.snapshot.index is not None}
     steps = sorted({s.tag.step for s in snapshots})
     by_step = all(s.tag.unit == "steps" for s in snapshots) and any(

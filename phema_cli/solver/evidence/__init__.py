@@ -2,7 +2,7 @@
 
 from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, law_of, series_of
 from phema_cli.solver.evidence.outliers import Findings
-from phema_cli.solver.evidence.proposal import Proposal, propose
+from phema_cli.solver.evidence.proposal import propose
 from phema_cli.solver.evidence.verdict import (
     LIMITS,
     Alternative,
@@ -21,7 +21,6 @@ __all__ = [
     "Hypothesis",
     "Law",
     "Limits",
-    "Proposal",
     "Series",
     "State",
     "law_of",

@@ -8,7 +8,6 @@ averages, and a single series don't: then nothing is proposed. docs/evidence.md 
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import permutations, product
 
 import numpy as np
@@ -28,25 +27,12 @@ _SURE = 6.0
 _MOST_UNKNOWN, _FINE_BITS = 2, 10
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What unknown averages look like.
-
-    Attributes:
-        laws: one of each unknown series.
-        lead: L by which they beat the next best laws that give other answers; at least 6.
-    """
-
-    laws: Mapping[Hashable, Law]
-    lead: float
-
-
 def propose(
     times: Sequence[float],
     groups: Sequence[Hashable],
     known: Mapping[Hashable, Law],
     sample: Sample,
-) -> Proposal | None:
+) -> dict[Hashable, Law] | None:
     """The laws of series that have no tags.
 
     Args:
@@ -56,7 +42,7 @@ def propose(
         sample: elements of the snapshots, in the same order.
 
     Returns:
-        None where the snapshots can't tell.
+        A law of each of them, where L is at least 6 against all that give other answers; else None.
     """
     unknown = [g for g in dict.fromkeys(groups) if g not in known]
     described = all(law.kind != "other" for law in known.values())
@@ -79,11 +65,10 @@ def propose(
     ranked = search.ranked()
     if not ranked:
         return None
-    lead, best = search.lead(ranked), ranked[0]
-    if lead < _SURE or not within_limits(best, MOST_TIMES):
+    if search.lead(ranked) < _SURE or not within_limits(ranked[0], MOST_TIMES):
         return None
-    laws_of = dict(zip(names, best.hypothesis.laws, strict=True))
-    return Proposal({g: laws_of[g] for g in unknown}, lead)
+    laws_of = dict(zip(names, ranked[0].hypothesis.laws, strict=True))
+    return {g: laws_of[g] for g in unknown}
 
 
 def _enough(
