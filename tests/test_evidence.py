@@ -55,7 +55,6 @@ RIGHT = (
     ("w0.99", "raw"),
     ("5", "10", "raw"),
 )
-SPAN = alternatives.Span(1.0, float(STEPS))
 #: what is stored, what it is told to be, the labels of what it should be found to be.
 WRONG = {
     "exchanged": (("5", "10"), ("10", "5"), ["gamma 5", "gamma 10"]),
@@ -516,7 +515,7 @@ def test_memory_is_linear_and_small(monkeypatch):
     """500 snapshots of 33,000 elements need less than 50 MiB beside the sample itself."""
     # Counting allocations takes its time: a few alternatives are enough.
     right = Hypothesis((Law("power", 6.0), Law("power", 11.0)))
-    few = itertools.islice(alternatives.mistakes(right, SPAN), 8)
+    few = itertools.islice(alternatives.mistakes(right, float(STEPS)), 8)
     monkeypatch.setattr(alternatives, "mistakes", lambda *_: list(few))
     random = np.random.default_rng(0)
     values = random.standard_normal((500, 33_000), dtype=np.float32)

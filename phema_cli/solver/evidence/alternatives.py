@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -45,14 +45,6 @@ _POWERS = tuple(gamma + 1 for gamma in (*range(1, 21), *PRESETS[1]))
 _RATES = tuple(-math.log1p(-m * 10.0**-k) for k in range(1, 7) for m in (1, 2, 4, 5))
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The first and the last time of a run's snapshots, in steps."""
-
-    first: float
-    last: float
-
-
 def _changed(h: Hypothesis, changes: dict[int, Law]) -> Hypothesis:
     """A hypothesis with the laws of some series changed."""
     return replace(h, laws=tuple(changes.get(i, law) for i, law in enumerate(h.laws)))
@@ -80,14 +72,11 @@ def nearby(h: Hypothesis, factor: float) -> Iterator[Hypothesis]:
                 yield _changed(h, {i: a.scaled(factor), j: replace(b, scale=1 / inverse)})
 
 
-def with_offsets(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
-    """The counter of steps off by fractions of the first and of the last time."""
-    offsets = [f * span.first for f in _FIRST_OFFSETS] + [f * span.last for f in _LAST_OFFSETS]
-    yield from (replace(h, offset=offset) for offset in offsets)
+def mistakes(h: Hypothesis, last: float) -> Iterator[Hypothesis]:
+    """What the truth may be if the tags are a mistake, apart from the counter of steps.
 
-
-def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
-    """What the truth may be if the tags are a mistake, apart from the counter of steps."""
+    ``last`` is the last time, in steps.
+    """
     for every in EVERY:
         yield _mapped(h, Law.slowed, every)
         yield from (_changed(h, {i: h.laws[i].slowed(every)}) for i in h.averages)
@@ -95,15 +84,15 @@ def mistakes(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
         yield from nearby(h, factor)
     for i, j in combinations(range(len(h.laws)), 2):
         yield _changed(h, {i: h.laws[j], j: h.laws[i]})
-    yield from _other_kinds(h, span)
+    yield from _other_kinds(h, last)
     yield from _presets(h)
 
 
-def _other_kinds(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
+def _other_kinds(h: Hypothesis, last: float) -> Iterator[Hypothesis]:
     """Constant decays for power functions and back, warm-ups, raw weights."""
     for retention in _RETENTIONS:
-        yield _mapped(h, _constant, retention, span.last)
-        yield _mapped(h, _power, retention, span.last)
+        yield _mapped(h, _constant, retention, last)
+        yield _mapped(h, _power, retention, last)
     yield _mapped(h, lambda law: law if law.kind == "power" else _warm(law.scale))
     for i, law in enumerate(h.laws):
         if law.averages:
@@ -111,7 +100,7 @@ def _other_kinds(h: Hypothesis, span: Span) -> Iterator[Hypothesis]:
             yield from (_changed(h, {i: _warm(cap)}) for cap in CAPS)
         elif law.kind == "raw":
             yield from (_changed(h, {i: Law("power", gamma + 1)}) for gamma in PRESETS[0])
-            yield _changed(h, {i: Law("exponential", 20 / span.last)})
+            yield _changed(h, {i: Law("exponential", 20 / last)})
 
 
 def _constant(law: Law, retention: float, last: float) -> Law:
@@ -167,7 +156,8 @@ class Search:
         self.reduced = reduced
         self.fixed = fixed
         self.size = len(reduced.root)
-        self.span = Span(min(s.times[0] for s in series), max(s.times[-1] for s in series))
+        self._first = min(s.times[0] for s in series)
+        self._last = max(s.times[-1] for s in series)
         self._tried: dict[Hypothesis, Score | None] = {}
         self._answered: dict[Hypothesis, tuple[Array, Array]] = {}
         self._tags = as_tagged(series)
@@ -214,10 +204,16 @@ class Search:
         scores = (self.score(h) for h in hypotheses)
         return min((s for s in scores if s is not None), key=lambda s: s.score, default=None)
 
+    def _best_offset(self, h: Hypothesis) -> Score | None:
+        """The best if the counter of steps is off by fractions of the first or the last time."""
+        offsets = [f * self._first for f in _FIRST_OFFSETS]
+        offsets += [f * self._last for f in _LAST_OFFSETS]
+        return self.best(replace(h, offset=offset) for offset in offsets)
+
     def explore(self) -> None:
         """Try usual mistakes, and search around the best of them and the tags."""
-        self.best(mistakes(self._tags, self.span))
-        self.best(with_offsets(self._tags, self.span))
+        self.best(mistakes(self._tags, self._last))
+        self._best_offset(self._tags)
         found = self.best(self._tried)
         if found is not None:
             self.refine(found)
@@ -231,7 +227,7 @@ class Search:
         """
         if offsets:
             # The optimum of an offset under the tags is narrow.
-            best_offset = self.best(with_offsets(self._tags, self.span))
+            best_offset = self._best_offset(self._tags)
             if best_offset is not None:
                 self._descend(best_offset, self._moved, (*_STEPS, _FINE, _FINE / 2))
         for k, found in enumerate(self.ranked(lambda s: -s.score)):
@@ -241,7 +237,7 @@ class Search:
             refined = self.refine(found, fine=True)
             self.best(self._usual(refined.hypothesis))
             if offsets and not (fits(refined) or found.hypothesis.offset):
-                moved = self.best(with_offsets(refined.hypothesis, self.span))
+                moved = self._best_offset(refined.hypothesis)
                 if moved is not None and moved.score < refined.score:
                     self.refine(moved, fine=True)
 
@@ -305,7 +301,7 @@ class Search:
     def _moved(self, h: Hypothesis, step: float) -> Iterable[Hypothesis]:
         """A hypothesis with its offset moved either way."""
         for sign in (1, -1):
-            yield replace(h, offset=h.offset + sign * step * (self.span.last + h.offset))
+            yield replace(h, offset=h.offset + sign * step * (self._last + h.offset))
 
     def _usual(self, h: Hypothesis) -> Iterable[Hypothesis]:
         """A hypothesis with its scales moved to numbers that people use, where those are near."""
