@@ -15,7 +15,6 @@ from phema_cli.solver.search import (
     Point,
     next_scales,
     optimum,
-    position,
     spread_out,
 )
 
@@ -192,6 +191,12 @@ def test_any_points_have_next_ones_or_none(pairs, maximize, count, random):
         assert next_scales(points, limits, left=9, maximize=maximize) == found[:1]
 
 
+def position_of(points, *, maximize=False):
+    """Where the best of some points stands; none is alone too."""
+    best = optimum(points, maximize=maximize)
+    return "alone" if best is None else best.position
+
+
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
@@ -207,9 +212,9 @@ def test_any_points_have_next_ones_or_none(pairs, maximize, count, random):
 def test_where_the_best_stands(metrics, expected):
     """An end of what was evaluated is told from an optimum between points."""
     points = [Point(s, m) for s, m in zip((0.05, 0.1, 0.2), metrics, strict=True)]
-    assert position(points) == expected
+    assert position_of(points) == expected
     negated = [Point(p.scale, None if p.metric is None else -p.metric) for p in points]
-    assert position(negated, maximize=True) == expected
+    assert position_of(negated, maximize=True) == expected
 
 
 @pytest.mark.parametrize("metrics", [[1, 1, 1], [1, None, None], []])
@@ -225,7 +230,7 @@ def test_an_optimum_at_the_end_of_the_limits_is_closed_in_on():
     assert best.scale == 0.05
     others = sorted(p.scale for p in points)
     assert others[1] < 0.05 * 1.05
-    assert position(points) == "lowest"
+    assert best.position == "lowest"
 
 
 def test_a_search_leaves_its_grid_and_stays_within_limits():

@@ -101,6 +101,7 @@ class Optimum:
         best: index of the point to take: the lowest of the curve where that is fitted.
         as_good: for each point, whether its metric can't be told from that of ``best``.
         heights: of the points that did not fail, the metric, or the curve's height there.
+        position: where the lowest of these stands.
     """
 
     scale: float
@@ -110,6 +111,7 @@ class Optimum:
     best: int
     as_good: tuple[bool, ...]
     heights: tuple[float, ...]
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,15 +276,24 @@ def optimum(points: Sequence[Point], *, maximize: bool = False) -> Optimum | Non
     at = int(np.argmin(heights))
     errors = 0.0 if valley is None else valley.spread(curve.u, float(curve.u[at]))
     good = {curve.order[i] for i in np.flatnonzero(heights - heights[at] <= _ERRORS * errors)}
-    best, as_good = curve.order[at], tuple(i in good for i in range(len(points)))
-    if valley is None:
-        scale, metric = points[best].scale, shown[best]
-        return Optimum(scale, metric, False, None, best, as_good, tuple(shown.values()))
-    lowest = valley.lowest(float(curve.u[0]), float(curve.u[-1]))
-    metric = float(valley.mean(np.array([lowest]))[0]) * curve.unit
-    noise = valley.noise * abs(curve.unit)
-    shown |= dict(zip(curve.order, (heights * curve.unit).tolist(), strict=True))
-    return Optimum(math.exp(lowest), metric, True, noise, best, as_good, tuple(shown.values()))
+    best = curve.order[at]
+    scale, metric = points[best].scale, shown[best]
+    noise: float | None = None
+    if valley is not None:
+        lowest = valley.lowest(float(curve.u[0]), float(curve.u[-1]))
+        scale, metric = math.exp(lowest), float(valley.mean(np.array([lowest]))[0]) * curve.unit
+        noise = valley.noise * abs(curve.unit)
+        shown |= dict(zip(curve.order, (heights * curve.unit).tolist(), strict=True))
+    return Optimum(
+        scale=scale,
+        metric=metric,
+        fitted=valley is not None,
+        noise=noise,
+        best=best,
+        as_good=tuple(i in good for i in range(len(points))),
+        heights=tuple(shown.values()),
+        position=_position(heights),
+    )
 
 
 def smooth(
@@ -293,14 +304,6 @@ def smooth(
     if not curve.is_noisy:
         return None
     return curve.valley().mean(np.log(scales)) * curve.unit
-
-
-def position(points: Sequence[Point], *, maximize: bool = False) -> Position:
-    """Where the best of the points stands; ``alone`` also where there is no point."""
-    curve = _curve(points, maximize=maximize)
-    if curve.is_noisy:
-        return _position(curve.valley().mean(curve.u))
-    return _position(curve.y)
 
 
 def spread_out(lowest: float, highest: float, *, whole: bool = False) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from phema_cli.solver.search import Limits, Optimum, Point, Position, optimum, position
+from phema_cli.solver.search import Limits, Optimum, Point, Position, optimum
 from phema_cli.sweep.families import SIGMA_REL, Family, in_unit_of, parse
 from phema_cli.sweep.results import Record
 
@@ -22,7 +22,6 @@ class Curve:
         scales: (n,) lengths, ascending; n is at least 1.
         records: (n,) evaluations, those that failed too.
         points: (n,) what the search knows of them.
-        position: where the best of them stands.
         optimum: the best length; None where all failed.
     """
 
@@ -30,7 +29,6 @@ class Curve:
     scales: tuple[float, ...]
     records: tuple[Record, ...]
     points: tuple[Point, ...]
-    position: Position
     optimum: Optimum | None
 
     @property
@@ -70,7 +68,8 @@ class Outcome:
     @property
     def position(self) -> Position:
         """Where the best stands among those of its family."""
-        return "alone" if self.curve is None else self.curve.position
+        best = None if self.curve is None else self.curve.optimum
+        return "alone" if best is None else best.position
 
 
 def found(records: Iterable[Record], end: float, *, maximize: bool) -> Outcome:
@@ -124,8 +123,8 @@ def _curves(records: Sequence[Record], end: float, *, maximize: bool) -> list[Cu
         rows.sort(key=lambda row: row[0])
         scales, members = tuple(s for s, _ in rows), tuple(r for _, r in rows)
         points = tuple(Point(s, r.metric, r.count, r.variance) for s, r in rows)
-        where, best = position(points, maximize=maximize), optimum(points, maximize=maximize)
-        curves.append(Curve(family, scales, members, points, where, best))
+        best = optimum(points, maximize=maximize)
+        curves.append(Curve(family, scales, members, points, best))
     return curves
 
 
