@@ -29,10 +29,7 @@ SLACK = 1e-6
 
 def inverse(s: Array, inv_gamma: float, power: float) -> Array:
     """The decay ``1 - (1 + s/inv_gamma)^-power``."""
-    logarithm = -power * np.log1p(s / inv_gamma)
-    # Each form loses what the other one keeps: near a decay of 0, and near 1.
-    near = -np.log(-np.expm1(np.minimum(logarithm, -_TINY)))
-    return np.where(logarithm > -math.log(2), near, -np.log1p(-np.exp(np.minimum(logarithm, -0.5))))
+    return _lacking(-power * np.log1p(s / inv_gamma))
 
 
 def ratio(s: Array) -> Array:
@@ -52,10 +49,14 @@ def share(t: Array, exponent: float) -> Array:
 
 def saturating(s: Array, tau: float, least: float) -> Array:
     """The decay ``exp(-least) (1 - exp(-s/tau))``."""
-    x = np.maximum(s / tau, _TINY)
-    # Each form loses what the other one keeps: near a decay of 0, and near the greatest.
-    near = -np.log(-np.expm1(-np.minimum(x, 1.0)))
-    return least + np.where(x < math.log(2), near, -np.log1p(-np.exp(-np.maximum(x, 0.5))))
+    return least + _lacking(-s / tau)
+
+
+def _lacking(logarithm: Array) -> Array:
+    """The rate of the decay ``1 - exp(logarithm)``, of a logarithm up to 0."""
+    # Each form loses what the other one keeps: near a decay of 0, and near 1.
+    near = -np.log(-np.expm1(np.minimum(logarithm, -_TINY)))
+    return np.where(logarithm > -math.log(2), near, -np.log1p(-np.exp(np.minimum(logarithm, -0.5))))
 
 
 def constant(t: Array) -> Array:
