@@ -100,8 +100,8 @@ class LawForm:
             needed = " or ".join(self.one_of)
             what = f"{' and '.join(given)} exclude each other" if given else f"needs {needed}"
             raise self._error(what)
-        values = ((k.name, float(numbers[k.name])) for k in self.keys if k.name in numbers)
-        law = Law(self.name, tuple((n, v) for n, v in values if v != keys[n].default), self)
+        unusual = [k.name for k in self.keys if numbers.get(k.name, k.default) != k.default]
+        law = Law(self.name, tuple((name, float(numbers[name])) for name in unusual), self)
         # Numbers that do not go together are refused now, not at the first snapshot.
         law.profile(1e6)
         return law
@@ -117,13 +117,12 @@ class LawForm:
     @property
     def usage(self) -> str:
         """All its keys: ``exponential:beta=|halflife=,every=1,start=0``."""
-        one = "|".join(f"{name}=" for name in self.one_of)
-        rest = [
-            f"{k.name}=" + ("" if k.default is None else _number_text(float(k.default)))
-            for k in self.keys
-            if k.name not in self.one_of
-        ]
-        return ":".join(filter(None, [self.name, ",".join(filter(None, [one, *rest]))]))
+        written = ["|".join(f"{name}=" for name in self.one_of)] if self.one_of else []
+        for key in self.keys:
+            if key.name not in self.one_of:
+                default = "" if key.default is None else _number_text(float(key.default))
+                written.append(f"{key.name}={default}")
+        return f"{self.name}:{','.join(written)}" if written else self.name
 
     def _error(self, what: str) -> UsageError:
         return UsageError(f"{self.name}: {what}", remedy=f"write {self.usage}, as {self.example}")
