@@ -38,7 +38,7 @@ _STEEP = 4.0
 MOST_SOURCES = 1024
 
 
-def selected(ends: Array, near: float, most: int = MOST_SOURCES) -> NDArray[np.intp]:
+def selected(ends: Array, near: float) -> NDArray[np.intp]:
     """The sources of a target: all, or a quarter early ones, a quarter near ones, the rest evenly.
 
     Short averages need those near their end, long ones the earliest, before which nothing is known.
@@ -47,15 +47,14 @@ def selected(ends: Array, near: float, most: int = MOST_SOURCES) -> NDArray[np.i
     Args:
         ends: (n,) times of the sources.
         near: when the target ends.
-        most: sources to select, about.
 
     Returns:
         (m,) their places, ascending.
     """
     times, which = np.unique(ends, return_inverse=True)
     count = len(times)
-    keep = max(most * count // len(ends), 4)
-    if len(ends) <= most or keep >= count:
+    keep = max(MOST_SOURCES * count // len(ends), 4)
+    if len(ends) <= MOST_SOURCES or keep >= count:
         return np.arange(len(ends))
     quarter = keep // 4
     after = min(int(np.searchsorted(times, near, side="right")) + quarter // 2, count)

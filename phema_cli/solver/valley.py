@@ -50,9 +50,7 @@ class Valley:
         noise: standard deviation of an evaluation, in the unit of y.
     """
 
-    def __init__(
-        self, u: Array, y: Array, counts: Array, known: tuple[float, int] | None = None
-    ) -> None:
+    def __init__(self, u: Array, y: Array, counts: Array, known: tuple[float, int] | None) -> None:
         noise, self._size, self._length, prior = _models()
         self._noise = noise
         self._centre = float(u.mean())
