@@ -223,8 +223,8 @@ def _blocks(system: System) -> Array:
     while last < len(system.ends):
         last += max(_CELLS, last // _CELLS)
         lasts.append(last - 1)
+    lasts[-1] = len(system.ends) - 1
     # What is left over belongs to the block before it.
-    lasts = [*lasts[:-1], len(system.ends) - 1] if len(lasts) > 1 else [len(system.ends) - 1]
     if len(lasts) > 1 and lasts[-1] - lasts[-2] < _CELLS:
         del lasts[-2]
     return system.ends[lasts] * system.unit
