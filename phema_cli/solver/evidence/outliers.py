@@ -119,22 +119,22 @@ def _strays(series: Sequence[Series], sample: Sample) -> list[int]:
     """The rows that the movement of other parts does not predict."""
     parts: list[_Part | None] = []
     for some in alternating_parts(series):
-        reduced = reduce(sample, [row for s in some for row in s.rows], _ELEMENTS)
-        parts.append(None if reduced is None else _Part(some, reduced))
-    movements = [None if part is None else part.movement() for part in parts]
+        rows = [row for s in some for row in s.rows]
+        reduced = reduce(sample, rows, _ELEMENTS)
+        parts.append(None if reduced is None else _Part(some, rows, reduced))
     found: list[int] = []
-    for k, part in enumerate(parts):
-        other, movement = parts[(k + 1) % len(parts)], movements[(k + 1) % len(parts)]
-        if part is not None and other is not None and movement is not None:
+    for part, other in zip(parts, parts[1:] + parts[:1], strict=True):
+        if part is not None and other is not None and (movement := other.movement()) is not None:
             found += part.strays(movement, min(t for s in other.series for t in s.times))
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some of the snapshots, and their sample."""
+    """Some of the snapshots, their rows and their sample."""
 
     series: list[Series]
+    rows: list[int]
     reduced: Reduced
 
     def movement(self, out: Sequence[int] = ()) -> Movement | None:
@@ -148,10 +148,9 @@ class _Part:
 
         ``begin`` is the first time of those that showed the movement.
         """
-        rows = [row for s in self.series for row in s.rows]
         far = [FAR_AT_FIRST if t < begin else FAR for s in self.series for t in s.times]
         out: list[int] = []
-        while len(out) < len(rows) - 1:
+        while len(out) < len(self.rows) - 1:
             ratios = {i: r / far[i] for i, r in self._ratios(movement, out).items()}
             if max(ratios.values(), default=0.0) < 1:
                 break
@@ -159,7 +158,7 @@ class _Part:
         rest = self.movement(out) or movement
         # A snapshot that only stood beside others that do not belong may belong itself.
         return [
-            rows[i]
+            self.rows[i]
             for i in out
             if all(
                 self._ratios(each, [j for j in out if j != i]).get(i, 0.0) >= far[i]
@@ -171,12 +170,11 @@ class _Part:
         """By number, ``l_i/v_i`` of all but those left out; empty where it has no solution."""
         series, reduced = self._without(out)
         ratios = error_ratios(movement, series, reduced)
-        kept = [i for i in range(len(self.reduced.root)) if i not in out]
+        kept = [i for i in range(len(self.rows)) if i not in out]
         return {} if ratios is None else dict(zip(kept, ratios.tolist(), strict=True))
 
     def _without(self, out: Sequence[int]) -> tuple[list[Series], Reduced]:
         """The snapshots and their sample without some, by number; no series is left empty."""
-        rows = [row for s in self.series for row in s.rows]
-        rest = [s.without({rows[i] for i in out}) for s in self.series]
-        kept = [i for i in range(len(rows)) if i not in out]
+        rest = [s.without({self.rows[i] for i in out}) for s in self.series]
+        kept = [i for i in range(len(self.rows)) if i not in out]
         return [s for s in rest if s.rows], replace(self.reduced, root=self.reduced.root[kept])
