@@ -5,7 +5,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -253,13 +253,14 @@ def _solve_together(
 ) -> Solution:
     """The solution of targets that share the times at which profiles are evaluated."""
     k = len(targets)
-    near = [neighbour(target) for target in targets]
-    system = evaluate(sources, [*targets, *(p for p in near if p is not None)])
+    near = {j: p for j, p in enumerate(map(neighbour, targets)) if p is not None}
+    system = evaluate(sources, [*targets, *near.values()])
     if movement is None:
         movement = nominal(system, storage_noise)
-    a, b, noise, rest = movement.problem(system)
+    a, both, noise, rest = movement.problem(system)
+    b, shifted = both[:, :k], both[:, k:]
     if method == "blue":
-        raw = minimise(a, b[:, :k], noise)
+        raw = minimise(a, b, noise)
     else:
         root = np.sqrt(system.weights)[:, None]
         densities = root * system.target_density[:, :k]
@@ -276,12 +277,8 @@ def _solve_together(
             "the weights are not finite: times or values of the snapshots may be extreme",
             remedy="look at them with phema inspect -v, or pass --no-sample",
         )
-    error = np.sqrt(square_error(x, a, b[:, :k], noise, movement.mean_square) + rest[:k])
-    shifted = iter(b[:, k:].T)
-    steps = [
-        None if p is None else float(np.linalg.norm(own - next(shifted)))
-        for own, p in zip(b[:, :k].T, near, strict=True)
-    ]
+    error = np.sqrt(square_error(x, a, b, noise, movement.mean_square) + rest[:k])
+    steps = {j: float(np.linalg.norm(b[:, j] - shifted[:, i])) for i, j in enumerate(near)}
     return Solution(x, _figures(system, movement, targets, raw, x, error, steps), movement)
 
 
@@ -301,12 +298,13 @@ def _figures(
     raw: Array,
     x: Array,
     error: Array,
-    steps: Sequence[float | None],
+    steps: Mapping[int, float],
 ) -> tuple[Figures, ...]:
     """Figures of each target.
 
     ``raw`` are the (n, k) weights ``x`` before any normalisation, ``error`` the (k,) expected RMS
-    errors per parameter, ``steps`` the RMS distances to the targets of 1.01 sigma_rel.
+    errors per parameter, ``steps`` the RMS distances to the targets of 1.01 sigma_rel, by the
+    numbers of those that have one.
     """
     distance = averaging_distance(system, movement)
     root = np.sqrt(system.weights)[:, None]
@@ -322,7 +320,7 @@ def _figures(
         Figures(
             expected_error=_ratio(float(error[j]), float(distance[j])),
             expected_rms=float(error[j]) if movement.measured else None,
-            sigma_error=None if step is None else _ratio(float(error[j]), step),
+            sigma_error=_ratio(float(error[j]), steps[j]) if j in steps else None,
             profile_error=(
                 float(profile_errors[j]) if dense and targets[j].square_integrable else None
             ),
@@ -334,7 +332,7 @@ def _figures(
                 else None
             ),
         )
-        for j, step in enumerate(steps)
+        for j in range(len(targets))
     )
 
 
