@@ -175,46 +175,38 @@ def weigh(
     findings = replace(find_identical(series, sample), stalled=find_stalled(series, sample))
     if findings.contradict:
         return Evidence("contradicted", series, findings=findings)
-    outcome = replace(_tested(series, sample), findings=findings)
+    whole = replace(_whole(series, sample), findings=findings)
+    outcome = _with_later_half(whole, sample)
     odd = find_strays(series, sample)
     kept = tuple(s.without(odd) for s in series)
     # Few snapshots are not left out to the last: what remained could not be compared.
     if not odd or any(len(s.rows) < LEAST_TIMES for s in kept if s not in series):
         return outcome
     # Files that do not belong are a simpler explanation than other laws, if all others fit.
-    others = _tested(kept, sample)
+    others = _with_later_half(_whole(kept, sample), sample)
     if others.state in ("doubtful", "contradicted"):
         return outcome
-    if outcome.later:
-        outcome = replace(_whole(series, sample), findings=findings)
-    return replace(outcome, state="contradicted", alternatives=(), foreign=odd)
+    return replace(whole, state="contradicted", alternatives=(), foreign=odd)
 
 
-def _tested(series: tuple[Series, ...], sample: Sample) -> Evidence:
-    """The outcome for some snapshots, without a look at single ones.
+def _with_later_half(whole: Evidence, sample: Sample) -> Evidence:
+    """The outcome of all snapshots together, or of the later half where that alone has doubts.
 
     A law that changes in the course of a run, as when a job is resumed with another decay, is none
     of those that are tried, and the fit takes for movement what it leaves unexplained. In the later
     half it is one law.
     """
-    outcome = _whole(series, sample)
-    if outcome.state not in ("confirmed", "plausible"):
-        return outcome
-    half = _later_half(series)
-    if len({t for s in half for t in s.times}) < _LATER:
-        return outcome
-    later = _whole(half, sample, again=True)
+    if whole.state not in ("confirmed", "plausible"):
+        return whole
+    times = sorted({t for s in whole.series for t in s.times})
+    late = times[len(times) // 2 :]
+    if len(late) < _LATER:
+        return whole
+    half = (s.at([i for i, t in enumerate(s.times) if t >= late[0]]) for s in whole.series)
+    later = _whole(tuple(s for s in half if s.rows), sample, again=True)
     if later.state not in ("doubtful", "contradicted"):
-        return outcome
-    return replace(later, series=series, later=True)
-
-
-def _later_half(series: Sequence[Series]) -> tuple[Series, ...]:
-    """The snapshots of the later half of all times."""
-    times = sorted({t for s in series for t in s.times})
-    middle = times[len(times) // 2]
-    late = (s.at([i for i, t in enumerate(s.times) if t >= middle]) for s in series)
-    return tuple(s for s in late if s.rows)
+        return whole
+    return replace(later, series=whole.series, findings=whole.findings, later=True)
 
 
 def _whole(series: tuple[Series, ...], sample: Sample, *, again: bool = False) -> Evidence:
@@ -271,17 +263,12 @@ def _with_tag_error(outcome: Evidence, search: Search, tagged: Score) -> Evidenc
     times, numbers that nobody uses have to earn their place: some that differ by a few per cent
     always fit as well.
     """
-    error, farthest = 0.0, None
     worth = search.worth if outcome.times >= LIMITS[-1].times else search.gain
     least = limits_of(outcome.times).as_well
-    for found in search.tried:
-        if search.gain(found) <= least:
-            break
-        if not found.hypothesis.offset and worth(found) > least:
-            harm = search.harm(tagged, found)
-            if harm > error:
-                error, farthest = harm, found
-    if farthest is None or error <= LOOSE:
+    likely = [f for f in search.tried if not f.hypothesis.offset and worth(f) > least]
+    farthest = max(likely, key=lambda found: search.harm(tagged, found), default=tagged)
+    error = search.harm(tagged, farthest)
+    if error <= LOOSE:
         return replace(outcome, tag_error=error)
     named = _alternative(search, farthest, error, outcome.times)
     return replace(outcome, state="plausible", tag_error=error, alternatives=(named,))
