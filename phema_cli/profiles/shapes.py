@@ -1,7 +1,6 @@
 """Profiles that are no power functions: docs/maths.md has each F."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from typing import ClassVar, Literal, Self, get_args
@@ -336,21 +335,16 @@ class CombinationProfile:
 
     def cdf(self, t: Array) -> Array:
         """The sum of its snapshots' F; from its end on, what its weights sum to."""
-        return self._sum(t, lambda profile: profile.cdf(t))
+        parts = (x * p.cdf(t) for x, p in zip(self.weights, self.profiles, strict=True))
+        return sum(parts, np.zeros_like(t, dtype=np.float64))
 
     def density(self, t: Array) -> Array:
         """The sum of its snapshots' densities; raw weights have none."""
-        return self._sum(t, lambda profile: profile.density(t))
+        parts = (x * p.density(t) for x, p in zip(self.weights, self.profiles, strict=True))
+        return sum(parts, np.zeros_like(t, dtype=np.float64))
 
     def column(self, count: int) -> Array:
         """The weights of all ``count`` snapshots, (count,) float64."""
         column = np.zeros(count)
         column[list(self.places)] = self.weights
         return column
-
-    def _sum(self, t: Array, values: Callable[[Profile], Array]) -> Array:
-        """The weighted sum of what the snapshots' profiles have at t."""
-        total = np.zeros_like(t, dtype=np.float64)
-        for weight, profile in zip(self.weights, self.profiles, strict=True):
-            total += weight * values(profile)
-        return total
