@@ -91,10 +91,6 @@ class Rounding:
         shared = np.array([power @ _correlation(math.exp(d) * pace) for d in log_distance])
         return cls(float(power.sum()), log_distance, shared)
 
-    def beside(self, variance: float) -> Rounding:
-        """The rounding together with errors of that variance that no two snapshots share."""
-        return Rounding(self.variance + variance, self.log_distance, self.shared)
-
     def covariance(self, square_distance: Array) -> Array:
         """Covariance of the rounding errors of snapshots whose mean square distance is given.
 

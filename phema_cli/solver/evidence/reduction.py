@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -32,8 +32,9 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
     describe them to the rounding of what is stored. With more than ``_MOST_SERIES`` series, the raw
     weights and the averages of most snapshots.
     """
-    ranked = sorted(range(len(series)), key=lambda k: (-len(series[k].rows), k))
-    ranked.sort(key=lambda k: series[k].law.kind != "raw")
+    ranked = sorted(
+        range(len(series)), key=lambda k: (series[k].law.kind != "raw", -len(series[k].rows), k)
+    )
     used = [series[k] for k in sorted(ranked[:_MOST_SERIES])]
     begun = [s.at([i for i, t in enumerate(s.times) if t >= _BEGUN]) for s in used]
     used = [b if len(b.rows) >= _ENOUGH else s for s, b in zip(used, begun, strict=True)]
@@ -51,14 +52,10 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
 
 
 def thin(times: Sequence[float], most: int) -> list[float]:
-    """At most so many of the times: the newest, and others with odd gaps between their indices.
+    """So many of ascending times: the newest, and others with odd gaps between their indices.
 
     With even gaps the test would never look at every other snapshot, and not see mistakes that
     alternate.
-
-    Args:
-        times: ascending.
-        most: how many to keep.
     """
     last = len(times) - 1
     if last < most:
@@ -138,7 +135,9 @@ def reduce(sample: Sample, rows: Sequence[int], most: int = _MOST_ELEMENTS) -> R
     root = triangle.T * np.sqrt(len(triangle) / count)
     rounding = Rounding.of_elements(np.where(moved, units, 0.0), pace)
     if sample.errors is not None:
-        rounding = rounding.beside(float(sample.errors[list(rows)].mean()))
+        # No two snapshots share these.
+        variance = rounding.variance + float(sample.errors[list(rows)].mean())
+        rounding = replace(rounding, variance=variance)
     return Reduced(root, rounding)
 
 
