@@ -8,7 +8,7 @@ from typing import Self
 
 from phema_cli.errors import UsageError
 from phema_cli.profiles.base import PowerProfile, Profile
-from phema_cli.profiles.grammar import MOST_EXACT, POSITIVE, keyed, number_of
+from phema_cli.profiles.grammar import BETA, COUNT, POSITIVE, keyed, number_of
 from phema_cli.profiles.shapes import (
     CombinationProfile,
     Curve,
@@ -57,7 +57,7 @@ class CheckpointsSpec:
         if not given or given.keys() - {"first", "last", "from", "to"} or len(counted) > 1:
             raise error("needs last, first, or from and to")
         for name in counted:
-            if not (1 <= given[name] <= MOST_EXACT and given[name].is_integer()):
+            if not COUNT.holds(given[name]):
                 raise error(
                     f"{name} is a number of checkpoints, from 1 on",
                     remedy="uniform:last=0.2 is the average of a fraction of training"
@@ -89,9 +89,7 @@ class CheckpointsSpec:
                 + (f" from step {self.low:.12g} on" if self.low else ""),
                 remedy="phema inspect -v lists their steps",
             )
-        if self.last is not None:
-            return within[-self.last :]
-        return within if self.first is None else within[: self.first]
+        return within[-self.last :] if self.last else within[: self.first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +138,7 @@ def _error(text: str, what: str, remedy: str = HELP) -> UsageError:
 
 
 def _number(parameters: Mapping[str, str], key: str, text: str, unit: str = "") -> float:
-    """A parameter's number, which its unit may follow.
-
-    Raises:
-        UsageError: it is no number.
-    """
+    """A parameter's number, which its unit may follow; raises UsageError where it is none."""
     number = number_of(parameters[key].removesuffix(unit))
     if number is None:
         raise _error(text, f"{f'{key}={parameters[key]}'!r} is not a parameter")
@@ -175,7 +169,7 @@ def _decay(parameters: Mapping[str, str], end: float, text: str) -> Profile:
 def _exponential(parameters: Mapping[str, str], end: float, text: str) -> Profile:
     """``beta`` per step, or ``halflife`` in steps."""
     numbers = {key: _number(parameters, key, text) for key in parameters}
-    if set(numbers) == {"beta"} and 0 < numbers["beta"] < 1:
+    if set(numbers) == {"beta"} and BETA.holds(numbers["beta"]):
         return ExponentialProfile(-math.log(numbers["beta"]), end, text)
     if set(numbers) == {"halflife"} and POSITIVE.holds(numbers["halflife"]):
         return ExponentialProfile(math.log(2) / numbers["halflife"], end, text)
