@@ -1,13 +1,11 @@
 """Do the snapshots fit their tags? A test on their sample: docs/evidence.md."""
 
-from phema_cli.solver.evidence.laws import Hypothesis, Law, Series, law_of, series_of
-from phema_cli.solver.evidence.outliers import Findings
+from phema_cli.solver.evidence.laws import Law, Series, law_of, series_of
 from phema_cli.solver.evidence.proposal import propose
 from phema_cli.solver.evidence.verdict import (
     LIMITS,
     Alternative,
     Evidence,
-    Limits,
     State,
     limits_of,
     weigh,
@@ -17,10 +15,7 @@ __all__ = [
     "LIMITS",
     "Alternative",
     "Evidence",
-    "Findings",
-    "Hypothesis",
     "Law",
-    "Limits",
     "Series",
     "State",
     "law_of",
