@@ -1,8 +1,8 @@
 """Averaging profiles: how much each moment of training weighs in an average.
 
 A profile is described by its cumulative weight F(t). For the power function ending at T,
-``F(t) = (t/T)^(gamma+1)`` (arXiv:2312.02696, section 3.1); gamma and the relative standard
-deviation sigma_rel of the profile name the same length of averaging.
+``F(t) = (t/T)^(gamma+1)`` (arXiv:2312.02696, section 3.1, as all equations here); gamma and the
+relative standard deviation sigma_rel of the profile name the same length of averaging.
 """
 
 import math
@@ -23,8 +23,6 @@ class Range:
 
     Attributes:
         words: the numbers in words, after "must be".
-        low: the smallest.
-        high: the largest.
         inner: whether ``low`` and ``high`` themselves are outside.
         whole: whether only whole numbers do.
     """
@@ -189,14 +187,7 @@ def check_window(start: float, end: float, label: str) -> None:
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
-    """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))`` (arXiv:2312.02696, Eq. 123).
-
-    Args:
-        gamma: exponent of the power function, above -1.
-
-    Returns:
-        sigma_rel, no unit.
-    """
+    """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))``, gamma above -1 (Eq. 123)."""
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 
@@ -204,7 +195,7 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """The gamma >= 0 whose profile has relative standard deviation ``sigma_rel``.
 
     Largest real root of ``g^3 + 7 g^2 + (16 - s) g + (12 - s) = 0`` with ``s = sigma_rel^-2``
-    (arXiv:2312.02696, Eq. 126).
+    (Eq. 126).
 
     Raises:
         UsageError: sigma_rel is not in (1e-4, 12^-1/2).

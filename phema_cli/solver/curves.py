@@ -48,13 +48,8 @@ def curves(
 ) -> Curves:
     """Sample a target's profile and the one that its weights achieve.
 
-    The curves end with the target, or with the last source that weighs something.
-
-    Args:
-        sources: n profiles.
-        weights: (n,) their weights.
-        target: what the weights are for.
-        dense: whether densities are wanted; a single point, which has none, counts as 0 there.
+    The curves end with the target, or with the last source that weighs something. Of ``dense``
+    ones a single point, which has no density, counts as 0.
     """
     weighing = [(x, s) for x, s in zip(weights.tolist(), sources, strict=True) if x]
     least = _NEGLIGIBLE * float(np.abs(weights).max())
@@ -82,11 +77,9 @@ def _distinct(breaks: Sequence[float], until: float) -> list[float]:
 
 
 def _times(breaks: Sequence[float], steepest: float) -> Array:
-    """Points between breaks, next to them on both sides, close enough for the steepest profile.
+    """Points between breaks, next to them on both sides, close enough for the largest exponent.
 
-    Args:
-        breaks: ascending, above 0; the last is the end.
-        steepest: largest exponent.
+    Breaks ascend from above 0; the last is the end.
     """
     end = breaks[-1]
     pieces = []

@@ -71,10 +71,7 @@ class Point:
 class Limits:
     """Between which lengths a search stays.
 
-    Attributes:
-        low: the shortest.
-        high: the longest.
-        whole: whether lengths are whole numbers.
+    ``whole`` says whether lengths are whole numbers.
     """
 
     low: float

@@ -41,10 +41,6 @@ def find_stalled(series: Sequence[Series], sample: Sample) -> tuple[int, ...]:
 
     Averages only, of ``SNAPSHOTS`` or more, that are not far shorter than the time between these.
     What is packed, or has more digits than float16, is not looked at.
-
-    Args:
-        series: averages and raw weights.
-        sample: their elements.
     """
     if sample.errors is not None or sample.values.dtype != np.float32:
         return ()
