@@ -80,14 +80,13 @@ def _edges(low: float, high: float, steep: float) -> list[float]:
     At log depth s below the time where it ends, an exponent g has fallen to exp(-g s): what is
     steeper than _DEPTH/s no longer counts there, so cells may widen in proportion to s.
     """
-    whole, depth, edges = math.log(high / low), 0.0, [low]
-    finest = _MANY_CHANGE / (2 * steep)
-    depths = []
+    whole, finest = math.log(high / low), _MANY_CHANGE / (2 * steep)
+    depth, depths = 0.0, []
     while depth < whole - 1e-9 * finest:
+        depths.append(depth)
         depth += min(max(finest, depth * _MANY_CHANGE / (4 * _DEPTH)), 1.0)
-        depths.append(min(depth, whole))
-    edges += [high * math.exp(-d) for d in depths[-2::-1]]
-    return edges
+    # The first depth is that of ``high``.
+    return [low, *(high * math.exp(-d) for d in depths[:0:-1])]
 
 
 def nodes(breaks: Array, gamma_min: float, gamma_max: float) -> tuple[Array, Array]:
