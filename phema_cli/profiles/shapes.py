@@ -27,7 +27,6 @@ class ExponentialProfile:
     Args:
         rate: ``-ln beta`` per step, above 0.
         end: time of the average in steps, above 0.
-        name: what the user called it.
 
     Raises:
         UsageError: rate or end is not above 0 and finite.
@@ -81,8 +80,6 @@ class WindowProfile:
 
     Args:
         start: where the window begins, in steps, at least 0.
-        end: where it ends.
-        name: what the user called it.
 
     Raises:
         UsageError: start is not in [0, end).
@@ -230,9 +227,6 @@ class DecayProfile:
 
     Args:
         start: where the window begins, in steps, at least 0.
-        end: where it ends.
-        curve: how the learning rate falls.
-        name: what the user called it.
 
     Raises:
         UsageError: start is not in [0, end), or there is no such curve.
@@ -304,7 +298,6 @@ class CombinationProfile:
     """The profile of a sum of snapshots with given weights: ``F(t) = sum_i x_i F_i(t)``.
 
     Args:
-        label: what users call it.
         kind: whether it is a plain mean or has weights of its own.
         places: which of the snapshots have a weight, ascending.
         weights: their weights, of any sign and sum.

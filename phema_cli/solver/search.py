@@ -48,6 +48,8 @@ _ERRORS = 2.0
 #: where the best point stands among those that gave a metric: between others, at an end of the
 #: range, among equals only, or alone.
 Position = Literal["inside", "lowest", "highest", "flat", "alone"]
+#: logarithm of a length, metric, number of evaluations, index of the point.
+_Row = tuple[float, float, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +332,7 @@ def _curve(points: Sequence[Point], *, maximize: bool) -> _Curve:
     return _Curve(u, y, counts, known, sign * unit, tuple(int(i) for i in order))
 
 
-def _without_spikes(
-    rows: list[tuple[float, float, int, int]],
-) -> list[tuple[float, float, int, int]]:
+def _without_spikes(rows: list[_Row]) -> list[_Row]:
     """The rows, ascending, without metrics that are far worse than both of their neighbours.
 
     An evaluation that went wrong would bend a curve through all of them.
