@@ -2,14 +2,7 @@
 
 from phema_cli.solver.calibration import Sample, calibrate
 from phema_cli.solver.movement import Movement
-from phema_cli.solver.weights import (
-    METHODS,
-    Figures,
-    Solution,
-    exact_figures,
-    solve,
-    storage_noise,
-)
+from phema_cli.solver.weights import METHODS, Figures, Solution, exact_figures, solve, storage_noise
 
 __all__ = [
     "METHODS",

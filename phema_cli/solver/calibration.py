@@ -354,11 +354,7 @@ def _fit_roughness_and_jitter(
             expected = fixed + (roughness[others] ** 2) @ inside[others]
             expected += (jitter[others] ** 2) @ white[others]
             roughness[k], jitter[k] = _likeliest_bridge(
-                observed[mine],
-                expected[mine],
-                inside[k, mine],
-                white[k, mine],
-                jitters,
+                observed[mine], expected[mine], inside[k, mine], white[k, mine], jitters
             )
         movement = replace(movement, roughness=roughness, jitter=jitter * system.unit)
     return movement

@@ -2,14 +2,7 @@
 
 from phema_cli.solver.evidence.laws import Law, Series, law_of, series_of
 from phema_cli.solver.evidence.proposal import propose
-from phema_cli.solver.evidence.verdict import (
-    LIMITS,
-    Alternative,
-    Evidence,
-    State,
-    limits_of,
-    weigh,
-)
+from phema_cli.solver.evidence.verdict import LIMITS, Alternative, Evidence, State, limits_of, weigh
 
 __all__ = [
     "LIMITS",

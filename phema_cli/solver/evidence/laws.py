@@ -11,13 +11,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from phema_cli.errors import UsageError
-from phema_cli.profiles import (
-    Array,
-    ExponentialProfile,
-    PowerProfile,
-    Profile,
-    RawProfile,
-)
+from phema_cli.profiles import Array, ExponentialProfile, PowerProfile, Profile, RawProfile
 from phema_cli.profiles.schedules import Schedule, ScheduleProfile, constant, inverse, ratio
 
 Kind = Literal["power", "exponential", "warmup", "raw", "other"]
