@@ -48,8 +48,8 @@ def curves(
 ) -> Curves:
     """Sample a target's profile and the one that its weights achieve.
 
-    The curves end with the target, or with the last source that weighs something. Of ``dense``
-    ones a single point, which has no density, counts as 0.
+    The curves end with the target, or with the last source that weighs something. Where densities
+    are asked for (``dense``), a single point, which has none, counts as 0.
     """
     weighing = [(x, s) for x, s in zip(weights.tolist(), sources, strict=True) if x]
     least = _NEGLIGIBLE * float(np.abs(weights).max())

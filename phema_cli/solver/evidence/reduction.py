@@ -52,7 +52,7 @@ def select_snapshots(series: Sequence[Series]) -> list[Series]:
 
 
 def thin(times: Sequence[float], most: int) -> list[float]:
-    """So many of ascending times: the newest, and others with odd gaps between their indices.
+    """At most so many of ascending times: the newest, others with odd gaps between their indices.
 
     With even gaps the test would never look at every other snapshot, and not see mistakes that
     alternate.
