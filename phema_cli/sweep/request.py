@@ -1,10 +1,11 @@
 """What can be asked of a sweep: its options, each declared once."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from phema_cli.options import option, part
+from phema_cli.options import option, output_option, part
 from phema_cli.request import SOLVING, SOURCES, TARGETS, Request
 
 Keep = Literal["best", "all", "none"]
@@ -13,7 +14,7 @@ Keep = Literal["best", "all", "none"]
 MOST_REPEATS, MOST_WORKERS = 1000, 256
 #: the family of plain means of the last checkpoints.
 CHECKPOINTS = "checkpoints:last"
-_EVALUATION, _OUTPUT = "Evaluation", "Output"
+_eval_option = partial(option, group="Evaluation")
 #: the options of Request that a sweep has too.
 SWEPT = (TARGETS | SOLVING | SOURCES | {"format", "dtype", "jobs", "max_memory"}) - {"weights"}
 
@@ -35,93 +36,74 @@ class SweepRequest:
         log: file for what evaluations say on stderr, instead of phema's.
     """
 
-    eval: str = option(
+    eval: str = _eval_option(
         "What to run on each, by the shell, with {path}, {gamma}, {sigma_rel}, {step}, {target}, "
         "{worker}, {repeat}.",
-        group=_EVALUATION,
         metavar="CMD",
         required=True,
         common=True,
     )
-    metric: str | None = option(
+    metric: str | None = _eval_option(
         "Regular expression whose last match, or its group, is the metric; by default the last "
         "number printed is.",
-        group=_EVALUATION,
         metavar="REGEX",
     )
-    metric_key: str | None = option(
-        "Name of the metric in the JSON printed, dotted.", group=_EVALUATION, metavar="KEY"
+    metric_key: str | None = _eval_option(
+        "Name of the metric in the JSON printed, dotted.", metavar="KEY"
     )
-    maximize: bool = option(
-        "Which metric is the best; the lowest.",
-        default=False,
-        group=_EVALUATION,
-        flag="--maximize/--minimize",
+    maximize: bool = _eval_option(
+        "Which metric is the best; the lowest.", default=False, flag="--maximize/--minimize"
     )
-    refine: int | None = option(
+    refine: int | None = _eval_option(
         "Further points searched for the best; 8 after a grid of phema's, else 0.",
-        group=_EVALUATION,
         metavar="N",
         type=int,
         least=0,
         common=True,
     )
-    search: str | None = option(
+    search: str | None = _eval_option(
         "Family to search: sigma_rel (the default without targets), uniform:last, decay:last, "
         "checkpoints:last; docs/sweep.md has more.",
-        group=_EVALUATION,
         metavar="FAMILY",
     )
-    repeat: int = option(
+    repeat: int = _eval_option(
         "Evaluations of each target, where the metric has noise; {repeat} counts them from 0.",
         default=1,
-        group=_EVALUATION,
         metavar="N",
         type=int,
         least=1,
         most=MOST_REPEATS,
     )
-    parallel: int = option(
+    parallel: int = _eval_option(
         "Evaluations at the same time; {worker} is 0 to N-1, for one GPU each.",
         default=1,
-        group=_EVALUATION,
         metavar="N",
         type=int,
         least=1,
         most=MOST_WORKERS,
     )
-    baselines: bool = option(
+    baselines: bool = _eval_option(
         "Don't evaluate the last weights and the stored averages.",
         default=True,
-        group=_EVALUATION,
         flag="--no-baselines",
     )
-    timeout: float | None = option(
-        "Time after which an evaluation has failed: 90s, 30m, 2h.",
-        group=_EVALUATION,
-        metavar="TIME",
+    timeout: float | None = _eval_option(
+        "Time after which an evaluation has failed: 90s, 30m, 2h.", metavar="TIME"
     )
-    retry_failed: bool = option(
-        "Run again what failed in an earlier run.", default=False, group=_EVALUATION
-    )
+    retry_failed: bool = _eval_option("Run again what failed in an earlier run.", default=False)
     request: Request = part(Request, SWEPT)
-    output: str = option(
+    output: str = output_option(
         "Directory for the outputs and sweep.jsonl.",
         default="sweep",
-        group=_OUTPUT,
         metavar="DIR",
         short="-o",
         common=True,
     )
-    keep: Keep = option(
-        "Which outputs stay: best, all, none.", default="best", group=_OUTPUT, type=Keep
+    keep: Keep = output_option("Which outputs stay: best, all, none.", default="best", type=Keep)
+    max_disk: int | None = output_option(
+        "Disk that outputs may take at a time; 90 % of what is free by default.", metavar="SIZE"
     )
-    max_disk: int | None = option(
-        "Disk that outputs may take at a time; 90 % of what is free by default.",
-        group=_OUTPUT,
-        metavar="SIZE",
-    )
-    overwrite: bool = option("Forget an earlier sweep's results.", default=False, group=_OUTPUT)
+    overwrite: bool = output_option("Forget an earlier sweep's results.", default=False)
     log: Path | None = None
 
     @property
