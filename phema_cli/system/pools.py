@@ -12,17 +12,17 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from phema_cli.errors import StorageError
+from phema_cli.errors import StorageError, storage_errors
 from phema_cli.system.signals import held_signals, ignore_signals
 
 if TYPE_CHECKING:
@@ -135,21 +135,21 @@ def forked(
     """
     fork = multiprocessing.get_context("fork")
     pool = Pool(count, fork.Lock())
-    workers: list[_Forked] = []
+    workers: dict[Connection, BaseProcess] = {}
     results: dict[Connection, Result] = {}
     # This process's end of the pipe is closed when the process ends, in whatever way.
     ends = os.pipe()
     try:
         with held_signals():
-            workers.extend(_fork(fork, pool, work, ends) for _ in range(jobs))
-        left = [worker.pipe for worker in workers]
+            workers.update(_fork(fork, pool, work, ends) for _ in range(jobs))
+        left = list(workers)
         while left:
             ready = wait_for(left, _REPORT_SECONDS)
             pool.pass_on(progress, finished)
             for pipe in [pipe for pipe in left if pipe in ready]:
                 results[pipe] = _result(pipe)
                 left.remove(pipe)
-        return [results[worker.pipe] for worker in workers]
+        return [results[pipe] for pipe in workers]
     finally:
         pool.stop()
         with held_signals():
@@ -158,24 +158,17 @@ def forked(
                 os.close(end)
 
 
-class _Forked(NamedTuple):
-    """A worker in a process of its own, and the pipe that its result comes by."""
-
-    process: BaseProcess
-    pipe: Connection
-
-
-def _fork(fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, int]) -> _Forked:
-    """Start a worker."""
-    try:
+def _fork(
+    fork: ForkContext, pool: Pool, work: Work[Result], ends: tuple[int, int]
+) -> tuple[Connection, BaseProcess]:
+    """Start a worker: the pipe that its result comes by, and its process."""
+    with storage_errors(None, "start a worker process"):
         pipe, theirs = fork.Pipe(duplex=False)
         process = fork.Process(target=_child, args=(pool, work, theirs, *ends))
         process.start()
-    except OSError as error:
-        raise StorageError.wrap(error, None, "start a worker process") from error
     # A worker that is forked later must not hold this end: when it closes, this worker has ended.
     theirs.close()
-    return _Forked(process, pipe)
+    return pipe, process
 
 
 def _result(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the worker returned
@@ -197,18 +190,18 @@ def _result(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the worker retu
     return value
 
 
-def _end(workers: Sequence[_Forked]) -> None:
+def _end(workers: Mapping[Connection, BaseProcess]) -> None:
     """Wait a moment for workers to stop, then kill those that have not."""
-    left = [w.process.sentinel for w in workers]
+    left = [process.sentinel for process in workers.values()]
     until = time.monotonic() + _GRACE_SECONDS
     while left and time.monotonic() < until:
         ended = wait_for(left, until - time.monotonic())
         left = [s for s in left if s not in ended]
-    for worker in workers:
-        worker.process.kill()
-        worker.process.join()
-        worker.process.close()
-        worker.pipe.close()
+    for pipe, process in workers.items():
+        process.kill()
+        process.join()
+        process.close()
+        pipe.close()
 
 
 def _child(pool: Pool, work: Work[Result], pipe: Connection, parent: int, held: int) -> None:
