@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import InputError, StorageError, UsageError
+from phema_cli.errors import InputError, StorageError, UsageError, reading
 from phema_cli.formats import writer
 from phema_cli.formats.base import Checkpoint
 from phema_cli.formats.image import FileImage
@@ -198,7 +198,8 @@ class Chain:
         snapshot.store(path, image, lambda s: file.fill(s, tensors), replaced, in_order=True)
         state.files.append(path)
         self._chains[path] = state.files
-        stored = _Stored(path.name, file.checksum, _stamp(path), file.noise)
+        with reading(path):
+            stored = _Stored(path.name, file.checksum, stamp(path), file.noise)
         if state.keyframe is None:
             state.keyframe = stored
         else:
@@ -361,18 +362,6 @@ def _sampled(sizes: Mapping[str, int]) -> dict[str, slice]:
         places[name] = slice(-begin % stride, None, stride)
         begin += size
     return places
-
-
-def _stamp(path: Path) -> Stamp:
-    """The stamp of a file that was just written.
-
-    Raises:
-        StorageError: it is gone.
-    """
-    try:
-        return stamp(path)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
 
 
 def _is_there(directory: Path, stored: _Stored) -> bool:

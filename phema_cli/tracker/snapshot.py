@@ -9,11 +9,11 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import UsageError
 from phema_cli.formats import writer
 from phema_cli.formats.base import DTYPES, PARTIAL, Checkpoint, DType
 from phema_cli.formats.image import FileImage
-from phema_cli.system.files import flush, replace, sync_folder
+from phema_cli.system.files import flush, replace, sync_folder, writing
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +173,7 @@ def store(
     # Ranks without a process group, or a run that was started twice, may write the same snapshot at
     # the same time. Each writes its own file, and the last complete one stays.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("x+b") as stream:
@@ -189,5 +189,3 @@ def store(
                 sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError.wrap(error, path, "write") from error
