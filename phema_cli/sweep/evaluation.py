@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import UsageError, storage_errors
 from phema_cli.system.processes import end, quoted, start
 from phema_cli.system.signals import held_signals
 
@@ -23,8 +23,6 @@ from phema_cli.system.signals import held_signals
 PLACEHOLDERS = ("path", "gamma", "sigma_rel", "step", "target", "worker", "repeat")
 #: those that differ from target to target.
 _OF_TARGETS = frozenset(PLACEHOLDERS) - {"step", "worker", "repeat"}
-#: seconds that a command which is to end may take to clean up.
-_GRACE = 5.0
 #: seconds between two looks at running commands: the shortest wait, and the longest.
 _SOONEST, _LATEST = 0.001, 0.05
 _NUMBER = re.compile(
@@ -58,6 +56,7 @@ class Evaluator:
             default the last number is.
         key: dotted name of the metric in a JSON document, which is all of stdout or a line of it.
         timeout: seconds after which the command is ended and has failed; None for no limit.
+        log: file that its stderr is added to, instead of going where phema's goes.
 
     Raises:
         UsageError: an unknown placeholder, none at all, or no regular expression.
@@ -67,6 +66,7 @@ class Evaluator:
     pattern: str | None = None
     key: str | None = None
     timeout: float | None = None
+    log: Path | None = None
 
     def __post_init__(self) -> None:
         if self.pattern is not None and self.key is not None:
@@ -95,34 +95,28 @@ class Evaluator:
                 remedy="put {path} where the checkpoint's name goes",
             )
 
-    def start(self, values: Mapping[str, str], log: Path | None = None) -> Running:
-        """Start the command with the placeholders' values.
+    def start(self, values: Mapping[str, str]) -> Running:
+        """Start the command with the values of ``PLACEHOLDERS``.
 
         It has no stdin, and a process group of its own.
-
-        Args:
-            values: by the names of ``PLACEHOLDERS``.
-            log: file that its stderr is added to, instead of going where phema's goes.
 
         Raises:
             StorageError: the command can't be started, or the log not be written.
         """
         line = self.command.format(**{k: quoted(v) for k, v in values.items()})
         process = None
-        try:
+        with storage_errors("--eval", "run the command"):
             out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
             try:
-                with (log or Path(os.devnull)).open("ab") as errors, held_signals():
-                    process = start(line, out.fileno(), errors.fileno() if log else None)
+                with (self.log or Path(os.devnull)).open("ab") as errors, held_signals():
+                    process = start(line, out.fileno(), errors.fileno() if self.log else None)
             except BaseException:
                 # One that a signal comes in the way of is ended again.
                 if process is not None:
                     with held_signals():
-                        end(process, _GRACE)
+                        end(process)
                 out.close()
                 raise
-        except OSError as error:
-            raise StorageError.wrap(error, "--eval", "run the command") from error
         return Running(self, process, out, time.monotonic())
 
     def read(self, text: str) -> float | str:
@@ -198,7 +192,7 @@ class Running:
     def end(self) -> None:
         """End it, and all processes that it has started."""
         with held_signals():
-            end(self.process, _GRACE)
+            end(self.process)
         self.out.close()
 
 
@@ -211,13 +205,11 @@ class Workers(Generic[Job]):
     Args:
         evaluator: what starts them.
         count: how many may run.
-        log: as :meth:`Evaluator.start` has it.
     """
 
-    def __init__(self, evaluator: Evaluator, count: int, log: Path | None = None) -> None:
+    def __init__(self, evaluator: Evaluator, count: int) -> None:
         self._evaluator = evaluator
         self._count = count
-        self._log = log
         self._running: dict[int, tuple[Job, Running]] = {}
 
     def __enter__(self) -> Self:
@@ -241,8 +233,7 @@ class Workers(Generic[Job]):
     def start(self, job: Job, values: Mapping[str, str]) -> None:
         """Start a job on the first worker that is free; its number is a value too."""
         worker = next(i for i in range(self._count) if i not in self._running)
-        running = self._evaluator.start({**values, "worker": str(worker)}, self._log)
-        self._running[worker] = job, running
+        self._running[worker] = job, self._evaluator.start({**values, "worker": str(worker)})
 
     def ended(self, meanwhile: Callable[[], None]) -> list[tuple[Job, Result]]:
         """Wait until a job has ended, and give those that have.

@@ -3,8 +3,8 @@
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -61,23 +61,15 @@ def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
     # What can't be planned is not begun.
     targets = planner.targets()
     planner.check_room(targets)
-    workers = Workers[Job](planner.evaluator, asked.parallel, asked.log)
-    with _opened(planner) as results, workers:
-        return _Run(planner, results, listener, workers).search(targets)
-
-
-@contextmanager
-def _opened(planner: Planner) -> Iterator[Results]:
-    """The results' file; outputs of results that are forgotten go too."""
     folder = planner.folder
-    results = Results(folder, planner.identity(), overwrite=planner.asked.overwrite)
-    try:
+    with (
+        closing(Results(folder, planner.identity(), overwrite=asked.overwrite)) as results,
+        Workers[Job](planner.evaluator, asked.parallel) as workers,
+    ):
         for name in results.stale:
             remove_checkpoint(folder / name, planner.beside)
             shutil.rmtree(folder / (name + PARTIAL), ignore_errors=True)
-        yield results
-    finally:
-        results.close()
+        return _Run(planner, results, listener, workers).search(targets)
 
 
 #: a target, and which of its evaluations.

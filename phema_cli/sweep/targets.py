@@ -128,7 +128,9 @@ class Planner:
         self.folder = directory(asked.output)
         if "{" in asked.output:
             raise UsageError(f"-o {asked.output} is no directory", remedy="leave braces out")
-        self.evaluator = Evaluator(asked.eval, asked.metric, asked.metric_key, asked.timeout)
+        self.evaluator = Evaluator(
+            asked.eval, asked.metric, asked.metric_key, asked.timeout, asked.log
+        )
         self.scan = scan
         self.snapshots = scan.require()
         # With the slash it is where outputs are put, however many of them a call makes.

@@ -15,6 +15,8 @@ else:
 
 #: files that may be open where the system does not say.
 _OPEN_FILES = 512
+#: seconds that a command which is to end may take to clean up.
+_GRACE_SECONDS = 5.0
 #: forked processes start with all that this one holds; macOS's own libraries do not survive that.
 FORKS = hasattr(os, "fork") and hasattr(os, "sched_getaffinity")
 
@@ -64,7 +66,7 @@ def start(line: str, out: int, errors: int | None) -> subprocess.Popen[bytes]:
     )
 
 
-def end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """End a process of :func:`start`, and all processes that it has started."""
     if not hasattr(os, "killpg"):
         # Before their leader is gone: afterwards nobody knows whose they were.
@@ -82,7 +84,7 @@ def end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(grace_seconds)
+        process.wait(_GRACE_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
