@@ -130,10 +130,9 @@ class _Places:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = unwrapped(model)
         reshard(self._model)
-        self._slots, ties = find_slots(self._model, "filled")
+        self._slots, aliases = find_slots(self._model, "filled")
         # The first name of each tensor, by all of its names.
-        self._first = {name: name for name in self._slots}
-        self._first |= {name: first for name, (_, first) in ties.items()}
+        self._first = {name: aliases.get(name, name) for name in self._slots}
         plain: dict[str, list[str]] = {}
         for name in self._first:
             plain.setdefault(_plain(name), []).append(name)
@@ -145,19 +144,21 @@ class _Places:
         Raises:
             UsageError: it names them.
         """
-        lacking = [name for name in given if self._find(name) is None]
+        found = {name: self._find(name) for name in given}
+        lacking = [name for name, first in found.items() if first is None]
         if lacking:
             raise UsageError(
                 f"the model has no {listed(lacking, _LISTED)}",
                 remedy="make the model that the snapshots are of, or leave tensors out with drop",
             )
-        self.check_none_missing({first for n in given if (first := self._find(n)) is not None})
+        self.check_none_missing(found.values())
         for name, value in given.items():
             self._check_fits(name, value)
 
-    def check_none_missing(self, found: Iterable[str]) -> None:
+    def check_none_missing(self, found: Iterable[str | None]) -> None:
         """Refuse an average without some tensors of the model, whose first names are given."""
-        missing = sorted(self._slots.keys() - set(found), key=list(self._slots).index)
+        there = set(found)
+        missing = [n for n in dict.fromkeys(self._first.values()) if n not in there]
         if missing:
             raise UsageError(
                 f"the average has no {listed(missing, _LISTED)}",

@@ -82,6 +82,7 @@ class ModelTensors:
     """The tensors of a model by name, and which of them are averaged.
 
     Attributes:
+        aliases: the first name of each tied tensor, by each further name.
         averaged: names of trainable parameters and floating-point buffers.
         buffers: which of those are buffers that are not sharded.
 
@@ -94,10 +95,9 @@ class ModelTensors:
 
         self._model = unwrapped(model)
         reshard(self._model)
-        # Every tensor of the state dict, by its first name, and the further names of tied ones.
-        self._slots, self._ties = find_slots(self._model)
+        self._slots, self.aliases = find_slots(self._model)
         self._outline = _Outline.of(self._model)
-        tensors = {n: slot.tensor() for n, slot in self._slots.items()}
+        tensors = {n: s.tensor() for n, s in self._slots.items() if n not in self.aliases}
         parameters = {n for n, t in tensors.items() if isinstance(t, torch.nn.Parameter)}
         self._frozen = [n for n in tensors if n in parameters and not tensors[n].requires_grad]
         frozen = set(self._frozen)
@@ -118,18 +118,13 @@ class ModelTensors:
                     remedy="store it as pairs of real numbers (torch.view_as_real)",
                 )
 
-    @property
-    def aliases(self) -> dict[str, str]:
-        """The first name of each tied tensor, by each further name."""
-        return {name: first for name, (_, first) in self._ties.items()}
-
     def current(self) -> dict[str, torch.Tensor]:
-        """All tensors now, whole or this rank's shards, without graphs.
+        """All tensors now by their first names, whole or this rank's shards, without graphs.
 
         Raises:
             UsageError: a tensor was added, removed, tied or is of another kind.
         """
-        return {n: t.detach() for n, t in zip(self._slots, self._held(), strict=True)}
+        return {n: t.detach() for n, t in self._held().items()}
 
     def current_averaged(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """This rank's parts of the averaged tensors now, of the types and devices of ``like``.
@@ -140,7 +135,7 @@ class ModelTensors:
             UsageError: as :meth:`current` does; or a parameter was unfrozen, or a tensor has
                 another shape than in ``like`` or is on the meta device.
         """
-        now = dict(zip(self._slots, self._held(), strict=True))
+        now = self._held()
         for name in self._frozen:
             if now[name].requires_grad:
                 raise UsageError(
@@ -159,27 +154,26 @@ class ModelTensors:
             parts.append(tensor.to(average.device, average.dtype))
         return parts
 
-    def _held(self) -> list[torch.Tensor]:
-        """What the slots hold now; raises as :meth:`current` does."""
+    def _held(self) -> dict[str, torch.Tensor]:
+        """What the slots of first names hold now; raises as :meth:`current` does."""
         reshard(self._model)
         if not self._outline.is_current():
             self._find_again()
-        held = [slot.tensor() for slot in self._slots.values()]
-        if len(set(map(id, held))) < len(held) or any(
-            slot.tensor() is not self._slots[first].tensor() for slot, first in self._ties.values()
-        ):
+        held = {n: slot.tensor() for n, slot in self._slots.items()}
+        untied = [held.pop(n) is not held[first] for n, first in self.aliases.items()]
+        if any(untied) or len(set(map(id, held.values()))) < len(held):
             self._find_again()
         return held
 
     def _find_again(self) -> None:
         """Look all names up in a model whose modules or tensors were replaced."""
-        slots, ties = find_slots(self._model)
-        self._check_same(slots, {n: first for n, (_, first) in ties.items()})
-        self._slots, self._ties, self._outline = slots, ties, _Outline.of(self._model)
+        slots, aliases = find_slots(self._model)
+        self._check_same(slots, aliases)
+        self._slots, self.aliases, self._outline = slots, aliases, _Outline.of(self._model)
 
     def _check_same(self, slots: Mapping[str, Slot], aliases: Mapping[str, str]) -> None:
         """Refuse tensors that were added, removed or tied, or are no longer floating-point."""
-        before, now = {*self._slots, *self._ties}, {*slots, *aliases}
+        before, now = self._slots.keys(), slots.keys()
         for names, what in ((now - before, "was added"), (before - now, "was removed")):
             if names:
                 first, *more = sorted(names)
@@ -213,8 +207,8 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 def find_slots(
     model: torch.nn.Module, use: str = "averaged"
-) -> tuple[dict[str, Slot], dict[str, tuple[Slot, str]]]:
-    """The slots of all tensors by their first names; slots and first names by further names.
+) -> tuple[dict[str, Slot], dict[str, str]]:
+    """The slots of all tensors by their names; the first name of tied ones by each further name.
 
     Args:
         model: without wrappers, as :func:`unwrapped` gives it.
@@ -224,17 +218,17 @@ def find_slots(
         UsageError: a tensor is of a kind that can't be averaged, stored or filled.
     """
     slots: dict[str, Slot] = {}
-    ties: dict[str, tuple[Slot, str]] = {}
+    aliases: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, slot in _walk(model):
         tensor = slot.tensor()
         if id(tensor) in first:
-            ties[name] = slot, first[id(tensor)]
+            aliases[name] = first[id(tensor)]
         else:
             _check_kind(name, tensor, use)
             first[id(tensor)] = name
-            slots[name] = slot
-    return slots, ties
+        slots[name] = slot
+    return slots, aliases
 
 
 def _walk(model: torch.nn.Module) -> Iterator[tuple[str, Slot]]:
