@@ -40,6 +40,7 @@ from phema_cli.formats.packing import (
 from phema_cli.formats.safetensors import read_header
 from phema_cli.formats.stamps import Stamp, stamp
 from phema_cli.tracker import snapshot
+from phema_cli.tracker.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -84,22 +85,6 @@ class Way(NamedTuple):
     name: str
     bits: int
     keyframe_every: int
-
-
-class Snapshot(NamedTuple):
-    """What a file is to hold.
-
-    Attributes:
-        shapes: element type and shape of each tensor, by name; float32 for those that are averaged.
-        averaged: names of those.
-        metadata: text to text.
-        packable: whether all averages are finite, and at most ``LARGEST``.
-    """
-
-    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-    averaged: set[str]
-    metadata: Mapping[str, str]
-    packable: bool
 
 
 class _Stored(NamedTuple):
@@ -175,7 +160,7 @@ class Chain:
         Args:
             path: the file; its directory is made if need be.
             way: how it is packed.
-            made: what it holds.
+            made: what it holds; averages in float32.
             sample: the averaged tensors, in the order of ``made.shapes``; a keyframe takes none.
             tensors: all tensors in that order; one is in memory at a time.
 
@@ -293,8 +278,7 @@ class _File:
 
 def _image(state: _State, made: Snapshot, coefficients: tuple[float, ...]) -> FileImage:
     """Lay out a file: wide elements first, as safetensors does, so that each tensor is aligned."""
-    whole = {n: (snapshot.element_type(d), shape) for n, (d, shape) in made.shapes.items()}
-    packing = Packing()
+    packing, whole = Packing(), made.specs()
     laid = whole
     if state.keyframe is not None:
         bits = state.key[0].bits

@@ -305,7 +305,7 @@ class PowerEMA:
         dtype: torch.dtype | None,
         *,
         packable: bool,
-    ) -> packed.Snapshot:
+    ) -> snapshot.Snapshot:
         """What the snapshot of one gamma holds."""
         import torch
 
@@ -321,14 +321,14 @@ class PowerEMA:
             "step": str(self.step),
         }
         shapes = {n: (types[n], tuple(now[n].shape)) for n in order}
-        return packed.Snapshot(shapes, averaged, metadata, packable)
+        return snapshot.Snapshot(shapes, averaged, metadata, packable)
 
     def _write(
         self,
         path: Path,
         index: int,
         now: Mapping[str, torch.Tensor],
-        made: packed.Snapshot,
+        made: snapshot.Snapshot,
         way: packed.Way | None,
     ) -> None:
         """Write one snapshot on rank 0; the other ranks send their shards."""
@@ -344,7 +344,7 @@ class PowerEMA:
         if rank() == 0:
             try:
                 if way is None:
-                    snapshot.write(path, made.shapes, tensors, made.metadata)
+                    snapshot.write(path, made, tensors)
                 else:
                     self._chain.write(path, way, made, sample, tensors)
             except PhemaError as error:
@@ -362,7 +362,7 @@ class PowerEMA:
         self,
         index: int,
         now: Mapping[str, torch.Tensor],
-        made: packed.Snapshot,
+        made: snapshot.Snapshot,
         names: set[str],
     ) -> Iterator[torch.Tensor]:
         """The whole tensors that a snapshot holds, one at a time; every rank must take them all."""

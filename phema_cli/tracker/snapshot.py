@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from io import BufferedRandom
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from phema_cli.errors import UsageError
 from phema_cli.formats import writer
@@ -17,6 +17,26 @@ from phema_cli.system.files import flush, replace, sync_folder, writing
 
 if TYPE_CHECKING:
     import torch
+
+
+class Snapshot(NamedTuple):
+    """What a file is to hold.
+
+    Attributes:
+        shapes: element type and shape of each tensor, by name.
+        averaged: names of those that are averages.
+        metadata: text to text.
+        packable: whether all averages are finite, and small enough to be packed.
+    """
+
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    averaged: set[str]
+    metadata: Mapping[str, str]
+    packable: bool
+
+    def specs(self) -> dict[str, tuple[DType, tuple[int, ...]]]:
+        """Types of safetensors and shapes, by name; raises as :func:`element_type`."""
+        return {n: (element_type(dtype), shape) for n, (dtype, shape) in self.shapes.items()}
 
 
 def element_type(dtype: torch.dtype) -> DType:
@@ -120,19 +140,13 @@ def check_range(extremes: Iterable[tuple[str, float]], dtype: torch.dtype) -> No
     )
 
 
-def write(
-    path: Path,
-    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    tensors: Iterable[torch.Tensor],
-    metadata: Mapping[str, str],
-) -> None:
+def write(path: Path, made: Snapshot, tensors: Iterable[torch.Tensor]) -> None:
     """Write a safetensors file under another name, flush it, and rename it.
 
     Args:
         path: the file; its directory is made if need be.
-        shapes: element type and shape of each tensor, by name.
-        tensors: the tensors in the order of ``shapes``, on any device; one is in memory at a time.
-        metadata: text to text.
+        made: what it holds.
+        tensors: in the order of ``made.shapes``, on any device; one is in memory at a time.
 
     Raises:
         StorageError: the operating system failed; no file is left under either name.
@@ -145,8 +159,8 @@ def write(
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             stream.write(flat.view(torch.uint8).numpy().data)
 
-    specs = {n: (element_type(dtype), shape) for n, (dtype, shape) in shapes.items()}
-    image = writer("safetensors").encode(specs, metadata, {}, Checkpoint(path, "", (), {}))
+    empty = Checkpoint(path, "", (), {})
+    image = writer("safetensors").encode(made.specs(), made.metadata, {}, empty)
     store(path, image, fill)
 
 
