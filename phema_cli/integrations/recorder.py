@@ -64,7 +64,7 @@ class Recorder:
             raise UsageError("gammas and sigma_rels mean the same", remedy="pass one of them")
         if every is not None and snapshots is not None:
             raise UsageError("every and snapshots exclude each other", remedy="pass one of them")
-        if min(every or 1, snapshots or 1) < 1 or 0 in (every, snapshots):
+        if any(count is not None and count < 1 for count in (every, snapshots)):
             raise UsageError("every and snapshots must be at least 1")
         if sigma_rels is not None:
             gammas = [gamma_from_sigma_rel(s) for s in sigma_rels]

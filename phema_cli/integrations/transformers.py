@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerState, TrainingArguments
 
 #: the averages' state in a directory checkpoint-N.
 STATE_NAME = "power_ema.pt"
@@ -51,42 +51,29 @@ class PowerEMACallback(Recorder, TrainerCallback):
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        *_: object,
         **kwargs: Any,  # noqa: ANN401 - the library's own
     ) -> None:
         """Make or restore the averages, when the model is on its devices and sharded."""
         import torch
 
-        del control
         path = Path(args.resume_from_checkpoint or _checkpoint(args, state)) / STATE_NAME
         averages = None
         if state.global_step and path.is_file():
             averages = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         self._begin(kwargs["model"], state.max_steps, state.global_step, averages)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401 - the library's own
-    ) -> None:
+    def on_step_end(self, *_: object, **kwargs: Any) -> None:  # noqa: ANN401 - as above
         """Update after an optimizer step, which accelerate may have skipped."""
-        del args, state, control
         if not getattr(kwargs["optimizer"], "step_was_skipped", False):
             self._update()
 
     def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, **__: object
     ) -> None:
         """Put the averages' state into the checkpoint that was just stored."""
         import torch
 
-        del control, kwargs
         if self.ema is None or state.is_hyper_param_search:
             return
         averages = self.ema.state_dict()
