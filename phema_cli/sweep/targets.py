@@ -11,13 +11,7 @@ from phema_cli.estimate.given_weights import combined
 from phema_cli.estimate.solve import measure, solve_snapshots
 from phema_cli.estimate.targets import make_targets, target_step, time_of
 from phema_cli.formats.image import PROVENANCE_KEY
-from phema_cli.profiles import (
-    CheckpointsSpec,
-    PowerProfile,
-    Profile,
-    ProfileSpec,
-    parse_profile,
-)
+from phema_cli.profiles import CheckpointsSpec, PowerProfile, Profile, ProfileSpec
 from phema_cli.request import GRID, Request
 from phema_cli.snapshots import Snapshot
 from phema_cli.snapshots.base import Finding, reference
@@ -37,13 +31,14 @@ from phema_cli.synthesis.provenance import command, source_entry
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.trainers.side_files import side_files
 
-Spec = str | ProfileSpec | CheckpointsSpec
+#: what asks for a target: the gamma of a power function, or another profile.
+Spec = float | str | ProfileSpec | CheckpointsSpec
 #: error in per cent up to which a search leaves what is reached fairly: with more, a target is
 #: nearer to the next point of the search than to itself.
 _ALLOWED = 25.0
 Kind = Literal["last weights", "stored average", "last checkpoint"]
 #: the mean of one checkpoint: what is last where nothing says what the snapshots are.
-_LAST = "checkpoints:last=1"
+_LAST = f"{CHECKPOINTS}=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Target:
 
     Attributes:
         profile: the target.
-        spec: what asks for it, where it is no power function.
+        spec: what asks for it.
         path: its output.
         size_bytes: bytes of that.
         figures: how good it is expected to be.
@@ -61,7 +56,7 @@ class Target:
     """
 
     profile: Profile
-    spec: Spec | None
+    spec: Spec
     path: Path
     size_bytes: int
     figures: Figures
@@ -87,14 +82,13 @@ class Baseline:
     Attributes:
         kind: what it is.
         label: what users call it, one for each baseline.
-        gamma: of a power function that ends with the targets; it is a point of the search too.
-        spec: what makes it, where it is none.
+        spec: what asks for it; a power function that ends with the targets is a point of the search
+            too.
     """
 
     kind: Kind
     label: str
-    gamma: float | None
-    spec: ProfileSpec | CheckpointsSpec | None
+    spec: Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +174,9 @@ class Planner:
         stored = self._stored if self.asked.baselines else []
         kinds = {one.label: one.kind for one in stored}
         labels = {target.label for target in given}
-        more = [one for one in stored if one.label not in labels]
-        gammas = [one.gamma for one in more if one.gamma is not None]
-        specs = [one.spec for one in more if one.spec is not None]
-        joined = replace(
-            request, gamma=(*gammas, *request.gammas), profile=(*request.profiles, *specs)
-        )
-        made = self._targets(joined)
+        more = self._of([one.spec for one in stored if one.label not in labels])
+        gammas, profiles = (*more.gammas, *request.gammas), (*request.profiles, *more.profiles)
+        made = self._targets(replace(request, gamma=gammas, profile=profiles))
         marked = [replace(t, baseline=kinds.get(t.profile.label)) for t in made]
         return sorted(marked, key=lambda t: t.baseline is None)
 
@@ -204,19 +194,16 @@ class Planner:
         """Targets that the search has chosen."""
         if not scales:
             return []
-        return self._targets(self._with(self._of((), ()), family, scales), refined=True)
+        return self._targets(self._with(self._of(()), family, scales), refined=True)
 
     def again(self, records: Sequence[Record]) -> list[Target]:
         """The targets of earlier results, without those that can't be made of what is recorded."""
         stored = {one.label: one.spec for one in self._stored}
         made = []
         for record in records:
+            spec = stored.get(record.profile, record.profile)
+            request = self._of([spec if record.gamma is None else record.gamma])
             try:
-                if record.gamma is None:
-                    spec = stored.get(record.profile) or parse_profile(record.profile)
-                    request = self._of((), [spec])
-                else:
-                    request = self._of([record.gamma], ())
                 (target,) = self._targets(request)
             except PhemaError:
                 # A profile from a file, whose name alone is recorded.
@@ -229,7 +216,7 @@ class Planner:
         """The targets of a request."""
         recipe = self._recipe(request)
         powers = len(recipe.targets) - len(request.profiles)
-        specs = [*[None] * powers, *request.profiles]
+        specs = [*(p.exponent for p in recipe.targets[:powers]), *request.profiles]
         return [
             Target(profile, spec, output.path, output.size_bytes, figures, refined)
             for profile, spec, output, figures in zip(
@@ -239,12 +226,13 @@ class Planner:
 
     def recipe(self, targets: Sequence[Target]) -> Recipe:
         """The recipe of these targets."""
-        gammas = [t.profile.exponent for t in targets if t.spec is None]
-        return self._recipe(self._of(gammas, [t.spec for t in targets if t.spec is not None]))
+        return self._recipe(self._of([t.spec for t in targets]))
 
-    def _of(self, gammas: Sequence[float], specs: Sequence[Spec]) -> Request:
+    def _of(self, specs: Sequence[Spec]) -> Request:
         """The request with other targets."""
-        return replace(self.request, gamma=tuple(gammas), sigma_rel=(), profile=tuple(specs))
+        gammas = tuple(s for s in specs if isinstance(s, int | float))
+        profiles = tuple(s for s in specs if not isinstance(s, int | float))
+        return replace(self.request, gamma=gammas, sigma_rel=(), profile=profiles)
 
     def _recipe(self, request: Request) -> Recipe:
         """The recipe of a request, all of whose outputs are made."""
@@ -297,11 +285,8 @@ class Planner:
     def command(self, record: Record) -> str | None:
         """The command line that makes the output of a result; None where no options do."""
         try:
-            if record.gamma is not None:
-                profile: Profile = PowerProfile(record.gamma, self.end)
-            else:
-                request = Request(profile=(record.profile,), step=self.request.step)
-                (profile,) = make_targets(self.snapshots, request)
+            request = self._of([record.profile if record.gamma is None else record.gamma])
+            (profile,) = make_targets(self.snapshots, request)
         except PhemaError:
             return None
         return command(self.scan.roots, self.request, profile)
@@ -358,7 +343,7 @@ def _baselines(scan: Scan, step: float, end: float) -> list[Baseline]:
             newest[home_of(snapshot), snapshot.series, snapshot.tag.label] = i
     if scan.needs != "laws":
         last = CheckpointsSpec.read(_LAST)
-        return [Baseline("last checkpoint", _LAST, None, last)] if len(newest) == 1 else []
+        return [Baseline("last checkpoint", _LAST, last)] if len(newest) == 1 else []
     found: dict[str, Baseline] = {}
     for i in newest.values():
         one = _baseline(scan.snapshots, i, end)
@@ -373,12 +358,12 @@ def _baseline(snapshots: Sequence[Snapshot], place: int, end: float) -> Baseline
     kind: Kind = "last weights" if tag.label == "raw" else "stored average"
     profile = tag.profile
     if isinstance(profile, PowerProfile) and profile.end == end and profile.gamma >= 0:
-        return Baseline(kind, profile.label, profile.gamma, None)
+        return Baseline(kind, profile.label, profile.gamma)
 
     def as_it_is(_end: float) -> Profile:
         return combined(snapshots, {place: 1.0}, tag.label, "mean")
 
-    return Baseline(kind, tag.label, None, ProfileSpec(tag.label, as_it_is))
+    return Baseline(kind, tag.label, ProfileSpec(tag.label, as_it_is))
 
 
 def _is_allowed(figures: Figures) -> bool:
