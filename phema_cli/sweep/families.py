@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -105,8 +104,8 @@ class Family:
 def parse(text: str, end: float) -> tuple[Family, float] | None:
     """The family and the length of a profile as ``--profile`` writes it; None of one without."""
     kind, _, rest = text.partition(":")
-    parts: dict[str, Any] = dict(p.split("=", 1) for p in rest.split(",") if "=" in p)
-    parts = {key.strip(): value.strip() for key, value in parts.items()}
+    pairs = (part.partition("=") for part in rest.split(","))
+    parts = {key.strip(): value.strip() for key, _, value in pairs}
     try:
         if kind == "checkpoints" and set(parts) == {"last"}:
             return Family(CHECKPOINTS, end), float(parts["last"])
@@ -122,7 +121,7 @@ def parse(text: str, end: float) -> tuple[Family, float] | None:
     return None
 
 
-def _window(kind: str, parts: dict[str, Any], end: float) -> tuple[Family, float]:
+def _window(kind: str, parts: dict[str, str], end: float) -> tuple[Family, float]:
     """The family of a window, by steps where it is given in steps, and its length."""
     last = parts["last"]
     length = float(last.removesuffix("steps"))
