@@ -35,8 +35,8 @@ _PIECE_BYTES = 1 << 20
 #: reader a file that is to be replaced.
 PATIENCE_SECONDS = 5.0
 PAUSE_SECONDS = 0.05
-#: flags of every file: not for programs that this one starts, and bytes as they are.
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOINHERIT", "O_BINARY"))
+#: bytes are as they are.
+_BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 #: a named pipe is opened without waiting for its writer.
 _NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)
@@ -44,7 +44,7 @@ _NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)
 
 def open_file(path: Path, flags: int) -> int:
     """The descriptor of a file, which programs that this one starts do not get."""
-    return os.open(path, flags | _FLAGS, 0o666)
+    return os.open(path, flags | _BINARY, 0o666)
 
 
 def read_at(descriptor: int, out: memoryview, offset: int) -> int:
