@@ -14,7 +14,7 @@ NOTHING_WRITTEN = "no output was written"
 ALL_WRITTEN = "all outputs are written"
 
 
-def listed(names: Sequence[str], most: int) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
     """Names, or the first of many and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

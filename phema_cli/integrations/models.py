@@ -21,8 +21,6 @@ _Model = TypeVar("_Model", bound="torch.nn.Module")
 Weights: TypeAlias = (
     "Average | PowerEMA | Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]"
 )
-#: names that an error lists before it counts the rest.
-_LISTED = 5
 
 
 @taking(average)
@@ -148,7 +146,7 @@ class _Places:
         lacking = [name for name, first in found.items() if first is None]
         if lacking:
             raise UsageError(
-                f"the model has no {listed(lacking, _LISTED)}",
+                f"the model has no {listed(lacking)}",
                 remedy="make the model that the snapshots are of, or leave tensors out with drop",
             )
         self.check_none_missing(found.values())
@@ -161,7 +159,7 @@ class _Places:
         missing = [n for n in dict.fromkeys(self._first.values()) if n not in there]
         if missing:
             raise UsageError(
-                f"the average has no {listed(missing, _LISTED)}",
+                f"the average has no {listed(missing)}",
                 remedy="make the model that the snapshots are of",
             )
 

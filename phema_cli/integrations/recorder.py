@@ -129,20 +129,19 @@ class Recorder:
             before, now = ((s * self.snapshots) // self._total for s in (step - 1, step))
             due = now > before
         if due:
-            self._store()
+            self._store(self.ema)
 
     def _end(self) -> None:
         """Store the last snapshots, unless they are stored already."""
         if self.ema is not None and self.ema.step > self._stored_at:
-            self._store()
+            self._store(self.ema)
 
-    def _store(self) -> None:
-        if self.ema is not None:
-            self.ema.save(
-                self.directory,
-                name=self.name,
-                dtype=self.dtype,
-                packing=self.packing,
-                keyframe_every=self.keyframe_every,
-            )
-            self._stored_at = self.ema.step
+    def _store(self, ema: PowerEMA) -> None:
+        ema.save(
+            self.directory,
+            name=self.name,
+            dtype=self.dtype,
+            packing=self.packing,
+            keyframe_every=self.keyframe_every,
+        )
+        self._stored_at = ema.step

@@ -134,11 +134,6 @@ class Chain:
         # The chain of each file that was written, oldest file first.
         self._chains: dict[Path, list[Path]] = {}
 
-    def forget(self) -> None:
-        """Begin with a keyframe next time."""
-        self._state = None
-        self._chains = {}
-
     def begin(self, paths: Iterable[Path]) -> None:
         """Say what a save is about to write: if it writes a file again, with a keyframe first.
 
@@ -278,8 +273,7 @@ class _File:
 
 def _image(state: _State, made: Snapshot, coefficients: tuple[float, ...]) -> FileImage:
     """Lay out a file: wide elements first, as safetensors does, so that each tensor is aligned."""
-    packing, whole = Packing(), made.specs()
-    laid = whole
+    packing, laid = Packing(), made.specs()
     if state.keyframe is not None:
         bits = state.key[0].bits
         follows = zip(state.recent, coefficients, strict=True)
@@ -288,8 +282,8 @@ def _image(state: _State, made: Snapshot, coefficients: tuple[float, ...]) -> Fi
             (state.keyframe.name, state.keyframe.checksum),
             tuple(Followed(f.name, f.checksum, c) for f, c in follows),
         )
-        laid = {n: spec for n, spec in whole.items() if n not in made.averaged}
         for name in made.averaged:
+            del laid[name]
             laid |= packed_specs(name, state.key[2][name], bits)
         laid = dict(sorted(laid.items(), key=lambda item: (-item[1][0].bits, item[0])))
     metadata = {**made.metadata, KEY: packing.text(), CHECKSUM_KEY: ""}

@@ -26,9 +26,6 @@ from phema_cli.tracker.sharding import as_part_of, gather, is_sharded, local, pa
 if TYPE_CHECKING:
     import torch
 
-#: tensors that a warning names before it counts the rest.
-_LISTED = 5
-
 
 class PowerEMA:
     """Power-function averages of a model's weights, one per gamma.
@@ -206,7 +203,8 @@ class PowerEMA:
         # An old state's average of what never changed is that value itself.
         first = recent[0] if is_old else state["first"]
         self._first_buffers = {n: first[n].to(like[n], copy=True) for n in self._tensors.buffers}
-        self._chain.forget()
+        # The next file is a keyframe.
+        self._chain = packed.Chain()
 
     def save(
         self,
@@ -289,7 +287,7 @@ class PowerEMA:
         nonfinite = sorted({n for _, n, _, is_finite in extremes if not is_finite})
         if nonfinite and rank() == 0:
             message = (
-                f"at step {self.step} the averages of {listed(nonfinite, _LISTED)} are not finite, "
+                f"at step {self.step} the averages of {listed(nonfinite)} are not finite, "
                 "because the model was not finite at an update. They will stay so: to repair them, "
                 "resume from an earlier state"
             )
