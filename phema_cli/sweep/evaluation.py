@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
@@ -104,20 +105,15 @@ class Evaluator:
             StorageError: the command can't be started, or the log not be written.
         """
         line = self.command.format(**{k: quoted(v) for k, v in values.items()})
-        process = None
-        with storage_errors("--eval", "run the command"):
-            out = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
-            try:
-                with (self.log or Path(os.devnull)).open("ab") as errors, held_signals():
-                    process = start(line, out.fileno(), errors.fileno() if self.log else None)
-            except BaseException:
+        with storage_errors("--eval", "run the command"), ExitStack() as cleanup:
+            out = cleanup.enter_context(tempfile.TemporaryFile())
+            with (self.log or Path(os.devnull)).open("ab") as errors, held_signals():
+                process = start(line, out.fileno(), errors.fileno() if self.log else None)
+                running = Running(self, process, out, time.monotonic())
                 # One that a signal comes in the way of is ended again.
-                if process is not None:
-                    with held_signals():
-                        end(process)
-                out.close()
-                raise
-        return Running(self, process, out, time.monotonic())
+                cleanup.callback(running.end)
+            cleanup.pop_all()
+        return running
 
     def read(self, text: str) -> float | str:
         """The metric that a command has printed, or why that is none."""
