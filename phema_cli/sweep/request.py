@@ -27,7 +27,6 @@ class SweepRequest:
         maximize: whether the highest metric is the best, instead of the lowest.
         search: the family in which the best length is searched, from a grid over what the snapshots
             allow on; None for that of power functions, where the request has no targets.
-        refine: None for 8 further points where a grid is evaluated, else for none.
         baselines: whether the last weights and the stored averages are evaluated too.
         timeout: in seconds; None for no limit.
         request: the targets and how they are made. Without targets a grid over what the snapshots
