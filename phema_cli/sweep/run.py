@@ -66,6 +66,7 @@ def sweep(scan: Scan, asked: SweepRequest, listener: Listener) -> Outcome:
         closing(Results(folder, planner.identity(), overwrite=asked.overwrite)) as results,
         Workers[Job](planner.evaluator, asked.parallel) as workers,
     ):
+        # Outputs of results that are forgotten go too.
         for name in results.stale:
             remove_checkpoint(folder / name, planner.beside)
             shutil.rmtree(folder / (name + PARTIAL), ignore_errors=True)
