@@ -95,14 +95,16 @@ class Log:
         """Write a line and flush it."""
         line = json.dumps(entry, allow_nan=False).encode()
         line += b" %08x\n" % zlib.crc32(line) if self._checksums else b"\n"
-        if self._descriptor is not None:
-            _write(self._descriptor, line)
-            return
-        descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = open_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            _write(descriptor, line)
+            while line:
+                line = line[os.write(descriptor, line) :]
+            flush(descriptor)
         finally:
-            os.close(descriptor)
+            if self._descriptor is None:
+                os.close(descriptor)
 
     def lines(self) -> list[bytes]:
         """The lines that count, each with its end; none where there is no file."""
@@ -153,13 +155,6 @@ class Log:
                 flush(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _write(descriptor: int, line: bytes) -> None:
-    """Append a line, and flush it."""
-    while line:
-        line = line[os.write(descriptor, line) :]
-    flush(descriptor)
 
 
 def _open(path: Path) -> int:
