@@ -11,9 +11,8 @@ What the commands print comes from a few modules:
 - ``listing``: snapshots and their weights
 - ``reachable``: which targets are reached how well
 - ``plan_choice``, ``plan_report``: a plan, and what is printed of it
-- ``chart``: a curve as text
 - ``sweep_print``, ``sweep_words``: what a sweep says
-- ``sweep_curve``: what the drawings of a sweep show, and its form as text
-- ``sweep_svg``: the same in the page of ``sweep_report``
+- ``sweep_curve``: what the drawings of a sweep show; ``axis`` has their ticks
+- ``sweep_text``, ``sweep_svg``: the drawing in a terminal, and in the page of ``sweep_report``
 - ``pictures``: files by matplotlib, on which ``plot_picture`` and ``sweep_picture`` draw
 """

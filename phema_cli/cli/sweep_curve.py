@@ -1,13 +1,13 @@
-"""The curve of a sweep: what a picture of metric against length shows, and its form as text."""
+"""The curve of a sweep: what its drawings of metric against length show."""
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.cli import reachable, render
-from phema_cli.cli.chart import Level, Mark, chart
+from phema_cli.cli import reachable
 from phema_cli.cli.sweep_words import metric_name
 from phema_cli.profiles import Array
 from phema_cli.solver.search import smooth
@@ -16,7 +16,6 @@ from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record
 
-_ROWS = 12
 #: metrics are shown up to this many times the height of the lower flank, and of half of the points.
 _HIGHEST, _MIDDLE = 2.5, 3.0
 #: part of the range of metrics within which levels share a name.
@@ -25,6 +24,14 @@ _NEAR = 0.06
 _BESIDE, _LEAST = 0.22, 1e-9
 #: places of a fitted curve.
 _PLACES = 200
+
+
+class Level(NamedTuple):
+    """A height to compare with, its name, and where that is: ``left``, ``center`` or ``right``."""
+
+    name: str
+    y: float
+    side: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +181,3 @@ def _edge(metric: Array, best: int, sign: float) -> float:
     shown = max(_HIGHEST * float(flank), _MIDDLE * middle)
     cut = 0 < shown < height.max()
     return float(metric[best] + sign * (shown if cut else np.inf))
-
-
-def lines(shown: View, width: int) -> list[str]:
-    """The curve as text, with the best marked."""
-    scale, metric = float(shown.scale[shown.best]), float(shown.metric[shown.best])
-    hidden = int(shown.beyond.sum())
-    points = "point is" if hidden == 1 else "points are"
-    more = f"; {hidden} further {points} not shown" if hidden else ""
-    unicode = render.supports_unicode(stderr=True)
-    kept = ~shown.beyond
-    label = shown.family.label
-    return chart(
-        *shown.line(),
-        Mark(scale, metric, f"best: {metric:.7g} at {shown.said(shown.best)}{more}"),
-        points=(shown.scale[kept], shown.metric[kept], shown.error[kept]),
-        levels=shown.named_levels(),
-        bands=[(low, high, render.STYLES[verdict]) for low, high, verdict in shown.bands()],
-        width=width,
-        height=_ROWS,
-        x_label=label if unicode else label.replace("\N{GREEK SMALL LETTER SIGMA}", "sigma"),
-        y_label=shown.name,
-        unicode=unicode,
-    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phema_cli.cli import pictures
-from phema_cli.cli.chart import log_axis, tick_labels
+from phema_cli.cli.axis import log_axis, tick_labels
 from phema_cli.cli.pictures import COLOURS, FAINT
 from phema_cli.cli.sweep_curve import View
 from phema_cli.profiles import gamma_from_sigma_rel

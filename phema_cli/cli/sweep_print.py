@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from phema_cli.cli import render, sweep_words
-from phema_cli.cli.sweep_curve import View, lines
+from phema_cli.cli.sweep_curve import View
 from phema_cli.cli.sweep_report import Page
+from phema_cli.cli.sweep_text import lines
 from phema_cli.sweep.outcome import Outcome
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from phema_cli.cli import render
-from phema_cli.cli.chart import Axis, linear_axis, log_axis, tick_labels
+from phema_cli.cli.axis import Axis, linear_axis, log_axis, tick_labels
 from phema_cli.cli.sweep_curve import View
 
 #: the drawing, and what is left free of it for the axes' numbers and names.

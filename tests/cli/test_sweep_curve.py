@@ -7,8 +7,8 @@ import pytest
 from rich.text import Text
 
 from phema_cli.cli import sweep_curve
-from phema_cli.cli.sweep_curve import lines
 from phema_cli.cli.sweep_picture import draw
+from phema_cli.cli.sweep_text import lines
 from phema_cli.sweep.outcome import found
 from phema_cli.sweep.request import SweepRequest
 from phema_cli.sweep.results import Record
