@@ -52,8 +52,8 @@ _OFFERED: Mapping[str, Callable[[], Sequence[str]]] = {
 _WRITTEN: Mapping[str, tuple[Any, Callable[[Any], Any]]] = {
     "LIST": (list[str] | None, parsing.numbers),
     "PROFILE": (list[str] | None, parsing.profiles),
-    "GLOB": (list[str] | None, lambda texts: tuple(texts or ())),
-    "LAW": (list[str] | None, lambda texts: tuple(texts or ()) or None),
+    "GLOB": (list[str] | None, tuple),
+    "LAW": (list[str] | None, lambda texts: tuple(texts) or None),
     "SIZE": (str | None, parsing.size),
     "TIME": (str | None, parsing.seconds),
     "COUNT": (str | None, parsing.count),
@@ -66,8 +66,10 @@ def _is_negated(says: Option) -> bool:
     return says.flag is not None and says.flag.startswith("--no-")
 
 
-def _read(says: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
+def _read(each: Field[Any], says: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
     """The value of an option, of what typer has read."""
+    if value is None:
+        return each.default
     if _is_negated(says):
         return not value
     return _WRITTEN[says.metavar][1](value) if says.metavar in _WRITTEN else value
@@ -137,7 +139,7 @@ def made(
         if isinstance(says, Part):
             values[each.name] = made(says.kind, says.names, given, typed)
         else:
-            values[each.name] = _read(says, given.pop(each.name))
+            values[each.name] = _read(each, says, given.pop(each.name))
     asked = kind(**values)
     return _insisting(asked, typed) if isinstance(asked, Config) else asked
 

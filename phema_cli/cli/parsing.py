@@ -22,13 +22,13 @@ _MOST_COUNT = 1 << 53
 _TABLE = "write a number, a comma and a number a line, times ascending"
 
 
-def numbers(texts: list[str] | None) -> tuple[float, ...]:
+def numbers(texts: list[str]) -> tuple[float, ...]:
     """Numbers of lists like ``5,7,9`` and ``0.05,0.06,...,0.15``; ``...`` fills an even interval.
 
     Raises:
         UsageError: not numbers, or ``...`` is not between two numbers and a last one.
     """
-    found = tuple(float(n) for text in texts or () for n in _expand(text))
+    found = tuple(float(n) for text in texts for n in _expand(text))
     if len(found) > _MOST_NUMBERS:
         raise UsageError(f"{len(found)} numbers are above {_MOST_NUMBERS}")
     return found
@@ -46,7 +46,7 @@ def ends(text: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
-def profiles(texts: list[str] | None) -> tuple[ProfileSpec | CheckpointsSpec, ...]:
+def profiles(texts: list[str]) -> tuple[ProfileSpec | CheckpointsSpec, ...]:
     """Target profiles of ``uniform:last=0.2`` and the like, and of ``csv:FILE``.
 
     Raises:
@@ -56,9 +56,7 @@ def profiles(texts: list[str] | None) -> tuple[ProfileSpec | CheckpointsSpec, ..
     """
     from phema_cli.profiles import parse_profile
 
-    return tuple(
-        _table(text) if text.startswith("csv:") else parse_profile(text) for text in texts or ()
-    )
+    return tuple(_table(t) if t.startswith("csv:") else parse_profile(t) for t in texts)
 
 
 def _table(text: str) -> ProfileSpec:
@@ -131,14 +129,12 @@ def _decimal(part: str, text: str) -> Decimal:
     return value
 
 
-def size(text: str | None) -> int | None:
+def size(text: str) -> int:
     """Bytes of ``5GB`` (decimal) or ``2GiB`` (binary).
 
     Raises:
         UsageError: not a size above 0.
     """
-    if text is None:
-        return None
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([kKMGT]?)(i?)[bB]?\s*", text)
     power = " KMGT".index(match[2].upper() or " ") if match else 0
     value = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
@@ -147,14 +143,12 @@ def size(text: str | None) -> int | None:
     return value
 
 
-def count(text: str | None) -> int | None:
+def count(text: str) -> int:
     """A number of steps or parameters: ``400000``, ``400k``, ``1.2B``, ``1e6``.
 
     Raises:
         UsageError: not a whole number above 0.
     """
-    if text is None:
-        return None
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,12})?(?:[eE]\+?\d{1,2})?)\s*([kKMBT]?)\s*", text)
     value = Decimal(match[1]) * 1000 ** " KMBT".index(match[2].upper() or " ") if match else 0
     if not 0 < value <= _MOST_COUNT or value != int(value):
@@ -165,14 +159,12 @@ def count(text: str | None) -> int | None:
     return int(value)
 
 
-def seconds(text: str | None) -> float | None:
+def seconds(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``30m`` or ``2h``.
 
     Raises:
         UsageError: not a time above 0.
     """
-    if text is None:
-        return None
     match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)\s*", text)
     value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < value <= _MOST_SECONDS:
