@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from phema_cli.cli import options, render
-from phema_cli.errors import StorageError, UsageError
+from phema_cli.errors import UsageError, reading, storage_errors
 
 #: gammas that are stored as snapshots, and those to compare a synthesis with.
 _TRACKED, _TRUTH = (5.0, 10.0), (3.0, 7.0, 14.0)
@@ -54,10 +54,8 @@ def demo(
         _clear(folder, force=force)
     began = time.monotonic()
     loss = _train(directory, steps)
-    try:
+    with storage_errors(validate, "write"):
         shutil.copyfile(_OWN, validate)
-    except OSError as error:
-        raise StorageError.wrap(error, validate, "write") from error
     if not quiet:
         render.console(stderr=True).print(
             f"trained {steps} steps in {time.monotonic() - began:.1f} s, last loss {loss:.3f}"
@@ -71,10 +69,8 @@ def _check_validation(path: Path) -> None:
     """Refuse to replace a script that no demo has left there."""
     if not path.exists():
         return
-    try:
+    with reading(path):
         there = path.read_bytes().partition(b"\n")[0]
-    except OSError as error:
-        raise StorageError.wrap(error, path, "read") from error
     if there.rstrip(b"\r") != _OWN.read_bytes().partition(b"\n")[0].rstrip(b"\r"):
         raise UsageError(
             "is not a demo's, and would be replaced", where=path, remedy="pass another DIR"
@@ -86,11 +82,9 @@ def _clear(folder: Path, *, force: bool) -> None:
     old = sorted(folder.glob("demo-step*.safetensors"))
     if old and not force:
         raise UsageError("holds an earlier demo", where=folder, remedy="pass --force to replace it")
-    try:
+    with storage_errors(folder, "remove the earlier demo from"):
         for path in old:
             path.unlink()
-    except OSError as error:
-        raise StorageError.wrap(error, folder, "remove the earlier demo from") from error
 
 
 def _train(directory: Path, steps: int) -> float:
