@@ -39,8 +39,10 @@ class Shown:
         page: what is written after each evaluation; None for none.
     """
 
+    #: given when the sweep begins, before anything is told.
+    _planner: Planner
+
     def __init__(self, *, quiet: bool, page: Page | None) -> None:
-        self._planner: Planner | None = None
         self._quiet = quiet
         self._page = page
         self._live = not quiet and sys.stderr.isatty()
@@ -98,7 +100,7 @@ class Shown:
 
     def _all(self, left: int) -> str:
         """How many evaluations there will be; a search may end before."""
-        most = "at most " if left and self._planner is not None and self._planner.refine else ""
+        most = "at most " if left and self._planner.refine else ""
         return f"{most}{self._done + left}"
 
     def _times(self, left: int) -> str:
@@ -111,7 +113,7 @@ class Shown:
 
     def _write_page(self, outcome: Outcome, left: int) -> None:
         """The page, where there is one."""
-        if self._page is not None and self._planner is not None:
+        if self._page is not None:
             self._page.write(self._planner, outcome, left)
 
     def ended(self, outcome: Outcome, view: View | None) -> None:
@@ -129,7 +131,7 @@ class Shown:
         summary = sweep_words.summary(outcome)
         if summary is not None:
             out.print(summary, soft_wrap=True)
-        for text in () if self._planner is None else sweep_words.advice(outcome, self._planner):
+        for text in sweep_words.advice(outcome, self._planner):
             out.print(f"[{render.WARNING}]warning:[/] {render.plain(text)}", soft_wrap=True)
 
 
