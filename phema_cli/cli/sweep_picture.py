@@ -85,25 +85,20 @@ def _draw_points(axes: Axes, view: View) -> None:
             capsize=1.5,
             zorder=2,
         )
-    good = view.as_good & kept
-    for members, face in ((kept & ~good, "white"), (good, COLOURS[5])):
+    good, best = view.as_good & kept, np.arange(len(kept)) == view.best
+    for members, face, edge, size, width, order in (
+        (kept & ~good, "white", COLOURS[0], 3.2, 0.8, 3),
+        (good, COLOURS[5], COLOURS[0], 3.2, 0.8, 3),
+        (best, "none", COLOURS[1], 7.5, 1.3, 4),
+    ):
         axes.plot(
             *(view.scale[members], view.metric[members], "o"),
             markerfacecolor=face,
-            markeredgecolor=COLOURS[0],
-            markersize=3.2,
-            markeredgewidth=0.8,
-            zorder=3,
+            markeredgecolor=edge,
+            markersize=size,
+            markeredgewidth=width,
+            zorder=order,
         )
-    best = view.best
-    axes.plot(
-        *(view.scale[best], view.metric[best], "o"),
-        markerfacecolor="none",
-        markeredgecolor=COLOURS[1],
-        markersize=7.5,
-        markeredgewidth=1.3,
-        zorder=4,
-    )
     for i in np.flatnonzero(view.beyond):
         axes.plot(
             *(view.scale[i], 0.985, "^") if view.is_open_above else (view.scale[i], 0.015, "v"),
