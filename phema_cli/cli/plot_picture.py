@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -261,9 +261,7 @@ def _draw_reach(axes: Axes, plotted: Plotted, letter: str) -> None:
     ceiling = floor * (float(shown.max()) / floor) ** (1 + _HEADROOM)
     axes.set_ylim(floor, ceiling)
     axes.set_xlim(0, SIGMA_REL_LIMIT)
-    places = [*points]
-    ends = [places[0], *((a + b) / 2 for a, b in pairwise(places)), places[-1]]
-    pictures.draw_bands(axes, reachable.bands(ends, (f.verdict for f in points.values())))
+    pictures.draw_bands(axes, reachable.bands([*points], (f.verdict for f in points.values())))
     marks = [
         (s, max(f.sigma_error, floor)) for s, f in targets.items() if f.sigma_error is not None
     ]

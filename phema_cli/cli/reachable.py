@@ -94,13 +94,14 @@ def spans(reach: Mapping[float, Figures], verdicts: Sequence[str]) -> list[tuple
     return [(run[0], run[-1]) for run in members]
 
 
-def bands(ends: Sequence[float], verdicts: Iterable[str]) -> list[tuple[float, float, str]]:
-    """Beginning, end and verdict of each range of one verdict.
+def bands(places: Sequence[float], verdicts: Iterable[str]) -> list[tuple[float, float, str]]:
+    """Beginning, end and verdict of each range of one verdict; borders are halfway.
 
     Args:
-        ends: (n + 1,) where the range of each of the verdicts begins, and where the last one ends.
-        verdicts: (n,) how good the targets are.
+        places: (n,) where targets lie, ascending; n is at least 1.
+        verdicts: (n,) how good they are.
     """
+    ends = [places[0], *((a + b) / 2 for a, b in pairwise(places)), places[-1]]
     parts = zip(pairwise(ends), verdicts, strict=True)
     runs = [(verdict, list(run)) for verdict, run in groupby(parts, key=lambda part: part[1])]
     return [(run[0][0][0], run[-1][0][1], verdict) for verdict, run in runs]

@@ -101,9 +101,8 @@ class View:
 
     def bands(self) -> list[tuple[float, float, str]]:
         """The ranges of one verdict, from the first length to the last."""
-        logs = np.log(self.scale)
-        ends = np.exp([logs[0], *((logs[1:] + logs[:-1]) / 2), logs[-1]])
-        return reachable.bands(ends.tolist(), (r.verdict for r in self.records))
+        bands = reachable.bands(np.log(self.scale).tolist(), (r.verdict for r in self.records))
+        return [(float(np.exp(low)), float(np.exp(high)), verdict) for low, high, verdict in bands]
 
     def named_levels(self) -> list[Level]:
         """The levels, named on the side where nothing is in the way; close ones share a name."""
@@ -118,10 +117,8 @@ class View:
 
     def _free_side(self, level: float) -> str:
         """The side, or the centre, in which the curve and its points are furthest from a level."""
-        scale, metric = (
-            np.concatenate(pair)
-            for pair in zip(self.line(), (self.scale, self.metric), strict=True)
-        )
+        x, y = self.line()
+        scale, metric = np.append(x, self.scale), np.append(y, self.metric)
         distance = np.where(np.isfinite(metric), np.abs(metric - level), np.inf)
         part = np.log(scale / self.scale[0])
         part = part / max(float(np.log(self.scale[-1] / self.scale[0])), _LEAST)
