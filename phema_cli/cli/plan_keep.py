@@ -81,10 +81,7 @@ def _paths(checkpoint: Checkpoint) -> list[str]:
 def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot], Movement]:
     """The snapshots of a run, and how its weights move; warnings and notices are printed.
 
-    Args:
-        path: the run.
-        remedy: what to do where they are too few.
-        quiet: whether to leave notices out.
+    ``remedy`` says what to do where they are too few.
 
     Raises:
         PhemaError: they make no sense, or are too few to measure that.

@@ -53,13 +53,7 @@ def document(report: Report, asked: PlanRequest) -> dict[str, Any]:
 
 
 def show(report: Report, asked: PlanRequest, *, quiet: bool) -> None:
-    """Print what to store, what it costs and reaches, and the lines for the training loop.
-
-    Args:
-        report: what to print.
-        asked: what it is to be for.
-        quiet: whether to leave notices out.
-    """
+    """Print what to store, what it costs and reaches, and the lines for the training loop."""
     if asked.schedule not in {None, WALK}:
         error = InputError(
             "a schedule does not say how far the weights move, so errors may be off by a factor "

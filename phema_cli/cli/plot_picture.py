@@ -90,13 +90,7 @@ class _Column(NamedTuple):
 
 
 def draw(plotted: Plotted, path: Path, *, width: float, overwrite: bool) -> None:
-    """Draw a column of panels for each target, and the reachable range.
-
-    Args:
-        plotted: what is drawn.
-        path: where to; its ending says the format.
-        width: inches.
-        overwrite: whether a file of that name is replaced.
+    """Draw a column of panels for each target, and the reachable range; ``width`` is in inches.
 
     Errors as :func:`phema_cli.cli.pictures.picture`.
     """

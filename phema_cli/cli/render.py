@@ -94,10 +94,7 @@ def fail(message: str) -> None:
 def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> None:
     """Print findings, one a line, errors last; one that many files share is printed once.
 
-    Args:
-        found: the findings.
-        stderr: whether to print on stderr.
-        quiet: whether to leave notices out.
+    ``quiet`` leaves notices out.
     """
     out = console(stderr=stderr)
     order = list(_LEVELS)
@@ -119,12 +116,7 @@ def findings(found: Sequence[Finding], *, stderr: bool, quiet: bool = False) -> 
 
 
 def suggestion(typed: object, errors: Sequence[Finding]) -> None:
-    """Print the command line as it was typed, with the option that solves an error.
-
-    Args:
-        typed: the arguments behind ``phema``.
-        errors: findings, of which the first with such an option counts.
-    """
+    """Print the command line as it was typed, with the first option that solves an error."""
     option = next((f.error.option for f in errors if f.error.option is not None), None)
     if option is not None and isinstance(typed, list):
         text = f"phema {quoted(*_without(typed, option.split()[0]))} {option}"
