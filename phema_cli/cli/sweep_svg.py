@@ -57,6 +57,11 @@ def svg(view: View) -> str:
     return "\n".join(parts)
 
 
+def _text(x: float, y: float, kind: str, words: str) -> str:
+    """Words at a place, in a style of the page."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escaped(words)}</text>'
+
+
 def _bands(view: View, place: _Place) -> Iterator[str]:
     """How good the targets were expected to be."""
     bands = view.bands()
@@ -68,9 +73,7 @@ def _bands(view: View, place: _Place) -> Iterator[str]:
             f'width="{right - left:.1f}" height="{_HEIGHT - _TOP - _BOTTOM:.1f}"/>'
         )
         if right - left > _WORD:
-            middle = (left + right) / 2
-            at = f'x="{middle:.1f}" y="{_TOP - 8:.1f}"'
-            yield f'<text class="faint middle" {at}>{escaped(verdict)}</text>'
+            yield _text((left + right) / 2, _TOP - 8, "faint middle", verdict)
 
 
 def _axes(view: View, place: _Place) -> Iterator[str]:
@@ -79,15 +82,13 @@ def _axes(view: View, place: _Place) -> Iterator[str]:
     for tick, number in zip(place.y.ticks, tick_labels(place.y.ticks), strict=True):
         y = place.down(tick)
         yield f'<path class="grid" d="M{_LEFT:.1f} {y:.1f}H{right:.1f}"/>'
-        yield f'<text class="end" x="{_LEFT - 8:.1f}" y="{y + 4:.1f}">{number}</text>'
+        yield _text(_LEFT - 8, y + 4, "end", number)
     for tick, number in zip(place.x.ticks, tick_labels(place.x.ticks), strict=True):
         x = place.across(tick)
         yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v5"/>'
-        yield f'<text class="middle" x="{x:.1f}" y="{bottom + 19:.1f}">{number}</text>'
+        yield _text(x, bottom + 19, "middle", number)
     yield f'<path class="axis" d="M{_LEFT:.1f} {bottom:.1f}H{right:.1f}"/>'
-    middle = (_LEFT + right) / 2
-    name = escaped(view.family.label)
-    yield f'<text class="middle" x="{middle:.1f}" y="{_HEIGHT - 10:.1f}">{name}</text>'
+    yield _text((_LEFT + right) / 2, _HEIGHT - 10, "middle", view.family.label)
     yield f'<text x="4" y="18">{escaped(view.name)}</text>'
 
 
@@ -101,8 +102,7 @@ def _levels(view: View, place: _Place) -> Iterator[str]:
             "left": (_LEFT + 4, "start"),
             "center": ((_LEFT + right) / 2, "middle"),
         }.get(side, (right - 4, "end"))
-        at = f'x="{x:.1f}" y="{place.down(level) - 4:.1f}"'
-        yield f'<text class="faint {anchor}" {at}>{escaped(name)}</text>'
+        yield _text(x, place.down(level) - 4, f"faint {anchor}", name)
 
 
 def _curve(view: View, place: _Place) -> Iterator[str]:
