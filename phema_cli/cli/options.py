@@ -87,21 +87,17 @@ def _parameter(each: Field[Any], says: Option) -> inspect.Parameter:
         default = inspect.Parameter.empty
     elif default is None:
         kind |= None
-    more: dict[str, Any] = {}
-    if says.least is not None:
-        more |= {"min": says.least, "max": says.most}
-    if each.name in _OFFERED:
-        more["autocompletion"] = _OFFERED[each.name]
-    # Where there is none, typer says the choices of its own types.
-    if says.metavar:
-        more["metavar"] = says.metavar
     typers = option(
         says.flag or f"--{each.name.replace('_', '-')}",
         *([says.short] if says.short else []),
         help=says.help,
         panel=None if says.common else says.group,
         variable=says.variable,
-        **more,
+        min=says.least,
+        max=says.most,
+        autocompletion=_OFFERED.get(each.name),
+        # Where there is none, typer says the choices of its own types.
+        metavar=says.metavar or None,
     )
     named = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(each.name, named, default=default, annotation=Annotated[kind, typers])
