@@ -148,10 +148,8 @@ class _Canvas:
         room = self.columns - len(name)
         first = {"left": 0, "center": room // 2}.get(level.side, room)
         for column in np.flatnonzero(self._dots[row] == 0):
-            there = (
-                first <= column < first + len(name) and (row, int(column)) not in self._characters
-            )
-            sign = name[column - first] if there else self.signs.level
+            named = first <= column < first + len(name)
+            sign = name[column - first] if named else self.signs.level
             self._characters.setdefault((row, int(column)), (sign, _FAINT))
 
     def draw_points(self, x: Array, y: Array, errors: Array) -> None:
