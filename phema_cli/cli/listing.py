@@ -19,8 +19,6 @@ _LISTED = 16
 #: columns of numbers.
 _RIGHT = ("step", "gamma", "effective", "sigma_rel", "size", "snapshots")
 
-Columns = list[tuple[str, list[str]]]
-
 
 def entry(snapshot: Snapshot) -> dict[str, Any]:
     """A snapshot in a JSON document."""
@@ -177,7 +175,7 @@ def _effective_gamma(snapshot: Snapshot) -> str:
     return f"{tag.profile.exponent:.4g}" if differs else ""
 
 
-def _average_columns(snapshots: Sequence[Snapshot]) -> Columns:
+def _average_columns(snapshots: Sequence[Snapshot]) -> render.Columns:
     """What the average of each snapshot is, in as few columns as it takes."""
     heading = _heading(snapshots)
     columns = [(heading, [_average(s, heading) for s in snapshots])]
@@ -191,7 +189,7 @@ def _average_columns(snapshots: Sequence[Snapshot]) -> Columns:
     return columns
 
 
-def _snapshots_columns(snapshots: Sequence[Snapshot]) -> Columns:
+def _snapshots_columns(snapshots: Sequence[Snapshot]) -> render.Columns:
     """A row for each snapshot."""
     packed = [_packed(s) for s in snapshots]
     return [
@@ -204,7 +202,7 @@ def _snapshots_columns(snapshots: Sequence[Snapshot]) -> Columns:
     ]
 
 
-def _averages_columns(snapshots: Sequence[Snapshot]) -> Columns:
+def _averages_columns(snapshots: Sequence[Snapshot]) -> render.Columns:
     """A row for each average."""
 
     def average(snapshot: Snapshot) -> tuple[float, str]:

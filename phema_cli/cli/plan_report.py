@@ -115,11 +115,10 @@ def _show_figures(reach: Mapping[float, Figures], *, measured: bool) -> None:
     """Figures of a few targets."""
     rms = ["expected rms"] if measured else []
     names = ["verdict", "expected error", *rms, "sigma error", "profile error"]
-    rows = [render.figure_cells(reach[sigma]) for sigma in _SHOWN]
     columns = [
         ("sigma_rel", [f"{sigma:.2f}" for sigma in _SHOWN]),
         ("gamma", [f"{gamma_from_sigma_rel(sigma):.4g}" for sigma in _SHOWN]),
-        *((render.stacked(name), [row[name] for row in rows]) for name in names),
+        *render.figure_columns([reach[sigma] for sigma in _SHOWN], names),
     ]
     out = render.console()
     render.show(columns, out, right=[head for head, _ in columns])

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from phema_cli.snapshots import Finding
     from phema_cli.solver import Figures
 
+#: heads of a table's columns, each with its cells.
+Columns = list[tuple[str, list[str]]]
 #: columns of a console that is no terminal: nothing is cut off in a pipe.
 _PIPE_WIDTH = 10_000
 #: columns of tables that may be folded where there is no room, and what is left of them at least.
@@ -182,7 +184,7 @@ def show(
     out.print(made, crop=False)
 
 
-def figure_cells(figures: Figures) -> dict[str, str]:
+def _figure_cells(figures: Figures) -> dict[str, str]:
     """Figures as cells of a table, by name, in the order of their use; empty where one is None."""
     rms, sigma, profile = figures.expected_rms, figures.sigma_error, figures.profile_error
     return {
@@ -196,15 +198,15 @@ def figure_cells(figures: Figures) -> dict[str, str]:
     }
 
 
-def stacked(heading: str) -> str:
-    """A heading with a word a line: eight columns of figures fit into 80."""
-    return heading.replace(" ", "\n")
+def figure_columns(figures: Sequence[Figures], names: Sequence[str] = ()) -> Columns:
+    """Figures as columns, all or those named; heads have a word a line: eight fit into 80."""
+    rows = [_figure_cells(f) for f in figures]
+    return [(name.replace(" ", "\n"), [row[name] for row in rows]) for name in names or rows[0]]
 
 
 def show_figures(targets: Sequence[Profile], figures: Sequence[Figures], out: Console) -> None:
     """Print a row of figures for each target; there is at least one."""
-    rows = [figure_cells(f) for f in figures]
-    columns = [(stacked(name), [row[name] for row in rows]) for name in rows[0]]
+    columns = figure_columns(figures)
     names = ("target", [plain(target.label) for target in targets])
     show([names, *columns], out, right=[head for head, _ in columns[1:]], gap=1)
 

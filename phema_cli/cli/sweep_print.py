@@ -135,7 +135,7 @@ class Shown:
             out.print(f"[{render.WARNING}]warning:[/] {render.plain(text)}", soft_wrap=True)
 
 
-def _columns(outcome: Outcome) -> list[tuple[str, list[str]]]:
+def _columns(outcome: Outcome) -> render.Columns:
     """The table's columns, a cell for each evaluation."""
     rows = [_cells(record, outcome) for record in outcome.records]
     columns = [(name, [row[name] for row in rows]) for name in rows[0]]
