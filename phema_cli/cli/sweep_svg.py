@@ -10,9 +10,9 @@ from phema_cli.cli import render
 from phema_cli.cli.axis import Axis, linear_axis, log_axis, tick_labels
 from phema_cli.cli.sweep_curve import View
 
-#: the drawing, and what is left free of it for the axes' numbers and names.
+#: the picture, and the edges of the drawing in it; the axes' numbers and names lie beyond.
 _WIDTH, _HEIGHT = 720.0, 380.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84.0, 16.0, 52.0, 56.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84.0, 704.0, 52.0, 324.0
 #: pixels between the outer points and the edges, and from which a band has room for its name.
 _BESIDE, _WORD = 18.0, 50.0
 _TICKS_ACROSS, _TICKS_UP = 7, 6
@@ -32,13 +32,13 @@ class _Place:
 
     def across(self, value: float) -> float:
         """Pixels from the left."""
-        room = _WIDTH - _LEFT - _RIGHT - 2 * _BESIDE
+        room = _RIGHT - _LEFT - 2 * _BESIDE
         return _LEFT + _BESIDE + float(self.x.part(np.array(value))) * room
 
     def down(self, value: float) -> float:
         """Pixels from the top."""
         part = float(self.y.part(np.array(value)))
-        return _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
+        return _BOTTOM - part * (_BOTTOM - _TOP)
 
 
 def svg(view: View) -> str:
@@ -67,10 +67,10 @@ def _bands(view: View, place: _Place) -> Iterator[str]:
     bands = view.bands()
     for i, (low, high, verdict) in enumerate(bands):
         left = _LEFT if i == 0 else place.across(low)
-        right = _WIDTH - _RIGHT if i == len(bands) - 1 else place.across(high)
+        right = _RIGHT if i == len(bands) - 1 else place.across(high)
         yield (
             f'<rect class="{escaped(verdict)}" x="{left:.1f}" y="{_TOP:.1f}" '
-            f'width="{right - left:.1f}" height="{_HEIGHT - _TOP - _BOTTOM:.1f}"/>'
+            f'width="{right - left:.1f}" height="{_BOTTOM - _TOP:.1f}"/>'
         )
         if right - left > _WORD:
             yield _text((left + right) / 2, _TOP - 8, "faint middle", verdict)
@@ -78,30 +78,28 @@ def _bands(view: View, place: _Place) -> Iterator[str]:
 
 def _axes(view: View, place: _Place) -> Iterator[str]:
     """The axes with their numbers and names."""
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     for tick, number in zip(place.y.ticks, tick_labels(place.y.ticks), strict=True):
         y = place.down(tick)
-        yield f'<path class="grid" d="M{_LEFT:.1f} {y:.1f}H{right:.1f}"/>'
+        yield f'<path class="grid" d="M{_LEFT:.1f} {y:.1f}H{_RIGHT:.1f}"/>'
         yield _text(_LEFT - 8, y + 4, "end", number)
     for tick, number in zip(place.x.ticks, tick_labels(place.x.ticks), strict=True):
         x = place.across(tick)
-        yield f'<path class="axis" d="M{x:.1f} {bottom:.1f}v5"/>'
-        yield _text(x, bottom + 19, "middle", number)
-    yield f'<path class="axis" d="M{_LEFT:.1f} {bottom:.1f}H{right:.1f}"/>'
-    yield _text((_LEFT + right) / 2, _HEIGHT - 10, "middle", view.family.label)
+        yield f'<path class="axis" d="M{x:.1f} {_BOTTOM:.1f}v5"/>'
+        yield _text(x, _BOTTOM + 19, "middle", number)
+    yield f'<path class="axis" d="M{_LEFT:.1f} {_BOTTOM:.1f}H{_RIGHT:.1f}"/>'
+    yield _text((_LEFT + _RIGHT) / 2, _HEIGHT - 10, "middle", view.family.label)
     yield f'<text x="4" y="18">{escaped(view.name)}</text>'
 
 
 def _levels(view: View, place: _Place) -> Iterator[str]:
     """The baselines that have no length."""
-    right = _WIDTH - _RIGHT
     for _, level in view.levels:
-        yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{right:.1f}"/>'
+        yield f'<path class="level" d="M{_LEFT:.1f} {place.down(level):.1f}H{_RIGHT:.1f}"/>'
     for name, level, side in view.named_levels():
         x, anchor = {
             "left": (_LEFT + 4, "start"),
-            "center": ((_LEFT + right) / 2, "middle"),
-        }.get(side, (right - 4, "end"))
+            "center": ((_LEFT + _RIGHT) / 2, "middle"),
+        }.get(side, (_RIGHT - 4, "end"))
         yield _text(x, place.down(level) - 4, f"faint {anchor}", name)
 
 
@@ -113,7 +111,7 @@ def _curve(view: View, place: _Place) -> Iterator[str]:
             pen = "M"
             continue
         # What is beyond the drawing by the height of an end of the fit stays in it.
-        down = min(max(place.down(float(y)), _TOP), _HEIGHT - _BOTTOM)
+        down = min(max(place.down(float(y)), _TOP), _BOTTOM)
         steps.append(f"{pen}{place.across(float(x)):.1f} {down:.1f}")
         pen = "L"
     yield f'<path class="curve" d="{" ".join(steps)}"/>'
@@ -125,7 +123,7 @@ def _points(view: View, place: _Place) -> Iterator[str]:
         x, metric = place.across(float(view.scale[i])), float(view.metric[i])
         text = escaped(f"{view.records[i].profile}: {metric:.7g}")
         if view.beyond[i]:
-            y, tip = (_TOP + 9, -7) if view.is_open_above else (_HEIGHT - _BOTTOM - 9, 7)
+            y, tip = (_TOP + 9, -7) if view.is_open_above else (_BOTTOM - 9, 7)
             yield (
                 f'<path class="beyond" d="M{x - 4:.1f} {y:.1f}h8l-4 {tip}z">'
                 f"<title>{text}</title></path>"
