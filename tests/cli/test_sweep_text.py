@@ -66,13 +66,15 @@ def test_the_mark_is_in_its_cell(points, unicode, width):
 
 
 @settings(deadline=None)
-@given(POINTS, st.integers(24, 60), st.booleans())
+@given(POINTS, st.integers(24, 100), st.booleans())
 def test_no_line_is_longer_than_the_width(points, width, unicode):
     """Whatever is drawn, labels and the mark's included, fits into the columns given."""
     shape = "the [bold]best[/] of them all, " * 5
     text = plain(drawing(points, width=width, unicode=unicode, shape=shape, name="a label " * 9))
     assert max(map(len, text)) <= width
     assert unicode or all(line.isascii() for line in text)
+    # What names say is no markup.
+    assert width < 80 or all("[bold]best" in line for line in text[-2:])
 
 
 @settings(deadline=None)
@@ -109,6 +111,8 @@ def test_logarithmic_ticks(values, expected):
 
 def test_a_line_joins_its_points_and_a_gap_interrupts_it():
     """Every column between two points has a dot; none where the curve is not shown."""
+    rows, _ = drawn(drawing([(1, 0), (10, 100)], width=60), "│┤")
+    assert all(any(len(row) > c and row[c] != " " for row in rows) for c in range(56))
     x = np.arange(0.0, 101.0)
     y = np.where((x > 40) & (x < 60), 1e9, x)
     fitted = 10 ** (x / 100), y
