@@ -23,7 +23,7 @@ from phema_cli.options import number_text, typed
 from phema_cli.profiles import Array, CombinationProfile, PowerProfile, Profile, describe
 from phema_cli.profiles.specs import step_of
 from phema_cli.request import SOLVING, SOURCES, Config, Request
-from phema_cli.snapshots import Snapshot
+from phema_cli.snapshots import Scan, Snapshot
 from phema_cli.snapshots.base import METADATA_FIELDS, PART_FIELD
 from phema_cli.solver import Figures
 from phema_cli.trainers.base import read_object
@@ -57,24 +57,22 @@ class Origin:
     Attributes:
         sources: n snapshots, oldest first: those that weigh, and those that tensors are copied of.
         weights: (n,) float64.
+        base: the source that the output continues: what is copied is of it, and its metadata.
         target: the profile that is built.
         step: its time as the trainer counts.
         figures: how good it is expected to be.
         request: its method solved the weights; its config is what was said of the snapshots.
-        copy: globs of tensors that are copied.
-        drop: globs of tensors that are left out.
-        made_by: the command line.
+        scan: what found them.
     """
 
     sources: Sequence[Snapshot]
     weights: Array
+    base: Snapshot
     target: Profile
     step: float
     figures: Figures
     request: Request
-    copy: Sequence[str]
-    drop: Sequence[str]
-    made_by: str
+    scan: Scan
 
     @property
     def is_exact(self) -> bool:
@@ -99,10 +97,10 @@ class Origin:
             "figures": {
                 n: v if v is None or math.isfinite(v) else None for n, v in figures.items()
             },
-            "copy": sorted(self.copy),
+            "copy": sorted(self.scan.copy),
         }
-        if self.drop:
-            record["drop"] = sorted(self.drop)
+        if self.scan.drop:
+            record["drop"] = sorted(self.scan.drop)
         if said := _said_of(self.request.config):
             record["options"] = said
         return _dumps(record | {"digest": _digest(record)})
@@ -123,8 +121,8 @@ class Origin:
         lines += [f"# {_escaped(self.target.label)}", ""]
         what = f"{_meaning(self.target)}{when}, made of {count} by phema {__version__}"
         lines += [f"These weights are {what}:", ""]
-        shown = "".join(c if c.isprintable() else "?" for c in self.made_by)
-        lines += ["```sh", shown, "```", ""]
+        made_by = command(self.scan.roots, self.request, self.target)
+        lines += ["```sh", _printable(made_by), "```", ""]
         if not self.is_exact:
             distance = "the distance by which averaging moves them"
             part = f"{self.figures.expected_error:.2g} of {distance}"
@@ -149,7 +147,7 @@ class Origin:
                 "expected_error": None
                 if self.is_exact or math.isinf(error)
                 else float(f"{error:.3g}"),
-                "command": self.made_by,
+                "command": command(self.scan.roots, self.request, self.target),
                 "sources": [
                     {"name": s.name, "average": s.tag.label, "weight": w} for s, w in weighing
                 ],
@@ -341,5 +339,9 @@ def _flow(value: Any) -> str:  # noqa: ANN401 - as above
 
 def _escaped(text: str) -> str:
     """Text in one line in which nothing is markup."""
-    plain = "".join(c if c.isprintable() else "?" for c in text)
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", plain)
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _printable(text))
+
+
+def _printable(text: str) -> str:
+    """Text in one line."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -30,7 +30,7 @@ from phema_cli.synthesis.layout import CARD, Beside, Output, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import Placed, place_outputs
 from phema_cli.synthesis.packed import Terms, terms_of
-from phema_cli.synthesis.provenance import Origin, command
+from phema_cli.synthesis.provenance import Origin
 from phema_cli.synthesis.tensors import (
     TensorPlan,
     averaged_kinds,
@@ -167,7 +167,6 @@ def make_recipe(
         request,
         step=step,
         tags=measured.tags,
-        made_by=[command(scan.roots, request, target) for target in open_targets],
     )
     return recipe, placed.paths
 
@@ -181,8 +180,7 @@ def assemble(
     *,
     step: float,
     tags: TagCheck = _UNTESTED,
-    made_by: Sequence[str] = (),
-    records: Sequence[str] = (),
+    record: str | None = None,
 ) -> Recipe:
     """A recipe of weights that are known.
 
@@ -194,19 +192,16 @@ def assemble(
         request: what was asked for.
         step: the targets' time as the trainer counts.
         tags: whether the snapshots bear their tags out.
-        made_by: (k,) command lines.
-        records: (k,) what is recorded in the outputs; made of all this where none are given, and
-            directories get files beside the weights then.
+        record: what is recorded in the outputs; made of all this by default.
 
     Raises:
         InputError: a tensor's type can't be averaged and no glob has it copied, or the format
             can't hold the tensors.
     """
-    snapshots, copy = scan.snapshots, scan.copy
+    snapshots = scan.snapshots
     used = [i for i in range(len(snapshots)) if np.any(solution.weights[i] != 0)]
     bases_all = [base_of(snapshots, target) for target in targets]
-    dtype, base = float_type(request), bases_all[0]
-    tensors, ties = plan_tensors(snapshots, dtype, copy, base=base, used=used)
+    tensors, ties = plan_tensors(snapshots, float_type(request), scan.copy, bases_all[0], used)
     spare = spare_of(snapshots, bases_all, tensors)
     kept = sorted({*used, *bases_all, *spare})
     sources = tuple(snapshots[i] for i in kept)
@@ -217,12 +212,20 @@ def assemble(
         # What other targets are made of is no part of this one's record.
         copied = [bases[k], *map(kept.index, spare)]
         rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), *copied})
-        made = [sources[i] for i in rows], weights[rows, k], targets[k], step, solution.figures[k]
-        return Origin(*made, request, scan.copy, scan.drop, made_by[k] if made_by else "")
+        return Origin(
+            [sources[i] for i in rows],
+            weights[rows, k],
+            sources[bases[k]],
+            targets[k],
+            step,
+            solution.figures[k],
+            request,
+            scan,
+        )
 
-    origins = [origin(k) for k in range(len(targets))]
-    carried = [sources[base] for base in bases]
-    outputs, notices = _outputs(placed, origins, carried, tensors, ties, records)
+    outputs, notices = _outputs(
+        placed, [origin(k) for k in range(len(targets))], tensors, ties, record
+    )
     packed, jobs = terms_of(sources, weights), request.jobs or default_jobs()
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     said = [*tags.findings, *hints(snapshots, targets), *_statistics(sources, weights, tensors)]
@@ -255,40 +258,32 @@ def assemble(
 def _outputs(
     placed: Placed,
     origins: Sequence[Origin],
-    carried: Sequence[Snapshot],
     tensors: Sequence[TensorPlan],
     ties: Mapping[str, str],
-    records: Sequence[str],
+    record: str | None,
 ) -> tuple[tuple[Output, ...], list[Finding]]:
-    """The outputs, and notices of what is beside their weights; arguments as of :func:`assemble`.
-
-    ``carried`` are the snapshots that they continue.
-    """
+    """The outputs, and notices of what is beside their weights."""
     specs = {t.name: (t.kind.out, t.shape) for t in tensors}
     outputs: list[Output] = []
     notices: dict[str, Finding] = {}
     listed = cache(side_files)  # several outputs may continue one snapshot, which may be remote
-    for k, (path, origin, base) in enumerate(zip(placed.made, origins, carried, strict=True)):
-        record = records[k] if records else origin.record()
-        limit = placed.max_shard_bytes
-        output = lay_out(path, placed.form, specs, ties, base.checkpoint, record, limit)
-        if output.is_folder and origin.request.side_files and not records:
-            output, about = _with_files_beside(output, base, origin, listed)
+    for path, origin in zip(placed.made, origins, strict=True):
+        said, carried = record or origin.record(), origin.base.checkpoint
+        output = lay_out(path, placed.form, specs, ties, carried, said, placed.max_shard_bytes)
+        if output.is_folder and origin.request.side_files:
+            output, about = _with_files_beside(output, origin, listed)
             notices |= {str(found.error): found for found in about}
         outputs.append(output)
     return tuple(outputs), list(notices.values())
 
 
 def _with_files_beside(
-    output: Output,
-    base: Snapshot,
-    origin: Origin,
-    listed: Callable[[Path], tuple[list[SideFile], list[str]]],
+    output: Output, origin: Origin, listed: Callable[[Path], tuple[list[SideFile], list[str]]]
 ) -> tuple[Output, list[Finding]]:
     """A directory with what belongs beside its weights, and notices of that."""
+    base, card = origin.base, origin.card()
     files, refused = ([], []) if base.folder is None else listed(base.folder)
     copies = [Beside(output.path / f.path.name, f.size_bytes, f.path) for f in files]
-    card = origin.card()
     beside = (*copies, Beside(output.path / CARD, len(card), data=card))
     names = ", ".join(f.path.name for f in files)
     said = [f"copied with the weights: {names}"] if files else []

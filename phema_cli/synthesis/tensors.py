@@ -105,9 +105,8 @@ def plan_tensors(
     snapshots: Sequence[Snapshot],
     dtype: DType | None,
     copy: Sequence[str],
-    *,
-    base: int | None = None,
-    used: Sequence[int] = (),
+    base: int,
+    used: Sequence[int],
 ) -> tuple[tuple[TensorPlan, ...], dict[str, str]]:
     """Each tensor's treatment, wide types first so that all data are aligned, then as they lie.
 
@@ -115,8 +114,8 @@ def plan_tensors(
         snapshots: oldest first.
         dtype: element type of averaged tensors in the outputs; the newest's by default.
         copy: globs of tensor names that are copied.
-        base: the snapshot that tensors are copied from, the newest by default.
-        used: snapshots that weigh, oldest first; all by default.
+        base: the snapshot that tensors are copied from.
+        used: snapshots that weigh, oldest first.
 
     Returns:
         The plans, and further names of their tensors where these are tied in every snapshot.
@@ -125,7 +124,7 @@ def plan_tensors(
         InputError: a type can't be averaged, or a name can't be written.
     """
     newest = reference(snapshots)
-    given = (newest if base is None else snapshots[base]).checkpoint.tensors
+    given = snapshots[base].checkpoint.tensors
     sources = [snapshots[i] for i in used] or list(snapshots)
     firsts = distinct(sources)
     linked = [s.checkpoint for s in sources if link_of(s.checkpoint) is not None]

@@ -197,9 +197,10 @@ def _remade(out: Checkpoint, record: dict[str, Any], found: Scan) -> Recipe:
             dtype=None if dtype is None else dtype.label,
             jobs=1,
             allow_nonfinite=True,
+            side_files=False,
         ),
         step=step,
-        records=[out.metadata[PROVENANCE_KEY]],
+        record=out.metadata[PROVENANCE_KEY],
     )
 
 
