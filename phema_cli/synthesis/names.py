@@ -37,8 +37,8 @@ _ALIKE = 0.9
 _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?")
 
 
-def output_format(template: str | None, asked: str | None) -> str:
-    """The format of the outputs: as asked for, or by the ending of the name given.
+def output_format(template: str, asked: str | None) -> str:
+    """The format of the outputs: as asked for, or by the ending of ``-o``, which may be empty.
 
     Raises:
         UsageError: phema does not write the format, or the ending is another one's.
@@ -46,10 +46,10 @@ def output_format(template: str | None, asked: str | None) -> str:
     names = writable()
     if asked is not None and asked not in names:
         raise UsageError(f"no output format {asked!r}", remedy=f"one of {', '.join(names)}")
-    ending = next((f for f in names if template and template.endswith(FORMATS[f].endings)), None)
+    ending = next((f for f in names if template.endswith(FORMATS[f].endings)), None)
     if asked is None:
         return ending or DEFAULT_FORMAT
-    if ending is not None and template and not template.endswith(FORMATS[asked].endings):
+    if ending is not None and not template.endswith(FORMATS[asked].endings):
         raise UsageError(
             f"-o {template} has the ending of {ending}, not of {asked}",
             remedy="leave --format out, or change the ending",
@@ -97,27 +97,23 @@ class Placed(NamedTuple):
 def place_outputs(request: Request, targets: Sequence[Profile], step: float, scan: Scan) -> Placed:
     """Where each target goes, and which of them are to be made.
 
-    Args:
-        request: what was asked for.
-        targets: the targets.
-        step: their time as the trainer counts, but for combinations.
-        scan: what they are made of.
+    Their ``step`` is their time as the trainer counts, but for combinations.
 
     Raises:
         UsageError: as :func:`output_format` and :func:`output_paths` have it; a limit is asked for
             of a format that has no shards; what would be skipped is something else.
     """
     newest = reference(scan.snapshots)
-    template = None if request.output is None else os.fspath(request.output)
+    template = os.fspath(request.output or "")
     form = output_format(template, request.format)
-    limit = _shard_limit(template or "", form, request, scan)
+    limit = _shard_limit(template, form, request, scan)
     like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
-    folder = limit is not None or (like_model and not (template or "").endswith(ENDING))
+    folder = limit is not None or (like_model and not template.endswith(ENDING))
     paths = output_paths(template, targets, step, form, folder=folder, split=limit is not None)
     kept = []
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
-        in_folder = is_folder(path, form)
-        names = index_names(form, newest.checkpoint.base_name) if in_folder else ()
+        is_file = not is_folder(path, form)
+        names = () if is_file else index_names(form, newest.checkpoint.base_name)
         if request.skip_existing and is_complete(path, names):
             _check_skipped(path, names, target, step, scan.snapshots)
         else:
@@ -171,7 +167,7 @@ def _shard_limit(template: str, form: str, request: Request, scan: Scan) -> int 
 
 
 def output_paths(
-    template: str | None,
+    template: str,
     targets: Sequence[Profile],
     step: float,
     format_name: str = DEFAULT_FORMAT,
@@ -183,7 +179,7 @@ def output_paths(
 
     Args:
         template: a file, a directory, a name with ``{gamma}``, ``{sigma_rel}``, ``{profile}``,
-            ``{step}``, or None for default names in the working directory.
+            ``{step}``, or nothing for default names in the working directory.
         targets: the targets.
         step: their time as the trainer counts, but for combinations.
         format_name: the outputs' format.
@@ -193,27 +189,25 @@ def output_paths(
     Raises:
         UsageError: an unknown placeholder, a file name for shards, or one path for two targets.
     """
-    if template is not None and "://" in template:
+    if "://" in template:
         raise UsageError(
             f"-o {template} is a URL, and outputs are written to this machine",
             remedy="pass a local path, and copy what is there afterwards",
         )
-    suffix = Path(template or "").suffix
+    suffix = Path(template).suffix
     like = get_close_matches(suffix, endings(), 1, _ALIKE)
-    meant = FORMATS[format_name].folder or (template or "").endswith(("/", os.sep))
-    if like and suffix not in endings() and not (meant or Path(template or "").is_dir()):
+    meant = FORMATS[format_name].folder or template.endswith(("/", os.sep))
+    if like and suffix not in endings() and not (meant or Path(template).is_dir()):
         raise UsageError(
             f"-o {template} would be a directory",
             remedy=f"did you mean {like[0]}? To have a directory, pass {template}/",
         )
     folder = folder or FORMATS[format_name].folder
     # One directory is what it is called; several are made inside of it.
-    alone = folder and len(targets) == 1 and _names_folder(template, format_name)
-    paths = (
-        [Path(template or "")]
-        if alone
-        else [_path(template, t, step_of(t, step), format_name, folder=folder) for t in targets]
-    )
+    if folder and len(targets) == 1 and _names_folder(template, format_name):
+        paths = [Path(template)]
+    else:
+        paths = [_path(template, t, step_of(t, step), format_name, folder=folder) for t in targets]
     counts = Counter(paths)
     for path in paths:
         if path.name.endswith((INDEX_SUFFIX, INDEX_NAME)):
@@ -235,21 +229,21 @@ def output_paths(
     return paths
 
 
-def _names_folder(template: str | None, format_name: str) -> bool:
+def _names_folder(template: str, format_name: str) -> bool:
     """Whether ``-o`` is the directory of an output, and not one that outputs are put into."""
-    if template is None or "{" in template or template.endswith(("/", os.sep)):
+    if "{" in template or template.endswith(("/", os.sep)):
         return False
     name = Path(template).name
     return name not in {"", ".."} and not name.endswith(FORMATS[format_name].endings)
 
 
 def _path(
-    template: str | None, target: Profile, step: float | None, format_name: str, *, folder: bool
+    template: str, target: Profile, step: float | None, format_name: str, *, folder: bool
 ) -> Path:
     """One target's path."""
     endings = FORMATS[format_name].endings
     slug = re.sub(r"[^\w.]+", "-", target.label.replace("=", "").replace("gamma ", "gamma"))
-    if template is not None and "{" in template:
+    if "{" in template:
         fields: dict[str, str | float] = {"profile": slug}
         if step is not None:
             fields["step"] = int(step) if float(step).is_integer() else step
@@ -258,7 +252,7 @@ def _path(
         path = Path(_filled(template, fields, target.label))
         single = not (folder or format_name == DEFAULT_FORMAT or path.name.endswith(endings))
         return path.with_name(path.name + endings[0]) if single else path
-    parent = Path(template or "")
+    parent = Path(template)
     if parent.name.endswith(endings):
         return parent
     if step is None:
