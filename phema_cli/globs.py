@@ -4,7 +4,8 @@ A regular expression made of many globs tries one after the other. Here all are 
 by an automaton: a bit says how far one of them has matched, and an integer holds the bits of all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -15,6 +16,8 @@ _LONGEST = 4096
 #: characters of all globs of an option that have a wildcard.
 _MOST_WILD = 8192
 _WILD = frozenset("*?[")
+#: a class with its brackets, of which the first inside is a character like others; else one.
+_PART = re.compile(r"\[(?:!.|[^!])[^]]*\]|.", re.DOTALL)
 #: characters and names whose results are kept.
 _CHARACTERS, _NAMES = 1024, 1 << 17
 
@@ -69,7 +72,7 @@ class Globs:
     def _add(self, glob: str, place: int) -> int:
         """Give a glob its bits from ``place`` on; return the first place behind them."""
         self._starts |= 1 << place
-        for part in _parts(glob):
+        for part in _PART.findall(glob):
             bit = 1 << place
             if part == "*":
                 self._loops |= bit
@@ -110,24 +113,12 @@ class Globs:
         return state & self._all_ends
 
 
-def _parts(glob: str) -> Iterator[str]:
-    """What a glob is made of: characters, ``?``, ``*``, and classes with their brackets."""
-    at = 0
-    while at < len(glob):
-        # A class's first character may be its closing bracket.
-        inner = at + 2 + (glob[at + 1 : at + 2] == "!") if glob[at] == "[" else 0
-        end = glob.find("]", inner) + 1 if inner else 0
-        yield glob[at : end or at + 1]
-        at = end or at + 1
-
-
 _cached = lru_cache(maxsize=8)(Globs)
 
 
 def matching(globs: Sequence[str]) -> Globs:
     """The globs, ready to match; the same object where the same ones were asked for before.
 
-    Raises:
-        UsageError: as :class:`Globs` has it.
+    Errors as :class:`Globs`.
     """
     return _cached(tuple(globs))
