@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from phema_cli.errors import InputError, UsageError
 from phema_cli.estimate.solve import scan_for
@@ -121,10 +121,6 @@ class Average(Iterator[tuple[str, "torch.Tensor"]]):
             f"<Average {self.target.label} at step {self.step:.10g}: "
             f"{len(self.like)} tensors, {self.figures.verdict}>"
         )
-
-    def __iter__(self) -> Self:
-        """Return itself: the tensors come once."""
-        return self
 
     def __next__(self) -> tuple[str, torch.Tensor]:
         """The next name and tensor.

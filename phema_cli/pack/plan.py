@@ -38,7 +38,6 @@ class PackedFile:
     """A snapshot that is to be packed.
 
     Attributes:
-        snapshot: the snapshot.
         name: of its file.
         follows: places of the files that it is predicted from, newest first.
         coefficients: of each.
@@ -283,15 +282,13 @@ def metadata_of(file: PackedFile) -> dict[str, str]:
 
 def laws_of(files: Sequence[PackedFile]) -> str | None:
     """A phema.toml for the files whose metadata can't say what they are; None if all can."""
-    lines = []
-    for file in files:
-        tag = file.snapshot.tag
-        if _plain_power(tag) is None:
-            lines.append(f'[snapshots."{file.name}"]')
-            lines.append(f'average = "{tag.law}"')
-            lines.append(f"step = {number_text(tag.step)}")
-            lines.append("")
-    return "\n".join(lines) or None
+    tables = [
+        f'[snapshots."{file.name}"]\naverage = "{tag.law}"\nstep = {number_text(tag.step)}\n'
+        for file in files
+        for tag in [file.snapshot.tag]
+        if _plain_power(tag) is None
+    ]
+    return "\n".join(tables) or None
 
 
 def left_behind(files: Sequence[PackedFile]) -> list[Finding]:

@@ -14,7 +14,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -165,7 +164,9 @@ class Averager:
             return self._tiles[kind]
         import torch
 
-        weights, sources = self._terms(kind)
+        weights, sources = self._weights, len(self._weights)
+        if kind.packed and self._packed is not None:
+            weights, sources = self._packed.weights, len(self._packed.whole)
         targets = weights.shape[1]
         types: list[torch.dtype] = [getattr(torch, d.label) for d in kind.stored]
         sizes = [self._width * d.bits // 8 for d in kind.stored or [kind.dtype] * sources]
@@ -173,13 +174,12 @@ class Averager:
         held, made = self._raw[: sum(sizes)], self._raw[sum(sizes) :][: targets * out_size]
         stored: torch.Tensor | list[torch.Tensor]
         if types:
-            ends = accumulate(sizes)
-            rows = zip(ends, sizes, types, strict=True)
-            stored = [held[end - size : end].view(dtype) for end, size, dtype in rows]
+            rows = zip(held.split_with_sizes(sizes), types, strict=True)
+            stored = [row.view(dtype) for row, dtype in rows]
         else:
             stored = held.view(sources, sizes[0]).view(getattr(torch, kind.dtype.label))
         out = made.view(targets, out_size).view(getattr(torch, kind.out.label))
-        copied, groups = self._groups(kind)
+        copied, groups = self._groups(kind, weights, sources)
         self._tiles[kind] = _Tile(
             stored,
             out,
@@ -195,19 +195,15 @@ class Averager:
         )
         return self._tiles[kind]
 
-    def _terms(self, kind: Kind) -> tuple[Array, int]:
-        """Weights (n, k) of the rows of a kind, and how many of them are whole."""
-        if kind.packed and self._packed is not None:
-            return self._packed.weights, len(self._packed.whole)
-        return self._weights, len(self._weights)
+    def _groups(self, kind: Kind, every: Array, whole: int) -> tuple[dict[int, int], list[_Group]]:
+        """Targets that are one source each, and the others by sources and way of summing.
 
-    def _groups(self, kind: Kind) -> tuple[dict[int, int], list[_Group]]:
-        """Targets that are one source each, and the others by sources and way of summing."""
+        ``every`` has the weights (n, k) of a kind's rows; those from ``whole`` on are residues.
+        """
         import torch
 
         copied: dict[int, int] = {}
         alike: dict[tuple[bool, tuple[int, ...]], list[int]] = {}
-        every, whole = self._terms(kind)
         for k, column in enumerate(every.T):
             used = column.nonzero()[0]
             if not len(used) or used[0] >= whole:

@@ -120,13 +120,13 @@ class Output:
         beside = [b.path for b in self.beside if b.path.exists()]
         return sorted({*_checkpoint_files(self.path, self.files[0].path.name), *beside})
 
-    def other_card(self) -> Path | None:
-        """The card that an earlier output has left there: it speaks of other weights."""
+    def other_cards(self) -> list[Path]:
+        """The card that an earlier output has left there, if any: it speaks of other weights."""
         file = self.files[0].path
         card = file.with_name(CARD)
         names = {f"{base}{ENDING}" for base in BASE_NAMES.values()}
         may_be = card not in self.finals and (self.is_folder or file.name in names)
-        return card if may_be and self.present() and _is_card(card) else None
+        return [card] if may_be and self.present() and _is_card(card) else []
 
 
 def _is_card(path: Path) -> bool:
@@ -168,9 +168,7 @@ def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
 def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
     """Files of which a directory has one if it is an output that is complete.
 
-    Args:
-        format_name: the outputs' format.
-        base_name: what the sources' files are called.
+    The sources' files are called by ``base_name``.
     """
     if FORMATS[format_name].folder:
         return (INDEX_NAME,)
@@ -202,9 +200,7 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
 def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
     """Remove the checkpoint that a path of ``output_paths`` holds, if there is one.
 
-    Args:
-        path: a file or a directory.
-        beside: names of files that a directory was given with the weights.
+    A directory was given the files ``beside`` with the weights.
 
     Raises:
         StorageError: the operating system failed.

@@ -51,15 +51,7 @@ class Buffers:
 def buffers(
     kinds: Sequence[Kind], sources: int, targets: int, elements: int, packed: Terms | None = None
 ) -> Buffers:
-    """The buffers for tensors of these kinds, in tiles of at most so many elements.
-
-    Args:
-        kinds: kinds of all averaged tensors.
-        sources: sources that are read.
-        targets: targets that are written.
-        elements: the most elements of a tile.
-        packed: the rows of packed tensors.
-    """
+    """The buffers for averaged tensors of these kinds, in tiles of at most so many elements."""
     # Of types that differ one may be narrower and none wider than the one that holds them.
     stored = max((k.dtype.bits // 8 for k in kinds if not k.packed), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
@@ -99,21 +91,11 @@ def tile_elements(
     remote: bool = False,
     packed: Terms | None = None,
 ) -> tuple[int, int]:
-    """The number of elements of a tile: as many as the memory allows, and no more than help.
+    """Elements of a tile, and bytes of all workers' buffers: as many as fit, no more than help.
 
-    Args:
-        kinds: kinds of all averaged tensors.
-        sources: sources that are read.
-        targets: targets that are written.
-        jobs: workers.
-        max_memory: bytes, half of which are left to everything else.
-        scattered: whether some tensor is split into pieces, the places of whose elements are held.
-        strided: whether some tensor is not in row-major order, parts of which are held.
-        remote: whether files are remote.
-        packed: the rows of packed tensors.
-
-    Returns:
-        Elements of a tile, and the bytes of all workers' buffers.
+    Half of the ``max_memory`` bytes is left to everything else. Of tensors that are split into
+    pieces (scattered) the places of a tile's elements are held, of those that are not in row-major
+    order (strided) parts.
     """
 
     def size(elements: int) -> int:
@@ -129,7 +111,7 @@ def tile_elements(
         tile = _LARGEST_TILE
     if remote:
         tile = _REMOTE_TILE
-    widths = range(1, max(tile // WIDTH, 1) + 1)
+    widths = range(1, tile // WIDTH + 1)
     # The largest that fits: sizes grow with it.
     fits = bisect_right(widths, max_memory // 2, key=lambda w: size(w * WIDTH))
     tile = widths[max(fits, 1) - 1] * WIDTH

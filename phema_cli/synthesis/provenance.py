@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ SAID = (
 _LISTED = 20
 #: smaller weights are 0 to the digits that texts and tables have.
 LEAST_WEIGHT = 5e-7
+#: what tells a source of a record from others.
+_identity = itemgetter("name", "average", "step", "size_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class Origin:
     ) -> dict[str, Any]:
         """The card's head: what the hub itself reads, then phema's own; None is left out."""
         error = self.figures.expected_error
+        known = not (self.is_exact or math.isinf(error))
         settings = _json(newest, "config.json")
         return {
             "library_name": library_of(newest.checkpoint.base_name, settings),
@@ -144,9 +148,7 @@ class Origin:
                 "merge_method": self.method,
                 "target": self.target.label,
                 "step": int(step) if step is not None and float(step).is_integer() else step,
-                "expected_error": None
-                if self.is_exact or math.isinf(error)
-                else float(f"{error:.3g}"),
+                "expected_error": float(f"{error:.3g}") if known else None,
                 "command": command(self.scan.roots, self.request, self.target),
                 "sources": [
                     {"name": s.name, "average": s.tag.label, "weight": w} for s, w in weighing
@@ -210,20 +212,19 @@ def otherwise(
         record = json.loads(metadata[PROVENANCE_KEY])
         made, sources = record["target"], record["sources"]
         weights = sorted((s["name"], s["weight"]) for s in sources if s["weight"])
-        before = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in sources}
+        before = set(map(_identity, sources))
         was = f"is {_said(made)}"
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
     wanted = describe(target, step)
     if any(made[name] != wanted[name] for name in ("profile", "step")):
         return f"{was}, not {_said(wanted)}"
-    now = [source_entry(s) for s in snapshots]
     if isinstance(target, CombinationProfile):
         rows = zip(target.places, target.weights, strict=True)
         if weights != sorted((snapshots[i].name, float(w)) for i, w in rows if w):
             return f"{was} of other snapshots, or by other weights"
-    known = {(s["name"], s["average"], s["step"], s["size_bytes"]) for s in now}
-    lost = sorted(str(source[0]) for source in before - known)
+    known = {_identity(source_entry(s)) for s in snapshots}
+    lost = sorted(str(name) for name, *_ in before - known)
     if not lost:
         return None
     here = lost[0] in {s.name for s in snapshots}

@@ -71,13 +71,7 @@ def check_outputs(recipe: Recipe) -> None:
 
 
 class Recorder:
-    """Flushes what one rank has written, and records it in the journal, every few megabytes.
-
-    Args:
-        recipe: what is written.
-        rank: the rank.
-        runs: its runs.
-    """
+    """Flushes what one rank has written of its runs, and records them, every few megabytes."""
 
     def __init__(self, recipe: Recipe, rank: int, runs: Sequence[Run]) -> None:
         self._recipe = recipe
@@ -107,9 +101,6 @@ class Staging:
 
     A signal never ends a step between two states: either nothing is left on the disk, or a journal
     from which the same command resumes, and then the error says so.
-
-    Args:
-        recipe: what is made.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -291,9 +282,7 @@ def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
 def check_inputs(recipe: Recipe, read: Ranges) -> None:
     """Refuse sources that are not what they were when their headers were read, and damaged ones.
 
-    Args:
-        recipe: what its outputs were made by.
-        read: what was read of packed files, by their paths.
+    ``read`` has what was read of packed files, by their paths.
 
     Raises:
         InputError: a file was replaced, or written to, or has been damaged.
@@ -321,8 +310,7 @@ def publish(output: Output) -> None:
         waiting = [p for p in output.finals if output.staged(p).exists()]
         # A reader must not meet an old index beside new shards, nor a new one beside old shards.
         index = [p for p in waiting if output.index is not None and p == output.index.path]
-        card = output.other_card()
-        stale = [*output.stale(), *([] if card is None else [card])]
+        stale = [*output.stale(), *output.other_cards()]
         for path in [*index, *stale]:
             path.unlink(missing_ok=True)
         if index or stale:
@@ -337,10 +325,8 @@ def publish(output: Output) -> None:
 def write_checksums(recipe: Recipe, written: Sequence[Ranges]) -> None:
     """Put each tensor's CRC-32, and the hash of all, where the format has them.
 
-    Args:
-        recipe: what made the outputs; their files are whole but for these.
-        written: what was written of each tensor, by output; the rest, which an earlier run has
-            written, is read.
+    ``written`` has what was written of each tensor, by output; the rest, which an earlier run has
+    written, is read.
     """
     sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
     for output, own in zip(recipe.outputs, written, strict=True):

@@ -80,12 +80,9 @@ def add_blocks_up(
 
 
 def _chains(weights: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-    """The sums as they are defined.
+    """The sums as they are defined, into ``out`` (blocks, targets, elements).
 
-    Args:
-        weights: (blocks, targets, rows).
-        rows: (blocks, rows, elements).
-        out: (blocks, targets, elements).
+    ``weights`` are (blocks, targets, rows), and ``rows`` (blocks, rows, elements).
     """
     out.zero_()
     for total, own in zip(out.unbind(1), weights.unbind(1), strict=True):

@@ -10,7 +10,6 @@ share does no harm and comes out as it is.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -52,18 +51,10 @@ class _NonFiniteError(InputError):
 def fill(
     recipe: Recipe, progress: Progress, *, done: Set[int], ranks: Ranks, processes: bool
 ) -> Checksums:
-    """Let workers take this rank's runs until none is left or one has failed.
+    """Let workers take this rank's runs until none is left or one has failed; their checksums.
 
-    Args:
-        recipe: what to do; its outputs are staged.
-        progress: called with a number of bytes read and written, from this thread.
-        done: numbers of the runs that an earlier process has done.
-        ranks: the processes that share the work.
-        processes: whether workers are forked processes, which don't wait for one another as
-            threads wait for the interpreter. Not where other threads of the program hold locks.
-
-    Returns:
-        Checksums of what was written and read.
+    Arguments as of :func:`phema_cli.synthesis.execute.execute`; the outputs are staged, and an
+    earlier process has done the runs of the numbers ``done``.
 
     Raises:
         InputError: a source is shorter than its header says or holds values that are not finite,
@@ -133,11 +124,8 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
 def _pour(tiles: Iterator[int], left: list[memoryview], out: memoryview) -> None:
     """Fill ``out`` with the bytes that come next, and have more tiles made for it.
 
-    Args:
-        tiles: makes the next one.
-        left: the bytes of the last tile that no tensor has taken yet: they stay as they are until
-            the next one is made.
-        out: a tensor's.
+    ``left`` holds the bytes of the last tile that no tensor has taken yet: they stay as they are
+    until the next one is made.
     """
     while len(out):
         if not left:
@@ -173,20 +161,17 @@ class Checksums:
 def _share(recipe: Recipe, done: Set[int], ranks: Ranks) -> list[Run]:
     """The rank's share of the bytes: neighbouring runs, so that most files have one writer."""
     left = [r for r in runs(recipe, recipe.tile_elements * _RUN_TILES) if r.number not in done]
-    sizes = [
-        (run.stop - run.start)
-        * (len(recipe.sources) * kind.dtype.bits + len(recipe.outputs) * kind.out.bits)
-        for run in left
-        for kind in (run.segment.plan.kind,)
-    ]
-    total, ends = sum(sizes), itertools.accumulate(sizes)
-    # By the middle of each: a number that is the same on every rank.
-    middles = [2 * end - size for end, size in zip(ends, sizes, strict=True)]
-    return [
-        run
-        for run, middle in zip(left, middles, strict=True)
-        if middle * ranks.size // (2 * total) == ranks.rank
-    ]
+    sources, outputs = len(recipe.sources), len(recipe.outputs)
+    kinds = [run.segment.plan.kind for run in left]
+    moved = [sources * kind.dtype.bits + outputs * kind.out.bits for kind in kinds]
+    sizes = [(run.stop - run.start) * bits for run, bits in zip(left, moved, strict=True)]
+    share, end, total = [], 0, sum(sizes)
+    for run, size in zip(left, sizes, strict=True):
+        end += size
+        # By the middle of each: a number that is the same on every rank.
+        if (2 * end - size) * ranks.size // (2 * total) == ranks.rank:
+            share.append(run)
+    return share
 
 
 def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
@@ -271,12 +256,11 @@ class Worker:
         """Take elements from each target's base source as they are."""
         dtype = segment.plan.kind.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
-        targets = range(len(self._recipe.outputs))
-        for target in targets:
+        for target in range(len(self._recipe.outputs)):
             giver = self._recipe.giver(target, segment.plan.name)
             self._reader.read_elements(segment.sources[giver], start, data)
             self._write(target, segment, dtype.size_bytes(start), data)
-        return 2 * len(data) * len(targets)
+        return 2 * len(data) * len(self._recipe.outputs)
 
     def _average(self, segment: Segment, start: int, count: int) -> int:
         """Average elements for every target."""
@@ -311,12 +295,7 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse(plan: TensorPlan, stored: torch.Tensor, made: torch.Tensor) -> None:
-    """Refuse a part of a tensor whose averages may not be finite, if something is wrong.
-
-    Args:
-        plan: the tensor.
-        stored: (n, elements) what the sources hold.
-        made: (k, elements) the averages.
+    """Refuse averages (k, elements) of sources (n, elements) that are not finite, but for masks.
 
     Raises:
         _NonFiniteError: some source is not finite.
@@ -359,14 +338,13 @@ def _count(recipe: Recipe, plan: TensorPlan, reader: FileReader) -> Sequence[int
 
     size = recipe.tile_elements
     extents = [recipe.extent(i, plan.name) for i in range(len(recipe.sources))]
-    labels = [e.dtype.label for e in extents]
-    wide = torch.float64 if "float64" in labels else torch.float32
+    wide = any(e.dtype.name == "F64" for e in extents)
     counts = torch.zeros(len(extents), dtype=torch.int64)
     for start in range(0, plan.elements, size):
         count = min(size, plan.elements - start)
-        held = torch.empty(len(extents), count, dtype=wide)
-        for extent, label, row in zip(extents, labels, held, strict=True):
-            stored = torch.empty(count, dtype=getattr(torch, label))
+        held = torch.empty(len(extents), count, dtype=torch.float64 if wide else torch.float32)
+        for extent, row in zip(extents, held, strict=True):
+            stored = torch.empty(count, dtype=getattr(torch, extent.dtype.label))
             reader.read_elements(extent, start, stored.view(torch.uint8).numpy().data)
             row.copy_(stored)
         counts += _nonfinite(held).sum(dim=1)

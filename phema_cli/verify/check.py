@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import CheckFailedError, InputError, StorageError
+from phema_cli.errors import CheckFailedError, InputError, reading
 from phema_cli.formats.image import HASH_DIGITS
 from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
@@ -132,16 +132,9 @@ def _compare(
     *,
     bitwise: bool,
 ) -> None:
-    """Compare bytes of an output with what its sources make.
+    """Compare bytes of an output, from a byte of a segment on, with what its sources make.
 
-    Args:
-        reader: what reads the output.
-        output: what is there.
-        sums: gets the CRC-32 of each tensor's bytes, which come in their order.
-        segment: where they lie.
-        offset: the first byte, from the segment's beginning.
-        wanted: what they should be.
-        bitwise: whether averages must agree to the bit.
+    ``sums`` gets the CRC-32 of each tensor's bytes, which come in their order.
 
     Raises:
         CheckFailedError: an element differs.
@@ -170,12 +163,10 @@ def _check_headers(output: Output, reader: FileReader) -> None:
     Raises:
         CheckFailedError: a file is missing, too many, of another size, or has other bytes.
     """
-    try:
+    with reading(output.path):
         for file in output.made:
             _check_file(file, reader)
         stale = output.stale()
-    except OSError as error:
-        raise StorageError.wrap(error, output.path, "read") from error
     if stale:
         raise CheckFailedError("does not belong to this output", where=stale[0])
 
@@ -187,11 +178,9 @@ def _check_file(file: OutputFile, reader: FileReader) -> None:
         raise CheckFailedError(
             f"has {size:,} bytes instead of {file.image.size_bytes:,}", where=file.path
         )
-    places = itertools.chain(*file.image.checksums.values())
-    checksums = {place + i for place in places for i in range(_CRC_BYTES)}
-    checksums |= {
-        place + i for place, a in file.image.hashes.items() for i in range(HASH_DIGITS[a])
-    }
+    lengths = dict.fromkeys(itertools.chain(*file.image.checksums.values()), _CRC_BYTES)
+    lengths |= {place: HASH_DIGITS[algorithm] for place, algorithm in file.image.hashes.items()}
+    checksums = {place + i for place, length in lengths.items() for i in range(length)}
     for offset, data in file.image.segments:
         written = _read(reader, file.path, offset, len(data))
         # Headers are long, and equal as a rule.
@@ -213,10 +202,7 @@ def _read(reader: FileReader, path: Path, offset: int, count: int) -> bytearray:
 def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
     """Compare each CRC-32 and hash that the files hold with those of the tensors' bytes.
 
-    Args:
-        output: what is there.
-        sums: CRC-32 by name of the tensor.
-        reader: what reads it.
+    ``sums`` has the CRC-32 of each tensor by its name.
 
     Raises:
         CheckFailedError: one differs.

@@ -27,8 +27,6 @@ class TensorDifference:
     """How far a tensor of B is from the one of A.
 
     Attributes:
-        name: the tensor's name.
-        elements: its number of elements.
         max_abs: largest absolute difference of two elements.
         rms: root of the mean square difference.
         relative: rms over the root of the mean square of A; infinite where A is 0 and B is not,
@@ -72,12 +70,7 @@ class Comparison:
 def read_pair(
     a: str | os.PathLike[str], b: str | os.PathLike[str], key: str | None
 ) -> tuple[Checkpoint, Checkpoint]:
-    """Two checkpoints that are to be compared.
-
-    Args:
-        a: the first.
-        b: the second.
-        key: a dict of weights; one of the two may be weights and nothing else.
+    """Two checkpoints that are to be compared; one of them may be weights and have no ``key``.
 
     Errors as :func:`phema_cli.snapshots.reading.read_checkpoint`.
     """
