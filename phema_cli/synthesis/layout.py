@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from phema_cli.errors import storage_errors
 from phema_cli.formats import FORMATS, writer
@@ -22,36 +23,30 @@ ENDING = ".safetensors"
 CARD = "README.md"
 #: outputs larger than this are split unless the user names a single file.
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
+#: files of which a directory has one if it holds a whole checkpoint.
+_WHOLE = (INDEX_NAME, *(b + end for b in BASE_NAMES.values() for end in (ENDING, INDEX_SUFFIX)))
 #: what the head of a card has that phema wrote, and how far it may begin.
 _OF_A_CARD, _HEAD_BYTES = b"\nphema:\n  version: ", 4096
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file to be written: its final path, and all of it but the tensors' values.
+    """A file to be written.
 
-    The index of shards has none.
+    Attributes:
+        path: its final path.
+        image: all of it but the tensors' values; only its size where it is a copy.
+        source: the file that it is a copy of.
     """
 
     path: Path
     image: FileImage
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """A file beside the weights of an output.
-
-    Attributes:
-        path: its final path.
-        size_bytes: its size.
-        source: the file that it is a copy of; None where ``data`` is what it holds.
-        data: its bytes.
-    """
-
-    path: Path
-    size_bytes: int
     source: Path | None = None
-    data: bytes = b""
+
+    @classmethod
+    def of(cls, path: Path, data: bytes) -> Self:
+        """A file without tensors."""
+        return cls(path, FileImage(((0, data),), {}, len(data)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,7 @@ class Output:
     files: tuple[OutputFile, ...]
     homes: Mapping[str, int]
     index: OutputFile | None = None
-    beside: tuple[Beside, ...] = ()
+    beside: tuple[OutputFile, ...] = ()
 
     def __repr__(self) -> str:
         """``<Output emas/ema.safetensors: 1 file, 10 tensors>``."""
@@ -91,12 +86,12 @@ class Output:
     @property
     def size_bytes(self) -> int:
         """Bytes of all its files."""
-        return sum(f.image.size_bytes for f in self.made) + sum(b.size_bytes for b in self.beside)
+        return sum(f.image.size_bytes for f in (*self.beside, *self.made))
 
     @property
     def finals(self) -> list[Path]:
         """All files that it will have, in the order in which they get their names."""
-        return [b.path for b in self.beside] + [f.path for f in self.made]
+        return [f.path for f in (*self.beside, *self.made)]
 
     @property
     def staging(self) -> Path:
@@ -179,10 +174,8 @@ def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
 def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint.
 
-    Args:
-        path: a file or a directory.
-        names: files of which a directory has to hold one; none for a file. By default both will do,
-            and any checkpoint.
+    A directory has to hold one of the files of these ``names``, and a file has none of them. By
+    default both will do, and any checkpoint.
     """
     with writing(path):
         real = Path(os.path.realpath(path))
@@ -191,10 +184,7 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
             return False
         if path.is_file():
             return not names
-        if names is None:
-            bases = BASE_NAMES.values()
-            names = [INDEX_NAME, *(b + end for b in bases for end in (ENDING, INDEX_SUFFIX))]
-        return any((path / name).exists() for name in names)
+        return any((path / name).exists() for name in (_WHOLE if names is None else names))
 
 
 def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
@@ -251,8 +241,7 @@ def lay_out(
     if folder.index is None:
         return Output(path, files, homes)
     name, data = folder.index
-    image = FileImage(((0, data),), {}, len(data))
-    return Output(path, files, homes, OutputFile(path / name, image))
+    return Output(path, files, homes, OutputFile.of(path / name, data))
 
 
 def split_shards(specs: Specs, max_shard_bytes: int | None) -> list[list[str]]:

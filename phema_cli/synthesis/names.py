@@ -88,11 +88,6 @@ class Placed(NamedTuple):
     kept: list[int]
     max_shard_bytes: int | None
 
-    @property
-    def made(self) -> list[Path]:
-        """Those that are to be made."""
-        return [self.paths[k] for k in self.kept]
-
 
 def place_outputs(request: Request, targets: Sequence[Profile], step: float, scan: Scan) -> Placed:
     """Where each target goes, and which of them are to be made.

@@ -16,7 +16,7 @@ from phema_cli.estimate.evidence import TagCheck
 from phema_cli.estimate.solve import Measured, check_error, measure, solve_snapshots
 from phema_cli.estimate.targets import hints, make_targets, target_step
 from phema_cli.formats.base import Extent
-from phema_cli.formats.image import PROVENANCE_KEY
+from phema_cli.formats.image import PROVENANCE_KEY, FileImage
 from phema_cli.formats.remote import is_remote
 from phema_cli.formats.strided import is_strided
 from phema_cli.profiles import Array, Profile
@@ -26,7 +26,7 @@ from phema_cli.snapshots.base import distinct, notice
 from phema_cli.snapshots.tensors import statistics
 from phema_cli.solver import Figures, Solution
 from phema_cli.solver.weights import SUM_ROUNDING
-from phema_cli.synthesis.layout import CARD, Beside, Output, lay_out
+from phema_cli.synthesis.layout import CARD, Output, OutputFile, lay_out
 from phema_cli.synthesis.memory import tile_elements
 from phema_cli.synthesis.names import Placed, place_outputs
 from phema_cli.synthesis.packed import Terms, terms_of
@@ -267,9 +267,10 @@ def _outputs(
     outputs: list[Output] = []
     notices: dict[str, Finding] = {}
     listed = cache(side_files)  # several outputs may continue one snapshot, which may be remote
-    for path, origin in zip(placed.made, origins, strict=True):
+    for k, origin in zip(placed.kept, origins, strict=True):
+        path, limit = placed.paths[k], placed.max_shard_bytes
         said, carried = record or origin.record(), origin.base.checkpoint
-        output = lay_out(path, placed.form, specs, ties, carried, said, placed.max_shard_bytes)
+        output = lay_out(path, placed.form, specs, ties, carried, said, limit)
         if output.is_folder and origin.request.side_files:
             output, about = _with_files_beside(output, origin, listed)
             notices |= {str(found.error): found for found in about}
@@ -283,8 +284,11 @@ def _with_files_beside(
     """A directory with what belongs beside its weights, and notices of that."""
     base, card = origin.base, origin.card()
     files, refused = ([], []) if base.folder is None else listed(base.folder)
-    copies = [Beside(output.path / f.path.name, f.size_bytes, f.path) for f in files]
-    beside = (*copies, Beside(output.path / CARD, len(card), data=card))
+    copies = [
+        OutputFile(output.path / f.path.name, FileImage((), {}, f.size_bytes), f.path)
+        for f in files
+    ]
+    beside = (*copies, OutputFile.of(output.path / CARD, card))
     names = ", ".join(f.path.name for f in files)
     said = [f"copied with the weights: {names}"] if files else []
     said += [f"not copied: {what}" for what in refused]

@@ -13,7 +13,7 @@ from phema_cli.formats.remote import is_remote, remote_errors
 from phema_cli.formats.stamps import refuse_changed
 from phema_cli.synthesis import journal
 from phema_cli.synthesis.journal import Journal
-from phema_cli.synthesis.layout import Beside, Output
+from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tiles import Run
 from phema_cli.system.files import (
@@ -200,36 +200,33 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
     _check_space(recipe)
     for output in recipe.outputs:
         with writing(output.path):
-            for file in output.made:
-                if lead.done and file is not output.index:
-                    continue
-                create(output.staged(file.path), file.image.size_bytes, file.image.segments)
-            for beside in output.beside:
-                _make_beside(beside, output.staged(beside.path))
+            for file in (*output.made, *output.beside):
+                # An earlier run has left values of tensors there.
+                if not (lead.done and file.image.offsets):
+                    _create(file, output.staged(file.path))
             sync_folder(output.staging)
 
 
-def _make_beside(beside: Beside, staged: Path) -> None:
-    """Make a file beside the weights.
+def _create(file: OutputFile, staged: Path) -> None:
+    """Make a file, all of it but for the values of tensors.
 
     Raises:
         InputError: what it is a copy of is not what it was.
         StorageError: that can't be read.
     """
-    if beside.source is None:
-        create(staged, beside.size_bytes, [(0, beside.data)])
+    source, image = file.source, file.image
+    if source is None:
+        create(staged, image.size_bytes, image.segments)
         return
     try:
-        with remote_errors(beside.source):
-            same = copy(beside.source, staged, beside.size_bytes)
+        with remote_errors(source):
+            same = copy(source, staged, image.size_bytes)
     except OSError as error:
-        if error.filename != str(beside.source):
+        if error.filename != str(source):
             raise
-        raise StorageError.wrap(error, beside.source, "read") from error
+        raise StorageError.wrap(error, source, "read") from error
     if not same:
-        raise InputError(
-            "changed while it was read", where=beside.source, remedy="run the command again"
-        )
+        raise InputError("changed while it was read", where=source, remedy="run the command again")
 
 
 def _check_complete(recipe: Recipe) -> None:
@@ -259,7 +256,7 @@ def _check_space(recipe: Recipe) -> None:
                 max(0, file.image.size_bytes - allocated_bytes(output.staged(file.path)))
                 for file in output.files
             )
-            needed[device] += sum(b.size_bytes for b in output.beside)
+            needed[device] += sum(file.image.size_bytes for file in output.beside)
             free = free_bytes(output.staging)
         if free is not None and needed[device] > free:
             raise StorageError(
