@@ -11,10 +11,10 @@ share does no harm and comes out as it is.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from phema_cli.errors import InputError
 from phema_cli.formats.crc32 import Ranges
@@ -105,9 +105,9 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     left: list[memoryview] = []
     read = Ranges()
     with FileReader() as reader:
-        worker = Worker(recipe, reader, lambda *made: left.append(made[-1]), read)
+        worker = Worker(recipe, reader, read)
         for segment in segments(recipe):
-            tiles = worker.tiles(Run(0, segment, 0, segment.elements))
+            tiles = worker.made(Run(0, segment, 0, segment.elements))
             for plan in segment.plans:
                 data = torch.empty(plan.kind.out.size_bytes(plan.elements), dtype=torch.uint8)
                 try:
@@ -121,16 +121,14 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     check_inputs(recipe, read)
 
 
-def _pour(tiles: Iterator[int], left: list[memoryview], out: memoryview) -> None:
+def _pour(tiles: Iterator[Made], left: list[memoryview], out: memoryview) -> None:
     """Fill ``out`` with the bytes that come next, and have more tiles made for it.
 
     ``left`` holds the bytes of the last tile that no tensor has taken yet: they stay as they are
     until the next one is made.
     """
     while len(out):
-        if not left:
-            next(tiles)
-        tile = left.pop()
+        tile = left.pop() if left else next(tiles).data
         count = min(len(out), len(tile))
         out[:count], out = tile[:count], out[count:]
         if count < len(tile):
@@ -180,18 +178,17 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
     open_files = files_of_each(recipe.jobs)
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
-
-        def write(target: int, segment: Segment, start: int, data: memoryview) -> None:
-            place = segment.places[target]
-            if place.checksum is not None:
-                checksums.written[target].add(place.checksum, place.offset + start, data)
-            with writing(recipe.outputs[target].path):
-                write_at(writer.descriptor(place.path), data, place.offset + start)
-
-        worker = Worker(recipe, reader, write, checksums.read)
+        worker = Worker(recipe, reader, checksums.read)
         for number in iter(pool.take, len(own)):
-            for done in worker.tiles(own[number]):
-                pool.report(done)
+            for target, start, data, read in worker.made(own[number]):
+                place = own[number].segment.places[target]
+                if place.checksum is not None:
+                    checksums.written[target].add(place.checksum, place.offset + start, data)
+                with writing(recipe.outputs[target].path):
+                    write_at(writer.descriptor(place.path), data, place.offset + start)
+                pool.report(read + len(data))
+                # Not held while the next bytes are made.
+                del data
                 if pool.stopped():
                     return checksums
             _flush(own[number], writer)
@@ -209,28 +206,35 @@ def _flush(run: Run, writer: OpenFiles) -> None:
             start_flush(writer.descriptor(place.path), place.offset + start, length)
 
 
+class Made(NamedTuple):
+    """What was made of a tile for a target.
+
+    Attributes:
+        target: its number.
+        start: the first byte, from the beginning of the segment.
+        data: the bytes; the next tile overwrites them.
+        read: bytes that were read for them, with the first target's those for all.
+    """
+
+    target: int
+    start: int
+    data: memoryview
+    read: int
+
+
 class Worker:
     """One worker's buffers and what it does to a run.
 
     Args:
         recipe: what to do.
         reader: what reads the sources.
-        write: takes each target's bytes of a segment, from a byte of the segment on; once for each
-            target and tile.
         read: takes the checksums of what is read of packed files that are not known to be whole;
             None where nobody asks for them.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        reader: FileReader,
-        write: Callable[[int, Segment, int, memoryview], None],
-        read: Ranges | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, reader: FileReader, read: Ranges | None = None) -> None:
         self._recipe = recipe
         self._reader = reader
-        self._write = write
         self._read = read
         self._averager = Averager(
             averaged_kinds(recipe.tensors),
@@ -242,27 +246,26 @@ class Worker:
         packed = [recipe.sources[i].checkpoint for i in recipe.used] if recipe.terms else []
         self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
-    def tiles(self, run: Run) -> Iterator[int]:
-        """Treat a run tile by tile; yields the bytes read and written for each."""
+    def made(self, run: Run) -> Iterator[Made]:
+        """Treat a run tile by tile, for all targets."""
         plan = run.segment.plan
         # Multiples of 8: elements of less than a byte begin at whole bytes too.
         copied = _COPY_BYTES // plan.kind.dtype.bits * 8
         size = self._recipe.tile_elements if plan.average else copied
         treat = self._average if plan.average else self._copy
         for start in range(run.start, run.stop, size):
-            yield treat(run.segment, start, min(size, run.stop - start))
+            yield from treat(run.segment, start, min(size, run.stop - start))
 
-    def _copy(self, segment: Segment, start: int, count: int) -> int:
+    def _copy(self, segment: Segment, start: int, count: int) -> Iterator[Made]:
         """Take elements from each target's base source as they are."""
         dtype = segment.plan.kind.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
         for target in range(len(self._recipe.outputs)):
             giver = self._recipe.giver(target, segment.plan.name)
             self._reader.read_elements(segment.sources[giver], start, data)
-            self._write(target, segment, dtype.size_bytes(start), data)
-        return 2 * len(data) * len(self._recipe.outputs)
+            yield Made(target, dtype.size_bytes(start), data, len(data))
 
-    def _average(self, segment: Segment, start: int, count: int) -> int:
+    def _average(self, segment: Segment, start: int, count: int) -> Iterator[Made]:
         """Average elements for every target."""
         kind, averager = segment.plan.kind, self._averager
         rows = averager.rows(kind, count)
@@ -271,15 +274,16 @@ class Worker:
             for path, offset, row in segment.stored(start, rows):
                 if path in self._unchecked:
                     self._read.add(str(path), offset, row)
-        for target, data in enumerate(averager.averages(kind, count)):
-            self._write(target, segment, kind.out.size_bytes(start), data)
+        averages = averager.averages(kind, count)
         if not (averager.finite or self._recipe.request.allow_nonfinite):
             # What was read may have been overwritten.
             segment.read(self._reader, start, rows)
             stored, made = averager.values(kind, count)
             for tensor, low, high, _ in segment.parts(start, start + count):
                 _refuse(tensor, stored[:, low:high], made[:, low:high])
-        return sum(map(len, rows)) + kind.out.size_bytes(count) * len(self._recipe.outputs)
+        for target, data in enumerate(averages):
+            read = 0 if target else sum(map(len, rows))
+            yield Made(target, kind.out.size_bytes(start), data, read)
 
 
 def _nonfinite(stored: torch.Tensor) -> torch.Tensor:

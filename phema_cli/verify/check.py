@@ -9,7 +9,6 @@ import random
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tiles import Run, Segment, runs
-from phema_cli.synthesis.workers import Worker, one_thread
+from phema_cli.synthesis.workers import Made, Worker, one_thread
 from phema_cli.system.pools import Progress
 
 Positions = NDArray[np.int64]
@@ -73,13 +72,12 @@ def verify(
     with FileReader() as reader, one_thread():
         try:
             _check_headers(output, reader)
-            compare = partial(_compare, reader, output, sums, bitwise=bitwise)
-            worker = Worker(recipe, reader, compare)
+            worker = Worker(recipe, reader)
             tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _sample(tiles)
             for tile in chosen:
-                for _ in worker.tiles(tile):
-                    pass
+                for made in worker.made(tile):
+                    _compare(reader, output, sums, tile.segment, made, bitwise=bitwise)
                 if progress is not None:
                     progress(tile.size_bytes)
             if full:
@@ -125,21 +123,19 @@ def _compare(
     reader: FileReader,
     output: Output,
     sums: dict[str, int],
-    _target: int,
     segment: Segment,
-    offset: int,
-    wanted: memoryview,
+    made: Made,
     *,
     bitwise: bool,
 ) -> None:
-    """Compare bytes of an output, from a byte of a segment on, with what its sources make.
+    """Compare bytes of an output with what its sources make.
 
     ``sums`` gets the CRC-32 of each tensor's bytes, which come in their order.
 
     Raises:
         CheckFailedError: an element differs.
     """
-    plan = segment.plan
+    plan, (_, offset, wanted, _) = segment.plan, made
     file = output.files[output.homes[plan.name]]
     written = _read(reader, file.path, segment.places[0].offset + offset, len(wanted))
     sums[plan.name] = zlib.crc32(written, sums.get(plan.name, 0) if offset else 0)
