@@ -16,7 +16,7 @@ _LONGEST = 4096
 #: characters of all globs of an option that have a wildcard.
 _MOST_WILD = 8192
 _WILD = frozenset("*?[")
-#: a class with its brackets, of which the first inside is a character like others; else one.
+#: a part of a glob: a class, whose first character may be its closing bracket, or a character.
 _PART = re.compile(r"\[(?:!.|[^!])[^]]*\]|.", re.DOTALL)
 #: characters and names whose results are kept.
 _CHARACTERS, _NAMES = 1024, 1 << 17
