@@ -146,9 +146,7 @@ def is_model_folder(snapshot: Snapshot) -> bool:
 def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
     """Files in a directory that carry a name of a checkpoint there: single, shards, index.
 
-    Args:
-        folder: the directory.
-        like: a file of the checkpoint; by default those of any are listed.
+    It is the checkpoint of the file ``like``, by default any.
     """
     bases, distributed = list(BASE_NAMES.values()), like is None or like.endswith(".distcp")
     if like is not None:

@@ -202,11 +202,8 @@ def otherwise(
 ) -> str | None:
     """How a checkpoint says that it is not what a target would be; None where it doesn't.
 
-    Args:
-        metadata: the checkpoint's.
-        target: the target.
-        step: its time as the trainer counts, but for combinations.
-        snapshots: what it would be made of.
+    The target would be made of the snapshots; ``step`` is its time as the trainer counts, but for
+    combinations.
     """
     try:
         record = json.loads(metadata[PROVENANCE_KEY])
@@ -249,10 +246,7 @@ def carried_metadata(checkpoint: Checkpoint) -> dict[str, str]:
 def command(roots: Sequence[str], request: Request, target: Profile) -> str:
     """The command line that makes one target, whatever else its call made.
 
-    Args:
-        roots: the snapshots as the user named them; of absolute paths the last part is given.
-        request: the user's request.
-        target: the target.
+    ``roots`` are the snapshots as the user named them; of absolute paths the last part is given.
     """
     if isinstance(target, PowerProfile):
         words = ["--gamma", number_text(target.gamma)]

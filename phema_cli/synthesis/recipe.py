@@ -131,12 +131,7 @@ class Recipe:
 def make_recipe(
     scan: Scan, request: Request, measured: Measured | None = None
 ) -> tuple[Recipe | None, list[Path]]:
-    """Decide a synthesis.
-
-    Args:
-        scan: the snapshots.
-        request: what to make of them.
-        measured: what a sample of the snapshots shows, where that is known.
+    """Decide a synthesis; ``measured`` is what a sample of the snapshots shows, where it is known.
 
     Returns:
         The recipe, None where every output exists and is skipped, and all outputs' paths in the

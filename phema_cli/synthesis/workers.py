@@ -138,9 +138,7 @@ def _pour(tiles: Iterator[Made], left: list[memoryview], out: memoryview) -> Non
 class Checksums:
     """CRC-32 of what workers have written and read, as far as formats have any.
 
-    Args:
-        recipe: what they do.
-        parts: those of several workers, which are joined.
+    Those of several workers, the ``parts``, are joined.
 
     Attributes:
         written: of each tensor by its name and its place in the file, by output.

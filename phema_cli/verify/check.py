@@ -36,8 +36,7 @@ class Verification:
     """How much of an output was checked, without a difference.
 
     Attributes:
-        sources: sources that the output was made of.
-        files: files of the output.
+        sources: how many the output was made of.
         checked_bytes: bytes of tensors that were made again.
         total_bytes: bytes of tensors in the output.
     """

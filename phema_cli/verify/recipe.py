@@ -75,11 +75,7 @@ def needs_of_record(record: dict[str, Any]) -> Needs:
 
 
 def config_of(record: dict[str, Any], given: Config) -> Config:
-    """What is said of the snapshots: by the user, else by the output.
-
-    Args:
-        record: what the output records.
-        given: the user's options.
+    """What is said of the snapshots: by the user, else by the output's record.
 
     Raises:
         UsageError: an option of the user's makes no sense.
