@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from phema_cli.synthesis.recipe import Recipe
-from phema_cli.synthesis.staging import (
-    Staging,
-    check_inputs,
-    make_durable,
-    write_checksums,
-)
+from phema_cli.synthesis.staging import Staging, check_inputs, make_durable, write_checksums
 from phema_cli.synthesis.workers import Checksums, fill
 from phema_cli.system.pools import Progress
 from phema_cli.system.ranks import Ranks
@@ -55,20 +50,18 @@ def execute(
             staging.open()
             left = staging.journal.done, staging.journal.complete
         done, complete = ranks.share(left)
-        checksums = Checksums(recipe)
         if not complete:
             checksums = fill(
                 recipe, progress or (lambda _: None), done=done, ranks=ranks, processes=processes
             )
             if ranks.size > 1:
                 make_durable(recipe)
-        parts = ranks.gather(checksums)
-        if ranks.leads:
-            if not complete:
-                made = Checksums(recipe, parts)
+            made = Checksums(recipe, ranks.gather(checksums))
+            if ranks.leads:
                 check_inputs(recipe, made.read)
                 write_checksums(recipe, made.written)
                 make_durable(recipe)
+        if ranks.leads:
             staging.finish()
     except BaseException as error:
         staging.abandon(error)
