@@ -53,12 +53,7 @@ class PhemaError(Exception):
     @classmethod
     def of(cls, error: PhemaError, **changes: object) -> Self:
         """An error of this class that says what another one says, but for some arguments."""
-        said: dict[str, Any] = {
-            "what": error.what,
-            "where": error.where,
-            "remedy": error.remedy,
-            "option": error.option,
-        }
+        said: dict[str, Any] = {n: getattr(error, n) for n in ("what", "where", "remedy", "option")}
         return cls(**(said | changes))
 
     def __str__(self) -> str:

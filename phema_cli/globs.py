@@ -43,7 +43,7 @@ class Globs:
                 remedy="write names without wildcards: their number has no limit",
             )
         self._exact = frozenset(globs).difference(wild)
-        self._starts = self._loops = self._any = 0
+        self._starts = self._loops = 0
         self._ends: dict[str, int] = {}
         self._characters: dict[str, int] = {}
         self._classes: dict[str, int] = {}
@@ -73,15 +73,11 @@ class Globs:
         """Give a glob its bits from ``place`` on; return the first place behind them."""
         self._starts |= 1 << place
         for part in _PART.findall(glob):
-            bit = 1 << place
             if part == "*":
-                self._loops |= bit
+                self._loops |= 1 << place
                 continue
-            if part == "?":
-                self._any |= bit
-            else:
-                kind = self._characters if len(part) == 1 else self._classes
-                kind[part] = kind.get(part, 0) | bit
+            kind = self._classes if part == "?" or len(part) > 1 else self._characters
+            kind[part] = kind.get(part, 0) | 1 << place
             place += 1
         self._ends[glob] = 1 << place
         return place + 1
@@ -101,7 +97,7 @@ class Globs:
             accepted = self._accepted.get(character)
             if accepted is None:
                 # The bits whose globs match one character more.
-                accepted = self._any | self._characters.get(character, 0)
+                accepted = self._characters.get(character, 0)
                 for text, places in self._classes.items():
                     if fnmatchcase(character, text):
                         accepted |= places
