@@ -14,7 +14,6 @@ from phema_cli.formats import FORMATS, writer
 from phema_cli.formats.base import PARTIAL, Checkpoint
 from phema_cli.formats.image import INDEX_NAME, PROVENANCE_KEY, FileImage, Specs
 from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX, folder_base
-from phema_cli.snapshots.base import Snapshot
 from phema_cli.synthesis.provenance import carried_metadata
 from phema_cli.system.files import writing
 
@@ -136,11 +135,6 @@ def is_folder(path: Path, format_name: str) -> bool:
     """Whether an output of that path is a directory: its name has no ending of the format's."""
     row = FORMATS[format_name]
     return row.folder or not path.name.endswith(row.endings)
-
-
-def is_model_folder(snapshot: Snapshot) -> bool:
-    """Whether it is a directory whose weights loaders know by their name."""
-    return snapshot.folder is not None and snapshot.checkpoint.base_name in BASE_NAMES
 
 
 def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:

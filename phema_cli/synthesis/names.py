@@ -12,7 +12,7 @@ from typing import NamedTuple
 from phema_cli.errors import InputError, UnsafePickleError, UsageError
 from phema_cli.formats import FORMATS, endings, read, writable
 from phema_cli.formats.image import INDEX_NAME
-from phema_cli.formats.safetensors import INDEX_SUFFIX
+from phema_cli.formats.safetensors import BASE_NAMES, INDEX_SUFFIX
 from phema_cli.profiles import PowerProfile, Profile
 from phema_cli.profiles.specs import step_of
 from phema_cli.request import Request
@@ -26,7 +26,6 @@ from phema_cli.synthesis.layout import (
     index_names,
     is_complete,
     is_folder,
-    is_model_folder,
 )
 from phema_cli.synthesis.provenance import otherwise
 from phema_cli.synthesis.tensors import float_type
@@ -102,8 +101,10 @@ def place_outputs(request: Request, targets: Sequence[Profile], step: float, sca
     template = os.fspath(request.output or "")
     form = output_format(template, request.format)
     limit = _shard_limit(template, form, request, scan)
-    like_model = form == DEFAULT_FORMAT and is_model_folder(newest)
-    folder = limit is not None or (like_model and not template.endswith(ENDING))
+    # A directory whose weights loaders know by their name.
+    is_model = newest.folder is not None and newest.checkpoint.base_name in BASE_NAMES
+    like_model = is_model and form == DEFAULT_FORMAT and not template.endswith(ENDING)
+    folder = limit is not None or like_model
     paths = output_paths(template, targets, step, form, folder=folder, split=limit is not None)
     kept = []
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):

@@ -290,9 +290,7 @@ def _meaning(target: Profile) -> str:
 def _base_model(newest: Snapshot) -> str | None:
     """The hub's name of the model that an adapter belongs to; None if it looks like none."""
     name = _json(newest, "adapter_config.json").get("base_model_name_or_path")
-    if isinstance(name, str) and _ID.fullmatch(name):
-        return name
-    return None
+    return name if isinstance(name, str) and _ID.fullmatch(name) else None
 
 
 def _json(snapshot: Snapshot, name: str) -> Mapping[str, Any]:
