@@ -1,7 +1,7 @@
 """What a trainer's module is given, and what it answers.
 
 A trainer is a program that writes checkpoints, or a library that keeps averages in them. Each has a
-module with the five names of :class:`Trainer`, and a line in ``registry.py``. Its ``read`` gets a
+module with the names of :class:`Trainer`, and a line in ``registry.py``. Its ``read`` gets a
 :class:`StoredFile` and returns None if the file is not its own, else a :class:`Reading`: the
 :class:`Series` of weights in the file, and the :class:`Clock`. ``dit.py`` is a short example.
 """
@@ -45,11 +45,8 @@ class Trainer(Protocol):
     takes.
     """
 
-    #: the trainer's name in tables and messages.
+    #: the trainer's name in messages, and in its row of docs/trainers.md.
     NAME: str
-    #: the names of its files, and what to pass to phema: a row of docs/trainers.md.
-    FILES: str
-    CALL: str
     #: the project, and the files in it, that show all this.
     SOURCE: str
 

@@ -4,8 +4,6 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors
 from phema_cli.trainers.nested import inside, tensors_of
 
 NAME = "Composer"
-FILES = "`ep1-ba1000-rank0.pt`"
-CALL = "`--raw`; with EMA `--average exponential:halflife=1000,start=1`"
 SOURCE = "mosaicml/composer, algorithms/ema/ema.py, utils/checkpoint.py"
 
 _WEIGHTS = "state.model"

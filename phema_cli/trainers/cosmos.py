@@ -5,14 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "Cosmos"
-FILES = (
-    "`iter_000001000.pt` with `net.` and `net_ema.`, or `model.model` and `model.ema`; "
-    "`iter_000001000_reg_model.pt` and `iter_000001000_ema_model.pt`"
-)
-CALL = (
-    "`--average power:sigma_rel=0.1`, as `ema.rate` was; with files `_RANK1` "
-    "`--sigma-rels 0.1,0.05,0.025`"
-)
 SOURCE = "nvidia-cosmos/cosmos-predict1 and cosmos-predict2, imaginaire/utils/ema.py"
 
 _RAW, _AVERAGE = "net.", "net_ema."

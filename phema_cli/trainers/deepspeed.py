@@ -6,8 +6,6 @@ from phema_cli.errors import InputError
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "DeepSpeed"
-FILES = "`global_step1000/mp_rank_00_model_states.pt` (ZeRO-1 and 2); ZeRO-3 is refused"
-CALL = "`phema inspect DIR`: the raw weights; after ZeRO-3 `python zero_to_fp32.py . DIR`"
 SOURCE = "deepspeedai/DeepSpeed, runtime/engine.py, utils/zero_to_fp32.py"
 
 _MODEL = re.compile(r"(?P<zero3>zero_pp_rank_\d+_)?mp_rank_(?P<rank>\d+)_model_states")

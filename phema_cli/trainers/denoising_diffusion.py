@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "denoising-diffusion-pytorch"
-FILES = "`model-<milestone>.pt` of `step`, `model`, `opt`, `ema`, `version`"
-CALL = "`--average ema-pytorch:beta=0.995,every=10`"
 SOURCE = "lucidrains/denoising-diffusion-pytorch, denoising_diffusion_pytorch.py"
 
 KEYS = {"step", "model", "opt", "ema", "version"}

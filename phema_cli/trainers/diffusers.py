@@ -11,8 +11,6 @@ from phema_cli.profiles.schedules import Rates, Schedule, inverse, ratio
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text, real, shown
 
 NAME = "diffusers"
-FILES = "`checkpoint-1000/unet_ema/` with its `config.json`, `unet/` beside it; `shadow_params`"
-CALL = "`phema inspect DIR`; `--names-from names.pt` for lists"
 SOURCE = "huggingface/diffusers, src/diffusers/training_utils.py"
 
 _MARKS = ("decay", "inv_gamma", "power", "update_after_step", "use_ema_warmup")

@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "DiT"
-FILES = "`0050000.pt` of `model`, `ema`, `args`, and `opt` or `optimizer`"
-CALL = "`--average exponential:beta=0.9999`"
 SOURCE = (
     "facebookresearch/DiT, willisma/SiT, sihyun-yu/REPA, train.py; FoundationVision/LlamaGen, "
     "autoregressive/train/train_c2i.py"

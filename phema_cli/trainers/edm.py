@@ -9,11 +9,6 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors,
 from phema_cli.trainers.clocks import images
 
 NAME = "EDM2"
-FILES = "`<prefix>-<kimg>-<std>.pkl`; EDM1's `network-snapshot-<kimg>.pkl`"
-CALL = (
-    "`phema inspect DIR`; EDM1 without its `training_options.json`: "
-    "`--average rampup:halflife=500000,ratio=0.05,batch=512`"
-)
 SOURCE = "NVlabs/edm2 and NVlabs/edm, training/training_loop.py, training/phema.py"
 
 _EDM2 = re.compile(r".*-(?P<kimg>\d+)-(?P<std>\d+\.\d+)")

@@ -24,11 +24,6 @@ from phema_cli.profiles.schedules import SLACK, Rates, Schedule, inverse, power_
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under, without
 
 NAME = "ema-pytorch"
-FILES = "`<index>.<step>.pt` of PostHocEMA; any dict with `initted`, `step` and `ema_model.`"
-CALL = (
-    "`--sigma-rels 0.05,0.28 --update-every 1` for PostHocEMA, "
-    "`--average ema-pytorch:beta=0.9999,every=10` for EMA"
-)
 SOURCE = "lucidrains/ema-pytorch, ema_pytorch.py, post_hoc_ema.py; nextml-code/pytorch-posthoc-ema"
 
 _NAME = re.compile(r"(?P<index>\d+)\.(?P<step>\d+)")

@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "ConvNeXt and its kin"
-FILES = "`checkpoint-<epoch>.pth` of `model`, `optimizer`, `epoch`, `args`, and their averages"
-CALL = "`--steps-per-epoch 1250`; without an average `--raw`"
 SOURCE = (
     "facebookresearch/ConvNeXt, utils.py; facebookresearch/mae and LTH14/mar, util/misc.py; "
     "a copy of LTH14/JiT, util/misc.py; roboflow/rf-detr, rfdetr/main.py"

@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "F5-TTS"
-FILES = "`model_1000.pt` of `model_state_dict` and `ema_model_state_dict`"
-CALL = "`--average ema-pytorch:beta=0.9999,every=10,update_after=100`"
 SOURCE = "SWivid/F5-TTS, src/f5_tts/model/trainer.py"
 
 KEYS = {"update", "ema_model_state_dict"}

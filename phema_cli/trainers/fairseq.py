@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "fairseq"
-FILES = "`checkpoint12.pt`, `checkpoint_12_5000.pt`"
-CALL = "`--average exponential:beta=0.9999`; without EMA `--raw`"
 SOURCE = "facebookresearch/fairseq, checkpoint_utils.py, trainer.py, models/ema/ema.py"
 
 KEYS = {"optimizer_history", "extra_state"}

@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "guided-diffusion"
-FILES = "`ema_0.9999_010000.pt`, `model010000.pt`, `opt010000.pt`"
-CALL = "`phema inspect DIR`"
 SOURCE = (
     "openai/guided-diffusion, guided_diffusion/train_util.py; openai/consistency_models, "
     "cm/train_util.py"

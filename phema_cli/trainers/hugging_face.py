@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "Hugging Face"
-FILES = "`checkpoint-1000/` with `trainer_state.json`; accelerate's `checkpoint_3/`"
-CALL = "`--raw`"
 SOURCE = "huggingface/transformers, trainer.py; huggingface/accelerate, accelerator.py"
 
 #: accelerate's names for models.

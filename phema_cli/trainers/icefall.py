@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, Series, StoredFile, law_text
 
 NAME = "icefall"
-FILES = "`epoch-10.pt`, `checkpoint-8000.pt` of `model`, `model_avg`, `average_period`"
-CALL = "`phema inspect DIR`"
 SOURCE = "k2-fsa/icefall, icefall/checkpoint.py, egs/librispeech/ASR/zipformer/train.py"
 
 KEYS = {"model", "model_avg", "average_period", "batch_idx_train"}

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, Tensors, under
 
 NAME = "imagen-pytorch"
-FILES = "`checkpoint.<step>.pt` of `model`, `version`, `steps`, `ema`"
-CALL = "`--average ema-pytorch:beta=0.9999,every=10`; `--key ema.0` where several networks train"
 SOURCE = "lucidrains/imagen-pytorch, imagen_pytorch/trainer.py"
 
 KEYS = {"model", "version", "steps", "ema"}

@@ -8,8 +8,6 @@ from phema_cli.profiles.schedules import Rates, Schedule, inverse
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "k-diffusion"
-FILES = "`<name>_00010000.pth` of `model`, `model_ema`, `ema_sched`"
-CALL = "`phema inspect DIR`"
 SOURCE = "crowsonkb/k-diffusion, train.py, k_diffusion/utils.py"
 
 _SCHEDULE = "ema_sched"

@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, parsed
 
 NAME = "kohya"
-FILES = "`<name>-000001.safetensors`, `<name>-step00001000.safetensors`, `<name>.safetensors`"
-CALL = "`phema inspect DIR`: the raw weights"
 SOURCE = "kohya-ss/sd-scripts, library/train_util.py; kohya-ss/musubi-tuner, utils/train_utils.py"
 
 _EPOCH = re.compile(r".*-(?P<epoch>\d{6})")

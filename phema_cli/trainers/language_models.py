@@ -5,10 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under, without
 
 NAME = "nanoGPT, litgpt, OLMo"
-FILES = (
-    "`ckpt.pt`; `step-00001000/lit_model.pth`; `step1000-unsharded/`, `step1000/model_and_optim/`"
-)
-CALL = "`phema inspect DIR`: the raw weights"
 SOURCE = (
     "karpathy/nanoGPT, train.py; Lightning-AI/litgpt, litgpt/pretrain.py; allenai/OLMo, "
     "olmo/checkpoint.py; allenai/OLMo-core, train/checkpoint.py"

@@ -4,8 +4,6 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 from phema_cli.trainers.diffusers import law_of
 
 NAME = "LeRobot"
-FILES = "`checkpoints/005000/pretrained_model/`, `pretrained_model_ema/` beside it"
-CALL = "`phema inspect DIR`"
 SOURCE = "huggingface/lerobot, common/train_utils.py, configs/default.py"
 
 _RAW, _AVERAGE, _STATE = "pretrained_model", "pretrained_model_ema", "training_state"

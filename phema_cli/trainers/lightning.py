@@ -3,11 +3,6 @@
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "Lightning"
-FILES = "`epoch=0-step=100.ckpt`; with `WeightAveraging` the average is `state_dict`"
-CALL = (
-    "`--raw`; `--average exponential:beta=0.999,start=1` for `EMAWeightAveraging`, "
-    "`--average power:gamma=0` for `WeightAveraging`"
-)
 SOURCE = "Lightning-AI/pytorch-lightning, callbacks/weight_averaging.py"
 
 KEYS = {"pytorch-lightning_version"}

@@ -8,8 +8,6 @@ from phema_cli.errors import InputError
 from phema_cli.trainers.base import Reading, Series, StoredFile, Tensors, law_text, under, without
 
 NAME = "LitEma"
-FILES = "any `.ckpt` with `model_ema.decay` and `model_ema.num_updates` among its tensors"
-CALL = "`phema inspect DIR`"
 SOURCE = "CompVis/latent-diffusion, ldm/modules/ema.py"
 
 _MARKS = ("decay", "num_updates")

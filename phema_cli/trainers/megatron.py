@@ -6,8 +6,6 @@ from phema_cli.errors import InputError
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "Megatron-core"
-FILES = "`iter_0001000/` with `metadata.json` and `.distcp` files"
-CALL = "`phema inspect DIR`: the raw weights"
 SOURCE = "NVIDIA/Megatron-LM, megatron/training/checkpointing.py, core/dist_checkpointing"
 
 _STATE = re.compile(

@@ -4,8 +4,6 @@ from phema_cli.errors import InputError
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "mmcv"
-FILES = "`epoch_3.pth` with a buffer `ema_<name>` for each weight: refused"
-CALL = "store the averages alone: the time of saving decides what the buffers hold"
 SOURCE = "open-mmlab/mmcv 1.x, mmcv/runner/hooks/ema.py, from memory"
 
 _PREFIX = "ema_"

@@ -3,11 +3,6 @@
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "MMEngine"
-FILES = "`iter_100.pth`, `epoch_3.pth`; with `ema_state_dict` the average is `state_dict`"
-CALL = (
-    "`--average exponential:beta=0.9998,start=1` (1 - momentum), of ExpMomentumEMA "
-    "`--average yolo:beta=0.9998`; without EMAHook `--raw`"
-)
 SOURCE = (
     "open-mmlab/mmengine, hooks/ema_hook.py, runner/runner.py, model/averaged_model.py; "
     "open-mmlab/mmdetection, mmdet/models/layers/ema.py"

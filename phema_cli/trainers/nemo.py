@@ -4,8 +4,6 @@ from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, law_te
 from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
-FILES = "`<name>-EMA.ckpt` beside `<name>.ckpt`, or one file with a list in `optimizer_states`"
-CALL = "`phema inspect DIR`"
 SOURCE = "NVIDIA/NeMo, nemo/collections/common/callbacks/ema.py"
 
 KEYS = {"pytorch-lightning_version"}

@@ -13,8 +13,6 @@ from phema_cli.profiles.schedules import Rates, Schedule, ratio
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "OneTrainer"
-FILES = "`<prefix><date>-save-<step>-<epoch>-<step of the epoch>.safetensors`"
-CALL = "`--raw`; with EMA `--average onetrainer:beta=0.999,every=5`"
 SOURCE = "Nerogar/OneTrainer, modules/trainer/GenericTrainer.py, modules/module/EMAModule.py"
 
 _NAME = re.compile(r".*-save-(?P<step>\d+)-\d+-\d+")

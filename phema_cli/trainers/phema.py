@@ -10,8 +10,6 @@ from phema_cli.profiles import gamma_from_sigma_rel
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text, parsed
 
 NAME = "phema"
-FILES = "`<name>-step0001000-gamma5.safetensors`"
-CALL = "`phema inspect DIR`"
 SOURCE = "phema itself: phema_cli/tracker"
 
 #: ``<prefix>-step0001000-gamma5``, as the tracker writes; both numbers count only together.

@@ -6,8 +6,6 @@ from phema_cli.trainers.base import Clock, Reading, Role, Series, StoredFile
 from phema_cli.trainers.diffusers import law_of
 
 NAME = "SimpleTuner"
-FILES = "`checkpoint-1000/` with `training_state.json`, and `transformer_ema/` or `ema/` in it"
-CALL = "`phema inspect DIR`; of LoRAs `--average diffusers:beta=0.995`"
 SOURCE = "bghira/SimpleTuner, simpletuner/helpers/training/ema.py, save_hooks.py"
 
 _LIST = re.compile(r"shadow_params\.(?P<number>\d+)")

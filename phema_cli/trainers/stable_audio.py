@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, StoredFile
 
 NAME = "stable-audio-tools"
-FILES = "`epoch=0-step=1000.ckpt` with `diffusion_ema.ema_model.` among its tensors"
-CALL = "`--average ema-pytorch:beta=0.9999,power=0.75,every=1,update_after=1`"
 SOURCE = "Stability-AI/stable-audio-tools, training/diffusion.py, training/autoencoders.py"
 
 _PREFIXES = ("diffusion_ema.", "autoencoder_ema.", "diffae_ema.")

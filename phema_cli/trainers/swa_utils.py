@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, under
 
 NAME = "AveragedModel"
-FILES = "a state dict with `n_averaged` and names below `module.`"
-CALL = "`--average exponential:beta=0.999,start=1`; `--average power:gamma=0` for plain SWA"
 SOURCE = "PyTorch, torch/optim/swa_utils.py"
 
 _COUNT, _MODULE = "n_averaged", "module."

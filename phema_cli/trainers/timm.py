@@ -9,8 +9,6 @@ from phema_cli.profiles.schedules import Rates, Schedule, constant, inverse
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, law_text
 
 NAME = "timm"
-FILES = "`checkpoint-7.pth.tar`, `last.pth.tar`, `model_best.pth.tar`"
-CALL = "`--steps-per-epoch 1250`"
 SOURCE = "huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py, model_ema.py, train.py"
 
 KEYS = {"arch", "epoch", "version", "state_dict"}

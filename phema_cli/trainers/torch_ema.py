@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, Series, StoredFile, law_text
 
 NAME = "torch_ema"
-FILES = "a dict of `shadow_params`, `decay` and `num_updates` in any file"
-CALL = "`phema inspect DIR`; `--names-from names.pt` where no raw weights lie beside it"
 SOURCE = "fadel/pytorch_ema, torch_ema/ema.py; yang-song/score_sde_pytorch, models/ema.py"
 
 

@@ -7,8 +7,6 @@ from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 from phema_cli.trainers.nested import is_state
 
 NAME = "torchtitan"
-FILES = "`step-1000/` of `.distcp` files, with `ema_optimizer.state.<name>.ema_params`"
-CALL = "`--average power:halflife=0.05`; without an EMA `--raw`"
 SOURCE = "pytorch/torchtitan, components/checkpointer/dcp.py; components/ema.py (pull request 3985)"
 
 _MARKS = ("train_state", "train_state.step")

@@ -5,8 +5,6 @@ import re
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "karras-power-ema-tutorial"
-FILES = "`model_ema_1_<i>.pth`, `model_ema_2_<i>.pth`"
-CALL = "`--gammas 5,10`, as the loop was told"
 SOURCE = "cloneofsimo/karras-power-ema-tutorial, README.md"
 
 _NAME = re.compile(r"model_ema_(?P<index>\d+)_(?P<i>\d+)")

@@ -3,8 +3,6 @@
 from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "VAR"
-FILES = "`ar-ckpt-last.pth` of `epoch`, `iter`, `trainer`"
-CALL = "`phema inspect DIR`: the raw weights"
 SOURCE = "FoundationVision/VAR, train.py, trainer.py"
 
 _WEIGHTS = "trainer.var_wo_ddp"

@@ -8,14 +8,6 @@ from phema_cli.profiles.schedules import Rates, Schedule, saturating
 from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
 
 NAME = "YOLO and its kin"
-FILES = (
-    "`epoch10.pt` of `ema`, `updates`; RT-DETR's and D-FINE's `checkpoint0010.pth` of `model`, "
-    "`ema.module`; YOLOX's `epoch_10_ckpt.pth`, whose `model` is the average"
-)
-CALL = (
-    "`--average yolo:beta=0.9999`, of D-FINE `yolo:beta=0.9999,tau=1000`; of YOLOX `--average "
-    "yolo:beta=0.9998 --steps-per-epoch 1250`, without its EMA `--raw`"
-)
 SOURCE = (
     "ultralytics/ultralytics, utils/torch_utils.py, engine/trainer.py; ultralytics/yolov5, "
     "train.py; Peterande/D-FINE, src/optim/ema.py, src/solver/_solver.py; "
