@@ -41,8 +41,7 @@ class Trainer(Protocol):
     """What a trainer's module has.
 
     It may also have ``KEYS``: entries that all its files have at the top level, so that it is not
-    asked about others; and ``LAWS``: the decay laws of this library, by the name that ``--average``
-    takes.
+    asked about others; and ``LAW``: the decay law of this library, which ``--average`` takes too.
     """
 
     #: the trainer's name in messages, and in its row of docs/trainers.md.
@@ -319,11 +318,6 @@ def law_text(name: str, **numbers: float | None) -> str:
     """A law in the words of ``--average``; None of a number leaves it to its default."""
     given = (f"{key}={number_text(n)}" for key, n in numbers.items() if n is not None)
     return f"{name}:{','.join(given)}"
-
-
-def escaped(name: str) -> str:
-    """A name as a glob that matches only this name."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @lru_cache(maxsize=64)

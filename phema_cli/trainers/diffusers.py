@@ -39,15 +39,13 @@ def read(file: StoredFile) -> Reading | None:
     for key, tensors in file.lists.items():
         parent, _, last = key.rpartition(".")
         holder = file.get(*parent.split(".")) if parent else file.top
-        if last != "shadow_params" or not isinstance(holder, Mapping):
-            continue
-        if not set(_MARKS) <= set(holder):
+        if last != "shadow_params" or not (
+            isinstance(holder, Mapping) and set(_MARKS) <= {*holder}
+        ):
             continue
         clock = _clock(holder.get("optimization_step"), "optimization_step")
-        law = law_of(holder)
-        found.append(
-            Series(tensors, "average", key, law=law, unnamed=True, label=parent or "shadow_params")
-        )
+        law, label = law_of(holder), parent or "shadow_params"
+        found.append(Series(tensors, "average", key, law=law, unnamed=True, label=label))
     return Reading(tuple(found), clock) if found else None
 
 
@@ -100,23 +98,21 @@ def _schedule(numbers: Numbers) -> Schedule:
     return Schedule(rates, every, every * (int(numbers["update_after"]) + 1), wide=True)
 
 
-LAWS = {
-    "diffusers": LawForm(
-        "diffusers",
-        "decay (1 + s)/(10 + s), with warmup 1 - (1 + s/inv_gamma)^-power, between min and beta, "
-        "at call n with s = n - update_after - 1; 0 (a copy) up to s = 0",
-        "diffusers, training_utils.py, EMAModel",
-        "diffusers:beta=0.9999,warmup=1,power=0.75",
-        (
-            Key("beta", "the greatest decay (decay)", BETA),
-            Key("min", "the smallest decay (min_decay)", FLOOR, 0),
-            Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
-            Key("power", "exponent of the warm-up", POSITIVE, 2 / 3),
-            Key("update_after", "calls before averaging begins (update_after_step)", CALLS, 0),
-            Key("warmup", "whether use_ema_warmup is set", FLAG, 0),
-            EVERY,
-        ),
-        _schedule,
-        one_of=("beta",),
-    )
-}
+LAW = LawForm(
+    "diffusers",
+    "decay (1 + s)/(10 + s), with warmup 1 - (1 + s/inv_gamma)^-power, between min and beta, "
+    "at call n with s = n - update_after - 1; 0 (a copy) up to s = 0",
+    "diffusers, training_utils.py, EMAModel",
+    "diffusers:beta=0.9999,warmup=1,power=0.75",
+    (
+        Key("beta", "the greatest decay (decay)", BETA),
+        Key("min", "the smallest decay (min_decay)", FLOOR, 0),
+        Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
+        Key("power", "exponent of the warm-up", POSITIVE, 2 / 3),
+        Key("update_after", "calls before averaging begins (update_after_step)", CALLS, 0),
+        Key("warmup", "whether use_ema_warmup is set", FLAG, 0),
+        EVERY,
+    ),
+    _schedule,
+    one_of=("beta",),
+)

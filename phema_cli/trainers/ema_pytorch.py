@@ -27,10 +27,9 @@ NAME = "ema-pytorch"
 SOURCE = "lucidrains/ema-pytorch, ema_pytorch.py, post_hoc_ema.py; nextml-code/pytorch-posthoc-ema"
 
 _NAME = re.compile(r"(?P<index>\d+)\.(?P<step>\d+)")
-_COUNTED = re.compile(r"(?P<many>(?:.*\.)?ema_models\.)(?P<index>\d+)\.initted")
+_COUNTED = re.compile(r"(?:.*\.)?ema_models\.(?P<index>\d+)\.initted")
 _MARKS = ("initted", "step")
 _AVERAGE, _ONLINE = "ema_model.", "online_model."
-_LAW = "ema-pytorch"
 _SPACING = "ema-pytorch's update_every is taken as 1; its default is 100"
 
 
@@ -66,8 +65,8 @@ def _series(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Ite
         "average",
         within,
         prefix,
-        grows=None if index else _LAW,
-        power=_LAW,
+        grows=None if index else "ema-pytorch",
+        power="ema-pytorch",
         spacing_warning=_SPACING,
         index=None if index is None else int(index),
         first_index=0,
@@ -126,7 +125,7 @@ def _schedule(numbers: Numbers) -> Schedule:
 
 def _karras(numbers: Numbers, gamma: float, every: int) -> Schedule:
     """The decay after step n is that of t = n + 1; the first update copies before it averages."""
-    others = {k.name for k in _LAW_KEYS if k.default not in {None, numbers.get(k.name)}} - {"every"}
+    others = {k.name for k in LAW.keys if k.default not in {None, numbers.get(k.name)}} - {"every"}
     if others:
         raise UsageError(
             f"ema-pytorch: an average of one gamma has no {', '.join(sorted(others))}",
@@ -146,28 +145,24 @@ def _law_profile(numbers: Numbers, step: float, _: str) -> Profile | None:
     return effective_power(gamma, updated, every, step + 1)
 
 
-_LAW_KEYS = (
-    Key("beta", "the greatest decay, of class EMA", BETA),
-    Key("gamma", "exponent of the power function, of KarrasEMA and PostHocEMA", GAMMA),
-    Key("sigma_rel", "its width relative to the time so far", SIGMA_REL),
-    Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
-    Key("power", "exponent of the warm-up", POSITIVE, 2 / 3),
-    Key("update_after", "steps before averaging begins (update_after_step)", STEPS, 100),
-    Key("min", "the smallest decay (min_value)", FLOOR, 0),
-    replace(EVERY, meaning="steps between two updates (update_every)", range=COUNT, default=10),
+LAW = LawForm(
+    "ema-pytorch",
+    "by beta: decay 1 - (1 + s/inv_gamma)^-power between min and beta after step n with "
+    "s = n - update_after - 1, a copy up to s = 0; by gamma: (1 - 1/t)^(gamma + 1) with "
+    "t = n + 1; after steps 1, N + 1, 2N + 1, ...",
+    "ema_pytorch, ema_pytorch.py and post_hoc_ema.py",
+    "ema-pytorch:beta=0.995,every=10",
+    (
+        Key("beta", "the greatest decay, of class EMA", BETA),
+        Key("gamma", "exponent of the power function, of KarrasEMA and PostHocEMA", GAMMA),
+        Key("sigma_rel", "its width relative to the time so far", SIGMA_REL),
+        Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
+        Key("power", "exponent of the warm-up", POSITIVE, 2 / 3),
+        Key("update_after", "steps before averaging begins (update_after_step)", STEPS, 100),
+        Key("min", "the smallest decay (min_value)", FLOOR, 0),
+        replace(EVERY, meaning="steps between two updates (update_every)", range=COUNT, default=10),
+    ),
+    _schedule,
+    one_of=("beta", "gamma", "sigma_rel"),
+    closed=_law_profile,
 )
-
-LAWS = {
-    "ema-pytorch": LawForm(
-        "ema-pytorch",
-        "by beta: decay 1 - (1 + s/inv_gamma)^-power between min and beta after step n with "
-        "s = n - update_after - 1, a copy up to s = 0; by gamma: (1 - 1/t)^(gamma + 1) with "
-        "t = n + 1; after steps 1, N + 1, 2N + 1, ...",
-        "ema_pytorch, ema_pytorch.py and post_hoc_ema.py",
-        "ema-pytorch:beta=0.995,every=10",
-        _LAW_KEYS,
-        _schedule,
-        one_of=("beta", "gamma", "sigma_rel"),
-        closed=_law_profile,
-    )
-}

@@ -44,21 +44,19 @@ def _schedule(numbers: Numbers) -> Schedule:
     return Schedule(Rates(inverse, growth, least=least, most=most, lag=before), every)
 
 
-LAWS = {
-    "k-diffusion": LawForm(
-        "k-diffusion",
-        "decay 1 - (1 + s/inv_gamma)^-power between min and beta at update n, with "
-        "s = max(0, n - start - 1)",
-        "k_diffusion, utils.py, EMAWarmup",
-        "k-diffusion:power=2/3,beta=0.9999",
-        (
-            Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
-            Key("power", "exponent of the warm-up", POSITIVE, 1),
-            Key("min", "the smallest decay (min_value)", FLOOR, 0),
-            Key("beta", "the greatest decay (max_value)", CAP, 1),
-            Key("start", "updates before the decay grows (start_at)", STEPS, 0),
-            EVERY,
-        ),
-        _schedule,
-    )
-}
+LAW = LawForm(
+    "k-diffusion",
+    "decay 1 - (1 + s/inv_gamma)^-power between min and beta at update n, with "
+    "s = max(0, n - start - 1)",
+    "k_diffusion, utils.py, EMAWarmup",
+    "k-diffusion:power=2/3,beta=0.9999",
+    (
+        Key("inv_gamma", "unit of the warm-up", POSITIVE, 1),
+        Key("power", "exponent of the warm-up", POSITIVE, 1),
+        Key("min", "the smallest decay (min_value)", FLOOR, 0),
+        Key("beta", "the greatest decay (max_value)", CAP, 1),
+        Key("start", "updates before the decay grows (start_at)", STEPS, 0),
+        EVERY,
+    ),
+    _schedule,
+)

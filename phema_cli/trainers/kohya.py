@@ -1,8 +1,9 @@
 """kohya's sd-scripts and musubi-tuner: raw weights, their clock in the metadata."""
 
 import re
+from glob import escape
 
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, escaped, parsed
+from phema_cli.trainers.base import Clock, Reading, Series, StoredFile, parsed
 
 NAME = "kohya"
 SOURCE = "kohya-ss/sd-scripts, library/train_util.py; kohya-ss/musubi-tuner, utils/train_utils.py"
@@ -34,7 +35,7 @@ def _state(file: StoredFile, weights: str) -> Reading | None:
     step = file.value(file.json("train_state.json").get("current_step"))
     if step is None or "." not in file.dicts:
         return None
-    if file.has_beside(f"../{escaped(weights)}.*"):
+    if file.has_beside(f"../{escape(weights)}.*"):
         return Reading(left_out="a trainer's own state")
     clock = Clock(step, "steps", "train_state.json")
     return Reading((Series(file.dicts["."], "raw"),), clock)

@@ -1,6 +1,8 @@
 """NeMo's EMA callback: ``<name>-EMA.ckpt`` holds the average, ``<name>.ckpt`` the raw weights."""
 
-from phema_cli.trainers.base import Reading, Series, StoredFile, escaped, law_text
+from glob import escape
+
+from phema_cli.trainers.base import Reading, Series, StoredFile, law_text
 from phema_cli.trainers.nested import tensors_of
 
 NAME = "NeMo"
@@ -23,7 +25,7 @@ def read(file: StoredFile) -> Reading | None:
         return Reading((average,))
     raw = Series(weights, "raw", _WEIGHTS)
     if law is None:
-        paired = file.has_beside(f"{escaped(file.name)}{_ENDING}.ckpt")
+        paired = file.has_beside(f"{escape(file.name)}{_ENDING}.ckpt")
         return Reading((raw,)) if paired else None
     listed = file.get(*_STATE, "ema")
     group = tensors_of(list(listed)) if isinstance(listed, list | tuple) else None

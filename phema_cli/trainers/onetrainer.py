@@ -57,18 +57,16 @@ def _schedule(numbers: Numbers) -> Schedule:
     return Schedule(rates, every)
 
 
-LAWS = {
-    "onetrainer": LawForm(
-        "onetrainer",
-        "decay min(beta, n/(9 + n)) at step n, from a copy of the initial weights; after steps "
-        "N, 2N, ...",
-        "OneTrainer, modules/module/EMAModule.py",
-        "onetrainer:beta=0.999,every=5",
-        (
-            Key("beta", "the greatest decay (ema_decay)", BETA),
-            replace(EVERY, meaning="steps between two updates (ema_update_step_interval)"),
-        ),
-        _schedule,
-        one_of=("beta",),
-    )
-}
+LAW = LawForm(
+    "onetrainer",
+    "decay min(beta, n/(9 + n)) at step n, from a copy of the initial weights; after steps "
+    "N, 2N, ...",
+    "OneTrainer, modules/module/EMAModule.py",
+    "onetrainer:beta=0.999,every=5",
+    (
+        Key("beta", "the greatest decay (ema_decay)", BETA),
+        replace(EVERY, meaning="steps between two updates (ema_update_step_interval)"),
+    ),
+    _schedule,
+    one_of=("beta",),
+)

@@ -60,7 +60,7 @@ TRAINERS: tuple[Trainer, ...] = tuple(
 _ANY: frozenset[str] = frozenset()
 #: the decay laws that trainers have, by the name that ``--average`` takes.
 LAWS: Mapping[str, LawForm] = {
-    name: form for trainer in TRAINERS for name, form in getattr(trainer, "LAWS", {}).items()
+    law.name: law for trainer in TRAINERS if (law := getattr(trainer, "LAW", None)) is not None
 }
 
 

@@ -51,23 +51,21 @@ def _schedule(numbers: Numbers) -> Schedule:
     return Schedule(rates, every, every * (int(numbers["update_after"]) + 1), wide=True)
 
 
-LAWS = {
-    "timm": LawForm(
-        "timm",
-        "decay beta, with warmup 1 - (1 + s/gamma)^-power between min and beta, at step n with "
-        "s = n - update_after - 1; 0 (a copy) up to s = 0",
-        "timm, utils/model_ema.py, ModelEmaV3",
-        "timm:beta=0.9998,warmup=1",
-        (
-            Key("beta", "the greatest decay (decay)", BETA),
-            Key("warmup", "whether use_warmup is set", FLAG, 0),
-            Key("gamma", "unit of the warm-up (warmup_gamma)", POSITIVE, 1),
-            Key("power", "exponent of the warm-up (warmup_power)", POSITIVE, 2 / 3),
-            Key("update_after", "steps before averaging begins (update_after_step)", CALLS, 0),
-            Key("min", "the smallest decay of a warm-up (min_decay)", FLOOR, 0),
-            EVERY,
-        ),
-        _schedule,
-        one_of=("beta",),
-    )
-}
+LAW = LawForm(
+    "timm",
+    "decay beta, with warmup 1 - (1 + s/gamma)^-power between min and beta, at step n with "
+    "s = n - update_after - 1; 0 (a copy) up to s = 0",
+    "timm, utils/model_ema.py, ModelEmaV3",
+    "timm:beta=0.9998,warmup=1",
+    (
+        Key("beta", "the greatest decay (decay)", BETA),
+        Key("warmup", "whether use_warmup is set", FLAG, 0),
+        Key("gamma", "unit of the warm-up (warmup_gamma)", POSITIVE, 1),
+        Key("power", "exponent of the warm-up (warmup_power)", POSITIVE, 2 / 3),
+        Key("update_after", "steps before averaging begins (update_after_step)", CALLS, 0),
+        Key("min", "the smallest decay of a warm-up (min_decay)", FLOOR, 0),
+        EVERY,
+    ),
+    _schedule,
+    one_of=("beta",),
+)

@@ -5,7 +5,7 @@ import math
 from phema_cli.profiles.grammar import BETA, EVERY, POSITIVE, START, Numbers
 from phema_cli.profiles.laws import Key, LawForm
 from phema_cli.profiles.schedules import Rates, Schedule, saturating
-from phema_cli.trainers.base import Clock, Reading, Series, StoredFile
+from phema_cli.trainers.base import Reading, Series, StoredFile
 
 NAME = "YOLO and its kin"
 SOURCE = (
@@ -14,7 +14,6 @@ SOURCE = (
     "Megvii-BaseDetection/YOLOX, yolox/core/trainer.py"
 )
 
-_LAW = "yolo"
 _YOLO, _YOLOX = {"epoch", "best_fitness", "model", "ema", "updates"}, {"start_epoch", "best_ap"}
 
 
@@ -23,7 +22,7 @@ def read(file: StoredFile) -> Reading | None:
     if "model" in file.dicts and file.top.keys() >= _YOLOX:
         # Times are of epochs that are complete.
         average = Series(
-            file.dicts["model"], "average", "model", grows=_LAW, hint=f"{_LAW}:beta=0.9998"
+            file.dicts["model"], "average", "model", grows="yolo", hint="yolo:beta=0.9998"
         )
         return Reading((average,), file.clock("start_epoch", unit="epochs"))
     if file.top.keys() >= _YOLO:
@@ -35,15 +34,15 @@ def read(file: StoredFile) -> Reading | None:
 
 def _both(file: StoredFile, key: str, *counter: str) -> Reading | None:
     """The average that has a counter, and raw weights beside it."""
-    updates = file.number(*counter)
-    if updates is None:
+    clock = file.clock(*counter)
+    if clock is None:
         return None
     # The DETRs call it warmups, and some store it.
     tau = file.number("ema", "warmups")
-    hint = f"{_LAW}:beta=0.9999" + ("" if tau is None else f",tau={tau:g}")
-    average = Series(file.dicts[key], "average", key, grows=_LAW, updates=updates, hint=hint)
+    hint = "yolo:beta=0.9999" + ("" if tau is None else f",tau={tau:g}")
+    average = Series(file.dicts[key], "average", key, grows="yolo", updates=clock.value, hint=hint)
     raw = [Series(file.dicts["model"], "raw", "model")] if "model" in file.dicts else []
-    return Reading((average, *raw), Clock(updates, "steps", ".".join(counter)))
+    return Reading((average, *raw), clock)
 
 
 def _schedule(numbers: Numbers) -> Schedule:
@@ -52,19 +51,17 @@ def _schedule(numbers: Numbers) -> Schedule:
     return Schedule(rates, int(numbers["every"]), int(numbers["start"]))
 
 
-LAWS = {
-    _LAW: LawForm(
-        _LAW,
-        "decay beta (1 - exp(-n/tau)) at the n-th update, from a copy of the initial weights",
-        "ultralytics, utils/torch_utils.py, ModelEMA; YOLOX; RT-DETR; ExpMomentumEMA of mmdet",
-        "yolo:beta=0.9999,tau=2000",
-        (
-            Key("beta", "the greatest decay", BETA),
-            Key("tau", "unit of the warm-up (warmups, gamma)", POSITIVE, 2000),
-            EVERY,
-            START,
-        ),
-        _schedule,
-        one_of=("beta",),
-    )
-}
+LAW = LawForm(
+    "yolo",
+    "decay beta (1 - exp(-n/tau)) at the n-th update, from a copy of the initial weights",
+    "ultralytics, utils/torch_utils.py, ModelEMA; YOLOX; RT-DETR; ExpMomentumEMA of mmdet",
+    "yolo:beta=0.9999,tau=2000",
+    (
+        Key("beta", "the greatest decay", BETA),
+        Key("tau", "unit of the warm-up (warmups, gamma)", POSITIVE, 2000),
+        EVERY,
+        START,
+    ),
+    _schedule,
+    one_of=("beta",),
+)
