@@ -1,7 +1,7 @@
 """What the user's own pattern finds in a path."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -20,6 +20,9 @@ FIELDS = ("gamma", "sigma_rel", "beta", "index", "step", "kimg", "epoch")
 #: which of them say when a file was stored; and the others, with what a row of phema.toml may say.
 TIMES = ("step", "kimg", "epoch")
 AVERAGES = ("gamma", "sigma_rel", "beta", "index", "average")
+
+#: finds the named groups of a pattern in a path; None where it does not match.
+Search = Callable[[PurePosixPath], dict[str, str] | None]
 
 
 @lru_cache(maxsize=8)
@@ -52,45 +55,30 @@ class SlowPatternError(InputError):
     """A pattern that takes too long, as it may on all other paths too."""
 
 
-class PathPattern:
-    """A pattern that is searched in paths, for half a second and a ten-thousandth for each path.
+@contextmanager
+def searching(pattern: str | None) -> Iterator[Search | None]:
+    """What searches the user's pattern in paths; None where there is none.
 
-    Args:
-        pattern: as the user gave it.
+    All searches together have half a second, and a ten-thousandth more for each path. What takes
+    longer raises SlowPatternError.
 
     Raises:
         UsageError: as :func:`compile_pattern`.
     """
+    if not pattern:
+        yield None
+        return
+    compile_pattern(pattern)
+    with closing(Limit(_MOST_SECONDS)) as limit:
 
-    def __init__(self, pattern: str) -> None:
-        compile_pattern(pattern)
-        self._pattern = pattern
-        self._limit = Limit(_MOST_SECONDS)
-        self.close = self._limit.close
+        def search(path: PurePosixPath) -> dict[str, str] | None:
+            limit.left = min(limit.left + _PATH_SECONDS, _MOST_SECONDS)
+            try:
+                groups = limit.search(pattern, path.as_posix())
+            except TimeoutError as error:
+                raise SlowPatternError("the pattern takes too long", where=path) from error
+            if groups is None:
+                return None
+            return {k: v for k, v in groups.items() if k in FIELDS and v is not None}
 
-    def __call__(self, path: PurePosixPath) -> dict[str, str] | None:
-        """Named groups of the pattern in the path, None where it does not match.
-
-        Raises:
-            SlowPatternError: it takes too long, with all paths before it.
-        """
-        self._limit.left = min(self._limit.left + _PATH_SECONDS, _MOST_SECONDS)
-        try:
-            groups = self._limit.search(self._pattern, path.as_posix())
-        except TimeoutError as error:
-            raise SlowPatternError("the pattern takes too long", where=path) from error
-        if groups is None:
-            return None
-        return {k: v for k, v in groups.items() if k in FIELDS and v is not None}
-
-
-@contextmanager
-def searching(pattern: str | None) -> Iterator[PathPattern | None]:
-    """The user's pattern, if there is one, until it has been searched in all paths."""
-    search = PathPattern(pattern) if pattern else None
-    try:
         yield search
-    finally:
-        # An error that is told later may hold it.
-        if search is not None:
-            search.close()

@@ -18,7 +18,7 @@ from phema_cli.request import Config
 from phema_cli.snapshots.base import Finding, LeftOutError, Origin, finding_of, notice
 from phema_cli.snapshots.config import FILE_NAME
 from phema_cli.snapshots.files import Candidate, candidates
-from phema_cli.snapshots.pattern import AVERAGES, TIMES, PathPattern, SlowPatternError, searching
+from phema_cli.snapshots.pattern import AVERAGES, TIMES, Search, SlowPatternError, searching
 from phema_cli.trainers.base import Clock, Series, StoredFile, under
 from phema_cli.trainers.nested import by_path, is_state_key, tensors_of
 from phema_cli.trainers.registry import FileReading, read_file
@@ -180,7 +180,7 @@ def read_files(
     files: list[InputFile] = []
     findings: list[Finding] = []
     unselected = 0
-    with searching(config.pattern) as pattern:
+    with searching(config.pattern) as search:
         for candidate in listed:
             identity = _identity(candidate.path)
             if identity in seen:
@@ -192,7 +192,7 @@ def read_files(
             try:
                 if candidate.fault is not None:
                     raise candidate.fault
-                fields = _user_fields(candidate, pattern, command_line, toml)
+                fields = _user_fields(candidate, search, command_line, toml)
                 file = _read(candidate, keyed=keyed)
                 _require_weights(file, keyed=keyed, outputs=outputs)
             except SlowPatternError:
@@ -252,7 +252,7 @@ def _require_weights(file: InputFile, *, keyed: bool, outputs: bool) -> None:
 
 
 def _user_fields(
-    candidate: Candidate, pattern: PathPattern | None, command_line: Config, toml: Config
+    candidate: Candidate, search: Search | None, command_line: Config, toml: Config
 ) -> Mapping[str, UserField]:
     """The fields that the user gives for one file: average and time, by pattern or phema.toml.
 
@@ -261,9 +261,9 @@ def _user_fields(
     """
     row = toml.snapshots.get(candidate.relative.as_posix()) or toml.snapshots.get(candidate.name)
     rows: dict[str, UserField] = {k: (v, "phema.toml") for k, v in (row or {}).items()}
-    if pattern is None:
+    if search is None:
         return rows
-    groups = pattern(candidate.relative)
+    groups = search(candidate.relative)
     if groups is None and row is None:
         raise LeftOutError("it does not match --pattern")
     origin = (command_line if command_line.pattern else toml).origin

@@ -39,9 +39,8 @@ def read(file: StoredFile) -> Reading | None:
     for key, tensors in file.lists.items():
         parent, _, last = key.rpartition(".")
         holder = file.get(*parent.split(".")) if parent else file.top
-        if last != "shadow_params" or not (
-            isinstance(holder, Mapping) and set(_MARKS) <= {*holder}
-        ):
+        known = isinstance(holder, Mapping) and set(_MARKS) <= set(holder)
+        if last != "shadow_params" or not known:
             continue
         clock = _clock(holder.get("optimization_step"), "optimization_step")
         law, label = law_of(holder), parent or "shadow_params"
