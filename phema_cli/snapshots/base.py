@@ -134,9 +134,9 @@ class UnknownSpacingError(InputError):
     """Nothing says how many steps lie between two updates of an average."""
 
 
-def notice(what: str, where: str | None = None) -> Finding:
+def notice(what: str, where: str | None = None, remedy: str | None = None) -> Finding:
     """A finding for information."""
-    return Finding("notice", InputError(what, where=where))
+    return Finding("notice", InputError(what, where=where, remedy=remedy))
 
 
 def warning(what: str, where: str | None = None, remedy: str | None = None) -> Finding:

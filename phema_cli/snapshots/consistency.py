@@ -314,8 +314,10 @@ def _changing(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> InputError 
     Buffers of that kind stay as they are; packed weights move with the weights.
     """
     whole = [s for s in snapshots if not s.partial]
-    first, last = (s.checkpoint.tensors for s in (whole[0], whole[-1])) if whole else ({}, {})
-    for name, extent in last.items() if len(whole) > 1 else ():
+    if len(whole) <= 1:
+        return None
+    first, last = whole[0].checkpoint.tensors, whole[-1].checkpoint.tensors
+    for name, extent in last.items():
         if extent.dtype.kind != "exact" or not _may_be_quantized(extent) or matching(copy)(name):
             continue
         other = first.get(name)

@@ -7,7 +7,7 @@ Snapshots come oldest first; ``copy`` and ``drop`` are globs of tensor names, of
 copied and of those that are left out, of the checks too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -32,22 +32,20 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
     findings: list[Finding] = []
     while True:
         lists = [s.checkpoint.tensors for s in result if s.checkpoint.tensors]
-        shared = [
+        shared = (
             p
             for p in _PREFIXES
             if lists and all(n.startswith(p) and n != p for names in lists for n in names)
-        ]
-        if not shared:
+        )
+        prefix = next(shared, None)
+        if prefix is None:
             return result, findings
-        prefix = shared[0]
         findings.append(notice(f"prefix {prefix} removed from all tensor names"))
-        named = changed((s.checkpoint.tensors for s in result), _without_prefix(prefix))
+        named = changed(
+            (s.checkpoint.tensors for s in result),
+            lambda name, prefix=prefix: name.removeprefix(prefix),
+        )
         result = [_with_tensors(s, own) for s, own in zip(result, named, strict=True)]
-
-
-def _without_prefix(prefix: str) -> Callable[[str], str]:
-    """What names are without a prefix."""
-    return lambda name: name.removeprefix(prefix)
 
 
 def _with_tensors(snapshot: Snapshot, tensors: Mapping[str, Extent]) -> Snapshot:
@@ -110,11 +108,11 @@ def statistics(names: Iterable[str]) -> list[Finding]:
     if not layers:
         return []
     more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-    found = InputError(
-        f"BatchNorm statistics ({layers[0]}{ends[0]}{more}) are not those of the averaged weights",
-        remedy="load the result and call torch.optim.swa_utils.update_bn(loader, model)",
+    what = (
+        f"BatchNorm statistics ({layers[0]}{ends[0]}{more}) are not those of the averaged weights"
     )
-    return [Finding("notice", found)]
+    remedy = "load the result and call torch.optim.swa_utils.update_bn(loader, model)"
+    return [notice(what, remedy=remedy)]
 
 
 def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:

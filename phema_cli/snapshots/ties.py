@@ -48,17 +48,15 @@ def with_ties(
     newest = reference(snapshots).checkpoint.tensors
     surplus = {n for n in missing if n not in newest and (n in partners or n in constants)}
     completed = [_completed(s, partners, constants, surplus) for s in snapshots]
-    findings = []
+    findings, lost = [], "the newest lacks it, and so do outputs"
     for name in constants:
-        rest = "the newest lacks it, and so do outputs" if name in surplus else "others get it too"
+        rest = lost if name in surplus else "others get it too"
         findings.append(notice(f"tensor {name} is the same in every snapshot that has it; {rest}"))
     for name, partner in partners.items():
         gained = sum(name in s.checkpoint.tensors for s in completed) - sum(
             name in s.checkpoint.tensors for s in snapshots
         )
-        rest = "the newest lacks it, and so do outputs"
-        if name not in surplus:
-            rest = f"{gained} that lack it get {partner} in its place"
+        rest = lost if name in surplus else f"{gained} that lack it get {partner} in its place"
         if name in surplus or gained:
             what = f"tensor {name} equals {partner} in every snapshot that has it; {rest}"
             findings.append(notice(what))

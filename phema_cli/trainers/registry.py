@@ -56,8 +56,6 @@ TRAINERS: tuple[Trainer, ...] = tuple(
     cast("Trainer", import_module(f"phema_cli.trainers.{name}")) for name in _MODULES
 )
 
-#: entries that files of a trainer without ``KEYS`` have.
-_ANY: frozenset[str] = frozenset()
 #: the decay laws that trainers have, by the name that ``--average`` takes.
 LAWS: Mapping[str, LawForm] = {
     law.name: law for trainer in TRAINERS if (law := getattr(trainer, "LAW", None)) is not None
@@ -104,7 +102,7 @@ def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
         UnsafePickleError: weights have tensors beside them that an unknown object hides.
     """
     entries = file.top.keys()
-    asked = (t for t in TRAINERS if getattr(t, "KEYS", _ANY) <= entries)
+    asked = (t for t in TRAINERS if getattr(t, "KEYS", set()) <= entries)
     answers = [(t.NAME, r) for t in asked if (r := t.read(file)) is not None]
     trainers, readings = tuple(name for name, _ in answers), [r for _, r in answers]
     left_out = next((r.left_out for r in readings if r.left_out is not None), None)
