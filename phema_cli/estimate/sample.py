@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from phema_cli.errors import InputError
 from phema_cli.estimate.copies import copied_in
-from phema_cli.formats.base import DType, Extent, Part
+from phema_cli.formats.base import DType, Extent, Packed, Part
 from phema_cli.formats.chains import link_of
 from phema_cli.formats.packing import BLOCK, numbers_of
 from phema_cli.formats.reader import FileReader
@@ -290,66 +290,57 @@ def _read_packed(
     squares = np.zeros(len(snapshots))
     begin = 0
     for name, some in groupby(pieces, key=lambda piece: piece.name):
-        chains = _chains([s.checkpoint.tensors[name] for s in snapshots])
+        spans = []
         for piece in some:
-            span = slice(begin, begin + piece.count)
+            spans.append((piece, slice(begin, begin + piece.count)))
             begin += piece.count
-            for chain in chains:
-                (whole,) = _read(reader, {name: chain.whole}, [piece])
-                residues, steps = _residues(reader, chain, piece)
-                # One product for all rows would be the slower way for matrices of this shape.
-                for row, own in zip(chain.rows, chain.coefficients, strict=True):
-                    # Beyond float32 they are infinite, and reported as such.
-                    with np.errstate(over="ignore"):
-                        values[row, span] = whole + own @ residues
-                squares[chain.rows] += steps[chain.own] / 12
+        chains: dict[Path, dict[int, Packed]] = {}
+        for row, snapshot in enumerate(snapshots):
+            if (packed := snapshot.checkpoint.tensors[name].packed) is not None:
+                keyframe = packed.link.keyframe[packed.name].file
+                chains.setdefault(keyframe, {})[row] = packed
+        for chain in chains.values():
+            _read_chain(reader, chain, spans, values, squares)
     return squares / max(begin, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """Where a tensor is packed in files that follow one keyframe.
+def _read_chain(
+    reader: FileReader,
+    chain: Mapping[int, Packed],
+    spans: Sequence[tuple[_Range, slice]],
+    values: NDArray[np.floating],
+    squares: Array,
+) -> None:
+    """Fill in pieces of a tensor, and add to ``squares``, where it follows one keyframe.
 
-    Attributes:
-        name: the tensor's in the files.
-        whole: the tensor in the keyframe.
-        rows: the n snapshots, by number.
-        parts: the m files whose residues they are sums of.
-        coefficients: (n, m) of the residues in each.
-        own: each snapshot's file, by number.
+    Args:
+        reader: reads it.
+        chain: what it is in n snapshots, by number: sums of the keyframe and m residues.
+        spans: the pieces, and their columns of ``values``.
+        values: (s, e) of all snapshots.
+        squares: (s,) sums over elements of a step's square over 12.
     """
-
-    name: str
-    whole: Extent
-    rows: list[int]
-    parts: list[Part]
-    coefficients: Array
-    own: list[int]
-
-
-def _chains(extents: Sequence[Extent]) -> list[_Chain]:
-    """The chains of a tensor's extents in all snapshots."""
-    packed = {row: e.packed for row, e in enumerate(extents) if e.packed is not None}
-    by_file: dict[Path, list[int]] = {}
-    for row, (link, name) in packed.items():
-        by_file.setdefault(link.keyframe[name].file, []).append(row)
-    chains = []
-    for rows in by_file.values():
-        links = [packed[row].link for row in rows]
-        parts = {part.path: part for link in links for part in link.parts}
-        numbers = {path: number for number, path in enumerate(parts)}
-        coefficients = np.zeros((len(rows), len(parts)))
-        for own, link in zip(coefficients, links, strict=True):
-            own[[numbers[part.path] for part in link.parts]] = link.coefficients
-        last = [numbers[link.parts[-1].path] for link in links]
-        link, name = packed[rows[0]]
-        whole = link.keyframe[name]
-        chains.append(_Chain(name, whole, rows, list(parts.values()), coefficients, last))
-    return chains
+    rows, links = [*chain], [packed.link for packed in chain.values()]
+    name = chain[rows[0]].name
+    parts = {part.path: part for link in links for part in link.parts}
+    numbers = {path: number for number, path in enumerate(parts)}
+    coefficients = np.zeros((len(rows), len(parts)))
+    for own, link in zip(coefficients, links, strict=True):
+        own[[numbers[part.path] for part in link.parts]] = link.coefficients
+    last = [numbers[link.parts[-1].path] for link in links]
+    for piece, span in spans:
+        (whole,) = _read(reader, {piece.name: links[0].keyframe[name]}, [piece])
+        residues, steps = _residues(reader, name, [*parts.values()], piece)
+        # One product for all rows would be the slower way for matrices of this shape.
+        for row, own in zip(rows, coefficients, strict=True):
+            # Beyond float32 they are infinite, and reported as such.
+            with np.errstate(over="ignore"):
+                values[row, span] = whole + own @ residues
+        squares[rows] += steps[last] / 12
 
 
 def _residues(
-    reader: FileReader, chain: _Chain, piece: _Range
+    reader: FileReader, name: str, parts: Sequence[Part], piece: _Range
 ) -> tuple[NDArray[np.float64], Array]:
     """Residues (m, count) of a tensor's elements in m files, and the sums of their steps' squares.
 
@@ -357,10 +348,10 @@ def _residues(
     """
     aligned = piece.start // BLOCK * BLOCK
     low, high = piece.start - aligned, piece.start - aligned + piece.count
-    residues = np.empty((len(chain.parts), high))
+    residues = np.empty((len(parts), high))
     scales = [
-        reader.read_residues(part, chain.name, aligned, row)
-        for part, row in zip(chain.parts, residues, strict=True)
+        reader.read_residues(part, name, aligned, row)
+        for part, row in zip(parts, residues, strict=True)
     ]
     blocks = np.arange(-(-high // BLOCK) + 1) * BLOCK
     inside = np.diff(blocks.clip(low, high))
