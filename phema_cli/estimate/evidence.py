@@ -90,12 +90,7 @@ class TagCheck:
 
 
 def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
-    """Test the tags of snapshots on a sample of their elements.
-
-    Args:
-        snapshots: oldest first.
-        sample: their elements in the same order.
-    """
+    """Test the tags of snapshots, oldest first, on a sample of their elements."""
     groups = [(s.series, s.tag.label) for s in snapshots]
     evidence = weigh([s.tag.profile for s in snapshots], sample, groups)
     others = tuple(_with_every(other, snapshots) for other in evidence.alternatives)
@@ -297,8 +292,7 @@ _Group = tuple[str, int]
 def with_proposal(scan: Scan) -> Scan:
     """The scan with errors that say what to pass, where only laws are missing and data show them.
 
-    Args:
-        scan: a sample of its snapshots is read if all of its errors are missing laws.
+    A sample of its snapshots is read if all of its errors are missing laws.
     """
     missing = {str(u.error.error) for u in scan.untagged}
     errors = {str(f.error) for f in scan.findings if f.level == "error"}

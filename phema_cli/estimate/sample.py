@@ -311,14 +311,14 @@ def _read_chain(
     values: NDArray[np.floating],
     squares: Array,
 ) -> None:
-    """Fill in pieces of a tensor, and add to ``squares``, where it follows one keyframe.
+    """Fill pieces of a tensor into (n, e) values, and add to (n,) sums of squares of steps over 12.
 
     Args:
         reader: reads it.
-        chain: what it is in n snapshots, by number: sums of the keyframe and m residues.
+        chain: what it is in some snapshots, by number: sums of one keyframe and of residues.
         spans: the pieces, and their columns of ``values``.
-        values: (s, e) of all snapshots.
-        squares: (s,) sums over elements of a step's square over 12.
+        values: of all snapshots.
+        squares: as above.
     """
     rows, links = [*chain], [packed.link for packed in chain.values()]
     name = chain[rows[0]].name

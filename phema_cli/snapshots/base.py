@@ -163,11 +163,7 @@ def finding_of(error: PhemaError, where: str) -> Finding:
 
 
 def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """The newest snapshot of the whole model, else the newest: outputs have its tensors and types.
-
-    Args:
-        snapshots: oldest first.
-    """
+    """The last snapshot of the whole model, else the last: outputs have its tensors and types."""
     return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
 
 

@@ -103,11 +103,7 @@ def _check_dots(text: str) -> None:
 
 
 def from_table(table: Mapping[str, Any], directory: Path) -> Config:
-    """Check each entry's type and build the Config.
-
-    Args:
-        table: the entries of a phema.toml.
-        directory: where it lies.
+    """The Config that the entries of a phema.toml in the directory make.
 
     Raises:
         InputError: an entry is not known, or of another type.

@@ -61,13 +61,7 @@ _MOST_NAMES = 4
 def check(
     snapshots: Sequence[Snapshot], copy: Sequence[str] = (), needs: Needs = "laws"
 ) -> Iterator[Finding]:
-    """Findings about all snapshots taken together.
-
-    Args:
-        snapshots: by gamma within a step; small differences of their tensors are settled.
-        copy: see above.
-        needs: what has to be known of snapshots.
-    """
+    """Findings about all snapshots taken together; small differences of tensors are settled."""
     errors: list[InputError] = []
     if needs != "names":
         # That a directory is of another run says more than which of its files are there twice.
@@ -119,9 +113,6 @@ def _abandoned(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     By when files were last changed: up to step a in order, then, after all others, those from a to
     b in order, while those beyond b were written in between. Copies that do not keep times were
     written in the order of their names, in which step 1000 may come before 200.
-
-    Args:
-        snapshots: oldest first, by their steps.
     """
     changed = [max([c for *_, c in s.checkpoint.stamps.values()], default=0) for s in snapshots]
     by_name = sorted(zip([s.name for s in snapshots], changed, strict=True))

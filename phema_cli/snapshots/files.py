@@ -120,8 +120,7 @@ class Candidate:
 def candidates(root: Path) -> Iterator[Candidate]:
     """Files that may be snapshots, in sorted order; of shards only the index.
 
-    Args:
-        root: a file, or a directory that is searched with all directories below it.
+    ``root`` is a file, or a directory that is searched with all directories below it.
 
     Raises:
         InputError: there is no such file or directory.

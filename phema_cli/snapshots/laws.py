@@ -30,14 +30,7 @@ _EVEN = {"exponential", "power", "uniform", "raw"}
 
 
 def settle_laws(drafts: Sequence[Draft], config: Config) -> list[Finding]:
-    """Set the law of each draft, or its error.
-
-    Args:
-        drafts: all series.
-        config: the user's options, over phema.toml.
-
-    Returns:
-        What is assumed of them.
+    """Set the law of each draft, or its error; returns what is assumed of them.
 
     Raises:
         UsageError: an option fits no average, or several.
@@ -163,14 +156,9 @@ def _check_hidden(draft: Draft, config: Config) -> None:
 def _assigned(
     drafts: Sequence[Draft], values: Sequence[_Value], config: Config, option: str, instead: str
 ) -> Iterator[tuple[Draft, _Value]]:
-    """The drafts that an option is about, each with its value.
+    """The drafts that an option is about, each with the value that it gives.
 
-    Args:
-        drafts: all series.
-        values: what it gives.
-        config: the user's options.
-        option: as messages call it.
-        instead: what to do where it is about no average.
+    Messages call it ``option``, and say what to do ``instead`` where it is about no average.
 
     Raises:
         UsageError: that is not clear.

@@ -96,11 +96,7 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
 
 
 def statistics(names: Iterable[str]) -> list[Finding]:
-    """A notice where layers keep running statistics, which belong to the weights they were run by.
-
-    Args:
-        names: of the tensors of an average.
-    """
+    """A notice where averaged layers keep running statistics, which belong to other weights."""
     known = set(names)
     ends = ("running_mean", "running_var")
     begins = sorted(n.removesuffix(ends[0]) for n in known if n.endswith(ends[0]))
@@ -126,11 +122,7 @@ def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:
 
 
 def require_matches(snapshots: Sequence[Snapshot], typed: Sequence[tuple[str, str]]) -> None:
-    """Refuse globs that match no tensor of any snapshot.
-
-    Args:
-        snapshots: as they were read.
-        typed: pairs of an option and a glob, as the user typed them.
+    """Refuse globs that match no tensor of any snapshot, each behind the option that gives it.
 
     Raises:
         UsageError: a glob matches none; the message lists similar names.

@@ -83,11 +83,6 @@ def _completed(
 class _Search:
     """The search for the tensors that missing ones are tied to.
 
-    Args:
-        snapshots: all of them.
-        copy: see above.
-        reader: reads the tensors.
-
     Attributes:
         missing: floats that a snapshot of the whole model has and another snapshot lacks.
     """
@@ -181,10 +176,7 @@ def _place(extent: Extent) -> object:
 def _compare(a: Extent, b: Extent, reader: FileReader) -> bool | None:
     """None if the bits of two tensors differ; else whether the elements differ from each other.
 
-    Args:
-        a: a tensor of floats.
-        b: one of the same type and shape.
-        reader: reads them.
+    Both are of floats of one type and shape.
     """
     size = a.dtype.bits // 8
     start, room, varied = 0, _FIRST_BYTES, False

@@ -51,9 +51,6 @@ def side_files(folder: Path) -> tuple[list[SideFile], list[str]]:
 
     Links are not followed, nor is anything looked for in other directories.
 
-    Args:
-        folder: a directory with the weights of one model.
-
     Raises:
         StorageError: it can't be listed.
     """
@@ -80,9 +77,7 @@ def side_files(folder: Path) -> tuple[list[SideFile], list[str]]:
 def library_of(base_name: str, settings: Mapping[str, Any]) -> str | None:
     """The library that loads a directory, as the Hugging Face hub calls it; None if not known.
 
-    Args:
-        base_name: what the weights are called, without shard number and ending.
-        settings: what config.json says.
+    ``base_name`` is the weights' without shard number and ending, ``settings`` are config.json's.
     """
     if base_name == "adapter_model":
         return "peft"
