@@ -1,20 +1,14 @@
 """Tensors of an average that its trainer copies from the raw weights."""
 
 from collections.abc import Container, Sequence
-from glob import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phema_cli.errors import listed
-from phema_cli.snapshots import Finding, Snapshot
-from phema_cli.snapshots.base import warning
-from phema_cli.system.processes import quoted
+from phema_cli.snapshots import Snapshot
 
 #: times from which on tensors of an average that equal the raw weights are copies of these.
 _LEAST_PAIRS = 3
-#: names in one line at most.
-_MOST_NAMES = 8
 
 
 def copied_in(
@@ -53,13 +47,3 @@ def copied_in(
         if not all(alike.values()):
             found |= dict.fromkeys(n for n, same in alike.items() if same and n in names)
     return tuple(found)
-
-
-def of_copied(names: Sequence[str]) -> Finding:
-    """The warning for tensors of an average that are no averages."""
-    option = " ".join(f"--copy {quoted(escape(name))}" for name in names)
-    return warning(
-        f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers make "
-        "them of batch norms; what is made of them as averages is wrong",
-        remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
-    )

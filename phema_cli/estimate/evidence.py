@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 from phema_cli.errors import InputError, PhemaError, listed
-from phema_cli.estimate.copies import of_copied
 from phema_cli.estimate.sample import sample
 from phema_cli.profiles import Profile
 from phema_cli.snapshots import Finding, Scan, Snapshot
@@ -33,7 +32,7 @@ from phema_cli.trainers.registry import parse_law
 
 #: ratio from which "so many times better" says no more.
 _MOST_TIMES = 1000
-#: files that are named in one line at most.
+#: files, or tensors, that are named in one line at most.
 _MOST_NAMES = 8
 _INSIST = "or --trust-tags to insist"
 _NEITHER = "the snapshots fit neither their tags nor any others that were tried"
@@ -97,8 +96,18 @@ def check_tags(snapshots: Sequence[Snapshot], sample: Sample) -> TagCheck:
     evidence = replace(evidence, alternatives=others)
     findings = _Messages(snapshots, evidence).findings()
     if sample.copied:
-        findings.append(of_copied(sample.copied))
+        findings.append(_of_copied(sample.copied))
     return TagCheck(evidence.state, evidence, tuple(findings))
+
+
+def _of_copied(names: Sequence[str]) -> Finding:
+    """The warning for tensors of an average that are no averages."""
+    option = " ".join(f"--copy {quoted(escape(name))}" for name in names)
+    return warning(
+        f"{listed(names, _MOST_NAMES)}: copies of the raw weights in an average, as trainers make "
+        "them of batch norms; what is made of them as averages is wrong",
+        remedy=f"pass {option if len(names) <= _MOST_NAMES else '--copy with globs of them'}",
+    )
 
 
 def _with_every(other: Alternative, snapshots: Sequence[Snapshot]) -> Alternative:
@@ -132,36 +141,37 @@ class _Messages:
 
     def _contradiction(self) -> InputError:
         """The error for tags that are contradicted."""
-        exact, series = self.evidence.findings, self.evidence.series
+        exact = self.evidence.findings
         if exact.still:
-            still = series[exact.still[0]]
-            return InputError(
-                f"{self._tag(still).label}: all {len(still.rows)} snapshots hold the same "
-                "weights: was the average ever updated?",
-                where=self.snapshots[still.rows[0]].name,
-                remedy=f"pass --raw to use raw weights beside it, {_INSIST}",
+            many = len(self.evidence.series[exact.still[0]].rows)
+            return self._of_series(
+                exact.still[0],
+                f": all {many} snapshots hold the same weights: was the average ever updated?",
+                "pass --raw to use raw weights beside it",
             )
         if exact.copies:
-            copy = series[exact.copies[0][0]]
-            return InputError(
-                f"{self._tag(copy).label} equals the raw weights in every snapshot: it is no "
-                "average",
-                where=self.snapshots[copy.rows[0]].name,
-                remedy=f"pass --raw, {_INSIST}",
-            )
+            what = " equals the raw weights in every snapshot: it is no average"
+            return self._of_series(exact.copies[0][0], what, "pass --raw")
         if exact.stalled:
-            stalled = series[exact.stalled[0]]
-            return InputError(
-                f"{self._tag(stalled).label} is kept in 16 bits during training, where small "
-                "updates are lost: between two snapshots many elements stand still, and the others "
-                "move by many units",
-                where=self.snapshots[stalled.rows[0]].name,
-                remedy="keep averages in float32 (they may be stored in any type); pass --raw to "
-                f"use raw weights beside it, {_INSIST}",
+            return self._of_series(
+                exact.stalled[0],
+                " is kept in 16 bits during training, where small updates are lost: between two "
+                "snapshots many elements stand still, and the others move by many units",
+                "keep averages in float32 (they may be stored in any type); pass --raw to use raw "
+                "weights beside it",
             )
         if self.evidence.foreign:
             return self._foreign([self.snapshots[row].name for row in self.evidence.foreign])
         return self._misfit([a for a in self.evidence.alternatives if a.fits])
+
+    def _of_series(self, number: int, what: str, instead: str) -> InputError:
+        """The error for one of the series."""
+        series = self.evidence.series[number]
+        return InputError(
+            f"{self._tag(series).label}{what}",
+            where=self.snapshots[series.rows[0]].name,
+            remedy=f"{instead}, {_INSIST}",
+        )
 
     def _misfit(self, fitting: Sequence[Alternative]) -> InputError:
         """The error for tags that the snapshots do not fit."""

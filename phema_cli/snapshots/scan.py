@@ -154,13 +154,11 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     untagged: list[Untagged] = []
     findings: list[Finding] = []
     seen: set[object] = set()
-    copy, drop, trust_tags = command_line.copy, command_line.drop, command_line.trust_tags
-    unmatched, unselected = command_line.typed_files, 0
+    said, unmatched, unselected = command_line, command_line.typed_files, 0
     for root in map(to_path, paths):
         folder = is_folder(root)
         toml = read_config(root) if folder else Config(origin="phema.toml")
-        copy, drop = copy or toml.copy, drop or toml.drop
-        trust_tags = trust_tags or toml.trust_tags
+        said = said.over(toml)
         listed = list(candidates(root))
         globs = matching([g for _, g in unmatched]).unused(t for c in listed for t in c.texts)
         unmatched = tuple(typed for typed in unmatched if typed[1] in globs)
@@ -195,16 +193,15 @@ def _scan(paths: Sequence[str | os.PathLike[str]], command_line: Config, needs: 
     snapshots.sort(key=lambda s: (s.tag.step, s.tag.label != "raw", s.tag.gamma or 0.0, s.name))
     snapshots, stripped = strip_prefixes(snapshots)
     require_matches(snapshots, command_line.typed)
-    found = (*findings, *stripped)
     read = Scan(
         tuple(snapshots),
-        found,
-        trust_tags=trust_tags,
+        (*findings, *stripped),
+        trust_tags=said.trust_tags,
         untagged=tuple(untagged),
         needs=needs,
         roots=tuple(os.fspath(path) for path in paths),
     )
-    return read.settled(copy, drop)
+    return read.settled(said.copy, said.drop)
 
 
 def _nothing(where: str, findings: Sequence[Finding], unselected: int) -> InputError:
