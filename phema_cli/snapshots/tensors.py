@@ -41,10 +41,11 @@ def strip_prefixes(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[
         if prefix is None:
             return result, findings
         findings.append(notice(f"prefix {prefix} removed from all tensor names"))
-        named = changed(
-            (s.checkpoint.tensors for s in result),
-            lambda name, prefix=prefix: name.removeprefix(prefix),
-        )
+
+        def cut(name: str, prefix: str = prefix) -> str:
+            return name.removeprefix(prefix)
+
+        named = changed((s.checkpoint.tensors for s in result), cut)
         result = [_with_tensors(s, own) for s, own in zip(result, named, strict=True)]
 
 
