@@ -280,7 +280,7 @@ def drafts_of(
     """
     drafts = [Draft(file, s) for file in files for s in file.reading.series if not keys]
     missing = dict.fromkeys(keys)
-    for file in files if keys else ():
+    for file in files:
         for key in keys:
             if (series := _series_at(file, key)) is not None:
                 missing.pop(key, None)

@@ -245,11 +245,9 @@ def _tag(files: Sequence[InputFile], command_line: Config, toml: Config, needs: 
     config = command_line.over(toml)
     findings = [notice(note, f.candidate.name) for f in files for note in f.reading.notes]
     drafts = drafts_of(files, config.keys, insists=bool(command_line.keys))
-    keyed = {id(d.file) for d in drafts}
-    for file in files if config.keys else ():
-        if id(file) not in keyed:
-            what = f"it holds no {', '.join(config.keys)}"
-            findings.append(left_out(what, file.candidate.name))
+    if config.keys:
+        what, keyed = f"it holds no {', '.join(config.keys)}", {id(d.file) for d in drafts}
+        findings += [left_out(what, f.candidate.name) for f in files if id(f) not in keyed]
     findings += settle_laws(drafts, config)
     if needs != "laws":
         do_without_laws(drafts)
