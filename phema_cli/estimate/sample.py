@@ -4,9 +4,10 @@ The float tensors of a checkpoint make one string of bytes, of which pages at ev
 read: every parameter is as likely to be read as any other, and two runs read the same.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -126,17 +127,14 @@ def _ranges(extents: Sequence[Extent], snapshots: int, page: int) -> list[_Range
     most = min(SAMPLE_BYTES // snapshots, values * size) // page
     chosen = min(pages, max(most, 1))
     ranges: list[_Range] = []
-    begin, tensor = 0, 0
+    ends = list(accumulate(e.length for e in ordered))
     for i in range(chosen):
         low = i * pages // chosen * page
-        high = low + page
-        while low < high and tensor < len(ordered):
-            extent = ordered[tensor]
-            width, end = extent.dtype.bits // 8, begin + extent.length
-            if low >= end:
-                begin, tensor = end, tensor + 1
-                continue
-            stop = min(high, end)
+        high = min(low + page, ends[-1])
+        while low < high:
+            place = bisect_right(ends, low)
+            extent, stop = ordered[place], min(high, ends[place])
+            width, begin = extent.dtype.bits // 8, ends[place] - extent.length
             start, count = (low - begin) // width, (stop - low) // width
             last = ranges[-1] if ranges else None
             if last and last.name == extent.name and last.start + last.count == start:

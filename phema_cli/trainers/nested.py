@@ -18,19 +18,17 @@ _DIGITS = 9
 _MOST_NAMES = 16
 # Keys may be long: a word ends at the next dot or dash, so that no search takes long.
 _WORD = r"[^\W_]*"
-#: words in a key: what lies under it is a trainer's own state, never weights.
-_STATE = re.compile(
-    rf"(^|[._])(optim{_WORD}|opt|sched{_WORD}|scalers?\d*|amp{_WORD}|rng{_WORD}|random{_WORD}|"
-    rf"callbacks|loops|message_hub|dataloader{_WORD}|sampler{_WORD}|averaging_state|train_state|"
-    r"criterion|loss_fn|metrics?)([._]|$)",
-    re.IGNORECASE,
+#: words, and beginnings of words, for a trainer's own state, which is never weights.
+_OWN = (
+    r"opt|scalers?\d*|callbacks|loops|message_hub|averaging_state|train_state|criterion|loss_fn|"
+    r"metrics?"
 )
+_BEGINS = "(optim|sched|amp|rng|random|dataloader|sampler)"
+#: such words in a key, for what lies under it.
+_STATE = re.compile(rf"(^|[._])({_BEGINS}{_WORD}|{_OWN})([._]|$)", re.IGNORECASE)
 #: the same as the whole first part of a tensor's name.
 _STATE_NAME = re.compile(
-    r"optim\w*|opt|opt_\w+|\w+_opt|(lr_)?sched\w*|scalers?\d*|grad_scaler|amp\w*|rng\w*|random\w*|"
-    r"callbacks|loops|message_hub|dataloader\w*|sampler\w*|averaging_state|train_state|criterion|"
-    r"loss_fn|metrics?",
-    re.IGNORECASE,
+    rf"{_BEGINS}\w*|{_OWN}|opt_\w+|\w+_opt|lr_sched\w*|grad_scaler", re.IGNORECASE
 )
 #: words in a key, or in a name: what lies there is an average.
 AVERAGE = re.compile(
