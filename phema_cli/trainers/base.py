@@ -63,7 +63,8 @@ class Reading:
     """What one trainer's module knows of a file.
 
     Attributes:
-        series: the weights in it. No other module reads the dicts that they come from.
+        series: the weights in it; those without tensors count for nothing. No other module reads
+            the dicts that they come from.
         clock: when it was stored.
         left_out: why the file is not used, for example because it holds no weights.
         notes: notices for the user.

@@ -27,5 +27,4 @@ def read(file: StoredFile) -> Reading | None:
             "has only the weights of one rank of a parallel model",
             remedy="gather all ranks with DeepSpeed's ds_to_universal.py or its exporter",
         )
-    series = (Series(module, "raw", "module"),) if module else ()
-    return Reading(series, file.clock("global_steps"))
+    return Reading((Series(module, "raw", "module"),), file.clock("global_steps"))

@@ -24,5 +24,4 @@ def read(file: StoredFile) -> Reading | None:
         return None
     found = file.matches(_SAVES)
     clock = Clock(float(found["number"]) + 1, "saves", "checkpoint", "name") if found else None
-    series = (Series(file.dicts["."], "raw"),) if "." in file.dicts else ()
-    return Reading(series, clock)
+    return Reading((Series(file.dicts.get(".", {}), "raw"),), clock)

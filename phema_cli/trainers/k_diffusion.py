@@ -29,8 +29,7 @@ def read(file: StoredFile) -> Reading | None:
     step = file.number("step")
     clock = Clock(updates if step is None else step, "steps", "step")
     average = Series(file.dicts["model_ema"], "average", "model_ema", law=law, updates=updates)
-    raw = [Series(file.dicts["model"], "raw", "model")] if "model" in file.dicts else []
-    return Reading((average, *raw), clock)
+    return Reading((average, Series(file.dicts.get("model", {}), "raw", "model")), clock)
 
 
 def _schedule(numbers: Numbers) -> Schedule:

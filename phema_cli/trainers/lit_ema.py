@@ -35,8 +35,7 @@ def _both(file: StoredFile, within: str, tensors: Tensors, prefix: str) -> Itera
     # The decay as it was written, before float32 rounded it.
     beta = float(str(np.float32(decay)))
     law = law_text("warmup" if grows else "exponential", beta=beta)
-    if raw:
-        yield Series(raw, "raw", within)
+    yield Series(raw, "raw", within)
     yield Series(
         _with_dots(average, raw),
         "average",

@@ -35,7 +35,5 @@ def read(file: StoredFile) -> Reading | None:
                 raw[name] = tensor
     found = file.matches(_STEP)
     clock = None if found is None else Clock(float(found["step"]), "steps", "step", "name")
-    series = [Series(raw, "raw")] if raw else []
-    if average:
-        series.insert(0, Series(average, "average", "ema_params", hint="power:halflife=0.05"))
-    return Reading(tuple(series), clock)
+    series = Series(average, "average", "ema_params", hint="power:halflife=0.05")
+    return Reading((series, Series(raw, "raw")), clock)

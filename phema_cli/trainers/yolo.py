@@ -41,8 +41,7 @@ def _both(file: StoredFile, key: str, *counter: str) -> Reading | None:
     tau = file.number("ema", "warmups")
     hint = "yolo:beta=0.9999" + ("" if tau is None else f",tau={tau:g}")
     average = Series(file.dicts[key], "average", key, grows="yolo", updates=clock.value, hint=hint)
-    raw = [Series(file.dicts["model"], "raw", "model")] if "model" in file.dicts else []
-    return Reading((average, *raw), clock)
+    return Reading((average, Series(file.dicts.get("model", {}), "raw", "model")), clock)
 
 
 def _schedule(numbers: Numbers) -> Schedule:
