@@ -29,7 +29,7 @@ _OFFERED = 8
 
 
 def series_of(
-    file: StoredFile, known: Sequence[Series], ignored: Collection[str] = ()
+    file: StoredFile, known: Sequence[Series], ignored: Collection[str]
 ) -> tuple[Series, ...]:
     """The series in dicts and lists but those that trainers' modules have read, or have ignored.
 
