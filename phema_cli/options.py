@@ -78,7 +78,9 @@ def declared(
 ) -> Iterator[tuple[Field[Any], Option | Part]]:
     """The fields of a dataclass that are options, or parts of some, and what they declare.
 
-    Of options only those of these ``names``; all by default.
+    Args:
+        kind: the dataclass.
+        names: options to give; all by default.
     """
     for each in fields(kind):
         says = each.metadata.get(_KEY)
@@ -89,9 +91,11 @@ def declared(
 
 
 def typed(given: object, names: frozenset[str]) -> list[str]:
-    """The options that a command line needs to give an object of a dataclass of options.
+    """The options that a command line needs to give an object, without those of its defaults.
 
-    Only those of these ``names``, and without those that have their defaults.
+    Args:
+        given: an object of a dataclass of options.
+        names: the options that count.
     """
     words: list[str] = []
     for each, says in declared(type(given), names):

@@ -120,7 +120,12 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def picture(path: Path, size: tuple[float, float], *, overwrite: bool) -> Iterator[Figure]:
-    """An empty figure of a size in inches, written when the block ends, whole or not at all.
+    """An empty figure; when the block ends it is written to ``path``, whole or not at all.
+
+    Args:
+        path: its ending says the format.
+        size: inches.
+        overwrite: whether a file of that name is replaced.
 
     Errors as :func:`check`, and StorageError where it can't be written.
     """

@@ -81,7 +81,10 @@ def _paths(checkpoint: Checkpoint) -> list[str]:
 def measured(path: str, remedy: str, *, quiet: bool) -> tuple[Sequence[Snapshot], Movement]:
     """The snapshots of a run, and how its weights move; warnings and notices are printed.
 
-    ``remedy`` says what to do where they are too few.
+    Args:
+        path: the run.
+        remedy: what to do where they are too few.
+        quiet: whether to leave notices out.
 
     Raises:
         PhemaError: they make no sense, or are too few to measure that.

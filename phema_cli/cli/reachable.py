@@ -38,7 +38,10 @@ def entries(reach: Mapping[float, Figures]) -> list[dict[str, Any]]:
 def show(reach: Mapping[float, Figures], step: float, method: str) -> None:
     """Draw the reachable range of sigma_rel, one cell a target; in pieces where it has no room.
 
-    ``reach`` is ascending by sigma_rel; ``step`` is the targets' time, as the trainer counts.
+    Args:
+        reach: figures by sigma_rel, ascending.
+        step: time of the targets, as the trainer counts.
+        method: how they were solved.
     """
     out = render.console()
     bars = _BARS if render.supports_unicode() else _ASCII_BARS

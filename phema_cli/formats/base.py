@@ -135,7 +135,12 @@ class Extent(StoredTensor):
 
 
 class Piece(NamedTuple):
-    """A box of a tensor that is stored apart from the rest, and where its elements lie."""
+    """A box of a tensor that is stored apart from the rest.
+
+    Attributes:
+        box: the part of the tensor that it is.
+        extent: where its elements lie; its shape is the box's.
+    """
 
     box: Box
     extent: Extent

@@ -104,7 +104,11 @@ class _Directory:
     ) -> _Known:
         """What a file is a sum of.
 
-        ``above`` are the files that led here, this one last.
+        Args:
+            path: the file; ``header`` and ``packing`` are its own.
+            header: extents and metadata.
+            packing: how it is packed.
+            above: the files that led here, this one last.
         """
         stamps: dict[Path, Stamp | None] = {path: self._stamp(path)}
         checksum = header[1].get(CHECKSUM_KEY, "")

@@ -21,7 +21,10 @@ def parse_object(
 ) -> dict[str, Any]:
     """The object that JSON holds; raises ``InputError`` if it holds anything else.
 
-    ``made`` says what becomes of each object in it, as soon as it is parsed.
+    Args:
+        raw: the JSON.
+        path: the file that has it.
+        made: what becomes of each object in it, as soon as it is parsed.
     """
     try:
         value = json.loads(raw.decode(), object_pairs_hook=lambda pairs: made(_unique(pairs)))

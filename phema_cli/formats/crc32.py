@@ -105,7 +105,11 @@ class Ranges:
     def crc32(self, name: str, start: int, stop: int, rest: Callable[[int, int], int]) -> int:
         """CRC-32 of all bytes from ``start`` to ``stop``.
 
-        ``rest`` gives that of bytes that no range has, from one byte to another.
+        Args:
+            name: of what.
+            start: the first byte.
+            stop: the byte behind the last.
+            rest: gives the CRC-32 of bytes that no range has, from one byte to another.
         """
         crc, done = 0, start
         for first, (part, end) in sorted(self._by_name.get(name, {}).items()):

@@ -137,7 +137,9 @@ def encode_folder(
 def _paths(index: Path, version: Stamp | None) -> Mapping[str, tuple[str | int, ...]]:
     """The path of each entry by its name; all outputs of a call continue one checkpoint.
 
-    ``version`` is the stamp of the file, so that one that was replaced is read again.
+    Args:
+        index: the ``.metadata``.
+        version: its stamp, so that a file that was replaced is read again.
     """
     del version
     return {name: path for name, path, _ in _entries(_load(index)[0], index)}
@@ -181,7 +183,10 @@ def _naturals(value: object) -> tuple[int, ...] | None:
 def _nested(metadata: Inert, index: Path, most: int) -> object:
     """The content as it was nested, with None for all that is no tensor.
 
-    ``most`` is how many chunks the file has room to describe.
+    Args:
+        metadata: the object in ``.metadata``.
+        index: the file.
+        most: chunks that it has room to describe.
     """
     entries = list(_entries(metadata, index))
     listed = [entry.state.get("chunks") for _, _, entry in entries if isinstance(entry, Inert)]

@@ -62,8 +62,12 @@ def lay_out(
 ) -> FolderImage:
     """Lay out a directory; as :class:`phema_cli.formats.registry.Format` says.
 
-    Of the metadata the provenance alone is stored. Tied tensors share a chunk. Names come in the
-    order of ``carried``; ``paths`` has where that nests its entries, by their names, if it does.
+    Args:
+        shards: the tensors of each file.
+        metadata: text to text; only the provenance is stored.
+        ties: further names of tensors: their chunk is the same.
+        carried: the checkpoint that the output continues, in whose order names come.
+        paths: where ``carried`` nests its entries, by their names; empty if nothing is nested.
 
     Raises:
         InputError: torch has no type for a tensor.

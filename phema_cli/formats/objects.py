@@ -57,7 +57,10 @@ def refuse_hidden(
 ) -> None:
     """Refuse an object of an unknown class that was made from tensors: its values are unknown.
 
-    ``is_ignored`` says of a key whether its value is never weights.
+    Args:
+        content: what a file holds.
+        path: the file, for messages.
+        is_ignored: whether the value of a key is never weights.
 
     Raises:
         UnsafePickleError: there is one; names its class.
@@ -70,7 +73,10 @@ def refuse_hidden(
 def refuse_beside(weights: object, path: Path, is_ignored: Callable[[object], bool]) -> None:
     """Refuse a dict of weights in which an object of an unknown class has tensors in its state.
 
-    Anything but a dict passes; ``is_ignored`` as :func:`refuse_hidden` has it.
+    Args:
+        weights: a dict of weights, or anything else, which passes.
+        path: the file, for messages.
+        is_ignored: whether the value of a key is never weights.
 
     Raises:
         UnsafePickleError: there is one; names its class.

@@ -205,7 +205,10 @@ def _stored(integers: Floats, bits: int) -> NDArray[np.generic]:
 def places_of(part: Part, name: str, start: int) -> tuple[int, int]:
     """Where integers, and scales, of a packed tensor's elements from ``start`` on lie in the file.
 
-    ``start`` is the first element of its block.
+    Args:
+        part: the file.
+        name: the tensor's.
+        start: index of the first element, which is the first of its block.
     """
     values, steps = part.tensors[name]
     return values.offset + start * part.bits // 8, steps.offset + 2 * (start // BLOCK)

@@ -162,9 +162,16 @@ class FileReader(OpenFiles):
             self._bands.fill(extent, start, out)
 
     def read_residues(self, part: Part, name: str, start: int, out: NDArray[np.floating]) -> Floats:
-        """Fill ``out`` with a tensor's residues; returns the scales of their blocks.
+        """Fill ``out`` with a packed file's residues of a tensor; returns their blocks' scales.
 
-        ``out`` is float32 or float64; the rest as :meth:`read_packed` has it.
+        Args:
+            part: the file.
+            name: the tensor's.
+            start: index of the first element, which is the first of its block.
+            out: float32 or float64.
+
+        Raises:
+            InputError: a scale is negative or not finite.
         """
         held = np.empty(-(-len(out) * part.bits // 8), np.uint8)
         raw = np.empty(-(-len(out) // BLOCK), np.uint16)
@@ -176,9 +183,14 @@ class FileReader(OpenFiles):
     def read_packed(
         self, part: Part, name: str, start: int, integers: memoryview, scales: memoryview
     ) -> None:
-        """Fill buffers with stored integers of a tensor, and with the scales of their blocks.
+        """Read stored integers of a tensor, and the scales of their blocks.
 
-        ``start`` is the index of the first element, which is the first of its block.
+        Args:
+            part: the file.
+            name: the tensor's.
+            start: index of the first element, which is the first of its block.
+            integers: filled.
+            scales: filled.
 
         Raises:
             InputError: a scale is negative or not finite.

@@ -84,9 +84,12 @@ class Bands:
                 self._held.popitem(last=False)
 
     def _band(self, extent: Extent, at: int, most: int) -> tuple[int, Elements]:
-        """Some rows of one dimension, in row-major order, of which the first has element ``at``.
+        """Some rows of one dimension, in row-major order, of which the first has an element.
 
-        They have up to ``most`` elements; with gaps twice as many are read.
+        Args:
+            extent: a tensor.
+            at: index of the element.
+            most: elements of the rows; with gaps twice as many are read.
 
         Returns:
             The index of the band's first element, and the band.

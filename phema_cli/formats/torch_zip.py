@@ -159,7 +159,15 @@ def _locate(
     end: int,
     tensors: Mapping[str, StoredTensor],
 ) -> dict[str, Extent]:
-    """Extents of an archive's tensors, whose records have a prefix before their keys."""
+    """Extents of an archive's tensors.
+
+    Args:
+        path: the archive.
+        entries: its records by name.
+        prefix: of the names, before the keys of storages.
+        end: where they end.
+        tensors: the tensors.
+    """
     check_text(tensors, path)
     stubs = {name: t for name, t in tensors.items() if isinstance(t, TensorStub)}
     with _zip_errors(path), path.open("rb") as file:
@@ -178,7 +186,14 @@ def _locate(
 def find_record(
     file: IO[bytes], info: zipfile.ZipInfo | None, key: str, end: int, path: Path
 ) -> Record:
-    """Where the bytes of a storage lie in an archive whose records end at ``end``.
+    """Where the bytes of a storage lie in the archive.
+
+    Args:
+        file: the archive.
+        info: the record's entry in the directory; None if there is none.
+        key: the storage's key.
+        end: where the archive's records end.
+        path: the file, for messages.
 
     Raises:
         InputError: the record is missing, compressed, or broken.

@@ -80,7 +80,9 @@ class _Piece:
 def write(plan: PackPlan, progress: Progress | None = None) -> list[Path]:
     """Write the files of a plan; returns their paths.
 
-    ``progress`` is called with a number of bytes read, from one thread.
+    Args:
+        plan: what to write.
+        progress: called with a number of bytes read, from one thread.
 
     Raises:
         InputError: a snapshot has changed since its header was read, or holds values that are not

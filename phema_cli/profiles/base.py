@@ -187,7 +187,14 @@ def check_window(start: float, end: float, label: str) -> None:
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
-    """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))``, gamma above -1 (Eq. 123)."""
+    """``sigma_rel^2 = (gamma+1) / ((gamma+2)^2 (gamma+3))`` (arXiv:2312.02696, Eq. 123).
+
+    Args:
+        gamma: exponent of the power function, above -1.
+
+    Returns:
+        sigma_rel, no unit.
+    """
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 

@@ -120,7 +120,8 @@ class Candidate:
 def candidates(root: Path) -> Iterator[Candidate]:
     """Files that may be snapshots, in sorted order; of shards only the index.
 
-    ``root`` is a file, or a directory that is searched with all directories below it.
+    Args:
+        root: a file, or a directory that is searched with all directories below it.
 
     Raises:
         InputError: there is no such file or directory.

@@ -156,9 +156,14 @@ def _check_hidden(draft: Draft, config: Config) -> None:
 def _assigned(
     drafts: Sequence[Draft], values: Sequence[_Value], config: Config, option: str, instead: str
 ) -> Iterator[tuple[Draft, _Value]]:
-    """The drafts that an option is about, each with the value that it gives.
+    """The drafts that an option is about, each with its value.
 
-    Messages call it ``option``, and say what to do ``instead`` where it is about no average.
+    Args:
+        drafts: all series.
+        values: what it gives.
+        config: the user's options.
+        option: as messages call it.
+        instead: what to do where it is about no average.
 
     Raises:
         UsageError: that is not clear.

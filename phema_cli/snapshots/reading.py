@@ -163,8 +163,13 @@ def read_files(
     """The files that are selected, findings, and how many files are not selected.
 
     There is a finding for each file that can't be used, and for rows of phema.toml that fit none.
-    Files in ``seen`` were read before, under any name; these are added. With ``outputs`` what phema
-    has synthesized can be used too.
+
+    Args:
+        listed: the candidates.
+        command_line: the user's options.
+        toml: the phema.toml of the directory.
+        seen: files that were read before, under any name; these are added.
+        outputs: whether what phema has synthesized can be used too.
 
     Raises:
         SlowPatternError: the search for the pattern takes too long.
@@ -206,7 +211,10 @@ def read_files(
 def _lost_rows(listed: Sequence[Candidate], toml: Config, config: Config) -> Iterator[Finding]:
     """Notices of what in phema.toml fits no file, and may be misspelt: rows, of all in one, globs.
 
-    ``config`` is the same below the user's options.
+    Args:
+        listed: the candidates.
+        toml: what it says.
+        config: the same below the user's options.
     """
     if config.select == toml.select:
         for glob in matching(toml.select).unused(t for c in listed for t in c.texts):
@@ -272,8 +280,12 @@ def drafts_of(
     """The series that count: those that the user names, or all.
 
     What one file leaves open others may settle: an average in one file shows what the dict of the
-    same key is in others. Unless the user ``insists``, a key may be without a series: a phema.toml
-    may be about other files.
+    same key is in others.
+
+    Args:
+        files: all files.
+        keys: the names of series that the user gives.
+        insists: whether a name without a series is an error; a phema.toml may be about other files.
 
     Raises:
         UsageError: no file has a series of that name.

@@ -24,7 +24,10 @@ class _Counted:
 def spaced(law: Law, every: int, updated: float | None) -> Law:
     """The law with every N-th step an update, the first of which copies if it did so before.
 
-    Where no step is known that was ``updated``, N is one.
+    Args:
+        law: with every step an update.
+        every: steps from one update to the next.
+        updated: the step of an update, if it is known; else N is one.
     """
     return _updated_from(law, every, _first(every, updated))
 
@@ -48,7 +51,12 @@ def _first(every: int, updated: float | None) -> int:
 def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
     """Set the number of steps between updates of averages that count these, if all agree.
 
-    Returns what is assumed. They are ``trusted`` if the user insists on what they are said to be.
+    Args:
+        drafts: all series.
+        trusted: whether the user insists that averages are what they are said to be.
+
+    Returns:
+        What is assumed of them.
     """
     groups: dict[tuple[object, ...], list[_Counted]] = {}
     for draft in drafts:

@@ -30,9 +30,13 @@ _SAVE = "torch.save(model.state_dict(), 'names.pt')"
 def make_snapshot(
     draft: Draft, config: Config, *, counters: bool = False, needs: Needs = "laws"
 ) -> Snapshot:
-    """The snapshot that a series with its law, in a file with its time, is.
+    """The snapshot that a series is.
 
-    With ``counters`` weak words in names may count files or epochs.
+    Args:
+        draft: the series with its law, its file with its time.
+        config: the user's options.
+        counters: whether weak words in names may count files or epochs.
+        needs: what has to be known of it.
 
     Raises:
         PhemaError: why it is none.

@@ -123,7 +123,11 @@ def stored_types(snapshots: Iterable[Snapshot], name: str) -> tuple[DType, ...]:
 
 
 def require_matches(snapshots: Sequence[Snapshot], typed: Sequence[tuple[str, str]]) -> None:
-    """Refuse globs that match no tensor of any snapshot, each behind the option that gives it.
+    """Refuse globs that match no tensor of any snapshot.
+
+    Args:
+        snapshots: as they were read.
+        typed: pairs of an option and a glob, as the user typed them.
 
     Raises:
         UsageError: a glob matches none; the message lists similar names.

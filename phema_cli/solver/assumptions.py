@@ -133,7 +133,10 @@ def parse_schedule(text: str) -> Callable[[Array], Array] | None:
 def scheduled(rate: Callable[[Array], Array], steps: float, mantissa_bits: int) -> Movement:
     """Movement under a schedule, in units of that per unit of log time at the full rate.
 
-    ``steps`` is the length of the run, ``mantissa_bits`` those of the snapshots' type.
+    Args:
+        rate: what :func:`parse_schedule` gives.
+        steps: length of the run.
+        mantissa_bits: of the type that snapshots are stored in.
     """
     # Close to both ends, where the schedule or 1/t changes.
     u = np.geomspace(_EARLY, 1.0, _KNOTS)
@@ -195,7 +198,10 @@ def packed(movement: Movement, sources: Sequence[Profile], packing: Packing) -> 
 def packed_instead(assumed: Assumption, mantissa_bits: int, packing: Packing) -> Assumption:
     """What is assumed of the same run if its snapshots are packed, not stored in a type.
 
-    Keyframes and averages are float32 then; ``mantissa_bits`` are those of the type.
+    Args:
+        assumed: of snapshots in that type.
+        mantissa_bits: of the type.
+        packing: how they are packed; keyframes and averages are float32.
     """
     finer = 2.0 ** (mantissa_bits - _SINGLE_BITS)
     moved = assumed.movement

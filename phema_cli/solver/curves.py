@@ -48,8 +48,13 @@ def curves(
 ) -> Curves:
     """Sample a target's profile and the one that its weights achieve.
 
-    The curves end with the target, or with the last source that weighs something. Where densities
-    are asked for (``dense``), a single point, which has none, counts as 0.
+    The curves end with the target, or with the last source that weighs something.
+
+    Args:
+        sources: n profiles.
+        weights: (n,) their weights.
+        target: what the weights are for.
+        dense: whether densities are wanted; a single point, which has none, counts as 0 there.
     """
     weighing = [(x, s) for x, s in zip(weights.tolist(), sources, strict=True) if x]
     least = _NEGLIGIBLE * float(np.abs(weights).max())
@@ -77,9 +82,11 @@ def _distinct(breaks: Sequence[float], until: float) -> list[float]:
 
 
 def _times(breaks: Sequence[float], steepest: float) -> Array:
-    """Points between breaks, next to them on both sides, close enough for the largest exponent.
+    """Points between breaks, next to them on both sides, close enough for the steepest profile.
 
-    Breaks ascend from above 0; the last is the end.
+    Args:
+        breaks: ascending, above 0; the last is the end.
+        steepest: largest exponent.
     """
     end = breaks[-1]
     pieces = []

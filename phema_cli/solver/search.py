@@ -73,7 +73,10 @@ class Point:
 class Limits:
     """Between which lengths a search stays.
 
-    ``whole`` says whether lengths are whole numbers.
+    Attributes:
+        low: the shortest.
+        high: the longest.
+        whole: whether lengths are whole numbers.
     """
 
     low: float

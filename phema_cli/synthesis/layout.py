@@ -140,7 +140,9 @@ def is_folder(path: Path, format_name: str) -> bool:
 def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
     """Files in a directory that carry a name of a checkpoint there: single, shards, index.
 
-    It is the checkpoint of the file ``like``, by default any.
+    Args:
+        folder: the directory.
+        like: a file of the checkpoint; by default those of any are listed.
     """
     bases, distributed = list(BASE_NAMES.values()), like is None or like.endswith(".distcp")
     if like is not None:
@@ -155,7 +157,9 @@ def _checkpoint_files(folder: Path, like: str | None = None) -> list[Path]:
 def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
     """Files of which a directory has one if it is an output that is complete.
 
-    The sources' files are called by ``base_name``.
+    Args:
+        format_name: the outputs' format.
+        base_name: what the sources' files are called.
     """
     if FORMATS[format_name].folder:
         return (INDEX_NAME,)
@@ -166,8 +170,10 @@ def index_names(format_name: str, base_name: str) -> tuple[str, ...]:
 def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
     """Whether a path that ``output_paths`` gave holds a whole checkpoint.
 
-    A directory has to hold one of the files of these ``names``, and a file has none of them. By
-    default both will do, and any checkpoint.
+    Args:
+        path: a file or a directory.
+        names: files of which a directory has to hold one; none for a file. By default both will do,
+            and any checkpoint.
     """
     with writing(path):
         real = Path(os.path.realpath(path))
@@ -182,7 +188,9 @@ def is_complete(path: Path, names: Sequence[str] | None = None) -> bool:
 def remove_checkpoint(path: Path, beside: Collection[str] = ()) -> None:
     """Remove the checkpoint that a path of ``output_paths`` holds, if there is one.
 
-    A directory was given the files ``beside`` with the weights.
+    Args:
+        path: a file or a directory.
+        beside: names of files that a directory was given with the weights.
 
     Raises:
         StorageError: the operating system failed.

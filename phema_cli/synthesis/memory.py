@@ -51,7 +51,15 @@ class Buffers:
 def buffers(
     kinds: Sequence[Kind], sources: int, targets: int, elements: int, packed: Terms | None = None
 ) -> Buffers:
-    """The buffers for averaged tensors of these kinds, in tiles of at most so many elements."""
+    """The buffers for tensors of these kinds, in tiles of at most so many elements.
+
+    Args:
+        kinds: kinds of all averaged tensors.
+        sources: sources that are read.
+        targets: targets that are written.
+        elements: the most elements of a tile.
+        packed: the rows of packed tensors.
+    """
     # Of types that differ one may be narrower and none wider than the one that holds them.
     stored = max((k.dtype.bits // 8 for k in kinds if not k.packed), default=1)
     out = max((k.out.bits // 8 for k in kinds), default=1)
@@ -91,11 +99,21 @@ def tile_elements(
     remote: bool = False,
     packed: Terms | None = None,
 ) -> tuple[int, int]:
-    """Elements of a tile, and bytes of all workers' buffers: as many as fit, no more than help.
+    """The number of elements of a tile: as many as the memory allows, and no more than help.
 
-    Half of the ``max_memory`` bytes is left to everything else. Of tensors that are split into
-    pieces (scattered) the places of a tile's elements are held, of those that are not in row-major
-    order (strided) parts.
+    Args:
+        kinds: kinds of all averaged tensors.
+        sources: sources that are read.
+        targets: targets that are written.
+        jobs: workers.
+        max_memory: bytes, half of which are left to everything else.
+        scattered: whether some tensor is split into pieces, the places of whose elements are held.
+        strided: whether some tensor is not in row-major order, parts of which are held.
+        remote: whether files are remote.
+        packed: the rows of packed tensors.
+
+    Returns:
+        Elements of a tile, and the bytes of all workers' buffers.
     """
 
     def size(elements: int) -> int:

@@ -91,7 +91,11 @@ class Placed(NamedTuple):
 def place_outputs(request: Request, targets: Sequence[Profile], step: float, scan: Scan) -> Placed:
     """Where each target goes, and which of them are to be made.
 
-    Their ``step`` is their time as the trainer counts, but for combinations.
+    Args:
+        request: what was asked for.
+        targets: the targets.
+        step: their time as the trainer counts, but for combinations.
+        scan: what they are made of.
 
     Raises:
         UsageError: as :func:`output_format` and :func:`output_paths` have it; a limit is asked for

@@ -202,8 +202,11 @@ def otherwise(
 ) -> str | None:
     """How a checkpoint says that it is not what a target would be; None where it doesn't.
 
-    The target would be made of the snapshots; ``step`` is its time as the trainer counts, but for
-    combinations.
+    Args:
+        metadata: the checkpoint's.
+        target: the target.
+        step: its time as the trainer counts, but for combinations.
+        snapshots: what it would be made of.
     """
     try:
         record = json.loads(metadata[PROVENANCE_KEY])

@@ -279,7 +279,9 @@ def _remove(recipe: Recipe, journals: Sequence[Journal]) -> None:
 def check_inputs(recipe: Recipe, read: Ranges) -> None:
     """Refuse sources that are not what they were when their headers were read, and damaged ones.
 
-    ``read`` has what was read of packed files, by their paths.
+    Args:
+        recipe: what its outputs were made by.
+        read: what was read of packed files, by their paths.
 
     Raises:
         InputError: a file was replaced, or written to, or has been damaged.
@@ -322,8 +324,10 @@ def publish(output: Output) -> None:
 def write_checksums(recipe: Recipe, written: Sequence[Ranges]) -> None:
     """Put each tensor's CRC-32, and the hash of all, where the format has them.
 
-    ``written`` has what was written of each tensor, by output; the rest, which an earlier run has
-    written, is read.
+    Args:
+        recipe: what made the outputs; their files are whole but for these.
+        written: what was written of each tensor, by output; the rest, which an earlier run has
+            written, is read.
     """
     sizes = {t.name: t.kind.out.size_bytes(t.elements) for t in recipe.tensors}
     for output, own in zip(recipe.outputs, written, strict=True):

@@ -72,7 +72,9 @@ class Segment:
     ) -> Iterator[tuple[Path, int, memoryview]]:
         """The rows of packed tensors that hold bytes as a file has them: the file, the first byte.
 
-        :meth:`read` has filled them, from the element ``start`` on.
+        Args:
+            start: index of the first element.
+            rows: as :meth:`read` has filled them.
         """
         for extent, row in zip(self.sources.values(), rows, strict=False):
             if is_plain(extent):

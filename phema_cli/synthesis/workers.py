@@ -51,10 +51,18 @@ class _NonFiniteError(InputError):
 def fill(
     recipe: Recipe, progress: Progress, *, done: Set[int], ranks: Ranks, processes: bool
 ) -> Checksums:
-    """Let workers take this rank's runs until none is left or one has failed; their checksums.
+    """Let workers take this rank's runs until none is left or one has failed.
 
-    Arguments as of :func:`phema_cli.synthesis.execute.execute`; the outputs are staged, and an
-    earlier process has done the runs of the numbers ``done``.
+    Args:
+        recipe: what to do; its outputs are staged.
+        progress: called with a number of bytes read and written, from this thread.
+        done: numbers of the runs that an earlier process has done.
+        ranks: the processes that share the work.
+        processes: whether workers are forked processes, which don't wait for one another as
+            threads wait for the interpreter. Not where other threads of the program hold locks.
+
+    Returns:
+        Checksums of what was written and read.
 
     Raises:
         InputError: a source is shorter than its header says or holds values that are not finite,
@@ -124,8 +132,11 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
 def _pour(tiles: Iterator[Made], left: list[memoryview], out: memoryview) -> None:
     """Fill ``out`` with the bytes that come next, and have more tiles made for it.
 
-    ``left`` holds the bytes of the last tile that no tensor has taken yet: they stay as they are
-    until the next one is made.
+    Args:
+        tiles: makes the next one.
+        left: the bytes of the last tile that no tensor has taken yet: they stay as they are until
+            the next one is made.
+        out: a tensor's.
     """
     while len(out):
         tile = left.pop() if left else next(tiles).data
@@ -138,7 +149,9 @@ def _pour(tiles: Iterator[Made], left: list[memoryview], out: memoryview) -> Non
 class Checksums:
     """CRC-32 of what workers have written and read, as far as formats have any.
 
-    Those of several workers, the ``parts``, are joined.
+    Args:
+        recipe: what they do.
+        parts: those of several workers, which are joined.
 
     Attributes:
         written: of each tensor by its name and its place in the file, by output.

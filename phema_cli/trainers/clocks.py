@@ -53,7 +53,11 @@ def clocks_of(
 ) -> tuple[Clock | None, Clock | None, Clock | None]:
     """When a file was stored, its epoch, and the time by its name if ``clock`` is from its content.
 
-    Content comes before names, and steps before epochs. ``readings`` are of trainers' modules.
+    Content comes before names, and steps before epochs.
+
+    Args:
+        file: the file.
+        readings: the clocks that trainers' modules read.
     """
     step = next((c for name in _STEPS if (c := _entry(file, name)) is not None), None)
     # An epoch counts from 0 unless the files show otherwise.
@@ -91,9 +95,11 @@ def _named(file: StoredFile, search: Callable[[str, bool], Clock | None]) -> Clo
 
 
 def clock_in(name: str, whole: bool = False) -> Clock | None:
-    """The time in a name without ending: of several units the finest.
+    """The time in a name: of several units the finest.
 
-    The ``whole`` name must be words and numbers where it is a directory's.
+    Args:
+        name: without ending.
+        whole: whether the name must be words and numbers, as those of directories must.
     """
     found: dict[Unit, Clock] = {}
     for clock in _clocks(name, whole):

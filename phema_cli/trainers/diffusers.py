@@ -49,7 +49,11 @@ def read(file: StoredFile) -> Reading | None:
 
 
 def law_of(settings: Mapping[Any, Any], every: float | None = None) -> str:
-    """The law of an ``EMAModel`` by its settings, and by the steps between updates if not one.
+    """The law of an ``EMAModel`` by its settings.
+
+    Args:
+        settings: its own, by their names.
+        every: steps from one update to the next, if there are several.
 
     Raises:
         InputError: a setting is not a number.

@@ -31,7 +31,12 @@ _OFFERED = 8
 def series_of(
     file: StoredFile, known: Sequence[Series], ignored: Collection[str]
 ) -> tuple[Series, ...]:
-    """The series in dicts and lists but those that trainers' modules have read, or have ignored.
+    """The series in dicts and lists that no trainer's module has read.
+
+    Args:
+        file: the file.
+        known: the series that trainers' modules have read.
+        ignored: keys of dicts and lists that are of no use, by these modules.
 
     Raises:
         InputError: several networks could be meant.
@@ -89,8 +94,11 @@ def _only(networks: list[Series], averages: Sequence[Series] = ()) -> tuple[Seri
 def home_of(file: StoredFile, series: Series, others: Sequence[Series]) -> str:
     """What the file puts before the names of the model's own tensors.
 
-    Of the file's ``others`` raw weights beside an average are the model; where the user has named
-    the average, a dict that it fits is.
+    Args:
+        file: the file.
+        series: a series of it.
+        others: the series that trainers' modules have read. Raw weights beside an average are the
+            model; where the user has named the average, a dict that it fits is.
     """
     home = next((s for s in others if s.role == "raw"), None)
     if home is None and _is_average(series.within):
@@ -232,7 +240,12 @@ def completed(file: StoredFile, series: Sequence[Series], hint: str | None) -> t
     Weights of unknown kind are raw if an average of the same names lies beside them. Others, and an
     average that fills its file, are labelled by the word for an average in the file's own name:
     ``step100_ema.pt`` beside ``step100.pt`` is another series. Averages get the names of the raw
-    weights, and the hint of a trainer's module that knows better.
+    weights.
+
+    Args:
+        file: the file.
+        series: all series in it.
+        hint: the law to propose for its averages, where a trainer's module knows better.
     """
     averages = [s.tensors for s in series if s.role == "average" and not s.unnamed]
     found = []

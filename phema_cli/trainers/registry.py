@@ -93,7 +93,9 @@ class FileReading:
 def read_file(file: StoredFile, *, keyed: bool = False) -> FileReading:
     """Ask each trainer's module what a file is, and put their answers together.
 
-    It is ``keyed`` if the user names the dict or the prefix that counts, so that none is searched.
+    Args:
+        file: the file.
+        keyed: whether the user names the dict or the prefix that counts, so that none is searched.
 
     Raises:
         InputError: a module refuses the file, or several networks could be meant.

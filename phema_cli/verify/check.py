@@ -129,7 +129,13 @@ def _compare(
 ) -> None:
     """Compare bytes of an output with what its sources make.
 
-    ``sums`` gets the CRC-32 of each tensor's bytes, which come in their order.
+    Args:
+        reader: what reads the output.
+        output: what is there.
+        sums: gets the CRC-32 of each tensor's bytes, which come in their order.
+        segment: where they lie.
+        made: what they should be.
+        bitwise: whether averages must agree to the bit.
 
     Raises:
         CheckFailedError: an element differs.
@@ -197,7 +203,10 @@ def _read(reader: FileReader, path: Path, offset: int, count: int) -> bytearray:
 def _check_checksums(output: Output, sums: Mapping[str, int], reader: FileReader) -> None:
     """Compare each CRC-32 and hash that the files hold with those of the tensors' bytes.
 
-    ``sums`` has the CRC-32 of each tensor by its name.
+    Args:
+        output: what is there.
+        sums: CRC-32 by name of the tensor.
+        reader: what reads it.
 
     Raises:
         CheckFailedError: one differs.

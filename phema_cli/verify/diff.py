@@ -70,7 +70,12 @@ class Comparison:
 def read_pair(
     a: str | os.PathLike[str], b: str | os.PathLike[str], key: str | None
 ) -> tuple[Checkpoint, Checkpoint]:
-    """Two checkpoints that are to be compared; one of them may be weights and have no ``key``.
+    """Two checkpoints that are to be compared.
+
+    Args:
+        a: the first.
+        b: the second.
+        key: a dict of weights; one of the two may be weights and nothing else.
 
     Errors as :func:`phema_cli.snapshots.reading.read_checkpoint`.
     """
