@@ -208,7 +208,8 @@ def test_python_has_the_same_bounds(ckpts):
 @pytest.mark.parametrize("value", ["0", "-1", "two", "9" * 30, ""])
 def test_launchers_say_a_number_of_ranks(ckpts, tmp_path, value):
     """What a launcher's variable holds is checked as an option is."""
-    done = phema("synthesize", ckpts, "-g", "7", "-q", cwd=tmp_path, LOCAL_WORLD_SIZE=value)
+    said = {"LOCAL_WORLD_SIZE": value, "PHEMA_JOBS": ""}
+    done = phema("synthesize", ckpts, "-g", "7", "-q", cwd=tmp_path, **said)
     refused((done.code, done.out, done.err), 2, "LOCAL_WORLD_SIZE")
 
 
