@@ -303,7 +303,7 @@ def _json(snapshot: Snapshot, name: str) -> Mapping[str, Any]:
     path = snapshot.folder / name
     try:
         return {} if path.is_symlink() else read_object(path)
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         # The card can do without.
         return {}
 

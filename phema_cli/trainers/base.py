@@ -239,12 +239,8 @@ class StoredFile:
         if len(parts) == 1 and self.beside is not None and parts[0] not in self.beside:
             return {}
         path = self._folder.joinpath(*parts)
-        try:
-            with reading(path), remote_errors(path):
-                return read_object(path)
-        except (ValueError, RecursionError):
-            # The file of another tool.
-            return {}
+        with reading(path), remote_errors(path):
+            return read_object(path)
 
     def has_beside(self, glob: str) -> bool:
         """Whether a file of such a name is beside this one; ``..`` leads up."""
@@ -270,11 +266,14 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
     Raises:
         OSError: the operating system failed.
-        ValueError, RecursionError: it is not JSON.
     """
     if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
         return {}
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        # The file of another tool.
+        return {}
     return content if isinstance(content, dict) else {}
 
 
