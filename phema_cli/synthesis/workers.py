@@ -190,6 +190,7 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
     held = held_bytes(recipe.request.max_memory, recipe.jobs)
     with FileReader(open_files, held) as reader, OpenFiles(open_files, os.O_WRONLY) as writer:
         worker = Worker(recipe, reader, checksums.read)
+        done = 0
         for number in iter(pool.take, len(own)):
             for target, start, data, read in worker.made(own[number]):
                 place = own[number].segment.places[target]
@@ -197,11 +198,14 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
                     checksums.written[target].add(place.checksum, place.offset + start, data)
                 with writing(recipe.outputs[target].path):
                     write_at(writer.descriptor(place.path), data, place.offset + start)
-                pool.report(read + len(data))
+                done += read + len(data)
                 # Not held while the next bytes are made.
                 del data
-                if pool.stopped():
-                    return checksums
+                if target == len(recipe.outputs) - 1:
+                    pool.report(done)
+                    done = 0
+                    if pool.stopped():
+                        return checksums
             _flush(own[number], writer)
             pool.finish(number)
     return checksums
