@@ -207,20 +207,12 @@ def assemble(
         # What other targets are made of is no part of this one's record.
         copied = [bases[k], *map(kept.index, spare)]
         rows = sorted({*np.flatnonzero(weights[:, k]).tolist(), *copied})
-        return Origin(
-            [sources[i] for i in rows],
-            weights[rows, k],
-            sources[bases[k]],
-            targets[k],
-            step,
-            solution.figures[k],
-            request,
-            scan,
-        )
+        made, base = [sources[i] for i in rows], sources[bases[k]]
+        target, figures = targets[k], solution.figures[k]
+        return Origin(made, weights[rows, k], base, target, step, figures, request, scan)
 
-    outputs, notices = _outputs(
-        placed, [origin(k) for k in range(len(targets))], tensors, ties, record
-    )
+    origins = [origin(k) for k in range(len(targets))]
+    outputs, notices = _outputs(placed, origins, tensors, ties, record)
     packed, jobs = terms_of(sources, weights), request.jobs or default_jobs()
     tile, peak = _tile(sources, tensors, packed, len(used), len(targets), jobs, request.max_memory)
     said = [*tags.findings, *hints(snapshots, targets), *_statistics(sources, weights, tensors)]
