@@ -12,8 +12,8 @@ from tests.pages import CONTRIBUTING, ROOT, blocks
 
 CODE = ROOT / "phema_cli"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-#: lines of a module.
-LONGEST = 400
+#: lines of a module, and of a function beside its docstring.
+LONGEST, SCREEN = 400, 60
 
 
 def test_the_page_draws_the_floors():
@@ -75,6 +75,17 @@ def test_packages_hand_names_on(path):
 def test_modules_are_short():
     """A module has one subject and fits into a reader's head."""
     assert all(len(p.read_text().splitlines()) <= LONGEST for p in CODE.rglob("*.py"))
+
+
+def test_functions_fit_on_a_screen():
+    """None is longer, its docstring left out."""
+    for path in CODE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                assert lines <= SCREEN, (path, node.name)
 
 
 #: methods that read and write text, and what each has to be told.
