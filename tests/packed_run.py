@@ -84,24 +84,26 @@ def train(folder: Path) -> None:
 
 def main(folder: Path, kills: int) -> None:
     """Start it and kill it, so many times; all that the directory holds is read after each."""
-    (folder / "ckpts").mkdir()
+    ckpts = folder / "ckpts"
+    ckpts.mkdir()
     chance = random.Random(kills)  # noqa: S311 - any moments will do
     for kill in range(kills):
-        before = len(list((folder / "ckpts").iterdir()))
+        before = len(list(ckpts.glob("*.safetensors")))
         child = os.fork()
         if child == 0:
             train(folder)
-        while len(list((folder / "ckpts").iterdir())) < before + 4:
+        # Each life stores the averages of a step at least.
+        while len(list(ckpts.glob("*.safetensors"))) < before + 4:
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
             time.sleep(0.001)
         time.sleep(chance.random() * 0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        paths = sorted((folder / "ckpts").glob("*.safetensors"))
+        paths = sorted(ckpts.glob("*.safetensors"))
         for path in paths:
             assert is_intact(path), path
             assert all(np.isfinite(v).all() for v in values(path).values()), path
-        others = len(list((folder / "ckpts").iterdir())) - len(paths)
+        others = len(list(ckpts.iterdir())) - len(paths)
         assert others <= kill + 1
         print(f"{len(paths)} files, {sum(map(is_keyframe, paths))} keyframes")  # noqa: T201
 
