@@ -38,6 +38,7 @@ class PackedFile:
     """A snapshot that is to be packed.
 
     Attributes:
+        snapshot: the snapshot.
         name: of its file.
         follows: places of the files that it is predicted from, newest first.
         coefficients: of each.

@@ -23,6 +23,8 @@ class Range:
 
     Attributes:
         words: the numbers in words, after "must be".
+        low: the smallest.
+        high: the largest.
         inner: whether ``low`` and ``high`` themselves are outside.
         whole: whether only whole numbers do.
     """

@@ -44,6 +44,8 @@ class Key:
 
     Attributes:
         name: what stands before ``=``.
+        meaning: what it is, in a few words.
+        range: the numbers that it may be.
         default: its value where it is left out; None where it must be given, or may be missing.
     """
 
@@ -62,8 +64,10 @@ class LawForm:
     """A kind of decay law: its keys, and what their numbers make.
 
     Attributes:
+        name: what it is called.
         formula: the decay, in a line.
         source: where it comes from: a library's file, or a paper.
+        example: a law of this kind.
         keys: its numbers, in the order in which they are written.
         schedule: the updates and their decays; None for what has no updates of its own.
         one_of: keys of which exactly one must be given.
@@ -129,7 +133,9 @@ class Law:
     """How a stored average weighs the steps of training: a name and its numbers.
 
     Attributes:
+        name: the form's.
         values: the numbers that are not the form's defaults, in its order.
+        form: what they mean.
     """
 
     name: str

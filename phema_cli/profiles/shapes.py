@@ -27,6 +27,7 @@ class ExponentialProfile:
     Args:
         rate: ``-ln beta`` per step, above 0.
         end: time of the average in steps, above 0.
+        name: what the user called it.
 
     Raises:
         UsageError: rate or end is not above 0 and finite.
@@ -80,6 +81,8 @@ class WindowProfile:
 
     Args:
         start: where the window begins, in steps, at least 0.
+        end: where it ends.
+        name: what the user called it.
 
     Raises:
         UsageError: start is not in [0, end).
@@ -227,6 +230,9 @@ class DecayProfile:
 
     Args:
         start: where the window begins, in steps, at least 0.
+        end: where it ends.
+        curve: how the learning rate falls.
+        name: what the user called it.
 
     Raises:
         UsageError: start is not in [0, end), or there is no such curve.
@@ -298,6 +304,7 @@ class CombinationProfile:
     """The profile of a sum of snapshots with given weights: ``F(t) = sum_i x_i F_i(t)``.
 
     Args:
+        label: what users call it.
         kind: whether it is a plain mean or has weights of its own.
         places: which of the snapshots have a weight, ascending.
         weights: their weights, of any sign and sum.

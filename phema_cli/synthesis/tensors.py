@@ -76,6 +76,8 @@ class TensorPlan:
     """What happens to a tensor.
 
     Attributes:
+        name: its name.
+        shape: its shape.
         kind: its element types: in the sources that weigh, and in the outputs.
         average: averaged if true, else copied from each target's base source.
     """

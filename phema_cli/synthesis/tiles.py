@@ -101,6 +101,7 @@ class Run:
 
     Attributes:
         number: its place among all of them.
+        segment: the segment.
         start: index of its first element.
         stop: index behind its last one.
     """

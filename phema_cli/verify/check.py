@@ -36,7 +36,8 @@ class Verification:
     """How much of an output was checked, without a difference.
 
     Attributes:
-        sources: how many the output was made of.
+        sources: sources that the output was made of.
+        files: files of the output.
         checked_bytes: bytes of tensors that were made again.
         total_bytes: bytes of tensors in the output.
     """

@@ -27,6 +27,8 @@ class TensorDifference:
     """How far a tensor of B is from the one of A.
 
     Attributes:
+        name: the tensor's name.
+        elements: its number of elements.
         max_abs: largest absolute difference of two elements.
         rms: root of the mean square difference.
         relative: rms over the root of the mean square of A; infinite where A is 0 and B is not,

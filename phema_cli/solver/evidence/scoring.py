@@ -35,9 +35,11 @@ class Score:
     fit predicts.
 
     Attributes:
+        hypothesis: what the score is of.
         score: ``mean_i (log v_i + l_i/v_i)``, a proper scoring rule; less is better.
         jitter: J, the largest jitter over the median time between snapshots.
         ratios: (n,) ``l_i/v_i``, about 1 where all is well.
+        movement: the fit.
     """
 
     hypothesis: Hypothesis
