@@ -180,6 +180,19 @@ def test_replaced_parameters_are_followed():
     assert first.abs().max() < 2 * one
 
 
+def test_modules_may_change_their_order():
+    """Each tensor keeps its name, where others of its shape come before it now."""
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        nn.init.constant_(model[name].bias, value)
+    ema = PowerEMA(model, (5,))
+    ema.update()
+    model["a"] = model.pop("a")
+    ema.update()
+    averages = ema.average(5)
+    assert [averages[f"{name}.bias"].tolist() for name in "ab"] == [[1.0, 1.0], [2.0, 2.0]]
+
+
 def test_averages_may_live_elsewhere():
     """device= says where the averages are kept."""
     ema = PowerEMA(nn.Linear(2, 2), (5,), device="cpu")
