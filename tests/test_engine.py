@@ -25,7 +25,15 @@ from phema_cli.solver import storage_noise
 from phema_cli.synthesis import Request, find_dtype, make_recipe
 from phema_cli.synthesis.layout import is_complete
 from phema_cli.system.files import copy
-from tests.builders import ema_weights, execute, read_index, recipe_of, synthesize, write_run
+from tests.builders import (
+    ema_weights,
+    execute,
+    phema,
+    read_index,
+    recipe_of,
+    synthesize,
+    write_run,
+)
 from tests.verified import verify_output
 
 FLOATS = {name: getattr(torch, d.label) for name, d in DTYPES.items() if d.kind == "float"}
@@ -506,6 +514,24 @@ def test_a_full_disk_leaves_no_output(ckpts, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.linux("forked workers")
+def test_a_worker_that_dies_leaves_the_command_alive(tmp_path, monkeypatch):
+    """Where all work is a single run, too, a process of its own does it."""
+    write_run(tmp_path / "ckpts")
+    process = os.getpid()
+
+    def dies(*_):
+        assert os.getpid() != process
+        os._exit(9)
+
+    monkeypatch.setattr("phema_cli.synthesis.workers.write_at", dies)
+    given = ("-g", "7", "-j", "2", "--drop", "count", "-o", tmp_path / "x.safetensors")
+    done = phema("synthesize", tmp_path / "ckpts", *given)
+    assert done.code == 5
+    assert "a worker process was killed" in done.err
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpts"]
 
 
 @pytest.mark.linux("open files, counted in /proc")

@@ -73,8 +73,9 @@ def fill(
     recorder = Recorder(recipe, ranks.rank, own)
     # What fsspec runs for remote files does not come along into a forked process.
     remote = any(is_remote(path) for path in recipe.inputs)
+    # A single one too: what hangs or dies there must not take this process with it.
+    run = forked if processes and FORKS and recipe.jobs > 1 and not remote else threaded
     jobs = max(1, min(recipe.jobs, len(own)))
-    run = forked if processes and FORKS and jobs > 1 and not remote else threaded
     work = partial(_work, recipe, own)
     with one_thread():
         try:
@@ -115,7 +116,7 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     with FileReader() as reader:
         worker = Worker(recipe, reader, read)
         for segment in segments(recipe):
-            tiles = worker.made(Run(0, segment, 0, segment.elements))
+            tiles = worker.chunks(Run(0, segment, 0, segment.elements))
             for plan in segment.plans:
                 data = torch.empty(plan.kind.out.size_bytes(plan.elements), dtype=torch.uint8)
                 try:
@@ -129,7 +130,7 @@ def stream(recipe: Recipe) -> Iterator[tuple[TensorPlan, torch.Tensor]]:
     check_inputs(recipe, read)
 
 
-def _pour(tiles: Iterator[Made], left: list[memoryview], out: memoryview) -> None:
+def _pour(tiles: Iterator[Chunk], left: list[memoryview], out: memoryview) -> None:
     """Fill ``out`` with the bytes that come next, and have more tiles made for it.
 
     Args:
@@ -192,7 +193,7 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
         worker = Worker(recipe, reader, checksums.read)
         done = 0
         for number in iter(pool.take, len(own)):
-            for target, start, data, read in worker.made(own[number]):
+            for target, start, data, read in worker.chunks(own[number]):
                 place = own[number].segment.places[target]
                 if place.checksum is not None:
                     checksums.written[target].add(place.checksum, place.offset + start, data)
@@ -221,14 +222,14 @@ def _flush(run: Run, writer: OpenFiles) -> None:
             start_flush(writer.descriptor(place.path), place.offset + start, length)
 
 
-class Made(NamedTuple):
+class Chunk(NamedTuple):
     """What was made of a tile for a target.
 
     Attributes:
         target: its number.
         start: the first byte, from the beginning of the segment.
-        data: the bytes; the next tile overwrites them.
-        read: bytes that were read for them, with the first target's those for all.
+        data: the bytes; what is made next overwrites them.
+        read: bytes read to make them; of an average all are counted with the first target.
     """
 
     target: int
@@ -261,7 +262,7 @@ class Worker:
         packed = [recipe.sources[i].checkpoint for i in recipe.used] if recipe.terms else []
         self._unchecked = set() if read is None else unchecked(packed_files(packed))
 
-    def made(self, run: Run) -> Iterator[Made]:
+    def chunks(self, run: Run) -> Iterator[Chunk]:
         """Treat a run tile by tile, for all targets."""
         plan = run.segment.plan
         # Multiples of 8: elements of less than a byte begin at whole bytes too.
@@ -271,16 +272,16 @@ class Worker:
         for start in range(run.start, run.stop, size):
             yield from treat(run.segment, start, min(size, run.stop - start))
 
-    def _copy(self, segment: Segment, start: int, count: int) -> Iterator[Made]:
+    def _copy(self, segment: Segment, start: int, count: int) -> Iterator[Chunk]:
         """Take elements from each target's base source as they are."""
         dtype = segment.plan.kind.dtype
         data = memoryview(bytearray(dtype.size_bytes(count)))
         for target in range(len(self._recipe.outputs)):
             giver = self._recipe.giver(target, segment.plan.name)
             self._reader.read_elements(segment.sources[giver], start, data)
-            yield Made(target, dtype.size_bytes(start), data, len(data))
+            yield Chunk(target, dtype.size_bytes(start), data, len(data))
 
-    def _average(self, segment: Segment, start: int, count: int) -> Iterator[Made]:
+    def _average(self, segment: Segment, start: int, count: int) -> Iterator[Chunk]:
         """Average elements for every target."""
         kind, averager = segment.plan.kind, self._averager
         rows = averager.rows(kind, count)
@@ -298,7 +299,7 @@ class Worker:
                 _refuse(tensor, stored[:, low:high], made[:, low:high])
         for target, data in enumerate(averages):
             read = 0 if target else sum(map(len, rows))
-            yield Made(target, kind.out.size_bytes(start), data, read)
+            yield Chunk(target, kind.out.size_bytes(start), data, read)
 
 
 def _nonfinite(stored: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from phema_cli.formats.reader import FileReader
 from phema_cli.synthesis.layout import Output, OutputFile
 from phema_cli.synthesis.recipe import Recipe
 from phema_cli.synthesis.tiles import Run, Segment, runs
-from phema_cli.synthesis.workers import Made, Worker, one_thread
+from phema_cli.synthesis.workers import Chunk, Worker, one_thread
 from phema_cli.system.pools import Progress
 
 Positions = NDArray[np.int64]
@@ -76,8 +76,8 @@ def verify(
             tiles = list(runs(recipe, recipe.tile_elements))
             chosen = tiles if full else _sample(tiles)
             for tile in chosen:
-                for made in worker.made(tile):
-                    _compare(reader, output, sums, tile.segment, made, bitwise=bitwise)
+                for chunk in worker.chunks(tile):
+                    _compare(reader, output, sums, tile.segment, chunk, bitwise=bitwise)
                 if progress is not None:
                     progress(tile.size_bytes)
             if full:
@@ -124,7 +124,7 @@ def _compare(
     output: Output,
     sums: dict[str, int],
     segment: Segment,
-    made: Made,
+    chunk: Chunk,
     *,
     bitwise: bool,
 ) -> None:
@@ -135,13 +135,13 @@ def _compare(
         output: what is there.
         sums: gets the CRC-32 of each tensor's bytes, which come in their order.
         segment: where they lie.
-        made: what they should be.
+        chunk: what they should be.
         bitwise: whether averages must agree to the bit.
 
     Raises:
         CheckFailedError: an element differs.
     """
-    plan, (_, offset, wanted, _) = segment.plan, made
+    plan, offset, wanted = segment.plan, chunk.start, chunk.data
     file = output.files[output.homes[plan.name]]
     written = _read(reader, file.path, segment.places[0].offset + offset, len(wanted))
     sums[plan.name] = zlib.crc32(written, sums.get(plan.name, 0) if offset else 0)
