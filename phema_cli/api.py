@@ -90,7 +90,7 @@ def synthesize(paths: Paths, request: Request) -> list[Path]:
 
 
 class Average(Iterator[tuple[str, "torch.Tensor"]]):
-    """One average as pairs of a name and a tensor, each made when it is asked for.
+    """One average as pairs of a name and a tensor, each made when it is asked for, once.
 
     The order and the values are those of the file that :func:`synthesize` writes. A tied tensor
     comes under each of its names, one right after the other. One tensor is held at a time, beside

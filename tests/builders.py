@@ -75,7 +75,7 @@ def phema(
     """
     given = [str(a) for a in arguments]
     seen = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
-    # What starts workers says how many.
+    # A test of several workers says how many.
     seen |= {"OMP_NUM_THREADS": "1", "PHEMA_JOBS": "1"} | environment
     call = _started if process else _forked if forked else called
     done = Run(*call(given, cwd, seen))

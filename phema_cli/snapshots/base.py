@@ -163,7 +163,11 @@ def finding_of(error: PhemaError, where: str) -> Finding:
 
 
 def reference(snapshots: Sequence[Snapshot]) -> Snapshot:
-    """The last snapshot of the whole model, else the last: outputs have its tensors and types."""
+    """The newest snapshot of the whole model, else the newest: outputs have its tensors and types.
+
+    Args:
+        snapshots: oldest first.
+    """
     return next((s for s in reversed(snapshots) if not s.partial), snapshots[-1])
 
 

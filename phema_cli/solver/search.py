@@ -103,7 +103,7 @@ class Optimum:
         best: index of the point to take: the lowest of the curve where that is fitted.
         as_good: for each point, whether its metric can't be told from that of ``best``.
         heights: of the points that did not fail, the metric, or the curve's height there.
-        position: where the lowest of these stands.
+        position: where the best stands on the curve.
     """
 
     scale: float

@@ -104,7 +104,7 @@ class Family:
 def parse(text: str, end: float) -> tuple[Family, float] | None:
     """The family and the length of a profile as ``--profile`` writes it; None of one without."""
     kind, _, rest = text.partition(":")
-    pairs = (part.partition("=") for part in rest.split(","))
+    pairs = (part.partition("=") for part in rest.split(",") if "=" in part)
     parts = {key.strip(): value.strip() for key, _, value in pairs}
     try:
         if kind == "checkpoints" and set(parts) == {"last"}:

@@ -37,7 +37,7 @@ _SPEC = re.compile(r"(?:[^{}/]?[<>=^])?[-+ ]?0?\d{0,2}(?:\.\d{1,2})?[sdeEfFgG]?"
 
 
 def output_format(template: str, asked: str | None) -> str:
-    """The format of the outputs: as asked for, or by the ending of ``-o``, which may be empty.
+    """The format of the outputs: as asked for, or by the ending of the template.
 
     Raises:
         UsageError: phema does not write the format, or the ending is another one's.
@@ -112,8 +112,8 @@ def place_outputs(request: Request, targets: Sequence[Profile], step: float, sca
     paths = output_paths(template, targets, step, form, folder=folder, split=limit is not None)
     kept = []
     for k, (path, target) in enumerate(zip(paths, targets, strict=True)):
-        is_file = not is_folder(path, form)
-        names = () if is_file else index_names(form, newest.checkpoint.base_name)
+        in_folder = is_folder(path, form)
+        names = index_names(form, newest.checkpoint.base_name) if in_folder else ()
         if request.skip_existing and is_complete(path, names):
             _check_skipped(path, names, target, step, scan.snapshots)
         else:

@@ -60,7 +60,7 @@ class Origin:
     Attributes:
         sources: n snapshots, oldest first: those that weigh, and those that tensors are copied of.
         weights: (n,) float64.
-        base: the source that the output continues: what is copied is of it, and its metadata.
+        base: the source that the output continues: its metadata, and what it has of what is copied.
         target: the profile that is built.
         step: its time as the trainer counts.
         figures: how good it is expected to be.
@@ -76,6 +76,11 @@ class Origin:
     figures: Figures
     request: Request
     scan: Scan
+
+    @property
+    def command(self) -> str:
+        """The command line that makes it."""
+        return command(self.scan.roots, self.request, self.target)
 
     @property
     def is_exact(self) -> bool:
@@ -124,8 +129,7 @@ class Origin:
         lines += [f"# {_escaped(self.target.label)}", ""]
         what = f"{_meaning(self.target)}{when}, made of {count} by phema {__version__}"
         lines += [f"These weights are {what}:", ""]
-        made_by = command(self.scan.roots, self.request, self.target)
-        lines += ["```sh", _printable(made_by), "```", ""]
+        lines += ["```sh", _printable(self.command), "```", ""]
         if not self.is_exact:
             distance = "the distance by which averaging moves them"
             part = f"{self.figures.expected_error:.2g} of {distance}"
@@ -149,7 +153,7 @@ class Origin:
                 "target": self.target.label,
                 "step": int(step) if step is not None and float(step).is_integer() else step,
                 "expected_error": float(f"{error:.3g}") if known else None,
-                "command": command(self.scan.roots, self.request, self.target),
+                "command": self.command,
                 "sources": [
                     {"name": s.name, "average": s.tag.label, "weight": w} for s, w in weighing
                 ],

@@ -201,7 +201,7 @@ def _prepare(recipe: Recipe, lead: Journal) -> None:
     for output in recipe.outputs:
         with writing(output.path):
             for file in (*output.made, *output.beside):
-                # An earlier run has left values of tensors there.
+                # Kept: what an earlier run has begun to fill with values of tensors.
                 if not (lead.done and file.image.offsets):
                     _create(file, output.staged(file.path))
             sync_folder(output.staging)

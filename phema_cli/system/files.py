@@ -35,7 +35,7 @@ _PIECE_BYTES = 1 << 20
 #: reader a file that is to be replaced.
 PATIENCE_SECONDS = 5.0
 PAUSE_SECONDS = 0.05
-#: bytes are as they are.
+#: without it Windows turns ends of lines into its own.
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 #: a named pipe is opened without waiting for its writer.
@@ -43,7 +43,7 @@ _NO_WAIT: int = getattr(os, "O_NONBLOCK", 0)
 
 
 def open_file(path: Path, flags: int) -> int:
-    """The descriptor of a file, which programs that this one starts do not get."""
+    """The descriptor of a file; programs that this one starts do not get it (PEP 446)."""
     return os.open(path, flags | _BINARY, 0o666)
 
 
