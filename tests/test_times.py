@@ -242,6 +242,17 @@ def test_averages_that_begin_late_are_told_by_their_counts(tmp_path, said, beta,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, float("inf"), float("nan"), -1])
+@pytest.mark.parametrize("step", [0, 10])
+def test_counters_that_make_no_sense_end_in_a_line(tmp_path, step, updates):
+    """An average of step 0 that counts an update, and numbers that are no counts."""
+    state = {"module.w": torch.ones(4), "n_averaged": torch.tensor(updates)}
+    torch.save(state, tmp_path / f"model-step{step}.pt")
+    done = phema("inspect", tmp_path, "--average", "exponential:beta=0.9")
+    assert done.code in {0, 3}
+    assert "bug" not in done.out + done.err
+
+
 def test_an_average_that_began_again_is_refused(tmp_path):
     """A resumed job made it anew; raw weights beside it would confirm its tags."""
     folder = averaged(tmp_path / "run", beta=0.98, again=501)

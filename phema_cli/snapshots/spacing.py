@@ -64,7 +64,9 @@ def space_by_count(drafts: Sequence[Draft], *, trusted: bool) -> list[Finding]:
         clock = reading.clock
         if clock is not None and clock.weak and reading.named is not None:
             clock = reading.named
-        if law is not None and clock is not None and clock.unit == "steps" and updates:
+        if law is None or clock is None or clock.unit != "steps" or updates is None:
+            continue
+        if 0 < updates < math.inf:
             groups.setdefault(draft.group, []).append(_Counted(draft, law, clock.value, updates))
     return [finding for counted in groups.values() for finding in _space(counted, trusted)]
 
@@ -76,7 +78,7 @@ def _space(counted: Sequence[_Counted], trusted: bool) -> list[Finding]:
     if any(c.updates > c.step + 1 for c in counted):
         # More than steps: they are the time.
         return []
-    every = round(max(c.step / c.updates for c in counted))
+    every = max(1, round(max(c.step / c.updates for c in counted)))
     if all(abs(c.step / every - c.updates) <= 1 for c in counted):
         return _space_evenly(counted, every) if every > 1 else []
     late = None if trusted else _begun_late(counted)
