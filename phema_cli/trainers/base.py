@@ -269,8 +269,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
         return {}
+    data = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (ValueError, RecursionError):
         # The file of another tool.
         return {}
