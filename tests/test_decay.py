@@ -154,7 +154,10 @@ def test_a_window_may_be_given_in_steps(name):
         ("decay:last=steps", "'last=steps' is not a parameter"),
         ("decay:last=-5steps", "needs last"),
         ("decay:last=nan", "needs last"),
-        ("decay:last=0.2,shape=quadratic", "shape must be linear, cosine or sqrt, not 'quadratic'"),
+        (
+            "decay:last=0.2,shape=quadratic",
+            "one of linear, cosine, sqrt, not 'quadratic'",
+        ),
         ("decay:last=0.2,shape", "'shape' is not a parameter"),
         ("decay:last=0.2,beta=1", "needs last"),
         ("decay:last=0.2,last=0.3", "last is given twice"),

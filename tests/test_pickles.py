@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from phema_cli.errors import InputError, UnsafePickleError
@@ -471,6 +471,15 @@ def test_plans_in_metadata(tmp_path):
     assert found.class_name == "torch.distributed.checkpoint.planner.SavePlan"
     (inner,) = found.state["items"]
     assert inner.state["type"].arguments == (WriteItemType.TENSOR.value,)
+
+
+def test_enumerations_by_name_in_metadata(tmp_path, monkeypatch):
+    """Members that are pickled as attributes of their class are read as others are."""
+    by_name = lambda member, _: (getattr, (type(member), member.name))  # noqa: E731
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    path = save(tmp_path / "c", {"w": W})
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    assert list(read_index(path / ".metadata").tensors) == ["w"]
 
 
 REFUSED = [

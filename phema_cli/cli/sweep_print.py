@@ -39,7 +39,7 @@ class Shown:
         page: what is written after each evaluation; None for none.
     """
 
-    #: given when the sweep begins, before anything is told.
+    #: given by ``begun``, which a sweep calls first.
     _planner: Planner
 
     def __init__(self, *, quiet: bool, page: Page | None) -> None:

@@ -309,14 +309,14 @@ def _read_chain(
     values: NDArray[np.floating],
     squares: Array,
 ) -> None:
-    """Fill pieces of a tensor into (n, e) values, and add to (n,) sums of squares of steps over 12.
+    """Read pieces of a tensor that is packed in snapshots of one chain.
 
     Args:
-        reader: reads it.
-        chain: what it is in some snapshots, by number: sums of one keyframe and of residues.
+        reader: reads the files.
+        chain: the tensor in the snapshots that share a keyframe, by their numbers.
         spans: the pieces, and their columns of ``values``.
-        values: of all snapshots.
-        squares: as above.
+        values: (n, e) of all n snapshots; the rows of these are filled.
+        squares: (n,) squares of the steps over 12, added up over the elements; added to.
     """
     rows, links = [*chain], [packed.link for packed in chain.values()]
     name = chain[rows[0]].name

@@ -39,6 +39,7 @@ _SHARED = {
 }
 #: their places there, behind those that plain values take.
 _MEMO = {name: 64 + place for place, name in enumerate(_SHARED)}
+
 #: keys of nested dicts, and places in lists.
 Keys = tuple[str | int, ...]
 

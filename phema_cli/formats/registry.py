@@ -60,7 +60,7 @@ class Format(Protocol):
         ties: Mapping[str, str],
         carried: Checkpoint,
     ) -> FolderImage:
-        """Lay out a directory of these shards, each with the tensors of a file; as ``encode``."""
+        """Lay out a directory of these shards, each the tensors of a file; the rest as above."""
 
 
 class Row(NamedTuple):

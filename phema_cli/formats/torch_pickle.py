@@ -44,7 +44,7 @@ Record = tuple[int, int]
 
 
 class Storage(NamedTuple):
-    """A storage: its key in the archive, its element type, and its bytes if no archive has them."""
+    """A storage: its key, its element type, and, in formats without archives, its record."""
 
     key: str
     dtype: DType

@@ -1,8 +1,8 @@
 """Averaging profiles: how much each moment of training weighs in an average.
 
 A profile is described by its cumulative weight F(t). For the power function ending at T,
-``F(t) = (t/T)^(gamma+1)`` (arXiv:2312.02696, section 3.1, as all equations here); gamma and the
-relative standard deviation sigma_rel of the profile name the same length of averaging.
+``F(t) = (t/T)^(gamma+1)`` (section 3.1 of arXiv:2312.02696, whose equations are named below); gamma
+and the relative standard deviation sigma_rel of the profile name the same length of averaging.
 """
 
 import math
@@ -204,7 +204,7 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """The gamma >= 0 whose profile has relative standard deviation ``sigma_rel``.
 
     Largest real root of ``g^3 + 7 g^2 + (16 - s) g + (12 - s) = 0`` with ``s = sigma_rel^-2``
-    (Eq. 126).
+    (arXiv:2312.02696, Eq. 126).
 
     Raises:
         UsageError: sigma_rel is not in (1e-4, 12^-1/2).

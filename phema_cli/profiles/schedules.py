@@ -29,7 +29,7 @@ SLACK = 1e-6
 
 def inverse(s: Array, inv_gamma: float, power: float) -> Array:
     """The decay ``1 - (1 + s/inv_gamma)^-power``."""
-    return _lacking(-power * np.log1p(s / inv_gamma))
+    return _rate_below(-power * np.log1p(s / inv_gamma))
 
 
 def ratio(s: Array) -> Array:
@@ -49,10 +49,10 @@ def share(t: Array, exponent: float) -> Array:
 
 def saturating(s: Array, tau: float, least: float) -> Array:
     """The decay ``exp(-least) (1 - exp(-s/tau))``."""
-    return least + _lacking(-s / tau)
+    return least + _rate_below(-s / tau)
 
 
-def _lacking(logarithm: Array) -> Array:
+def _rate_below(logarithm: Array) -> Array:
     """The rate of the decay ``1 - exp(logarithm)``, of a logarithm up to 0."""
     # Each form loses what the other one keeps: near a decay of 0, and near 1.
     near = -np.log(-np.expm1(np.minimum(logarithm, -_TINY)))

@@ -159,7 +159,7 @@ def _decay(parameters: Mapping[str, str], end: float, text: str) -> Profile:
     """A window, and the ``shape`` of the learning rate in it."""
     shape = parameters.get("shape", "linear")
     if shape not in SHAPES:
-        raise _error(text, f"shape must be linear, cosine or sqrt, not {shape!r}")
+        raise _error(text, f"shape must be one of {', '.join(SHAPES)}, not {shape!r}")
     window = _window({k: v for k, v in parameters.items() if k != "shape"}, end, text)
     curve = SHAPES[shape]
     return window if curve is None else DecayProfile(window.start, end, curve, text)

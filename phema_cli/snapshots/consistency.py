@@ -61,7 +61,13 @@ _MOST_NAMES = 4
 def check(
     snapshots: Sequence[Snapshot], copy: Sequence[str] = (), needs: Needs = "laws"
 ) -> Iterator[Finding]:
-    """Findings about all snapshots taken together; small differences of tensors are settled."""
+    """Findings about all snapshots taken together.
+
+    Args:
+        snapshots: oldest first, by gamma within a step; small differences of tensors are settled.
+        copy: see above.
+        needs: what has to be known of snapshots.
+    """
     errors: list[InputError] = []
     if needs != "names":
         # That a directory is of another run says more than which of its files are there twice.
@@ -109,6 +115,8 @@ def _about_laws(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
 
 def _abandoned(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
     """A warning for later steps that were written before the run was resumed at an earlier one.
+
+    Snapshots come oldest first, by their steps.
 
     By when files were last changed: up to step a in order, then, after all others, those from a to
     b in order, while those beyond b were written in between. Copies that do not keep times were

@@ -97,7 +97,11 @@ def averaged(snapshots: Sequence[Snapshot], copy: Sequence[str]) -> list[str]:
 
 
 def statistics(names: Iterable[str]) -> list[Finding]:
-    """A notice where averaged layers keep running statistics, which belong to other weights."""
+    """A notice where layers keep running statistics, which belong to the weights they were run by.
+
+    Args:
+        names: of the tensors of an average.
+    """
     known = set(names)
     ends = ("running_mean", "running_var")
     begins = sorted(n.removesuffix(ends[0]) for n in known if n.endswith(ends[0]))

@@ -18,15 +18,15 @@ _DIGITS = 9
 _MOST_NAMES = 16
 # Keys may be long: a word ends at the next dot or dash, so that no search takes long.
 _WORD = r"[^\W_]*"
-#: words, and beginnings of words, for a trainer's own state, which is never weights.
+#: words for a trainer's own state, which is never weights; and beginnings of such words.
 _OWN = (
     r"opt|scalers?\d*|callbacks|loops|message_hub|averaging_state|train_state|criterion|loss_fn|"
     r"metrics?"
 )
-_BEGINS = "(optim|sched|amp|rng|random|dataloader|sampler)"
-#: such words in a key, for what lies under it.
+_BEGINS = "(?:optim|sched|amp|rng|random|dataloader|sampler)"
+#: such words in a key: what lies under it is state.
 _STATE = re.compile(rf"(^|[._])({_BEGINS}{_WORD}|{_OWN})([._]|$)", re.IGNORECASE)
-#: the same as the whole first part of a tensor's name.
+#: these and some more as the whole first part of a tensor's name.
 _STATE_NAME = re.compile(
     rf"{_BEGINS}\w*|{_OWN}|opt_\w+|\w+_opt|lr_sched\w*|grad_scaler", re.IGNORECASE
 )

@@ -266,6 +266,7 @@ def _with_tag_error(outcome: Evidence, search: Search, tagged: Score) -> Evidenc
     worth = search.worth if outcome.times >= LIMITS[-1].times else search.gain
     least = limits_of(outcome.times).as_well
     likely = [f for f in search.tried if not f.hypothesis.offset and worth(f) > least]
+    # Where there is none, the tags themselves, which change nothing.
     farthest = max(likely, key=lambda found: search.harm(tagged, found), default=tagged)
     error = search.harm(tagged, farthest)
     if error <= LOOSE:
