@@ -202,11 +202,12 @@ def _work(recipe: Recipe, own: Sequence[Run], pool: Pool) -> Checksums:
                 done += read + len(data)
                 # Not held while the next bytes are made.
                 del data
+                # Once for each tile: it waits for the other workers.
                 if target == len(recipe.outputs) - 1:
                     pool.report(done)
                     done = 0
-                    if pool.stopped():
-                        return checksums
+                if pool.stopped():
+                    return checksums
             _flush(own[number], writer)
             pool.finish(number)
     return checksums

@@ -266,9 +266,8 @@ def _with_tag_error(outcome: Evidence, search: Search, tagged: Score) -> Evidenc
     worth = search.worth if outcome.times >= LIMITS[-1].times else search.gain
     least = limits_of(outcome.times).as_well
     likely = [f for f in search.tried if not f.hypothesis.offset and worth(f) > least]
-    # Where there is none, the tags themselves, which change nothing.
-    farthest = max(likely, key=lambda found: search.harm(tagged, found), default=tagged)
-    error = search.harm(tagged, farthest)
+    harms = [(search.harm(tagged, found), found) for found in likely]
+    error, farthest = max(harms, key=lambda harm: harm[0], default=(0.0, tagged))
     if error <= LOOSE:
         return replace(outcome, tag_error=error)
     named = _alternative(search, farthest, error, outcome.times)
